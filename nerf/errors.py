@@ -1,0 +1,17 @@
+"""How the package talks to its user: one clear sentence, never a traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+
+
+class UserError(Exception):
+    """Something the user can put right: what is wrong, where, what was expected and what to do, in one sentence.
+
+    The command line prints the message alone and exits with status 2; from Python it is an ordinary exception.
+    """
+
+
+def note(message: str) -> None:
+    """Print one line for the user to standard error (standard output is kept for results)."""
+    print(f"nerf: {message}", file=sys.stderr, flush=True)

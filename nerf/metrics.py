@@ -1,0 +1,123 @@
+"""How far a rendered picture is from the true one: PSNR, SSIM, and the PSNR after a fit of the colours.
+
+Pictures are [h, w, c] tensors of floats; both are clipped to [0, 1] first, in whatever colour space they come in (the
+caller says which). All of it is measurement: nothing here is meant to be differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def psnr(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio of one view in decibels: -10 log10(mean squared error) over all pixels and channels.
+
+    rendered, truth: [h, w, c] (any equal shape works), clipped to [0, 1] here; mask: [h, w] bool, True = counts.
+    Equal pictures give infinity, an empty mask NaN. The mean over views is the mean of their decibels.
+    """
+    _same_shape(rendered, truth)
+    squared = (rendered.clamp(0, 1).double() - truth.clamp(0, 1).double()).square()
+    if mask is not None:
+        squared = squared[mask.bool()]
+    if squared.numel() == 0:
+        return math.nan
+    error = float(squared.mean())
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def ssim(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
+    """Structural similarity, mean over windows and channels; 1 for equal pictures.
+
+    Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", 2004,
+    equation 13: Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, data range 1, and only
+    windows that lie inside the picture. Colour pictures: each channel by itself, then the mean.
+    rendered, truth: [h, w, c] with h, w >= 11, clipped to [0, 1] here; mask: [h, w] bool, windows whose centre is True
+    count. Raises ValueError for smaller pictures.
+    """
+    _same_shape(rendered, truth)
+    if rendered.dim() != 3 or min(rendered.shape[:2]) < 11:
+        raise ValueError(f"ssim: expected pictures [h, w, c] of at least 11x11 pixels, got {tuple(rendered.shape)}")
+    # A channel at a time, so that a 2-megapixel view costs five maps and not fifteen.
+    maps = [
+        _ssim_map(rendered[..., c].clamp(0, 1).double(), truth[..., c].clamp(0, 1).double())
+        for c in range(rendered.shape[2])
+    ]
+    similarity = torch.stack(maps, dim=-1)
+    if mask is not None:
+        similarity = similarity[mask[5:-5, 5:-5].bool()]
+    return float(similarity.mean()) if similarity.numel() else math.nan
+
+
+def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """[h, w] pictures -> [h-10, w-10] similarity of each window; the moments are Gaussian-weighted and biased."""
+    offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    window = torch.exp(-0.5 * (offsets / 1.5) ** 2)
+    window = window / window.sum()
+    moments = torch.stack([x, y, x * x, y * y, x * y])
+    # The window is a product of two one-dimensional ones; shifted sums beat conv2d for a single channel in float64.
+    height, width = x.shape
+    blurred = torch.zeros(5, height - 10, width, dtype=x.dtype, device=x.device)
+    for k in range(11):
+        blurred.add_(moments[:, k : k + height - 10], alpha=float(window[k]))
+    sums = torch.zeros(5, height - 10, width - 10, dtype=x.dtype, device=x.device)
+    for k in range(11):
+        sums.add_(blurred[:, :, k : k + width - 10], alpha=float(window[k]))
+    mean_x, mean_y, square_x, square_y, product = sums
+    variance_x, variance_y = square_x - mean_x**2, square_y - mean_y**2
+    covariance = product - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    )
+
+
+def colour_correct(rendered: Tensor, truth: Tensor, degree: int = 2, mask: Tensor | None = None) -> Tensor:
+    """The rendered picture with its colours fitted to the truth: one global colour curve per view, no spatial freedom.
+
+    Photographs differ in exposure and white balance from shot to shot, which a radiance field cannot know for a view it
+    has not seen; the PSNR after this fit says how good the picture is apart from that. It looks at the truth, so it is
+    reported beside the plain number, never instead of it.
+
+    Each output channel is a polynomial of the rendered r, g, b (degree 1: affine; 2: with squares and products),
+    fitted by least squares over all pixels. The idea is from Mildenhall et al., "NeRF in the Dark" (RawNeRF), 2022, and
+    the evaluation of Mip-NeRF 360; theirs repeats the fit without clipped pixels, ours is one solve, and so its mean
+    squared error is never above that of the uncorrected picture.
+    rendered, truth: [h, w, 3], clipped to [0, 1] here; mask: [h, w] bool, pixels that take part in the fit.
+    Returns [h, w, 3] in [0, 1].
+    """
+    _same_shape(rendered, truth)
+    if degree not in (1, 2):
+        raise ValueError(f"colour_correct: degree must be 1 (affine) or 2 (quadratic), got {degree}")
+    x = rendered.clamp(0, 1).double().reshape(-1, rendered.shape[-1])
+    y = truth.clamp(0, 1).double().reshape(-1, truth.shape[-1])
+    rows = torch.arange(len(x)) if mask is None else mask.reshape(-1).nonzero()[:, 0]
+    n_terms = len(_colour_terms(x[:1], degree)[0])
+    gram = torch.zeros(n_terms, n_terms, dtype=torch.float64, device=x.device)
+    target = torch.zeros(n_terms, x.shape[1], dtype=torch.float64, device=x.device)
+    for some in rows.split(1 << 18):
+        terms = _colour_terms(x[some], degree)
+        gram += terms.T @ terms
+        target += terms.T @ (y[some] - x[some])
+    # Solving for the change, with a little ridge: a flat picture then keeps its colours instead of failing, and "no
+    # change" is among the candidates, so the fit cannot do worse.
+    ridge = 1e-9 * max(len(rows), 1)
+    change = torch.linalg.solve(gram + ridge * torch.eye(n_terms, dtype=torch.float64, device=x.device), target)
+    corrected = torch.cat([some + _colour_terms(some, degree) @ change for some in x.split(1 << 18)])
+    return corrected.clamp(0, 1).to(rendered.dtype).reshape(rendered.shape)
+
+
+def _colour_terms(colors: Tensor, degree: int) -> Tensor:
+    """[n, c] -> [n, terms]: 1, each channel, and for degree 2 every product of two channels."""
+    columns = [torch.ones_like(colors[:, :1]), colors]
+    if degree == 2:
+        n_channels = colors.shape[1]
+        columns += [colors[:, i : i + 1] * colors[:, i:] for i in range(n_channels)]
+    return torch.cat(columns, dim=1)
+
+
+def _same_shape(rendered: Tensor, truth: Tensor) -> None:
+    if rendered.shape != truth.shape:
+        raise ValueError(f"rendered is {tuple(rendered.shape)}, truth is {tuple(truth.shape)}: they must agree")

@@ -1,0 +1,278 @@
+"""Pixels: reading image files, and the flat memory that holds a scene's images once, in the type they came in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".webp", ".tif", ".tiff", ".bmp")
+_MEMORY_LIMIT = 1 << 30  # larger stores live in a temporary file
+
+
+@dataclass
+class PixelStore:
+    """Images of any sizes as one flat [total pixels, c] memory; image i, row r, column j is row offsets[i] + r * widths[i] + j.
+
+    Channels are grey (1), grey + alpha (2), RGB (3) or RGBA (4); alpha is straight; colours are what the files hold, unconverted.
+    """
+
+    memory: np.ndarray  # [total,c] uint8, uint16, float16 or float32; an unlinked memory-mapped file when large
+    offsets: Tensor  # [n] int64
+    heights: Tensor  # [n] int64
+    widths: Tensor  # [n] int64
+
+    def __post_init__(self) -> None:
+        # torch has no full support of uint16: look at it as int16 and undo the sign after the gather
+        self._flat = torch.from_numpy(self.memory.view(np.int16) if self.memory.dtype == np.uint16 else self.memory)
+
+    @property
+    def n_channels(self) -> int:
+        return int(self.memory.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def gather(self, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """Pixels [n] of (image, row, column) as float32 [n,c]; integers are divided by their largest value, floats are as they are."""
+        flat = self.offsets[image_ids] + rows * self.widths[image_ids] + cols
+        return self._to_float(self._flat.index_select(0, flat))
+
+    def image(self, i: int) -> Tensor:
+        """The whole image as float32 [h,w,c]."""
+        h, w, start = int(self.heights[i]), int(self.widths[i]), int(self.offsets[i])
+        return self._to_float(self._flat[start : start + h * w]).reshape(h, w, -1)
+
+    def raw(self, i: int) -> np.ndarray:
+        """The whole image [h,w,c] in the stored type, without a copy."""
+        h, w, start = int(self.heights[i]), int(self.widths[i]), int(self.offsets[i])
+        return self.memory[start : start + h * w].reshape(h, w, -1)
+
+    def _to_float(self, values: Tensor) -> Tensor:
+        if self.memory.dtype == np.uint16:
+            return (values.int() & 0xFFFF).float() / 65535
+        return values.float() / 255 if self.memory.dtype == np.uint8 else values.float()
+
+
+@dataclass
+class Picture:
+    """What the header of an image file says, after its EXIF orientation."""
+
+    path: Path
+    width: int
+    height: int
+    n_channels: int
+    dtype: np.dtype
+    orientation: int = 1  # EXIF: 1 is upright; 5 to 8 swap width and height
+
+
+def fill(
+    sizes: list[tuple[int, int]], n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]
+) -> PixelStore:
+    """A store of images of the given (height, width), each decoded once by decode(i) -> [h,w,c], in two threads."""
+    counts = np.array([h * w for h, w in sizes], dtype=np.int64)
+    offsets = np.cumsum(counts) - counts
+    memory = _allocate(int(counts.sum()), n_channels, dtype)
+
+    def one(i: int) -> None:
+        memory[offsets[i] : offsets[i] + counts[i]] = decode(i).reshape(-1, n_channels)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for _ in pool.map(one, range(len(sizes))):  # raises the first error in file order
+            pass
+    heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
+    return PixelStore(memory, torch.from_numpy(offsets), heights, widths)
+
+
+def _allocate(n_pixels: int, n_channels: int, dtype: np.dtype) -> np.ndarray:
+    n_bytes = n_pixels * n_channels * dtype.itemsize
+    if n_bytes <= _MEMORY_LIMIT:
+        return np.empty((n_pixels, n_channels), dtype)
+    folder = tempfile.gettempdir()
+    if shutil.disk_usage(folder).free < n_bytes * 1.05:
+        raise UserError(
+            f"the images need {n_bytes / 1e9:.1f} GB of disk in {folder}, which has less left: "
+            "set TMPDIR to a larger disk, or load with a larger downscale"
+        )
+    handle, name = tempfile.mkstemp(prefix="nerf-pixels-")
+    with os.fdopen(handle, "r+b") as f:
+        f.truncate(n_bytes)
+        memory = np.memmap(f, dtype, "r+", shape=(n_pixels, n_channels))
+    try:
+        os.unlink(name)  # the mapping keeps it alive, and the disk is freed whatever happens to us
+    except OSError:
+        pass  # Windows: stays in the temporary folder
+    return memory
+
+
+def read_header(path: Path) -> Picture:
+    """Size, channels and type of an image file without decoding it."""
+    if path.suffix.lower() == ".exr":
+        pixels = _read_exr(path)
+        return Picture(path, pixels.shape[1], pixels.shape[0], pixels.shape[2], pixels.dtype)
+    from PIL import Image
+
+    try:
+        with Image.open(path) as im:
+            width, height = im.size
+            orientation = int(im.getexif().get(0x0112, 1))
+            mode, transparent = im.mode, "transparency" in im.info
+            deep = _png_16_bit_channels(path) if im.format == "PNG" else 0
+    except Exception as e:
+        raise UserError(f"{path}: cannot be read as an image ({_brief(e)}): restore or remove the file") from e
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    if deep:
+        return Picture(path, width, height, deep, np.dtype(np.uint16), orientation)
+    if mode.startswith("I;16"):
+        return Picture(path, width, height, 1, np.dtype(np.uint16), orientation)
+    if mode == "F":
+        return Picture(path, width, height, 1, np.dtype(np.float32), orientation)
+    return Picture(path, width, height, len(_eight_bit_mode(mode, transparent)), np.dtype(np.uint8), orientation)
+
+
+def read_pixels(picture: Picture) -> np.ndarray:
+    """Decode to [h,w,c] in the file's own type, turned upright unless picture.orientation is 1."""
+    from PIL import Image
+
+    path = picture.path
+    try:
+        if path.suffix.lower() == ".exr":
+            return _read_exr(path)
+        if picture.dtype == np.uint16 and picture.n_channels > 1:
+            pixels = _read_png_16(path, picture.n_channels)
+        else:
+            with Image.open(path) as im:
+                if picture.dtype == np.uint8:
+                    im = im.convert(_eight_bit_mode(im.mode, "transparency" in im.info, named=True))
+                pixels = np.asarray(im).astype(picture.dtype, copy=False)
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"{path}: the image is damaged ({_brief(e)}): restore or remove the file") from e
+    pixels = pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
+    return _TURNS.get(picture.orientation, lambda a: a)(pixels)
+
+
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.3, tag 0x0112
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+def _eight_bit_mode(mode: str, transparent: bool, named: bool = False) -> str:
+    """The letters of the channels a Pillow mode is read as; with named=True Pillow's own name for that mode."""
+    if mode in ("L", "1"):
+        letters = "LA" if transparent else "L"
+    elif mode in ("LA", "La"):
+        letters = "LA"
+    else:
+        letters = "RGBA" if transparent or mode in ("RGBA", "RGBa", "PA") else "RGB"
+    return letters
+
+
+def _png_16_bit_channels(path: Path) -> int:
+    """Channels of a PNG with 16 bits a channel, else 0 (Pillow would cut its colours to 8 bits)."""
+    with open(path, "rb") as f:
+        header = f.read(26)
+    return {0: 1, 2: 3, 4: 2, 6: 4}.get(header[25], 0) if len(header) == 26 and header[24] == 16 else 0
+
+
+def _read_png_16(path: Path, n_channels: int) -> np.ndarray:
+    """[h,w,c] uint16 through ffmpeg, the decoder that is installed with us and keeps all 16 bits."""
+    import subprocess
+
+    import imageio_ffmpeg
+    from PIL import Image
+
+    with Image.open(path) as im:
+        width, height = im.size
+    layout = {1: "gray16be", 2: "ya16be", 3: "rgb48be", 4: "rgba64be"}[n_channels]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-noautorotate", "-i", str(path.absolute())]
+    done = subprocess.run(
+        [*command, "-f", "rawvideo", "-pix_fmt", layout, "-"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if len(done.stdout) != width * height * n_channels * 2:
+        raise ValueError(done.stderr.decode(errors="replace").strip().splitlines()[-1:] or "no picture in it")
+    return np.frombuffer(done.stdout, ">u2").reshape(height, width, n_channels).astype(np.uint16)
+
+
+def _read_exr(path: Path) -> np.ndarray:
+    """[h,w,c] float16 or float32 of an EXR file; linear light, alpha made straight (EXR stores it premultiplied)."""
+    try:
+        import OpenEXR
+    except ImportError as e:
+        raise UserError(f"{path}: reading EXR images needs the package OpenEXR: pip install OpenEXR") from e
+    try:
+        with OpenEXR.File(str(path), separate_channels=True) as f:
+            found = {name: channel.pixels for name, channel in f.channels().items()}
+    except Exception as e:
+        raise UserError(f"{path}: cannot be read as an EXR image ({_brief(e)}): restore or remove the file") from e
+    names = ["R", "G", "B"] if {"R", "G", "B"} <= found.keys() else ["Y"] if "Y" in found else []
+    if not names:
+        raise UserError(f"{path}: holds the channels {', '.join(found)}, expected R, G, B (and A) or Y")
+    colours = np.stack([found[n] for n in names], axis=-1)
+    if colours.dtype not in (np.float16, np.float32):
+        colours = colours.astype(np.float32)
+    if "A" not in found:
+        return colours
+    alpha = found["A"][..., None].astype(np.float32)
+    straight = np.where(alpha > 0, colours / np.maximum(alpha, 1e-6), 0)
+    return np.concatenate([straight, alpha], axis=-1).astype(colours.dtype)
+
+
+def _brief(e: Exception) -> str:
+    text = " ".join(str(e).split())
+    return text[:120] or type(e).__name__
+
+
+def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:
+    """Bring [h,w,c] to the scene's common channels and type: grey is repeated, missing alpha is opaque, bytes are widened."""
+    if pixels.dtype != dtype:
+        if pixels.dtype == np.uint8 and dtype == np.uint16:
+            pixels = pixels.astype(np.uint16) * 257
+        elif pixels.dtype.kind == "u":
+            pixels = (pixels.astype(np.float32) / np.iinfo(pixels.dtype).max).astype(dtype)
+        else:
+            pixels = pixels.astype(dtype)
+    c = pixels.shape[2]
+    if c == n_channels:
+        return pixels
+    opaque = np.full(pixels.shape[:2] + (1,), np.iinfo(dtype).max if dtype.kind == "u" else 1, dtype)
+    alpha = pixels[..., c - 1 :] if c in (2, 4) else opaque
+    colour = pixels[..., : c - 1] if c in (2, 4) else pixels
+    if n_channels >= 3 and colour.shape[2] == 1:
+        colour = np.repeat(colour, 3, axis=2)
+    return np.concatenate([colour, alpha], axis=2) if n_channels in (2, 4) else colour
+
+
+def shrink(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Area average of factor x factor blocks of [h,w,c], in its own type; colours are weighted by alpha, so that edges keep theirs."""
+    if factor == 1:
+        return pixels
+    h, w, c = pixels.shape[0] // factor, pixels.shape[1] // factor, pixels.shape[2]
+    blocks = pixels[: h * factor, : w * factor].reshape(h, factor, w, factor, c)
+    if c in (2, 4):
+        alpha = blocks[..., -1:].astype(np.float64)
+        weight = alpha.sum(axis=(1, 3))
+        colour = (blocks[..., :-1] * alpha).sum(axis=(1, 3)) / np.maximum(weight, 1e-12)
+        plain = blocks[..., :-1].mean(axis=(1, 3), dtype=np.float64)
+        mean = np.concatenate([np.where(weight > 0, colour, plain), weight / factor**2], axis=-1)
+    else:
+        mean = blocks.mean(axis=(1, 3), dtype=np.float64)
+    return (np.rint(mean) if pixels.dtype.kind == "u" else mean).astype(pixels.dtype)

@@ -32,7 +32,7 @@ def ssim(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     """Structural similarity, mean over windows and channels; 1 for equal pictures.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", 2004,
-    equation 13: Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, data range 1, and only
+    equation 13: Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, data range 1, only
     windows that lie inside the picture. Colour pictures: each channel by itself, then the mean.
     rendered, truth: [h, w, c] with h, w >= 11, clipped to [0, 1] here; mask: [h, w] bool, windows whose centre is True
     count. Raises ValueError for smaller pictures.

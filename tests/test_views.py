@@ -1,0 +1,307 @@
+"""Camera paths, their JSON, colour maps, and pictures and videos written to disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeModel, ring_cameras
+
+from nerf.cameras import Cameras
+from nerf.errors import UserError
+from nerf.space import Similarity
+from nerf.views import paths
+from nerf.views.pictures import apply_colour_map, colour_map, error_map, panels, to_display
+
+ORIGIN = torch.zeros(3, dtype=torch.float64)
+IDENTITY = Similarity.identity()
+
+
+def is_rotation(poses: torch.Tensor) -> bool:
+    r = poses[:, :, :3]
+    eye = torch.eye(3, dtype=r.dtype)
+    return bool(torch.allclose(r @ r.transpose(1, 2), eye.expand_as(r), atol=1e-9)) and bool(
+        (torch.linalg.det(r) > 0).all()
+    )
+
+
+# ---- paths
+
+
+def test_orbit_of_a_ring_is_the_ring() -> None:
+    cameras = ring_cameras(12, elevation=0.4, distance=3.0)
+    poses, _ = paths.orbit(cameras, ORIGIN, 12)
+    assert is_rotation(poses)
+    torch.testing.assert_close(poses, cameras.c2w, atol=1e-9, rtol=0)
+
+
+def test_orbit_keeps_elevation_distance_and_target() -> None:
+    centre = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    cameras = ring_cameras(20, elevation=0.3, distance=2.0)
+    cameras.c2w[:, :, 3] += centre
+    poses, _ = paths.orbit(cameras, centre, 50)
+    offsets = poses[:, :, 3] - centre
+    torch.testing.assert_close(offsets.norm(dim=1), torch.full((50,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(offsets[:, 2], torch.full((50,), 2 * math.sin(0.3), dtype=torch.float64))
+    torch.testing.assert_close(-poses[:, :, 2], -offsets / 2.0)  # looks at the centre
+    # Equal steps, and the step from the last frame to the first is one of them: it loops.
+    steps = (poses[:, :, 3] - poses[:, :, 3].roll(1, 0)).norm(dim=1)
+    assert float(steps.max() - steps.min()) < 1e-9
+
+
+def test_orbit_of_a_partial_capture_stays_where_the_photos_were() -> None:
+    cameras = ring_cameras(20, arc=math.radians(120))  # azimuths 0 to 114 degrees
+    poses, description = paths.orbit(cameras, ORIGIN, 60)
+    azimuths = torch.rad2deg(torch.atan2(poses[:, 1, 3], poses[:, 0, 3]))
+    assert float(azimuths.min()) == pytest.approx(0, abs=1e-6) and float(azimuths.max()) == pytest.approx(114, abs=1e-6)
+    assert "114 degrees" in description
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_orbit_of_very_few_or_overhead_cameras_is_finite(n: int) -> None:
+    cameras = ring_cameras(n)
+    cameras.c2w[:, :, 3] = torch.tensor([0.0, 0.0, 3.0], dtype=torch.float64)
+    poses, _ = paths.orbit(cameras, ORIGIN, 5)
+    assert poses.isfinite().all() and is_rotation(poses)
+
+
+def test_covered_arc_wraps_around() -> None:
+    start, length = paths.covered_arc(torch.deg2rad(torch.tensor([170.0, -170.0, 150.0, -150.0])))
+    assert math.degrees(start) == pytest.approx(150) and math.degrees(length) == pytest.approx(60)
+
+
+def test_axes_meet_where_the_cameras_look() -> None:
+    target = torch.tensor([0.3, -0.2, 0.7], dtype=torch.float64)
+    cameras = ring_cameras(9)
+    cameras.c2w[:, :, 3] += target
+    found = paths.nearest_point_to_axes(cameras)
+    assert found is not None
+    torch.testing.assert_close(found, target)
+    torch.testing.assert_close(paths.look_at_point(cameras, IDENTITY, "unbounded"), target)
+    cameras.c2w[:] = cameras.c2w[:1]  # all the same: the axes are parallel
+    assert paths.nearest_point_to_axes(cameras) is None
+
+
+def test_box_scenes_are_circled_around_the_box() -> None:
+    box = Similarity.around([1.0, 2.0, 3.0], 0.5)
+    torch.testing.assert_close(
+        paths.look_at_point(ring_cameras(), box, "box"), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    )
+
+
+def test_interpolated_path_passes_through_its_keys() -> None:
+    cameras = ring_cameras(6, arc=math.radians(200))
+    poses, _ = paths.interpolate(cameras, 5 * 40 + 1)
+    assert is_rotation(poses)
+    for pose in cameras.c2w:
+        nearest = (poses - pose).abs().amax(dim=(1, 2)).min()
+        assert float(nearest) < 0.03  # a frame lies within half a step of every key
+    torch.testing.assert_close(poses[0], cameras.c2w[0], atol=1e-9, rtol=0)
+    torch.testing.assert_close(poses[-1], cameras.c2w[-1], atol=1e-9, rtol=0)
+    steps = (poses[1:, :, 3] - poses[:-1, :, 3]).norm(dim=1)
+    assert float(steps.max()) < 1.5 * float(steps.mean())
+
+
+def test_interpolation_survives_a_single_and_coincident_cameras() -> None:
+    one = ring_cameras(1)
+    poses, _ = paths.interpolate(one, 4)
+    assert poses.shape == (4, 3, 4)
+    same = ring_cameras(3)
+    same.c2w[:] = same.c2w[:1]
+    poses, _ = paths.interpolate(same, 7)
+    torch.testing.assert_close(poses, same.c2w[:1].expand(7, 3, 4), atol=1e-9, rtol=0)
+
+
+def test_shuffled_cameras_are_walked_in_order() -> None:
+    cameras = ring_cameras(16, arc=math.radians(180))
+    shuffled = cameras.subset(torch.randperm(16, generator=torch.Generator().manual_seed(0)))
+    poses, _ = paths.interpolate(shuffled, 100)
+    length = float((poses[1:, :, 3] - poses[:-1, :, 3]).norm(dim=1).sum())
+    direct = float((cameras.c2w[1:, :, 3] - cameras.c2w[:-1, :, 3]).norm(dim=1).sum())
+    assert length < 1.05 * direct
+
+
+def test_spiral_stays_among_the_cameras_and_loops() -> None:
+    grid = torch.tensor([[x, y, 0.1 * x] for x in (-1.0, 0.0, 1.0) for y in (-0.5, 0.0, 0.5)], dtype=torch.float64)
+    cameras = ring_cameras(9)
+    cameras.c2w[:, :, :3] = torch.eye(3, dtype=torch.float64)
+    cameras.c2w[:, :, 3] = grid
+    poses, _ = paths.spiral(cameras, focus=4.0, n_frames=60)
+    assert is_rotation(poses)
+    assert float(poses[:, 0, 3].abs().max()) <= 1 + 1e-9 and float(poses[:, 1, 3].abs().max()) <= 0.5 + 1e-9
+    # All axes go through the point 4 ahead of the middle.
+    to_focus = torch.tensor([0.0, 0.0, -4.0], dtype=torch.float64) - poses[:, :, 3]
+    torch.testing.assert_close(-poses[:, :, 2], to_focus / to_focus.norm(dim=1, keepdim=True))
+    steps = (poses[:, :, 3] - poses[:, :, 3].roll(1, 0)).norm(dim=1)
+    assert float(steps.max()) < 3 * float(steps.mean())
+
+
+def test_quaternions_round_trip() -> None:
+    q = torch.nn.functional.normalize(
+        torch.randn(200, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    q = torch.cat([q, torch.eye(4, dtype=torch.float64)])  # and the half turns, where w is 0
+    again = paths.matrix_to_quaternion(paths.quaternion_to_matrix(q))
+    torch.testing.assert_close((q * again).sum(dim=1).abs(), torch.ones(204, dtype=torch.float64))
+
+
+def test_lens_at_other_sizes() -> None:
+    cameras = ring_cameras(size=32)
+    path = paths.make_path("orbit", cameras, IDENTITY, "box", 4, width=128, height=64)
+    assert float(path.cameras.fy[0]) == pytest.approx(64 * 1.3)  # the shorter side keeps its field of view
+    assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (128, 64)
+    path = paths.make_path("auto", cameras, IDENTITY, "ndc", 4, width=16)
+    assert int(path.cameras.heights[0]) == 16 and "spiral" in path.description
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"kind": "circle"}, "orbit, interpolate, spiral"),
+        ({"kind": "orbit", "n_frames": 0}, "--frames"),
+        ({"kind": "orbit", "width": 0}, "--width"),
+        ({"kind": "orbit", "width": 30, "height": 99999}, "--height"),
+    ],
+)
+def test_impossible_paths_are_named(kwargs: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        paths.make_path(cameras=ring_cameras(), scene_from_world=IDENTITY, space="box", **kwargs)
+
+
+# ---- camera-path JSON
+
+
+def test_our_format_round_trips(tmp_path: Path) -> None:
+    made = paths.make_path("orbit", ring_cameras(), IDENTITY, "box", 5, fps=24, width=40, height=30)
+    paths.save_path(tmp_path / "path.json", made)
+    read = paths.load_path(tmp_path / "path.json")
+    assert read.fps == 24
+    torch.testing.assert_close(read.cameras.c2w, made.cameras.c2w, atol=1e-12, rtol=0)
+    torch.testing.assert_close(read.cameras.fy, made.cameras.fy)
+    assert (int(read.cameras.widths[0]), int(read.cameras.heights[0])) == (40, 30)
+    larger = paths.load_path(tmp_path / "path.json", width=80)
+    assert int(larger.cameras.heights[0]) == 60 and float(larger.cameras.fy[0]) == pytest.approx(
+        2 * float(made.cameras.fy[0])
+    )
+
+
+def nerfstudio(**changes: Any) -> dict[str, Any]:
+    frame = {"camera_to_world": [1, 0, 0, 1, 0, 1, 0, 2, 0, 0, 1, 3, 0, 0, 0, 1], "fov": 90, "aspect": 2.0}
+    content = {
+        "camera_type": "perspective",
+        "render_height": 50,
+        "render_width": 100,
+        "camera_path": [frame],
+        "fps": 24,
+        "seconds": 1,
+        "smoothness_value": 0.5,
+        "is_cycle": False,
+        "crop": None,
+    }
+    content.update(changes)
+    return content
+
+
+def test_nerfstudio_camera_path(tmp_path: Path) -> None:
+    file = tmp_path / "camera_path.json"
+    file.write_text(json.dumps(nerfstudio()))
+    path = paths.load_path(file)
+    assert path.fps == 24 and "nerfstudio" in path.description
+    assert path.cameras.c2w[0, :, 3].tolist() == [1, 2, 3]
+    assert float(path.cameras.fy[0]) == pytest.approx(25.0)  # 90 degrees over 50 pixels
+    assert float(path.cameras.cx[0]) == 50 and float(path.cameras.cy[0]) == 25
+
+
+FRAME = nerfstudio()["camera_path"][0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "not valid JSON, line 1"),
+        ("[1, 2]", "JSON object"),
+        ("{}", "no camera path"),
+        (nerfstudio(camera_path=[]), "at least one frame"),
+        (nerfstudio(camera_path=[3]), "frame 0"),
+        (nerfstudio(camera_path=[FRAME, {"fov": 50}]), 'frame 1: "camera_to_world" must be 16 numbers'),
+        (nerfstudio(camera_path=[{**FRAME, "camera_to_world": ["x"] * 16}]), "16 numbers"),
+        (nerfstudio(camera_path=[{**FRAME, "camera_to_world": [0] * 16}]), "singular"),
+        (nerfstudio(camera_path=[{**FRAME, "camera_to_world": [-1, *FRAME["camera_to_world"][1:]]}]), "mirrored"),
+        (nerfstudio(camera_path=[{**FRAME, "camera_to_world": [3, *FRAME["camera_to_world"][1:]]}]), "no rotation"),
+        (nerfstudio(camera_path=[{**FRAME, "camera_to_world": [math.nan] * 16}]), "not finite"),
+        (nerfstudio(camera_path=[{**FRAME, "fov": 180}]), "between 0 and 180"),
+        (nerfstudio(camera_path=[{**FRAME, "fov": "wide"}]), '"fov" must be a number'),
+        (nerfstudio(render_width=0), '"render_width" must be a number above 0'),
+        (nerfstudio(render_width=10**9), "16384"),
+        (nerfstudio(fps=-1), '"fps"'),
+        (nerfstudio(camera_type="fisheye"), "fisheye"),
+        ({"format": "nerf-camera-path", "version": 7}, "version 7"),
+        ({"format": "nerf-camera-path", "version": 1}, '"frames" must be a list'),
+    ],
+)
+def test_bad_camera_paths_are_named(tmp_path: Path, content: Any, words: str) -> None:
+    file = tmp_path / "path.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        paths.load_path(file)
+    assert words in str(caught.value) and "path.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_camera_path_that_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such"):
+        paths.load_path(tmp_path / "nothing.json")
+    (tmp_path / "picture.json").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF\x80")
+    with pytest.raises(UserError, match="not a text file"):
+        paths.load_path(tmp_path / "picture.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        paths.load_path(tmp_path)
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("name", ["error", "depth"])
+def test_colour_maps_change_lightness_evenly(name: str) -> None:
+    colors = colour_map(name).astype(float) / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    lightness = np.cbrt(luminance)  # CIE lightness, but for an affine map
+    steps = np.diff(lightness) * (1 if name == "error" else -1)
+    # 8-bit rounding and the difference between Oklab's and CIE's lightness leave small wiggles.
+    assert lightness.max() - lightness.min() > 0.6
+    assert steps.min() > -0.01 and steps.max() < 0.03
+
+
+def test_to_display() -> None:
+    assert to_display(np.array([[[0.0, 0.5, 1.5]]]), linear=False).tolist() == [[[0, 128, 255]]]
+    assert to_display(np.array([[[0.0, 0.2158605, 1.0]]]), linear=True).tolist() == [[[0, 128, 255]]]
+    assert to_display(np.array([[[np.nan, np.inf, -1.0]]]), linear=False).tolist() == [[[0, 255, 0]]]
+
+
+def test_error_map_runs_from_dark_to_light() -> None:
+    truth = np.zeros((1, 2, 3), dtype=np.float32)
+    rendered = np.array([[[0, 0, 0], [1, 1, 1]]], dtype=np.float32)
+    picture = error_map(rendered, truth, high=0.2)
+    assert picture[0, 0].sum() < 60 and picture[0, 1].sum() > 600
+    assert (
+        apply_colour_map(np.full((2, 2), 3.0), 3.0, 3.0, "depth") == colour_map("depth")[0]
+    ).all()  # no span: no 0/0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 30), (300, 200)])
+def test_panels_hold_every_picture_whole(size: tuple[int, int]) -> None:
+    pictures = [np.full((*size, 3), shade, dtype=np.uint8) for shade in (40, 90, 140)]
+    sheet = panels(pictures, ["truth", "render 31.20 dB", "error"], ("error", "0", "0.2 and more"))
+    for shade in (40, 90, 140):
+        assert (sheet == shade).all(axis=2).sum() >= size[0] * size[1]
+
+
+def cameras_of(width: int, height: int, n: int = 3) -> Cameras:
+    return paths.make_path(
+        "orbit", ring_cameras(), FakeModel().scene_from_world, "box", n, width=width, height=height
+    ).cameras

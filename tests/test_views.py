@@ -15,7 +15,7 @@ from fakes import FakeModel, ring_cameras
 from nerf.cameras import Cameras
 from nerf.errors import UserError
 from nerf.space import Similarity
-from nerf.views import paths
+from nerf.views import paths, video
 from nerf.views.pictures import apply_colour_map, colour_map, error_map, panels, to_display
 
 ORIGIN = torch.zeros(3, dtype=torch.float64)
@@ -301,7 +301,86 @@ def test_panels_hold_every_picture_whole(size: tuple[int, int]) -> None:
         assert (sheet == shade).all(axis=2).sum() >= size[0] * size[1]
 
 
-def cameras_of(width: int, height: int, n: int = 3) -> Cameras:
-    return paths.make_path(
-        "orbit", ring_cameras(), FakeModel().scene_from_world, "box", n, width=width, height=height
-    ).cameras
+# ---- videos
+
+
+def decoded(file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    import imageio_ffmpeg
+
+    reader = imageio_ffmpeg.read_frames(str(file))
+    about = next(reader)
+    w, h = about["size"]
+    return about, [np.frombuffer(frame, np.uint8).reshape(h, w, 3) for frame in reader]
+
+
+def orbit_path(width: int = 33, height: int = 24, n: int = 3) -> paths.CameraPath:
+    model = FakeModel()
+    return paths.make_path("orbit", model.cameras, model.scene_from_world, "box", n, fps=24, width=width, height=height)
+
+
+def test_video_shows_what_was_rendered(tmp_path: Path) -> None:
+    model, path = FakeModel(), orbit_path(65, 49, 5)  # odd sizes: yuv420p cannot have them
+    assert video.render_path(model, path, tmp_path / "a.mp4", show_progress=False) == [tmp_path / "a.mp4"]
+    about, frames = decoded(tmp_path / "a.mp4")
+    assert about["size"] == (64, 48) and about["fps"] == 24 and "yuv420p" in about["pix_fmt"]
+    assert len(frames) == 5
+    want = to_display(model.render_image(path.cameras, 2)["color"], linear=False)[:48, :64]
+    # H.264 at crf 18 with halved chroma on a small, sharp picture: a few grey levels in the mean, colours not shifted.
+    assert np.abs(frames[2].astype(int) - want).mean() < 4
+    assert abs(frames[2].astype(float).mean((0, 1)) - want.mean((0, 1))).max() < 2
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]  # nothing half-written left behind
+
+
+def test_every_mode_has_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, path = FakeModel(), orbit_path()
+    written = video.render_path(model, path, tmp_path / "b.mp4", video.MODES, show_progress=False)
+    assert [p.name for p in written] == ["b.mp4", "b_depth.mp4", "b_opacity.mp4", "b_normal.mp4"]
+    assert all(p.stat().st_size > 0 for p in written)
+    # Seen from 4 away, the front of the sphere (radius 0.7 scene = 1.05 world) is between 2.95 and 4 world units.
+    text = capsys.readouterr().err
+    near, far = (float(text.split("depth: ")[1].split(" (")[0]), float(text.split("(light) to ")[1].split(" (")[0]))
+    assert 2.9 < near < 3.2 and 3.2 < far < 4.0
+    written = video.render_path(model, path, tmp_path / "pictures", ("color", "depth"), show_progress=False)
+    assert [p.name for p in written] == ["color", "depth"]
+    assert sorted(p.name for p in written[1].iterdir()) == ["00000.png", "00001.png", "00002.png"]
+
+
+def test_a_failure_leaves_no_half_video(tmp_path: Path) -> None:
+    class Breaks(FakeModel):
+        def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
+            if i == 2:
+                raise KeyboardInterrupt
+            return super().render_image(cameras, i)
+
+    (tmp_path / "a.mp4").write_bytes(b"an older video")
+    with pytest.raises(KeyboardInterrupt):
+        video.render_path(Breaks(), orbit_path(), tmp_path / "a.mp4", overwrite=True, show_progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"an older video"
+
+
+def test_nothing_is_overwritten_silently(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"precious")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "00000.png").write_bytes(b"precious")
+    for out in (tmp_path / "a.mp4", tmp_path / "pictures"):
+        with pytest.raises(UserError, match="--overwrite"):
+            video.planned_outputs(out, ("color",), overwrite=False)
+        video.planned_outputs(out, ("color",), overwrite=True)
+    assert (tmp_path / "a.mp4").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("a.gif", "NAME.mp4"), ("file/a.mp4", "is a file"), ("file/deeper", "cannot be written|is a file")],
+)
+def test_impossible_outputs_are_named(tmp_path: Path, out: str, words: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=words):
+        video.planned_outputs(tmp_path / out, ("color",), overwrite=False)
+
+
+def test_unknown_modes_are_named() -> None:
+    for modes in ((), ("colour",), ("color", "color")):
+        with pytest.raises(UserError, match="--modes"):
+            video.check_modes(modes)

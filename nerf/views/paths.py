@@ -128,7 +128,7 @@ def focus_distance(cameras: Cameras, scene_from_world: Similarity, space: str) -
 
 
 def look_at(origins: Tensor, target: Tensor, up: Tensor) -> Tensor:
-    """Poses [n,3,4], OpenGL camera-to-world, at origins [n,3], looking at target [3] or [n,3], with `up` [3] upwards."""
+    """Poses [n,3,4], OpenGL camera-to-world, at origins [n,3] towards target [3] or [n,3], `up` [3] upwards."""
     backward = torch.nn.functional.normalize(origins - target, dim=-1)
     up = up.expand_as(backward)
     right = torch.linalg.cross(up, backward)

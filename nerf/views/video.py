@@ -1,0 +1,280 @@
+"""Rendering along a camera path: colour, depth, opacity and normals, to MP4 files or folders of PNGs; `nerf render`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+
+from nerf.cameras import Cameras
+from nerf.errors import UserError, note
+from nerf.views.paths import CameraPath, load_path, make_path, save_path
+from nerf.views.pictures import apply_colour_map, to_display, write_png
+from nerf.views.progress import progress
+
+if TYPE_CHECKING:
+    from nerf.model import Model
+
+MODES = ("color", "depth", "opacity", "normal")
+
+
+@dataclass
+class RenderArgs:
+    """Render new views from a trained model, along a path, to a video or to pictures."""
+
+    model: tyro.conf.Positional[Path]
+    """the folder that `nerf train` or `nerf reconstruct` wrote, or a checkpoint file in it"""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """NAME.mp4 for a video, a folder for numbered PNGs (default: render.mp4 in the model's folder)"""
+    path: str = "auto"
+    """auto (orbit, or spiral for forward-facing scenes), orbit, interpolate, spiral, or a camera path FILE.json"""
+    modes: tuple[str, ...] = ("color",)
+    """what to show, one video or folder each: color, depth, opacity, normal"""
+    width: int | None = None
+    """pixels (default: as the input images, or as the camera path says)"""
+    height: int | None = None
+    """pixels"""
+    frames: int = 120
+    """number of frames (a camera path file has its own)"""
+    fps: float | None = None
+    """frames per second (default 30, or as the camera path says)"""
+    save_path: Path | None = None
+    """also write the camera path to this JSON file, to edit it or to use it again"""
+    overwrite: bool = False
+    """replace files of the same name"""
+
+
+def main(args: RenderArgs) -> None:
+    """`nerf render`: prints one line for each file or folder written."""
+    from nerf.model import Model
+
+    check_modes(args.modes)
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        raise UserError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
+    folder, checkpoint = model_files(args.model)
+    out = args.out if args.out is not None else folder / "render.mp4"
+    planned_outputs(out, args.modes, args.overwrite)
+    if args.save_path is not None and args.save_path.exists() and not args.overwrite:
+        raise UserError(f"{args.save_path} exists; choose another name or give --overwrite")
+    if args.path.lower().endswith(".json"):  # read before the model: a mistake shows at once
+        path = load_path(Path(args.path), args.width, args.height)
+        model = Model.load(checkpoint)
+    else:
+        model = Model.load(checkpoint)
+        path = make_path(
+            args.path, model.cameras, model.scene_from_world, model.space, args.frames, 30.0, args.width, args.height
+        )
+    if args.fps is not None:
+        path.fps = args.fps
+    if args.save_path is not None:
+        save_path(args.save_path, path)
+    for written in render_path(model, path, out, args.modes, overwrite=args.overwrite):
+        print(written)
+
+
+def model_files(path: Path) -> tuple[Path, Path]:
+    """(folder, checkpoint file) of a run, given either; UserError where there is none."""
+    if path.is_file():
+        return path.parent, path
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder; expected what `nerf train` or `nerf reconstruct` wrote")
+    checkpoint = path / "checkpoint.safetensors"
+    if not checkpoint.is_file():
+        raise UserError(
+            f"{path}: holds no checkpoint.safetensors; expected what `nerf train` or `nerf reconstruct` wrote"
+        )
+    return path, checkpoint
+
+
+def check_modes(modes: tuple[str, ...]) -> None:
+    unknown = [m for m in modes if m not in MODES]
+    if unknown or not modes:
+        raise UserError(f"--modes {' '.join(unknown) or '(none)'}: expected one or more of {', '.join(MODES)}")
+    if len(set(modes)) != len(modes):
+        raise UserError(f"--modes {' '.join(modes)}: each mode once, please")
+
+
+def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool) -> dict[str, Path]:
+    """Where each mode goes: the video or folder itself for a single mode, else one for each, named after it.
+
+    Raises UserError before anything is rendered: unknown kind of file, file in the way, folder not writable.
+    """
+    video = out.suffix.lower() == ".mp4"
+    if out.suffix and not video and not out.is_dir():
+        raise UserError(f"{out}: cannot write {out.suffix} files; expected NAME.mp4 for a video or a folder for PNGs")
+    if len(modes) == 1:
+        places = {modes[0]: out}
+    elif video:
+        places = {m: out.with_name(out.name if m == "color" else f"{out.stem}_{m}{out.suffix}") for m in modes}
+    else:
+        places = {m: out / m for m in modes}
+    for place in places.values():
+        if video and place.is_dir():
+            raise UserError(f"{place} is a folder; choose another name for the video")
+        if not overwrite:
+            if video and place.exists():
+                raise UserError(f"{place} exists; choose another name or give --overwrite")
+            if not video and place.is_dir() and any(place.glob("*.png")):
+                raise UserError(f"{place} holds pictures already; choose another folder or give --overwrite")
+        make_folder(place.parent if video else place)
+    return places
+
+
+def make_folder(folder: Path) -> None:
+    """Create it, and make sure that files can be written there; one sentence otherwise."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".nerf-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except FileExistsError:
+        raise UserError(f"{folder} is a file; expected a folder to write to") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another place with -o") from None
+
+
+def render_path(
+    model: Model,
+    path: CameraPath,
+    out: Path,
+    modes: tuple[str, ...] = ("color",),
+    overwrite: bool = False,
+    show_progress: bool = True,
+) -> list[Path]:
+    """Render every camera of the path once and write the wanted modes; returns the files or folders written.
+
+    out: NAME.mp4 (H.264, yuv420p, even sizes: an odd last row or column is cut) or a folder of 00000.png ...; with
+    several modes NAME.mp4 is colour and the others NAME_depth.mp4 ..., or a folder for each.
+    color: over the model's background. depth: distance along the ray to the median of its weights, near light, far
+    dark, between the 2nd and 98th percentile over the whole path; rays that hit nothing are dark. opacity: 0 black, 1 white. normal: world axes (x, y, z) as (r, g, b), 0.5 + 0.5 n, fading to white with opacity.
+    A file appears under its name only when it is complete. Raises UserError.
+    """
+    check_modes(modes)
+    places = planned_outputs(out, modes, overwrite)
+    video = out.suffix.lower() == ".mp4"
+    cameras = path.cameras
+    note(f"{path.description}; {len(cameras)} frames of {int(cameras.widths[0])}x{int(cameras.heights[0])}")
+    depth_range = (0.0, 1.0)
+    if "depth" in modes:
+        depth_range = find_depth_range(model, cameras)
+        unit = 1.0 / model.scene_from_world.scale
+        near, far = (d * unit for d in depth_range)
+        note(f"depth: {near:.4g} (light) to {far:.4g} (dark) world units along the ray, 2nd to 98th percentile")
+    with ExitStack() as stack:
+        sinks = {}
+        for mode, place in places.items():
+            opened = _mp4(place, cameras, path.fps) if video else _png_folder(place)
+            sinks[mode] = stack.enter_context(opened)
+        for i in progress(range(len(cameras)), "rendering", show_progress):
+            view = model.render_image(cameras, i)
+            for mode, sink in sinks.items():
+                sink(picture_of(view, mode, depth_range, model.linear))
+    return list(places.values())
+
+
+def picture_of(view: dict[str, np.ndarray], mode: str, depth_range: tuple[float, float], linear: bool) -> np.ndarray:
+    """One mode of a rendered view as [h,w,3] uint8; see render_path."""
+    if mode == "color":
+        return to_display(view["color"], linear)
+    opacity = np.clip(view["opacity"], 0, 1)[..., None]
+    if mode == "opacity":
+        return to_display(np.repeat(opacity, 3, axis=2), linear=False)
+    if mode == "normal":
+        return to_display(opacity * (0.5 + 0.5 * view["normal"]) + (1 - opacity), linear=False)
+    near, far = depth_range
+    depth = np.where(view["opacity"] > 0.5, view["depth"], far)
+    return apply_colour_map(depth, near, far, "depth")
+
+
+def find_depth_range(model: Model, cameras: Cameras) -> tuple[float, float]:
+    """2nd and 98th percentile of the depths (scene length) over up to 6 cameras of the path, at a coarse resolution."""
+    n = len(cameras)
+    some = cameras.subset(sorted({round(k * (n - 1) / 5) for k in range(6)}))
+    longest = int(max(some.widths.max(), some.heights.max()))
+    shrink = max(1.0, longest / 96)
+    small = some.resized(
+        (some.widths / shrink).round().clamp_min(1).long(), (some.heights / shrink).round().clamp_min(1).long()
+    )
+    depths = []
+    for i in range(len(small)):
+        view = model.render_image(small, i)
+        hit = (view["opacity"] > 0.5) & np.isfinite(view["depth"])
+        depths.append(view["depth"][hit])
+    values = np.concatenate(depths)
+    if len(values) == 0:
+        note("depth: the path sees nothing solid")
+        return 0.0, 1.0
+    near, far = (float(v) for v in np.percentile(values, [2, 98]))
+    return near, max(far, near * 1.0001 + 1e-9)
+
+
+@contextmanager
+def _png_folder(folder: Path) -> Iterator[Any]:
+    count = 0
+
+    def write(picture: np.ndarray) -> None:
+        nonlocal count
+        write_png(folder / f"{count:05d}.png", picture)
+        count += 1
+
+    try:
+        yield write
+    except OSError as error:
+        raise UserError(f"{folder}: writing a picture failed ({error.strerror or error})") from error
+
+
+@contextmanager
+def _mp4(place: Path, cameras: Cameras, fps: float) -> Iterator[Any]:
+    """A function that takes frames [h,w,3] uint8; the video gets its name when all are written."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise UserError(
+            "writing MP4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or give a folder for PNGs"
+        ) from None
+    width, height = int(cameras.widths[0]) // 2 * 2, int(cameras.heights[0]) // 2 * 2
+    if min(width, height) < 2:
+        raise UserError(f"a video needs at least 2x2 pixels, got {int(cameras.widths[0])}x{int(cameras.heights[0])}")
+    temporary = place.with_name(f".{place.stem}.unfinished.mp4")
+    writer = imageio_ffmpeg.write_frames(
+        str(temporary),
+        (width, height),
+        fps=fps,
+        codec="libx264",
+        pix_fmt_in="rgb24",
+        pix_fmt_out="yuv420p",
+        macro_block_size=2,
+        quality=None,
+        ffmpeg_log_level="error",
+        # Without the tags players guess the colour matrix from the size of the picture, and colours shift.
+        output_params=[
+            *("-crf", "18", "-preset", "medium", "-movflags", "+faststart"),
+            *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-color_range", "tv"),
+            *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
+        ],
+    )
+    finished = False
+    try:
+        writer.send(None)
+
+        def write(picture: np.ndarray) -> None:
+            writer.send(np.ascontiguousarray(picture[:height, :width]))
+
+        yield write
+        writer.close()
+        if not temporary.is_file() or temporary.stat().st_size == 0:
+            raise UserError(f"{place}: ffmpeg wrote nothing; is the disk full?")
+        os.replace(temporary, place)
+        finished = True
+    except OSError as error:
+        raise UserError(f"{place}: writing the video failed ({error.strerror or error}); is the disk full?") from error
+    finally:
+        writer.close()
+        if not finished:
+            temporary.unlink(missing_ok=True)

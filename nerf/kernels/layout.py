@@ -1,0 +1,129 @@
+"""What crosses the door to the kernels: plain records that every backend reads and none computes with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+MAX_GRID_DIMS = 4
+
+
+@dataclass(frozen=True)
+class GridLayout:
+    """Shape of a multi-resolution hash grid; every number is a plain Python value, the same for every backend.
+
+    The convention is tiny-cuda-nn's, so that its configurations carry over: level `l` samples the unit cube with
+    `scale = base_resolution * per_level_scale**l - 1` and `position = x * scale + 0.5`; it stores all its corners
+    ("dense") while they fit in `2**log2_hashmap_size` rows, and hashes them otherwise.
+
+    Source: Mueller et al. 2022, Instant Neural Graphics Primitives, section 3, and tiny-cuda-nn's GridEncoding.
+    """
+
+    n_dims: int
+    n_levels: int
+    n_features_per_level: int
+    log2_hashmap_size: int
+    base_resolution: int
+    per_level_scale: float
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("n_dims", 1, MAX_GRID_DIMS),
+            ("n_levels", 1, 64),
+            ("n_features_per_level", 1, 64),
+            ("log2_hashmap_size", 1, 30),
+            ("base_resolution", 1, 2**20),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"GridLayout.{name}: expected {low}..{high}, got {value!r}")
+        if not (math.isfinite(self.per_level_scale) and self.per_level_scale >= 1.0):
+            raise ValueError(f"GridLayout.per_level_scale: expected a number >= 1, got {self.per_level_scale!r}")
+        # Cells are 32-bit integers and must stay exact in float32 positions.
+        if self.scales[-1] >= 2.0**24:
+            raise ValueError(
+                f"GridLayout: the finest level has resolution {self.scales[-1]:.0f}, expected less than 2**24; "
+                "lower n_levels or per_level_scale"
+            )
+
+    @cached_property
+    def scales(self) -> tuple[float, ...]:
+        """Cells along the unit edge per level: computed in float64, then rounded to float32 so that all backends
+        agree."""
+        return tuple(
+            float(np.float32(self.base_resolution * self.per_level_scale**level - 1.0))
+            for level in range(self.n_levels)
+        )
+
+    @cached_property
+    def resolutions(self) -> tuple[int, ...]:
+        """Corners along an edge per level."""
+        return tuple(math.ceil(scale) + 1 for scale in self.scales)
+
+    @cached_property
+    def dense(self) -> tuple[bool, ...]:
+        """Whether a level stores each of its corners (true) or hashes them (false)."""
+        return tuple(resolution**self.n_dims <= 2**self.log2_hashmap_size for resolution in self.resolutions)
+
+    @cached_property
+    def level_sizes(self) -> tuple[int, ...]:
+        """Table rows per level; a power of two where the level is hashed."""
+        limit = 2**self.log2_hashmap_size
+        return tuple(min(-(-(resolution**self.n_dims) // 8) * 8, limit) for resolution in self.resolutions)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First row of each level, and the total at the end: `n_levels + 1` entries."""
+        offsets = [0]
+        for size in self.level_sizes:
+            offsets.append(offsets[-1] + size)
+        return tuple(offsets)
+
+    @property
+    def n_rows(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def n_features(self) -> int:
+        """Features of one encoded position, all levels together."""
+        return self.n_levels * self.n_features_per_level
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Packed intervals of many rays, sorted by ray and then by t (scene length).
+
+    t_starts, t_ends: [s] float; ray_indices: [s] int64, the owner; packed_info: [n,2] int64, (start, count) per ray,
+    where count may be 0.
+    """
+
+    t_starts: Tensor
+    t_ends: Tensor
+    ray_indices: Tensor
+    packed_info: Tensor
+
+
+@dataclass(frozen=True)
+class FieldParams:
+    """Learned numbers of a radiance field: table [n_rows, F], and bias-free weights, each [out, in], in order."""
+
+    table: Tensor
+    density_weights: list[Tensor]
+    color_weights: list[Tensor]
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """What decides a radiance field besides its learned numbers.
+
+    contracted: false maps the scene box [-1,1]^3 to the unit cube, true maps all of space (L-inf contraction).
+    density_bias: added to the first output of the density network, before the exponential.
+    """
+
+    layout: GridLayout
+    contracted: bool = False
+    density_bias: float = 0.0

@@ -8,7 +8,6 @@ to any order of differentiation; the dtype of the positions (or rays) decides. T
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -50,9 +49,9 @@ def _check(name: str, tensor: Tensor, shape: Sequence[int | str], floating: bool
 def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
     """Interpolate the features of a multi-resolution hash grid, linearly per level.
 
-    `pos = x*scale + 0.5; cell = floor(pos); w = pos - cell`; rows at the 2^d corners of the cell, each times its product
-    of `w` or `1-w`. Corner `i` of a dense level is row `i0 + i1*res + i2*res^2 + ...`, of a hashed level the exclusive or
-    of all `i_k*prime_k`: unsigned 32-bit numbers, modulo the level's size (this guards a dense level at x = 1).
+    `pos = x*scale + 0.5; cell = floor(pos); w = pos - cell`; rows at the 2^d corners of the cell, each times its
+    product of `w` or `1-w`. Corner `i` of a dense level is row `i0 + i1*res + i2*res^2 + ...`, of a hashed level the
+    exclusive or of all `i_k*prime_k`: unsigned 32-bit numbers, modulo the level's size (which guards x = 1 if dense).
 
     Args:
         positions: [n, d] float, unit frame. Values outside [0,1] wrap around; they are not an error.
@@ -85,7 +84,7 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
                 for index, weight in corners
                 for term, side_weight in sides
             ]
-        # Features first, [F, rows] and [F, n]: torch is three times faster along long rows than along rows of two or four.
+        # Features first, [F, rows] and [F, n]: torch is much faster along long rows than along rows of two or four.
         rows = table[layout.offsets[level] : layout.offsets[level + 1]].t().contiguous()
         features: list[Tensor] = []
         for index, weight in corners:

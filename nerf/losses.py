@@ -1,0 +1,85 @@
+"""Losses on per-ray tensors: each returns one number, differentiable in all its float arguments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mse(colors: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared difference over all elements; two tensors of one shape."""
+    _check_same(colors, targets)
+    return (colors - targets).square().mean()
+
+
+def huber(colors: Tensor, targets: Tensor, delta: float = 0.1) -> Tensor:
+    """Mean of `d^2/2` where `|d| <= delta`, else `delta*(|d| - delta/2)`: a square near zero, a slope of `delta` beyond.
+
+    Source: Huber 1964; delta 0.1 is instant-ngp's.
+    """
+    _check_same(colors, targets)
+    if not delta > 0:
+        raise ValueError(f"delta: expected a positive number, got {delta!r}")
+    distance = (colors - targets).abs()
+    near = distance.clamp(max=delta)
+    # near*(d - near/2) is d^2/2 inside and delta*(d - delta/2) outside: both branches in one.
+    return (near * (distance - 0.5 * near)).mean()
+
+
+def charbonnier(colors: Tensor, targets: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """Mean of `sqrt(d^2 + epsilon^2)`: the absolute difference with a rounded tip, never below epsilon.
+
+    Source: Charbonnier et al. 1994; as in Zip-NeRF (Barron et al. 2023).
+    """
+    _check_same(colors, targets)
+    if not epsilon > 0:
+        raise ValueError(f"epsilon: expected a positive number (0 has no gradient at d = 0), got {epsilon!r}")
+    return ((colors - targets).square() + epsilon * epsilon).sqrt().mean()
+
+
+def distortion(distortions: Tensor) -> Tensor:
+    """Mean of the rays' distortions [n], in scene length: small where each ray's weight sits in one place.
+
+    Source: Mip-NeRF 360 (Barron et al. 2022), equation 15; `composite` computes the terms.
+    """
+    # An empty batch has no distortion, where torch's mean would be nan.
+    return distortions.sum() / max(1, distortions.numel())
+
+
+def surface(
+    second_moments: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    targets: Tensor,
+    backgrounds: Tensor | None = None,
+) -> Tensor:
+    """Radiance-field loss: compares each sample's own colour with the pixel, instead of the blend of them.
+
+    `sum_i w_i |rgb_i - y|^2 + (1 - opacity) |background - y|^2`, averaged over rays and channels, so that a ray which
+    sees one opaque sample scores as in `mse`. A blend of wrong colours that averages to the right one is not rewarded,
+    so density gathers on surfaces. Expanded, it needs only per-ray sums:
+    `sum_i w_i |rgb_i - y|^2 = second_moment - 2 y.color + |y|^2 opacity`.
+
+    Args:
+        second_moments [n], colors [n, 3] (without background), opacities [n]: of `composite`.
+        targets: [n, 3], y. backgrounds: [n, 3] or [3]; None leaves out the background's term.
+    Source: Radiance Surfaces (Zhang et al. 2025, arXiv 2501.18627).
+    """
+    _check_same(colors, targets)
+    if second_moments.shape != colors.shape[:1] or opacities.shape != colors.shape[:1]:
+        raise ValueError(
+            f"second_moments, opacities: expected shape [{colors.shape[0]}], "
+            f"got {list(second_moments.shape)} and {list(opacities.shape)}"
+        )
+    per_ray = second_moments - 2.0 * (targets * colors).sum(dim=1) + targets.square().sum(dim=1) * opacities
+    if backgrounds is not None:
+        per_ray = per_ray + (1.0 - opacities) * (backgrounds - targets).square().sum(dim=1)
+    return per_ray.mean() / colors.shape[1]
+
+
+def _check_same(colors: Tensor, targets: Tensor) -> None:
+    # Broadcasting [n, 3] against [n] or [3] would give a plausible wrong number.
+    if colors.shape != targets.shape:
+        raise ValueError(f"targets: expected the shape of colors, {list(colors.shape)}, got {list(targets.shape)}")
+    if not torch.is_floating_point(targets):
+        raise TypeError(f"targets: expected a float dtype, got {targets.dtype}")

@@ -10,12 +10,8 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-
-try:
-    from setuptools.command.bdist_wheel import bdist_wheel  # setuptools >= 70.1
-except ImportError:
-    from wheel.bdist_wheel import bdist_wheel  # type: ignore[no-redef]
 
 ROOT = Path(__file__).resolve().parent
 INSIDE = Path("nerf/kernels/lib")
@@ -44,6 +40,8 @@ class BuildKernels(build_ext):
             print(f"nerf: the {name} kernels did not compile:\n{error}", file=sys.stderr)
         print(f"nerf: {report.summary()}", file=sys.stderr)
         self.built = tuple(report.built.values())
+        if not self.built:
+            self.distribution.ext_modules = None  # from here on this is a pure distribution
 
     def get_outputs(self):
         return [str(path) for path in self.built]

@@ -1,0 +1,253 @@
+"""One safetensors file that survives crashes: config JSON and a SHA-256 in its metadata, no pickle.
+
+The checksum is that of the whole file, taken with its own 64 characters as zeros, so it covers names, shapes, config and
+data alike. The file is written here tensor by tensor (the format is a length, a JSON header and the bytes), because the
+library's writer copies everything first and a checkpoint is the largest thing in memory; the library reads it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nerf.errors import UserError
+
+FORMAT = "nerf-checkpoint"
+VERSION = 1
+
+_NO_SUM = "0" * 64
+_BLOCK = 1 << 22  # bytes hashed or written at once
+_LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def previous_path(path: str | Path) -> Path:
+    """Where `save` keeps the checkpoint before the last: `run/checkpoint.previous.safetensors`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Writes `tensors` (any shape, any device) and the JSON-able `config` to `path`, so that no crash loses a good file.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder; what was at `path` becomes `previous_path(path)`.
+    At every moment one of the two is complete and on disk. Raises UserError when the disk is full or the folder cannot be
+    written; then the old files are untouched and the temporary one is gone. Raises TypeError for what JSON or safetensors
+    cannot hold.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    header, ordered = _header(tensors, config)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(target)
+        try:
+            with open(temporary, "wb") as file:
+                _write(file, header, ordered)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                _keep_as_previous(target)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+    except OSError as error:
+        kept = f"the last good checkpoint is untouched: {target}" if target.is_file() else "no checkpoint was there before"
+        raise UserError(
+            f"cannot write the checkpoint {path}: {error.strerror or error}; {kept}. "
+            "Free some space there, or choose another output folder"
+        ) from error
+
+
+def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `save` wrote: (tensors on the CPU, config), after checking format, version and checksum.
+
+    Raises UserError, naming the file and what to do, when it is missing, truncated, altered, of an unknown version, or no
+    checkpoint of ours. Nothing in the file is ever executed.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            raw, header = _read_header(file, path, size)
+            metadata = _checked_metadata(header, path)
+            if _digest(_blanked(raw, metadata["sha256"]), _blocks(file)) != metadata["sha256"]:
+                raise _unusable(path, "was altered or damaged after it was written (its checksum does not match)")
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise _unusable(path, "does not exist") from error
+    except OSError as error:
+        raise _unusable(path, f"cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise _unusable(path, f"is no valid safetensors file ({error})") from error
+    return tensors, json.loads(metadata["config"])
+
+
+# --- writing ---
+
+
+def _header(tensors: dict[str, Tensor], config: dict[str, Any]) -> tuple[bytes, list[Tensor]]:
+    """The header with a blank checksum, padded to 8 bytes, and the tensors in the order in which their bytes follow."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"tensor {name!r} is {tensor.dtype}, which a checkpoint cannot hold")
+    # widest first, as the library does, so that every tensor is aligned in the file
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    entries: dict[str, Any] = {
+        "__metadata__": {"format": FORMAT, "version": str(VERSION), "sha256": _NO_SUM, "config": json.dumps(config)}
+    }
+    offset = 0
+    for name in names:
+        end = offset + tensors[name].numel() * tensors[name].element_size()
+        entries[name] = {
+            "dtype": _DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    return text + b" " * (-len(text) % 8), [tensors[name] for name in names]
+
+
+def _write(file: BinaryIO, header: bytes, tensors: list[Tensor]) -> None:
+    prefix = len(header).to_bytes(8, "little")
+    file.write(prefix + header)
+    digest = hashlib.sha256(prefix + header)
+    for tensor in tensors:
+        data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        for start in range(0, len(data), _BLOCK):
+            digest.update(data[start : start + _BLOCK])
+            file.write(data[start : start + _BLOCK])
+    file.seek(len(prefix) + header.index(_NO_SUM.encode()))
+    file.write(digest.hexdigest().encode())
+
+
+def _keep_as_previous(target: Path) -> None:
+    previous = previous_path(target)
+    link = target.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(target, link)  # a second name: `target` itself never disappears
+        os.replace(link, previous)
+    except OSError:
+        os.replace(target, previous)  # no hard links on this file system: for an instant only the previous one is there
+    finally:
+        link.unlink(missing_ok=True)
+
+
+def _remove_orphans(target: Path) -> None:
+    """Removes temporary files of processes that were killed while they wrote; they can be large."""
+    for name in (target.name, previous_path(target).name):
+        for orphan in target.parent.glob(f".{_escaped(name)}.*.tmp"):
+            pid = orphan.name.split(".")[-2]
+            if pid.isdigit() and not _is_running(int(pid)):
+                orphan.unlink(missing_ok=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- reading ---
+
+
+def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[bytes, dict[str, Any]]:
+    """The file's first bytes, up to where the data starts, and the parsed header; the file's length is checked."""
+    if size == 0:
+        raise _unusable(path, "is empty")
+    prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if size < 8 or length < 2 or length > _LONGEST_HEADER:
+        raise _unusable(path, "is no safetensors file, or its start is damaged")
+    if length > size - 8:
+        raise _unusable(path, f"is no safetensors file, or is truncated ({size} bytes are not even its header)")
+    raw = prefix + file.read(length)
+    try:
+        header = json.loads(raw[8:])
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max([0, *map(int, ends)])
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise _unusable(path, "is no safetensors file, or its header is damaged") from error
+    if size != expected:
+        what = "is truncated" if size < expected else "has extra bytes at its end"
+        raise _unusable(path, f"{what}: {size} bytes where its header says {expected}")
+    return raw, header
+
+
+def _checked_metadata(header: dict[str, Any], path: Path) -> dict[str, str]:
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise _unusable(path, "is a safetensors file, but no checkpoint of nerf")
+    if metadata.get("version") != str(VERSION):
+        raise UserError(
+            f"the checkpoint {path} has format version {metadata.get('version')}, and this nerf reads version {VERSION}: "
+            "use the version of nerf that wrote it, or train again"
+        )
+    if not all(isinstance(metadata.get(key), str) for key in ("sha256", "config")) or len(metadata["sha256"]) != 64:
+        raise _unusable(path, "lacks its checksum or config")
+    return metadata
+
+
+def _blanked(raw: bytes, checksum: str) -> bytes:
+    return raw.replace(checksum.encode(), _NO_SUM.encode(), 1)
+
+
+def _blocks(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(_BLOCK):
+        yield block
+
+
+def _digest(start: bytes, blocks: Iterator[bytes]) -> str:
+    digest = hashlib.sha256(start)
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _unusable(path: Path, what: str) -> UserError:
+    previous = previous_path(path)
+    if previous.is_file() and not path.stem.endswith(".previous"):
+        advice = f"the one before it is still there: use {previous}"
+    else:
+        advice = "check the path, or train again"
+    return UserError(f"the checkpoint {path} {what}; {advice}")

@@ -125,7 +125,8 @@ def read_header(path: Path) -> Picture:
     try:
         with Image.open(path) as im:
             width, height = im.size
-            orientation = int(im.getexif().get(0x0112, 1))
+            # a PNG without EXIF up front would be decoded whole by getexif
+            orientation = int(im.getexif().get(0x0112, 1)) if im.format != "PNG" or "exif" in im.info else 1
             mode, transparent = im.mode, "transparency" in im.info
             deep = _png_16_bit_channels(path) if im.format == "PNG" else 0
     except Exception as e:
@@ -154,7 +155,7 @@ def read_pixels(picture: Picture) -> np.ndarray:
         else:
             with Image.open(path) as im:
                 if picture.dtype == np.uint8:
-                    im = im.convert(_eight_bit_mode(im.mode, "transparency" in im.info, named=True))
+                    im = im.convert(_eight_bit_mode(im.mode, "transparency" in im.info))
                 pixels = np.asarray(im).astype(picture.dtype, copy=False)
     except UserError:
         raise
@@ -175,15 +176,13 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.3, tag 0x011
 }
 
 
-def _eight_bit_mode(mode: str, transparent: bool, named: bool = False) -> str:
-    """The letters of the channels a Pillow mode is read as; with named=True Pillow's own name for that mode."""
+def _eight_bit_mode(mode: str, transparent: bool) -> str:
+    """The Pillow mode, one letter a channel, that an image of another mode is read as."""
     if mode in ("L", "1"):
-        letters = "LA" if transparent else "L"
-    elif mode in ("LA", "La"):
-        letters = "LA"
-    else:
-        letters = "RGBA" if transparent or mode in ("RGBA", "RGBa", "PA") else "RGB"
-    return letters
+        return "LA" if transparent else "L"
+    if mode in ("LA", "La"):
+        return "LA"
+    return "RGBA" if transparent or mode in ("RGBA", "RGBa", "PA") else "RGB"
 
 
 def _png_16_bit_channels(path: Path) -> int:

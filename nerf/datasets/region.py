@@ -12,10 +12,11 @@ from torch import Tensor
 
 from nerf.cameras import Cameras
 from nerf.datasets.pixels import PixelStore
-from nerf.datasets.scene import Capture, Frame
-from nerf.space import Similarity
+from nerf.datasets.scene import Capture
+from nerf.space import Similarity, ndc_rays
 
-_PAD = 0.03  # of the box's longest side, on each side
+_PAD = 0.03  # of the object box's longest side, on each side
+_N_LEVELS = 5  # of an unbounded scene: out to 16 times the region of interest
 
 
 @dataclass
@@ -28,47 +29,83 @@ class Region:
     ndc: tuple[float, float] | None = None
 
 
-def choose_region(
-    capture: Capture, frames: list[Frame], cameras: Cameras, store: PixelStore, has_alpha: bool, notes: list[str]
-) -> Region:
-    """Alpha: an object in a box; a file's own statement comes first; everything else is an unbounded scene around what is looked at."""
-    if capture.space == "box" and capture.region is not None and not has_alpha:
-        return _box(capture.region, cameras)
+def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha: bool, space: str | None) -> Region:
+    """The space that was asked for, else: alpha or an object data set -> "box"; forward-facing LLFF -> "ndc"; else "unbounded"."""
+    notes = capture.notes
+    if space is None:
+        if has_alpha or capture.objects and (capture.region is not None or _plain_border(store)):
+            space = "box"
+        elif capture.depth_bounds is not None and _forward_facing(cameras):
+            space = "ndc"
+        else:
+            space = "unbounded"
+    if space == "box":
+        return _object_box(capture, cameras, store, has_alpha)
+    if space == "ndc":
+        region = _forward_region(capture, cameras)
+        if region is not None:
+            return region
+        notes.append("not forward-facing enough for NDC (some camera stands beyond the near plane), so taken as unbounded")
+    return _unbounded(capture, cameras)
+
+
+# ---- objects
+
+
+def _object_box(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha: bool) -> Region:
+    notes = capture.notes
+    s = None
     if has_alpha:
         hull = visual_hull_box(cameras, store)
-        if hull is not None:
-            low, high = hull
-            half = 0.5 * float((high - low).max()) * (1 + 2 * _PAD)
-            notes.append(f"object box from the silhouettes: {_corner(low)} to {_corner(high)} in world units")
-            return _box(Similarity.around((low + high) / 2, half), cameras)
-        notes.append("the silhouettes agree on no object, so the box comes from the cameras alone")
+        if hull is None:
+            notes.append("the silhouettes agree on no object, so they do not say where the box is")
+        else:
+            s = _around(*hull)
+            notes.append(f"object box from the silhouettes: {_text(hull[0])} to {_text(hull[1])} in world units")
+    if s is None and capture.region is not None:
+        s = capture.region
+        notes.append("object box as the files state it")
     centre, distance = look_at(cameras)
-    if has_alpha or capture.space == "box":
+    if s is None and capture.points is not None and len(capture.points) >= 100:
+        near = _robust(capture.points, centre, distance)
+        if len(near) >= 100:
+            low, high = (torch.from_numpy(np.percentile(near, q, axis=0)) for q in (1, 99))
+            s = _around(low - 0.05 * (high - low), high + 0.05 * (high - low))
+            notes.append(f"object box from the sparse points: {_text(low)} to {_text(high)} in world units")
+    if s is None:
         reach = visible_radius(cameras, centre)
-        notes.append(f"object box from the cameras: centre {_corner(centre)}, half size {reach:.3g} world units")
-        return _box(Similarity.around(centre, reach), cameras)
-    scale = 1.5 / distance
-    s = Similarity(scale, torch.eye(3, dtype=torch.float64), -scale * centre)
-    n_levels = 5
-    notes.append("unbounded scene around the point the cameras look at; cameras at about 1.5 scene units")
-    return Region(s, "unbounded", 0.05, 2.0 ** (n_levels - 1) * 2 * math.sqrt(3), n_levels)
-
-
-def _corner(p: Tensor) -> str:
-    return "(" + ", ".join(f"{v:.3g}" for v in p.tolist()) + ")"
-
-
-def _box(s: Similarity, cameras: Cameras) -> Region:
+        s = Similarity.around(centre, reach)
+        notes.append(f"object box from the cameras: centre {_text(centre)}, half size {reach:.3g} world units")
     far = float(s.apply(cameras.c2w[:, :, 3]).norm(dim=1).max()) + math.sqrt(3)
     return Region(s, "box", 0.0, far, 1)
 
 
+def _around(low: Tensor, high: Tensor) -> Similarity:
+    return Similarity.around((low + high) / 2, 0.5 * float((high - low).max()) * (1 + 2 * _PAD))
+
+
+def _text(p: Tensor) -> str:
+    return "(" + ", ".join(f"{v:.3g}" for v in p.tolist()) + ")"
+
+
+def _plain_border(store: PixelStore) -> bool:
+    """Whether nearly all pictures have one and the same colour along their edge: an object before a plain background."""
+    ids = np.unique(np.linspace(0, len(store) - 1, min(16, len(store))).round().astype(int)).tolist()
+    medians, plain = [], []
+    for i in ids:
+        image = store.image(i)
+        edge = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
+        medians.append(edge.median(dim=0).values)
+        plain.append(bool(((edge - medians[-1]).abs().amax(dim=1) < 0.03).float().mean() > 0.9))
+    spread = torch.stack(medians).std(dim=0).max() if len(ids) > 1 else torch.tensor(0.0)
+    return sum(plain) >= 0.8 * len(ids) and float(spread) < 0.03
+
+
 def look_at(cameras: Cameras) -> tuple[Tensor, float]:
-    """(point [3] closest to all optical axes in the least-squares sense, median distance of the cameras from it)."""
+    """(point [3] closest to all optical axes in the least-squares sense, median distance of the cameras from it), world."""
     origins, axes = cameras.c2w[:, :, 3], -cameras.c2w[:, :, 2]
     across = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]  # removes the part along the axis
-    # a weak pull to the mean camera settles parallel axes
-    pull = 1e-3 * torch.eye(3, dtype=torch.float64)
+    pull = 1e-3 * torch.eye(3, dtype=torch.float64)  # a weak pull to the mean camera settles parallel axes
     a = across.mean(dim=0) + pull
     b = (across @ origins[:, :, None]).mean(dim=0)[:, 0] + pull @ origins.mean(dim=0)
     centre = torch.linalg.solve(a, b)
@@ -77,28 +114,28 @@ def look_at(cameras: Cameras) -> tuple[Tensor, float]:
 
 
 def visible_radius(cameras: Cameras, centre: Tensor) -> float:
-    """Radius of the largest ball around the centre that lies within the pictures of half of the cameras."""
+    """Radius of the ball around the centre that fits into the pictures of half of the cameras."""
     half = torch.minimum(cameras.widths / cameras.fx, cameras.heights / cameras.fy) / 2
     return float(((cameras.c2w[:, :, 3] - centre).norm(dim=1) * torch.sin(torch.atan(half))).median())
 
 
 def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) -> tuple[Tensor, Tensor] | None:
-    """Bounds (low [3], high [3], world) of the points whose image lies on the silhouette in all but a few views; None if there are none.
+    """Bounds (low [3], high [3], world) of the points that fall on the silhouette in all but a few views; None if there are none.
 
     A grid is carved three times, each time within the bounds found before. Silhouettes are max-pooled to at most 200 pixels and
     grown by a cell's footprint, so that thin parts are never lost; a view whose silhouette touches the picture's edge says nothing
     about what lies outside the picture.
     """
-    ids = np.unique(np.linspace(0, len(store) - 1, min(max_views, len(store))).round().astype(int)).tolist()
     views = []
-    for i in ids:
+    for i in np.unique(np.linspace(0, len(store) - 1, min(max_views, len(store))).round().astype(int)).tolist():
         alpha = store.raw(i)[..., -1]
         step = max(1, math.ceil(max(alpha.shape) / 200))
         on = alpha > (0.1 * (np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1))
-        grid = F.max_pool2d(torch.from_numpy(on.astype(np.float32))[None, None], step, ceil_mode=True)[0, 0]
-        if bool(grid.any()):
-            edge = torch.cat([grid[0], grid[-1], grid[:, 0], grid[:, -1]])
-            views.append((cameras.subset([i]), grid, step, bool(edge.any())))
+        for axis in (0, 1):
+            on = np.logical_or.reduceat(on, np.arange(0, on.shape[axis], step), axis=axis)
+        if on.any():
+            touches = bool(on[0].any() or on[-1].any() or on[:, 0].any() or on[:, -1].any())
+            views.append((cameras.subset([i]), torch.from_numpy(on.astype(np.float32)), step, touches))
     if len(views) < 2:
         return None
     centre, distance = look_at(cameras)
@@ -110,19 +147,129 @@ def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) ->
         axes = [low[k] + (torch.arange(int(counts[k])) + 0.5) * cell for k in range(3)]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
         misses = torch.zeros(len(points), dtype=torch.int16)
-        for camera, grid, step, touches in views:
+        for camera, on, step, touches in views:
             uv, depth = camera.project(points)
-            depth = depth[0]
-            footprint = float(camera.fx[0]) * 0.87 * cell / float(depth.clamp_min(0.2 * distance).min()) / step
-            radius = min(max(1, math.ceil(footprint)), 40)
-            grown = F.max_pool2d(grid[None, None], 2 * radius + 1, 1, radius)[0, 0]
-            u, v = (uv[0] / step).floor().long().unbind(-1)
-            inside = (depth > 0) & (u >= 0) & (v >= 0) & (u < grid.shape[1]) & (v < grid.shape[0])
-            on = grown[v.clamp(0, grid.shape[0] - 1), u.clamp(0, grid.shape[1] - 1)] > 0
-            misses += ~torch.where(inside, on, torch.tensor(touches))
+            in_front = depth[0] > 0
+            nearest = max(float(depth[0].min()), 0.2 * distance)
+            grown = _grow(on, math.ceil(float(camera.fx[0]) * 0.87 * cell / nearest / step))
+            u, v = (uv[0] / step).floor().nan_to_num(-1).clamp(-1, 1e6).long().unbind(-1)
+            inside = in_front & (u >= 0) & (v >= 0) & (u < on.shape[1]) & (v < on.shape[0])
+            hit = grown[v.clamp(0, on.shape[0] - 1), u.clamp(0, on.shape[1] - 1)] > 0
+            misses += ~torch.where(inside, hit, torch.tensor(touches))
             keep = misses <= allowed
             points, misses = points[keep], misses[keep]
             if len(points) == 0:
                 return None
         low, high = points.amin(dim=0) - cell, points.amax(dim=0) + cell
     return low + cell / 2, high - cell / 2
+
+
+def _grow(on: Tensor, radius: int) -> Tensor:
+    """Max filter of a [h,w] mask with a square of the given radius."""
+    radius = min(max(radius, 1), 40)
+    rows = F.max_pool2d(on[None, None], (1, 2 * radius + 1), 1, (0, radius))
+    return F.max_pool2d(rows, (2 * radius + 1, 1), 1, (radius, 0))[0, 0]
+
+
+# ---- forward-facing captures
+
+
+def _forward_facing(cameras: Cameras) -> bool:
+    """All optical axes within 40 degrees of their mean, and the cameras side by side rather than around what they look at."""
+    axes = -cameras.c2w[:, :, 2]
+    mean = F.normalize(axes.mean(dim=0), dim=0)
+    return float((axes @ mean).min()) > math.cos(math.radians(40))
+
+
+def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
+    """Average pose at the origin looking along -z, the near plane (3/4 of the nearest depth) at z = -1; None if cameras are beyond it."""
+    nearest = _nearest_depth(capture, cameras)
+    if nearest is None:
+        nearest = 0.5 * look_at(cameras)[1]
+    back = F.normalize(cameras.c2w[:, :, 2].mean(dim=0), dim=0)
+    right = F.normalize(torch.linalg.cross(cameras.c2w[:, :, 1].mean(dim=0), back), dim=0)
+    rotation = torch.stack([right, torch.linalg.cross(back, right), back])
+    scale = 1.0 / (0.75 * nearest)
+    s = Similarity(scale, rotation, -scale * (rotation @ cameras.c2w[:, :, 3].mean(dim=0)))
+    if float(s.apply(cameras.c2w[:, :, 3])[:, 2].min()) < -0.9:
+        return None
+    reach = torch.zeros(2, dtype=torch.float64)  # largest |x|, |y| of any picture between the near plane and infinity
+    for i in range(len(cameras)):
+        h, w = float(cameras.heights[i]), float(cameras.widths[i])
+        along = torch.linspace(0, 1, 9, dtype=torch.float64)
+        rows = torch.cat([along * 0, along * 0 + h, along * h, along * h]) - 0.5
+        cols = torch.cat([along * w, along * w, along * 0, along * 0 + w]) - 0.5
+        start, direction, _, t_far = ndc_rays(*cameras.rays(torch.full((36,), i), rows, cols, s), (1.0, 1.0))
+        ends = torch.stack([start, start + direction * t_far[:, None]])[:, t_far > 0, :2]
+        if ends.numel():
+            reach = torch.maximum(reach, ends.abs().amax(dim=(0, 1)).double())
+    ndc = (1.0 / max(float(reach[0]), 1e-6), 1.0 / max(float(reach[1]), 1e-6))
+    capture.notes.append(f"forward-facing: normalised device coordinates, near plane at {0.75 * nearest:.3g} world units")
+    return Region(s, "ndc", 0.0, 2 * math.sqrt(3), 1, ndc)
+
+
+def _nearest_depth(capture: Capture, cameras: Cameras) -> float | None:
+    """z-depth of the nearest content over all cameras, world units: stated by the files, else from sparse points that are in view."""
+    if capture.depth_bounds is not None:
+        near = capture.depth_bounds[:, 0]
+        near = near[np.isfinite(near) & (near > 0)]
+        return float(near.min()) if len(near) else None
+    if capture.points is None or len(capture.points) < 100:
+        return None
+    step = max(1, len(capture.points) // 5000)
+    points = torch.from_numpy(np.ascontiguousarray(capture.points[::step], dtype=np.float64))
+    nearest = []
+    for i in range(0, len(cameras), max(1, len(cameras) // 100)):
+        uv, depth = cameras.subset([i]).project(points)
+        size = torch.stack([cameras.widths[i], cameras.heights[i]])
+        seen = depth[0][(depth[0] > 0) & ((uv[0] > 0) & (uv[0] < size)).all(dim=1)]
+        if len(seen) >= 20:
+            nearest.append(float(seen.quantile(0.01)))
+    return float(np.percentile(nearest, 5)) if nearest else None
+
+
+# ---- unbounded captures
+
+
+def _robust(points: np.ndarray, centre: Tensor, distance: float) -> np.ndarray:
+    """The sparse points nearer to the centre than the cameras are."""
+    return points[np.linalg.norm(points - centre.numpy(), axis=1) < distance]
+
+
+def _unbounded(capture: Capture, cameras: Cameras) -> Region:
+    """What all cameras look at fills [-1,1]^3 and they stand 1 to 2 units from its middle; cameras that look outwards share that cube."""
+    notes, origins = capture.notes, cameras.c2w[:, :, 3]
+    centre, distance = look_at(cameras)
+    uv, depth = cameras.project(centre[None])
+    size = torch.stack([cameras.widths, cameras.heights], dim=1)
+    inward = float(((depth[:, 0] > 0) & ((uv[:, 0] > 0) & (uv[:, 0] < size)).all(dim=1)).double().mean()) > 0.5
+    if capture.region is not None:
+        s = capture.region
+        notes.append("unbounded scene; scale and offset as the file states them")
+    elif inward:
+        half = visible_radius(cameras, centre)
+        if capture.points is not None:
+            near = _robust(capture.points, centre, distance)
+            if len(near) >= 100:
+                half = float(np.percentile(np.abs(near - centre.numpy()).max(axis=1), 95))
+        s = Similarity.around(centre, min(max(half, distance / 2), distance))
+        notes.append(
+            f"unbounded scene around what the cameras look at: centre {_text(centre)}, half size {1 / s.scale:.3g} world units, "
+            f"cameras at {distance * s.scale:.2f} times that"
+        )
+    else:
+        low, high = origins.amin(dim=0), origins.amax(dim=0)
+        half = max(0.5 * float((high - low).max()), 1e-9)
+        s = Similarity.around((low + high) / 2, half)
+        notes.append(f"unbounded scene around the cameras, which look at nothing in common: half size {half:.3g} world units")
+    reach = capture.extent * s.scale  # what the files declare relevant
+    if capture.points is not None and len(capture.points) >= 100:
+        x = s.apply(torch.from_numpy(np.ascontiguousarray(capture.points, dtype=np.float64)))
+        reach = max(reach, float(np.percentile(x.abs().amax(dim=1).numpy(), 99)))
+    n_levels = min(max(_N_LEVELS, math.ceil(math.log2(max(reach, 1.0))) + 1), 8)
+    if capture.extent:
+        notes.append(f"aabb_scale asks for {reach:.3g} scene units; the field reaches {2 ** (n_levels - 1)}, so nothing is cut")
+    nearest = _nearest_depth(capture, cameras)
+    default = 0.1 * distance * s.scale if inward else 0.05
+    near = default if nearest is None else 0.5 * nearest * s.scale
+    return Region(s, "unbounded", min(max(near, 0.01), 0.5), 2.0 ** (n_levels - 1) * 2 * math.sqrt(3), n_levels)

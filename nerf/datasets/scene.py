@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,13 +80,12 @@ class Capture:
     notes: list[str]
     points: np.ndarray | None = None  # [m,3] world
     region: Similarity | None = None  # scene_from_world as stated by the files
-    space: str | None = None  # stated or implied by the files
+    extent: float = 0.0  # half size of the cube that the files declare relevant, world units
+    objects: bool = False  # the kind of data set is made for single objects
     depth_bounds: np.ndarray | None = None  # [n frames,2] nearest and farthest z-depth seen, world units
-    extent: float = 0.0  # half size of the cube around the region's centre that the files declare relevant, world units
-    splits: dict[str, list[int]] = field(default_factory=dict)
 
 
-def assemble(capture: Capture, downscale: int, holdout: int | None) -> Scene:
+def assemble(capture: Capture, downscale: int, holdout: int | None, space: str | None = None) -> Scene:
     """Check poses, lenses and images, decode, split, and choose the scene frame."""
     from nerf.datasets.region import choose_region
 
@@ -143,7 +142,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None) -> Scene:
     names = [f.name for f in frames]
     splits = _split(frames, names, holdout, notes)
     points = None if capture.points is None else torch.from_numpy(np.ascontiguousarray(capture.points, np.float32))
-    region = choose_region(capture, frames, cameras, store, has_alpha, notes)
+    region = choose_region(capture, cameras, store, has_alpha, space)
     return Scene(
         pixels=store,
         cameras=cameras,

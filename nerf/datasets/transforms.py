@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.datasets.pixels import IMAGE_SUFFIXES
@@ -16,27 +17,87 @@ from nerf.errors import UserError
 from nerf.space import Similarity
 
 _SPLITS = ("train", "val", "test")
+_CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
 
 
 def read_blender(folder: Path) -> Capture:
     """transforms_train.json with, where they are there, transforms_val.json and transforms_test.json."""
     frames: list[Frame] = []
-    notes: list[str] = []
     for split in _SPLITS:
         file = folder / f"transforms_{split}.json"
         if file.is_file():
-            frames += _frames(file, read_json(file), split, notes)
+            frames += _frames(file, read_json(file), split)
     if not any(f.split == "train" for f in frames):
-        raise UserError(f"{folder}: transforms_train.json is missing or empty, so there is nothing to train on")
-    return Capture("blender", folder, frames, notes, space="box")
+        raise UserError(f"{folder}: transforms_train.json names no frame, so there is nothing to train on")
+    return Capture("blender", folder, frames, [], objects=True)
 
 
 def read_transforms(file: Path) -> Capture:
     """transforms.json as instant-ngp or nerfstudio write it."""
     data = read_json(file)
-    notes: list[str] = []
-    frames = _frames(file, data, None, notes)
-    return Capture("transforms.json", file.parent, frames, notes)
+    frames = _frames(file, data, None)
+    capture = Capture("transforms", file.parent, frames, [])
+    _apply_lists(capture, data, file)
+    _apply_region(capture, data, file)
+    if "applied_transform" in data or "applied_scale" in data:
+        capture.notes.append(
+            f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): they are used as "
+            "they stand, and meshes and cameras are written in that same frame"
+        )
+    if isinstance(data.get("ply_file_path"), str):
+        _apply_points(capture, file.parent / data["ply_file_path"])
+    return capture
+
+
+def _apply_lists(capture: Capture, data: dict[str, Any], file: Path) -> None:
+    """nerfstudio's train_filenames, val_filenames, test_filenames: frames in none of the lists are left out."""
+    lists = {split: data[f"{split}_filenames"] for split in _SPLITS if f"{split}_filenames" in data}
+    if not lists:
+        return
+    split_of: dict[str, str] = {}
+    for split, names in lists.items():
+        if not isinstance(names, list):
+            raise UserError(f"{file}: {split}_filenames must be a list of file paths")
+        split_of.update({_tidy(str(name)): split for name in names})
+    unknown = sorted(split_of.keys() - {f.name for f in capture.frames})
+    if unknown:
+        raise UserError(f"{file}: its lists name {unknown[0]!r} ({len(unknown)} such), which is no frame's file_path")
+    for frame in capture.frames:
+        frame.split = split_of.get(frame.name)
+    unlisted = [f.name for f in capture.frames if f.split is None]
+    if unlisted:
+        capture.notes.append(f"left out {len(unlisted)} frames that are in none of the file's lists, the first {unlisted[0]}")
+    capture.frames = [f for f in capture.frames if f.split is not None]
+
+
+def _apply_region(capture: Capture, data: dict[str, Any], file: Path) -> None:
+    """instant-ngp: x_ngp = x * scale + offset puts the region of interest into [0,1]^3, and aabb_scale says how far beyond to look."""
+    if not any(key in data for key in ("aabb_scale", "scale", "offset")):
+        return
+    try:
+        scale, aabb = float(data.get("scale", 0.33)), float(data.get("aabb_scale", 1))
+        offset = np.broadcast_to(np.array(data.get("offset", 0.5), dtype=np.float64), (3,))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{file}: scale, offset and aabb_scale must be numbers (offset: three of them)") from e
+    if not (scale > 0 and aabb > 0 and math.isfinite(scale * aabb) and np.isfinite(offset).all()):
+        raise UserError(f"{file}: scale {scale:g}, offset {offset.tolist()} and aabb_scale {aabb:g} must be finite and above zero")
+    capture.extent = 0.5 * aabb / scale
+    if "scale" in data or "offset" in data or data.get("aabb_scale") == 1:
+        capture.region = Similarity.around(torch.from_numpy((0.5 - offset) / scale), 0.5 / scale)
+    capture.objects = data.get("aabb_scale") == 1
+
+
+def _apply_points(capture: Capture, path: Path) -> None:
+    """nerfstudio's sparse point cloud, in the frame of the poses."""
+    import trimesh
+
+    try:
+        points = np.asarray(trimesh.load(path, process=False).vertices, dtype=np.float64).reshape(-1, 3)
+    except Exception as e:
+        capture.notes.append(f"its point cloud {path.name} was not read ({type(e).__name__})")
+        return
+    capture.points = points[np.isfinite(points).all(axis=1)]
+    capture.notes.append(f"{len(capture.points)} sparse points from {path.name}")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -51,7 +112,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return data
 
 
-def _frames(file: Path, data: dict[str, Any], split: str | None, notes: list[str]) -> list[Frame]:
+def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
     if "frames" not in data:
         raise UserError(f"{file}: the key 'frames' is missing")
     if not isinstance(data["frames"], list) or not all(isinstance(f, dict) for f in data["frames"]):
@@ -91,6 +152,8 @@ def _image_path(file: Path, name: str, where: str) -> Path:
         candidate = path.with_name(path.name + suffix)
         if candidate.is_file():
             return candidate
+    if not path.resolve().is_relative_to(file.parent.resolve()):
+        raise UserError(f"{where}: the path leads out of {file.parent} and names no image: correct it")
     if path.is_file():
         raise UserError(f"{where}: this is no image (expected a name ending in {', '.join(IMAGE_SUFFIXES)})")
     return path.with_name(path.name + ".png")
@@ -100,17 +163,20 @@ def _lens(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -
     """Intrinsics of one frame; a frame's own values come before the file's."""
 
     def number(key: str, default: float = math.nan) -> float:
-        value = entry.get(key, data.get(key, default))
-        try:
-            return default if value is None else float(value)
-        except (ValueError, TypeError) as e:
-            raise UserError(f"{where}: {key} is {value!r}, expected a number") from e
+        value = entry.get(key, data.get(key))
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{where}: {key} is {value!r}, expected a finite number")
+        return float(value)
 
     if all(math.isnan(number(k)) for k in ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")):
-        raise UserError(f"{file}: no focal length: expected fl_x or camera_angle_x in the file or in frame {where}")
+        raise UserError(f"{file}: no focal length: expected fl_x or camera_angle_x in the file or in the frame ({where})")
     k = tuple(number(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
     kind = str(entry.get("camera_model", data.get("camera_model", "")))
-    fisheye = "FISHEYE" in kind.upper() or bool(entry.get("is_fisheye", data.get("is_fisheye", False)))
+    if kind.upper() not in _CAMERA_MODELS:
+        raise UserError(f"{where}: camera_model {kind} is not supported (known: {', '.join(_CAMERA_MODELS[1:])})")
+    fisheye = kind.upper() == "OPENCV_FISHEYE" or bool(entry.get("is_fisheye", data.get("is_fisheye", False)))
     model = FISHEYE if fisheye else OPENCV if any(k) else PERSPECTIVE
     w, h = number("w", 0), number("h", 0)
     fx, fy = number("fl_x"), number("fl_y")

@@ -612,7 +612,7 @@ def corner_normals(vertices: Array, faces: NDArray, crease: float = 0.75) -> Arr
 
 
 class World:
-    """The solid in a ray caster; the light of the sky, the same from everywhere, is baked into a lattice on each face."""
+    """The solid in a ray caster; the sky light, the same from everywhere, is baked into a lattice on each face."""
 
     def __init__(self) -> None:
         self.vertices, self.faces, self.paint, self.paints = build()
@@ -766,7 +766,7 @@ def camera_angle() -> float:
 
 
 def cameras(n: int, phase: float) -> Array:
-    """Camera-to-world matrices [n,4,4] (OpenGL) on a spiral over the sphere, 25 degrees below the horizon to 80 above."""
+    """Camera-to-world [n,4,4] (OpenGL) on a spiral over the sphere, 25 degrees below the horizon to 80 above."""
     k = (np.arange(n) + 0.5) / n
     z = math.sin(math.radians(-25)) + (math.sin(math.radians(80)) - math.sin(math.radians(-25))) * k
     a = 2 * math.pi * (np.arange(n) * (math.sqrt(5) - 1) / 2 + phase)

@@ -1,4 +1,4 @@
-"""The bundled scene is what it claims: counts, sizes, alpha, true cameras, a solid mesh with holes, not easily copied."""
+"""The bundled scene is what it claims: counts, sizes, alpha, true cameras, a solid mesh with holes, nothing to copy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One safetensors file that survives crashes: config JSON and a SHA-256 in its metadata, no pickle.
 
-The checksum is that of the whole file, taken with its own 64 characters as zeros, so it covers names, shapes, config and
-data alike. The file is written here tensor by tensor (the format is a length, a JSON header and the bytes), because the
-library's writer copies everything first and a checkpoint is the largest thing in memory; the library reads it back.
+The checksum is that of the whole file, taken with its own 64 characters as zeros, so it covers names, shapes, config
+and data alike. The file is written here tensor by tensor (the format is a length, a JSON header and the bytes), because
+the library's writer copies everything first and a checkpoint is the largest thing in memory; the library reads it back.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def previous_path(path: str | Path) -> Path:
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Writes `tensors` (any shape, any device) and the JSON-able `config` to `path`, so that no crash loses a good file.
+    """Writes `tensors` (any shape, any device) and the JSON-able `config` to `path`; no crash loses a good file.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder; what was at `path` becomes `previous_path(path)`.
-    At every moment one of the two is complete and on disk. Raises UserError when the disk is full or the folder cannot be
-    written; then the old files are untouched and the temporary one is gone. Raises TypeError for what JSON or safetensors
-    cannot hold.
+    Temporary file in the same folder, fsync, rename, fsync of the folder; what was at `path` becomes
+    `previous_path(path)`. At every moment one of the two is complete and on disk. Raises UserError when the disk is
+    full or the folder cannot be written; then the old files are untouched and the temporary one is gone. Raises
+    TypeError for what JSON or safetensors cannot hold.
     """
     target = Path(os.path.realpath(path))  # a link stays a link
     header, ordered = _header(tensors, config)
@@ -74,7 +74,9 @@ def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
     except OSError as error:
-        kept = f"the last good checkpoint is untouched: {target}" if target.is_file() else "no checkpoint was there before"
+        kept = "no checkpoint was there before"
+        if target.is_file():
+            kept = f"the last good checkpoint is untouched: {target}"
         raise UserError(
             f"cannot write the checkpoint {path}: {error.strerror or error}; {kept}. "
             "Free some space there, or choose another output folder"
@@ -84,8 +86,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `save` wrote: (tensors on the CPU, config), after checking format, version and checksum.
 
-    Raises UserError, naming the file and what to do, when it is missing, truncated, altered, of an unknown version, or no
-    checkpoint of ours. Nothing in the file is ever executed.
+    Raises UserError, naming the file and what to do, when it is missing, truncated, altered, of an unknown version, or
+    no checkpoint of ours. Nothing in the file is ever executed.
     """
     path = Path(path)
     try:
@@ -136,7 +138,7 @@ def _write(file: BinaryIO, header: bytes, tensors: list[Tensor]) -> None:
     file.write(prefix + header)
     digest = hashlib.sha256(prefix + header)
     for tensor in tensors:
-        data = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(data), _BLOCK):
             digest.update(data[start : start + _BLOCK])
             file.write(data[start : start + _BLOCK])
@@ -220,8 +222,8 @@ def _checked_metadata(header: dict[str, Any], path: Path) -> dict[str, str]:
         raise _unusable(path, "is a safetensors file, but no checkpoint of nerf")
     if metadata.get("version") != str(VERSION):
         raise UserError(
-            f"the checkpoint {path} has format version {metadata.get('version')}, and this nerf reads version {VERSION}: "
-            "use the version of nerf that wrote it, or train again"
+            f"the checkpoint {path} has format version {metadata.get('version')}, and this nerf reads version {VERSION}"
+            ": use the version of nerf that wrote it, or train again"
         )
     if not all(isinstance(metadata.get(key), str) for key in ("sha256", "config")) or len(metadata["sha256"]) != 64:
         raise _unusable(path, "lacks its checksum or config")

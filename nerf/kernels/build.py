@@ -52,7 +52,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"neon": ("-march=armv8-a",)},
 }
 
-NO_COMPILER = "no C++ compiler found, so the CPU kernels were not built: nerf will run its slow reference kernels"
+NOT_BUILT = "the CPU kernels were not built, and nerf will run its slow reference kernels"
 
 
 @dataclasses.dataclass
@@ -71,7 +71,8 @@ class Report:
         if self.reason:
             return self.reason
         line = f"CPU kernels: built {', '.join(self.built) or 'nothing'}"
-        line += f" with {shlex.join(self.compiler or [])}{'' if self.openmp else ' (no OpenMP)'} in {self.seconds:.1f} s"
+        line += f" with {shlex.join(self.compiler or [])}{'' if self.openmp else ' (no OpenMP)'}"
+        line += f" in {self.seconds:.1f} s"
         if self.failed:
             line += f"; failed: {', '.join(self.failed)}"
         return line
@@ -149,7 +150,8 @@ def _for_zig(flags: tuple[str, ...], machine: str) -> list[str]:
 def _has_openmp(compiler: list[str], folder: Path) -> bool:
     probe = folder / "openmp.cpp"
     probe.write_text("#include <omp.h>\nextern \"C\" int threads() { return omp_get_max_threads(); }\n")
-    return _run([*compiler, "-shared", "-fPIC", "-fopenmp", str(probe), "-o", str(folder / "openmp.so")]).returncode == 0
+    library = folder / "openmp.so"
+    return _run([*compiler, "-shared", "-fPIC", "-fopenmp", str(probe), "-o", str(library)]).returncode == 0
 
 
 def build(
@@ -159,33 +161,33 @@ def build(
     force: bool = True,
     extra_flags: tuple[str, ...] = (),
 ) -> Report:
-    """Compiles `sources`/cpu.cpp once per instruction set into `output` and reports; never raises for a compiler's failure.
+    """Compiles `sources`/cpu.cpp once per instruction set into `output`; a compiler's failure is reported, not raised.
 
-    A variant that fails leaves the others standing. Libraries are written beside their place and renamed into it, so a
-    process that has the old one mapped keeps running. `force=False` keeps a library that already holds the current hash.
+    A variant that fails leaves the others standing. Libraries are written beside their place and renamed into it, so
+    that a process that has the old one mapped keeps running. `force=False` keeps what already holds the current hash.
     """
     started = time.perf_counter()
     report = Report()
     main = sources / "cpu.cpp"
     if os.environ.get("NERF_NO_NATIVE", "") not in ("", "0"):
-        report.reason = "NERF_NO_NATIVE is set, so the CPU kernels were not built: nerf will run its slow reference kernels"
+        report.reason = f"NERF_NO_NATIVE is set: {NOT_BUILT}"
         return report
     if not main.is_file():
         report.reason = f"no CPU kernel sources at {main}: nothing was built"
         return report
     if sys.platform == "win32":
-        report.reason = "the CPU kernels are not built on Windows: nerf will run its slow reference kernels"
+        report.reason = f"Windows is not supported yet: {NOT_BUILT}"
         return report
     compiler = find_compiler()
     if compiler is None:
-        report.reason = NO_COMPILER
+        report.reason = f"no C++ compiler found: {NOT_BUILT}"
         if os.environ.get("CXX", "").strip():
             report.reason += f" (CXX is set to {os.environ['CXX']!r}, which does not run)"
         return report
     report.compiler = compiler
     machine = target_machine(compiler)
     if machine not in VARIANTS:
-        report.reason = f"no CPU kernels for {machine} yet: nerf will run its slow reference kernels"
+        report.reason = f"there are no CPU kernels for {machine} yet: {NOT_BUILT}"
         return report
 
     current = source_hash(sources)

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Makes .venv if needed, installs nerf with what the tests need, and runs them: bash scripts/test.sh [arguments of pytest]
+# PYTHON, TORCH_SPEC and PIP_EXTRA_INDEX: see scripts/environment.sh
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment "dev,colmap,exr"
+cd "$ROOT"
+exec "$VENV_PYTHON" -m pytest "$@"

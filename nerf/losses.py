@@ -13,7 +13,7 @@ def mse(colors: Tensor, targets: Tensor) -> Tensor:
 
 
 def huber(colors: Tensor, targets: Tensor, delta: float = 0.1) -> Tensor:
-    """Mean of `d^2/2` where `|d| <= delta`, else `delta*(|d| - delta/2)`: a square near zero, a slope of `delta` beyond.
+    """Mean of `d^2/2` where `|d| <= delta`, else `delta*(|d| - delta/2)`: a parabola, then a line of slope `delta`.
 
     Source: Huber 1964; delta 0.1 is instant-ngp's.
     """

@@ -875,6 +875,18 @@ def test_render_stops_as_composite_does() -> None:
         torch.testing.assert_close(out[key], expected[key], **F64)
     grads = [torch.autograd.grad(o["colors"].square().sum(), params.table)[0] for o in (out, expected)]
     torch.testing.assert_close(grads[0], grads[1], **F64)
+    assert out["evaluated"] == len(mids)
+    assert out["kept"] == (expected["weights"] > 0).sum()
+
+    # Thin samples taken out are as samples without density; half of them are thinner than the median.
+    sigmas, rgbs = (value.detach() for value in fields)
+    alphas = 1 - torch.exp(-sigmas * (samples.t_ends.double() - samples.t_starts.double()))
+    thin = alphas.median().item() + 1e-9
+    out = reference.render_rays(*args, **kwargs, stop_threshold=threshold, alpha_threshold=thin)
+    expected = reference.composite(samples, torch.where(alphas < thin, 0.0, sigmas), rgbs, n, threshold)
+    for key in expected:
+        torch.testing.assert_close(out[key], expected[key], **F64)
+    assert out["kept"] < len(mids) / 2
 
 
 def test_render_without_samples() -> None:

@@ -769,18 +769,20 @@ def render_rays(
     cone_angle: float = 0.0,
     max_step: float = math.inf,
     stop_threshold: float = 0.0,
-) -> dict[str, Tensor]:
+    alpha_threshold: float = 0.0,
+) -> dict:
     """March, evaluate the field, composite: the staged path, whose numbers the fused kernels must give.
 
     Args:
-        rays_o, rays_d: [n, 3], scene frame; viewdirs: [n, 3] unit, what the colour network sees (differs from rays_d
-        in NDC).
-        t_near, t_far, jitter, occupied, step_size, cone_angle, max_step: see `march`; marched in float32 whatever the
-        dtype.
+        rays_o, rays_d: [n, 3], scene frame; viewdirs: [n, 3] unit, what the colour network sees (in NDC not rays_d).
+        t_near, t_far, jitter, occupied, step_size, cone_angle, max_step: see `march`; marched in float32 in any dtype.
         params, config: see `radiance_field`; stop_threshold: see `composite`.
+        alpha_threshold: samples with `alpha < alpha_threshold` are taken out first, as if their density were zero: they
+            have no weight and no gradient, and hide nothing behind them.
     Returns:
-        the dictionary of `composite`. Differentiable in rays_o, rays_d, viewdirs, table and weights; t values are
-        constants.
+        the dictionary of `composite`, with weights and trans [s] of all samples marched, and two numbers of samples:
+        "evaluated" (density) and "kept" (colour and gradient). Differentiable in rays_o, rays_d, viewdirs, table and
+        weights; t values are constants.
     """
     _check("viewdirs", viewdirs, (rays_o.shape[0], 3))
     o, d, near, far, start = (x.detach().to(torch.float32) for x in (rays_o, rays_d, t_near, t_far, jitter))
@@ -790,14 +792,18 @@ def render_rays(
     n_rays, n_samples = rays_o.shape[0], ray.shape[0]
 
     kept = None
-    if stop_threshold > 0 and n_samples:
-        # Hidden samples contribute nothing, so find them by density alone and spare their colours and gradients.
+    if (stop_threshold > 0 or alpha_threshold > 0) and n_samples:
+        # Samples that contribute nothing are found by density alone, and spared their colours and gradients.
         with torch.no_grad():
             positions = rays_o.index_select(0, ray) + mids * rays_d.index_select(0, ray)
-            depth = radiance_density(positions, params, config) * (samples.t_ends - samples.t_starts).to(dtype)
+            depth = radiance_density(positions, params, config) * (
+                samples.t_ends.to(dtype) - samples.t_starts.to(dtype)
+            )
+            is_seen = -torch.expm1(-depth) >= alpha_threshold
+            depth = torch.where(is_seen, depth, torch.zeros_like(depth))
             longest = int(samples.packed_info[:, 1].max())
             all_trans = torch.exp(-_sums_before(depth, _places(samples.packed_info, ray), longest))
-            kept = (all_trans >= stop_threshold).nonzero().squeeze(1)
+            kept = (is_seen & (all_trans >= stop_threshold)).nonzero().squeeze(1)
             counts = torch.bincount(ray[kept], minlength=n_rays)
             samples = Samples(
                 samples.t_starts[kept],
@@ -809,7 +815,8 @@ def render_rays(
 
     positions = rays_o.index_select(0, ray) + mids * rays_d.index_select(0, ray)
     sigmas, rgbs = radiance_field(positions, viewdirs.index_select(0, ray), params, config)
-    out = composite(samples, sigmas, rgbs, n_rays)
+    out: dict = composite(samples, sigmas, rgbs, n_rays)
+    out["evaluated"], out["kept"] = n_samples, ray.shape[0]
     if kept is not None:
         out["weights"] = out["weights"].new_zeros(n_samples).index_copy(0, kept, out["weights"])
         out["trans"] = all_trans.index_copy(0, kept, out["trans"])

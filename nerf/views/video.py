@@ -52,8 +52,6 @@ class RenderArgs:
 
 def main(args: RenderArgs) -> None:
     """`nerf render`: prints one line for each file or folder written."""
-    from nerf.model import Model
-
     check_modes(args.modes)
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise UserError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
@@ -62,6 +60,8 @@ def main(args: RenderArgs) -> None:
     planned_outputs(out, args.modes, args.overwrite)
     if args.save_path is not None and args.save_path.exists() and not args.overwrite:
         raise UserError(f"{args.save_path} exists; choose another name or give --overwrite")
+    from nerf.model import Model
+
     if args.path.lower().endswith(".json"):  # read before the model: a mistake shows at once
         path = load_path(Path(args.path), args.width, args.height)
         model = Model.load(checkpoint)
@@ -152,7 +152,8 @@ def render_path(
     out: NAME.mp4 (H.264, yuv420p, even sizes: an odd last row or column is cut) or a folder of 00000.png ...; with
     several modes NAME.mp4 is colour and the others NAME_depth.mp4 ..., or a folder for each.
     color: over the model's background. depth: distance along the ray to the median of its weights, near light, far
-    dark, between the 2nd and 98th percentile over the whole path; rays that hit nothing are dark. opacity: 0 black, 1 white. normal: world axes (x, y, z) as (r, g, b), 0.5 + 0.5 n, fading to white with opacity.
+    dark, between the 2nd and 98th percentile over the whole path; rays that hit nothing are dark. opacity: 0 black, 1
+    white. normal: world axes (x, y, z) as (r, g, b), 0.5 + 0.5 n, fading to white with opacity.
     A file appears under its name only when it is complete. Raises UserError.
     """
     check_modes(modes)

@@ -1,0 +1,5 @@
+"""`python -m nerf` is the command `nerf`."""
+
+from nerf.cli import main
+
+main()

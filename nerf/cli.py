@@ -1,0 +1,104 @@
+"""The command `nerf`: finds the verb, imports what it needs and nothing else, and turns mistakes into one sentence.
+
+Each verb's arguments are a dataclass beside the function that does the work. The overview below is written by hand, so
+that `nerf --help` imports neither torch nor tyro.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from nerf import __version__
+from nerf.errors import UserError
+
+# verb -> (module, dataclass of its arguments, function that takes one, what it does)
+VERBS = {
+    "reconstruct": (
+        "nerf.reconstruct",
+        "ReconstructArgs",
+        "main_reconstruct",
+        "photos in; model, numbers, video, mesh, report out",
+    ),
+    "train": ("nerf.reconstruct", "TrainArgs", "main_train", "train a model on posed photos"),
+    "eval": ("nerf.evaluate", "EvalArgs", "main", "measure a model on views that were held out"),
+    "render": ("nerf.views.video", "RenderArgs", "main", "render new views to a video or to pictures"),
+    "mesh": ("nerf.meshing", "MeshArgs", "main", "extract a mesh in the frame of the photos"),
+    "doctor": ("nerf.doctor", "DoctorArgs", "main", "say what this machine has and what is missing"),
+}
+
+_HELP = """\
+usage: nerf VERB ... | nerf VERB --help | nerf --version
+
+Posed photos in; a radiance field, new views and a mesh out, on the machine that is there.
+
+{verbs}
+
+Begin with:
+  nerf reconstruct DATA -o OUT     all of it; open OUT/report.html at the end
+  nerf doctor                      what is there, what is missing, what to do
+DATA is a folder of photos with poses: Blender or nerfstudio transforms.json, COLMAP, LLFF or NeuS.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the command; exits with 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line and return its exit status."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview(), end="")
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version", "version"):
+        print(f"nerf {__version__}")
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        print(f"nerf: {unknown_verb(verb)}", file=sys.stderr)
+        return 2
+    module_name, args_name, function_name, _ = VERBS[verb]
+    try:
+        import tyro
+
+        module = import_module(module_name)
+        args = tyro.cli(
+            getattr(module, args_name), args=argv[1:], prog=f"nerf {verb}", config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        getattr(module, function_name)(args)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"nerf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = "; the same command with --resume continues" if verb in ("train", "reconstruct") else ""
+        print(f"\nnerf: stopped by Ctrl-C{again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `nerf ... | head`: nobody reads on
+        sys.stderr.close()
+        return 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "nerf":
+            raise
+        print(f"nerf: the package {error.name} is missing: pip install {error.name}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def overview() -> str:
+    """What `nerf --help` prints."""
+    return _HELP.format(verbs="\n".join(f"  {verb:<13}{what}" for verb, (_, _, _, what) in VERBS.items()))
+
+
+def unknown_verb(verb: str) -> str:
+    """One sentence: what was typed, what was probably meant, what there is."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(verb.lower(), VERBS, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
+    return f"there is no verb {verb!r}; {hint} (nerf --help lists them)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Measure a model on views of a scene: numbers with their whole protocol as JSON, and pictures; `nerf eval`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from nerf.doctor import machine
+from nerf.errors import UserError, note
+from nerf.metrics import colour_correct, psnr, ssim
+from nerf.views.pictures import error_map, panels, resized, to_display, write_png
+from nerf.views.progress import progress
+
+if TYPE_CHECKING:
+    from nerf.datasets import Scene
+    from nerf.model import Model
+
+ERROR_HIGH = 0.2  # of the error maps' scale, the same for every picture so that they can be compared
+_SHEET_LONGEST = 1080  # pixels of one panel in a side-by-side picture
+
+
+@dataclass
+class EvalArgs:
+    """Measure a trained model: PSNR and SSIM for each view and their means, JSON, side-by-side pictures, error maps."""
+
+    model: tyro.conf.Positional[Path]
+    """the folder that `nerf train` or `nerf reconstruct` wrote, or a checkpoint file in it"""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """folder to write to (default: eval in the model's folder)"""
+    data: Path | None = None
+    """the scene (default: the one that the model was trained on)"""
+    split: str = "test"
+    """test, val or train"""
+    overwrite: bool = False
+    """replace an earlier evaluation"""
+
+
+def main(args: EvalArgs) -> None:
+    """`nerf eval`: prints the means and where everything lies."""
+    from nerf.runs import scene_of_run
+    from nerf.views.video import make_folder, model_files
+
+    folder, checkpoint = model_files(args.model)
+    out = args.out if args.out is not None else folder / "eval"
+    if (out / "eval.json").exists() and not args.overwrite:
+        raise UserError(f"{out} holds an evaluation already; choose another folder with -o or give --overwrite")
+    make_folder(out)
+    from nerf.model import Model
+
+    model = Model.load(checkpoint)
+    scene = scene_of_run(folder, model.meta, args.data)
+    print(summary(evaluate(model, scene, args.split, out)))
+    print(out / "eval.json")
+
+
+def evaluate(
+    model: Model,
+    scene: Scene,
+    split: str = "test",
+    out: Path | None = None,
+    max_views: int | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Render every view of a split and compare; returns what eval.json holds.
+
+    {"psnr", "ssim", "psnr_colour_corrected": means over the views; "views": a list with these and name, index, size of
+    each; "protocol": all that must stand beside the numbers}. Truth with alpha is composited over the model's
+    background; both pictures are compared in the colour space of the files, clipped to [0, 1], at the scene's
+    resolution; where the scene has masks, only their pixels count. A number that does not exist (SSIM of a view under
+    11 pixels) is None.
+    out: folder for eval.json, NAME.png (truth | render | error) and renders/NAME.png; None writes nothing.
+    max_views: at most so many, evenly spread; the protocol says so.
+    Raises UserError for a split that is unknown or empty.
+    """
+    ids = _views_of(scene, split)
+    n_in_split = len(ids)
+    if max_views is not None and n_in_split > max_views:
+        ids = [ids[round(k * (n_in_split - 1) / max(1, max_views - 1))] for k in range(max_views)]
+        note(f"evaluating {len(ids)} of the {n_in_split} {split} views, evenly spread")
+    if out is not None:
+        (out / "renders").mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    views: list[dict[str, Any]] = []
+    render_seconds = 0.0
+    for i in progress(ids, f"evaluating {split} views", show_progress):
+        before = time.perf_counter()
+        view = model.render_image(scene.cameras, i)
+        seconds = time.perf_counter() - before
+        render_seconds += seconds
+        rendered = torch.from_numpy(np.ascontiguousarray(view["color"], dtype=np.float32))
+        truth, mask = truth_of(scene, i, model.background), mask_of(scene, i)
+        numbers = compare(rendered, truth, mask)
+        h, w = truth.shape[:2]
+        views.append({"name": scene.names[i], "index": i, "width": w, "height": h, **numbers, "seconds": seconds})
+        if out is not None:
+            _write_pictures(out, i, scene.names[i], truth.numpy(), rendered.numpy(), numbers, model.linear)
+    result: dict[str, Any] = {
+        name: _mean([view[name] for view in views]) for name in ("psnr", "ssim", "psnr_colour_corrected")
+    }
+    result["n_views"] = len(views)
+    result["seconds"] = time.perf_counter() - started
+    result["render_seconds_per_view"] = render_seconds / len(views)
+    result["protocol"] = protocol(model, scene, split, views, n_in_split)
+    result["views"] = views
+    if out is not None:
+        write_json(out / "eval.json", result)
+    return result
+
+
+def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, float | None]:
+    """psnr, ssim and psnr_colour_corrected of one view; rendered, truth [h,w,3] floats, mask [h,w] bool or None."""
+    small = min(truth.shape[:2]) < 11
+    return {
+        "psnr": _finite(psnr(rendered, truth, mask)),
+        "ssim": None if small else _finite(ssim(rendered, truth, mask)),
+        "psnr_colour_corrected": _finite(psnr(colour_correct(rendered, truth, mask=mask), truth, mask)),
+    }
+
+
+def truth_of(scene: Scene, i: int, background: Tensor) -> Tensor:
+    """Image i as [h,w,3] float32 in its file's colour space: grey repeated, alpha composited over background [3]."""
+    pixels = torch.as_tensor(scene.pixels.image(i)).float()
+    n_channels = pixels.shape[-1]
+    colors = pixels[..., :3] if n_channels >= 3 else pixels[..., :1].expand(-1, -1, 3)
+    if n_channels in (2, 4):
+        alpha = pixels[..., -1:]
+        colors = colors * alpha + background.detach().cpu().float() * (1 - alpha)
+    return colors.contiguous()
+
+
+def mask_of(scene: Scene, i: int) -> Tensor | None:
+    """[h,w] bool, True where the pixel counts; None where the scene has no masks."""
+    return None if scene.masks is None else torch.as_tensor(scene.masks.image(i))[..., 0] > 0.5
+
+
+def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]], n_in_split: int) -> dict[str, Any]:
+    """Everything that must stand beside a number for it to mean something; JSON-able."""
+    sizes = sorted({(view["width"], view["height"]) for view in views})
+    scaling = [line for line in scene.notes if "down-scaled" in line]
+    background = ", ".join(f"{float(c):g}" for c in model.background)
+    background = {"1, 1, 1": "white", "0, 0, 0": "black"}.get(background, f"colour ({background})")
+    return {
+        "data": Path(scene.path).name,
+        "format": scene.source,
+        "split": split,
+        "held_out": split != "train",
+        "n_views": len(views),
+        "n_views_in_split": n_in_split,
+        "n_train_views": len(scene.splits["train"]),
+        "resolution": [f"{w}x{h}" for w, h in sizes],
+        "down_scaling": scaling[0] if scaling else "none",
+        "background": background if scene.has_alpha else "of the photos (no alpha)",
+        "colour_space": "linear light, as in the files" if scene.linear else "sRGB values as in the files",
+        "masks": "only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
+        "psnr": "of a view -10 log10(mean squared error over its pixels, both clipped to [0, 1]); mean over views",
+        "ssim": "Wang et al. 2004, 11x11 Gaussian of 1.5 px, data range 1, mean of the channels; mean over views",
+        "psnr_colour_corrected": "after a least-squares quadratic fit of each view's colours to the truth",
+        "training": {key: model.meta[key] for key in ("steps", "seconds", "minutes", "seed") if key in model.meta},
+        "machine": machine(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The means in one line."""
+    about = result["protocol"]
+    kind = "held-out views" if about["held_out"] else "views that were TRAINED on"
+    return (
+        f"PSNR {_shown(result['psnr'], 2)} dB, SSIM {_shown(result['ssim'], 4)}, colour-corrected PSNR "
+        f"{_shown(result['psnr_colour_corrected'], 2)} dB: mean over {result['n_views']} {kind} ({about['split']})"
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: a temporary file beside it, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def picture_name(i: int, name: str) -> str:
+    """A file name for view i that is unique, sorts as the views do, and keeps the photo's name readable."""
+    return f"{i:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', Path(name).stem)[:60]}.png"
+
+
+def _write_pictures(
+    out: Path, i: int, name: str, truth: np.ndarray, rendered: np.ndarray, numbers: dict[str, Any], linear: bool
+) -> None:
+    render = to_display(rendered, linear)
+    write_png(out / "renders" / picture_name(i, name), render)
+    three = [to_display(truth, linear), render, error_map(rendered, truth, ERROR_HIGH)]
+    caption = f"render  {_shown(numbers['psnr'], 2)} dB"
+    labels = [f"truth  {Path(name).name[-40:]}", caption, "mean absolute error"]
+    sheet = panels([resized(p, _SHEET_LONGEST) for p in three], labels, ("error", "0", f"{ERROR_HIGH:g} and more"))
+    write_png(out / picture_name(i, name), sheet)
+
+
+def _views_of(scene: Scene, split: str) -> list[int]:
+    if split not in scene.splits:
+        raise UserError(f"--split {split}: this scene has {', '.join(scene.splits)}")
+    ids = [int(i) for i in scene.splits[split]]
+    if not ids:
+        there = ", ".join(f"{name} ({len(which)})" for name, which in scene.splits.items() if len(which))
+        raise UserError(f"--split {split}: no view is held out in it; there are {there}")
+    return ids
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,167 @@
+"""`nerf train` and `nerf reconstruct`: posed photos to a model, and on to numbers, a video, a mesh and a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from nerf.errors import UserError, note
+from nerf.runs import Run, clear_run, load_for_training, open_run, write_run
+
+if TYPE_CHECKING:
+    from nerf.datasets import Scene
+    from nerf.model import Model
+
+DEFAULT_MINUTES = 5.0
+VIDEO_LONGEST = 640  # pixels; of the turntable in the report
+VIDEO_FRAMES = 96
+VIDEO_FPS = 24.0
+TRAIN_VIEWS_SHOWN = 8  # measured where none are held out
+
+Backend = Literal["auto", "cpu", "reference"]
+
+
+@dataclass
+class TrainArgs:
+    """Train a radiance field on posed photos."""
+
+    data: tyro.conf.Positional[Path]
+    """folder with the photos and their poses"""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """folder to write to"""
+    minutes: float | None = None
+    """time to train; it settles the number of steps from the speed of the first ones (5 unless --steps is given)"""
+    steps: int | None = None
+    """number of steps, instead of a time"""
+    resume: bool = False
+    """continue the run in the output folder, exactly as if it had not stopped"""
+    overwrite: bool = False
+    """discard the run in the output folder"""
+    downscale: int = 1
+    """average blocks of so many pixels squared"""
+    holdout: int | None = None
+    """hold out every K-th image for measuring, 0: none (default: the files' split, else every 8th from 30 images up)"""
+    kind: str | None = None
+    """read the folder as this format, where it could be several: blender, transforms, colmap, llff, neus"""
+    backend: Backend = "auto"
+    """auto takes the fastest that is there; cpu insists on the native library; reference is slow plain torch"""
+    seed: int = 0
+    """of the random numbers: the same seed gives the same model"""
+
+
+@dataclass
+class ReconstructArgs(TrainArgs):
+    """Photos in; a model, its measured quality, a video, a mesh and a report out."""
+
+    resolution: int = 512
+    """of the mesh: cells along the longest side of the scene"""
+
+
+def main_train(args: TrainArgs) -> None:
+    """`nerf train`: prints where the checkpoint lies."""
+    _, scene = train_run(args)
+    print(args.out / "checkpoint.safetensors")
+    held = len(scene.splits.get("test", ()))
+    note(f"next: nerf eval {args.out}" if held else f"next: nerf render {args.out}")
+
+
+def main_reconstruct(args: ReconstructArgs) -> None:
+    """`nerf reconstruct`: prints the numbers and where everything lies; a stage that fails does not stop the next."""
+    if args.resolution < 16:
+        raise UserError(f"--resolution must be at least 16, got {args.resolution}")
+    started = time.perf_counter()
+    model, scene = train_run(args)
+    failures = finish(model, scene, args.out, args.resolution)
+    for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "report.html"):
+        if (args.out / name).exists():
+            print(args.out / name)
+    note(f"done in {time.perf_counter() - started:.0f} s: open {args.out / 'report.html'}")
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def train_run(args: TrainArgs) -> tuple[Model, Scene]:
+    """Check the arguments, load the scene and train in args.out."""
+    if args.minutes is not None and args.steps is not None:
+        raise UserError("--minutes and --steps are two ways to say how long: give one of them")
+    if args.minutes is not None and not 0 < args.minutes < 1e6:
+        raise UserError(f"--minutes must be above 0, got {args.minutes:g}")
+    if args.steps is not None and args.steps < 1:
+        raise UserError(f"--steps must be at least 1, got {args.steps}")
+    if args.downscale < 1:
+        raise UserError(f"--downscale must be a whole number from 1 up, got {args.downscale}")
+    if args.holdout is not None and (args.holdout < 0 or args.holdout == 1):
+        raise UserError(f"--holdout must be 0 (none) or 2 and more (every so-many-th), got {args.holdout}")
+    if not args.data.exists():
+        raise UserError(f"{args.data}: there is no such folder")
+    run = Run(str(args.data.resolve()), args.downscale, args.kind, args.holdout)
+    open_run(args.out, run, args.resume, args.overwrite)
+
+    from nerf import kernels
+    from nerf.training import TrainConfig, train
+
+    if args.backend != "auto":
+        kernels.use(args.backend)
+    scene = load_for_training(run)
+    if args.overwrite:  # only now: the scene could be loaded
+        clear_run(args.out)
+    write_run(args.out, run)
+    minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
+    config = TrainConfig(steps=args.steps, minutes=minutes, seed=args.seed)
+    return train(scene, config, args.out, resume=args.resume, progress=True), scene
+
+
+def finish(model: Model, scene: Scene, out: Path, resolution: int = 512) -> list[str]:
+    """All after training: eval/, video.mp4, mesh.glb, report.html in `out`; returns a sentence for each that failed."""
+    from nerf.evaluate import evaluate, summary
+    from nerf.views.report import write_report
+
+    def measure() -> None:
+        held_out = len(scene.splits.get("test", ())) > 0
+        split, limit = ("test", None) if held_out else ("train", TRAIN_VIEWS_SHOWN)
+        print(summary(evaluate(model, scene, split, out / "eval", max_views=limit)))
+
+    stages: dict[str, Callable[[], object]] = {
+        "evaluation": measure,
+        "video": lambda: turntable(model, out / "video.mp4"),
+        "mesh": lambda: make_mesh(model, out / "mesh.glb", resolution),
+        "report": lambda: write_report(out, scene.notes),
+    }
+    failures = []
+    for name, stage in stages.items():
+        try:
+            stage()
+        except UserError as error:  # a machine without ffmpeg should still get its mesh
+            failures.append(f"{name}: {error}")
+            note(failures[-1])
+    return failures
+
+
+def turntable(model: Model, out: Path) -> None:
+    """A short video around the scene (a spiral for forward-facing ones), at most 640 pixels on its longest side."""
+    from nerf.views.paths import make_path
+    from nerf.views.video import render_path
+
+    cameras = model.cameras
+    w, h = int(cameras.widths.median()), int(cameras.heights.median())
+    scale = min(1.0, VIDEO_LONGEST / max(w, h))
+    path = make_path(
+        "auto",
+        cameras,
+        model.scene_from_world,
+        model.space,
+        VIDEO_FRAMES,
+        VIDEO_FPS,
+        max(2, round(w * scale)),
+        max(2, round(h * scale)),
+    )
+    render_path(model, path, out, overwrite=True)
+
+
+def make_mesh(model: Model, out: Path, resolution: int) -> None:
+    raise UserError("not there yet")

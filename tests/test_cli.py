@@ -1,0 +1,237 @@
+"""The command as a user meets it: help without torch, exit codes, one sentence for a mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fakes import FakeModel
+
+from nerf import cli
+from nerf.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def nerf(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "nerf", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=120,
+    )
+
+
+def test_help_and_import_leave_torch_alone() -> None:
+    code = (
+        "import sys, nerf, nerf.cli; nerf.cli.run(['--help']); nerf.cli.run(['--version']); nerf.cli.run(['trian']);"
+        "sys.exit(bool({'torch', 'numpy', 'tyro'} & set(sys.modules)))"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 0.5 * 4  # half a second, on a machine that may be busy
+    for verb in cli.VERBS:
+        assert f"  {verb} ".encode() in done.stdout
+
+
+def test_no_verb_shows_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 2 and cli.run(["-h"]) == 0
+    assert capsys.readouterr().out.count("usage: nerf") == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [("trian", "did you mean train?"), ("Render", "did you mean render?"), ("xyzzy", "the verbs are")],
+)
+def test_unknown_verbs_are_one_sentence(typed: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([typed]) == 2
+    text = capsys.readouterr().err
+    assert words in text and text.count("\n") == 1
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    from nerf import __version__
+
+    assert cli.run(["--version"]) == 0 and capsys.readouterr().out == f"nerf {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run([verb, "--help"])
+    assert caught.value.code == 0 and f"nerf {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "words"),
+    [
+        (UserError("the sky is green"), 2, "nerf: the sky is green\n"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (ModuleNotFoundError("No module named 'rich'", name="rich"), 2, "pip install rich"),
+    ],
+)
+def test_what_is_raised_becomes_an_exit_code(
+    raised: BaseException, status: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("nerf.doctor.main", main)
+    assert cli.run(["doctor"]) == status
+    text = capsys.readouterr().err
+    assert words in text and "Traceback" not in text
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("nerf.doctor.main", main)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["doctor"])
+
+
+# ---- bad input, with the exit codes of the process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reconstruct", "missing", "-o", "out"], "missing: there is no such folder"),
+        (["train", "missing", "-o", "out"], "missing: there is no such folder"),
+        (["train", ".", "-o", "out", "--steps", "3", "--minutes", "1"], "give one of them"),
+        (["eval", "missing"], "there is no such folder"),
+        (["eval", "."], "holds no checkpoint.safetensors"),
+        (["render", "."], "holds no checkpoint.safetensors"),
+        (["render", "missing", "--modes", "colour"], "expected one or more of color"),
+        (["train"], "Missing"),
+        (["train", ".", "-o", "out", "--backend", "gpu"], "--backend"),
+        (["doctor", "--verbose"], "--verbose"),
+    ],
+)
+def test_mistakes_exit_with_2_and_no_traceback(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = nerf(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    for out in ("file", "file/deeper", "/proc/nerf-out"):
+        done = nerf("train", "data", "-o", out, "--steps", "1", cwd=tmp_path)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert out in done.stderr
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("nerf.model")
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"this is not a checkpoint")
+    for verb in ("eval", "render", "mesh"):
+        done = nerf(verb, ".", cwd=tmp_path)
+        assert done.returncode == 2 and "checkpoint.safetensors" in done.stderr and "Traceback" not in done.stderr
+
+
+# ---- verbs on the analytic model
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that "holds" the analytic model."""
+    module = SimpleNamespace(Model=SimpleNamespace(load=lambda path: FakeModel()))
+    monkeypatch.setitem(sys.modules, "nerf.model", module)  # type: ignore[misc]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "checkpoint.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_render_verb(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--width", "32", "--frames", "3"]
+    assert (
+        cli.run(["render", str(trained), "--path", "interpolate", *size, "--save-path", str(tmp_path / "p.json")]) == 0
+    )
+    assert (
+        capsys.readouterr().out.strip() == str(trained / "render.mp4") and (trained / "render.mp4").stat().st_size > 0
+    )
+    out = ["-o", str(tmp_path / "pictures"), "--modes", "color", "normal"]
+    assert cli.run(["render", str(trained), "--path", str(tmp_path / "p.json"), *out]) == 0
+    assert len(list((tmp_path / "pictures" / "normal").glob("*.png"))) == 3
+    capsys.readouterr()
+    for arguments, words in (
+        ([*size], "exists"),
+        ([*size, "--path", "loop", "-o", str(tmp_path / "b.mp4")], "orbit, interpolate, spiral"),
+        ([*size, "--path", "nothing.json", "-o", str(tmp_path / "b.mp4")], "no such camera-path file"),
+        ([*size, "-o", str(tmp_path / "b.webm")], ".webm"),
+        ([*size, "--fps", "0", "-o", str(tmp_path / "b.mp4")], "--fps"),
+    ):
+        assert cli.run(["render", str(trained), *arguments]) == 2
+        text = capsys.readouterr().err
+        assert words in text and text.count("\n") == 1
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_eval_verb(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fakes import fake_scene
+
+    monkeypatch.setattr("nerf.datasets.load", lambda *a, **k: fake_scene(FakeModel()))
+    assert (
+        cli.run(["eval", str(trained)]) == 2 and "--data" in capsys.readouterr().err
+    )  # it does not say of which scene
+    assert cli.run(["eval", str(trained), "--data", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "PSNR" in printed and json.loads((trained / "eval" / "eval.json").read_text())["n_views"] == 2
+    assert cli.run(["eval", str(trained), "--data", str(tmp_path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert cli.run(["eval", str(trained), "--data", str(tmp_path), "--overwrite", "--split", "val"]) == 2
+
+
+# ---- doctor
+
+
+def test_doctor_tells_and_exits_with_0() -> None:
+    done = nerf("doctor")
+    assert done.returncode == 0, done.stderr
+    for word in ("torch", "cpu", "reference", "cuda", "tinycudann", "pycolmap", "OpenEXR", "ffmpeg", "memory", "disk"):
+        assert word in done.stdout
+    done = nerf("doctor", "--json")
+    found = json.loads(done.stdout)
+    assert found["torch"]["threads"] >= 1 and found["cpu"]["cores"] >= 1
+    for part in found["backends"].values():
+        assert isinstance(part["ok"], bool) and part["says"] and "\n" not in part["says"]
+
+
+def test_doctor_survives_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nerf import doctor
+
+    monkeypatch.setitem(sys.modules, "torch", None)  # import torch now raises ImportError
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setattr(doctor, "_version_of", lambda name: None)
+    found = doctor.examine()
+    assert not found["torch"]["ok"] and not found["backends"]["cpu"]["ok"] and not found["extras"]["ffmpeg"]["ok"]
+    assert "pip install" in doctor.as_text(found)
+
+
+def test_doctor_says_why_there_is_no_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nerf import doctor
+
+    missing = {"backend": "reference", "variant": None, "reason": "no compiler was found when this was installed"}
+    monkeypatch.setattr("nerf.kernels.describe", lambda: missing)
+    part = doctor.examine()["backends"]["cpu"]
+    assert not part["ok"] and "no compiler was found" in part["says"] and "reinstall" in part["says"]

@@ -1,0 +1,119 @@
+"""Evaluation on an analytic model: numbers, protocol, pictures, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeModel, FakePixels, FakeScene, fake_scene
+from PIL import Image
+
+from nerf.errors import UserError
+from nerf.evaluate import compare, evaluate, mask_of, picture_name, summary, truth_of
+
+
+@pytest.fixture
+def scene() -> FakeScene:
+    return fake_scene(FakeModel(), n=8, size=40, noise=0.02)
+
+
+def test_numbers_are_means_over_the_split(scene: FakeScene) -> None:
+    result = evaluate(FakeModel(), scene, "test", show_progress=False)
+    assert [view["index"] for view in result["views"]] == [0, 4]
+    # Noise of 0.02 on the sphere only, which fills about a quarter of the view; a little less where it was clipped.
+    assert 34 < result["psnr"] < 45
+    for name in ("psnr", "ssim", "psnr_colour_corrected"):
+        assert result[name] == pytest.approx(np.mean([view[name] for view in result["views"]]))
+    assert all(view["psnr_colour_corrected"] >= view["psnr"] for view in result["views"])
+    assert "held-out views (test)" in summary(result)
+
+
+def test_training_views_are_called_by_their_name(scene: FakeScene) -> None:
+    result = evaluate(FakeModel(), scene, "train", max_views=3, show_progress=False)
+    assert result["n_views"] == 3 and result["protocol"]["n_views_in_split"] == 6
+    assert [view["index"] for view in result["views"]] == [1, 3, 7]  # first, middle, last of 1 2 3 5 6 7
+    assert result["protocol"]["held_out"] is False and "TRAINED on" in summary(result)
+
+
+def test_the_file_holds_the_whole_protocol(scene: FakeScene, tmp_path: Path) -> None:
+    scene.notes.append("images down-scaled by 2 (area average)")
+    evaluate(FakeModel(), scene, "test", tmp_path, show_progress=False)
+    about = json.loads((tmp_path / "eval.json").read_text())["protocol"]
+    assert about["background"] == "white" and about["split"] == "test" and about["resolution"] == ["40x40"]
+    assert about["colour_space"].startswith("sRGB") and "by 2" in about["down_scaling"]
+    assert about["n_views"] == 2 and about["n_train_views"] == 6 and about["training"]["steps"] == 10
+    assert about["machine"]["cores"] >= 1 and about["machine"]["cpu"] and about["machine"]["torch"]
+
+
+def test_pictures_are_written_and_right(scene: FakeScene, tmp_path: Path) -> None:
+    model = FakeModel()
+    evaluate(model, scene, "test", tmp_path, show_progress=False)
+    render = np.asarray(Image.open(tmp_path / "renders" / picture_name(4, "view_004.png")))
+    assert np.abs(render / 255 - model.render_image(scene.cameras, 4)["color"]).max() < 0.51 / 255
+    sheet = Image.open(tmp_path / picture_name(4, "view_004.png"))
+    assert sheet.width > 3 * 40 and sheet.height > 40
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["0000_view_000.png", "0004_view_004.png", "eval.json", "renders"]
+
+
+def test_names_of_pictures_are_safe_and_unique() -> None:
+    assert picture_name(3, "../../a b/ä:ö.jpg") == "0003__.png" or "/" not in picture_name(3, "../../a b/ä:ö.jpg")
+    assert picture_name(1, "left/0001.jpg") != picture_name(2, "right/0001.jpg")
+
+
+def test_alpha_and_grey_are_composited_over_the_background() -> None:
+    red = torch.tensor([1.0, 0.0, 0.0])
+    grey_alpha = np.array([[[0.5, 1.0], [0.5, 0.0], [0.5, 0.5]]], dtype=np.float32)
+    scene = fake_scene(FakeModel(), n=4)
+    scene.pixels = FakePixels([grey_alpha, grey_alpha[..., :1]])
+    want = [[0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [0.75, 0.25, 0.25]]
+    torch.testing.assert_close(truth_of(scene, 0, red)[0], torch.tensor(want))
+    assert (truth_of(scene, 1, red) == 0.5).all() and truth_of(scene, 1, red).shape == (1, 3, 3)
+
+
+def test_masked_pixels_do_not_count(scene: FakeScene) -> None:
+    used = np.ones((40, 40, 1), dtype=np.float32)
+    used[:, 20:] = 0
+    scene.masks = FakePixels([used] * 8)
+    broken = [image.copy() for image in scene.pixels.images]
+    for image in broken:
+        image[:, 20:] = 0
+    scene.pixels = FakePixels(broken)
+    result = evaluate(FakeModel(), scene, "test", show_progress=False)
+    assert result["psnr"] > 34 and "masks" in result["protocol"]["masks"]
+    assert mask_of(scene, 0).sum() == 40 * 20
+
+
+def test_numbers_that_do_not_exist_are_none() -> None:
+    numbers = compare(torch.zeros(5, 5, 3), torch.zeros(5, 5, 3))
+    assert numbers == {"psnr": None, "ssim": None, "psnr_colour_corrected": None}  # infinite; too small; infinite
+    json.dumps(numbers, allow_nan=False)
+
+
+@pytest.mark.parametrize(("split", "words"), [("val", "no view is held out in it"), ("tset", "train, val, test")])
+def test_splits_without_views_are_refused(scene: FakeScene, split: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        evaluate(FakeModel(), scene, split, show_progress=False)
+
+
+def test_linear_light_is_compared_linearly_and_shown_as_srgb(tmp_path: Path) -> None:
+    model = FakeModel(linear=True)
+    scene = fake_scene(model, n=4, noise=0.0)
+    scene.linear = True
+    scene.pixels = FakePixels([image * np.float32(0.5) for image in scene.pixels.images])
+    for image in scene.pixels.images:
+        image[..., 3] = 1
+    result = evaluate(model, scene, "test", tmp_path, show_progress=False)
+    rendered = model.render_image(scene.cameras, 0)["color"]
+    truth = truth_of(scene, 0, model.background).numpy()
+    assert result["views"][0]["psnr"] == pytest.approx(
+        -10 * math.log10(float(np.mean((rendered - truth) ** 2))), abs=1e-4
+    )
+    shown = np.asarray(Image.open(tmp_path / "renders" / "0000_view_000.png"))
+    middle = float(rendered[16, 16, 0])
+    assert abs(shown[16, 16, 0] / 255 - (1.055 * middle ** (1 / 2.4) - 0.055)) < 0.01
+    assert result["protocol"]["colour_space"].startswith("linear")

@@ -1,0 +1,330 @@
+"""The folder of a run, the verbs train and reconstruct with training replaced, and the report."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeModel, FakeScene, fake_scene
+
+from nerf import runs
+from nerf.errors import UserError
+from nerf.evaluate import evaluate
+from nerf.reconstruct import ReconstructArgs, TrainArgs, finish, main_reconstruct, main_train, train_run, turntable
+from nerf.runs import Run, clear_run, open_run, read_run, write_run
+from nerf.views import report
+from nerf.views.report import curve_points, curve_svg, nice_ticks, write_report
+
+
+class Training:
+    """What tests put in place of nerf.training: writes the files of a run and gives the analytic model."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.TrainConfig = types.SimpleNamespace
+
+    def train(self, scene: Any, config: Any, out: Path, resume: bool = False, progress: bool = True) -> FakeModel:
+        self.calls.append({"config": config, "resume": resume, "n_train": len(scene.splits["train"])})
+        (out / "checkpoint.safetensors").write_bytes(b"a model")
+        curve = [{"step": k, "seconds": 0.5 * k, "psnr": 10 + 3 * np.log2(1 + k)} for k in range(40)]
+        (out / "training.json").write_text(json.dumps({"curve": curve, "steps": 40, "seconds": 20.0}))
+        return FakeModel()
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    fake = Training()
+    monkeypatch.setitem(sys.modules, "nerf.training", fake)  # type: ignore[arg-type]
+    return fake
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that "loads" as the fake scene of 8 views; every 8th held out unless asked otherwise."""
+
+    def load(path: str, downscale: int = 1, kind: str | None = None, holdout: int | None = None) -> FakeScene:
+        if not (Path(path) / "photos").exists():
+            raise UserError(f"{path}: nothing known in it")
+        scene = fake_scene(FakeModel(), n=8, size=24)
+        ids = torch.arange(8)
+        every = 8 if holdout is None else holdout
+        test = ids[ids % every == 0] if every else ids[:0]
+        scene.splits = {"train": ids[~torch.isin(ids, test)], "val": ids[:0], "test": test}
+        scene.notes.append("held out for testing: some")
+        return scene
+
+    monkeypatch.setattr("nerf.datasets.load", load)
+    folder = tmp_path / "data"
+    (folder / "photos").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nerf.reconstruct.VIDEO_FRAMES", 4)
+
+
+# ---- the folder of a run
+
+
+def test_a_new_run_may_write_to_a_new_or_empty_folder(tmp_path: Path) -> None:
+    open_run(tmp_path / "a" / "b", Run("x"), resume=False, overwrite=False)
+    open_run(tmp_path / "a" / "b", Run("x"), resume=False, overwrite=False)
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_another_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
+    write_run(tmp_path, Run("x"))
+    (tmp_path / "mesh.glb").write_bytes(b"precious")
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="another run.*--resume.*--overwrite"):
+        open_run(tmp_path, Run("x"), resume=False, overwrite=False)
+    open_run(tmp_path, Run("x"), resume=False, overwrite=True)
+    assert (tmp_path / "mesh.glb").exists()  # only cleared once the new scene could be loaded
+    clear_run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="not empty"):
+        open_run(tmp_path, Run("x"), resume=False, overwrite=False)
+    open_run(tmp_path, Run("x"), resume=False, overwrite=True)
+    with pytest.raises(UserError, match="nothing to resume"):
+        open_run(tmp_path, Run("x"), resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("change", [{"data": "y"}, {"downscale": 2}, {"holdout": 4}])
+def test_resume_needs_the_same_scene(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_run(tmp_path, Run("x"))
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    open_run(tmp_path, Run("x"), resume=True, overwrite=False)
+    with pytest.raises(UserError, match=f"was made with {next(iter(change))}"):
+        open_run(tmp_path, Run(**{"data": "x", **change}), resume=True, overwrite=False)
+    with pytest.raises(UserError, match="one of them"):
+        open_run(tmp_path, Run("x"), resume=True, overwrite=True)
+
+
+def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
+    for text in ("{", "[1]", '{"downscale": 1}', "\x00"):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(UserError, match="run.json"):
+            read_run(tmp_path)
+
+
+def test_few_images_are_all_trained_on_unless_asked(data: Path) -> None:
+    run = Run(str(data))
+    scene = runs.load_for_training(run)
+    assert len(scene.splits["train"]) == 8 and len(scene.splits["test"]) == 0
+    assert (run.images, run.held_out_views) == (8, 0)
+    assert "none is held out" in scene.notes[-1] and not any(line.startswith("held out") for line in scene.notes)
+    run = Run(str(data), holdout=4)
+    assert len(runs.load_for_training(run).splits["test"]) == 2 and run.held_out_views == 2
+
+
+def test_the_files_own_split_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = fake_scene(FakeModel(), n=8, size=8)
+    own.splits = {"train": torch.arange(6), "val": torch.tensor([6]), "test": torch.tensor([7])}
+    monkeypatch.setattr("nerf.datasets.load", lambda *a, **k: own)
+    assert runs.load_for_training(Run("x")).splits["test"].tolist() == [7]
+
+
+def test_a_run_finds_its_scene_again(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    write_run(out, Run(str(data), holdout=2))
+    assert len(runs.scene_of_run(out, {}).splits["test"]) == 4
+    moved = data.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="--data"):
+        runs.scene_of_run(out, {})
+    assert len(runs.scene_of_run(out, {}, moved).splits["test"]) == 4
+    with pytest.raises(UserError, match="--data"):
+        runs.scene_of_run(tmp_path, {})
+    assert len(runs.scene_of_run(tmp_path, {"data": str(moved)}).splits["test"]) == 0
+
+
+# ---- the verbs
+
+
+def test_train_says_how_long(data: Path, tmp_path: Path, training: Training) -> None:
+    main_train(TrainArgs(data, tmp_path / "a"))
+    main_train(TrainArgs(data, tmp_path / "b", steps=7, seed=3))
+    main_train(TrainArgs(data, tmp_path / "b", steps=7, seed=3, resume=True))
+    first, second, third = training.calls
+    assert (first["config"].minutes, first["config"].steps) == (5.0, None)
+    assert (second["config"].minutes, second["config"].steps, second["config"].seed) == (None, 7, 3)
+    assert [call["resume"] for call in training.calls] == [False, False, True]
+    assert third["n_train"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"minutes": 1.0, "steps": 5}, "one of them"),
+        ({"minutes": 0.0}, "--minutes"),
+        ({"minutes": float("nan")}, "--minutes"),
+        ({"steps": 0}, "--steps"),
+        ({"downscale": 0}, "--downscale"),
+        ({"holdout": 1}, "--holdout"),
+        ({"holdout": -3}, "--holdout"),
+        ({"data": Path("/nowhere/at/all")}, "no such folder"),
+    ],
+)
+def test_impossible_arguments_are_named(data: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        train_run(TrainArgs(**{"data": data, "out": tmp_path / "out", **change}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_overwrite_keeps_the_old_run_until_the_scene_is_loaded(tmp_path: Path, data: Path, training: Training) -> None:
+    out = tmp_path / "out"
+    main_train(TrainArgs(data, out))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="nothing known"):
+        main_train(TrainArgs(tmp_path / "empty", out, overwrite=True))
+    assert (out / "checkpoint.safetensors").exists()
+
+
+def test_reconstruct_does_all_of_it(
+    data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nerf.reconstruct.make_mesh", lambda model, out, resolution: out.write_bytes(b"glTF"))
+    out = tmp_path / "out"
+    main_reconstruct(ReconstructArgs(data, out, steps=5))
+    printed = capsys.readouterr().out
+    for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "report.html"):
+        assert (out / name).stat().st_size > 0 and str(out / name) in printed
+    assert "PSNR" in printed and "TRAINED on" in printed
+    run = read_run(out)
+    assert run is not None and run.images == 8 and run.held_out_views == 0
+    with pytest.raises(UserError, match="another run"):
+        main_reconstruct(ReconstructArgs(data, out, steps=5))
+    main_reconstruct(ReconstructArgs(data, tmp_path / "held", steps=5, holdout=4))
+    page = (tmp_path / "held" / "report.html").read_text()
+    assert "8 images, of which 2 were held out" in page
+
+
+def test_a_stage_that_fails_does_not_stop_the_next(
+    data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise UserError("the field is empty")
+
+    monkeypatch.setattr("nerf.reconstruct.make_mesh", fails)
+    with pytest.raises(UserError, match="mesh: the field is empty"):
+        main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5))
+    assert (tmp_path / "out" / "report.html").exists() and (tmp_path / "out" / "video.mp4").exists()
+
+
+def test_the_turntable_is_at_most_640_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr("nerf.views.video.render_path", lambda model, path, out, **_: seen.append(path))
+    model = FakeModel()
+    model.cameras.widths[:], model.cameras.heights[:] = 1080, 1920
+    turntable(model, tmp_path / "video.mp4")  # type: ignore[arg-type]
+    assert (int(seen[0].cameras.widths[0]), int(seen[0].cameras.heights[0])) == (360, 640)
+
+
+# ---- the report
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects links and text."""
+
+    VOID = {"meta", "img", "br", "line", "polyline"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read_page(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    return page
+
+
+def test_the_report_shows_and_links_what_is_there(tmp_path: Path) -> None:
+    model = FakeModel()
+    scene = fake_scene(model, n=8, size=40)
+    scene.names = [f"<b>{name}" for name in scene.names]  # names of files are not to be trusted
+    Training().train(scene, None, tmp_path)
+    write_run(tmp_path, Run("/photos/a <scene> & more", images=8, held_out_views=2))
+    evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
+    turntable(model, tmp_path / "video.mp4")  # type: ignore[arg-type]
+    page = read_page(write_report(tmp_path, ["chosen for <reasons>"]))
+    assert "a <scene> & more" in page.text and "chosen for <reasons>" in page.text and "<b>view_000" in page.text
+    assert "2 were held out" in page.text and "dB PSNR" in page.text and "PSNR, dB" in page.text
+    # Whole in itself: pictures inside, and every other link is a file beside it.
+    assert sum(link.startswith("data:image/jpeg") for link in page.links) == 2
+    for link in page.links:
+        assert link.startswith("data:") or (tmp_path / link).is_file(), link
+
+
+def test_a_report_of_an_empty_folder_is_a_page(tmp_path: Path) -> None:
+    assert "Nothing was measured" in read_page(write_report(tmp_path)).text
+
+
+def test_a_damaged_training_file_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "training.json").write_text('{"curve": [')
+    read_page(write_report(tmp_path))
+    assert "training.json is left out" in capsys.readouterr().err
+
+
+def test_views_from_the_best_to_the_worst(tmp_path: Path) -> None:
+    model = FakeModel()
+    scene = fake_scene(model, n=32, size=20)
+    scene.splits["test"] = torch.arange(9)
+    result = evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
+    page = read_page(write_report(tmp_path))
+    shown = [float(x) for x in re.findall(r"png: ([0-9.]+) dB", page.text)]
+    want = sorted((view["psnr"] for view in result["views"]), reverse=True)
+    assert len(shown) == report.N_VIEWS and shown == sorted(shown, reverse=True)
+    assert shown[0] == pytest.approx(want[0], abs=0.01) and shown[-1] == pytest.approx(want[-1], abs=0.01)
+
+
+def test_ticks_enclose_with_round_numbers() -> None:
+    assert nice_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert nice_ticks(17.3, 31.9) == [15, 20, 25, 30, 35]
+    assert nice_ticks(5, 5) == [5, 6]
+
+
+def test_curve_points_survive_what_is_not_a_number() -> None:
+    entries = [{"seconds": 2, "psnr": 20}, {"seconds": 1, "psnr": None}, "x", {"seconds": 1, "psnr": float("nan")}, {}]
+    assert curve_points({"curve": entries}) == [(2.0, 20.0)]
+    svg = curve_svg([(0.0, 10.0), (1.0, 10.0)])  # flat: no division by zero
+    assert "polyline" in svg and "nan" not in svg
+    assert "minutes" in curve_svg([(0.0, 10.0), (600.0, 30.0)])
+
+
+def test_finish_needs_no_mesh_code_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nerf.reconstruct.make_mesh", lambda *_: None)
+    scene = fake_scene(FakeModel(), n=8, size=24)
+    assert finish(FakeModel(), scene, tmp_path, 64) == []  # type: ignore[arg-type]
+    assert (tmp_path / "report.html").exists()

@@ -14,22 +14,24 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
     from nerf.evaluate import evaluate
+    from nerf.meshing import extract as extract_mesh
     from nerf.model import Model
     from nerf.training import TrainConfig, train
 
-# name -> module that defines it
+# name -> where it is defined
 _WHERE = {
-    "load": "nerf.datasets",
-    "Scene": "nerf.datasets",
-    "Cameras": "nerf.cameras",
-    "TrainConfig": "nerf.training",
-    "train": "nerf.training",
-    "Model": "nerf.model",
-    "evaluate": "nerf.evaluate",
-    "UserError": "nerf.errors",
+    "load": "nerf.datasets:load",
+    "Scene": "nerf.datasets:Scene",
+    "Cameras": "nerf.cameras:Cameras",
+    "TrainConfig": "nerf.training:TrainConfig",
+    "train": "nerf.training:train",
+    "Model": "nerf.model:Model",
+    "evaluate": "nerf.evaluate:evaluate",
+    "extract_mesh": "nerf.meshing:extract",
+    "UserError": "nerf.errors:UserError",
 }
 
-__all__ = ["Cameras", "Model", "Scene", "TrainConfig", "UserError", "evaluate", "load", "train"]
+__all__ = ["Cameras", "Model", "Scene", "TrainConfig", "UserError", "evaluate", "extract_mesh", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,7 +39,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nerf' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_WHERE[name]), name)
+    module, _, attribute = _WHERE[name].partition(":")
+    value = getattr(import_module(module), attribute)
     globals()[name] = value  # the next access is a plain one
     return value
 

@@ -1,0 +1,25 @@
+"""Fixtures that every test may ask for. The marker `slow` (minutes, or much memory) is left out unless asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The bundled scene (Blender format, 60 training and 12 test views, true mesh)."""
+    return ROOT / "data" / "sample"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real scenes, beside the repository or at $NERF_SHARED_DATA; skips the test where there is none."""
+    folder = Path(os.environ.get("NERF_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"needs the real scenes at {folder}")
+    return folder

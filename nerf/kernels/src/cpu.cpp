@@ -1,0 +1,201 @@
+// The CPU library: C entry points over the loops of the headers beside it. Built once per instruction set by
+// nerf/kernels/build.py, without torch or Python headers; called through ctypes, which releases the GIL.
+#include "cpu_adam.h"
+#include "cpu_render.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT const char* nerf_source_hash() { return NERF_SOURCE_HASH; }
+EXPORT int nerf_lanes() { return LANES; }
+EXPORT int nerf_has_openmp() {
+#if defined(_OPENMP)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// ---- hash grid on its own: positions [n, D] -> features [n, L * F] ----------------------------------------------------
+
+template <int D>
+struct Columns {  // positions as one padded array per axis
+  std::vector<float> data[D];
+  const float* at[D];
+  Columns(const float* positions, long long first, int n) {
+    const int padded = (n + GRID_BLOCK - 1) / GRID_BLOCK * GRID_BLOCK;
+    for (int d = 0; d < D; ++d) {
+      data[d].assign(padded, 0.0f);
+      for (int i = 0; i < n; ++i) data[d][i] = positions[(first + i) * D + d];
+      at[d] = data[d].data();
+    }
+  }
+};
+
+static const int ENCODE_CHUNK = 1 << 14;
+
+template <int D, int F>
+static void hashgrid_forward(const float* positions, long long n, const GridLevel* levels, int n_levels, const float* table,
+                             float* out, int n_threads) {
+  const int chunks = (int)((n + ENCODE_CHUNK - 1) / ENCODE_CHUNK);
+  parallel_for(chunks, n_threads, [&](int c) {
+    const long long first = (long long)c * ENCODE_CHUNK;
+    const int count = (int)(n - first < ENCODE_CHUNK ? n - first : ENCODE_CHUNK);
+    const Columns<D> unit(positions, first, count);
+    for (int l = 0; l < n_levels; ++l)
+      encode_level<D, F, float>(unit.at, count, levels[l], table, out + (size_t)first * n_levels * F + l * F, n_levels * F);
+  });
+}
+
+template <int D, int F>
+static void hashgrid_backward(const float* positions, long long n, const GridLevel* levels, int n_levels, const float* table,
+                              const float* grad_out, float* grad_table, float* grad_positions, int n_threads) {
+  const int chunks = (int)((n + ENCODE_CHUNK - 1) / ENCODE_CHUNK), stride = n_levels * F;
+  if (grad_table)
+    parallel_for(n_levels, n_threads, [&](int task) {
+      const int l = n_levels - 1 - task;
+      for (int c = 0; c < chunks; ++c) {
+        const long long first = (long long)c * ENCODE_CHUNK;
+        const int count = (int)(n - first < ENCODE_CHUNK ? n - first : ENCODE_CHUNK);
+        const Columns<D> unit(positions, first, count);
+        scatter_level<D, F>(unit.at, count, levels[l], grad_out + (size_t)first * stride + l * F, stride, grad_table);
+      }
+    });
+  if (grad_positions)
+    parallel_for(chunks, n_threads, [&](int c) {
+      const long long first = (long long)c * ENCODE_CHUNK;
+      const int count = (int)(n - first < ENCODE_CHUNK ? n - first : ENCODE_CHUNK);
+      const Columns<D> unit(positions, first, count);
+      std::vector<float> sums[D];
+      float* to[D];
+      for (int d = 0; d < D; ++d) {
+        sums[d].assign(count + GRID_BLOCK, 0.0f);
+        to[d] = sums[d].data();
+      }
+      for (int l = 0; l < n_levels; ++l)
+        position_grad_level<D, F, float>(unit.at, count, levels[l], table, grad_out + (size_t)first * stride + l * F, stride, to);
+      for (int i = 0; i < count; ++i)
+        for (int d = 0; d < D; ++d) grad_positions[(first + i) * D + d] = sums[d][i];
+    });
+}
+
+#define FOR_GRID(CALL)                                                                                      \
+  switch (n_dims * 16 + n_features) {                                                                       \
+    case 1 * 16 + 1: CALL(1, 1); break; case 1 * 16 + 2: CALL(1, 2); break; case 1 * 16 + 4: CALL(1, 4); break; case 1 * 16 + 8: CALL(1, 8); break; \
+    case 2 * 16 + 1: CALL(2, 1); break; case 2 * 16 + 2: CALL(2, 2); break; case 2 * 16 + 4: CALL(2, 4); break; case 2 * 16 + 8: CALL(2, 8); break; \
+    case 3 * 16 + 1: CALL(3, 1); break; case 3 * 16 + 2: CALL(3, 2); break; case 3 * 16 + 4: CALL(3, 4); break; case 3 * 16 + 8: CALL(3, 8); break; \
+    case 4 * 16 + 1: CALL(4, 1); break; case 4 * 16 + 2: CALL(4, 2); break; case 4 * 16 + 4: CALL(4, 4); break; case 4 * 16 + 8: CALL(4, 8); break; \
+    default: return 1;                                                                                      \
+  }                                                                                                         \
+  return 0
+
+EXPORT int nerf_hashgrid_forward(int n_dims, int n_features, const float* positions, long long n, const GridLevel* levels,
+                                 int n_levels, const float* table, float* out, int n_threads) {
+#define CALL(D, F) hashgrid_forward<D, F>(positions, n, levels, n_levels, table, out, n_threads)
+  FOR_GRID(CALL);
+#undef CALL
+}
+EXPORT int nerf_hashgrid_backward(int n_dims, int n_features, const float* positions, long long n, const GridLevel* levels,
+                                  int n_levels, const float* table, const float* grad_out, float* grad_table,
+                                  float* grad_positions, int n_threads) {
+#define CALL(D, F) hashgrid_backward<D, F>(positions, n, levels, n_levels, table, grad_out, grad_table, grad_positions, n_threads)
+  FOR_GRID(CALL);
+#undef CALL
+}
+
+// ---- field at scene points: density, and colour when directions are given ----------------------------------------------
+
+EXPORT void nerf_field_forward(const FieldDesc* f, const float* positions, const float* directions, long long n,
+                               float* sigmas, float* rgbs, int n_threads) {
+  const FieldNets nets(*f);
+  const int chunks = (int)((n + ENCODE_CHUNK - 1) / ENCODE_CHUNK);
+  parallel_for(chunks, n_threads, [&](int c) {
+    const long long start = (long long)c * ENCODE_CHUNK;
+    const int count = (int)(n - start < ENCODE_CHUNK ? n - start : ENCODE_CHUNK), padded = count + GRID_BLOCK;
+    std::vector<float> unit[3], staged((size_t)count * nets.n_in);
+    for (auto& u : unit) u.assign(padded, 0.0f);
+    for (int i = 0; i < count; ++i) {
+      float u[3];
+      scene_to_unit(positions + (start + i) * 3, f->contracted, u);
+      for (int a = 0; a < 3; ++a) unit[a][i] = u[a];
+    }
+    const float* columns[3] = {unit[0].data(), unit[1].data(), unit[2].data()};
+    encode_field(*f, columns, count, staged.data(), count);
+    static thread_local MlpChunk density, color;
+    alignas(64) float chunk_s[CHUNK], chunk_c[CHUNK * 3];
+    for (int first = 0; first < count; first += CHUNK) {
+      const int size = count - first < CHUNK ? count - first : CHUNK;
+      gather_features(*f, staged.data(), count, first, size, density.layer[0]);
+      mlp_forward(nets.density, density);
+      const float* h = density.layer[nets.density.n_layers];
+      chunk_sigmas(h, f->density_bias, chunk_s);
+      std::memcpy(sigmas + start + first, chunk_s, sizeof(float) * size);
+      if (!directions) continue;
+      for (int s = 0; s < size; ++s) {
+        const float* d = directions + (start + first + s) * 3;
+        sh4(d[0], d[1], d[2], color.layer[0] + s * 32);
+        std::memcpy(color.layer[0] + s * 32 + 16, h + s * 16, sizeof(float) * 16);
+      }
+      mlp_forward(nets.color, color);
+      chunk_rgbs(color.layer[nets.color.n_layers], chunk_c);
+      std::memcpy(rgbs + (start + first) * 3, chunk_c, sizeof(float) * 3 * size);
+    }
+  });
+}
+
+// ---- march: count and fill are the same loop ---------------------------------------------------------------------------
+
+EXPORT void nerf_march(const RenderDesc* r, const long long* starts, long long* counts, float* t_starts, float* t_ends,
+                       long long* ray_indices) {
+  const int rays = tile_rays(r->n_rays), n_tiles = (r->n_rays + rays - 1) / rays;
+  parallel_for(n_tiles, r->n_threads, [&](int t) {
+    for (int ray = t * rays; ray < (t + 1) * rays && ray < r->n_rays; ++ray) {
+      long long n = 0;
+      if (r->t_near[ray] < r->t_far[ray]) {
+        MarchState m = march_begin(r->rays_o + 3 * ray, r->rays_d + 3 * ray, r->t_near[ray], r->t_far[ray], r->jitter[ray], r->march);
+        float t_start, t_end;
+        for (; march_next(m, r->grid, r->march, &t_start, &t_end); ++n)
+          if (t_starts) {
+            t_starts[starts[ray] + n] = t_start;
+            t_ends[starts[ray] + n] = t_end;
+            ray_indices[starts[ray] + n] = ray;
+          }
+      }
+      if (counts) counts[ray] = n;
+    }
+  });
+}
+
+EXPORT void nerf_pack_occupancy(const unsigned char* occupied, int n_levels, int resolution, u32* fine, u32* coarse) {
+  const int R = resolution, RC = R / (int)COARSE;
+  std::memset(fine, 0, sizeof(u32) * ((size_t)n_levels * R * R * R / 32));
+  std::memset(coarse, 0, sizeof(u32) * (((size_t)n_levels * RC * RC * RC + 31) / 32));
+  for (int level = 0; level < n_levels; ++level)
+    for (int z = 0; z < R; ++z)
+      for (int y = 0; y < R; ++y) {
+        const size_t row = (((size_t)level * R + z) * R + y) * R;
+        for (int x = 0; x < R; ++x)
+          if (occupied[row + x]) {
+            fine[(row + x) >> 5] |= 1u << ((row + x) & 31);
+            const size_t c = (((size_t)level * RC + z / COARSE) * RC + y / COARSE) * RC + x / COARSE;
+            coarse[c >> 5] |= 1u << (c & 31);
+          }
+      }
+}
+
+// ---- fused render --------------------------------------------------------------------------------------------------------
+
+EXPORT void* nerf_render_forward(const FieldDesc* f, const RenderDesc* r, int keep, long long* counts) {
+  return render_forward(*f, *r, keep != 0, counts);
+}
+EXPORT void nerf_render_backward(void* context, const FieldDesc* f, const RenderDesc* r, const RenderGrads* g) {
+  render_backward(*(RenderContext*)context, *f, *r, *g);
+}
+EXPORT void nerf_render_free(void* context) { give_context((RenderContext*)context); }
+
+EXPORT void nerf_adam_step(const AdamDesc* a) { adam_rows(*a); }
+EXPORT void nerf_to_half(const float* from, half_bits* to, long long n) {
+  for (long long i = 0; i < n; ++i) to[i] = float_to_half(from[i]);
+}
+EXPORT void nerf_jitter(u32 seed, u32 step, int n, float* out) {
+  for (int i = 0; i < n; ++i) out[i] = hash_to_unit(seed, step, (u32)i);
+}

@@ -1,0 +1,136 @@
+// The field's networks on the CPU: chunks of 64 samples stay in the nearest caches through all layers.
+#pragma once
+#include <vector>
+
+#include "cpu_gemm.h"
+#include "cpu_hashgrid.h"
+#include "field.h"
+#include "sh.h"
+
+static const int CHUNK = 64;
+static const int MAX_WIDTH = 128;
+
+// One bias-free network with ReLU between layers; the last layer's outputs are padded to 16 columns.
+struct Mlp {
+  int n_layers = 0;
+  int dims[MAX_LAYERS + 1] = {};              // padded to 16 (inputs and widths already are)
+  int outputs = 0;                            // true number of outputs
+  const float* forward_weights[MAX_LAYERS];   // [in, out_padded]
+  const float* backward_weights[MAX_LAYERS];  // [out_padded, in]
+  std::vector<float> storage;
+
+  void pack(int layers, int in, int width, int out, const float* const* weights) {
+    n_layers = layers;
+    outputs = out;
+    size_t total = 0;
+    for (int l = 0; l <= layers; ++l) dims[l] = l == 0 ? in : (l == layers ? (out + 15) / 16 * 16 : width);
+    for (int l = 0; l < layers; ++l) total += 2 * (size_t)dims[l] * dims[l + 1];
+    storage.assign(total, 0.0f);
+    float* p = storage.data();
+    for (int l = 0; l < layers; ++l) {
+      const int n_in = dims[l], n_out = dims[l + 1], real_out = l + 1 == layers ? out : width;
+      float *fw = p, *bw = p + (size_t)n_in * n_out;
+      for (int o = 0; o < real_out; ++o)
+        for (int i = 0; i < n_in; ++i) fw[i * n_out + o] = bw[o * n_in + i] = weights[l][o * n_in + i];
+      forward_weights[l] = fw;
+      backward_weights[l] = bw;
+      p += 2 * (size_t)n_in * n_out;
+    }
+  }
+
+  // Number of weights, and where layer l's gradient [out_padded4, in] starts in a flat gradient buffer.
+  int padded_out(int l) const { return l + 1 == n_layers ? (outputs + 3) / 4 * 4 : dims[l + 1]; }
+  size_t grad_offset(int l) const {
+    size_t at = 0;
+    for (int k = 0; k < l; ++k) at += (size_t)padded_out(k) * dims[k];
+    return at;
+  }
+  size_t grad_size() const { return grad_offset(n_layers); }
+};
+
+// Activations of one chunk: layer[0] is the input, layer[n] the linear output. Row-major [CHUNK, dims[l]].
+struct MlpChunk {
+  alignas(64) float layer[MAX_LAYERS + 1][CHUNK * MAX_WIDTH];
+};
+
+static inline void mlp_forward(const Mlp& net, MlpChunk& a) {
+  for (int l = 0; l < net.n_layers; ++l) {
+    gemm(CHUNK, net.dims[l + 1], net.dims[l], a.layer[l], net.dims[l], 1, net.forward_weights[l], a.layer[l + 1], false);
+    if (l + 1 < net.n_layers)
+      for (int i = 0; i < CHUNK * net.dims[l + 1]; i += LANES)
+        vstore(a.layer[l + 1] + i, vmax(vload(a.layer[l + 1] + i), vset(0.0f)));
+  }
+}
+
+// On entry grad holds dL/d(output) [CHUNK, dims[n]], rows past the last sample zero. On exit it holds dL/d(input).
+// dL/dW_l = dY^T X (added to grad_weights);  dX = dY W_l;  ReLU passes where its output was positive.
+static inline void mlp_backward(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights) {
+  for (int l = net.n_layers - 1; l >= 0; --l) {
+    const int n_in = net.dims[l], n_out = net.dims[l + 1];
+    gemm(net.padded_out(l), n_in, CHUNK, grad, 1, n_out, a.layer[l], grad_weights + net.grad_offset(l), true);
+    gemm(CHUNK, n_in, net.padded_out(l), grad, n_out, 1, net.backward_weights[l], scratch, false);
+    if (l > 0)
+      for (int i = 0; i < CHUNK * n_in; i += LANES) {
+        const vint on = vload(a.layer[l] + i) > vset(0.0f);
+        vstore(grad + i, (vfloat)((vint)vload(scratch + i) & on));
+      }
+    else
+      std::memcpy(grad, scratch, sizeof(float) * CHUNK * n_in);
+  }
+}
+
+struct FieldNets {
+  Mlp density, color;
+  int n_in;
+  explicit FieldNets(const FieldDesc& f) : n_in(f.n_levels * f.n_features) {
+    density.pack(f.n_density_layers, n_in, f.width, GEO_FEATURES, f.density_weights);
+    color.pack(f.n_color_layers, SH_FEATURES + GEO_FEATURES, f.width, 3, f.color_weights);
+  }
+};
+
+// features [level][capacity][F] of n unit positions; coordinate arrays are padded to whole blocks.
+template <class T>
+static void encode_all_levels(const FieldDesc& f, const T* table, const float* const* unit, int n, float* features,
+                              size_t capacity) {
+  for (int l = 0; l < f.n_levels; ++l) {
+    float* out = features + (size_t)l * capacity * f.n_features;
+    if (f.n_features == 4) encode_level<3, 4, T>(unit, n, f.levels[l], table, out, 4);
+    else encode_level<3, 2, T>(unit, n, f.levels[l], table, out, 2);
+  }
+}
+static void encode_field(const FieldDesc& f, const float* const* unit, int n, float* features, size_t capacity) {
+  if (f.table_half) encode_all_levels(f, f.table_half, unit, n, features, capacity);
+  else encode_all_levels(f, f.table, unit, n, features, capacity);
+}
+
+// Rows [first, first + count) of level-major features into the network's input; missing rows of the chunk become zero.
+static inline void gather_features(const FieldDesc& f, const float* features, size_t capacity, int first, int count,
+                                   float* x) {
+  const int F = f.n_features, n_in = f.n_levels * F;
+  for (int l = 0; l < f.n_levels; ++l) {
+    const float* from = features + ((size_t)l * capacity + first) * F;
+    if (F == 4)
+      for (int s = 0; s < count; ++s) *(row4_u*)(x + s * n_in + l * 4) = *(const row4_u*)(from + s * 4);
+    else
+      for (int s = 0; s < count; ++s) {
+        x[s * n_in + l * 2] = from[s * 2];
+        x[s * n_in + l * 2 + 1] = from[s * 2 + 1];
+      }
+  }
+  if (count < CHUNK) std::memset(x + count * n_in, 0, sizeof(float) * (CHUNK - count) * n_in);
+}
+
+// sigma = exp(min(h[0] + bias, 15)) for the chunk's rows h [CHUNK, 16].
+static inline void chunk_sigmas(const float* h, float bias, float* sigmas) {
+  alignas(64) float logits[CHUNK];
+  for (int s = 0; s < CHUNK; ++s) logits[s] = f_min(h[s * GEO_FEATURES] + bias, DENSITY_LOGIT_MAX);
+  for (int s = 0; s < CHUNK; s += LANES) vstore(sigmas + s, vexp(vload(logits + s)));
+}
+
+// rgb = sigmoid(logits) for rows [CHUNK, 16] of which three columns count; packed [CHUNK, 3].
+static inline void chunk_rgbs(const float* logits, float* rgbs) {
+  alignas(64) float flat[CHUNK * 3];
+  for (int s = 0; s < CHUNK; ++s)
+    for (int c = 0; c < 3; ++c) flat[s * 3 + c] = logits[s * 16 + c];
+  for (int i = 0; i < CHUNK * 3; i += LANES) vstore(rgbs + i, vset(1.0f) / (vset(1.0f) + vexp(-vload(flat + i))));
+}

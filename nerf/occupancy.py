@@ -1,0 +1,88 @@
+"""OccupancyGrid: which cells of the scene can hold anything, so that rays skip the rest (Mueller et al. 2022, appendix E)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nerf import kernels
+
+DECAY = 0.95  # of a cell's remembered density at each update, so that cleared space is forgotten
+MAX_ALPHA = 0.01  # a cell counts as occupied above this opacity over one step, or above the mean if that is smaller
+
+
+class OccupancyGrid:
+    """Nested levels of R^3 cells; level k covers the scene box [-2^k, 2^k]^3 and serves where no finer level reaches.
+
+    `values` [levels*R^3] float: decayed maximum of density seen in a cell; `candidates`: cells that may be occupied at all (seen by a
+    camera, inside the silhouettes, not served by a finer level); `occupied` [levels,R,R,R] bool, indexed [level,z,y,x].
+    """
+
+    def __init__(self, n_levels: int = 1, resolution: int = 128) -> None:
+        self.n_levels, self.resolution = n_levels, resolution
+        n = n_levels * resolution**3
+        self.values = torch.zeros(n)
+        self.candidates = torch.ones(n, dtype=torch.bool)
+        if n_levels > 1:
+            inner = torch.zeros((resolution,) * 3, dtype=torch.bool)
+            q = resolution // 4
+            inner[q:-q, q:-q, q:-q] = True
+            for level in range(1, n_levels):
+                self.candidates[level * resolution**3 : (level + 1) * resolution**3] = ~inner.reshape(-1)
+        self._set(self.candidates.clone())
+
+    def _set(self, flat: Tensor) -> None:
+        r = self.resolution
+        self.occupied = flat.reshape(self.n_levels, r, r, r)
+        self.bits = kernels.pack_occupancy(self.occupied)
+
+    def cell_centres(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Scene positions [n,3] of the centres of flat cell indices [n], and the cells' edge lengths [n]."""
+        r = self.resolution
+        level = torch.div(cells, r**3, rounding_mode="floor")
+        rest = cells - level * r**3
+        index = torch.stack([rest % r, torch.div(rest, r, rounding_mode="floor") % r, torch.div(rest, r * r, rounding_mode="floor")], dim=1)
+        extent = torch.pow(2.0, level.float())
+        return ((index.float() + 0.5) * (2.0 / r) - 1.0) * extent[:, None], extent * (2.0 / r)
+
+    def restrict(self, possible: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Rule out candidates for good: `possible(centres [n,3], sizes [n]) -> bool [n]` says which cells can hold anything."""
+        cells = self.candidates.nonzero()[:, 0]
+        for chunk in cells.split(1 << 20):
+            self.candidates[chunk] = possible(*self.cell_centres(chunk))
+        self._set(self.candidates.clone())
+
+    def update(self, density: Callable[[Tensor], Tensor], step_size: float, generator: torch.Generator,
+               budget: int = 1 << 18, everywhere: bool = False) -> None:  # fmt: skip
+        """Sample the density at a random point of up to `budget` candidate cells (all of them when `everywhere`) and threshold anew.
+
+        Half of the budget goes to cells that are occupied now, half to any candidate. `step_size`: the march's step in a cell.
+        """
+        cells = self._candidate_cells()
+        if not everywhere and len(cells) > budget:
+            occupied = self.occupied.reshape(-1).nonzero()[:, 0]
+            picks = [cells[torch.randint(len(cells), (budget // 2,), generator=generator)]]
+            if len(occupied) > budget // 2:
+                occupied = occupied[torch.randint(len(occupied), (budget // 2,), generator=generator)]
+            picks.append(occupied)
+            cells = torch.cat(picks).unique()
+        for chunk in cells.split(1 << 20):
+            centres, sizes = self.cell_centres(chunk)
+            points = centres + (torch.rand(centres.shape, generator=generator) - 0.5) * sizes[:, None]
+            self.values[chunk] = torch.maximum(self.values[chunk] * DECAY, density(points))
+        self.threshold(step_size)
+
+    def threshold(self, step_size: float) -> None:
+        """Mark as occupied the candidates whose opacity over one step exceeds min(MAX_ALPHA, mean over candidates)."""
+        optical = self.values * step_size
+        cells = self._candidate_cells()
+        limit = min(MAX_ALPHA, float(optical[cells].clamp_max(1.0).mean())) if len(cells) else 0.0
+        self._set((optical > limit) & self.candidates)
+
+    def _candidate_cells(self) -> Tensor:
+        if getattr(self, "_cells_of", None) is not self.candidates or self._n_cells != int(self.candidates.sum()):
+            self._cells = self.candidates.nonzero()[:, 0]
+            self._cells_of, self._n_cells = self.candidates, len(self._cells)
+        return self._cells

@@ -297,7 +297,7 @@ def ray_jitter(seed: int, step: int, ray_index: Tensor) -> Tensor:
 # --- march: the definition -------------------------------------------------------------------------------------------
 
 
-def _fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+def _fma32(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
     """`a*b + c` of float32 values with one rounding, in float64 arithmetic.
 
     The product of two float32 is exact in float64. Where the sum is not, it is rounded to odd (Boldo and Melquiond
@@ -333,6 +333,7 @@ def march_loop(
     f32 = np.float32
     step, cone, longest = f32(step_size), f32(cone_angle), f32(max_step)
     n_levels, resolution = occupied.shape[0], occupied.shape[1]
+    half_extent = 2.0 ** (n_levels - 1)
     cells = occupied.cpu().numpy().astype(bool)
     origins, directions = rays_o.detach().cpu().numpy(), rays_d.detach().cpu().numpy()
     nears, fars, jitters = (x.detach().cpu().numpy() for x in (t_near, t_far, jitter))
@@ -346,7 +347,7 @@ def march_loop(
     packed: list[tuple[int, int]] = []
     for ray in range(len(origins)):
         first = len(starts)
-        t_first = f32(nears[ray] + f32(jitters[ray] * span(nears[ray])))
+        t_first = f32(_fma32(jitters[ray], span(nears[ray]), nears[ray]))
         t, k = t_first, 0
         while True:
             dt = span(t)
@@ -355,19 +356,20 @@ def march_loop(
                 break
             point = _fma32(np.full(3, t_mid), directions[ray], origins[ray])
             norm = np.abs(point).max()
-            if not norm < 2.0 ** (n_levels - 1):
-                break  # outside the outermost level
-            level = 0
-            while norm >= 2.0**level:
-                level += 1
             k += 1
             t_next = f32(_fma32(f32(k), step, t_first)) if cone == 0 else f32(t + dt)
-            place = f32(point * f32(2.0**-level) * f32(0.5) + f32(0.5)) * f32(resolution)
-            x, y, z = np.clip(np.floor(place).astype(np.int64), 0, resolution - 1)
-            if cells[level, z, y, x]:
-                starts.append(t)
-                ends.append(t_next)
-                owners.append(ray)
+            if norm < half_extent:
+                level = 0
+                while norm >= 2.0**level:
+                    level += 1
+                place = f32(point * f32(2.0**-level) * f32(0.5) + f32(0.5)) * f32(resolution)
+                x, y, z = np.clip(np.floor(place).astype(np.int64), 0, resolution - 1)
+                if cells[level, z, y, x]:
+                    starts.append(t)
+                    ends.append(t_next)
+                    owners.append(ray)
+            elif np.isnan(norm) or (np.abs(point) >= half_extent)[point * directions[ray] >= 0].any():
+                break  # outside, and not on the way in: it never comes back
             if cone > 0 and not t_next > t:
                 break  # the step is too short for the distance: t no longer moves
             t = t_next
@@ -432,11 +434,11 @@ def march(
 ) -> Samples:
     """Cut rays into intervals and keep those whose middle lies in an occupied cell.
 
-    `dt(t) = clamp(t*cone_angle, step_size, max_step)` (`step_size` where the angle is 0); `t_0 = t_near +
-    jitter*dt(t_near)`; `t_{k+1} = t_k + dt(t_k)`, or `fma(k, step_size, t_0)` for angle 0. Interval k is kept if
-    `t_mid = t_k + dt/2 < t_far` and the cell of `p = fma(t_mid, d, o)` is occupied, in the finest level whose box
-    holds p. A ray ends at the first t_mid beyond t_far or outside the outermost box. float32 arithmetic, each
-    operation rounded once.
+    `dt(t) = clamp(t*cone_angle, step_size, max_step)` (`step_size` where the angle is 0), and
+    `t_0 = fma(jitter, dt(t_near), t_near)`; `t_{k+1} = t_k + dt(t_k)`, or `fma(k, step_size, t_0)` for angle 0.
+    Interval k is kept if `t_mid = t_k + dt/2 < t_far`, `p = fma(t_mid, d, o)` lies in the outermost box,
+    `|p|_inf < 2^(K-1)`, and its cell is occupied in the finest level that holds p, the smallest k with `|p|_inf < 2^k`.
+    float32 arithmetic, each operation rounded once. A ray may start outside the box; having left it, it is over.
 
     Args:
         rays_o, rays_d: [n, 3] float32, scene frame. t_near, t_far: [n] float32 (`t_near >= t_far`: no samples).
@@ -446,22 +448,38 @@ def march(
     Returns:
         Samples; not differentiable (t values are constants of the step).
     Errors:
-        ValueError where a ray with a constant step never leaves the box and its t_far is infinite.
+        ValueError where a ray never leaves the box and its t_far is infinite.
     """
     _check_march(rays_o, rays_d, t_near, t_far, jitter, occupied, step_size, cone_angle, max_step)
     rays_o, rays_d = rays_o.detach(), rays_d.detach()
     step, cone, longest = (float(np.float32(value)) for value in (step_size, cone_angle, max_step))
     grid = _MarchGrid(occupied)
+    # t_far, or where the ray has surely left the outermost box; from where it may be inside. The exact crossings bound
+    # the rounded ones: p rounds to below the box's wall only if it is below. The slack is for the lattice's rounding.
+    t_enter, t_leave = ray_box(rays_o.double(), rays_d.double(), grid.half_extent, -math.inf, math.inf)
+    slack = 1e-5 * (1.0 + torch.maximum(t_near.double().abs(), torch.minimum(t_enter.abs(), t_leave.abs())))
+    t_last = torch.minimum(t_far.double(), t_leave + slack)
+    t_last = torch.where(t_enter <= t_leave + slack, t_last, -math.inf)
+    if bool((t_last == math.inf).any()):
+        ray = int((t_last == math.inf).nonzero()[0])
+        raise ValueError(
+            f"rays_d, t_far: ray {ray} never ends; expected a direction other than zero, or a finite t_far"
+        )
     if cone == 0:
-        t_first = t_near + jitter * step
-        pieces = _march_constant(rays_o, rays_d, t_first, t_far, grid, step)
+        t_first = _fma_tensor(jitter, torch.full_like(jitter, step), t_near)
+        pieces = _march_constant(rays_o, rays_d, t_first, t_far, t_enter - slack, t_last, grid, step)
     else:
-        t_first = t_near + jitter * (t_near * cone).clamp(step, longest)
-        pieces = _march_cone(rays_o, rays_d, t_first, t_far, grid, step, cone, longest)
+        t_first = _fma_tensor(jitter, (t_near * cone).clamp(step, longest), t_near)
+        pieces = _march_cone(rays_o, rays_d, t_first, t_far, t_last, grid, step, cone, longest)
     t_starts, t_ends, ray_indices = pieces
     counts = torch.bincount(ray_indices, minlength=rays_o.shape[0])
     packed_info = torch.stack([counts.cumsum(0) - counts, counts], dim=1)
     return Samples(t_starts, t_ends, ray_indices, packed_info)
+
+
+def _fma_tensor(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`_fma32` of float32 tensors."""
+    return torch.from_numpy(_fma32(a.cpu().numpy(), b.cpu().numpy(), c.cpu().numpy())).to(a.device)
 
 
 class _MarchGrid:
@@ -499,29 +517,28 @@ class _MarchGrid:
         self.coarse = coarse.reshape(-1)
         return run
 
-    def keeps(self, t_mid: Tensor, ray: Tensor | None, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
-        """For points at t_mid: (inside the outermost box, and in an occupied cell). `ray` None: row i belongs to ray i.
+    def keeps(self, t_mid: Tensor, ray: Tensor, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+        """Whether the points at t_mid lie inside the outermost box, in an occupied cell.
 
         p is rounded from float64: that differs from one rounding about once in 2^29, and matters only on a cell wall.
         """
         t = t_mid.to(torch.float64)
         axes, norm = [], None
         for axis in range(3):
-            d, o = rays_d[:, axis].to(torch.float64), rays_o[:, axis].to(torch.float64)
-            if ray is not None:
-                d, o = d.index_select(0, ray), o.index_select(0, ray)
+            d = rays_d[:, axis].to(torch.float64).index_select(0, ray)
+            o = rays_o[:, axis].to(torch.float64).index_select(0, ray)
             p = (t * d).add_(o).to(torch.float32)
             axes.append(p)
             norm = p.abs() if norm is None else torch.maximum(norm, p.abs())
         assert norm is not None
         inside = norm < self.half_extent
         if self.n_levels == 1:
-            return inside, inside & self.flat[self._cell(axes, self.resolution)]
+            return inside & self.flat[self._cell(axes, self.resolution)]
         level = sum((norm >= 2.0**k).to(torch.int64) for k in range(self.n_levels - 1))
         assert isinstance(level, Tensor)
         shrink = torch.exp2(-level.to(torch.float32))
         cell = level * self.resolution**3 + self._cell([p * shrink for p in axes], self.resolution)
-        return inside, inside & self.flat[cell]
+        return inside & self.flat[cell]
 
     def near_occupied(self, t: Tensor, ray: Tensor, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         """Whether anything occupied may lie within half a run of the points at t: never wrongly false."""
@@ -541,24 +558,27 @@ class _MarchGrid:
 
 
 def _march_constant(
-    rays_o: Tensor, rays_d: Tensor, t_first: Tensor, t_far: Tensor, grid: _MarchGrid, step: float
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_first: Tensor,
+    t_far: Tensor,
+    t_enter: Tensor,
+    t_last: Tensor,
+    grid: _MarchGrid,
+    step: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The lattice of each ray is known in advance, so (ray, k) pairs are laid out flat and tested in chunks."""
     half = 0.5 * step
-    # p is monotone in t, rounding included, so "no point outside so far" means: the first point inside, and this one
-    # inside.
-    started, _ = grid.keeps(t_first + half, None, rays_o, rays_d)
-    # An upper bound on the number of steps, with room for rounding; `keeps` and t_far decide.
-    _, t_leave = ray_box(rays_o.double(), rays_d.double(), grid.half_extent, -math.inf, math.inf)
-    t_last = torch.minimum(t_far.double(), t_leave + 1e-5 * (1.0 + t_leave.abs()))
-    counts = ((t_last - t_first.double()) / step).add_(2.0).nan_to_num_(nan=0.0, posinf=math.inf)
-    counts = torch.where(started & (t_first + half < t_far), counts, 0.0).clamp_(min=0.0)
-    if counts.numel() and float(counts.max()) >= 2**24:
-        worst = int(counts.argmax())
+    # Bounds on k with room for rounding; `keeps` and t_far decide. Not-a-number rays get no steps.
+    k_first = ((t_enter - t_first.double()) / step - 2.0).clamp(min=0.0).nan_to_num_(0.0, posinf=0.0).floor_()
+    counts = ((t_last - t_first.double()) / step + 2.0 - k_first).nan_to_num_(0.0, neginf=0.0).clamp_(min=0.0)
+    if counts.numel() and float((k_first + counts).max()) >= 2**24:
+        worst = int((k_first + counts).argmax())
         raise ValueError(
-            f"march: ray {worst} would take {float(counts[worst]):.3g} steps of {step:g}; expected fewer than 2^24: "
-            "check its direction (not zero), t_far (finite) and step_size"
+            f"step_size: ray {worst} would take {float((k_first + counts)[worst]):.3g} steps of {step:g}; "
+            "expected fewer than 2^24 from t_near to where it leaves the grid"
         )
+    k_first = k_first.to(torch.int64)
     n_steps = counts.to(torch.int64)
     run_length = 1
     if int(n_steps.sum()) > MARCH_CHUNK // 8:  # below that the coarse grid costs more than it saves
@@ -568,9 +588,9 @@ def _march_constant(
         n_runs = -(n_steps // -run_length)
         runs = []
         for ray, run in _ragged_chunks(n_runs):
-            t_run = t_first[ray] + (run.to(torch.float32) * run_length + 0.5 * run_length) * step
+            t_run = t_first[ray] + ((run * run_length + k_first[ray]).to(torch.float32) + 0.5 * run_length) * step
             near = grid.near_occupied(t_run, ray, rays_o, rays_d).nonzero().squeeze(1)
-            runs.append((ray[near], run[near] * run_length))
+            runs.append((ray[near], run[near] * run_length + k_first[ray[near]]))
         offsets = torch.arange(run_length, device=rays_o.device)
         per_chunk = max(1, MARCH_CHUNK // run_length)
         candidates = (
@@ -579,13 +599,13 @@ def _march_constant(
             for ray, first in zip(rays.split(per_chunk), firsts.split(per_chunk), strict=True)
         )
     else:
-        candidates = _ragged_chunks(n_steps)
+        candidates = ((ray, k + k_first[ray]) for ray, k in _ragged_chunks(n_steps))
     kept_rays, kept_ks = [rays_o.new_zeros(0, dtype=torch.int64)], [rays_o.new_zeros(0, dtype=torch.int64)]
     for ray, k in candidates:
         # k*step is exact in float64 and so is the sum, for all ranges that occur: one rounding.
         t = (k.to(torch.float64) * step).add_(t_first.double().index_select(0, ray)).to(torch.float32)
         t_mid = t + half
-        _, occupied = grid.keeps(t_mid, ray, rays_o, rays_d)
+        occupied = grid.keeps(t_mid, ray, rays_o, rays_d)
         kept = (occupied & (t_mid < t_far.index_select(0, ray))).nonzero().squeeze(1)
         kept_rays.append(ray[kept])
         kept_ks.append(k[kept])
@@ -618,6 +638,7 @@ def _march_cone(
     rays_d: Tensor,
     t_first: Tensor,
     t_far: Tensor,
+    t_last: Tensor,
     grid: _MarchGrid,
     step: float,
     cone: float,
@@ -639,10 +660,9 @@ def _march_cone(
         t_k, dt_k = torch.stack(ts), torch.stack(dts)
         t_mid = t_k + 0.5 * dt_k
         ray = alive.expand(block, -1)
-        inside, occupied = grid.keeps(t_mid.reshape(-1), ray.reshape(-1), rays_o, rays_d)
+        occupied = grid.keeps(t_mid.reshape(-1), ray.reshape(-1), rays_o, rays_d)
         t_next = t_k + dt_k
-        goes_on = inside.view(block, -1) & (t_mid < t_far[alive])
-        goes_on = goes_on.cummin(dim=0).values  # a ray ends at its first failure
+        goes_on = (t_mid < t_far[alive]) & (t_mid <= t_last[alive])
         # A step too short for its distance no longer moves t: that point is still tested, none after it.
         moves = torch.ones_like(goes_on)
         moves[1:] = (t_next > t_k)[:-1].cummin(dim=0).values

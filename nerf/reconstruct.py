@@ -164,4 +164,15 @@ def turntable(model: Model, out: Path) -> None:
 
 
 def make_mesh(model: Model, out: Path, resolution: int) -> None:
-    raise UserError("not there yet")
+    """The mesh, and beside it mesh_views/ with its pictures from six sides."""
+    from nerf.meshing import extract, save
+    from nerf.views.mesh_views import write_six_views
+    from nerf.views.paths import look_at_point, mean_up
+
+    started = time.perf_counter()
+    mesh = extract(model, resolution)
+    save(mesh, out)
+    note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
+    cameras = model.cameras
+    front = cameras.c2w[0, :, 3].double() - look_at_point(cameras, model.scene_from_world, model.space)
+    write_six_views(mesh, front, mean_up(cameras), out.parent / "mesh_views")

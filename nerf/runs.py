@@ -78,6 +78,9 @@ def clear_run(out: Path) -> None:
     """Remove what an earlier run wrote, so that no old mesh stands beside a new model. Only files of our names go."""
     for name in OUR_FILES:
         (out / name).unlink(missing_ok=True)
+    for pattern in ("eval/[0-9][0-9][0-9][0-9]_*.png", "eval/renders/[0-9][0-9][0-9][0-9]_*.png", "mesh_views/*.png"):
+        for path in out.glob(pattern):
+            path.unlink()
 
 
 def write_run(out: Path, run: Run) -> None:

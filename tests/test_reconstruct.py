@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 import types
 from html.parser import HTMLParser
@@ -21,6 +23,7 @@ from nerf.evaluate import evaluate
 from nerf.reconstruct import ReconstructArgs, TrainArgs, finish, main_reconstruct, main_train, train_run, turntable
 from nerf.runs import Run, clear_run, open_run, read_run, write_run
 from nerf.views import report
+from nerf.views.mesh_views import write_six_views
 from nerf.views.report import curve_points, curve_svg, nice_ticks, write_report
 
 
@@ -328,3 +331,42 @@ def test_finish_needs_no_mesh_code_to_report(tmp_path: Path, monkeypatch: pytest
     scene = fake_scene(FakeModel(), n=8, size=24)
     assert finish(FakeModel(), scene, tmp_path, 64) == []  # type: ignore[arg-type]
     assert (tmp_path / "report.html").exists()
+
+
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    """Headless Chromium draws it, wide and narrow: pictures show, nothing sticks out sideways."""
+    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    model = FakeModel()
+    scene = fake_scene(model, n=8, size=200)
+    Training().train(scene, None, tmp_path)
+    write_run(tmp_path, Run("/photos/" + "long_name_" * 20, images=8, held_out_views=2))
+    evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
+    page = write_report(tmp_path, ["x" * 300])
+    # The page reports its own width into its title, which --dump-dom then prints.
+    probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth + ', broken ' + "
+    probe += "[...document.images].filter(i => { i.loading = 'eager'; return i.complete && !i.naturalWidth }).length"
+    probe += "</script></body>"
+    page.write_text(page.read_text().replace("</body>", probe))
+    for width in (1200, 600):
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+        command = [browser, *flags, f"--window-size={width},900", page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        found = re.search(r"<title>(\d+) of (\d+), broken (\d+)</title>", done.stdout)
+        assert found, done.stderr[-500:]
+        assert int(found[1]) <= int(found[2]) and found[3] == "0"
+
+
+def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    box = trimesh.creation.box(extents=(2.0, 1.0, 0.5))
+    (tmp_path / "mesh.glb").write_bytes(box.export(file_type="glb"))
+    write_six_views(box, torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]), tmp_path / "mesh_views")
+    page = read_page(write_report(tmp_path))
+    assert report.triangles(tmp_path / "mesh.glb") == 12 and "12 triangles" in page.text
+    assert sum(link.startswith("data:image/jpeg") for link in page.links) == 6
+    (tmp_path / "mesh.glb").write_bytes(b"glTF but not really")
+    assert report.triangles(tmp_path / "mesh.glb") == 0
+    clear_run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mesh_views"] and not any((tmp_path / "mesh_views").iterdir())

@@ -18,6 +18,7 @@ from PIL import Image
 from nerf import __version__
 from nerf.errors import UserError, note
 from nerf.runs import Run, read_run
+from nerf.views.mesh_views import VIEWS as MESH_VIEWS
 from nerf.views.pictures import data_uri, resized
 
 N_VIEWS = 4  # side-by-side pictures in the page: from the best to the worst
@@ -141,8 +142,8 @@ def _views(out: Path, evaluation: dict[str, Any]) -> str:
     if not figures:
         return ""
     intro = (
-        f"From the best to the worst of {len(measured)} views: the photo, the rendered view and the absolute "
-        f"difference, black for none and pale yellow from {ERROR_HIGH:g} of the full range up. All of them lie in eval/."
+        f"From the best to the worst of {len(measured)} views: the photo, the rendered view and the "
+        f"absolute difference, black for none and pale yellow from {ERROR_HIGH:g} of full range up. All lie in eval/."
     )
     return f"<section><h2>Truth, render, error</h2><p>{_e(intro)}</p>{''.join(figures)}</section>"
 
@@ -171,17 +172,30 @@ def _mesh(out: Path) -> str:
     path = out / "mesh.glb"
     if not path.exists():
         return ""
-    figures = "".join(_figure(picture, text) for picture, text in mesh_views(out, path))
-    size = _size(path.stat().st_size)
+    figures = ""
+    for name in MESH_VIEWS:
+        picture = out / "mesh_views" / f"{name}.png"
+        if picture.is_file():
+            with Image.open(picture) as opened:
+                figures += _figure(np.asarray(opened.convert("RGB")), name)
+    count = triangles(path)
+    says = _size(path.stat().st_size) + (f", {count:,} triangles" if count else "")
     return (
-        f'<section><h2>Mesh</h2><p><a href="mesh.glb">mesh.glb</a>, {size}, in the frame of the photos\' poses; it '
+        f'<section><h2>Mesh</h2><p><a href="mesh.glb">mesh.glb</a>, {says}, in the frame of the photos\' poses; it '
         f'opens in Blender, MeshLab and most viewers.</p><div class="grid">{figures}</div></section>'
     )
 
 
-def mesh_views(out: Path, path: Path) -> list[tuple[np.ndarray, str]]:
-    """Pictures [h,w,3] uint8 of the mesh from six sides, each with a caption; none where nothing can draw them."""
-    return []
+def triangles(glb: Path) -> int:
+    """The number of triangles that a GLB file declares; 0 where it cannot be told."""
+    try:
+        with glb.open("rb") as file:
+            header = file.read(20)
+            content = json.loads(file.read(int.from_bytes(header[12:16], "little")))
+        primitives = [p for mesh in content["meshes"] for p in mesh["primitives"]]
+        return sum(content["accessors"][p["indices"]]["count"] // 3 for p in primitives)
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0
 
 
 def _protocol(run: Run, training: dict[str, Any], evaluation: dict[str, Any]) -> str:
@@ -190,15 +204,26 @@ def _protocol(run: Run, training: dict[str, Any], evaluation: dict[str, Any]) ->
     )
     about = dict(evaluation.get("protocol", {}))
     machine = about.pop("machine", training.get("machine") or {})
-    rows |= {name.replace("_", " "): value for name, value in about.items() if name != "data"}
+    rows |= {_LABELS.get(name, name.replace("_", " ")): value for name, value in about.items() if name != "data"}
     if evaluation:
-        rows["PSNR, colour-corrected"] = f"{_number(evaluation.get('psnr_colour_corrected'), 2)} dB"
+        rows["mean colour-corrected PSNR"] = f"{_number(evaluation.get('psnr_colour_corrected'), 2)} dB"
     rows |= {name.replace("_", " "): value for name, value in machine.items()}
     if not rows:
         return ""
     cells = ((_e(name), _e(_said(name, value))) for name, value in rows.items())
     body = "".join(f"<tr><th>{name}</th><td>{says}</td></tr>" for name, says in cells)
     return f"<section><h2>Protocol</h2><p>What the numbers above stand for.</p><table>{body}</table></section>"
+
+
+_LABELS = {  # of the protocol's keys, where the key alone would puzzle
+    "held_out": "views kept out of training",
+    "n_views": "views measured",
+    "n_views_in_split": "views in the split",
+    "n_train_views": "views trained on",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "psnr_colour_corrected": "colour-corrected PSNR",
+}
 
 
 def _list(title: str, lines: list[str]) -> str:
@@ -274,7 +299,7 @@ def curve_svg(points: list[tuple[float, float]], width: int = 760, height: int =
     parts.append(f'<polyline class="curve" points="{line}"/>')
     unit = "minutes" if minutes else "seconds"
     parts.append(f'<text x="{width - right}" y="{height - 2}" text-anchor="end">{unit}</text>')
-    parts.append(f'<text x="{left + 6}" y="{top + 8}">PSNR, dB</text>')
+    parts.append(f'<text x="{left + 8}" y="{top + 17}">PSNR, dB</text>')
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="PSNR over time">{"".join(parts)}</svg>'
 
 
@@ -345,7 +370,8 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #ececee; --soft: #a0a0aa; --paper: #17171a; --card: #202025;
   --line: #34343b; --accent: #ff8a5c; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 2.3rem; line-height: 1.15; margin: 0 0 8px; letter-spacing: -0.02em; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 0 0 10px; letter-spacing: -0.01em; }
@@ -357,7 +383,7 @@ section > p { color: var(--soft); max-width: 75ch; margin: 0 0 14px; }
 .tile b { font-size: 1.9rem; font-weight: 650; letter-spacing: -0.02em; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); }
 .tile p { margin: 2px 0 0; color: var(--soft); font-size: 0.88rem; }
-video { display: block; width: 100%; max-height: 76vh; border-radius: 10px; background: #000; }
+video { display: block; width: min(100%, 720px); max-height: 80vh; border-radius: 10px; background: #000; }
 figure { margin: 0 0 18px; }
 figure img { display: block; width: 100%; height: auto; border-radius: 10px; border: 1px solid var(--line);
   background: #fff; }

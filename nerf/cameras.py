@@ -1,7 +1,8 @@
 """Cameras: intrinsics, lens distortion and poses; pixels to rays and points to pixels.
 
-Conventions. Poses are camera-to-world, OpenGL camera: x right, y up, looking along -z. Intrinsics are OpenCV pixels: x right, y down,
-and the pixel in row i, column j has its centre at (j + 0.5, i + 0.5). Distortion is applied when rays are made, never to images.
+Conventions. Poses are camera-to-world, OpenGL camera: x right, y up, looking along -z. Intrinsics are OpenCV pixels: x
+right, y down, and the pixel in row i, column j has its centre at (j + 0.5, i + 0.5). Distortion is applied when rays
+are made, never to images.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _TABLE_BYTES = 256 << 20  # largest table of undistorted directions that is kept
 
 @dataclass
 class Cameras:
-    """n cameras. Everything is indexed by camera; sizes, models and lenses may differ from one to the next."""
+    """n cameras, not to be changed in place; sizes, models and lenses may differ from one to the next."""
 
     c2w: Tensor  # [n,3,4] float64, camera to world, OpenGL camera, rotation orthonormal with determinant +1
     fx: Tensor  # [n] float64 pixels, as are fy, cx, cy
@@ -30,7 +31,7 @@ class Cameras:
     heights: Tensor
     models: Tensor  # [n] int64: PERSPECTIVE, OPENCV (radial-tangential) or FISHEYE (OpenCV fisheye, theta polynomial)
     distortion: Tensor  # [n,6] float64: k1,k2,k3,k4,p1,p2; k3 multiplies r^6 and k4 r^8 (fisheye: theta^7, theta^9)
-    _cache: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[str, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.c2w)
@@ -46,7 +47,7 @@ class Cameras:
         return Cameras(**{name: t[index] for name, t in self.tensors().items()})
 
     def scaled(self, factor: int) -> Cameras:
-        """Cameras of images that were down-scaled by averaging factor x factor blocks (an incomplete last row or column is cut)."""
+        """Cameras of images down-scaled by averaging factor x factor blocks (incomplete last ones are cut)."""
         if factor < 1:
             raise ValueError(f"factor must be a whole number from 1 up, got {factor}")
         t = self.tensors()
@@ -67,10 +68,11 @@ class Cameras:
     def rays(
         self, image_ids: Tensor, rows: Tensor, cols: Tensor, scene_from_world: Similarity | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Rays through pixels: (rays_o [n,3], rays_d [n,3] of unit length), float32, in the scene frame (world when None).
+        """Rays through pixels: (rays_o [n,3], rays_d [n,3] of unit length), float32, in the scene frame (world when
+        None).
 
-        image_ids [n] int; rows, cols [n] are pixel indices, whole (int) or fractional (float): (row, col) is the centre of that
-        pixel, (row + 0.5, col + 0.5) its lower right corner.
+        image_ids [n] int; rows, cols [n] are pixel indices, whole (int) or fractional (float): (row, col) is the
+        centre of that pixel, (row + 0.5, col + 0.5) its lower right corner.
         """
         packed = self._packed(scene_from_world)  # [n_cameras,16] float32
         p = packed.index_select(0, image_ids)
@@ -97,9 +99,11 @@ class Cameras:
         return self.rays(torch.full((h * w,), i), pixels // w, pixels % w, scene_from_world)
 
     def project(self, points_world: Tensor) -> tuple[Tensor, Tensor]:
-        """Where world points [m,3] fall: (uv [n,m,2] OpenCV pixels with distortion, z_depths [n,m] along the optical axis).
+        """Where world points [m,3] fall: (uv [n,m,2] OpenCV pixels with distortion, z_depths [n,m] along the optical
+        axis).
 
-        Points behind a perspective camera have z_depths <= 0 and meaningless uv. Differentiable in the points, poses and intrinsics.
+        Points behind a perspective camera have z_depths <= 0 and meaningless uv. Differentiable in the points, poses
+        and intrinsics.
         """
         local = torch.einsum("nij,nmi->nmj", self.c2w[:, :, :3], points_world.double()[None] - self.c2w[:, None, :, 3])
         x, y, z = local[..., 0], -local[..., 1], -local[..., 2]
@@ -128,7 +132,7 @@ class Cameras:
         return bool(self._cache["distorted"])
 
     def _packed(self, scene_from_world: Similarity | None) -> Tensor:
-        """[n,16] float32: x axis (right), y axis (down), z axis (forward) in the scene, origin, 1/fx, 1/fy, cx-0.5, cy-0.5."""
+        """[n,16] float32: axes right, down, forward in the scene; origin; 1/fx, 1/fy, cx-0.5, cy-0.5."""
         cached = self._cache.get("packed")
         if isinstance(cached, tuple) and cached[0] is scene_from_world:
             return cached[1]
@@ -148,7 +152,7 @@ class Cameras:
         return undistort(x, y, self.distortion[image_ids], self.models[image_ids])
 
     def _table(self) -> tuple[Tensor, Tensor] | None:
-        """(directions [sum of h*w over distinct lenses, 3] float32, offset of each camera [n]), or None where it would be too large."""
+        """(directions [h*w of every distinct lens, 3] float32, offset of each camera [n]), or None if too large."""
         if "table" not in self._cache:
             lens = torch.stack([self.fx, self.fy, self.cx, self.cy, self.widths, self.heights, self.models], dim=1)
             distinct, which = torch.unique(torch.cat([lens, self.distortion], dim=1), dim=0, return_inverse=True)
@@ -163,7 +167,9 @@ class Cameras:
                         pixels = torch.arange(a, min(a + (1 << 18), size))
                         rows, cols = pixels // self.widths[i], pixels % self.widths[i]
                         ids = torch.full_like(pixels, i)
-                        directions[start + a : start + a + len(pixels)] = self._camera_directions(ids, rows, cols).float()
+                        directions[start + a : start + a + len(pixels)] = self._camera_directions(
+                            ids, rows, cols
+                        ).float()
                 table = (directions, starts[which])
             self._cache["table"] = table
         return self._cache["table"]  # type: ignore[return-value]
@@ -184,7 +190,8 @@ def _fisheye(theta: Tensor, k: Tensor) -> Tensor:
 
 
 def undistort(x: Tensor, y: Tensor, k: Tensor, models: Tensor, n_steps: int = 12) -> Tensor:
-    """Distorted normalised coordinates [n] to directions [n,3] (OpenCV camera frame, z forward) by Newton's method, float64.
+    """Distorted normalised coordinates [n] to directions [n,3] (OpenCV camera frame, z forward) by Newton's method,
+    float64.
 
     Where the lens polynomial has no inverse (far corners of a poor calibration) the result is the last finite estimate.
     """
@@ -197,7 +204,7 @@ def undistort(x: Tensor, y: Tensor, k: Tensor, models: Tensor, n_steps: int = 12
         for _ in range(n_steps):
             ex, ey = _distort(u, v, kk)
             ex, ey = ex - xd, ey - yd
-            if float(torch.maximum(ex.abs(), ey.abs()).max()) < 1e-12:
+            if float(torch.maximum(ex.abs(), ey.abs()).max()) < 1e-10:
                 break
             r2 = u * u + v * v
             radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
@@ -219,7 +226,7 @@ def undistort(x: Tensor, y: Tensor, k: Tensor, models: Tensor, n_steps: int = 12
         theta = r.clamp_max(torch.pi)
         for _ in range(n_steps):
             error = _fisheye(theta, kk) - r
-            if float(error.abs().max()) < 1e-12:
+            if float(error.abs().max()) < 1e-10:
                 break
             t2 = theta * theta
             slope = 1 + t2 * (3 * k1 + t2 * (5 * k2 + t2 * (7 * k3 + t2 * 9 * k4)))

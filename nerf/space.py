@@ -1,7 +1,8 @@
 """Spaces: the similarity between world and scene, the contraction of unbounded scenes, and NDC for forward-facing ones.
 
-Space kinds are plain strings: "box" (everything lies in [-1,1]^3 of the scene frame), "unbounded" (nested occupancy levels; the
-contraction warps what the encoding eats) and "ndc" (scene rays are warped to normalised device coordinates before marching).
+Space kinds are plain strings: "box" (everything lies in [-1,1]^3 of the scene frame), "unbounded" (nested occupancy
+levels; the contraction warps what the encoding eats) and "ndc" (scene rays are warped to normalised device coordinates
+before marching).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def contract(x: Tensor) -> Tensor:
     x [...,3] any float dtype -> same shape; differentiable. Source: mip-NeRF 360, eq. 10, with the L-inf norm.
     """
     norm = x.abs().amax(dim=-1, keepdim=True).clamp_min(1.0)
-    return x * ((2.0 - 1.0 / norm) / norm)
+    return (x / norm) * (2.0 - 1.0 / norm)  # in this order the largest component is rounded once only
 
 
 def uncontract(y: Tensor) -> Tensor:
@@ -105,9 +106,9 @@ def ndc_points_inverse(points: Tensor, ndc: tuple[float, float]) -> Tensor:
 def ndc_rays(rays_o: Tensor, rays_d: Tensor, ndc: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Warp scene-frame rays to NDC: (rays_o [n,3] on the near plane, rays_d [n,3] unit, t_near [n], t_far [n]).
 
-    Rays look along -z; the scene's near plane is z = -1. t is NDC length, t_near = 0 lies on the near plane (NDC z = -1), t_far
-    at infinity (NDC z = +1). A ray that does not look along -z never reaches either: t_near = t_far = 0, a miss.
-    Source: NeRF, appendix C (eq. 25, 26). Differentiable.
+    Rays look along -z; the scene's near plane is z = -1. t is NDC length, t_near = 0 lies on the near plane (NDC z =
+    -1), t_far at infinity (NDC z = +1). A ray that does not look along -z never reaches either: t_near = t_far = 0, a
+    miss. Source: NeRF, appendix C (eq. 25, 26). Differentiable.
     """
     ok = rays_d[:, 2:] < -1e-6
     d = torch.where(ok, rays_d, torch.tensor([0.0, 0.0, -1.0], dtype=rays_d.dtype, device=rays_d.device))

@@ -26,10 +26,10 @@ def load(
 ) -> Scene:
     """Load posed images from a folder, or from a JSON file of poses.
 
-    downscale: whole number, area average. kind: one of KINDS, for a folder that could be several (None: look and choose).
-    holdout: None takes the files' own split, else every 8th image in order of names is for testing; 0 holds nothing out; k takes
-    every k-th. space: one of SPACES (None: choose). What was chosen and why is in Scene.notes, and goes to standard error unless
-    quiet. Raises UserError for everything that the user can put right.
+    downscale: whole number, area average. kind: one of KINDS, for a folder that could be several (None: look and
+    choose). holdout: None takes the files' own split, else every 8th image in order of names is for testing; 0 holds
+    nothing out; k takes every k-th. space: one of SPACES (None: choose). What was chosen and why is in Scene.notes,
+    and goes to standard error unless quiet. Raises UserError for everything that the user can put right.
     """
     folder = Path(path)
     if downscale < 1:
@@ -73,13 +73,15 @@ def _read(folder: Path, kind: str | None) -> Capture:
     found = [k for k, is_there in there.items() if is_there]
     if kind is not None:
         if not there[kind]:
-            raise UserError(f"{folder}: kind {kind!r} was asked for, but is not there (found: {', '.join(found) or 'nothing known'})")
+            raise UserError(
+                f"{folder}: there is no data of the kind {kind!r} here (found: {', '.join(found) or 'nothing known'})"
+            )
         return readers[kind]()
     if not found:
         raise UserError(
-            f"{folder}: no posed images found; looked for transforms_train.json (Blender), transforms.json (instant-ngp, nerfstudio), "
-            f"{' or '.join(neus.FILES)} (NeuS / IDR), a COLMAP model (cameras and images as .bin or .txt here, in sparse/0 and the "
-            "like) and poses_bounds.npy (LLFF)"
+            f"{folder}: no posed images found; looked for transforms_train.json (Blender), transforms.json "
+            f"(instant-ngp, nerfstudio), {' or '.join(neus.FILES)} (NeuS / IDR), a COLMAP model (cameras and images as "
+            ".bin or .txt here, in sparse/0 and the like) and poses_bounds.npy (LLFF)"
         )
     capture = readers[found[0]]()
     others = f", preferred to {', '.join(found[1:])}, which is there too" if len(found) > 1 else ""

@@ -33,7 +33,7 @@ _MODELS: dict[str, tuple[int, str]] = {
 
 def find_models(folder: Path) -> list[Path]:
     """Folders at or below the usual places that hold cameras and images of a COLMAP model."""
-    found = []
+    found: list[Path] = []
     for place in _PLACES:
         base = folder / place
         for candidate in [base, *sorted(p for p in base.glob("*") if p.is_dir())] if base.is_dir() else []:
@@ -59,7 +59,9 @@ def read_colmap(folder: Path) -> Capture:
     notes: list[str] = []
     models = find_models(folder)
     if not models:
-        raise UserError(f"{folder}: no COLMAP model (cameras and images as .bin or .txt) in it or in sparse/, sparse/0, colmap/sparse")
+        raise UserError(
+            f"{folder}: no COLMAP model (cameras and images as .bin or .txt) in it or in sparse/0 and the like"
+        )
     loaded = []
     for path in models:
         suffix = _suffix(path)
@@ -69,7 +71,9 @@ def read_colmap(folder: Path) -> Capture:
             model = pycolmap.Reconstruction()
             model.read_binary(str(path)) if suffix == ".bin" else model.read_text(str(path))
         except Exception as e:
-            raise UserError(f"{path}: the COLMAP model cannot be read ({' '.join(str(e).split())[:150]}): write it again") from e
+            raise UserError(
+                f"{path}: the COLMAP model cannot be read ({' '.join(str(e).split())[:150]}): write it again"
+            ) from e
         posed = [im for im in model.images.values() if im.has_pose]
         if suffix == ".txt":
             _check_text(path, model)
@@ -77,9 +81,11 @@ def read_colmap(folder: Path) -> Capture:
     _, path, model, posed = max(loaded, key=lambda m: m[0])
     if len(loaded) > 1:
         others = ", ".join(f"{p.relative_to(folder)} ({n} images)" for n, p, _, _ in loaded)
-        notes.append(f"of {len(loaded)} COLMAP models the largest was taken: {path.relative_to(folder)} (all: {others})")
+        notes.append(
+            f"of {len(loaded)} COLMAP models the largest was taken: {path.relative_to(folder)} (all: {others})"
+        )
 
-    images, where_note = find_images(folder, [im.name for im in posed])
+    images, where_note = find_images(folder, sorted(str(im.name) for im in posed))
     notes.append(where_note)
     frames = []
     for image in sorted(posed, key=lambda im: str(im.name)):
@@ -114,7 +120,7 @@ def _lens(camera: Any, where: str) -> Lens:
 
 
 def find_images(folder: Path, names: list[str]) -> tuple[dict[str, Path], str]:
-    """({name: path}, a note) in images/, else the least reduced images_N/, input/, dense/images or the folder itself."""
+    """({name: path}, a note) in images/, else the least reduced images_N/, input/ and other usual places."""
     reduced = sorted((p for p in folder.glob("images_*") if p.name[7:].isdigit()), key=lambda p: int(p.name[7:]))
     for base in [folder / "images", *reduced, folder / "input", folder / "dense" / "images", folder / "rgb", folder]:
         if not base.is_dir():
@@ -125,7 +131,10 @@ def find_images(folder: Path, names: list[str]) -> tuple[dict[str, Path], str]:
             found = {name: by_stem.get(Path(name).stem, base / name) for name in names}
         if any(p.is_file() for p in found.values()):
             return found, f"images from {base.name if base != folder else folder}/"
-    raise UserError(f"{folder}: the images of the model (the first is {names[0] if names else 'none'}) are not in images/, images_N/ or input/")
+    raise UserError(
+        f"{folder}: the images of the model (the first is {names[0] if names else 'none'}) are not in images/, "
+        "images_N/ or input/"
+    )
 
 
 def _mask(folder: Path, name: str) -> Path | None:
@@ -136,7 +145,7 @@ def _mask(folder: Path, name: str) -> Path | None:
 
 
 def _check_binary(model: Path) -> None:
-    """Walk the records of the files and compare with their lengths: COLMAP's own reader hangs on a file that was cut off."""
+    """Walk the records and compare with the files' lengths: COLMAP's own reader hangs on a file that was cut off."""
     import pycolmap
 
     n_params = {}
@@ -155,7 +164,10 @@ def _check_binary(model: Path) -> None:
         except (struct.error, ValueError, KeyError):
             end = len(data) + 1
         if end != len(data):
-            raise UserError(f"{file}: the file is cut off or damaged ({len(data)} bytes do not hold what it announces): write it again")
+            raise UserError(
+                f"{file}: the file is cut off or damaged ({len(data)} bytes do not hold what it announces): "
+                "write it again"
+            )
 
 
 def _walk(name: str, data: bytes, n_params: dict[int, int]) -> int:
@@ -181,11 +193,17 @@ def _walk(name: str, data: bytes, n_params: dict[int, int]) -> int:
 
 def _check_text(path: Path, model: Any) -> None:
     """Compare with the counts that COLMAP writes into the comments of its text files."""
-    for name, got in (("cameras", model.num_cameras()), ("images", len(model.images)), ("points3D", model.num_points3D())):
+    for name, got in (
+        ("cameras", model.num_cameras()),
+        ("images", len(model.images)),
+        ("points3D", model.num_points3D()),
+    ):
         file = path / f"{name}.txt"
         for line in file.read_text().splitlines()[:6] if file.is_file() else []:
             words = line.replace(",", " ").replace(":", " ").split()
             if line.startswith("#") and "Number" in words and "of" in words:
                 stated = next((int(w) for w in words[words.index("of") + 2 :] if w.isdigit()), got)
                 if stated != got:
-                    raise UserError(f"{file}: announces {stated} {name} and holds {got}: the file is cut off, write it again")
+                    raise UserError(
+                        f"{file}: announces {stated} {name} and holds {got}: the file is cut off, write it again"
+                    )

@@ -12,7 +12,10 @@ from nerf.errors import UserError
 
 
 def read_llff(folder: Path) -> Capture:
-    """poses_bounds.npy [n,17]: a 3x5 matrix (rotation with the axes down, right, back; position; height, width, focal) and two depths."""
+    """poses_bounds.npy [n,17]: a 3x5 matrix and the nearest and farthest depth of each image.
+
+    The matrix holds the camera's axes down, right and back, its position, and (height, width, focal) in pixels.
+    """
     file = folder / "poses_bounds.npy"
     try:
         table = np.load(file, allow_pickle=False)
@@ -22,7 +25,9 @@ def read_llff(folder: Path) -> Capture:
         raise UserError(f"{file}: holds an array of shape {table.shape}, expected [images, 17]")
     images, base = _images(folder)
     if len(images) != len(table):
-        raise UserError(f"{folder}: poses_bounds.npy has {len(table)} poses, {base.name}/ has {len(images)} images: they must agree")
+        raise UserError(
+            f"{folder}: poses_bounds.npy has {len(table)} poses, {base.name}/ has {len(images)} images: they must agree"
+        )
     frames = []
     for i, (row, path) in enumerate(zip(table, images, strict=True)):
         m = row[:15].reshape(3, 5).astype(np.float64)
@@ -31,7 +36,9 @@ def read_llff(folder: Path) -> Capture:
             raise UserError(f"{where}: holds NaN or infinity: repair or remove this row")
         c2w = np.stack([m[:, 1], -m[:, 0], m[:, 2], m[:, 3]], axis=1)
         height, width, focal = m[:, 4]
-        frames.append(Frame(path.name, path, c2w, Lens(fx=focal, fy=focal, width=round(width), height=round(height)), where))
+        frames.append(
+            Frame(path.name, path, c2w, Lens(fx=focal, fy=focal, width=round(width), height=round(height)), where)
+        )
     notes = [f"LLFF poses of {len(frames)} images from {base.name}/"]
     return Capture("llff", folder, frames, notes, depth_bounds=table[:, 15:17].astype(np.float64))
 

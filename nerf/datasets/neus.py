@@ -27,7 +27,9 @@ def read_neus(folder: Path) -> Capture:
         raise UserError(f"{folder}: none of {', '.join(FILES)} is there")
     try:
         with np.load(file, allow_pickle=False) as f:
-            data = {k: np.asarray(f[k], dtype=np.float64) for k in f.files if k.startswith(("world_mat_", "scale_mat_"))}
+            data = {
+                k: np.asarray(f[k], dtype=np.float64) for k in f.files if k.startswith(("world_mat_", "scale_mat_"))
+            }
     except Exception as e:
         raise UserError(f"{file}: cannot be read as an NPZ archive ({e}): the file is damaged, write it again") from e
     numbers = sorted(int(k[10:]) for k in data if k.startswith("world_mat_") and k[10:].isdigit())
@@ -53,12 +55,12 @@ def read_neus(folder: Path) -> Capture:
 
 
 def decompose(projection: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """(K [3,3] with K[2,2] = 1, OpenGL c2w [4,4]) of a projection matrix [3,4] or [4,4] = K [R|t] up to a factor, by RQ."""
+    """(K [3,3] with K[2,2] = 1, OpenGL c2w [4,4]) of a projection matrix K [R|t] (up to a factor), by RQ."""
     p = projection[:3]
     if p.shape != (3, 4) or not np.isfinite(p).all():
         raise UserError(f"{where}: holds NaN, infinity or the wrong shape {projection.shape}, expected 4x4")
     det = np.linalg.det(p[:, :3])
-    if abs(det) < 1e-12 * max(np.abs(p[:, :3]).max(), 1e-300) ** 3:
+    if abs(det) <= 1e-12 * np.abs(p[:, :3]).max() ** 3:
         raise UserError(f"{where}: the matrix is singular: repair or remove this camera")
     p = p * np.sign(det)  # a projection matrix has no sign of its own; a rotation has
     flip = np.eye(3)[::-1]

@@ -22,9 +22,11 @@ _MEMORY_LIMIT = 1 << 30  # larger stores live in a temporary file
 
 @dataclass
 class PixelStore:
-    """Images of any sizes as one flat [total pixels, c] memory; image i, row r, column j is row offsets[i] + r * widths[i] + j.
+    """Images of any sizes as one flat [total pixels, c] memory; image i, row r, column j is row offsets[i] + r *
+    widths[i] + j.
 
-    Channels are grey (1), grey + alpha (2), RGB (3) or RGBA (4); alpha is straight; colours are what the files hold, unconverted.
+    Channels are grey (1), grey + alpha (2), RGB (3) or RGBA (4); alpha is straight; colours are what the files hold,
+    unconverted.
     """
 
     memory: np.ndarray  # [total,c] uint8, uint16, float16 or float32; an unlinked memory-mapped file when large
@@ -44,7 +46,7 @@ class PixelStore:
         return len(self.offsets)
 
     def gather(self, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Pixels [n] of (image, row, column) as float32 [n,c]; integers are divided by their largest value, floats are as they are."""
+        """The pixels (image, row, column) as float32 [n,c]; integers are divided by their largest value."""
         flat = self.offsets[image_ids] + rows * self.widths[image_ids] + cols
         return self._to_float(self._flat.index_select(0, flat))
 
@@ -204,7 +206,10 @@ def _read_png_16(path: Path, n_channels: int) -> np.ndarray:
     layout = {1: "gray16be", 2: "ya16be", 3: "rgb48be", 4: "rgba64be"}[n_channels]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-noautorotate", "-i", str(path.absolute())]
     done = subprocess.run(
-        [*command, "-f", "rawvideo", "-pix_fmt", layout, "-"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        [*command, "-f", "rawvideo", "-pix_fmt", layout, "-"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     )
     if len(done.stdout) != width * height * n_channels * 2:
         raise ValueError(done.stderr.decode(errors="replace").strip().splitlines()[-1:] or "no picture in it")
@@ -241,7 +246,7 @@ def _brief(e: Exception) -> str:
 
 
 def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:
-    """Bring [h,w,c] to the scene's common channels and type: grey is repeated, missing alpha is opaque, bytes are widened."""
+    """Bring [h,w,c] to common channels and type: grey is repeated, missing alpha is opaque, bytes are widened."""
     if pixels.dtype != dtype:
         if pixels.dtype == np.uint8 and dtype == np.uint16:
             pixels = pixels.astype(np.uint16) * 257
@@ -261,17 +266,22 @@ def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:
 
 
 def shrink(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Area average of factor x factor blocks of [h,w,c], in its own type; colours are weighted by alpha, so that edges keep theirs."""
+    """Area average of factor x factor blocks of [h,w,c], in its own type; colours are weighted by alpha."""
     if factor == 1:
         return pixels
     h, w, c = pixels.shape[0] // factor, pixels.shape[1] // factor, pixels.shape[2]
-    blocks = pixels[: h * factor, : w * factor].reshape(h, factor, w, factor, c)
+    pixels = pixels[: h * factor, : w * factor]
+
+    def total(a: np.ndarray) -> np.ndarray:  # rows first: those sums run along memory
+        columns = a.reshape(h, factor, -1).sum(axis=1, dtype=np.float64 if a.dtype.kind == "f" else np.uint64)
+        return columns.reshape(h, w, factor, -1).sum(axis=2).astype(np.float64)
+
     if c in (2, 4):
-        alpha = blocks[..., -1:].astype(np.float64)
-        weight = alpha.sum(axis=(1, 3))
-        colour = (blocks[..., :-1] * alpha).sum(axis=(1, 3)) / np.maximum(weight, 1e-12)
-        plain = blocks[..., :-1].mean(axis=(1, 3), dtype=np.float64)
+        alpha = pixels[..., -1:].astype(np.float64 if pixels.dtype.kind == "f" else np.uint64)
+        weight = total(alpha)
+        colour = total(pixels[..., :-1] * alpha) / np.maximum(weight, 1e-12)
+        plain = total(pixels[..., :-1]) / factor**2
         mean = np.concatenate([np.where(weight > 0, colour, plain), weight / factor**2], axis=-1)
     else:
-        mean = blocks.mean(axis=(1, 3), dtype=np.float64)
+        mean = total(pixels) / factor**2
     return (np.rint(mean) if pixels.dtype.kind == "u" else mean).astype(pixels.dtype)

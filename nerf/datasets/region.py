@@ -1,4 +1,4 @@
-"""Where the scene is: the choice of scene_from_world, space kind, near and far, from silhouettes, sparse points or cameras."""
+"""Where the scene is: scene_from_world, space kind, near and far, chosen from silhouettes, sparse points or cameras."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Region:
 
 
 def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha: bool, space: str | None) -> Region:
-    """The space that was asked for, else: alpha or an object data set -> "box"; forward-facing LLFF -> "ndc"; else "unbounded"."""
+    """The space asked for, else "box" for alpha or an object data set, "ndc" for forward-facing LLFF, "unbounded"."""
     notes = capture.notes
     if space is None:
         if has_alpha or capture.objects and (capture.region is not None or _plain_border(store)):
@@ -45,7 +45,9 @@ def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alp
         region = _forward_region(capture, cameras)
         if region is not None:
             return region
-        notes.append("not forward-facing enough for NDC (some camera stands beyond the near plane), so taken as unbounded")
+        notes.append(
+            "not forward-facing enough for NDC (some camera stands beyond the near plane), so taken as unbounded"
+        )
     return _unbounded(capture, cameras)
 
 
@@ -89,7 +91,7 @@ def _text(p: Tensor) -> str:
 
 
 def _plain_border(store: PixelStore) -> bool:
-    """Whether nearly all pictures have one and the same colour along their edge: an object before a plain background."""
+    """Whether nearly all pictures have one colour along their edge: an object before a plain background."""
     ids = np.unique(np.linspace(0, len(store) - 1, min(16, len(store))).round().astype(int)).tolist()
     medians, plain = [], []
     for i in ids:
@@ -102,7 +104,7 @@ def _plain_border(store: PixelStore) -> bool:
 
 
 def look_at(cameras: Cameras) -> tuple[Tensor, float]:
-    """(point [3] closest to all optical axes in the least-squares sense, median distance of the cameras from it), world."""
+    """(point [3] closest to all optical axes by least squares, median distance of the cameras from it), world."""
     origins, axes = cameras.c2w[:, :, 3], -cameras.c2w[:, :, 2]
     across = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]  # removes the part along the axis
     pull = 1e-3 * torch.eye(3, dtype=torch.float64)  # a weak pull to the mean camera settles parallel axes
@@ -120,11 +122,12 @@ def visible_radius(cameras: Cameras, centre: Tensor) -> float:
 
 
 def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) -> tuple[Tensor, Tensor] | None:
-    """Bounds (low [3], high [3], world) of the points that fall on the silhouette in all but a few views; None if there are none.
+    """Bounds (low [3], high [3], world) of the points that fall on the silhouette in all but a few views; None if
+    there are none.
 
-    A grid is carved three times, each time within the bounds found before. Silhouettes are max-pooled to at most 200 pixels and
-    grown by a cell's footprint, so that thin parts are never lost; a view whose silhouette touches the picture's edge says nothing
-    about what lies outside the picture.
+    A grid is carved three times, each time within the bounds found before. Silhouettes are max-pooled to at most 200
+    pixels and grown by a cell's footprint, so that thin parts are never lost; a view whose silhouette touches the
+    picture's edge says nothing about what lies outside the picture.
     """
     views = []
     for i in np.unique(np.linspace(0, len(store) - 1, min(max_views, len(store))).round().astype(int)).tolist():
@@ -135,7 +138,8 @@ def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) ->
             on = np.logical_or.reduceat(on, np.arange(0, on.shape[axis], step), axis=axis)
         if on.any():
             touches = bool(on[0].any() or on[-1].any() or on[:, 0].any() or on[:, -1].any())
-            views.append((cameras.subset([i]), torch.from_numpy(on.astype(np.float32)), step, touches))
+            silhouette = torch.from_numpy(on.astype(np.float32))
+            views.append((cameras.subset([i]), silhouette, step, touches))
     if len(views) < 2:
         return None
     centre, distance = look_at(cameras)
@@ -147,14 +151,15 @@ def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) ->
         axes = [low[k] + (torch.arange(int(counts[k])) + 0.5) * cell for k in range(3)]
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 3)
         misses = torch.zeros(len(points), dtype=torch.int16)
-        for camera, on, step, touches in views:
+        for camera, silhouette, step, touches in views:
             uv, depth = camera.project(points)
             in_front = depth[0] > 0
             nearest = max(float(depth[0].min()), 0.2 * distance)
-            grown = _grow(on, math.ceil(float(camera.fx[0]) * 0.87 * cell / nearest / step))
+            h, w = silhouette.shape
+            grown = _grow(silhouette, math.ceil(float(camera.fx[0]) * 0.87 * cell / nearest / step))
             u, v = (uv[0] / step).floor().nan_to_num(-1).clamp(-1, 1e6).long().unbind(-1)
-            inside = in_front & (u >= 0) & (v >= 0) & (u < on.shape[1]) & (v < on.shape[0])
-            hit = grown[v.clamp(0, on.shape[0] - 1), u.clamp(0, on.shape[1] - 1)] > 0
+            inside = in_front & (u >= 0) & (v >= 0) & (u < w) & (v < h)
+            hit = grown[v.clamp(0, h - 1), u.clamp(0, w - 1)] > 0
             misses += ~torch.where(inside, hit, torch.tensor(touches))
             keep = misses <= allowed
             points, misses = points[keep], misses[keep]
@@ -175,14 +180,18 @@ def _grow(on: Tensor, radius: int) -> Tensor:
 
 
 def _forward_facing(cameras: Cameras) -> bool:
-    """All optical axes within 40 degrees of their mean, and the cameras side by side rather than around what they look at."""
+    """Whether all optical axes lie within 40 degrees of their mean."""
     axes = -cameras.c2w[:, :, 2]
     mean = F.normalize(axes.mean(dim=0), dim=0)
     return float((axes @ mean).min()) > math.cos(math.radians(40))
 
 
 def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
-    """Average pose at the origin looking along -z, the near plane (3/4 of the nearest depth) at z = -1; None if cameras are beyond it."""
+    """Average pose at the origin looking along -z, near plane (3/4 of the nearest depth) at z = -1.
+
+    None where a camera stands beyond that plane. Scene.ndc is chosen so that every picture falls within [-1,1]^3 from
+    the near plane to infinity: below the (2 fx / w, 2 fy / h) of one camera, the more so the farther they are apart.
+    """
     nearest = _nearest_depth(capture, cameras)
     if nearest is None:
         nearest = 0.5 * look_at(cameras)[1]
@@ -204,12 +213,14 @@ def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
         if ends.numel():
             reach = torch.maximum(reach, ends.abs().amax(dim=(0, 1)).double())
     ndc = (1.0 / max(float(reach[0]), 1e-6), 1.0 / max(float(reach[1]), 1e-6))
-    capture.notes.append(f"forward-facing: normalised device coordinates, near plane at {0.75 * nearest:.3g} world units")
+    capture.notes.append(
+        f"forward-facing: normalised device coordinates, near plane at {0.75 * nearest:.3g} world units"
+    )
     return Region(s, "ndc", 0.0, 2 * math.sqrt(3), 1, ndc)
 
 
 def _nearest_depth(capture: Capture, cameras: Cameras) -> float | None:
-    """z-depth of the nearest content over all cameras, world units: stated by the files, else from sparse points that are in view."""
+    """z-depth of the nearest content, world units: as the files state it, else from the sparse points in view."""
     if capture.depth_bounds is not None:
         near = capture.depth_bounds[:, 0]
         near = near[np.isfinite(near) & (near > 0)]
@@ -237,7 +248,7 @@ def _robust(points: np.ndarray, centre: Tensor, distance: float) -> np.ndarray:
 
 
 def _unbounded(capture: Capture, cameras: Cameras) -> Region:
-    """What all cameras look at fills [-1,1]^3 and they stand 1 to 2 units from its middle; cameras that look outwards share that cube."""
+    """What all cameras look at fills [-1,1]^3, they stand 1 to 2 from its middle; looking outwards, they fill it."""
     notes, origins = capture.notes, cameras.c2w[:, :, 3]
     centre, distance = look_at(cameras)
     uv, depth = cameras.project(centre[None])
@@ -254,22 +265,26 @@ def _unbounded(capture: Capture, cameras: Cameras) -> Region:
                 half = float(np.percentile(np.abs(near - centre.numpy()).max(axis=1), 95))
         s = Similarity.around(centre, min(max(half, distance / 2), distance))
         notes.append(
-            f"unbounded scene around what the cameras look at: centre {_text(centre)}, half size {1 / s.scale:.3g} world units, "
-            f"cameras at {distance * s.scale:.2f} times that"
+            f"unbounded scene around what the cameras look at: centre {_text(centre)}, half size {1 / s.scale:.3g} "
+            f"world units, cameras at {distance * s.scale:.2f} times that"
         )
     else:
         low, high = origins.amin(dim=0), origins.amax(dim=0)
         half = max(0.5 * float((high - low).max()), 1e-9)
         s = Similarity.around((low + high) / 2, half)
-        notes.append(f"unbounded scene around the cameras, which look at nothing in common: half size {half:.3g} world units")
+        notes.append(
+            f"unbounded scene around the cameras, which look at nothing in common: half size {half:.3g} world units"
+        )
     reach = capture.extent * s.scale  # what the files declare relevant
     if capture.points is not None and len(capture.points) >= 100:
         x = s.apply(torch.from_numpy(np.ascontiguousarray(capture.points, dtype=np.float64)))
         reach = max(reach, float(np.percentile(x.abs().amax(dim=1).numpy(), 99)))
     n_levels = min(max(_N_LEVELS, math.ceil(math.log2(max(reach, 1.0))) + 1), 8)
     if capture.extent:
-        notes.append(f"aabb_scale asks for {reach:.3g} scene units; the field reaches {2 ** (n_levels - 1)}, so nothing is cut")
+        notes.append(
+            f"aabb_scale asks for {reach:.3g} scene units; the field reaches {2 ** (n_levels - 1)}, so nothing is cut"
+        )
     nearest = _nearest_depth(capture, cameras)
     default = 0.1 * distance * s.scale if inward else 0.05
-    near = default if nearest is None else 0.5 * nearest * s.scale
-    return Region(s, "unbounded", min(max(near, 0.01), 0.5), 2.0 ** (n_levels - 1) * 2 * math.sqrt(3), n_levels)
+    t_near = default if nearest is None else 0.5 * nearest * s.scale
+    return Region(s, "unbounded", min(max(t_near, 0.01), 0.5), 2.0 ** (n_levels - 1) * 2 * math.sqrt(3), n_levels)

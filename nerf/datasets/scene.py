@@ -44,7 +44,7 @@ class Scene:
 
 @dataclass
 class Lens:
-    """Intrinsics as a file states them, in pixels of an image of width x height (None: not stated, taken from the image)."""
+    """Intrinsics as a file states them, in pixels of an image of width x height (None: as the image is)."""
 
     model: int = PERSPECTIVE
     fx: float = math.nan  # NaN: from angle_x
@@ -93,6 +93,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
     frames = _with_images(capture)
     poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
     pictures = _map(lambda i: px.read_header(frames[i].path), len(frames))
+    _check_sizes(frames, pictures)
     lenses = [_fit_lens(f, pictures, i, notes) for i, f in enumerate(frames)]
     sizes = [(p.height // downscale, p.width // downscale) for p in pictures]
     if min(min(s) for s in sizes) < 1:
@@ -135,6 +136,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
         models=torch.tensor([k.model for k in lenses]),
         distortion=torch.tensor([k.distortion for k in lenses], dtype=torch.float64),
     ).scaled(downscale)
+    _check_lenses(cameras, [f.name for f in frames], notes)
     if downscale > 1:
         notes.append(f"images down-scaled by {downscale} (area average)")
 
@@ -165,7 +167,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
 
 
 def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
-    """[3,4] float64 with an exact rotation (nearest in the least-squares sense), or a UserError that says what is wrong."""
+    """[3,4] float64 with an exact rotation (the nearest one), or a UserError that says what is wrong."""
     m = np.asarray(matrix, dtype=np.float64)
     if m.shape not in ((3, 4), (4, 4)):
         raise UserError(f"{where}: the pose has shape {m.shape}, expected 4x4 or 3x4 (camera to world)")
@@ -174,14 +176,18 @@ def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
         raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this frame")
     u, s, vt = np.linalg.svd(m[:, :3])
     if s[2] < 1e-6 * max(s[0], 1e-300):
-        raise UserError(f"{where}: the pose is singular (its rotation part has no inverse): repair or remove this frame")
+        raise UserError(
+            f"{where}: the pose is singular (its rotation part has no inverse): repair or remove this frame"
+        )
     if np.linalg.det(u @ vt) < 0:
         raise UserError(
             f"{where}: the pose is mirrored (negative determinant), expected a right-handed camera-to-world matrix: "
             "one axis is flipped by the program that wrote it"
         )
     if s[0] / s[2] > 1.1:
-        raise UserError(f"{where}: the pose is no rotation (it stretches by {s[0] / s[2]:.2f}): repair or remove this frame")
+        raise UserError(
+            f"{where}: the pose is no rotation (it stretches by {s[0] / s[2]:.2f}): repair or remove this frame"
+        )
     return np.concatenate([u @ vt, m[:, 3:]], axis=1)
 
 
@@ -190,12 +196,15 @@ def _with_images(capture: Capture) -> list[Frame]:
     missing = [f for f in capture.frames if not f.path.is_file()]
     if missing:
         names = [f.name for f in missing]
-        capture.notes.append(f"skipped {len(missing)} of {len(capture.frames)} frames without image: {_listed(names, 20)}")
+        capture.notes.append(
+            f"skipped {len(missing)} of {len(capture.frames)} frames without image: {_listed(names, 20)}"
+        )
     keep = [i for i, f in enumerate(capture.frames) if f.path.is_file()]
     if len(keep) < 3:
         first = f"; the first one missing is {missing[0].path}" if missing else ""
         raise UserError(
-            f"{capture.path}: {len(keep)} of {len(capture.frames)} frames have an image, at least three are needed{first}"
+            f"{capture.path}: {len(keep)} of {len(capture.frames)} frames have an image, "
+            f"at least three are needed{first}"
         )
     if capture.depth_bounds is not None:
         capture.depth_bounds = capture.depth_bounds[keep]
@@ -240,8 +249,41 @@ def _fit_lens(frame: Frame, pictures: list[px.Picture], i: int, notes: list[str]
             )
         _note_once(notes, f"intrinsics stated for {stated_w}x{stated_h} were rescaled to images of {w}x{h}")
     if lens.model != FISHEYE and max(w / fx, h / fy) * 0.5 > math.tan(math.radians(87.5)):
-        raise UserError(f"{where}: focal length {fx:.4g} means a field of view near 180 degrees, which no perspective lens has")
+        raise UserError(
+            f"{where}: focal length {fx:.4g} means a field of view near 180 degrees, which no perspective lens has"
+        )
     return Lens(lens.model, fx * sx, fy * sy, cx * sx, cy * sy, w, h, lens.distortion)
+
+
+def _check_sizes(frames: list[Frame], pictures: list[px.Picture]) -> None:
+    """One focal length in pixels and no stated size can only be right for images of one size."""
+    first = next((i for i, f in enumerate(frames) if not f.lens.width and not math.isnan(f.lens.fx)), None)
+    for i, f in enumerate(frames):
+        if first is None or f.lens.width or repr(f.lens) != repr(frames[first].lens):
+            continue
+        a, b = pictures[first], pictures[i]
+        if (a.width, a.height) != (b.width, b.height):
+            raise UserError(
+                f"{f.where}: the image is {b.width}x{b.height} and {frames[first].name} is {a.width}x{a.height}, but "
+                "one focal length in pixels is stated for both: state w and h, or use images of one size"
+            )
+
+
+def _check_lenses(cameras: Cameras, names: list[str], notes: list[str]) -> None:
+    """Note where the distortion has no inverse at the picture's corners, so that rays there are approximate."""
+    bad = []
+    for i in (cameras.distortion != 0).any(dim=1).nonzero()[:, 0].tolist():
+        h, w = int(cameras.heights[i]), int(cameras.widths[i])
+        rows, cols = torch.tensor([0.0, 0, h - 1, h - 1]), torch.tensor([0.0, w - 1, 0, w - 1])
+        origin, direction = cameras.rays(torch.full((4,), i), rows, cols)
+        uv, _ = cameras.subset([i]).project(origin.double() + direction.double())
+        if not bool(((uv[0] - torch.stack([cols, rows], dim=1) - 0.5).abs() < 0.5).all()):
+            bad.append(names[i])
+    if bad:
+        notes.append(
+            f"the distortion of {len(bad)} of {len(names)} cameras (the first is {bad[0]}) has no inverse at the "
+            "corners of the picture: rays there are approximate, mask those pixels if it shows"
+        )
 
 
 def _note_once(notes: list[str], text: str) -> None:
@@ -263,12 +305,14 @@ def _common_type(pictures: list[px.Picture], matte: bool) -> tuple[int, np.dtype
 def _read_as_announced(picture: px.Picture) -> np.ndarray:
     image = px.read_pixels(picture)
     if image.shape[:2] != (picture.height, picture.width):
-        raise UserError(f"{picture.path}: decoded to {image.shape[1]}x{image.shape[0]}, its header said otherwise: restore the file")
+        raise UserError(
+            f"{picture.path}: decoded to {image.shape[1]}x{image.shape[0]}, its header said otherwise: restore the file"
+        )
     return image
 
 
 def _read_mask(path: Path, size: tuple[int, int], where: str) -> np.ndarray:
-    """[h,w] uint8 of any grey, RGB or RGBA mask; resized by nearest pixel where it is smaller or larger than its image."""
+    """[h,w] uint8 of a grey, RGB or RGBA mask, resized by nearest pixel where its image is larger or smaller."""
     from PIL import Image
 
     if not path.is_file():
@@ -277,7 +321,10 @@ def _read_mask(path: Path, size: tuple[int, int], where: str) -> np.ndarray:
     mask = px.convert(px.read_pixels(picture), 3, np.dtype(np.uint8)).max(axis=2)
     if mask.shape != size:
         if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > 0.02 * size[0] * mask.shape[1]:
-            raise UserError(f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}: expected one shape")
+            raise UserError(
+                f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}: "
+                "expected the same shape"
+            )
         mask = np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
     return mask
 
@@ -289,7 +336,7 @@ def _alpha_matters(store: PixelStore) -> bool:
 
 
 def _split(frames: list[Frame], names: list[str], holdout: int | None, notes: list[str]) -> dict[str, Tensor]:
-    """The files' own split when holdout is None; else every holdout-th image in order of names is for testing (0: none)."""
+    """The files' own split if holdout is None, else every holdout-th image in order of names for testing (0: none)."""
     where: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     stated = [f.split for f in frames]
     if holdout is None and any(s in ("val", "test") for s in stated):

@@ -1,4 +1,4 @@
-"""Readers of JSON poses: Blender / NeRF-synthetic (transforms_train.json, ...) and transforms.json of instant-ngp and nerfstudio."""
+"""Readers of JSON poses: Blender (transforms_train.json), instant-ngp and nerfstudio (transforms.json)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def read_transforms(file: Path) -> Capture:
     _apply_region(capture, data, file)
     if "applied_transform" in data or "applied_scale" in data:
         capture.notes.append(
-            f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): they are used as "
-            "they stand, and meshes and cameras are written in that same frame"
+            f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): "
+            "they are used as they stand, and meshes and cameras are written in that same frame"
         )
     if isinstance(data.get("ply_file_path"), str):
         _apply_points(capture, file.parent / data["ply_file_path"])
@@ -66,12 +66,14 @@ def _apply_lists(capture: Capture, data: dict[str, Any], file: Path) -> None:
         frame.split = split_of.get(frame.name)
     unlisted = [f.name for f in capture.frames if f.split is None]
     if unlisted:
-        capture.notes.append(f"left out {len(unlisted)} frames that are in none of the file's lists, the first {unlisted[0]}")
+        capture.notes.append(
+            f"left out {len(unlisted)} frames that are in none of the file's lists, the first {unlisted[0]}"
+        )
     capture.frames = [f for f in capture.frames if f.split is not None]
 
 
 def _apply_region(capture: Capture, data: dict[str, Any], file: Path) -> None:
-    """instant-ngp: x_ngp = x * scale + offset puts the region of interest into [0,1]^3, and aabb_scale says how far beyond to look."""
+    """instant-ngp: x * scale + offset puts the object into [0,1]^3; aabb_scale says how far beyond to look."""
     if not any(key in data for key in ("aabb_scale", "scale", "offset")):
         return
     try:
@@ -80,7 +82,9 @@ def _apply_region(capture: Capture, data: dict[str, Any], file: Path) -> None:
     except (ValueError, TypeError) as e:
         raise UserError(f"{file}: scale, offset and aabb_scale must be numbers (offset: three of them)") from e
     if not (scale > 0 and aabb > 0 and math.isfinite(scale * aabb) and np.isfinite(offset).all()):
-        raise UserError(f"{file}: scale {scale:g}, offset {offset.tolist()} and aabb_scale {aabb:g} must be finite and above zero")
+        raise UserError(
+            f"{file}: scale {scale:g}, offset {offset.tolist()} and aabb_scale {aabb:g} must be finite and above zero"
+        )
     capture.extent = 0.5 * aabb / scale
     if "scale" in data or "offset" in data or data.get("aabb_scale") == 1:
         capture.region = Similarity.around(torch.from_numpy((0.5 - offset) / scale), 0.5 / scale)
@@ -92,7 +96,8 @@ def _apply_points(capture: Capture, path: Path) -> None:
     import trimesh
 
     try:
-        points = np.asarray(trimesh.load(path, process=False).vertices, dtype=np.float64).reshape(-1, 3)
+        cloud: Any = trimesh.load(path, process=False)
+        points = np.asarray(cloud.vertices, dtype=np.float64).reshape(-1, 3)
     except Exception as e:
         capture.notes.append(f"its point cloud {path.name} was not read ({type(e).__name__})")
         return
@@ -126,7 +131,16 @@ def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
         name = str(entry["file_path"])
         where += f" ({name})"
         path = _image_path(file, name, where)
-        frames.append(Frame(_tidy(name), path, _matrix(entry["transform_matrix"], where), _lens(data, entry, file, where), where, split))
+        frames.append(
+            Frame(
+                _tidy(name),
+                path,
+                _matrix(entry["transform_matrix"], where),
+                _lens(data, entry, file, where),
+                where,
+                split,
+            )
+        )
         if entry.get("mask_path"):
             frames[-1].mask = _image_path(file, str(entry["mask_path"]), where)
     return frames
@@ -153,9 +167,9 @@ def _image_path(file: Path, name: str, where: str) -> Path:
         if candidate.is_file():
             return candidate
     if not path.resolve().is_relative_to(file.parent.resolve()):
-        raise UserError(f"{where}: the path leads out of {file.parent} and names no image: correct it")
+        raise UserError(f"{where}: the path {name!r} leads out of {file.parent} and names no image")
     if path.is_file():
-        raise UserError(f"{where}: this is no image (expected a name ending in {', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{where}: {name!r} is no image (expected a name ending in {', '.join(IMAGE_SUFFIXES)})")
     return path.with_name(path.name + ".png")
 
 
@@ -171,7 +185,9 @@ def _lens(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -
         return float(value)
 
     if all(math.isnan(number(k)) for k in ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")):
-        raise UserError(f"{file}: no focal length: expected fl_x or camera_angle_x in the file or in the frame ({where})")
+        raise UserError(
+            f"{file}: no focal length: expected fl_x or camera_angle_x in the file or in the frame ({where})"
+        )
     k = tuple(number(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
     kind = str(entry.get("camera_model", data.get("camera_model", "")))
     if kind.upper() not in _CAMERA_MODELS:

@@ -50,7 +50,7 @@ class EvalArgs:
 def main(args: EvalArgs) -> None:
     """`nerf eval`: prints the means and where everything lies."""
     from nerf.runs import scene_of_run
-    from nerf.views.video import make_folder, model_files
+    from nerf.views.files import make_folder, model_files
 
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / "eval"

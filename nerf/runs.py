@@ -46,7 +46,7 @@ def open_run(out: Path, run: Run, resume: bool, overwrite: bool) -> None:
     A new or empty folder will do. One that holds a run is continued with resume (same data, same way of loading) or
     given up with overwrite (see `clear_run`); files of others are never touched, but only overwrite accepts them.
     """
-    from nerf.views.video import make_folder
+    from nerf.views.files import make_folder
 
     if resume and overwrite:
         raise UserError("--resume continues what is there and --overwrite discards it: give one of them")

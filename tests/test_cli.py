@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from fakes import FakeModel
 
-from nerf import cli
+from nerf import cli, doctor
 from nerf.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,28 +122,47 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
         (["doctor", "--verbose"], "--verbose"),
     ],
 )
-def test_mistakes_exit_with_2_and_no_traceback(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = nerf(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr and "Traceback" not in done.stderr
+def test_mistakes_exit_with_2(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2 and words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["reconstruct", "missing", "-o", "out"], ["render", "missing"], ["trian"]])
+def test_the_process_exits_with_2_and_no_traceback(arguments: list[str], tmp_path: Path) -> None:
+    done = nerf(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("nerf: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "file").write_text("in the way")
     for out in ("file", "file/deeper", "/proc/nerf-out"):
-        done = nerf("train", "data", "-o", out, "--steps", "1", cwd=tmp_path)
-        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-        assert out in done.stderr
+        for verb in ("train", "reconstruct"):
+            assert cli.run([verb, "data", "-o", out, "--steps", "1"]) == 2
+            text = capsys.readouterr().err
+            assert out in text and text.count("\n") == 1
 
 
-def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nerf.model")
     (tmp_path / "checkpoint.safetensors").write_bytes(b"this is not a checkpoint")
     for verb in ("eval", "render", "mesh"):
-        done = nerf(verb, ".", cwd=tmp_path)
-        assert done.returncode == 2 and "checkpoint.safetensors" in done.stderr and "Traceback" not in done.stderr
+        assert cli.run([verb, str(tmp_path)]) == 2
+        text = capsys.readouterr().err
+        assert "checkpoint.safetensors" in text and text.count("\n") == 1
 
 
 # ---- verbs on the analytic model
@@ -206,20 +225,18 @@ def test_eval_verb(
 
 
 def test_doctor_tells_and_exits_with_0() -> None:
-    done = nerf("doctor")
-    assert done.returncode == 0, done.stderr
-    for word in ("torch", "cpu", "reference", "cuda", "tinycudann", "pycolmap", "OpenEXR", "ffmpeg", "memory", "disk"):
-        assert word in done.stdout
     done = nerf("doctor", "--json")
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    text = doctor.as_text(found)
+    for word in ("torch", "cpu", "reference", "cuda", "tinycudann", "pycolmap", "OpenEXR", "ffmpeg", "memory", "disk"):
+        assert word in text
     assert found["torch"]["threads"] >= 1 and found["cpu"]["cores"] >= 1
     for part in found["backends"].values():
         assert isinstance(part["ok"], bool) and part["says"] and "\n" not in part["says"]
 
 
 def test_doctor_survives_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nerf import doctor
-
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch now raises ImportError
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     monkeypatch.setattr(doctor, "_version_of", lambda name: None)
@@ -229,8 +246,6 @@ def test_doctor_survives_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_doctor_says_why_there_is_no_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nerf import doctor
-
     missing = {"backend": "reference", "variant": None, "reason": "no compiler was found when this was installed"}
     monkeypatch.setattr("nerf.kernels.describe", lambda: missing)
     part = doctor.examine()["backends"]["cpu"]

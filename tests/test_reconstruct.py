@@ -358,9 +358,10 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         assert int(found[1]) <= int(found[2]) and found[3] == "0"
 
 
-def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path) -> None:
+def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trimesh = pytest.importorskip("trimesh")
     box = trimesh.creation.box(extents=(2.0, 1.0, 0.5))
+    monkeypatch.setattr("nerf.views.mesh_views._POINTS", 10_000)
     (tmp_path / "mesh.glb").write_bytes(box.export(file_type="glb"))
     write_six_views(box, torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]), tmp_path / "mesh_views")
     page = read_page(write_report(tmp_path))

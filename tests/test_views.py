@@ -389,6 +389,11 @@ def test_unknown_modes_are_named() -> None:
 # ---- pictures of a mesh
 
 
+@pytest.fixture
+def fewer_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_views, "_POINTS", 200_000)  # plenty for small pictures
+
+
 def box_mesh(inside_out: bool = False) -> Any:
     trimesh = pytest.importorskip("trimesh")
     box = trimesh.creation.box(extents=(2.0, 1.0, 0.5))
@@ -399,7 +404,7 @@ def box_mesh(inside_out: bool = False) -> Any:
     return box
 
 
-def test_six_views_show_the_box_from_its_sides() -> None:
+def test_six_views_show_the_box_from_its_sides(fewer_points: None) -> None:
     front, up = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
     views = mesh_views.six_views(box_mesh(), front, up, size=100)
     assert tuple(views) == mesh_views.VIEWS
@@ -415,7 +420,7 @@ def test_six_views_show_the_box_from_its_sides() -> None:
     assert (views["front"][0, 0] == 255).all()
 
 
-def test_a_mesh_that_is_inside_out_shows() -> None:
+def test_a_mesh_that_is_inside_out_shows(fewer_points: None) -> None:
     front, up = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
     right = mesh_views.six_views(box_mesh(), front, up, size=60)["front"].astype(int)
     wrong = mesh_views.six_views(box_mesh(inside_out=True), front, up, size=60)["front"].astype(int)

@@ -14,6 +14,7 @@ import tyro
 
 from nerf.cameras import Cameras
 from nerf.errors import UserError, note
+from nerf.views.files import make_folder, model_files
 from nerf.views.paths import CameraPath, load_path, make_path, save_path
 from nerf.views.pictures import apply_colour_map, to_display, write_png
 from nerf.views.progress import progress
@@ -78,20 +79,6 @@ def main(args: RenderArgs) -> None:
         print(written)
 
 
-def model_files(path: Path) -> tuple[Path, Path]:
-    """(folder, checkpoint file) of a run, given either; UserError where there is none."""
-    if path.is_file():
-        return path.parent, path
-    if not path.exists():
-        raise UserError(f"{path}: there is no such folder; expected what `nerf train` or `nerf reconstruct` wrote")
-    checkpoint = path / "checkpoint.safetensors"
-    if not checkpoint.is_file():
-        raise UserError(
-            f"{path}: holds no checkpoint.safetensors; expected what `nerf train` or `nerf reconstruct` wrote"
-        )
-    return path, checkpoint
-
-
 def check_modes(modes: tuple[str, ...]) -> None:
     unknown = [m for m in modes if m not in MODES]
     if unknown or not modes:
@@ -124,19 +111,6 @@ def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool) -> dict[
                 raise UserError(f"{place} holds pictures already; choose another folder or give --overwrite")
         make_folder(place.parent if video else place)
     return places
-
-
-def make_folder(folder: Path) -> None:
-    """Create it, and make sure that files can be written there; one sentence otherwise."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".nerf-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except FileExistsError:
-        raise UserError(f"{folder} is a file; expected a folder to write to") from None
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another place with -o") from None
 
 
 def render_path(

@@ -1,0 +1,222 @@
+"""Marching cubes over a sparse grid: slab after slab, block after block, and no seams.
+
+The grid is a box of points around which one more layer counts as outside, so the surface closes where it meets the
+border. The values of one slab of layers are in memory at a time; its last layer is handed to the next, so every point
+is evaluated once. Each vertex lies on one edge of the grid and is known by that edge's number, so blocks agree on
+vertices without talking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nerf.meshing.table import CORNERS, Table, table
+
+BLOCK = 64  # cells: what one round of array operations works on, small enough for the cache
+_CHUNK = 1 << 20  # points given to the field at once
+_OFF_END = 1e-3  # how near a vertex comes to the ends of its edge, in edge lengths
+
+Field = Callable[[Tensor], Tensor]  # points [n,3] float32 -> values [n] float32, above 0 inside
+Mask = Callable[[slice, slice, slice], NDArray[np.bool_]]  # z, y, x ranges of grid points -> which are worth evaluating
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points origin + step * (i, j, k) with i < shape[0] along x, j < shape[1] along y, k < shape[2] along z."""
+
+    origin: tuple[float, float, float]
+    step: float
+    shape: tuple[int, int, int]
+
+
+@dataclass
+class Surface:
+    """Closed triangle mesh between grid points: vertex v lies `fractions[v]` of the way along edge `edges[v]`.
+
+    An edge's number is 3 * p + axis with p = (k * (shape_y + 2) + j) * (shape_x + 2) + i of its lower end, counted from
+    1 (0 is the layer outside). values_low, values_high [v]: the field at both ends.
+    """
+
+    grid: Grid
+    edges: NDArray[np.int64]  # [v] ascending
+    values_low: NDArray[np.float32]  # [v]
+    values_high: NDArray[np.float32]  # [v]
+    faces: NDArray[np.int32]  # [f,3] counter-clockwise seen from outside
+
+    def low_ends(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Grid indices [v,3] (x, y, z; -1 is the layer outside) of the edges' lower ends, and the edges' axes [v]."""
+        width, height = self.grid.shape[0] + 2, self.grid.shape[1] + 2
+        point, axis = np.divmod(self.edges, 3)
+        row, x = np.divmod(point, width)
+        z, y = np.divmod(row, height)
+        return np.stack([x, y, z], axis=1) - 1, axis
+
+    def points(self, fractions: NDArray[np.float32]) -> Tensor:
+        """Positions [v,3] float32 at fractions [v] in [0,1] along the edges, in the frame of the grid."""
+        low, axis = self.low_ends()
+        index = low.astype(np.float64)
+        index[np.arange(len(index)), axis] += fractions
+        return torch.from_numpy((index * self.grid.step + np.array(self.grid.origin)).astype(np.float32))
+
+    def fractions(self) -> NDArray[np.float32]:
+        """Where the field, linear between the ends, is zero; kept off the ends so that no triangle collapses.
+
+        Where one end is the layer outside, the vertex lies on the border of the grid: the surface is capped there.
+        """
+        low, axis = self.low_ends()
+        at = low[np.arange(len(axis)), axis]
+        between = self.values_low / (self.values_low - self.values_high)
+        between = np.where(at < 0, 1, np.where(at == np.array(self.grid.shape)[axis] - 1, 0, between))
+        return np.clip(between, _OFF_END, 1 - _OFF_END).astype(np.float32)
+
+    def refined(self, field: Field, n_steps: int) -> NDArray[np.float32]:
+        """Fractions after n_steps of regula falsi along each edge: one evaluation of the field per vertex and step."""
+        fractions = self.fractions()
+        low_index, axis = self.low_ends()
+        at = low_index[np.arange(len(axis)), axis]
+        moves = np.flatnonzero((at >= 0) & (at < np.array(self.grid.shape)[axis] - 1))
+        a, b = np.zeros(len(moves), np.float32), np.ones(len(moves), np.float32)
+        low, high = self.values_low[moves], self.values_high[moves]
+        for _ in range(n_steps):
+            value = _evaluate(field, self.points(fractions)[moves]).numpy()
+            same = (value > 0) == (low > 0)
+            a, low = np.where(same, fractions[moves], a), np.where(same, value, low)
+            b, high = np.where(same, b, fractions[moves]), np.where(same, high, value)
+            fractions[moves] = np.clip(a + (b - a) * (low / (low - high)), _OFF_END, 1 - _OFF_END)
+        return fractions
+
+
+def marching_cubes(field: Field, grid: Grid, mask: Mask | None = None, outside: float = -1.0) -> Surface:
+    """The zero surface of a field on a grid, closed and with every edge shared by exactly two triangles.
+
+    field is asked once about every point that the mask keeps (all without a mask); elsewhere and outside the grid the
+    value is `outside` (below 0). Memory: one slab of values, 4 * (BLOCK + 1) * shape_x * shape_y bytes, and the
+    surface. Source: Lorensen and Cline 1987; the cases are derived in nerf.meshing.table.
+    """
+    if outside >= 0:
+        raise ValueError(f"outside must be below 0, got {outside}")
+    nx, ny, nz = grid.shape
+    origin, cases = torch.tensor(grid.origin, dtype=torch.float64), table()
+    slab = np.full((BLOCK + 1, ny + 2, nx + 2), outside, np.float32)
+    parts: list[_Part] = []
+    for z0 in range(
+        0, nz + 1, BLOCK
+    ):  # cells z0 to z1 between layers z0 to z1 of the padded grid; layer z is grid layer z - 1
+        z1 = min(z0 + BLOCK, nz + 1)
+        slab[0] = slab[-1] if z0 else outside
+        slab[1:] = outside
+        layers = slice(z0, min(z1, nz))
+        wanted = _wanted(mask, layers, ny, nx)
+        for start in range(0, len(wanted), _CHUNK):
+            chunk = wanted[start : start + _CHUNK]
+            row, x = np.divmod(chunk, nx + 2)
+            z, y = np.divmod(row, ny + 2)
+            index = torch.from_numpy(np.stack([x - 1, y - 1, z - 1 + z0], axis=1))
+            slab.ravel()[chunk] = _evaluate(field, (index * grid.step + origin).float()).numpy()
+        for y0 in range(0, ny + 1, BLOCK):
+            for x0 in range(0, nx + 1, BLOCK):
+                part = _march(slab[: z1 - z0 + 1, y0 : y0 + BLOCK + 1, x0 : x0 + BLOCK + 1], cases)
+                if part is not None:
+                    z, y, x = part.z + z0, part.y + y0, part.x + x0
+                    part.edges = ((z * (ny + 2) + y) * (nx + 2) + x) * 3 + part.axis
+                    parts.append(part)
+    return _joined(grid, parts)
+
+
+def _evaluate(field: Field, points: Tensor) -> Tensor:
+    values = [field(points[k : k + _CHUNK]).float() for k in range(0, len(points), _CHUNK)]
+    return torch.nan_to_num(torch.cat(values)) if values else torch.empty(0)
+
+
+def _wanted(mask: Mask | None, layers: slice, ny: int, nx: int) -> NDArray[np.int64]:
+    """Flat indices, into a padded slab whose layer 0 is the last one of the slab before, of the points to evaluate."""
+    found = [np.empty(0, np.int64)]
+    depth = layers.stop - layers.start
+    for y0 in range(0, ny, BLOCK):
+        for x0 in range(0, nx, BLOCK):
+            rows, cols = slice(y0, min(y0 + BLOCK, ny)), slice(x0, min(x0 + BLOCK, nx))
+            if mask is None:
+                kept = np.ones((depth, rows.stop - y0, cols.stop - x0), bool)
+            else:
+                kept = mask(layers, rows, cols)
+            z, y, x = np.nonzero(kept)
+            found.append(((z + 1) * (ny + 2) + y + y0 + 1) * (nx + 2) + x + x0 + 1)
+    return np.concatenate(found)
+
+
+@dataclass
+class _Part:
+    """The surface inside one block; z, y, x, axis [v] say on which edge of the block a vertex lies."""
+
+    z: NDArray[np.int64]
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    axis: NDArray[np.int64]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    faces: NDArray[np.int64]
+    edges: NDArray[np.int64]
+
+
+def _march(values: NDArray[np.float32], cases: Table) -> _Part | None:
+    """Triangles between the points of one block [z, y, x], or None if the surface does not pass."""
+    inside = np.ascontiguousarray(values > 0)
+    if not inside.any() or inside.all():
+        return None
+    nz, ny, nx = inside.shape
+    strides = np.array([1, nx, nx * ny])  # of a step along x, y, z
+    lo, hi = slice(None, -1), slice(1, None)
+    pairs = [((slice(None),) * (2 - a) + (s,) + (slice(None),) * a) for a in range(3) for s in (lo, hi)]
+    number = np.empty(3 * inside.size, np.int32)
+    crossed = []
+    for axis in range(3):
+        cross = np.zeros(inside.shape, bool)
+        np.not_equal(inside[pairs[2 * axis]], inside[pairs[2 * axis + 1]], out=cross[pairs[2 * axis]])
+        crossed.append(np.flatnonzero(cross))
+    point, axes = np.concatenate(crossed), np.repeat(np.arange(3), [len(c) for c in crossed])
+    if not len(point):
+        return None
+    number[axes * inside.size + point] = np.arange(len(point))
+    flat = np.ascontiguousarray(values).ravel()
+    low, high = flat[point], flat[point + strides[axes]]
+
+    bits = inside.view(np.uint8)
+    case = np.zeros((nz - 1, ny - 1, nx - 1), np.uint8)
+    for k, (dx, dy, dz) in enumerate(CORNERS):
+        case |= bits[dz : nz - 1 + dz, dy : ny - 1 + dy, dx : nx - 1 + dx] << np.uint8(k)
+    cell = np.flatnonzero(case.ravel() - np.uint8(1) < 254)  # neither 0 nor 255: unsigned numbers wrap
+    kind = case.ravel()[cell]
+    row, x = np.divmod(cell, nx - 1)
+    z, y = np.divmod(row, ny - 1)
+    counts = cases.n_triangles[kind]
+    owner = np.repeat(np.arange(len(cell)), counts)
+    which = np.arange(len(owner)) + np.repeat(cases.first_triangle[kind] - (np.cumsum(counts) - counts), counts)
+    offset = cases.edge_axis * inside.size + cases.edge_base @ strides
+    faces = number[((z * ny + y) * nx + x)[owner, None] + offset[cases.triangles[which]]]
+
+    row, x = np.divmod(point, nx)
+    z, y = np.divmod(row, ny)
+    return _Part(z, y, x, axes, low, high, faces, point)
+
+
+def _joined(grid: Grid, parts: list[_Part]) -> Surface:
+    """One surface; vertices on the border of blocks, which several of them made, become one."""
+    if not parts:
+        nothing = np.empty(0, np.float32)
+        return Surface(grid, np.empty(0, np.int64), nothing, nothing, np.empty((0, 3), np.int32))
+    starts = np.cumsum([0] + [len(part.edges) for part in parts])
+    edges, first, again = np.unique(np.concatenate([p.edges for p in parts]), return_index=True, return_inverse=True)
+    faces = np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=False)])
+    return Surface(
+        grid,
+        edges,
+        np.concatenate([p.low for p in parts])[first],
+        np.concatenate([p.high for p in parts])[first],
+        again.ravel().astype(np.int32)[faces],
+    )

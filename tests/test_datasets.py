@@ -525,6 +525,7 @@ def test_bad_options(tmp_path):
     fails(tmp_path, "kind", "colmap", kind="colnap")
     fails(tmp_path, "'colmap'", "blender", kind="colmap")
     fails(tmp_path, "space", space="sphere")
+    fails(tmp_path, "'ndc'", "'unbounded'", space="ndc")
 
 
 def test_json_cut_off_or_lacking_a_key(tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor
 from nerf.cameras import Cameras
 from nerf.datasets.pixels import PixelStore
 from nerf.datasets.scene import Capture
+from nerf.errors import UserError
 from nerf.space import Similarity, ndc_rays
 
 _PAD = 0.03  # of the object box's longest side, on each side
@@ -31,7 +32,7 @@ class Region:
 
 def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha: bool, space: str | None) -> Region:
     """The space asked for, else "box" for alpha or an object data set, "ndc" for forward-facing LLFF, "unbounded"."""
-    notes = capture.notes
+    notes, asked = capture.notes, space is not None
     if space is None:
         if has_alpha or capture.objects and (capture.region is not None or _plain_border(store)):
             space = "box"
@@ -45,6 +46,11 @@ def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alp
         region = _forward_region(capture, cameras)
         if region is not None:
             return region
+        if asked:
+            raise UserError(
+                "space 'ndc' needs cameras side by side that look one way, but some stand beyond the near plane of the "
+                "others: use 'unbounded'"
+            )
         notes.append(
             "not forward-facing enough for NDC (some camera stands beyond the near plane), so taken as unbounded"
         )

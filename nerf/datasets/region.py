@@ -48,11 +48,11 @@ def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alp
             return region
         if asked:
             raise UserError(
-                "space 'ndc' needs cameras side by side that look one way, but some stand beyond the near plane of the "
-                "others: use 'unbounded'"
+                "space 'ndc' needs cameras side by side that look one way; some of these look elsewhere, or "
+                "stand beyond the near plane: use 'unbounded'"
             )
         notes.append(
-            "not forward-facing enough for NDC (some camera stands beyond the near plane), so taken as unbounded"
+            "not forward-facing enough for NDC (some camera looks elsewhere or is beyond the near plane): unbounded"
         )
     return _unbounded(capture, cameras)
 
@@ -185,19 +185,21 @@ def _grow(on: Tensor, radius: int) -> Tensor:
 # ---- forward-facing captures
 
 
-def _forward_facing(cameras: Cameras) -> bool:
-    """Whether all optical axes lie within 40 degrees of their mean."""
+def _forward_facing(cameras: Cameras, degrees: float = 40) -> bool:
+    """Whether all optical axes lie within so many degrees of their mean."""
     axes = -cameras.c2w[:, :, 2]
     mean = F.normalize(axes.mean(dim=0), dim=0)
-    return float((axes @ mean).min()) > math.cos(math.radians(40))
+    return float((axes @ mean).min()) > math.cos(math.radians(degrees))
 
 
 def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
     """Average pose at the origin looking along -z, near plane (3/4 of the nearest depth) at z = -1.
 
-    None where a camera stands beyond that plane. Scene.ndc is chosen so that every picture falls within [-1,1]^3 from
-    the near plane to infinity: below the (2 fx / w, 2 fy / h) of one camera, the more so the farther they are apart.
+    None where a camera stands beyond that plane or looks elsewhere. Scene.ndc is chosen so that every picture falls
+    within [-1,1]^3 from the near plane to infinity: below the (2 fx / w, 2 fy / h) of one camera, the more so the farther they are apart.
     """
+    if not _forward_facing(cameras, 60):
+        return None
     nearest = _nearest_depth(capture, cameras)
     if nearest is None:
         nearest = 0.5 * look_at(cameras)[1]

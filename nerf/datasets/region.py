@@ -196,7 +196,8 @@ def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
     """Average pose at the origin looking along -z, near plane (3/4 of the nearest depth) at z = -1.
 
     None where a camera stands beyond that plane or looks elsewhere. Scene.ndc is chosen so that every picture falls
-    within [-1,1]^3 from the near plane to infinity: below the (2 fx / w, 2 fy / h) of one camera, the more so the farther they are apart.
+    within [-1,1]^3 from the near plane to infinity: below the (2 fx / w, 2 fy / h) of one camera, the more so the
+    farther they are apart.
     """
     if not _forward_facing(cameras, 60):
         return None

@@ -147,18 +147,8 @@ def turntable(model: Model, out: Path) -> None:
     from nerf.views.paths import make_path
     from nerf.views.video import render_path
 
-    cameras = model.cameras
-    w, h = int(cameras.widths.median()), int(cameras.heights.median())
-    scale = min(1.0, VIDEO_LONGEST / max(w, h))
     path = make_path(
-        "auto",
-        cameras,
-        model.scene_from_world,
-        model.space,
-        VIDEO_FRAMES,
-        VIDEO_FPS,
-        max(2, round(w * scale)),
-        max(2, round(h * scale)),
+        "auto", model.cameras, model.scene_from_world, model.space, VIDEO_FRAMES, VIDEO_FPS, longest=VIDEO_LONGEST
     )
     render_path(model, path, out, overwrite=True)
 
@@ -167,7 +157,7 @@ def make_mesh(model: Model, out: Path, resolution: int) -> None:
     """The mesh, and beside it mesh_views/ with its pictures from six sides."""
     from nerf.meshing import extract, save
     from nerf.views.mesh_views import write_six_views
-    from nerf.views.paths import look_at_point, mean_up
+    from nerf.views.paths import common_up, look_at_point
 
     started = time.perf_counter()
     mesh = extract(model, resolution)
@@ -175,4 +165,4 @@ def make_mesh(model: Model, out: Path, resolution: int) -> None:
     note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
     cameras = model.cameras
     front = cameras.c2w[0, :, 3].double() - look_at_point(cameras, model.scene_from_world, model.space)
-    write_six_views(mesh, front, mean_up(cameras), out.parent / "mesh_views")
+    write_six_views(mesh, front, common_up(cameras)[0], out.parent / "mesh_views")

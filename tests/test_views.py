@@ -150,6 +150,41 @@ def test_quaternions_round_trip() -> None:
     torch.testing.assert_close((q * again).sum(dim=1).abs(), torch.ones(204, dtype=torch.float64))
 
 
+def test_up_is_found_where_the_mean_leans() -> None:
+    up, sideways = paths.common_up(ring_cameras(10, elevation=0.9, arc=math.radians(100)))
+    torch.testing.assert_close(up, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+    assert not sideways
+
+
+@pytest.mark.parametrize("quarter", [1, -1])
+def test_photos_on_their_side_give_an_upright_orbit(quarter: int) -> None:
+    """A phone held upright that saved its photos turned by 90 degrees, either way, with a shaky hand."""
+    upright = ring_cameras(24, elevation=0.5, distance=3.0)
+    cameras = ring_cameras(24, elevation=0.5, distance=3.0)
+    right, top = upright.c2w[:, :, 0].clone(), upright.c2w[:, :, 1].clone()
+    shake = 0.1 * torch.randn(24, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    right, top = right * shake.cos() + top * shake.sin(), top * shake.cos() - right * shake.sin()
+    cameras.c2w[:, :, 0], cameras.c2w[:, :, 1] = quarter * top, -quarter * right
+    cameras.heights[:] = 24  # 32 wide, 24 high
+    up, sideways = paths.common_up(cameras)
+    assert sideways and float(up[2]) > 0.99
+    path = paths.make_path("orbit", cameras, IDENTITY, "box", 24)
+    assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (
+        24,
+        32,
+    ) and "on their side" in path.description
+    assert float(path.cameras.c2w[:, 2, 1].min()) > 0.8  # the pictures' up is the world's
+    path = paths.make_path("interpolate", cameras, IDENTITY, "box", 24)
+    assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (32, 24)  # as the photos were
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_up_of_few_level_cameras_is_not_sideways(n: int) -> None:
+    for elevation in (0.0, 0.3, 1.5):
+        up, sideways = paths.common_up(ring_cameras(n, elevation=elevation))
+        assert not sideways and up.isfinite().all() and float(up.norm()) == pytest.approx(1)
+
+
 def test_lens_at_other_sizes() -> None:
     cameras = ring_cameras(size=32)
     path = paths.make_path("orbit", cameras, IDENTITY, "box", 4, width=128, height=64)

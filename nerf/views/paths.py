@@ -42,11 +42,13 @@ def make_path(
     fps: float = 30.0,
     width: int | None = None,
     height: int | None = None,
+    longest: int | None = None,
 ) -> CameraPath:
     """A path of the given kind around or along the input cameras: "orbit", "interpolate", "spiral" or "auto".
 
     "auto" takes the spiral for forward-facing scenes (space "ndc") and the orbit for all others. width and height in
-    pixels; without them the median size of the inputs, with one of them the other keeps their aspect ratio.
+    pixels; without them the median size of the inputs, with one of them the other keeps their aspect ratio; longest
+    caps what is not given. Orbit and spiral stand upright even where the photos lie on their side.
     Raises UserError for an unknown kind or too few cameras.
     """
     if len(cameras) == 0:
@@ -65,29 +67,50 @@ def make_path(
         raise UserError(
             f"--path {kind}: expected {', '.join(PATH_KINDS)} or a camera-path file ending in .json that exists"
         )
-    return CameraPath(with_lens_of(poses, cameras, width, height), fps, description)
+    turned = kind != "interpolate" and common_up(cameras)[1]
+    if turned:
+        description += " (upright; the photos lie on their side)"
+    w, h = _size(cameras, turned, width, height, longest)
+    return CameraPath(with_lens_of(poses, cameras, w, h), fps, description)
 
 
 # ---- what the input cameras say about the scene
 
 
-def mean_up(cameras: Cameras) -> Tensor:
-    """The common up direction of the cameras, [3] float64 of unit length, world frame.
+def common_up(cameras: Cameras) -> tuple[Tensor, bool]:
+    """(up [3] float64 of unit length in the world frame, whether the photos lie on their side).
 
     Photos are seldom rolled, so their right axes lie in the level plane: up is what is most nearly perpendicular to all
     of them. (The mean of the up axes leans over as soon as the cameras look down and stand on one side only; it decides
-    the sign, and everything where the right axes do not span a plane.)
+    the sign, and everything where the right axes do not span a plane.) Phones held upright may save photos on their
+    side; then it is the up axes that lie in the level plane, much more nearly than the right axes do.
     """
-    mean = cameras.c2w[:, :, 1].double().mean(dim=0)
-    rights = cameras.c2w[:, :, 0].double()
-    spread, axes = torch.linalg.eigh(rights.T @ rights / len(rights))
-    if float(spread[1]) > 0.1 and float(spread[0]) < 0.5 * float(spread[1]):
-        along = float(axes[:, 0] @ mean)
-        if abs(along) > 0.05:
-            return axes[:, 0] * math.copysign(1.0, along)
+    rights, ups = cameras.c2w[:, :, 0].double(), cameras.c2w[:, :, 1].double()
+    level, axis = _normal_of(rights)
+    level_sideways, axis_sideways = _normal_of(ups)
+    if level_sideways < 0.3 * level and abs(float(axis_sideways @ rights.mean(dim=0))) > 0.3:
+        # Turned to the left or to the right? More photos look down on things than up at them.
+        return axis_sideways * math.copysign(
+            1.0, float(axis_sideways @ cameras.c2w[:, :, 2].double().mean(dim=0))
+        ), True
+    mean = ups.mean(dim=0)
+    along = float(axis @ mean)
+    if math.isfinite(level) and abs(along) > 0.05:
+        return axis * math.copysign(1.0, along), False
     if float(mean.norm()) < 0.05:  # cameras of every orientation: no common up to be found
-        return torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    return mean / mean.norm()
+        return torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), False
+    return mean / mean.norm(), False
+
+
+def _normal_of(axes: Tensor) -> tuple[float, Tensor]:
+    """The direction most nearly perpendicular to axes [n,3]: (mean squared cosine to it, direction [3]).
+
+    Infinity where they do not span a plane: they are all parallel, or of every direction.
+    """
+    spread, directions = torch.linalg.eigh(axes.T @ axes / len(axes))
+    plane = float(spread[1]) > 0.1 and float(spread[0]) < 0.5 * float(spread[1])
+    # Rounding may leave a tiny negative number; a floor of (half a degree) squared keeps ratios of nothing out.
+    return max(float(spread[0]), 1e-4) if plane else math.inf, directions[:, 0]
 
 
 def nearest_point_to_axes(cameras: Cameras) -> Tensor | None:
@@ -145,10 +168,10 @@ def look_at(origins: Tensor, target: Tensor, up: Tensor) -> Tensor:
 def orbit(cameras: Cameras, centre: Tensor, n_frames: int) -> tuple[Tensor, str]:
     """A turntable around `centre` [3] at the cameras' mean elevation and distance; the last frame leads into the first.
 
-    Where the photos cover only part of the circle (a gap of more than 100 degrees), the camera swings to and fro within
+    Where the photos cover only part of the circle (a gap of more than 70 degrees), the camera swings to and fro within
     the part that they saw, for nothing is known of the rest.
     """
-    up = mean_up(cameras)
+    up = common_up(cameras)[0]
     offsets = cameras.c2w[:, :, 3].double() - centre
     distances = offsets.norm(dim=1).clamp_min(1e-9)
     distance = float(distances.mean())
@@ -166,7 +189,7 @@ def orbit(cameras: Cameras, centre: Tensor, n_frames: int) -> tuple[Tensor, str]
     azimuths = torch.atan2(level @ left, level @ ahead)[seen]
     start, covered = covered_arc(azimuths)
     steps = torch.arange(n_frames, dtype=torch.float64) / n_frames
-    if covered > math.radians(260):
+    if covered > math.radians(290):
         angles = 2 * math.pi * steps
         description = "orbit: a full turn"
     else:
@@ -223,7 +246,7 @@ def spiral(cameras: Cameras, focus: float, n_frames: int, turns: int = 2) -> tup
     origins = cameras.c2w[:, :, 3].double()
     centre = origins.mean(dim=0)
     backward = torch.nn.functional.normalize(cameras.c2w[:, :, 2].double().mean(dim=0), dim=0)
-    mean = look_at(centre[None], (centre - backward)[None], mean_up(cameras))[0]
+    mean = look_at(centre[None], (centre - backward)[None], common_up(cameras)[0])[0]
     offsets = (origins - centre) @ mean[:, :3]
     radii = torch.quantile(offsets.abs(), 0.8, dim=0)
     steps = 2 * math.pi * turns * torch.arange(n_frames, dtype=torch.float64) / n_frames
@@ -233,11 +256,16 @@ def spiral(cameras: Cameras, focus: float, n_frames: int, turns: int = 2) -> tup
     return poses, f"spiral: {turns} loops around the mean camera, towards a point {focus:.4g} ahead"
 
 
-def with_lens_of(poses: Tensor, cameras: Cameras, width: int | None, height: int | None) -> Cameras:
-    """Perspective cameras at poses [n,3,4], with the median focal length and size of the input cameras."""
+def _size(
+    cameras: Cameras, turned: bool, width: int | None, height: int | None, longest: int | None
+) -> tuple[int, int]:
+    """(width, height) of the pictures of a path, from what was asked for and the inputs' median size."""
     w0, h0 = int(cameras.widths.median()), int(cameras.heights.median())
+    if turned:
+        w0, h0 = h0, w0
     if width is None and height is None:
-        width, height = w0, h0
+        scale = 1.0 if longest is None else min(1.0, longest / max(w0, h0))
+        width, height = max(1, round(w0 * scale)), max(1, round(h0 * scale))
     elif height is None:
         assert width is not None
         height = max(1, round(h0 * width / w0))
@@ -246,6 +274,11 @@ def with_lens_of(poses: Tensor, cameras: Cameras, width: int | None, height: int
     for name, value in (("--width", width), ("--height", height)):
         if not 1 <= value <= 16384:
             raise UserError(f"{name} must be from 1 to 16384 pixels, got {value}")
+    return width, height
+
+
+def with_lens_of(poses: Tensor, cameras: Cameras, width: int, height: int) -> Cameras:
+    """Perspective cameras at poses [n,3,4] with pictures of width x height, their focal length that of the inputs."""
     shorter = torch.minimum(cameras.widths, cameras.heights).double()
     focal_x = float((cameras.fx / shorter).median()) * min(width, height)
     focal_y = float((cameras.fy / shorter).median()) * min(width, height)

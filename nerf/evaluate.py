@@ -17,6 +17,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from nerf import kernels
 from nerf.doctor import machine
 from nerf.errors import UserError, note
 from nerf.metrics import colour_correct, psnr, ssim
@@ -168,6 +169,7 @@ def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]]
         "ssim": "Wang et al. 2004, 11x11 Gaussian of 1.5 px, data range 1, mean of the channels; mean over views",
         "psnr_colour_corrected": "after a least-squares quadratic fit of each view's colours to the truth",
         "training": {key: model.meta[key] for key in ("steps", "seconds", "minutes", "seed") if key in model.meta},
+        "backend": kernels.backend(),
         "machine": machine(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

@@ -46,6 +46,7 @@ def test_the_file_holds_the_whole_protocol(scene: FakeScene, tmp_path: Path) -> 
     assert about["background"] == "white" and about["split"] == "test" and about["resolution"] == ["40x40"]
     assert about["colour_space"].startswith("sRGB") and "by 2" in about["down_scaling"]
     assert about["n_views"] == 2 and about["n_train_views"] == 6 and about["training"]["steps"] == 10
+    assert about["backend"] in ("cpu", "reference")
     assert about["machine"]["cores"] >= 1 and about["machine"]["cpu"] and about["machine"]["torch"]
 
 

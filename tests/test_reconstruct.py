@@ -371,3 +371,21 @@ def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path, monkeypatch: py
     assert report.triangles(tmp_path / "mesh.glb") == 0
     clear_run(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mesh_views"] and not any((tmp_path / "mesh_views").iterdir())
+
+
+def test_reconstruct_for_real(tmp_path: Path) -> None:
+    """The bundled scene through every stage, far too briefly to be good."""
+    pytest.importorskip("nerf.training")
+    sample = Path(__file__).resolve().parent.parent / "data" / "sample"
+    out = tmp_path / "out"
+    try:
+        main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=4, resolution=48))
+    except UserError as error:
+        assert str(error).startswith("mesh: ")  # after so few steps there may be no surface yet
+    result = json.loads((out / "eval" / "eval.json").read_text())
+    assert result["psnr"] > 12 and result["protocol"]["held_out"]
+    assert "4" in result["protocol"]["down_scaling"] and result["protocol"]["training"]["steps"] == 100
+    page = read_page(out / "report.html")
+    assert "held out and never trained on" in page.text and "PSNR, dB" in page.text  # and so the curve was understood
+    with pytest.raises(UserError, match="another run"):
+        main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=4))

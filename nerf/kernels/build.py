@@ -39,6 +39,10 @@ COMMON_FLAGS = (
     "-fvisibility=hidden",
 )
 
+# std::vector's members are exported in spite of -fvisibility: bind ours to ours, whatever else is loaded.
+# Not part of the hash: no number depends on it.
+LINK_FLAGS = ("-Wl,-Bsymbolic",) if sys.platform == "linux" else ()
+
 # Every variant names its whole instruction set, so that a compiler whose own default is higher cannot leak it in.
 VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
@@ -202,7 +206,8 @@ def build(
                 return name, ""
             flags = tuple(wanted[name])
             command = [*compiler, *COMMON_FLAGS, *(_for_zig(flags, machine) if _is_zig(compiler) else flags)]
-            command += ["-fopenmp" if report.openmp else "-pthread", f'-DNERF_SOURCE_HASH="{current}"', *extra_flags]
+            command += ["-fopenmp" if report.openmp else "-pthread", f'-DNERF_SOURCE_HASH="{current}"', *LINK_FLAGS]
+            command += extra_flags
             temporary = library.with_name(f".{library.name}.{os.getpid()}")
             try:
                 done = _run([*command, str(main), "-o", str(temporary)])

@@ -42,12 +42,14 @@ class MeshArgs:
 
 def main(args: MeshArgs) -> None:
     """`nerf mesh`: prints what the mesh is and where it lies."""
-    from nerf.model import Model
     from nerf.views.video import model_files
 
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / "mesh.glb"
     check_path(out, args.overwrite)
+
+    from nerf.model import Model  # after the checks: a mistake shows at once
+
     model = Model.load(checkpoint)
     start = time.perf_counter()
     mesh = extract(

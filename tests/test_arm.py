@@ -1,7 +1,7 @@
 """The NEON kernels give what the x86-64 ones give: compiled across, run under qemu, compared number by number.
 
-Slow, and skipped without the tools (Debian: apt install g++-aarch64-linux-gnu qemu-user). The march must agree to the bit;
-sums may differ by rounding, since other lane counts add in another order.
+Slow, and skipped without the tools (Debian: apt install g++-aarch64-linux-gnu qemu-user). The march must agree to the
+bit; sums may differ by rounding, since other lane counts add in another order.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerf import kernels
 
-DECAY = 0.95  # of a cell's remembered density at each update, so that cleared space is forgotten
+DECAY = 0.8  # of a cell's remembered density at each update, so that cleared space is forgotten
 MAX_ALPHA = 0.01  # a cell counts as occupied above this opacity over one step, or above the mean if that is smaller
 
 
@@ -25,6 +25,7 @@ class OccupancyGrid:
         n = n_levels * resolution**3
         self.values = torch.zeros(n)
         self.candidates = torch.ones(n, dtype=torch.bool)
+        self._cells: Tensor | None = None  # indices of the candidates
         if n_levels > 1:
             inner = torch.zeros((resolution,) * 3, dtype=torch.bool)
             q = resolution // 4
@@ -52,6 +53,7 @@ class OccupancyGrid:
         cells = self.candidates.nonzero()[:, 0]
         for chunk in cells.split(1 << 20):
             self.candidates[chunk] = possible(*self.cell_centres(chunk))
+        self._cells = None
         self._set(self.candidates.clone())
 
     def update(self, density: Callable[[Tensor], Tensor], step_size: float, generator: torch.Generator,
@@ -81,8 +83,15 @@ class OccupancyGrid:
         limit = min(MAX_ALPHA, float(optical[cells].clamp_max(1.0).mean())) if len(cells) else 0.0
         self._set((optical > limit) & self.candidates)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds; `restore` takes it back."""
+        return {"values": self.values, "candidates": self.candidates, "occupied": self.occupied}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.values, self.candidates, self._cells = tensors["values"], tensors["candidates"], None
+        self._set(tensors["occupied"].reshape(-1))
+
     def _candidate_cells(self) -> Tensor:
-        if getattr(self, "_cells_of", None) is not self.candidates or self._n_cells != int(self.candidates.sum()):
+        if self._cells is None:
             self._cells = self.candidates.nonzero()[:, 0]
-            self._cells_of, self._n_cells = self.candidates, len(self._cells)
         return self._cells

@@ -1,0 +1,143 @@
+"""Model: what a checkpoint holds - field, occupancy, frame - and what pictures, videos and meshes are made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf import checkpoint
+from nerf.cameras import Cameras
+from nerf.errors import UserError
+from nerf.fields import FieldOptions, RadianceField
+from nerf.occupancy import OccupancyGrid
+from nerf.rendering import Marching, density_normals, render_many
+from nerf.space import Similarity, ndc_points_inverse
+
+FIELD_CHUNK = 1 << 20
+
+
+class Model:
+    """A trained scene. Poses and meshes are in the world frame of the input; rays and points here are in the scene frame."""
+
+    def __init__(
+        self, field: RadianceField, occupancy: OccupancyGrid, marching: Marching, scene_from_world: Similarity, cameras: Cameras,
+        background: Tensor, linear: bool = False, meta: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.field, self.occupancy, self.marching = field, occupancy, marching
+        self.scene_from_world, self.cameras = scene_from_world, cameras
+        self.background, self.linear, self.meta = background, linear, meta or {}
+
+    @property
+    def space(self) -> str:
+        return self.marching.space
+
+    @property
+    def near(self) -> float:
+        return self.marching.near
+
+    @property
+    def far(self) -> float:
+        return self.marching.far
+
+    @property
+    def ndc(self) -> tuple[float, float] | None:
+        return self.marching.ndc
+
+    # ---- questions to the field
+
+    def density(self, points: Tensor) -> Tensor:
+        """Densities [n] (1/scene length) at points [n,3] of the scene frame (NDC points for the space "ndc")."""
+        with torch.no_grad():
+            return torch.cat([self.field.density(p) for p in points.split(FIELD_CHUNK)]) if len(points) else torch.zeros(0)
+
+    def color(self, points: Tensor, directions: Tensor) -> Tensor:
+        """Colours [n,3] at scene points seen along unit directions [n,3]."""
+        pairs = zip(points.split(FIELD_CHUNK), directions.split(FIELD_CHUNK), strict=True)
+        with torch.no_grad():
+            return torch.cat([self.field(p, d)[1] for p, d in pairs]) if len(points) else torch.zeros(0, 3)
+
+    def render_rays(self, rays_o: Tensor, rays_d: Tensor, background: Tensor | None = None) -> dict[str, Tensor]:
+        """colors [n,3] over the background, opacities, depths, median_depths [n] of scene rays (unit directions)."""
+        background = self.background if background is None else background
+        return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
+
+    def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
+        """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3] (world, unit)."""
+        h, w = int(cameras.heights[i]), int(cameras.widths[i])
+        rays_o, rays_d = cameras.image_rays(i, self.scene_from_world)
+        out = self.render_rays(rays_o, rays_d)
+        hit = (out["median_depths"] > 0).nonzero()[:, 0]
+        o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
+        points = o + out["median_depths"][hit, None] * d
+        normals = torch.zeros(h * w, 3)
+        distance = out["median_depths"][hit].median() if len(hit) else torch.tensor(1.0)
+        radius = max(2 * self.marching.step_size, float(distance) * self.marching.cone_angle)
+        scene_normals = density_normals(self.field, points, radius)
+        depth = out["median_depths"]
+        if self.ndc is not None and len(hit):  # back from NDC to lengths and directions of the scene frame
+            scene = ndc_points_inverse(points, self.ndc)
+            shifted = ndc_points_inverse(points + 1e-3 * scene_normals, self.ndc)
+            scene_normals = torch.nn.functional.normalize(shifted - scene, dim=1)
+            depth = depth.clone()
+            depth[hit] = (scene - rays_o[hit]).norm(dim=1).clamp_max(1e6)
+        normals[hit] = self.scene_from_world.inverse().apply_directions(scene_normals)
+        return {
+            "color": out["colors"].clamp(0, None if self.linear else 1).reshape(h, w, 3).numpy(),
+            "opacity": out["opacities"].reshape(h, w).numpy(),
+            "depth": depth.reshape(h, w).numpy(),
+            "normal": normals.reshape(h, w, 3).numpy(),
+        }
+
+    # ---- on disk
+
+    def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, JSON-able config) for `nerf.checkpoint`."""
+        tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
+        tensors |= {f"occupancy.{name}": t for name, t in self.occupancy.tensors().items()}
+        tensors |= {f"cameras.{name}": t for name, t in self.cameras.tensors().items()}
+        tensors["background"] = self.background
+        config = {
+            "field": self.field.to_dict(),
+            "marching": self.marching.to_dict(),
+            "occupancy": {"n_levels": self.occupancy.n_levels, "resolution": self.occupancy.resolution},
+            "scene_from_world": self.scene_from_world.to_dict(),
+            "linear": self.linear,
+            "meta": self.meta,
+        }
+        return tensors, config
+
+    @staticmethod
+    def from_state(tensors: dict[str, Tensor], config: dict[str, Any], where: str = "checkpoint") -> Model:
+        try:
+            options = dict(config["field"])
+            contracted = options.pop("contracted")
+            field = RadianceField(FieldOptions(**options), contracted)
+            with torch.no_grad():
+                for name, p in field.named_parameters():
+                    p.copy_(tensors[f"field.{name}"])
+            field.table_half = field.table.detach().half()
+            occupancy = OccupancyGrid(**config["occupancy"])
+            occupancy.restore({k.removeprefix("occupancy."): t for k, t in tensors.items() if k.startswith("occupancy.")})
+            cameras = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
+            return Model(
+                field, occupancy, Marching.from_dict(config["marching"]), Similarity.from_dict(config["scene_from_world"]), cameras,
+                tensors["background"], config["linear"], config["meta"],
+            )  # fmt: skip
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"{where} does not hold a model this version understands ({error}): train it again") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the model alone (a run's own checkpoint also holds what `--resume` needs)."""
+        checkpoint.save(path, *self.to_state())
+
+    @staticmethod
+    def load(path: str | Path) -> Model:
+        """Read a model from a checkpoint file, or from the run folder that holds one."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "checkpoint.safetensors"
+        return Model.from_state(*checkpoint.load(path), where=str(path))

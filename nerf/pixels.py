@@ -1,0 +1,94 @@
+"""Which pixels to learn from next: drawn by index, in small blocks, more often where the error is large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.datasets import Scene
+
+BLOCK = 16  # pixels along the side of a block, the grain of the error map
+
+
+@dataclass
+class PixelBatch:
+    """n pixels: their camera, place, block, and colour (rgb [n,3], alpha [n,1]; straight alpha, as the files hold them)."""
+
+    image_ids: Tensor
+    rows: Tensor
+    cols: Tensor
+    blocks: Tensor
+    rgb: Tensor
+    alpha: Tensor
+    used: Tensor | None  # [n,1] 0 where a mask excludes the pixel
+
+
+class PixelSampler:
+    """Draws pixels of the training images. Blocks that only show background far from any silhouette are left out.
+
+    The error map remembers the mean squared error of each block; with `focus` f, a share f of the pixels is drawn in proportion to it.
+    """
+
+    def __init__(self, scene: Scene, image_ids: Tensor) -> None:
+        self.scene = scene
+        places = []
+        for i in image_ids.tolist():
+            h, w = int(scene.pixels.heights[i]), int(scene.pixels.widths[i])
+            wanted = torch.ones(-(-h // BLOCK), -(-w // BLOCK), dtype=torch.bool)
+            if scene.has_alpha:
+                shown = torch.from_numpy(np.ascontiguousarray(scene.pixels.raw(i)[..., -1] > 0)).float()[None, None]
+                near = torch.nn.functional.max_pool2d(shown, BLOCK, ceil_mode=True)
+                wanted = torch.nn.functional.max_pool2d(near, 3, 1, 1)[0, 0] > 0
+            at = wanted.nonzero()
+            places.append(torch.cat([torch.full((len(at), 1), i), at], dim=1))
+        self.blocks = torch.cat(places)  # [n_blocks,3] image, block row, block column
+        n = len(self.blocks)
+        self.errors, self.counts = torch.zeros(n), torch.zeros(n)
+        self.cumulative: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        state = {"errors": self.errors, "counts": self.counts}
+        return state if self.cumulative is None else state | {"cumulative": self.cumulative}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.errors, self.counts, self.cumulative = state["errors"], state["counts"], state.get("cumulative")
+
+    def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
+        """n pixels, evenly spread over the blocks' probabilities (systematic sampling: one draw in each n-th of the total)."""
+        u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+        last = len(self.blocks) - 1
+        if self.cumulative is None:
+            block = (u * (last + 1)).long().clamp_max(last)
+        else:
+            block = torch.searchsorted(self.cumulative, u).clamp_max(last)
+        image_ids, block_rows, block_cols = self.blocks.index_select(0, block).unbind(1)
+        inside = torch.randint(BLOCK * BLOCK, (n,), generator=generator)
+        pixels = self.scene.pixels
+        rows = torch.minimum(block_rows * BLOCK + inside // BLOCK, pixels.heights[image_ids] - 1)
+        cols = torch.minimum(block_cols * BLOCK + inside % BLOCK, pixels.widths[image_ids] - 1)
+        values = pixels.gather(image_ids, rows, cols)
+        c = values.shape[1]
+        rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
+        alpha = values[:, -1:] if c in (2, 4) and self.scene.has_alpha else torch.ones(n, 1)
+        masks = self.scene.masks
+        used = None if masks is None else (masks.gather(image_ids, rows, cols) > 0.5).float()
+        return PixelBatch(image_ids, rows, cols, block, rgb, alpha, used)
+
+    def record(self, batch: PixelBatch, errors: Tensor) -> None:
+        """Remember the errors [n] of a batch in its blocks."""
+        self.errors.index_add_(0, batch.blocks, errors)
+        self.counts.index_add_(0, batch.blocks, torch.ones_like(errors))
+
+    def refocus(self, focus: float) -> None:
+        """Draw from now on by what was recorded; old errors fade. Blocks never drawn count as average."""
+        seen = self.counts > 0
+        mean = self.errors / self.counts.clamp_min(1e-6)
+        mean = torch.where(seen, mean, mean[seen].mean() if bool(seen.any()) else mean)
+        p = (1 - focus) / len(mean) + focus * mean / mean.sum().clamp_min(1e-12)
+        cumulative = p.double().cumsum(0)
+        self.cumulative = (cumulative / cumulative[-1]).float()
+        self.errors *= 0.7
+        self.counts *= 0.7

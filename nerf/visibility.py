@@ -1,0 +1,78 @@
+"""Cells of the scene that cannot hold anything the photos show: seen by no camera, or outside a silhouette."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.datasets import Scene
+
+CHUNK = 1 << 17
+
+
+def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A test for `OccupancyGrid.restrict`: (centres [n,3] scene, sizes [n]) -> bool [n].
+
+    A cell stays if some camera sees it and, where the photos have alpha, no camera sees nothing but transparency in its place. The
+    latter is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts are never lost.
+    """
+    world_from_scene = scene.scene_from_world.inverse()
+    views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
+    sums = [_alpha_sums(scene, i) for i in image_ids.tolist()] if scene.has_alpha else None
+
+    def possible(centres: Tensor, sizes: Tensor) -> Tensor:
+        points = world_from_scene.apply(centres.double())
+        radii = sizes.double() * (0.5 * 3**0.5) / scene.scene_from_world.scale
+        if sums is not None:
+            return _inside_silhouettes(points, radii)
+        seen = torch.zeros(len(points), dtype=torch.bool)
+        for view in views:
+            left = (~seen).nonzero()[:, 0]
+            if len(left) == 0:
+                break
+            for part in left.split(CHUNK):
+                box, _, in_front = _footprint(view, points[part], radii[part])
+                x0, y0, x1, y1 = box.unbind(1)
+                seen[part] = in_front & (x1 > 0) & (y1 > 0) & (x0 < view.widths[0]) & (y0 < view.heights[0])
+        return seen
+
+    def _inside_silhouettes(points: Tensor, radii: Tensor) -> Tensor:
+        keep = torch.arange(len(points))
+        for view, table in zip(views, sums, strict=True):  # type: ignore[arg-type]
+            w, h = int(view.widths[0]), int(view.heights[0])
+            stays = []
+            for part in keep.split(CHUNK):
+                box, whole, in_front = _footprint(view, points[part], radii[part])
+                x0, y0 = box[:, 0].floor().clamp(0, w).long(), box[:, 1].floor().clamp(0, h).long()
+                x1, y1 = box[:, 2].ceil().clamp(0, w).long(), box[:, 3].ceil().clamp(0, h).long()
+                shown = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0] > 0
+                stays.append(part[shown | ~whole | ~in_front])  # what lies outside a picture may be anything
+            keep = torch.cat(stays)
+        result = torch.zeros(len(points), dtype=torch.bool)
+        result[keep] = True
+        return result
+
+    return possible
+
+
+def _footprint(view, points: Tensor, radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """Pixel box [n,4] (x0, y0, x1, y1) around the images of balls, whether it lies within the picture, and in front."""
+    uv, depths = view.project(points)
+    uv, depths = uv[0], depths[0]
+    nearest = (depths - radii).clamp_min(1e-6 * float(radii.max()))
+    reach = (radii * float(torch.maximum(view.fx, view.fy)[0]) * 1.1 / nearest)[:, None]  # a tenth more for lens distortion
+    box = torch.cat([uv - reach, uv + reach], dim=1)
+    w, h = int(view.widths[0]), int(view.heights[0])
+    whole = (box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= w) & (box[:, 3] <= h)
+    return box, whole, depths > -radii
+
+
+def _alpha_sums(scene: Scene, i: int) -> Tensor:
+    """Summed-area table [h+1,w+1] of the pixels that are not wholly transparent."""
+    shown = torch.from_numpy(np.ascontiguousarray(scene.pixels.raw(i)[..., -1] > 0))
+    table = torch.zeros(shown.shape[0] + 1, shown.shape[1] + 1, dtype=torch.int32)
+    table[1:, 1:] = shown.to(torch.int32).cumsum(0).cumsum(1)
+    return table

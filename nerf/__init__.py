@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
     from nerf.evaluate import evaluate
-    from nerf.meshing import extract as extract_mesh
+    from nerf.meshing.extract import extract as extract_mesh
     from nerf.model import Model
     from nerf.training import TrainConfig, train
 
@@ -27,7 +27,7 @@ _WHERE = {
     "train": "nerf.training:train",
     "Model": "nerf.model:Model",
     "evaluate": "nerf.evaluate:evaluate",
-    "extract_mesh": "nerf.meshing:extract",
+    "extract_mesh": "nerf.meshing.extract:extract",
     "UserError": "nerf.errors:UserError",
 }
 

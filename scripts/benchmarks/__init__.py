@@ -1,0 +1,1 @@
+"""What scripts/bench.py runs, each job in a process of its own."""

@@ -1,0 +1,166 @@
+"""Measurements on scenes: train, speed, mesh. Each takes the JSON-able options of its row and returns a JSON-able dict.
+
+Seconds are wall-clock; peaks are of the whole process (Python, torch and images included), in bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy
+import torch
+
+from nerf import datasets, kernels
+from nerf.datasets import Scene
+from nerf.doctor import machine
+from nerf.errors import UserError
+from nerf.evaluate import evaluate
+from nerf.fields import FieldOptions
+from nerf.meshing import extract
+from nerf.model import Model
+from nerf.training import TrainConfig, Trainer, default_field
+from nerf.training import train as train_scene
+
+
+def train(
+    scene: str,
+    minutes: float,
+    downscale: int = 1,
+    overrides: list[str] | None = None,
+    every: int = 1,
+    views: int | None = None,
+    run: str | None = None,
+) -> dict[str, Any]:
+    """Load, train, then measure every test view at full resolution on white, and the time of one view (median of 3).
+
+    downscale: of the training images only. every: train on every so-many-th of them (all are loaded). views:
+    measure only so many. run: where the checkpoint is kept; nowhere by default.
+    """
+    started = time.perf_counter()
+    loaded = datasets.load(scene, downscale, quiet=True)
+    ids = loaded.splits["train"] = loaded.splits["train"][::every]
+    config = configured(loaded, TrainConfig(minutes=minutes), overrides or [])
+    times, peaks = {"load": time.perf_counter() - started}, {"load": peak()}
+    with TemporaryDirectory() as scratch:
+        model = train_scene(loaded, config, run or scratch, progress=sys.stderr.isatty())
+    times["train_and_save"] = time.perf_counter() - started - sum(times.values())
+    peaks["train"] = peak()
+    if downscale > 1:
+        loaded = datasets.load(scene, quiet=True)
+    model.background = torch.ones(3)
+    result = evaluate(model, loaded, max_views=views, show_progress=False)
+    times["evaluate"] = result["seconds"]
+    times["all"] = time.perf_counter() - started
+    peaks["all"] = peak()
+    test_view = int(loaded.splits["test"][0])
+    view = statistics.median(seconds_of(lambda: model.render_image(loaded.cameras, test_view)) for _ in range(3))
+    meta = model.meta
+    return {
+        **{name: result[name] for name in ("psnr", "ssim", "psnr_colour_corrected")},
+        "seconds": meta["seconds"],  # from the first step to the last
+        "steps": meta["steps"],
+        **rates({name: meta[f"n_{name}"] for name in ("rays", "evaluated", "trained")}, meta["seconds"]),
+        "seconds_per_view": view,
+        "peak_bytes": peaks["all"],
+        "seconds_of": times,
+        "peak_bytes_after": peaks,
+        "protocol": result["protocol"]
+        | {"budget_minutes": minutes, "training_downscale": downscale, "n_train_views": len(ids)},
+        "config": asdict(config),
+        "views": [{key: v[key] for key in ("name", "psnr", "ssim", "seconds")} for v in result["views"]],
+    }
+
+
+def speed(scene: str, log2_hashmap_size: int | None = None, warm_up: int = 512, steps: int = 256) -> dict[str, Any]:
+    """Samples and rays a second over some steps after a warm-up; 64 steps hold their share of occupancy updates."""
+    loaded = datasets.load(scene, quiet=True)
+    table = [] if log2_hashmap_size is None else [f"log2_hashmap_size={log2_hashmap_size}"]
+    trainer = Trainer(loaded, configured(loaded, TrainConfig(steps=10 * (warm_up + steps)), table))
+    for _ in range(warm_up):
+        trainer.train_step()
+    before = dict(trainer.samples)
+
+    def some_steps() -> None:
+        for _ in range(steps):
+            trainer.train_step()
+
+    seconds = seconds_of(some_steps)
+    counts = {name: trainer.samples[name] - before[name] for name in before}
+    about = {"warm_up_steps": warm_up, "steps": steps, "config": asdict(trainer.config), "peak_bytes": peak()}
+    return {"seconds": seconds, **rates(counts, seconds)} | about
+
+
+def mesh(model: str, resolution: int) -> dict[str, Any]:
+    """Seconds and peak memory of extracting a coloured mesh from a checkpoint or the run folder that holds it."""
+    loaded = Model.load(model)
+    before, started = peak(), time.perf_counter()
+    made = extract(loaded, resolution)
+    numbers = {"seconds": time.perf_counter() - started, "peak_bytes": peak(), "peak_bytes_before": before}
+    about = {"resolution": resolution, "triangles": len(made.faces), "trained_seconds": loaded.meta.get("seconds")}
+    return numbers | about | made.metadata
+
+
+def check(variants: list[list[str]]) -> dict[str, Any]:
+    """Fail before anything is trained where an override is wrong."""
+    for overrides in variants:
+        split(overrides)
+    return {}
+
+
+def configured(scene: Scene, config: TrainConfig, overrides: list[str]) -> TrainConfig:
+    """The configuration with KEY=VALUE of TrainConfig or FieldOptions applied, and its field written out."""
+    training, field = split(overrides)
+    return replace(config, field=replace(default_field(scene), **field), **training)
+
+
+def split(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """KEY=VALUE strings -> (those of TrainConfig, those of FieldOptions)."""
+    of_training = {f.name for f in fields(TrainConfig)} - {"field", "steps", "minutes"}
+    of_field = {f.name for f in fields(FieldOptions)}
+    found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or key not in of_training | of_field:
+            known = ", ".join(sorted(of_training | of_field))
+            raise UserError(f"override {override!r}: expected KEY=VALUE with KEY one of {known}")
+        try:
+            found[key in of_field][key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise UserError(f"override {override!r}: {value!r} is no Python number, bool or string") from error
+    return found
+
+
+def rates(counts: dict[str, int], seconds: float) -> dict[str, Any]:
+    return {f"n_{k}": n for k, n in counts.items()} | {f"{k}_per_second": n / seconds for k, n in counts.items()}
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def peak() -> int:
+    """Bytes of the largest resident set so far. That of the process that started this one counts: bench.py is small."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def surroundings() -> dict[str, Any]:
+    """What must stand beside a number: machine, versions, commit, kernels, and what else was running."""
+    return {
+        **machine(),
+        "numpy": numpy.__version__,
+        "backend": kernels.backend(),
+        "kernels": kernels.describe(),
+        "nice": os.nice(0),
+        "load_at_start": round(os.getloadavg()[0], 2),
+    }

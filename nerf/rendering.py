@@ -30,7 +30,7 @@ class Marching:
     step_size: float = 2 * math.sqrt(3) / 1024  # 1024 steps along the diagonal of the box (Mueller et al. 2022)
     cone_angle: float = 0.0  # unbounded scenes: steps grow with distance
     stop_threshold: float = 1e-3  # a ray ends when less light than this is left: under a quarter of an 8-bit grey level
-    alpha_threshold: float = 1e-4  # fainter samples count as empty
+    alpha_threshold: float = 2e-3  # fainter samples count as empty: half of an 8-bit grey level
 
     @property
     def half_extent(self) -> float:

@@ -31,16 +31,16 @@ class TrainConfig:
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
-    batch_samples: int = 1 << 14  # samples a step learns from; the number of rays follows (Mueller et al. 2022)
+    batch_samples: int = 3 << 13  # work of a step, in samples learnt from (one only evaluated counts a third): sets n_rays
     learning_rate: float = 1e-2
     final_learning_rate: float = 3e-4  # exponential decay over the last 70 %
     beta1: float = 0.9
     beta2: float = 0.99
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
     surface_weight: float = 1.0  # radiance-field loss: sharpens surfaces early, which also makes rays short; faded out
-    surface_until: float = 0.6
+    surface_until: float = 0.75
     focus: float = 0.5  # share of pixels drawn where the error was large
-    coarse_until: float = 0.0  # fraction of training with doubled steps
+    coarse_steps: int = 400  # optimiser steps during which rays march in doubled steps (the first quarter: four times as long)
     occupancy_every: int = 16  # steps between occupancy updates
     checkpoint_seconds: float = 120.0
     field: FieldOptions | None = None  # None: chosen for the scene's space
@@ -98,10 +98,11 @@ class Trainer:
         c, model, field = self.config, self.model, self.model.field
         random = torch.Generator().manual_seed(c.seed * 1_000_003 + self.step)  # a function of the step: resume needs no state
         if self.step % c.occupancy_every == 0:
-            model.occupancy.update(field.density, model.marching.step_size, random)
+            budget = 1 << 18 if self.step < 256 else 1 << 17
+            model.occupancy.update(field.density, model.marching.step_size, random, budget)
         if c.focus > 0 and self.step >= FOCUS_AFTER and self.step % FOCUS_EVERY == 0:
             self.sampler.refocus(c.focus)
-        coarser = 2.0 if self.progress() < c.coarse_until else 1.0
+        coarser = 4.0 if self.step < c.coarse_steps // 4 else (2.0 if self.step < c.coarse_steps else 1.0)
 
         batch = self.sampler.draw(self.n_rays, random)
         background = torch.rand(self.n_rays, 3, generator=random)  # what is transparent must look so on any colour
@@ -130,7 +131,7 @@ class Trainer:
         self.samples["rays"] += self.n_rays
         self.samples["evaluated"] += out["evaluated"]
         self.samples["trained"] += out["kept"]
-        wanted = self.n_rays * min(2.0, c.batch_samples / max(out["kept"], 1))
+        wanted = self.n_rays * min(2.0, c.batch_samples / max(out["kept"] + out["evaluated"] / 3, 1))
         self.n_rays = int(min(max(wanted, 256), 1 << 16)) // 64 * 64
         self.step += 1
         return mse

@@ -123,9 +123,12 @@ def adam_step(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, lr: float, beta
     if backend() == "cpu":
         cpu.adam_step(param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay)
         return
-    if weight_decay:
-        grad = grad + weight_decay * param
-    reference.adam_step(param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows)
+    decayed = grad
+    if weight_decay:  # where a row is skipped, its decay is too
+        decayed = grad + weight_decay * param
+        if skip_zero_rows:
+            decayed = decayed * (grad != 0).any(dim=-1, keepdim=True)
+    reference.adam_step(param, decayed, m, v, lr, beta1, beta2, eps, step, skip_zero_rows)
     if half_copy is not None:
         half_copy.copy_(param)
     if zero_grad:

@@ -54,7 +54,7 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
     exclusive or of all `i_k*prime_k`: unsigned 32-bit numbers, modulo the level's size (which guards x = 1 if dense).
 
     Args:
-        positions: [n, d] float, unit frame. Values outside [0,1] wrap around; they are not an error.
+        positions: [n, d] float, unit frame. Values outside [0,1] are clamped to it (no gradient there); no error.
         table: [n_rows, F] float.
         layout: the shape of the grid; `d` and `F` must be its own.
     Returns:
@@ -65,7 +65,7 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
     """
     _check("positions", positions, ("n", layout.n_dims))
     _check("table", table, (layout.n_rows, layout.n_features_per_level))
-    table = table.to(positions.dtype)
+    table, positions = table.to(positions.dtype), positions.clamp(0.0, 1.0)
     levels = []
     for level in range(layout.n_levels):
         size, dense = layout.level_sizes[level], layout.dense[level]

@@ -24,7 +24,7 @@ NERF_FN float f_exp(float x) { return __builtin_expf(x); }
 NERF_FN float f_abs(float x) { return __builtin_fabsf(x); }
 #endif
 NERF_FN float f_min(float a, float b) { return a < b ? a : b; }
-NERF_FN float f_max(float a, float b) { return a > b ? a : b; }
+NERF_FN float f_max(float a, float b) { return a > b ? a : b; }  // b where a is NaN
 NERF_FN float f_clamp(float x, float low, float high) { return f_min(f_max(x, low), high); }
 
 // Density activation exp(h), held at h = 15 from above so that a step too far cannot overflow (truncated exponential).

@@ -18,14 +18,14 @@ EXPORT int nerf_has_openmp() {
 // ---- hash grid on its own: positions [n, D] -> features [n, L * F] ----------------------------------------------------
 
 template <int D>
-struct Columns {  // positions as one padded array per axis
+struct Columns {  // positions as one padded array per axis, clamped to the unit cube (a NaN becomes 0)
   std::vector<float> data[D];
   const float* at[D];
   Columns(const float* positions, long long first, int n) {
     const int padded = (n + GRID_BLOCK - 1) / GRID_BLOCK * GRID_BLOCK;
     for (int d = 0; d < D; ++d) {
       data[d].assign(padded, 0.0f);
-      for (int i = 0; i < n; ++i) data[d][i] = positions[(first + i) * D + d];
+      for (int i = 0; i < n; ++i) data[d][i] = f_clamp(positions[(first + i) * D + d], 0.0f, 1.0f);
       at[d] = data[d].data();
     }
   }
@@ -74,7 +74,10 @@ static void hashgrid_backward(const float* positions, long long n, const GridLev
       for (int l = 0; l < n_levels; ++l)
         position_grad_level<D, F, float>(unit.at, count, levels[l], table, grad_out + (size_t)first * stride + l * F, stride, to);
       for (int i = 0; i < count; ++i)
-        for (int d = 0; d < D; ++d) grad_positions[(first + i) * D + d] = sums[d][i];
+        for (int d = 0; d < D; ++d) {
+          const float x = positions[(first + i) * D + d];
+          grad_positions[(first + i) * D + d] = x >= 0.0f && x <= 1.0f ? sums[d][i] : 0.0f;  // the clamp's derivative
+        }
     });
 }
 

@@ -17,11 +17,55 @@ struct AdamDesc {
   float weight_decay;              // L2, added to the gradient
 };
 
-NERF_FN void adam_element(const AdamDesc& a, size_t i) {
-  const float g = a.grad[i] + a.weight_decay * a.param[i];
-  const float m = a.m[i] = a.beta1 * a.m[i] + (1.0f - a.beta1) * g;
-  const float v = a.v[i] = a.beta2 * a.v[i] + (1.0f - a.beta2) * g * g;
-  a.param[i] -= a.lr * (m / a.correction1) / (__builtin_sqrtf(v / a.correction2) + a.eps);
+NERF_FN vfloat vsqrt(vfloat x) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < LANES; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+NERF_FN void vstore_half(half_bits* p, vfloat x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, 0));
+#elif defined(__AVX2__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, 0));
+#else
+  for (int i = 0; i < LANES; ++i) p[i] = float_to_half(x[i]);
+#endif
+}
+
+NERF_FN float adam_element(const AdamDesc& a, float g, float p, float* m, float* v) {
+  g += a.weight_decay * p;
+  *m = a.beta1 * *m + (1.0f - a.beta1) * g;
+  *v = a.beta2 * *v + (1.0f - a.beta2) * g * g;
+  return p - a.lr / a.correction1 * *m / (__builtin_sqrtf(*v / a.correction2) + a.eps);
+}
+
+// LANES elements at once; `on` masks the rows that have a gradient.
+NERF_FN void adam_vector(const AdamDesc& a, size_t i, vfloat g, vint on) {
+  const vfloat old_p = vload(a.param + i), old_m = vload(a.m + i), old_v = vload(a.v + i);
+  const vfloat gd = g + a.weight_decay * old_p;
+  const vfloat m = a.beta1 * old_m + (1.0f - a.beta1) * gd, v = a.beta2 * old_v + (1.0f - a.beta2) * (gd * gd);
+  const vfloat p = old_p - (a.lr / a.correction1) * m / (vsqrt(v * (1.0f / a.correction2)) + a.eps);
+  vstore(a.m + i, on ? m : old_m);
+  vstore(a.v + i, on ? v : old_v);
+  vstore(a.param + i, on ? p : old_p);
+  if (a.zero_grad) vstore(a.grad + i, vset(0.0f));
+  if (a.half_copy) vstore_half(a.half_copy + i, on ? p : old_p);
+}
+
+// All-ones in every lane of a row of four that is not all zero.
+NERF_FN vint rows_with_gradient(vfloat g) {
+  vint on = g != 0.0f, swap1, swap2;
+  for (int i = 0; i < LANES; ++i) {
+    swap1[i] = i ^ 1;
+    swap2[i] = i ^ 2;
+  }
+  on |= __builtin_shuffle(on, swap1);
+  return on | __builtin_shuffle(on, swap2);
 }
 
 static void adam_rows(const AdamDesc& a) {
@@ -30,40 +74,24 @@ static void adam_rows(const AdamDesc& a) {
   parallel_for(n_blocks, a.n_threads, [&](int b) {
     const long long first = b * block, last = first + block < a.n_rows ? first + block : a.n_rows;
     const int n = a.n_columns;
-    for (long long r = first; r < last; ++r) {
-      const size_t at = (size_t)r * n;
-      if (n == 4) {
-        const row4 g = *(const row4_u*)(a.grad + at);
-        const auto zero = g == (row4){0, 0, 0, 0};
-        if (a.skip_zero_rows && (zero[0] & zero[1] & zero[2] & zero[3])) continue;
-        const row4 gd = g + a.weight_decay * *(const row4_u*)(a.param + at);
-        const row4 m = a.beta1 * *(const row4_u*)(a.m + at) + (1.0f - a.beta1) * gd;
-        const row4 v = a.beta2 * *(const row4_u*)(a.v + at) + (1.0f - a.beta2) * (gd * gd);
-        *(row4_u*)(a.m + at) = m;
-        *(row4_u*)(a.v + at) = v;
-        row4 root = v / a.correction2;
-#if defined(__x86_64__)
-        root = (row4)_mm_sqrt_ps((__m128)root);
-#else
-        for (int c = 0; c < 4; ++c) root[c] = __builtin_sqrtf(root[c]);
-#endif
-        const row4 p = *(const row4_u*)(a.param + at) - a.lr * (m / a.correction1) / (root + a.eps);
-        *(row4_u*)(a.param + at) = p;
-        if (a.zero_grad) *(row4_u*)(a.grad + at) = (row4){0, 0, 0, 0};
-        if (a.half_copy) {
-#if defined(__F16C__)
-          _mm_storel_epi64((__m128i*)(a.half_copy + at), _mm_cvtps_ph((__m128)p, 0));
-#else
-          for (int c = 0; c < 4; ++c) a.half_copy[at + c] = float_to_half(p[c]);
-#endif
-        }
-        continue;
+    long long r = first;
+    if (n == 4) {
+      const vint nothing = {}, everything = ~nothing;
+      for (; r + LANES / 4 <= last; r += LANES / 4) {
+        const vfloat g = vload(a.grad + (size_t)r * 4);
+        const vint on = a.skip_zero_rows ? rows_with_gradient(g) : everything;
+        bool any = false;
+        for (int i = 0; i < LANES; i += 4) any |= on[i] != 0;
+        if (any) adam_vector(a, (size_t)r * 4, g, on);
       }
+    }
+    for (; r < last; ++r) {
+      const size_t at = (size_t)r * n;
       bool any = !a.skip_zero_rows;
       for (int c = 0; c < n; ++c) any |= a.grad[at + c] != 0.0f;
       if (!any) continue;
       for (int c = 0; c < n; ++c) {
-        adam_element(a, at + c);
+        a.param[at + c] = adam_element(a, a.grad[at + c], a.param[at + c], a.m + at + c, a.v + at + c);
         if (a.zero_grad) a.grad[at + c] = 0.0f;
         if (a.half_copy) a.half_copy[at + c] = float_to_half(a.param[at + c]);
       }

@@ -23,6 +23,7 @@ struct MarchState {
   float o[3], d[3], inv_d[3];
   float t0, t_far;  // constant steps: t_k = fma(k, step, t0); growing steps: t0 is the current t
   float k;          // exact in float up to 2^24 steps
+  float steps_per_length;
 };
 
 NERF_FN float march_step(float t, const MarchSettings& s) {
@@ -39,6 +40,7 @@ NERF_FN MarchState march_begin(const float* o, const float* d, float t_near, flo
   }
   m.t0 = f_fma(jitter, march_step(t_near, s), t_near);
   m.t_far = t_far;
+  m.steps_per_length = 1.0f / s.step_size;
   m.k = 0.0f;
   return m;
 }
@@ -67,11 +69,12 @@ NERF_FN bool march_next(MarchState& m, const OccupancyBits& grid, const MarchSet
       if (growing) m.t0 = t + dt; else m.k += 1.0f;
       continue;
     }
-    const float to_cells = 0.5f * (float)R / half_extent;  // exact: powers of two
+    const float to_unit = 1.0f / half_extent;  // exact: a power of two
+    const float cell_size = 2.0f * half_extent / (float)R;
     float c[3];
     u32 cell[3];
     for (int a = 0; a < 3; ++a) {
-      c[a] = (p[a] / half_extent * 0.5f + 0.5f) * (float)R;
+      c[a] = (p[a] * to_unit * 0.5f + 0.5f) * (float)R;
       cell[a] = (u32)f_clamp(f_floor(c[a]), 0.0f, (float)(R - 1));
     }
     float block = 1.0f;
@@ -96,7 +99,7 @@ NERF_FN bool march_next(MarchState& m, const OccupancyBits& grid, const MarchSet
     for (int a = 0; a < 3; ++a) {
       const float base = (float)(block == 1.0f ? cell[a] : cell[a] / COARSE * COARSE);
       const float wall = m.d[a] > 0.0f ? base + block : base;
-      exit = f_min(exit, f_max((wall - c[a]) / to_cells * m.inv_d[a], 0.0f));
+      exit = f_min(exit, f_max((wall - c[a]) * cell_size * m.inv_d[a], 0.0f));
     }
     // Lattice points more than a hundredth of a step before the exit are inside for certain; the next one is tested again.
     if (growing) {
@@ -108,7 +111,7 @@ NERF_FN bool march_next(MarchState& m, const OccupancyBits& grid, const MarchSet
       }
       m.t0 = next;
     } else {
-      m.k += f_max(f_floor(exit / s.step_size + 0.99f), 1.0f);
+      m.k += f_max(f_floor(exit * m.steps_per_length + 0.99f), 1.0f);
     }
   }
 }

@@ -26,6 +26,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import foundation
+
 import nerf
 from nerf.errors import UserError
 
@@ -40,33 +42,6 @@ class Row(NamedTuple):
     threads: int | None = None
     backend: str = "auto"
 
-
-class Target(NamedTuple):
-    what: str
-    row: str
-    key: str  # of the row's result
-    scale: float
-    reach: float
-    aim: float | None
-    unit: str
-    known: str
-
-
-MORE_IS_BETTER = ("dB", "M/s")
-TARGETS = (
-    Target("lego 800x800, 25 views, 60 s", "lego-1min", "psnr", 1, 28.5, 30, "dB", "best peer 15.8, probe 26.6"),
-    Target("the same, 5 min", "lego-5min", "psnr", 1, 32, 33.5, "dB", "best peer 20.5, probe 30.1"),
-    Target("the same, 20 min", "lego-20min", "psnr", 1, 34, 35.5, "dB", ""),
-    Target("samples evaluated, steady state", "speed", "evaluated_per_second", 1e6, 2, 4, "M/s", "1.4 marched"),
-    Target("samples trained, steady state", "speed", "trained_per_second", 1e6, 0.8, 1.5, "M/s", "0.37"),
-    Target("lego, reference kernels, 5 min", "lego-reference", "psnr", 1, 22, None, "dB", "fast-ngp 19.6"),
-    Target("one 800x800 lego view", "lego-5min", "seconds_per_view", 1, 1.5, 0.5, "s", "OpenSplat 0.7, fast-ngp 200"),
-    Target("fox 1080x1920, 10 min", "fox", "psnr", 1, 25, 26, "dB", ""),
-    Target("fern 504x378, 5 min", "fern", "psnr", 1, 24.5, 25.5, "dB", "NeRF's paper 25.2 at 1008x756"),
-    Target("peak memory, lego 5 min, all", "lego-5min", "peak_bytes", 1e9, 1.2, 0.8, "GB", "OpenSplat 4.9"),
-    Target("512^3 mesh of lego", "mesh", "seconds", 1, 15, 6, "s", ""),
-    Target("its peak memory", "mesh", "peak_bytes", 1e9, 1, None, "GB", ""),
-)
 
 # path into a result: title, divisor, digits
 SHOWN: dict[str, tuple[str, float, int]] = {
@@ -105,140 +80,92 @@ def arguments() -> argparse.Namespace:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
+    listed: dict[str, Any] = {"type": numbers, "metavar": "N,N"}
+    options: tuple[tuple[str, str, dict[str, Any]], ...] = (  # name, commands that take it, the rest
+        ("scene", "train speed scaling ablation", {"type": Path}),
+        ("model", "mesh", {"type": Path, "help": "checkpoint, or the run folder that holds it"}),
+        ("overrides", "ablation", {"nargs": "+", "metavar": "K=V[,K=V]", "help": "rows, of TrainConfig, FieldOptions"}),
+        ("--data", "foundation", {"type": Path, "required": True, "help": "the folder that holds lego, fox and fern"}),
+        ("--rows", "foundation", {"help": f"some of {','.join(foundation.ROWS)}"}),
+        ("--out", "", {"type": Path, "help": "JSON to go on with (default: scripts/results/NAME-DATE.json)"}),
+        ("--backend", "train speed kernels mesh scaling ablation", {"choices": ("auto", "cpu", "reference"), "default": "auto"}),
+        ("--threads", "train mesh ablation foundation", {"type": int, "help": "default: torch's"}),
+        ("--threads", "speed kernels scaling", listed | {"default": "1,2"}),
+        ("--minutes", "train scaling ablation", {"type": float, "default": 1.0, "help": "of training, default 1"}),
+        ("--views", "train scaling ablation", {"type": int, "help": "measure only so many test views"}),
+        ("--downscale", "train ablation", {"type": int, "default": 1, "help": "of training images only"}),
+        ("--run", "train", {"type": Path, "help": "folder to keep the checkpoint in"}),
+        ("--tables", "speed", listed | {"default": "15,16,17,18,19", "help": "log2 of table sizes"}),
+        ("--warm-up", "speed", {"type": int, "default": 512, "help": "steps before the clock starts"}),
+        ("--steps", "speed", {"type": int, "default": 256, "help": "steps that are timed"}),
+        ("--resolution", "mesh", {"type": int, "default": 512}),
+        ("--threshold", "mesh", {"type": float, "help": "density of the surface, as for nerf mesh"}),
+        ("--samples", "kernels", {"type": int, "default": 1 << 18}),
+        ("--every", "scaling", listed | {"default": "2,4", "help": "train on every so-many-th image"}),
+        ("--downscales", "scaling", listed | {"default": "2,4", "help": "of the training images"}),
+    )  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("job").add_argument("row")
-    commands.choices["job"].add_argument("result")
-    parsers = {
-        name: commands.add_parser(name, help=f"see above: {name}")
-        for name in ("train", "speed", "kernels", "mesh", "scaling", "ablation", "foundation")
-    }
-    for name, p in parsers.items():
-        p.add_argument("--out", type=Path, help="JSON to write or go on with (default: scripts/results/NAME-DATE.json)")
-        p.add_argument("--rows", help="only these rows, separated by commas")
-        p.add_argument("--backend", choices=("auto", "cpu", "reference"), default="auto")
-        if name in ("train", "mesh", "ablation", "foundation"):
-            p.add_argument("--threads", type=int, help="default: torch's")
-        if name in ("train", "speed", "scaling", "ablation"):
-            p.add_argument("scene", type=Path)
-        if name in ("train", "scaling", "ablation"):
-            p.add_argument("--minutes", type=float, default=1.0, help="of training, for each row (default 1)")
-            p.add_argument("--views", type=int, help="measure only so many test views (default: all)")
-        if name in ("train", "ablation"):
-            p.add_argument(
-                "--downscale", type=int, default=1, help="of the training images; views are measured in full"
-            )
-        if name in ("speed", "foundation"):
-            p.add_argument("--warm-up", type=int, default=512, help="steps before the clock starts")
-            p.add_argument("--steps", type=int, default=256, help="steps that are timed")
-    parsers["train"].add_argument("--run", type=Path, help="folder to keep the checkpoint in")
-    parsers["speed"].add_argument("--tables", type=numbers, default="15,16,17,18,19", help="log2 of table sizes")
-    parsers["mesh"].add_argument("model", type=Path, help="checkpoint, or the run folder that holds it")
-    parsers["mesh"].add_argument("--resolution", type=int, default=512)
-    parsers["kernels"].add_argument("--samples", type=int, default=1 << 18)
-    for name in ("speed", "kernels", "scaling"):
-        parsers[name].add_argument("--threads", type=numbers, default="1,2", help="numbers of threads")
-    parsers["scaling"].add_argument("--every", type=numbers, default="2,4", help="train on every so-many-th image")
-    parsers["scaling"].add_argument("--downscales", type=numbers, default="2,4", help="of the training images")
-    parsers["ablation"].add_argument(
-        "overrides",
-        nargs="+",
-        metavar="KEY=VALUE[,KEY=VALUE]",
-        help="fields of TrainConfig or FieldOptions; each argument is a row",
-    )
-    parsers["foundation"].add_argument(
-        "--data", type=Path, required=True, help="the folder that holds lego, fox and fern"
-    )
+    for command in ("train", "speed", "kernels", "mesh", "scaling", "ablation", "foundation"):
+        p = commands.add_parser(command)
+        for name, takers, rest in options:
+            if not takers or command in takers.split():
+                p.add_argument(name, **rest)
+    child = commands.add_parser("job")
+    child.add_argument("row")
+    child.add_argument("result")
     return parser.parse_args()
 
 
 def rows_of(args: argparse.Namespace) -> list[Row]:
     """What a command measures, in order."""
-    if args.command == "mesh":
-        return [
-            Row(
-                args.model.name,
-                "mesh",
-                {"model": str(args.model.resolve()), "resolution": args.resolution},
-                args.threads,
-            )
-        ]
-    if args.command == "kernels":
-        return [Row(f"{n} threads", "micro", {"samples": args.samples}, n, args.backend) for n in args.threads]
-    if args.command == "foundation":
-        return foundation(args)
-    scene = str(args.scene.resolve())
-    if args.command == "speed":
-        return [
-            Row(
-                f"{n} threads, 2^{size}",
-                "speed",
-                {"scene": scene, "log2_hashmap_size": size, "warm_up": args.warm_up, "steps": args.steps},
-                n,
-                args.backend,
-            )
-            for n in args.threads
-            for size in args.tables
-        ]
-    options = {"scene": scene, "minutes": args.minutes, "views": args.views}
-    if args.command == "scaling":
-        threads = args.threads
-        rows = [Row(f"threads {n}", "train", options, n, args.backend) for n in threads]
-        for kind, listed in (("every", args.every), ("downscale", args.downscales)):
-            rows += [Row(f"{kind} {n}", "train", options | {kind: n}, max(threads), args.backend) for n in listed]
+    command, threads = args.command, args.threads
+    if command == "foundation":
+        return foundation_rows(args)
+    backend = args.backend
+    if command == "kernels":
+        return [Row(f"{n} threads", "micro", {"samples": args.samples}, n, backend) for n in threads]
+    if command == "mesh":
+        options = {"model": str(args.model.resolve()), "resolution": args.resolution, "threshold": args.threshold}
+        return [Row(args.model.name, "mesh", options, threads, backend)]
+    options = {"scene": str(args.scene.resolve())}
+    if command == "speed":
+        options |= {"warm_up": args.warm_up, "steps": args.steps}
+        pairs = [(n, size) for n in threads for size in args.tables]
+        return [Row(f"{n} threads 2^{k}", "speed", options | {"log2_hashmap_size": k}, n, backend) for n, k in pairs]
+    if args.minutes <= 0:
+        raise UserError(f"--minutes must be above 0, got {args.minutes:g}")
+    options |= {"minutes": args.minutes, "views": args.views}
+    if command == "scaling":
+        rows = [Row(f"threads {n}", "train", options, n, backend) for n in threads]
+        for kind, values in (("every", args.every), ("downscale", args.downscales)):
+            rows += [Row(f"{kind} {n}", "train", options | {kind: n}, max(threads), backend) for n in values]
         return rows
     options["downscale"] = args.downscale
-    if args.command == "ablation":
-        return [
-            Row(
-                name or "default",
-                "train",
-                options | {"overrides": name.split(",") if name else []},
-                args.threads,
-                args.backend,
-            )
-            for name in ("", *args.overrides)
-        ]
-    options["run"] = str(args.run.resolve()) if args.run else None
-    return [Row(f"{args.scene.name}-{args.minutes:g}min", "train", options, args.threads, args.backend)]
+    if command == "ablation":
+        variants = {"default": []} | {name: name.split(",") for name in args.overrides}
+        return [Row(k, "train", options | {"overrides": v}, threads, backend) for k, v in variants.items()]
+    options["run"] = args.run and str(args.run.resolve())
+    return [Row(f"{args.scene.name}-{args.minutes:g}min", "train", options, threads, backend)]
 
 
-def foundation(args: argparse.Namespace) -> list[Row]:
-    data = args.data.resolve()
-
-    def trained(name: str, scene: str, minutes: float, backend: str = args.backend) -> Row:
-        return Row(
-            name,
-            "train",
-            {"scene": str(data / scene), "minutes": minutes, "run": str(RUNS / name)},
-            args.threads,
-            backend,
-        )
-
-    steady = {"scene": str(data / "lego"), "warm_up": args.warm_up, "steps": args.steps}
-    return [
-        trained("lego-1min", "lego", 1),
-        trained("lego-5min", "lego", 5),
-        trained("lego-20min", "lego", 20),
-        Row("speed", "speed", steady, args.threads, args.backend),
-        trained("lego-reference", "lego", 5, "reference"),
-        trained("fox", "fox", 10),
-        trained("fern", "fern", 5),
-        Row("mesh", "mesh", {"model": str(RUNS / "lego-5min"), "resolution": 512}, args.threads, args.backend),
-    ]
+def foundation_rows(args: argparse.Namespace) -> list[Row]:
+    wanted = args.rows.split(",") if args.rows else list(foundation.ROWS)
+    unknown = ", ".join(name for name in wanted if name not in foundation.ROWS)
+    if unknown:
+        raise UserError(f"--rows: there is no {unknown}; there are {', '.join(foundation.ROWS)}")
+    rows = []
+    for name, (job, options, backend) in foundation.ROWS.items():
+        places = {"scene": args.data.resolve(), "model": RUNS}
+        options = {k: str(places[k] / v) if k in places else v for k, v in options.items()}
+        options |= {"run": str(RUNS / name)} if job == "train" else {}
+        rows.append(Row(name, job, options, args.threads, backend))
+    return [row for row in rows if row.name in wanted]
 
 
 def bench(args: argparse.Namespace) -> int:
     """Run the rows that are missing, writing each one; print what there is."""
     rows = rows_of(args)
-    if args.rows is not None:
-        wanted = [name.strip() for name in args.rows.split(",")]
-        unknown = set(wanted) - {row.name for row in rows}
-        if unknown:
-            raise UserError(
-                f"--rows: there is no {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in rows)}"
-            )
-        rows = [row for row in rows if row.name in wanted]
     about = [args.command] + ([args.scene.name] if hasattr(args, "scene") else [])
     out = args.out or HERE / "results" / f"{'-'.join(about)}-{datetime.date.today()}.json"
     book = read(out, args.command)
@@ -247,11 +174,8 @@ def bench(args: argparse.Namespace) -> int:
     failed = 0
     for row in rows:
         old = next((r for r in book["rows"] if r["row"] == row.name), None)
-        if (
-            old
-            and args.command != "mesh"
-            and (old["code"], old["options"], old["asked"]) == (code(), shown(row.options), [row.threads, row.backend])
-        ):
+        same = old and all(old[k] == v for k, v in identity(row).items())
+        if same and args.command != "mesh":  # another checkpoint may have the same name
             print(f"bench: {row.name} is in {out.name} already", file=sys.stderr)
             continue
         print(f"bench: {row.name} ...", file=sys.stderr, flush=True)
@@ -272,13 +196,15 @@ def bench(args: argparse.Namespace) -> int:
     for kind in dict.fromkeys(r["job"] for r in listed):
         print(table([r for r in listed if r["job"] == kind], args.command == "ablation"), end="\n\n")
     if args.command == "foundation":
-        print(against_targets(book["rows"]), end="\n\n")
+        print(aligned(foundation.against_targets(book["rows"])), end="\n\n")
     print(out)
     return 1 if failed else 0
 
 
 def run(row: Row) -> dict[str, Any]:
     """One row in a fresh process -> what is written of it."""
+    about = {"row": row.name, "job": row.job, **identity(row)}
+    about["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     environment = {**os.environ, "NERF_BACKEND": row.backend}
     if row.threads is not None:
         environment["OMP_NUM_THREADS"] = str(row.threads)
@@ -286,14 +212,12 @@ def run(row: Row) -> dict[str, Any]:
         result = Path(scratch) / "result.json"
         command = [sys.executable, str(HERE / "bench.py"), "job", json.dumps(row._asdict()), str(result)]
         status = subprocess.run(command, env=environment).returncode
-        content = (
-            json.loads(result.read_text()) if result.exists() else {"error": f"its process ended with status {status}"}
-        )
+        if not result.exists():
+            raise UserError(f"its process ended with status {status}")
+        content = json.loads(result.read_text())
     if "error" in content:
         raise UserError(content["error"])
-    when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    asked = {"options": shown(row.options), "asked": [row.threads, row.backend]}
-    return {"row": row.name, "job": row.job, **asked, "code": code(), "date": when, **content}
+    return about | content
 
 
 def job(row: dict[str, Any], result: Path) -> int:
@@ -305,7 +229,7 @@ def job(row: dict[str, Any], result: Path) -> int:
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        function = micro.micro if row["job"] == "micro" else getattr(jobs, row["job"])
+        function = getattr(micro if row["job"] == "micro" else jobs, row["job"])
         content = {"machine": around, "result": function(**row["options"])}
     except UserError as error:
         content = {"error": str(error)}
@@ -313,18 +237,16 @@ def job(row: dict[str, Any], result: Path) -> int:
     return 2 if "error" in content else 0
 
 
-def code() -> str:
-    """Which sources of nerf are measured: a hash of them, which unlike the commit also knows of changes."""
-    folder = Path(nerf.__file__).parent
-    digest = hashlib.sha256()
+def identity(row: Row) -> dict[str, Any]:
+    """What makes two measurements of a row the same: options, without the folders of one machine, and nerf's sources.
+
+    The sources' hash says more than the commit, which does not know of changes and moves with every other file.
+    """
+    options = {k: Path(v).name if k in ("scene", "model") else v for k, v in row.options.items() if k != "run"}
+    folder, digest = Path(nerf.__file__).parent, hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".cu")):
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def shown(options: dict[str, Any]) -> dict[str, Any]:
-    """Options without the folders of one machine."""
-    return {k: Path(v).name if k in ("scene", "model") else v for k, v in options.items() if k != "run"}
+    return {"options": options, "asked": [row.threads, row.backend], "sources": digest.hexdigest()[:12]}
 
 
 def read(out: Path, command: str) -> dict[str, Any]:
@@ -362,22 +284,8 @@ def table(rows: list[dict[str, Any]], against_first: bool = False) -> str:
     return aligned(lines)
 
 
-def against_targets(rows: list[dict[str, Any]]) -> str:
-    results = {row["row"]: row["result"] for row in rows}
-    lines = [["what", "measured", "reach", "aim", "", "known"]]
-    for t in TARGETS:
-        value = results[t.row][t.key] / t.scale if t.row in results else None
-        sign = 1 if t.unit in MORE_IS_BETTER else -1
-        verdict = "not run"
-        if value is not None:
-            reached, aimed = sign * (value - t.reach) >= 0, t.aim is not None and sign * (value - t.aim) >= 0
-            verdict = "aim" if aimed else "reached" if reached else "missed"
-        goals = [f"{goal:g} {t.unit}" if goal is not None else "" for goal in (t.reach, t.aim)]
-        lines.append([t.what, "-" if value is None else f"{value:.2f} {t.unit}", *goals, verdict, t.known])
-    return aligned(lines)
-
-
 def value_of(result: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path, or None."""
     value: Any = result
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None

@@ -64,7 +64,7 @@ def test_speed_kernels_and_mesh_measure_something(folder: Path) -> None:
     outs = [folder / f"{name}.json" for name in ("speed", "kernels", "mesh")]
     speed = ["speed", SAMPLE, "--threads", 1, "--tables", 15, "--warm-up", 2, "--steps", 2]
     kernels = ["kernels", "--threads", 1, "--samples", 4096]
-    mesh = ["mesh", folder / "run", "--resolution", 48]
+    mesh = ["mesh", folder / "run", "--resolution", 48, "--threshold", 5]
     for arguments, out in zip((speed, kernels, mesh), outs, strict=True):
         done = bench(*arguments, "--out", out)
         assert done.returncode == 0, done.stderr

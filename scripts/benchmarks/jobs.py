@@ -99,11 +99,11 @@ def speed(scene: str, log2_hashmap_size: int | None = None, warm_up: int = 512, 
     return {"seconds": seconds, **rates(counts, seconds)} | about
 
 
-def mesh(model: str, resolution: int) -> dict[str, Any]:
+def mesh(model: str, resolution: int, threshold: float | None = None) -> dict[str, Any]:
     """Seconds and peak memory of extracting a coloured mesh from a checkpoint or the run folder that holds it."""
     loaded = Model.load(model)
     before, started = peak(), time.perf_counter()
-    made = extract(loaded, resolution)
+    made = extract(loaded, resolution, threshold)
     numbers = {"seconds": time.perf_counter() - started, "peak_bytes": peak(), "peak_bytes_before": before}
     about = {"resolution": resolution, "triangles": len(made.faces), "trained_seconds": loaded.meta.get("seconds")}
     return numbers | about | made.metadata

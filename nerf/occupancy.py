@@ -10,7 +10,7 @@ from torch import Tensor
 from nerf import kernels
 
 DECAY = 0.8  # of a cell's remembered density at each update, so that cleared space is forgotten
-MAX_ALPHA = 0.01  # a cell counts as occupied above this opacity over one step, or above the mean if that is smaller
+MAX_ALPHA = 0.01  # a cell counts as occupied above this opacity over one step, or above half the mean if that is smaller
 
 
 class OccupancyGrid:
@@ -20,10 +20,10 @@ class OccupancyGrid:
     camera, inside the silhouettes, not served by a finer level); `occupied` [levels,R,R,R] bool, indexed [level,z,y,x].
     """
 
-    def __init__(self, n_levels: int = 1, resolution: int = 128) -> None:
+    def __init__(self, n_levels: int = 1, resolution: int = 128, initial_density: float = 0.0) -> None:
         self.n_levels, self.resolution = n_levels, resolution
         n = n_levels * resolution**3
-        self.values = torch.zeros(n)
+        self.values = torch.full((n,), initial_density)  # a cell not yet sampled counts as the untrained field
         self.candidates = torch.ones(n, dtype=torch.bool)
         self._cells: Tensor | None = None  # indices of the candidates
         if n_levels > 1:
@@ -77,10 +77,10 @@ class OccupancyGrid:
         self.threshold(step_size)
 
     def threshold(self, step_size: float) -> None:
-        """Mark as occupied the candidates whose opacity over one step exceeds min(MAX_ALPHA, mean over candidates)."""
+        """Mark as occupied the candidates whose opacity over one step exceeds min(MAX_ALPHA, half the mean over candidates)."""
         optical = self.values * step_size
         cells = self._candidate_cells()
-        limit = min(MAX_ALPHA, float(optical[cells].clamp_max(1.0).mean())) if len(cells) else 0.0
+        limit = min(MAX_ALPHA, 0.5 * float(optical[cells].clamp_max(1.0).mean())) if len(cells) else 0.0
         self._set((optical > limit) & self.candidates)
 
     def tensors(self) -> dict[str, Tensor]:

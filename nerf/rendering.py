@@ -31,6 +31,7 @@ class Marching:
     cone_angle: float = 0.0  # unbounded scenes: steps grow with distance
     stop_threshold: float = 1e-3  # a ray ends when less light than this is left: under a quarter of an 8-bit grey level
     alpha_threshold: float = 2e-3  # fainter samples count as empty: half of an 8-bit grey level
+    gradient_distance: float = 0.0  # unbounded scenes: samples nearer to their camera than this learn less (no floaters)
 
     @property
     def half_extent(self) -> float:
@@ -40,7 +41,7 @@ class Marching:
         """For the kernels; `coarser` stretches every step (early training, where the field is smooth)."""
         step = self.step_size * coarser
         largest = step if self.cone_angle == 0 else max(step, self.half_extent / 64)
-        return MarchSettings(step, self.cone_angle * coarser, largest, self.stop_threshold, self.alpha_threshold)
+        return MarchSettings(step, self.cone_angle * coarser, largest, self.stop_threshold, self.alpha_threshold, self.gradient_distance)
 
     def enter(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Scene rays -> (rays_o, rays_d, viewdirs [n,3], t_near, t_far [n]) as the march wants them. Directions are unit."""

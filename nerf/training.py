@@ -60,8 +60,17 @@ def default_field(scene: Scene) -> FieldOptions:
 def marching_of(scene: Scene) -> Marching:
     """Steps and range of rays for this scene."""
     if scene.space == "unbounded":
-        return Marching(scene.space, scene.near, scene.far, scene.n_levels, step_size=2 * math.sqrt(3) / 1024, cone_angle=1 / 256)
+        return Marching(
+            scene.space, scene.near, scene.far, scene.n_levels, step_size=2 * math.sqrt(3) / 1024, cone_angle=1 / 256,
+            gradient_distance=_viewing_distance(scene),
+        )  # fmt: skip
     return Marching(scene.space, scene.near, scene.far, 1, scene.ndc, step_size=2 * math.sqrt(3) / 512)
+
+
+def _viewing_distance(scene: Scene) -> float:
+    """Median distance of the cameras from the scene's origin, which is what they look at; scene units."""
+    origins = scene.scene_from_world.apply(scene.cameras.c2w[:, :, 3])
+    return float(origins.norm(dim=1).median())
 
 
 class Trainer:
@@ -71,7 +80,7 @@ class Trainer:
         self.scene, self.config = scene, config
         train_ids = scene.splits["train"]
         field = RadianceField(config.field or default_field(scene), scene.space == "unbounded", config.seed)
-        occupancy = OccupancyGrid(scene.n_levels)
+        occupancy = OccupancyGrid(scene.n_levels, initial_density=math.exp(field.options.density_bias))
         if scene.space != "ndc":
             occupancy.restrict(possible_cells(scene, train_ids))
         self.model = Model(field, occupancy, marching_of(scene), scene.scene_from_world, scene.cameras.subset(train_ids), torch.ones(3), scene.linear)
@@ -98,8 +107,9 @@ class Trainer:
         c, model, field = self.config, self.model, self.model.field
         random = torch.Generator().manual_seed(c.seed * 1_000_003 + self.step)  # a function of the step: resume needs no state
         if self.step % c.occupancy_every == 0:
-            budget = 1 << 18 if self.step < 256 else 1 << 17
-            model.occupancy.update(field.density, model.marching.step_size, random, budget)
+            budget = 1 << 18 if self.step < 256 or self.scene.space == "unbounded" else 1 << 17
+            everywhere = self.step in (64, 128, 256, 512, 1024, 2048)
+            model.occupancy.update(field.density, model.marching.step_size, random, budget, everywhere)
         if c.focus > 0 and self.step >= FOCUS_AFTER and self.step % FOCUS_EVERY == 0:
             self.sampler.refocus(c.focus)
         coarser = 4.0 if self.step < c.coarse_steps // 4 else (2.0 if self.step < c.coarse_steps else 1.0)

@@ -16,8 +16,8 @@ CHUNK = 1 << 17
 def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """A test for `OccupancyGrid.restrict`: (centres [n,3] scene, sizes [n]) -> bool [n].
 
-    A cell stays if some camera sees it and, where the photos have alpha, no camera sees nothing but transparency in its place. The
-    latter is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts are never lost.
+    Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed, and fills with
+    pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency in its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts are never lost.
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
@@ -28,16 +28,17 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
         radii = sizes.double() * (0.5 * 3**0.5) / scene.scene_from_world.scale
         if sums is not None:
             return _inside_silhouettes(points, radii)
-        seen = torch.zeros(len(points), dtype=torch.bool)
+        enough = 3 if len(views) >= 20 else min(2, len(views))
+        seen = torch.zeros(len(points), dtype=torch.int32)
         for view in views:
-            left = (~seen).nonzero()[:, 0]
+            left = (seen < enough).nonzero()[:, 0]
             if len(left) == 0:
                 break
             for part in left.split(CHUNK):
                 box, _, in_front = _footprint(view, points[part], radii[part])
                 x0, y0, x1, y1 = box.unbind(1)
-                seen[part] = in_front & (x1 > 0) & (y1 > 0) & (x0 < view.widths[0]) & (y0 < view.heights[0])
-        return seen
+                seen[part] += (in_front & (x1 > 0) & (y1 > 0) & (x0 < view.widths[0]) & (y0 < view.heights[0])).int()
+        return seen >= enough
 
     def _inside_silhouettes(points: Tensor, radii: Tensor) -> Tensor:
         keep = torch.arange(len(points))

@@ -112,7 +112,7 @@ def render_rays(rays_o: Tensor, rays_d: Tensor, viewdirs: Tensor, t_near: Tensor
     out = reference.render_rays(
         rays_o, rays_d, viewdirs, t_near, t_far, jitter, occupied, params, config, step_size=settings.step_size,
         cone_angle=settings.cone_angle, max_step=settings.max_step, stop_threshold=settings.stop_threshold,
-        alpha_threshold=settings.alpha_threshold,
+        alpha_threshold=settings.alpha_threshold, gradient_distance=settings.gradient_distance,
     )  # fmt: skip
     return out
 

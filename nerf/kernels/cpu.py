@@ -34,7 +34,7 @@ class _FieldDesc(ctypes.Structure):
 class _RenderDesc(ctypes.Structure):
     _fields_ = [("fine", _P), ("coarse", _P), ("resolution", ctypes.c_uint32), ("n_levels", ctypes.c_uint32),
                 ("step_size", _F), ("cone_angle", _F), ("max_step", _F),
-                ("stop_threshold", _F), ("alpha_threshold", _F), ("n_rays", _I), ("n_threads", _I),
+                ("stop_threshold", _F), ("alpha_threshold", _F), ("gradient_distance", _F), ("n_rays", _I), ("n_threads", _I),
                 *((name, _P) for name in ("rays_o", "rays_d", "viewdirs", "t_near", "t_far", "jitter", "colors", "opacities",
                                           "depths", "median_depths", "second_moments", "distortions"))]  # fmt: skip
 
@@ -285,6 +285,7 @@ class MarchSettings:
     max_step: float = 1e10
     stop_threshold: float = 0.0
     alpha_threshold: float = 0.0
+    gradient_distance: float = 0.0  # gradients of samples nearer than this are scaled by (t / distance)^2
 
 
 def _render_desc(rays_o: Tensor, rays_d: Tensor, viewdirs: Tensor, t_near: Tensor, t_far: Tensor, jitter: Tensor, bits: OccupancyBits,
@@ -293,7 +294,8 @@ def _render_desc(rays_o: Tensor, rays_d: Tensor, viewdirs: Tensor, t_near: Tenso
     desc = _RenderDesc(fine=p("fine", bits.fine, (None,), torch.int32), coarse=p("coarse", bits.coarse, (None,), torch.int32),
                        resolution=bits.resolution, n_levels=bits.n_levels, step_size=settings.step_size,
                        cone_angle=settings.cone_angle, max_step=settings.max_step, stop_threshold=settings.stop_threshold,
-                       alpha_threshold=settings.alpha_threshold, n_rays=n, n_threads=torch.get_num_threads())  # fmt: skip
+                       alpha_threshold=settings.alpha_threshold,
+                       gradient_distance=settings.gradient_distance, n_rays=n, n_threads=torch.get_num_threads())  # fmt: skip
     for name, tensor in (("rays_o", rays_o), ("rays_d", rays_d), ("viewdirs", viewdirs)):
         setattr(desc, name, p(name, tensor, (n, 3)))
     for name, tensor in (("t_near", t_near), ("t_far", t_far), ("jitter", jitter)):

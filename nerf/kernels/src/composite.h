@@ -44,3 +44,11 @@ NERF_FN float grad_sigma(float dt, float trans_after, float grad_w, float suffix
 NERF_FN float grad_rgb(const RayGrads& g, float weight, float rgb, int channel) {
   return weight * (g.color[channel] + 2.0f * g.second_moment * rgb);
 }
+
+// Space near a camera is sampled far more densely than what it looks at, by 1/t^2, so it learns too fast and keeps floaters;
+// gradients of its samples are scaled down by as much (Philip and Deschaintre 2023, Radiance Field Gradient Scaling).
+NERF_FN float near_scale(float t, float distance) {
+  if (!(t < distance)) return 1.0f;
+  const float ratio = t / distance;
+  return ratio * ratio;
+}

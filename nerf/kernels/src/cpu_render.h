@@ -22,6 +22,7 @@ struct RenderDesc {
   MarchSettings march;
   float stop_threshold;   // a ray ends when its transmittance falls below
   float alpha_threshold;  // samples with less alpha count as empty
+  float gradient_distance;  // samples nearer than this to the camera learn less; 0: off (see near_scale in composite.h)
   int n_rays, n_threads;
   const float *rays_o, *rays_d, *viewdirs;  // [n, 3]
   const float *t_near, *t_far, *jitter;     // [n]
@@ -286,7 +287,7 @@ struct RenderGrads {
 };
 
 // Per-ray gradients -> dL/dsigma and dL/drgb of each kept sample of the tile.
-static void composite_backward(const RenderGrads& g, const Tile& tile, float* grad_sigmas,
+static void composite_backward(const RenderGrads& g, float gradient_distance, const Tile& tile, float* grad_sigmas,
                                float* grad_rgbs) {
   std::vector<float> weights, trans_after, grads_w;
   for (int i = 0; i < tile.n_rays; ++i) {
@@ -313,13 +314,15 @@ static void composite_backward(const RenderGrads& g, const Tile& tile, float* gr
       const int s = begin + k;
       const float* rgb = &tile.rgb[(size_t)s * 3];
       grads_w[k] = grad_weight(rg, rgb, weights[k], tile.t_mid[s], tile.dt[s], before_w, before_wm, all_w, all_wm);
-      for (int c = 0; c < 3; ++c) grad_rgbs[(size_t)s * 3 + c] = grad_rgb(rg, weights[k], rgb[c], c);
+      const float scale = near_scale(tile.t_mid[s], gradient_distance);
+      for (int c = 0; c < 3; ++c) grad_rgbs[(size_t)s * 3 + c] = scale * grad_rgb(rg, weights[k], rgb[c], c);
       before_w += weights[k];
       before_wm += weights[k] * tile.t_mid[s];
     }
     float suffix = 0.0f;
     for (int k = n - 1; k >= 0; --k) {
-      grad_sigmas[begin + k] = grad_sigma(tile.dt[begin + k], trans_after[k], grads_w[k], suffix);
+      grad_sigmas[begin + k] = near_scale(tile.t_mid[begin + k], gradient_distance) *
+                               grad_sigma(tile.dt[begin + k], trans_after[k], grads_w[k], suffix);
       suffix += weights[k] * grads_w[k];
     }
   }
@@ -371,7 +374,7 @@ static void render_backward(RenderContext& context, const FieldDesc& f, const Re
     tile.grad_features.resize((size_t)n * n_in);
     std::vector<float> grad_sigmas(n), grad_rgbs((size_t)n * 3), grad_sh;
     if (g.rays_o) grad_sh.assign((size_t)tile.n_rays * SH_FEATURES, 0.0f);
-    composite_backward(g, tile, grad_sigmas.data(), grad_rgbs.data());
+    composite_backward(g, r.gradient_distance, tile, grad_sigmas.data(), grad_rgbs.data());
     const std::vector<int> ray_of = rays_of_samples(tile);
     const std::vector<float> sh = tile_directions(r, tile);
     static thread_local MlpChunk density, color;

@@ -31,6 +31,7 @@ from benchmarks import foundation
 import nerf
 from nerf.errors import UserError
 
+BACKENDS = ("auto", "cpu", "reference")
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the foundation's rows, for the mesh
 
@@ -88,7 +89,7 @@ def arguments() -> argparse.Namespace:
         ("--data", "foundation", {"type": Path, "required": True, "help": "the folder that holds lego, fox and fern"}),
         ("--rows", "foundation", {"help": f"some of {','.join(foundation.ROWS)}"}),
         ("--out", "", {"type": Path, "help": "JSON to go on with (default: scripts/results/NAME-DATE.json)"}),
-        ("--backend", "train speed kernels mesh scaling ablation", {"choices": ("auto", "cpu", "reference"), "default": "auto"}),
+        ("--backend", "train speed kernels mesh scaling ablation", {"choices": BACKENDS, "default": "auto"}),
         ("--threads", "train mesh ablation foundation", {"type": int, "help": "default: torch's"}),
         ("--threads", "speed kernels scaling", listed | {"default": "1,2"}),
         ("--minutes", "train scaling ablation", {"type": float, "default": 1.0, "help": "of training, default 1"}),
@@ -195,6 +196,8 @@ def bench(args: argparse.Namespace) -> int:
     listed = sorted((r for r in book["rows"] if r["row"] in names), key=lambda r: names.index(r["row"]))
     for kind in dict.fromkeys(r["job"] for r in listed):
         print(table([r for r in listed if r["job"] == kind], args.command == "ablation"), end="\n\n")
+    for machine in dict.fromkeys(machine_line(r["machine"]) for r in listed):
+        print(machine, end="\n\n")
     if args.command == "foundation":
         print(aligned(foundation.against_targets(book["rows"])), end="\n\n")
     print(out)
@@ -282,6 +285,12 @@ def table(rows: list[dict[str, Any]], against_first: bool = False) -> str:
         if against_first:
             lines[-1].append(f"{row['result']['psnr'] - rows[0]['result']['psnr']:+.2f} dB")
     return aligned(lines)
+
+
+def machine_line(m: dict[str, Any]) -> str:
+    library = m["kernels"]["variant"] if m["backend"] == "cpu" else "kernels"
+    versions = f"Python {m['python']}, torch {m['torch']}, commit {m.get('commit')}"
+    return f"{m['cpu']}, {m['cores']} cores, {m['backend']} {library}, {m['system']}, {versions}"
 
 
 def value_of(result: dict[str, Any], path: str) -> Any:

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench")
     done = bench(*train_arguments(out))
     assert done.returncode == 0, done.stderr
-    assert "PSNR dB" in done.stdout and "sample-0.05min" in done.stdout
+    assert "PSNR dB" in done.stdout and "sample-0.05min" in done.stdout and "commit" in done.stdout
     return out
 
 

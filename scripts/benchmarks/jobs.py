@@ -1,6 +1,6 @@
 """Measurements on scenes: train, speed, mesh. Each takes the JSON-able options of its row and returns a JSON-able dict.
 
-Seconds are wall-clock; peaks are of the whole process (Python, torch and images included), in bytes.
+Seconds are wall-clock, after Python has started; peaks are of the whole process (torch and images included), in bytes.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ that `nerf --help` imports neither torch nor tyro.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -59,6 +60,8 @@ def run(argv: list[str]) -> int:
         print(f"nerf: {unknown_verb(verb)}", file=sys.stderr)
         return 2
     module_name, args_name, function_name, _ = VERBS[verb]
+    # Waiting threads spin for long by default, which makes two busy programs on one machine many times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         import tyro
 

@@ -1,4 +1,5 @@
-"""RadianceField: hash-encoded density and view-dependent colour, the one model of every backend (Mueller et al. 2022)."""
+"""RadianceField: hash-encoded density and view-dependent colour, the one model of every backend (Mueller et al.
+2022)."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class FieldOptions:
 
     def layout(self) -> GridLayout:
         growth = (self.finest_resolution / self.base_resolution) ** (1.0 / max(self.n_levels - 1, 1))
-        return GridLayout(3, self.n_levels, self.n_features_per_level, self.log2_hashmap_size, self.base_resolution, growth)
+        return GridLayout(
+            3, self.n_levels, self.n_features_per_level, self.log2_hashmap_size, self.base_resolution, growth
+        )
 
 
 class RadianceField(nn.Module):
@@ -59,7 +62,9 @@ class RadianceField(nn.Module):
         self.table = nn.Parameter(table)
         self.density_weights = network(options.n_density_layers, layout.n_features, GEO_FEATURES)
         self.color_weights = network(options.n_color_layers, SH_FEATURES + GEO_FEATURES, 3)
-        self.table_half: Tensor | None = None  # a half-precision copy that native forward passes read; kept by the optimiser
+        self.table_half: Tensor | None = (
+            None  # a half-precision copy that native forward passes read; kept by the optimiser
+        )
 
     def params(self) -> FieldParams:
         return FieldParams(self.table, list(self.density_weights), list(self.color_weights))
@@ -69,7 +74,8 @@ class RadianceField(nn.Module):
         return kernels.field_forward(positions, None, self.params(), self.config, self.table_half)[0]
 
     def forward(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """sigmas [n] and rgbs [n,3] at scene positions and unit directions [n,3]; no gradient (training goes through render_rays)."""
+        """sigmas [n] and rgbs [n,3] at scene positions and unit directions [n,3]; no gradient (training goes through
+        render_rays)."""
         sigmas, rgbs = kernels.field_forward(positions, directions, self.params(), self.config, self.table_half)
         assert rgbs is not None
         return sigmas, rgbs

@@ -21,12 +21,20 @@ FIELD_CHUNK = 1 << 20
 
 
 class Model:
-    """A trained scene. Poses and meshes are in the world frame of the input; rays and points here are in the scene frame."""
+    """A trained scene. Poses and meshes are in the world frame of the input; rays and points here are in the scene
+    frame."""
 
     def __init__(
-        self, field: RadianceField, occupancy: OccupancyGrid, marching: Marching, scene_from_world: Similarity, cameras: Cameras,
-        background: Tensor, linear: bool = False, meta: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        field: RadianceField,
+        occupancy: OccupancyGrid,
+        marching: Marching,
+        scene_from_world: Similarity,
+        cameras: Cameras,
+        background: Tensor,
+        linear: bool = False,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
         self.field, self.occupancy, self.marching = field, occupancy, marching
         self.scene_from_world, self.cameras = scene_from_world, cameras
         self.background, self.linear, self.meta = background, linear, meta or {}
@@ -52,7 +60,9 @@ class Model:
     def density(self, points: Tensor) -> Tensor:
         """Densities [n] (1/scene length) at points [n,3] of the scene frame (NDC points for the space "ndc")."""
         with torch.no_grad():
-            return torch.cat([self.field.density(p) for p in points.split(FIELD_CHUNK)]) if len(points) else torch.zeros(0)
+            return (
+                torch.cat([self.field.density(p) for p in points.split(FIELD_CHUNK)]) if len(points) else torch.zeros(0)
+            )
 
     def color(self, points: Tensor, directions: Tensor) -> Tensor:
         """Colours [n,3] at scene points seen along unit directions [n,3]."""
@@ -66,7 +76,8 @@ class Model:
         return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
 
     def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
-        """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3] (world, unit)."""
+        """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
+        (world, unit)."""
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         rays_o, rays_d = cameras.image_rays(i, self.scene_from_world)
         out = self.render_rays(rays_o, rays_d)
@@ -121,14 +132,24 @@ class Model:
                     p.copy_(tensors[f"field.{name}"])
             field.table_half = field.table.detach().half()
             occupancy = OccupancyGrid(**config["occupancy"])
-            occupancy.restore({k.removeprefix("occupancy."): t for k, t in tensors.items() if k.startswith("occupancy.")})
+            occupancy.restore(
+                {k.removeprefix("occupancy."): t for k, t in tensors.items() if k.startswith("occupancy.")}
+            )
             cameras = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
             return Model(
-                field, occupancy, Marching.from_dict(config["marching"]), Similarity.from_dict(config["scene_from_world"]), cameras,
-                tensors["background"], config["linear"], config["meta"],
-            )  # fmt: skip
+                field,
+                occupancy,
+                Marching.from_dict(config["marching"]),
+                Similarity.from_dict(config["scene_from_world"]),
+                cameras,
+                tensors["background"],
+                config["linear"],
+                config["meta"],
+            )
         except (KeyError, TypeError, RuntimeError) as error:
-            raise UserError(f"{where} does not hold a model this version understands ({error}): train it again") from error
+            raise UserError(
+                f"{where} does not hold a model this version understands ({error}): train it again"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write the model alone (a run's own checkpoint also holds what `--resume` needs)."""

@@ -1,4 +1,5 @@
-"""OccupancyGrid: which cells of the scene can hold anything, so that rays skip the rest (Mueller et al. 2022, appendix E)."""
+"""OccupancyGrid: which cells of the scene can hold anything, so that rays skip the rest (Mueller et al. 2022, appendix
+E)."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ from torch import Tensor
 from nerf import kernels
 
 DECAY = 0.8  # of a cell's remembered density at each update, so that cleared space is forgotten
-MAX_ALPHA = 0.01  # a cell counts as occupied above this opacity over one step, or above half the mean if that is smaller
+MAX_ALPHA = (
+    0.01  # a cell counts as occupied above this opacity over one step, or above half the mean if that is smaller
+)
 
 
 class OccupancyGrid:
     """Nested levels of R^3 cells; level k covers the scene box [-2^k, 2^k]^3 and serves where no finer level reaches.
 
-    `values` [levels*R^3] float: decayed maximum of density seen in a cell; `candidates`: cells that may be occupied at all (seen by a
+    `values` [levels*R^3] float: decayed maximum of density seen in a cell; `candidates`: cells that may be occupied at
+    all (seen by a
     camera, inside the silhouettes, not served by a finer level); `occupied` [levels,R,R,R] bool, indexed [level,z,y,x].
     """
 
@@ -44,23 +48,35 @@ class OccupancyGrid:
         r = self.resolution
         level = torch.div(cells, r**3, rounding_mode="floor")
         rest = cells - level * r**3
-        index = torch.stack([rest % r, torch.div(rest, r, rounding_mode="floor") % r, torch.div(rest, r * r, rounding_mode="floor")], dim=1)
+        index = torch.stack(
+            [rest % r, torch.div(rest, r, rounding_mode="floor") % r, torch.div(rest, r * r, rounding_mode="floor")],
+            dim=1,
+        )
         extent = torch.pow(2.0, level.float())
         return ((index.float() + 0.5) * (2.0 / r) - 1.0) * extent[:, None], extent * (2.0 / r)
 
     def restrict(self, possible: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Rule out candidates for good: `possible(centres [n,3], sizes [n]) -> bool [n]` says which cells can hold anything."""
+        """Rule out candidates for good: `possible(centres [n,3], sizes [n]) -> bool [n]` says which cells can hold
+        anything."""
         cells = self.candidates.nonzero()[:, 0]
-        for chunk in cells.split(1 << 20):
+        for chunk in cells.split(1 << 21):
             self.candidates[chunk] = possible(*self.cell_centres(chunk))
         self._cells = None
         self._set(self.candidates.clone())
 
-    def update(self, density: Callable[[Tensor], Tensor], step_size: float, generator: torch.Generator,
-               budget: int = 1 << 18, everywhere: bool = False) -> None:  # fmt: skip
-        """Sample the density at a random point of up to `budget` candidate cells (all of them when `everywhere`) and threshold anew.
+    def update(
+        self,
+        density: Callable[[Tensor], Tensor],
+        step_size: float,
+        generator: torch.Generator,
+        budget: int = 1 << 18,
+        everywhere: bool = False,
+    ) -> None:
+        """Sample the density at a random point of up to `budget` candidate cells (all of them when `everywhere`) and
+        threshold anew.
 
-        Half of the budget goes to cells that are occupied now, half to any candidate. `step_size`: the march's step in a cell.
+        Half of the budget goes to cells that are occupied now, half to any candidate. `step_size`: the march's step in
+        a cell.
         """
         cells = self._candidate_cells()
         if not everywhere and len(cells) > budget:
@@ -77,7 +93,8 @@ class OccupancyGrid:
         self.threshold(step_size)
 
     def threshold(self, step_size: float) -> None:
-        """Mark as occupied the candidates whose opacity over one step exceeds min(MAX_ALPHA, half the mean over candidates)."""
+        """Mark as occupied the candidates whose opacity over one step exceeds min(MAX_ALPHA, half the mean over
+        candidates)."""
         optical = self.values * step_size
         cells = self._candidate_cells()
         limit = min(MAX_ALPHA, 0.5 * float(optical[cells].clamp_max(1.0).mean())) if len(cells) else 0.0

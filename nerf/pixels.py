@@ -15,7 +15,8 @@ BLOCK = 16  # pixels along the side of a block, the grain of the error map
 
 @dataclass
 class PixelBatch:
-    """n pixels: their camera, place, block, and colour (rgb [n,3], alpha [n,1]; straight alpha, as the files hold them)."""
+    """n pixels: their camera, place, block, and colour (rgb [n,3], alpha [n,1]; straight alpha, as the files hold
+    them)."""
 
     image_ids: Tensor
     rows: Tensor
@@ -29,7 +30,8 @@ class PixelBatch:
 class PixelSampler:
     """Draws pixels of the training images. Blocks that only show background far from any silhouette are left out.
 
-    The error map remembers the mean squared error of each block; with `focus` f, a share f of the pixels is drawn in proportion to it.
+    The error map remembers the mean squared error of each block; with `focus` f, a share f of the pixels is drawn in
+    proportion to it.
     """
 
     def __init__(self, scene: Scene, image_ids: Tensor) -> None:
@@ -57,7 +59,8 @@ class PixelSampler:
         self.errors, self.counts, self.cumulative = state["errors"], state["counts"], state.get("cumulative")
 
     def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
-        """n pixels, evenly spread over the blocks' probabilities (systematic sampling: one draw in each n-th of the total)."""
+        """n pixels, evenly spread over the blocks' probabilities (systematic sampling: one draw in each n-th of the
+        total)."""
         u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
         last = len(self.blocks) - 1
         if self.cumulative is None:

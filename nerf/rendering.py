@@ -20,7 +20,8 @@ RENDER_CHUNK = 1 << 17  # rays rendered at once where no gradient is wanted
 
 @dataclass(frozen=True)
 class Marching:
-    """How rays cross the scene: its space, their range, and their steps. Lengths are scene units (NDC units in "ndc")."""
+    """How rays cross the scene: its space, their range, and their steps. Lengths are scene units (NDC units in
+    "ndc")."""
 
     space: str  # "box", "unbounded" or "ndc"
     near: float
@@ -31,7 +32,9 @@ class Marching:
     cone_angle: float = 0.0  # unbounded scenes: steps grow with distance
     stop_threshold: float = 1e-3  # a ray ends when less light than this is left: under a quarter of an 8-bit grey level
     alpha_threshold: float = 2e-3  # fainter samples count as empty: half of an 8-bit grey level
-    gradient_distance: float = 0.0  # unbounded scenes: samples nearer to their camera than this learn less (no floaters)
+    gradient_distance: float = (
+        0.0  # unbounded scenes: samples nearer to their camera than this learn less (no floaters)
+    )
 
     @property
     def half_extent(self) -> float:
@@ -41,10 +44,13 @@ class Marching:
         """For the kernels; `coarser` stretches every step (early training, where the field is smooth)."""
         step = self.step_size * coarser
         largest = step if self.cone_angle == 0 else max(step, self.half_extent / 64)
-        return MarchSettings(step, self.cone_angle * coarser, largest, self.stop_threshold, self.alpha_threshold, self.gradient_distance)
+        return MarchSettings(
+            step, self.cone_angle * coarser, largest, self.stop_threshold, self.alpha_threshold, self.gradient_distance
+        )
 
     def enter(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Scene rays -> (rays_o, rays_d, viewdirs [n,3], t_near, t_far [n]) as the march wants them. Directions are unit."""
+        """Scene rays -> (rays_o, rays_d, viewdirs [n,3], t_near, t_far [n]) as the march wants them. Directions are
+        unit."""
         viewdirs = rays_d
         if self.space == "ndc":
             assert self.ndc is not None
@@ -75,17 +81,30 @@ def render_rays(
 ) -> dict[str, Any]:
     """Colours of scene rays [n,3] over a background ([3] or [n,3]).
 
-    Returns per ray: colors [n,3] with the background, foregrounds [n,3] without it, opacities, depths (sum w t), median_depths,
-    second_moments, distortions [n]; and the numbers of samples "evaluated" and "kept". Differentiable once in rays and field.
+    Returns per ray: colors [n,3] with the background, foregrounds [n,3] without it, opacities, depths (sum w t),
+    median_depths,
+    second_moments, distortions [n]; and the numbers of samples "evaluated" and "kept". Differentiable once in rays and
+    field.
     The background is added here and nowhere else. `jitter` [n] in [0,1) shifts each ray's steps (0.5 when None).
     """
     o, d, viewdirs, t_near, t_far = marching.enter(rays_o, rays_d)
     if jitter is None:
         jitter = torch.full_like(t_near, 0.5)
     out = kernels.render_rays(
-        o, d, viewdirs, t_near, t_far, jitter, occupancy.occupied, field.params(), field.config, marching.settings(coarser),
-        occupancy.bits, field.table_half, sink,
-    )  # fmt: skip
+        o,
+        d,
+        viewdirs,
+        t_near,
+        t_far,
+        jitter,
+        occupancy.occupied,
+        field.params(),
+        field.config,
+        marching.settings(coarser),
+        occupancy.bits,
+        field.table_half,
+        sink,
+    )
     out["foregrounds"] = out["colors"]
     out["colors"] = out["foregrounds"] + (1.0 - out["opacities"])[:, None] * background
     return out
@@ -93,7 +112,12 @@ def render_rays(
 
 @torch.no_grad()
 def render_many(
-    field: RadianceField, occupancy: OccupancyGrid, marching: Marching, rays_o: Tensor, rays_d: Tensor, background: Tensor
+    field: RadianceField,
+    occupancy: OccupancyGrid,
+    marching: Marching,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    background: Tensor,
 ) -> dict[str, Tensor]:
     """`render_rays` for any number of rays, without gradients, in bounded memory."""
     names = ("colors", "opacities", "depths", "median_depths")
@@ -106,7 +130,8 @@ def render_many(
 
 @torch.no_grad()
 def density_normals(field: RadianceField, points: Tensor, radius: float) -> Tensor:
-    """Unit normals [n,3] at scene points [n,3]: against the density's gradient, by central differences over `radius`."""
+    """Unit normals [n,3] at scene points [n,3]: against the density's gradient, by central differences over
+    `radius`."""
     gradient = torch.empty_like(points)
     for axis in range(3):
         shift = torch.zeros(3)

@@ -1,4 +1,5 @@
-"""THE loop for scenes: posed photos to a radiance field. Read `train` from top to bottom; everything it calls is small."""
+"""THE loop for scenes: posed photos to a radiance field. Read `train` from top to bottom; everything it calls is
+small."""
 
 from __future__ import annotations
 
@@ -26,21 +27,27 @@ from nerf.visibility import possible_cells
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Give `steps`, or `minutes`: the latter times the first steps, then fixes the number of steps for good."""
+    """How to train. Give `steps`, or `minutes`: the latter times the first steps, then fixes the number of steps for
+    good."""
 
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
-    batch_samples: int = 3 << 13  # work of a step, in samples learnt from (one only evaluated counts a third): sets n_rays
+    batch_samples: int = (
+        3 << 13
+    )  # work of a step, in samples learnt from (one only evaluated counts a third): sets n_rays
+    batch_growth: float = 2000.0  # steps in which the batch grows by its first size, up to four times that
     learning_rate: float = 1e-2
-    final_learning_rate: float = 3e-4  # exponential decay over the last 70 %
+    final_learning_rate: float = 1e-3  # exponential decay over the last 70 %
     beta1: float = 0.9
     beta2: float = 0.99
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
-    surface_weight: float = 1.0  # radiance-field loss: sharpens surfaces early, which also makes rays short; faded out
+    surface_weight: float | None = None  # radiance-field loss: sharpens surfaces and so makes rays short; faded out
     surface_until: float = 0.75
     focus: float = 0.5  # share of pixels drawn where the error was large
-    coarse_steps: int = 400  # optimiser steps during which rays march in doubled steps (the first quarter: four times as long)
+    coarse_steps: int = (
+        400  # optimiser steps during which rays march in doubled steps (the first quarter: four times as long)
+    )
     occupancy_every: int = 16  # steps between occupancy updates
     checkpoint_seconds: float = 120.0
     field: FieldOptions | None = None  # None: chosen for the scene's space
@@ -54,16 +61,22 @@ def default_field(scene: Scene) -> FieldOptions:
     """Objects start as a solid hull that gets carved, which needs no fog to clear; open scenes start almost empty."""
     if scene.space == "box":
         return FieldOptions(density_bias=3.0)
-    return FieldOptions(density_bias=-1.0, finest_resolution=2048)
+    finest = 2048 if scene.space == "unbounded" else 1024
+    return FieldOptions(log2_hashmap_size=19, density_bias=-1.0, finest_resolution=finest)
 
 
 def marching_of(scene: Scene) -> Marching:
     """Steps and range of rays for this scene."""
     if scene.space == "unbounded":
         return Marching(
-            scene.space, scene.near, scene.far, scene.n_levels, step_size=2 * math.sqrt(3) / 1024, cone_angle=1 / 256,
+            scene.space,
+            scene.near,
+            scene.far,
+            scene.n_levels,
+            step_size=2 * math.sqrt(3) / 1024,
+            cone_angle=1 / 256,
             gradient_distance=_viewing_distance(scene),
-        )  # fmt: skip
+        )
     return Marching(scene.space, scene.near, scene.far, 1, scene.ndc, step_size=2 * math.sqrt(3) / 512)
 
 
@@ -83,29 +96,47 @@ class Trainer:
         occupancy = OccupancyGrid(scene.n_levels, initial_density=math.exp(field.options.density_bias))
         if scene.space != "ndc":
             occupancy.restrict(possible_cells(scene, train_ids))
-        self.model = Model(field, occupancy, marching_of(scene), scene.scene_from_world, scene.cameras.subset(train_ids), torch.ones(3), scene.linear)
+        self.model = Model(
+            field,
+            occupancy,
+            marching_of(scene),
+            scene.scene_from_world,
+            scene.cameras.subset(train_ids),
+            torch.ones(3),
+            scene.linear,
+        )
         self.sampler = PixelSampler(scene, train_ids)
         field.table_half = field.table.detach().half()
         self.sink = GradientSink(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        # Measured: objects take the full weight, which costs blends of leaves and hair in forward-facing sets dearly.
+        by_space = {"box": 1.0, "unbounded": 0.3, "ndc": 0.1}
+        self.surface_weight = by_space[scene.space] if config.surface_weight is None else config.surface_weight
         self.step, self.n_rays, self.seconds = 0, 1024, 0.0
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given
         self.curve: list[dict[str, float]] = []
         self.samples = {"rays": 0, "evaluated": 0, "trained": 0}
 
     def progress(self) -> float:
-        """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-up ends."""
+        """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-
+        up ends."""
         return min(self.step / self.total_steps, 1.0) if self.total_steps else 0.0
 
     def learning_rate(self) -> float:
         c, t = self.config, max(0.0, self.progress() - 0.3) / 0.7
         return c.learning_rate * (c.final_learning_rate / c.learning_rate) ** t
 
+    def batch_factor(self, step: int | None = None) -> float:
+        """How many times the first batch a step's batch is: few rays find the shape soon, many refine it."""
+        return min(1.0 + (self.step if step is None else step) / self.config.batch_growth, 4.0)
+
     def train_step(self) -> float:
         """One step of Adam on one batch of pixels; returns the batch's mean squared error."""
         c, model, field = self.config, self.model, self.model.field
-        random = torch.Generator().manual_seed(c.seed * 1_000_003 + self.step)  # a function of the step: resume needs no state
+        random = torch.Generator().manual_seed(
+            c.seed * 1_000_003 + self.step
+        )  # a function of the step: resume needs no state
         if self.step % c.occupancy_every == 0:
             budget = 1 << 18 if self.step < 256 or self.scene.space == "unbounded" else 1 << 17
             everywhere = self.step in (64, 128, 256, 512, 1024, 2048)
@@ -119,15 +150,19 @@ class Trainer:
         target = batch.rgb * batch.alpha + background * (1.0 - batch.alpha)
         rays_o, rays_d = self.scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, self.scene.scene_from_world)
         jitter = kernels.ray_jitter(c.seed, self.step, self.n_rays)
-        out = render_rays(field, model.occupancy, model.marching, rays_o, rays_d, background, jitter, coarser, self.sink)
+        out = render_rays(
+            field, model.occupancy, model.marching, rays_o, rays_d, background, jitter, coarser, self.sink
+        )
 
         colors, foregrounds = out["colors"], out["foregrounds"]
         if batch.used is not None:  # masked pixels agree with themselves
             target = torch.where(batch.used > 0, target, colors.detach())
         loss = losses.huber(colors, target) * 10.0
-        surface = c.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
+        surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
         if surface > 0:
-            loss = loss + surface * 3.0 * losses.surface(out["second_moments"], foregrounds, out["opacities"], target, background)
+            loss = loss + surface * 3.0 * losses.surface(
+                out["second_moments"], foregrounds, out["opacities"], target, background
+            )
         errors = (colors.detach() - target).square().mean(dim=1)
         mse = float(errors.mean())
         if not math.isfinite(mse):
@@ -141,7 +176,8 @@ class Trainer:
         self.samples["rays"] += self.n_rays
         self.samples["evaluated"] += out["evaluated"]
         self.samples["trained"] += out["kept"]
-        wanted = self.n_rays * min(2.0, c.batch_samples / max(out["kept"] + out["evaluated"] / 3, 1))
+        target = c.batch_samples * self.batch_factor()
+        wanted = self.n_rays * min(2.0, target / max(out["kept"] + out["evaluated"] / 3, 1))
         self.n_rays = int(min(max(wanted, 256), 1 << 16)) // 64 * 64
         self.step += 1
         return mse
@@ -153,7 +189,9 @@ class Trainer:
             grad = self.sink.table if is_table else live.grad
             assert grad is not None
             half = field.table_half if is_table else None
-            kernels.adam_step(p, grad, m, v, rate, c.beta1, c.beta2, c.epsilon, self.step + 1, is_table, half, zero_grad=is_table)
+            kernels.adam_step(
+                p, grad, m, v, rate, c.beta1, c.beta2, c.epsilon, self.step + 1, is_table, half, zero_grad=is_table
+            )
             live.grad = None
 
     # ---- stop and go on
@@ -161,17 +199,29 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         model = self.model
         model.meta |= {
-            "steps": self.step, "total_steps": self.total_steps, "seconds": self.seconds, "minutes": self.config.minutes,
-            "seed": self.config.seed, "data": str(self.scene.path), "backend": kernels.backend(), "threads": torch.get_num_threads(),
-        } | {f"n_{k}": v for k, v in self.samples.items()}  # fmt: skip
+            "steps": self.step,
+            "total_steps": self.total_steps,
+            "seconds": self.seconds,
+            "minutes": self.config.minutes,
+            "seed": self.config.seed,
+            "data": str(self.scene.path),
+            "backend": kernels.backend(),
+            "threads": torch.get_num_threads(),
+        } | {f"n_{k}": v for k, v in self.samples.items()}
         tensors, config = model.to_state()
         for i, (m, v) in enumerate(self.moments):
             tensors[f"adam.{i}.m"], tensors[f"adam.{i}.v"] = m, v
         tensors |= {f"sampler.{name}": t for name, t in self.sampler.tensors().items()}
         config["training"] = {
-            "config": asdict(self.config), "step": self.step, "n_rays": self.n_rays, "seconds": self.seconds,
-            "total_steps": self.total_steps, "curve": self.curve, "samples": self.samples, "names": [self.scene.names[int(i)] for i in self.scene.splits["train"]],
-        }  # fmt: skip
+            "config": asdict(self.config),
+            "step": self.step,
+            "n_rays": self.n_rays,
+            "seconds": self.seconds,
+            "total_steps": self.total_steps,
+            "curve": self.curve,
+            "samples": self.samples,
+            "names": [self.scene.names[int(i)] for i in self.scene.splits["train"]],
+        }
         return tensors, config
 
     def restore(self, path: Path) -> None:
@@ -179,7 +229,10 @@ class Trainer:
         tensors, config = checkpoint.load(path)
         saved = config.get("training")
         if saved is None:
-            raise UserError(f"{path} holds a model without its training state, so it cannot be continued: start again with --overwrite")
+            raise UserError(
+                f"{path} holds a model without its training state, so it cannot be continued: "
+                "start again with --overwrite"
+            )
         mine = asdict(self.config)
         free = {"steps", "minutes", "checkpoint_seconds"}  # how long is settled by the first run
         other = [k for k in mine if k not in free and saved["config"].get(k) != mine[k]]
@@ -188,7 +241,10 @@ class Trainer:
         if other:
             raise UserError(_different(path, saved["config"], mine, other))
         if saved["names"] != [self.scene.names[int(i)] for i in self.scene.splits["train"]]:
-            raise UserError(f"{path} was trained on other images than the {len(self.model.cameras)} of {self.scene.path}: start again with --overwrite")
+            raise UserError(
+                f"{path} was trained on other images than the {len(self.model.cameras)} of {self.scene.path}: "
+                "start again with --overwrite"
+            )
         loaded = Model.from_state(tensors, config, str(path))
         with torch.no_grad():
             for p, q in zip(self.parameters, loaded.field.parameters(), strict=True):
@@ -205,13 +261,17 @@ class Trainer:
 
 def _different(path: Path, saved: dict[str, Any], mine: dict[str, Any], keys: list[str]) -> str:
     listed = ", ".join(f"{k} {saved.get(k)!r}, now {mine[k]!r}" for k in keys)
-    return f"{path} was trained with another configuration ({listed}): resume with the same one, or start again with --overwrite"
+    return (
+        f"{path} was trained with another configuration ({listed}): "
+        "resume with the same one, or start again with --overwrite"
+    )
 
 
 def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = False, progress: bool = True) -> Model:
     """Train a radiance field on the scene's train split; writes out/checkpoint.safetensors and out/training.json.
 
-    Ctrl-C saves and stops; `resume` continues as if it never had (bit for bit on the same machine type and thread count or another).
+    Ctrl-C saves and stops; `resume` continues as if it never had (bit for bit on the same machine type and thread count
+    or another).
     """
     if (config.steps is None) == (config.minutes is None):
         raise UserError("say how long to train: either steps or minutes")
@@ -233,7 +293,9 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
                 trainer.total_steps = _settle_steps(trainer, config.minutes or 0.0)
             if trainer.step % 50 == 0:
                 psnr = -10.0 * math.log10(max(sum(recent[-50:]) / len(recent[-50:]), 1e-10))
-                trainer.curve.append({"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)})
+                trainer.curve.append(
+                    {"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)}
+                )
                 display.update(trainer, psnr)
             if now - saved_at > config.checkpoint_seconds:
                 _save(trainer, out)
@@ -255,10 +317,17 @@ def _settle_steps(trainer: Trainer, minutes: float) -> int | None:
     if trainer.seconds < WARM_UP * budget:
         return None
     half = next((p for p in trainer.curve if p["seconds"] > trainer.seconds / 2), None)
-    done, since = (trainer.step - half["step"], trainer.seconds - half["seconds"]) if half else (trainer.step, trainer.seconds)
+    done, since = (
+        (trainer.step - half["step"], trainer.seconds - half["seconds"]) if half else (trainer.step, trainer.seconds)
+    )
     if done < 1:
         done, since = trainer.step, trainer.seconds
-    return trainer.step + max(1, int((budget - trainer.seconds) * done / since))
+    # A third of a step's time is the optimiser and other fixed work (measured); the rest grows with the batch.
+    left, steps, now = budget - trainer.seconds, trainer.step, trainer.batch_factor()
+    while left > 0:
+        steps += 1
+        left -= since / done * (1.0 + 2.0 * trainer.batch_factor(steps) / now) / 3.0
+    return steps
 
 
 def _save(trainer: Trainer, out: Path) -> None:
@@ -279,15 +348,27 @@ class _Display:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self.bar = Progress(TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[words]}"),
-                            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))  # fmt: skip
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.fields[words]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
         self.task = self.bar.add_task("training", total=None, words="")
         self.bar.start()
 
     def update(self, trainer: Trainer, psnr: float) -> None:
         if self.bar is not None:
             rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
-            self.bar.update(self.task, completed=trainer.step, total=trainer.total_steps, words=f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s")
+            self.bar.update(
+                self.task,
+                completed=trainer.step,
+                total=trainer.total_steps,
+                words=f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s",
+            )
 
     def close(self) -> None:
         if self.bar is not None:

@@ -16,17 +16,18 @@ CHUNK = 1 << 17
 def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """A test for `OccupancyGrid.restrict`: (centres [n,3] scene, sizes [n]) -> bool [n].
 
-    Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed, and fills with
-    pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency in its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts are never lost.
+    Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed,
+    and fills with
+    pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency in its place.
+    This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts are never lost.
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
-    sums = [_alpha_sums(scene, i) for i in image_ids.tolist()] if scene.has_alpha else None
 
     def possible(centres: Tensor, sizes: Tensor) -> Tensor:
         points = world_from_scene.apply(centres.double())
         radii = sizes.double() * (0.5 * 3**0.5) / scene.scene_from_world.scale
-        if sums is not None:
+        if scene.has_alpha:
             return _inside_silhouettes(points, radii)
         enough = 3 if len(views) >= 20 else min(2, len(views))
         seen = torch.zeros(len(points), dtype=torch.int32)
@@ -42,7 +43,8 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
 
     def _inside_silhouettes(points: Tensor, radii: Tensor) -> Tensor:
         keep = torch.arange(len(points))
-        for view, table in zip(views, sums, strict=True):  # type: ignore[arg-type]
+        for view, i in zip(views, image_ids.tolist(), strict=True):
+            table = _alpha_sums(scene, i)
             w, h = int(view.widths[0]), int(view.heights[0])
             stays = []
             for part in keep.split(CHUNK):
@@ -64,7 +66,9 @@ def _footprint(view, points: Tensor, radii: Tensor) -> tuple[Tensor, Tensor, Ten
     uv, depths = view.project(points)
     uv, depths = uv[0], depths[0]
     nearest = (depths - radii).clamp_min(1e-6 * float(radii.max()))
-    reach = (radii * float(torch.maximum(view.fx, view.fy)[0]) * 1.1 / nearest)[:, None]  # a tenth more for lens distortion
+    reach = (radii * float(torch.maximum(view.fx, view.fy)[0]) * 1.1 / nearest)[
+        :, None
+    ]  # a tenth more for lens distortion
     box = torch.cat([uv - reach, uv + reach], dim=1)
     w, h = int(view.widths[0]), int(view.heights[0])
     whole = (box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= w) & (box[:, 3] <= h)

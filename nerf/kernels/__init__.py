@@ -1,6 +1,8 @@
-"""The only door to native code: every op by name, on the fastest backend that is there, and a word on which one that is.
+"""The only door to native code: every op by name, on the fastest backend that is there, and a word on which one that
+is.
 
-`cpu` are the native libraries of `build.py`; `reference` is plain torch, slow and complete. Both mean the same. NERF_BACKEND or
+`cpu` are the native libraries of `build.py`; `reference` is plain torch, slow and complete. Both mean the same.
+NERF_BACKEND or
 `use()` picks one by hand.
 """
 
@@ -17,24 +19,47 @@ from nerf.kernels.cpu import GradientSink, MarchSettings, OccupancyBits
 from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, Samples
 
 __all__ = [
-    "FieldConfig", "FieldParams", "GradientSink", "GridLayout", "MarchSettings", "OccupancyBits", "Samples", "adam_step", "backend",
-    "describe", "field_forward", "hashgrid_encode", "march", "pack_occupancy", "ray_box", "ray_jitter", "render_rays", "use",
-]  # fmt: skip
+    "FieldConfig",
+    "FieldParams",
+    "GradientSink",
+    "GridLayout",
+    "MarchSettings",
+    "OccupancyBits",
+    "Samples",
+    "adam_step",
+    "backend",
+    "describe",
+    "field_forward",
+    "hashgrid_encode",
+    "march",
+    "pack_occupancy",
+    "ray_box",
+    "ray_jitter",
+    "render_rays",
+    "use",
+]
 
 BACKENDS = ("auto", "cpu", "reference")
 _chosen: str | None = None
 
 
 def use(name: str) -> str:
-    """Choose the backend for this process: "auto" (the fastest that is there), "cpu" or "reference". Returns the one in use."""
+    """Choose the backend for this process: "auto" (the fastest that is there), "cpu" or "reference". Returns the one in
+    use."""
     global _chosen
     if name not in BACKENDS:
         raise UserError(f"backend {name!r} is unknown, expected one of {', '.join(BACKENDS)}")
     lib = cpu.library()
     if name == "cpu" and lib.handle is None:
-        raise UserError(f"backend cpu is not available: {lib.reason}; reinstall with a C++ compiler (g++ or clang++) or use --backend reference")
+        raise UserError(
+            f"backend cpu is not available: {lib.reason}; "
+            "reinstall with a C++ compiler (g++ or clang++) or use --backend reference"
+        )
     if name == "auto" and lib.handle is None:
-        note(f"running the slow reference kernels, because {lib.reason}; reinstall with a C++ compiler for about 20 times the speed")
+        note(
+            f"running the slow reference kernels, because {lib.reason}; "
+            "reinstall with a C++ compiler for about 20 times the speed"
+        )
     _chosen = "reference" if name == "reference" or lib.handle is None else "cpu"
     return _chosen
 
@@ -45,7 +70,8 @@ def backend() -> str:
 
 
 def describe() -> dict[str, object]:
-    """What is there, for `nerf doctor`: backend in use, native library variant or the reason it is missing, instruction sets."""
+    """What is there, for `nerf doctor`: backend in use, native library variant or the reason it is missing, instruction
+    sets."""
     lib = cpu.library()
     flags = cpu.cpu_flags()
     return {
@@ -54,22 +80,34 @@ def describe() -> dict[str, object]:
         "reason": lib.reason,
         "openmp": bool(lib.handle and lib.handle.nerf_has_openmp()),
         "lanes": int(lib.handle.nerf_lanes()) if lib.handle else 0,
-        "instruction_sets": [f for f in ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd") if f in flags],
+        "instruction_sets": [
+            f for f in ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd") if f in flags
+        ],
         "threads": torch.get_num_threads(),
     }
 
 
-# ---- the ops -----------------------------------------------------------------------------------------------------------
+# ---- the ops -------------------------------------------------------------------------------------------------------
 
 
 def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-    """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`. Native code takes float32 only."""
-    native = backend() == "cpu" and positions.dtype == table.dtype == torch.float32 and layout.n_features_per_level in (1, 2, 4, 8)
+    """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`. Native code takes float32
+    only."""
+    native = (
+        backend() == "cpu"
+        and positions.dtype == table.dtype == torch.float32
+        and layout.n_features_per_level in (1, 2, 4, 8)
+    )
     return (cpu if native else reference).hashgrid_encode(positions, table, layout)
 
 
-def field_forward(positions: Tensor, directions: Tensor | None, params: FieldParams, config: FieldConfig,
-                  table_half: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def field_forward(
+    positions: Tensor,
+    directions: Tensor | None,
+    params: FieldParams,
+    config: FieldConfig,
+    table_half: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Densities [n] and, with directions, colours [n,3] at scene positions [n,3]; no gradients."""
     if backend() == "cpu":
         return cpu.field_forward(positions, directions, params, config, table_half)
@@ -85,7 +123,8 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:
 
 
 def ray_box(rays_o: Tensor, rays_d: Tensor, half_extent: float, near: float, far: float) -> tuple[Tensor, Tensor]:
-    """Entry and exit [n] of rays into the cube [-half_extent, half_extent]^3, cut to [near, far]; entry >= exit is a miss."""
+    """Entry and exit [n] of rays into the cube [-half_extent, half_extent]^3, cut to [near, far]; entry >= exit is a
+    miss."""
     return reference.ray_box(rays_o, rays_d, half_extent, near, far)
 
 
@@ -94,34 +133,87 @@ def ray_jitter(seed: int, step: int, n: int) -> Tensor:
     return cpu.ray_jitter(seed, step, n) if backend() == "cpu" else reference.ray_jitter(seed, step, torch.arange(n))
 
 
-def march(rays_o: Tensor, rays_d: Tensor, t_near: Tensor, t_far: Tensor, jitter: Tensor, occupied: Tensor, settings: MarchSettings,
-          bits: OccupancyBits | None = None) -> Samples:  # fmt: skip
+def march(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_near: Tensor,
+    t_far: Tensor,
+    jitter: Tensor,
+    occupied: Tensor,
+    settings: MarchSettings,
+    bits: OccupancyBits | None = None,
+) -> Samples:
     """Occupied intervals of every ray; see `reference.march`. The same to the bit on every backend."""
     if backend() == "cpu":
         return cpu.march(rays_o, rays_d, t_near, t_far, jitter, bits or cpu.pack_occupancy(occupied), settings)
-    return reference.march(rays_o, rays_d, t_near, t_far, jitter, occupied, settings.step_size, settings.cone_angle, settings.max_step)
+    return reference.march(
+        rays_o, rays_d, t_near, t_far, jitter, occupied, settings.step_size, settings.cone_angle, settings.max_step
+    )
 
 
-def render_rays(rays_o: Tensor, rays_d: Tensor, viewdirs: Tensor, t_near: Tensor, t_far: Tensor, jitter: Tensor, occupied: Tensor,
-                params: FieldParams, config: FieldConfig, settings: MarchSettings, bits: OccupancyBits | None = None,
-                table_half: Tensor | None = None, sink: GradientSink | None = None) -> dict:  # fmt: skip
-    """March, field and composite in one op; see `reference.render_rays` for the meaning and `cpu.render_rays` for the rest."""
+def render_rays(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    viewdirs: Tensor,
+    t_near: Tensor,
+    t_far: Tensor,
+    jitter: Tensor,
+    occupied: Tensor,
+    params: FieldParams,
+    config: FieldConfig,
+    settings: MarchSettings,
+    bits: OccupancyBits | None = None,
+    table_half: Tensor | None = None,
+    sink: GradientSink | None = None,
+) -> dict:
+    """March, field and composite in one op; see `reference.render_rays` for the meaning and `cpu.render_rays` for the
+    rest."""
     if backend() == "cpu":
         bits = bits or cpu.pack_occupancy(occupied)
-        return cpu.render_rays(rays_o, rays_d, viewdirs, t_near, t_far, jitter, bits, params, config, settings, table_half, sink)
+        return cpu.render_rays(
+            rays_o, rays_d, viewdirs, t_near, t_far, jitter, bits, params, config, settings, table_half, sink
+        )
     out = reference.render_rays(
-        rays_o, rays_d, viewdirs, t_near, t_far, jitter, occupied, params, config, step_size=settings.step_size,
-        cone_angle=settings.cone_angle, max_step=settings.max_step, stop_threshold=settings.stop_threshold,
-        alpha_threshold=settings.alpha_threshold, gradient_distance=settings.gradient_distance,
-    )  # fmt: skip
+        rays_o,
+        rays_d,
+        viewdirs,
+        t_near,
+        t_far,
+        jitter,
+        occupied,
+        params,
+        config,
+        step_size=settings.step_size,
+        cone_angle=settings.cone_angle,
+        max_step=settings.max_step,
+        stop_threshold=settings.stop_threshold,
+        alpha_threshold=settings.alpha_threshold,
+        gradient_distance=settings.gradient_distance,
+    )
     return out
 
 
-def adam_step(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, lr: float, beta1: float, beta2: float, eps: float, step: int,
-              skip_zero_rows: bool = False, half_copy: Tensor | None = None, zero_grad: bool = False, weight_decay: float = 0.0) -> None:  # fmt: skip
-    """One Adam step in place; see `reference.adam_step`. Refreshes the half-precision copy and clears the gradient when asked."""
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    skip_zero_rows: bool = False,
+    half_copy: Tensor | None = None,
+    zero_grad: bool = False,
+    weight_decay: float = 0.0,
+) -> None:
+    """One Adam step in place; see `reference.adam_step`. Refreshes the half-precision copy and clears the gradient when
+    asked."""
     if backend() == "cpu":
-        cpu.adam_step(param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay)
+        cpu.adam_step(
+            param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay
+        )
         return
     decayed = grad
     if weight_decay:  # where a row is skipped, its decay is too

@@ -790,6 +790,7 @@ def render_rays(
     max_step: float = math.inf,
     stop_threshold: float = 0.0,
     alpha_threshold: float = 0.0,
+    gradient_distance: float = 0.0,
 ) -> dict:
     """March, evaluate the field, composite: the staged path, whose numbers the fused kernels must give.
 
@@ -799,6 +800,8 @@ def render_rays(
         params, config: see `radiance_field`; stop_threshold: see `composite`.
         alpha_threshold: samples with `alpha < alpha_threshold` are taken out first, as if their density were zero: they
             have no weight and no gradient, and hide nothing behind them.
+        gradient_distance: gradients of samples nearer than this are scaled by (t / gradient_distance)^2, because
+            space near a camera is sampled more densely by as much (Philip and Deschaintre 2023); values do not change.
     Returns:
         the dictionary of `composite`, with weights and trans [s] of all samples marched, and two numbers of samples:
         "evaluated" (density) and "kept" (colour and gradient). Differentiable in rays_o, rays_d, viewdirs, table and
@@ -835,6 +838,10 @@ def render_rays(
 
     positions = rays_o.index_select(0, ray) + mids * rays_d.index_select(0, ray)
     sigmas, rgbs = radiance_field(positions, viewdirs.index_select(0, ray), params, config)
+    if gradient_distance > 0:
+        scale = (mids / gradient_distance).clamp(max=1.0).square()
+        sigmas = sigmas.detach() + scale[:, 0] * (sigmas - sigmas.detach())
+        rgbs = rgbs.detach() + scale * (rgbs - rgbs.detach())
     out: dict = composite(samples, sigmas, rgbs, n_rays)
     out["evaluated"], out["kept"] = n_samples, ray.shape[0]
     if kept is not None:

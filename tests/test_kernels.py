@@ -665,7 +665,7 @@ def render_reference(
     """The staged path, in the type of the rays."""
     return reference.render_rays(
         batch.rays_o, batch.rays_d, batch.rays_d if viewdirs is None else viewdirs, batch.t_near, batch.t_far,
-        batch.jitter, batch.occupied, params, config, **asdict(settings),
+        batch.jitter, batch.occupied, params, config, **{k: v for k, v in asdict(settings).items() if v},
     )  # fmt: skip
 
 
@@ -827,6 +827,34 @@ def test_render_names_the_argument_that_is_wrong(name: str, value: Tensor, error
         batch = replace(batch, **{name: value})
     with pytest.raises(error, match=f"{name}: expected"):
         render(batch, params, config, SETTINGS, viewdirs=views)
+
+
+@native
+def test_gradients_of_samples_near_the_camera_are_scaled_down() -> None:
+    # By (t / distance)^2, and nothing else changes (Philip and Deschaintre 2023).
+    params, config = small_field(5, contracted=True, bias=0.0)
+    batch = ray_batch(60, 12, 3)
+    settings = MarchSettings(0.05, 1 / 64, 1.0)
+    distance = 8.0
+    plain = render(batch, params, config, settings)
+    weights = cast(params, torch.float32, requires_grad=True)
+    out = render(batch, weights, config, replace(settings, gradient_distance=distance))
+    assert torch.equal(out["colors"], plain["colors"]) and torch.equal(out["depths"], plain["depths"])
+    found = torch.autograd.grad(out["colors"].square().sum() + out["depths"].sum(), flat(weights))
+
+    wide = cast(params, torch.float64, requires_grad=True)
+    samples, ray = reference_march(batch, settings), reference_march(batch, settings).ray_indices
+    mids = 0.5 * (samples.t_starts.double() + samples.t_ends.double())
+    positions = batch.rays_o.double()[ray] + mids[:, None] * batch.rays_d.double()[ray]
+    sigmas, rgbs = reference.radiance_field(positions, batch.rays_d.double()[ray], wide, config)
+    share = (mids / distance).clamp_max(1.0).square()
+    assert 0.2 < float(share.mean()) < 0.8
+    sigmas = share * sigmas + (1 - share) * sigmas.detach()
+    rgbs = share[:, None] * rgbs + (1 - share)[:, None] * rgbs.detach()
+    want = reference.composite(samples, sigmas, rgbs, 60)
+    expected = torch.autograd.grad(want["colors"].square().sum() + want["depths"].sum(), flat(wide))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert relative(mine, theirs) < 5e-3  # with room for a kink, see compare_gradients
 
 
 @native

@@ -34,8 +34,6 @@ HOUSE = {
     "nerf.datasets": "files -> Scene",
     "nerf.pixels": "which pixels to learn from next",
     "nerf.visibility": "cells that no photo shows",
-    "nerf.pixels": "which pixels to learn from next",
-    "nerf.visibility": "cells no photo can show",
     "nerf.training": "the loop",
     "nerf.views": "camera paths, video, pictures",
     "nerf.meshing": "field -> mesh",

@@ -357,6 +357,26 @@ def test_density_saturates_instead_of_overflowing() -> None:
 
 
 @native
+@pytest.mark.parametrize(
+    "place", ["table", "density_weights 0", "density_weights 1", "color_weights 0", "color_weights 2"]
+)
+def test_no_number_in_the_field_is_no_number_in_its_results(place: str) -> None:
+    # A field that broke must be seen to be broken: ReLU, clamps and exp pass NaN on, here as in the reference.
+    params, config = small_field(3)
+    name, _, layer = place.partition(" ")
+    (params.table if name == "table" else getattr(params, name)[int(layer)]).fill_(float("nan"))
+    positions, directions = uniform(100, 3, seed=1, low=-1), unit_vectors(100, seed=2)
+    expected = reference.radiance_field(positions, directions, params, config)
+    found = cpu.field_forward(positions, directions, params, config)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine is not None and torch.equal(mine.isnan(), theirs.isnan())
+    batch = ray_batch(50, 16)
+    broken = render_reference(batch, params, config, SETTINGS)["colors"].isnan()
+    assert bool(broken.any())
+    assert torch.equal(render(batch, params, config, SETTINGS)["colors"].isnan(), broken)
+
+
+@native
 def test_half_precision_table_within_its_rounding() -> None:
     params, config = small_field(3)
     half = params.table.half()

@@ -89,8 +89,9 @@ def test_silhouettes_of_a_sphere_leave_the_sphere_and_little_else() -> None:
     centres, sizes = grid.cell_centres(torch.arange(32**3))
     distance, kept = centres.norm(dim=1), grid.occupied.reshape(-1)
     assert bool(kept[distance < 0.7 + sizes / 2].all())
-    assert not bool(kept[distance > 1.15].any())  # 0.7 grown by cells, their bounding spheres and twelve views
-    assert 0.15 < float(kept.float().mean()) < 0.5
+    # The hull exceeds the sphere by a cell, its bounding ball and a pixel; the box's corners lie in few pictures.
+    assert float(kept[(distance > 0.85) & (distance < 1.0)].float().mean()) < 0.05
+    assert 0.15 < float(kept.float().mean()) < 0.4
 
 
 def test_a_hull_uses_only_the_images_asked_for() -> None:

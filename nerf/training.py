@@ -45,9 +45,11 @@ class TrainConfig:
     surface_weight: float | None = None  # radiance-field loss: sharpens surfaces and so makes rays short; faded out
     surface_until: float = 0.75
     focus: float = 0.5  # share of pixels drawn where the error was large
-    coarse_steps: int = (
-        400  # optimiser steps during which rays march in doubled steps (the first quarter: four times as long)
-    )
+    # Rays march in longer steps at first: 4 and 2 times `medium_stretch` (a quarter, the rest of `coarse_steps`), then
+    # `medium_stretch` times the steps of rendering until `medium_until` of the training.
+    coarse_steps: int = 400
+    medium_stretch: float = 2.0
+    medium_until: float = 0.5
     occupancy_every: int = 16  # steps between occupancy updates
     checkpoint_seconds: float = 120.0
     field: FieldOptions | None = None  # None: chosen for the scene's space
@@ -77,7 +79,7 @@ def marching_of(scene: Scene) -> Marching:
             cone_angle=1 / 256,
             gradient_distance=_viewing_distance(scene),
         )
-    return Marching(scene.space, scene.near, scene.far, 1, scene.ndc, step_size=2 * math.sqrt(3) / 512)
+    return Marching(scene.space, scene.near, scene.far, 1, scene.ndc, step_size=2 * math.sqrt(3) / 1024)
 
 
 def _viewing_distance(scene: Scene) -> float:
@@ -131,6 +133,14 @@ class Trainer:
         """How many times the first batch a step's batch is: few rays find the shape soon, many refine it."""
         return min(1.0 + (self.step if step is None else step) / self.config.batch_growth, 4.0)
 
+    def step_stretch(self) -> float:
+        """How many times longer the march's steps are than when rendering: a young field is smooth, and long steps are
+        few."""
+        c = self.config
+        if self.step < c.coarse_steps:
+            return 4.0 * c.medium_stretch if self.step < c.coarse_steps // 4 else 2.0 * c.medium_stretch
+        return c.medium_stretch if self.progress() < c.medium_until else 1.0
+
     def train_step(self) -> float:
         """One step of Adam on one batch of pixels; returns the batch's mean squared error."""
         c, model, field = self.config, self.model, self.model.field
@@ -143,7 +153,7 @@ class Trainer:
             model.occupancy.update(field.density, model.marching.step_size, random, budget, everywhere)
         if c.focus > 0 and self.step >= FOCUS_AFTER and self.step % FOCUS_EVERY == 0:
             self.sampler.refocus(c.focus)
-        coarser = 4.0 if self.step < c.coarse_steps // 4 else (2.0 if self.step < c.coarse_steps else 1.0)
+        coarser = self.step_stretch()
 
         batch = self.sampler.draw(self.n_rays, random)
         background = torch.rand(self.n_rays, 3, generator=random)  # what is transparent must look so on any colour
@@ -176,8 +186,8 @@ class Trainer:
         self.samples["rays"] += self.n_rays
         self.samples["evaluated"] += out["evaluated"]
         self.samples["trained"] += out["kept"]
-        target = c.batch_samples * self.batch_factor()
-        wanted = self.n_rays * min(2.0, target / max(out["kept"] + out["evaluated"] / 3, 1))
+        work = c.batch_samples * self.batch_factor()
+        wanted = self.n_rays * min(2.0, work / max(out["kept"] + out["evaluated"] / 3, 1))
         self.n_rays = int(min(max(wanted, 256), 1 << 16)) // 64 * 64
         self.step += 1
         return mse

@@ -21,7 +21,7 @@ class FieldOptions:
 
     n_levels: int = 8
     n_features_per_level: int = 4
-    log2_hashmap_size: int = 18
+    log2_hashmap_size: int = 19
     base_resolution: int = 16
     finest_resolution: int = 1024  # cells along the unit edge of the finest level
     width: int = 64

@@ -64,7 +64,7 @@ def default_field(scene: Scene) -> FieldOptions:
     if scene.space == "box":
         return FieldOptions(density_bias=3.0)
     finest = 2048 if scene.space == "unbounded" else 1024
-    return FieldOptions(log2_hashmap_size=19, density_bias=-1.0, finest_resolution=finest)
+    return FieldOptions(density_bias=-1.0, finest_resolution=finest)
 
 
 def marching_of(scene: Scene) -> Marching:

@@ -146,7 +146,7 @@ class Model:
                 config["linear"],
                 config["meta"],
             )
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{where} does not hold a model this version understands ({error}): train it again"
             ) from error

@@ -3,6 +3,7 @@ E)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -89,7 +90,8 @@ class OccupancyGrid:
         for chunk in cells.split(1 << 20):
             centres, sizes = self.cell_centres(chunk)
             points = centres + (torch.rand(centres.shape, generator=generator) - 0.5) * sizes[:, None]
-            self.values[chunk] = torch.maximum(self.values[chunk] * DECAY, density(points))
+            sampled = density(points).nan_to_num(nan=math.inf)  # a broken field must not look like empty space
+            self.values[chunk] = torch.maximum(self.values[chunk] * DECAY, sampled)
         self.threshold(step_size)
 
     def threshold(self, step_size: float) -> None:

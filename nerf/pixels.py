@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf.datasets import Scene
+from nerf.errors import UserError
 
 BLOCK = 16  # pixels along the side of a block, the grain of the error map
 
@@ -27,6 +28,14 @@ class PixelBatch:
     used: Tensor | None  # [n,1] 0 where a mask excludes the pixel
 
 
+def may_show(scene: Scene, i: int) -> Tensor:
+    """Pixels [h,w] (bool) of image i that are not known to be empty: not wholly transparent, or excluded by a mask."""
+    shown = torch.from_numpy(np.ascontiguousarray(scene.pixels.raw(i)[..., -1] > 0))
+    if scene.masks is not None:
+        shown = shown | (scene.masks.image(i)[..., 0] <= 0.5)
+    return shown
+
+
 class PixelSampler:
     """Draws pixels of the training images. Blocks that only show background far from any silhouette are left out.
 
@@ -41,11 +50,16 @@ class PixelSampler:
             h, w = int(scene.pixels.heights[i]), int(scene.pixels.widths[i])
             wanted = torch.ones(-(-h // BLOCK), -(-w // BLOCK), dtype=torch.bool)
             if scene.has_alpha:
-                shown = torch.from_numpy(np.ascontiguousarray(scene.pixels.raw(i)[..., -1] > 0)).float()[None, None]
+                shown = may_show(scene, i).float()[None, None]
                 near = torch.nn.functional.max_pool2d(shown, BLOCK, ceil_mode=True)
                 wanted = torch.nn.functional.max_pool2d(near, 3, 1, 1)[0, 0] > 0
             at = wanted.nonzero()
             places.append(torch.cat([torch.full((len(at), 1), i), at], dim=1))
+        if sum(len(at) for at in places) == 0:
+            raise UserError(
+                f"{scene.path}: the training images are wholly transparent, so there is nothing to learn: "
+                "expected photos whose alpha is above 0 where the object is"
+            )
         self.blocks = torch.cat(places)  # [n_blocks,3] image, block row, block column
         n = len(self.blocks)
         self.errors, self.counts = torch.zeros(n), torch.zeros(n)

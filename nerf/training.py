@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,9 +168,12 @@ class Trainer:
             field, model.occupancy, model.marching, rays_o, rays_d, background, jitter, coarser, self.sink
         )
 
+        if batch.used is not None:  # masked pixels agree with themselves and teach nothing
+            target = torch.where(batch.used > 0, target, out["colors"].detach())
+            for name in ("colors", "foregrounds", "opacities", "second_moments"):
+                used = batch.used > 0 if out[name].dim() == 2 else batch.used[:, 0] > 0
+                out[name] = torch.where(used, out[name], out[name].detach())
         colors, foregrounds = out["colors"], out["foregrounds"]
-        if batch.used is not None:  # masked pixels agree with themselves
-            target = torch.where(batch.used > 0, target, colors.detach())
         loss = losses.huber(colors, target) * 10.0
         surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
         if surface > 0:
@@ -296,7 +303,8 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
     recent: list[float] = []
     try:
         while trainer.total_steps is None or trainer.step < trainer.total_steps:
-            recent.append(trainer.train_step())
+            with _whole_steps():
+                recent.append(trainer.train_step())
             now = time.perf_counter()
             trainer.seconds = now - started
             if trainer.total_steps is None:
@@ -340,7 +348,28 @@ def _settle_steps(trainer: Trainer, minutes: float) -> int | None:
     return steps
 
 
+@contextmanager
+def _whole_steps() -> Iterator[None]:
+    """Ctrl-C waits for the end of the step: half a step could not be continued bit for bit."""
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
+        yield
+        return
+    pressed: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def _save(trainer: Trainer, out: Path) -> None:
+    if not all(bool(p.isfinite().all()) for p in trainer.parameters):
+        raise UserError(
+            f"training broke down at step {trainer.step}: the field holds NaN or infinity; the last good one "
+            "is kept, try a lower learning rate, or look for broken images and poses"
+        )
     checkpoint.save(out / "checkpoint.safetensors", *trainer.state())
     temporary = out / ".training.json.tmp"
     log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.cameras import PERSPECTIVE, Cameras
 from nerf.datasets import Scene
+from nerf.pixels import may_show
 
 CHUNK = 1 << 17
 
@@ -17,9 +18,9 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
     """A test for `OccupancyGrid.restrict`: (centres [n,3] scene, sizes [n]) -> bool [n].
 
     Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed,
-    and fills with
-    pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency in its place.
-    This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts are never lost.
+    and fills with pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency
+    in
+    its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts stay.
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
@@ -61,23 +62,34 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
     return possible
 
 
-def _footprint(view, points: Tensor, radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """Pixel box [n,4] (x0, y0, x1, y1) around the images of balls, whether it lies within the picture, and in front."""
+def _footprint(view: Cameras, points: Tensor, radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel box [n,4] (x0, y0, x1, y1) around the images of balls, whether it lies within the picture, and in front.
+
+    A ball at (x, z) with radius r < z spans the slopes (x z -+ r sqrt(x^2 + z^2 - r^2)) / (z^2 - r^2) in that plane:
+    its
+    tangents through the camera. A lens bends them; there the box of an ideal camera is moved and grown by half.
+    """
     uv, depths = view.project(points)
-    uv, depths = uv[0], depths[0]
-    nearest = (depths - radii).clamp_min(1e-6 * float(radii.max()))
-    reach = (radii * float(torch.maximum(view.fx, view.fy)[0]) * 1.1 / nearest)[
-        :, None
-    ]  # a tenth more for lens distortion
-    box = torch.cat([uv - reach, uv + reach], dim=1)
+    uv, z = uv[0], depths[0]
+    across = (points - view.c2w[0, :, 3]) @ view.c2w[0, :, :2] * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    r, z1 = radii[:, None], torch.maximum(z, radii * 1.000001)[:, None]  # a ball around the camera: all of the picture
+    half = r * (across.square() + z1.square() - r.square()).clamp_min(0).sqrt() / (z1.square() - r.square())
+    middle = across * z1 / (z1.square() - r.square())
+    focal, centre = torch.cat([view.fx, view.fy]), torch.cat([view.cx, view.cy])
+    if int(view.models[0]) == PERSPECTIVE and not bool(view.distortion.any()):
+        low, high = centre + focal * (middle - half), centre + focal * (middle + half)
+    else:
+        reach = 1.5 * focal * (half + (middle - across / z1).abs())
+        low, high = uv - reach, uv + reach
+    box = torch.cat([low, high], dim=1)
     w, h = int(view.widths[0]), int(view.heights[0])
-    whole = (box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= w) & (box[:, 3] <= h)
-    return box, whole, depths > -radii
+    whole = (box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= w) & (box[:, 3] <= h) & (z > radii)
+    return box, whole, z > -radii
 
 
 def _alpha_sums(scene: Scene, i: int) -> Tensor:
     """Summed-area table [h+1,w+1] of the pixels that are not wholly transparent."""
-    shown = torch.from_numpy(np.ascontiguousarray(scene.pixels.raw(i)[..., -1] > 0))
+    shown = may_show(scene, i)
     table = torch.zeros(shown.shape[0] + 1, shown.shape[1] + 1, dtype=torch.int32)
     table[1:, 1:] = shown.to(torch.int32).cumsum(0).cumsum(1)
     return table

@@ -97,6 +97,7 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
         backend() == "cpu"
         and positions.dtype == table.dtype == torch.float32
         and layout.n_features_per_level in (1, 2, 4, 8)
+        and layout.n_levels <= cpu.MAX_LEVELS
     )
     return (cpu if native else reference).hashgrid_encode(positions, table, layout)
 
@@ -151,6 +152,20 @@ def march(
     )
 
 
+class _IntoSink(torch.autograd.Function):
+    """The table itself, whose gradient goes to the sink instead."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, sink: GradientSink) -> Tensor:  # type: ignore[override]
+        ctx.sink = sink
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        ctx.sink.table.add_(grad)
+        return None, None
+
+
 def render_rays(
     rays_o: Tensor,
     rays_d: Tensor,
@@ -173,6 +188,8 @@ def render_rays(
         return cpu.render_rays(
             rays_o, rays_d, viewdirs, t_near, t_far, jitter, bits, params, config, settings, table_half, sink
         )
+    if sink is not None:
+        params = FieldParams(_IntoSink.apply(params.table, sink), params.density_weights, params.color_weights)
     out = reference.render_rays(
         rays_o,
         rays_d,

@@ -4,6 +4,7 @@ own."""
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -221,7 +222,16 @@ class Pointers:
         return ctypes.addressof(value)
 
 
+def _check_in_place(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Native code writes here: a copy made to fit would swallow the result."""
+    Pointers()(name, tensor, shape, dtype)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, it is written in place")
+
+
 def _levels(layout: GridLayout) -> ctypes.Array:
+    if layout.n_levels > MAX_LEVELS:
+        raise ValueError(f"layout: expected at most {MAX_LEVELS} levels, got {layout.n_levels}")
     levels = (_GridLevel * MAX_LEVELS)()
     for i in range(layout.n_levels):
         levels[i] = _GridLevel(
@@ -267,7 +277,7 @@ class _HashGrid(torch.autograd.Function):
         positions, table = ctx.saved_tensors
         layout, n, p = ctx.layout, len(positions), Pointers()
         grad_positions = torch.zeros(n, layout.n_dims) if ctx.needs_input_grad[0] else None
-        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
+        grad_table = torch.zeros(table.shape) if ctx.needs_input_grad[1] else None
         if n:
             _native().nerf_hashgrid_backward(
                 layout.n_dims,
@@ -302,6 +312,11 @@ def field_desc(params: FieldParams, config: FieldConfig, table_half: Tensor | No
             "layout: the fused field takes 3 dimensions, 2 or 4 features per level and a multiple of 16 features, got "
             f"{layout.n_dims}, {layout.n_features_per_level} and {layout.n_features}"
         )
+    if layout.n_levels > MAX_LEVELS:
+        raise ValueError(f"layout: expected at most {MAX_LEVELS} levels, got {layout.n_levels}")
+    for name, weights in (("density_weights", params.density_weights), ("color_weights", params.color_weights)):
+        if not 1 <= len(weights) <= MAX_LAYERS:
+            raise ValueError(f"{name}: expected 1 to {MAX_LAYERS} layers, got {len(weights)}")
     if width % 16 or not 16 <= width <= 128:
         raise ValueError(f"density_weights[0]: expected a width of 16 to 128 in steps of 16, got {width}")
     desc = _FieldDesc(
@@ -369,6 +384,8 @@ class OccupancyBits:
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     """occupied bool [levels,R,R,R], indexed [level,z,y,x], R a multiple of 32 -> bits."""
+    if occupied.dim() != 4:
+        raise ValueError(f"occupied: expected a bool tensor [levels,R,R,R], got shape {list(occupied.shape)}")
     levels, r = occupied.shape[0], occupied.shape[1]
     if occupied.shape != (levels, r, r, r) or r % 32 or occupied.dtype != torch.bool:
         raise ValueError(
@@ -405,6 +422,11 @@ def _render_desc(
     settings: MarchSettings,
     p: Pointers,
 ) -> _RenderDesc:
+    if not (0 < settings.step_size < math.inf and settings.cone_angle >= 0 and settings.max_step >= settings.step_size):
+        raise ValueError(
+            "settings: expected step_size > 0, cone_angle >= 0 and max_step >= step_size, got "
+            f"{settings.step_size}, {settings.cone_angle} and {settings.max_step}"
+        )
     n = len(rays_o)
     desc = _RenderDesc(
         fine=p("fine", bits.fine, (None,), torch.int32),
@@ -537,11 +559,13 @@ class _Render(torch.autograd.Function):
             ("distortions", grad_distortions),
         ):
             setattr(grads, name, p(f"grad_{name}", tensor, (n,)))
-        grad_table = sink.table if sink is not None else torch.zeros_like(params.table)
+        if sink is not None:
+            _check_in_place("sink.table", sink.table, tuple(params.table.shape), torch.float32)
+        grad_table = sink.table if sink is not None else torch.zeros(params.table.shape)
         grads.table = grad_table.data_ptr()
         if sink is not None:
             torch.autograd.graph.increment_version(sink.table)
-        grad_weights = [torch.empty_like(w) for w in params.density_weights + params.color_weights]
+        grad_weights = [torch.empty(w.shape) for w in params.density_weights + params.color_weights]
         for i, g in enumerate(grad_weights):
             if i < n_density:
                 grads.density_weights[i] = g.data_ptr()
@@ -641,9 +665,12 @@ def adam_step(
     """One Adam step in place over rows [n,c]; see `reference.adam_step`. Also refreshes `half_copy` and clears the
     gradient."""
     p, shape = Pointers(), tuple(param.shape)
+    if step < 1:
+        raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
     for name, t in (("param", param), ("grad", grad), ("m", m), ("v", v)):
-        if not t.is_contiguous():
-            raise ValueError(f"{name}: expected a contiguous tensor, it is written in place")
+        _check_in_place(name, t, shape, torch.float32)
+    if half_copy is not None:
+        _check_in_place("half_copy", half_copy, shape, torch.float16)
     n_columns = shape[-1] if len(shape) > 1 else 1
     desc = _AdamDesc(
         p("param", param, shape),

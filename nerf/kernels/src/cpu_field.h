@@ -58,7 +58,7 @@ static inline void mlp_forward(const Mlp& net, MlpChunk& a) {
     gemm(CHUNK, net.dims[l + 1], net.dims[l], a.layer[l], net.dims[l], 1, net.forward_weights[l], a.layer[l + 1], false);
     if (l + 1 < net.n_layers)
       for (int i = 0; i < CHUNK * net.dims[l + 1]; i += LANES)
-        vstore(a.layer[l + 1] + i, vmax(vload(a.layer[l + 1] + i), vset(0.0f)));
+        vstore(a.layer[l + 1] + i, vmax(vset(0.0f), vload(a.layer[l + 1] + i)));
   }
 }
 
@@ -123,7 +123,7 @@ static inline void gather_features(const FieldDesc& f, const float* features, si
 // sigma = exp(min(h[0] + bias, 15)) for the chunk's rows h [CHUNK, 16].
 static inline void chunk_sigmas(const float* h, float bias, float* sigmas) {
   alignas(64) float logits[CHUNK];
-  for (int s = 0; s < CHUNK; ++s) logits[s] = f_min(h[s * GEO_FEATURES] + bias, DENSITY_LOGIT_MAX);
+  for (int s = 0; s < CHUNK; ++s) logits[s] = f_min(DENSITY_LOGIT_MAX, h[s * GEO_FEATURES] + bias);
   for (int s = 0; s < CHUNK; s += LANES) vstore(sigmas + s, vexp(vload(logits + s)));
 }
 

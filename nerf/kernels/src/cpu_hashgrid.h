@@ -75,7 +75,8 @@ static inline void corners_of_block(const float* const* unit, int first, const G
     vuint cell[2][D];
     vfloat weight[2][D];
     for (int d = 0; d < D; ++d) {
-      const vfloat pos = vfma(vload(unit[d] + first + s), vset(level.scale), vset(0.5f));
+      const vfloat inside = vmin(vmax(vload(unit[d] + first + s), vset(0.0f)), vset(1.0f));  // a NaN becomes 0
+      const vfloat pos = vfma(inside, vset(level.scale), vset(0.5f));
       const vint c = __builtin_convertvector(pos, vint);
       weight[1][d] = pos - __builtin_convertvector(c, vfloat);
       weight[0][d] = vset(1.0f) - weight[1][d];

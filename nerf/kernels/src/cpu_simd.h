@@ -49,7 +49,8 @@ NERF_FN vfloat vfloor_positive(vfloat x) { return __builtin_convertvector(__buil
 // exp by range reduction to [-ln2/2, ln2/2] and a degree-6 polynomial (Cephes); relative error below 2e-7, 0 under -87.
 NERF_FN vfloat vexp(vfloat x) {
   const vfloat low = vset(-87.0f);
-  const vint alive = x > low;
+  const vint alive = x > low, is_number = x == x;
+  const vfloat input = x;
   x = vmin(vmax(x, low), vset(88.0f));
   const vfloat shifted = vfma(x, vset(1.44269504088896341f), vset(12582912.0f));  // 1.5 * 2^23: rounds to an integer
   const vfloat n = shifted - vset(12582912.0f);
@@ -63,5 +64,5 @@ NERF_FN vfloat vexp(vfloat x) {
   p = vfma(p * r, r, r + vset(1.0f));
   const vint exponent = (__builtin_convertvector(n, vint) + 127) << 23;
   const vfloat y = p * (vfloat)exponent;
-  return (vfloat)((vint)y & alive);
+  return is_number ? (vfloat)((vint)y & alive) : input;  // a NaN stays a NaN: training must notice it
 }

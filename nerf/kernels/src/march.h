@@ -65,7 +65,9 @@ NERF_FN bool march_next(MarchState& m, const OccupancyBits& grid, const MarchSet
       ++level;
       half_extent *= 2.0f;
     }
-    if (radius > half_extent) {  // outside every level: in front of the box, or behind it
+    if (!(radius < half_extent)) {  // outside every level: in front of the box, or behind it
+      for (int a = 0; a < 3; ++a)
+        if (f_abs(p[a]) >= half_extent && p[a] * m.d[a] >= 0.0f) return false;  // and never to come back
       if (growing) m.t0 = t + dt; else m.k += 1.0f;
       continue;
     }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nerf.cameras import Cameras
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
-    from nerf.evaluate import evaluate
+    from nerf.evaluation import evaluate
     from nerf.meshing.extract import extract as extract_mesh
     from nerf.model import Model
     from nerf.training import TrainConfig, train
@@ -26,7 +26,7 @@ _WHERE = {
     "TrainConfig": "nerf.training:TrainConfig",
     "train": "nerf.training:train",
     "Model": "nerf.model:Model",
-    "evaluate": "nerf.evaluate:evaluate",
+    "evaluate": "nerf.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract",
     "UserError": "nerf.errors:UserError",
 }

@@ -22,7 +22,7 @@ VERBS = {
         "photos in; model, numbers, video, mesh, report out",
     ),
     "train": ("nerf.reconstruct", "TrainArgs", "main_train", "train a model on posed photos"),
-    "eval": ("nerf.evaluate", "EvalArgs", "main", "measure a model on views that were held out"),
+    "eval": ("nerf.evaluation", "EvalArgs", "main", "measure a model on views that were held out"),
     "render": ("nerf.views.video", "RenderArgs", "main", "render new views to a video or to pictures"),
     "mesh": ("nerf.meshing", "MeshArgs", "main", "extract a mesh in the frame of the photos"),
     "doctor": ("nerf.doctor", "DoctorArgs", "main", "say what this machine has and what is missing"),

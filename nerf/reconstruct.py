@@ -118,7 +118,7 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
 
 def finish(model: Model, scene: Scene, out: Path, resolution: int = 512) -> list[str]:
     """All after training: eval/, video.mp4, mesh.glb, report.html in `out`; returns a sentence for each that failed."""
-    from nerf.evaluate import evaluate, summary
+    from nerf.evaluation import evaluate, summary
     from nerf.views.report import write_report
 
     def measure() -> None:

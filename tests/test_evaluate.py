@@ -13,7 +13,7 @@ from fakes import FakeModel, FakePixels, FakeScene, fake_scene
 from PIL import Image
 
 from nerf.errors import UserError
-from nerf.evaluate import compare, evaluate, mask_of, picture_name, summary, truth_of
+from nerf.evaluation import compare, evaluate, mask_of, picture_name, summary, truth_of
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ HOUSE = {
     "nerf.views": "camera paths, video, pictures",
     "nerf.meshing": "field -> mesh",
     "nerf.runs": "what a run folder holds",
-    "nerf.evaluate": "model against photos",
+    "nerf.evaluation": "model against photos",
     "nerf.views.report": "the page at the end",
     "nerf.reconstruct": "all of it in one verb",
     "nerf.cli": "the verbs, by name",

@@ -19,7 +19,7 @@ from fakes import FakeModel, FakeScene, fake_scene
 
 from nerf import runs
 from nerf.errors import UserError
-from nerf.evaluate import evaluate
+from nerf.evaluation import evaluate
 from nerf.reconstruct import ReconstructArgs, TrainArgs, finish, main_reconstruct, main_train, train_run, turntable
 from nerf.runs import Run, clear_run, open_run, read_run, write_run
 from nerf.views import report

@@ -123,7 +123,7 @@ def _views(out: Path, evaluation: dict[str, Any]) -> str:
     measured = [view for view in evaluation.get("views", []) if view.get("psnr") is not None]
     if not measured:
         return ""
-    from nerf.evaluate import ERROR_HIGH, picture_name
+    from nerf.evaluation import ERROR_HIGH, picture_name
 
     measured.sort(key=lambda view: -view["psnr"])
     n = min(N_VIEWS, len(measured))

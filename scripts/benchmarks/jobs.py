@@ -23,7 +23,7 @@ from nerf import datasets, kernels
 from nerf.datasets import Scene
 from nerf.doctor import machine
 from nerf.errors import UserError
-from nerf.evaluate import evaluate
+from nerf.evaluation import evaluate
 from nerf.fields import FieldOptions
 from nerf.meshing import extract
 from nerf.model import Model

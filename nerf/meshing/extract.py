@@ -25,7 +25,7 @@ HALF_LENGTH = (
 )  # scene length over which the iso-surface's density absorbs half the light: a cell of a 128^3 occupancy grid
 _CLAMP = 3.0  # of log(density / threshold): beyond a factor of 20 a value says "inside" or "outside", not how far
 _NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; at 1 lies infinity
-_COLOUR_CHUNK = 1 << 18
+_CHUNK = 1 << 16  # vertices coloured or moved to the world at once
 
 
 def default_threshold() -> float:
@@ -84,24 +84,25 @@ def extract(
                 f"there is no surface: the density reaches {highest:.3g} in the box, the threshold is {level:.3g} "
                 f"(1/scene length); give a lower --threshold, or train longer"
             )
-        points = surface.points(surface.refined(field, refine))
-        faces = torch.from_numpy(surface.faces.astype(np.int64))
+        points, faces = surface.refined_points(field, refine), torch.from_numpy(surface.faces)
         del surface
         kept, n_components = keep_faces(points, faces, min_fraction, max_components, cavities=model.space != "box")
         if not n_components:
             raise UserError(
                 f"nothing solid was found at the threshold {level:.3g}: every piece is a cavity; try another one"
             )
-        vertices, faces = compact(faces[kept], len(points))
+        faces = faces[kept]
+        vertices, faces = compact(faces, len(points))
         points = points[vertices]
         normals = vertex_normals(points, faces)
         rgb = _colours(model, points, normals) if colours else None
         world, faces, normals = _to_world(model, points, faces, normals)
-    small_faces = faces.numpy().astype(np.int32)
-    closed = is_closed(small_faces, len(points))
+    del points, vertices
+    closed = is_closed(faces.numpy(), len(world))
+    faces, normals = faces.long(), normals.double()  # as trimesh keeps them; the small ones are freed before it begins
     mesh = trimesh.Trimesh(
         vertices=world.numpy(),
-        faces=small_faces,
+        faces=faces.numpy(),
         vertex_normals=normals.numpy(),
         vertex_colors=rgb,
         process=False,
@@ -185,10 +186,7 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]:
     """What a camera straight above each vertex sees: [v,3] 8-bit sRGB."""
-    chunks = [
-        model.color(p, -n).clamp(0, 1)
-        for p, n in zip(points.split(_COLOUR_CHUNK), normals.split(_COLOUR_CHUNK), strict=True)
-    ]
+    chunks = [model.color(p, -n).clamp(0, 1) for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True)]
     rgb = torch.cat(chunks)
     if model.linear:
         rgb = torch.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
@@ -199,7 +197,8 @@ def _to_world(model: Model, points: Tensor, faces: Tensor, normals: Tensor) -> t
     """Vertices (float64), faces and normals in the world frame; the winding keeps the outside out."""
     world_from_scene = model.scene_from_world.inverse()
     if model.space != "ndc":
-        return world_from_scene.apply(points.double()), faces, world_from_scene.apply_directions(normals)
+        world = torch.cat([world_from_scene.apply(some.double()) for some in points.split(_CHUNK)])
+        return world, faces, world_from_scene.apply_directions(normals)
     assert model.ndc is not None
     # 1 - NDC depth shrinks to the right as depth grows, so x, y, z -> world keeps handedness or not: the Jacobian's
     # sign is that of -z' = -2 / (w - 1)^2 < 0 times the squares of z, so the map mirrors, and faces are turned over

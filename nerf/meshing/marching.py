@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from nerf.meshing.table import CORNERS, Table, table
 
 BLOCK = 64  # cells: what one round of array operations works on, small enough for the cache
-_CHUNK = 1 << 20  # points given to the field at once
+_CHUNK = 1 << 18  # points or vertices at once: temporary arrays stay small beside the surface
 _OFF_END = 1e-3  # how near a vertex comes to the ends of its edge, in edge lengths
 
 Field = Callable[[Tensor], Tensor]  # points [n,3] float32 -> values [n] float32, above 0 inside
@@ -75,6 +76,14 @@ class Surface:
         between = np.where(at < 0, 1, np.where(at == np.array(self.grid.shape)[axis] - 1, 0, between))
         return np.clip(between, _OFF_END, 1 - _OFF_END).astype(np.float32)
 
+    def refined_points(self, field: Field, n_steps: int) -> Tensor:
+        """Positions [v,3] float32 of the refined vertices, worked out a chunk at a time."""
+        chunks = [slice(k, k + _CHUNK) for k in range(0, len(self.edges), _CHUNK)]
+        pieces = [
+            Surface(self.grid, self.edges[k], self.values_low[k], self.values_high[k], self.faces) for k in chunks
+        ]
+        return torch.cat([piece.points(piece.refined(field, n_steps)) for piece in pieces])
+
     def refined(self, field: Field, n_steps: int) -> NDArray[np.float32]:
         """Fractions after n_steps of regula falsi along each edge: one evaluation of the field per vertex and step."""
         fractions = self.fractions()
@@ -103,6 +112,8 @@ def marching_cubes(field: Field, grid: Grid, mask: Mask | None = None, outside: 
         raise ValueError(f"outside must be below 0, got {outside}")
     nx, ny, nz = grid.shape
     origin, cases = torch.tensor(grid.origin, dtype=torch.float64), table()
+    xs, ys, zs = ((torch.arange(n) * grid.step + origin[[a]]).float().numpy() for a, n in enumerate(grid.shape))
+    strides = np.array([1, nx + 2, (nx + 2) * (ny + 2)])  # between points of the padded grid, along x, y, z
     slab = np.full((BLOCK + 1, ny + 2, nx + 2), outside, np.float32)
     parts: list[_Part] = []
     for z0 in range(
@@ -112,20 +123,19 @@ def marching_cubes(field: Field, grid: Grid, mask: Mask | None = None, outside: 
         slab[0] = slab[-1] if z0 else outside
         slab[1:] = outside
         layers = slice(z0, min(z1, nz))
-        wanted = _wanted(mask, layers, ny, nx)
-        for start in range(0, len(wanted), _CHUNK):
-            chunk = wanted[start : start + _CHUNK]
-            row, x = np.divmod(chunk, nx + 2)
-            z, y = np.divmod(row, ny + 2)
-            index = torch.from_numpy(np.stack([x - 1, y - 1, z - 1 + z0], axis=1))
-            slab.ravel()[chunk] = _evaluate(field, (index * grid.step + origin).float()).numpy()
-        for y0 in range(0, ny + 1, BLOCK):
-            for x0 in range(0, nx + 1, BLOCK):
-                part = _march(slab[: z1 - z0 + 1, y0 : y0 + BLOCK + 1, x0 : x0 + BLOCK + 1], cases)
-                if part is not None:
-                    z, y, x = part.z + z0, part.y + y0, part.x + x0
-                    part.edges = ((z * (ny + 2) + y) * (nx + 2) + x) * 3 + part.axis
-                    parts.append(part)
+        inner = slab[1 : 1 + layers.stop - z0, 1:-1, 1:-1]  # without the layers outside
+        for rows, cols in product(_ranges(ny), _ranges(nx)):
+            block = inner[:, rows, cols]
+            kept = np.ones(block.shape, bool) if mask is None else mask(layers, rows, cols)
+            z, y, x = np.nonzero(kept)
+            points = np.stack([xs[cols][x], ys[rows][y], zs[layers][z]], axis=1)
+            block[kept] = _evaluate(field, torch.from_numpy(points)).numpy()
+        for rows, cols in product(_ranges(ny + 1), _ranges(nx + 1)):
+            block = slab[: z1 - z0 + 1, rows.start : rows.stop + 1, cols.start : cols.stop + 1]
+            part = _march(block, np.array([cols.start, rows.start, z0]) @ strides, strides, cases)
+            if part is not None:
+                parts.append(part)
+    del slab, inner, block
     return _joined(grid, parts)
 
 
@@ -134,38 +144,25 @@ def _evaluate(field: Field, points: Tensor) -> Tensor:
     return torch.nan_to_num(torch.cat(values)) if values else torch.empty(0)
 
 
-def _wanted(mask: Mask | None, layers: slice, ny: int, nx: int) -> NDArray[np.int64]:
-    """Flat indices, into a padded slab whose layer 0 is the last one of the slab before, of the points to evaluate."""
-    found = [np.empty(0, np.int64)]
-    depth = layers.stop - layers.start
-    for y0 in range(0, ny, BLOCK):
-        for x0 in range(0, nx, BLOCK):
-            rows, cols = slice(y0, min(y0 + BLOCK, ny)), slice(x0, min(x0 + BLOCK, nx))
-            if mask is None:
-                kept = np.ones((depth, rows.stop - y0, cols.stop - x0), bool)
-            else:
-                kept = mask(layers, rows, cols)
-            z, y, x = np.nonzero(kept)
-            found.append(((z + 1) * (ny + 2) + y + y0 + 1) * (nx + 2) + x + x0 + 1)
-    return np.concatenate(found)
+def _ranges(n: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
 @dataclass
 class _Part:
-    """The surface inside one block; z, y, x, axis [v] say on which edge of the block a vertex lies."""
+    """The surface inside one block: as `Surface`, with vertices in the order in which they were found."""
 
-    z: NDArray[np.int64]
-    y: NDArray[np.int64]
-    x: NDArray[np.int64]
-    axis: NDArray[np.int64]
+    edges: NDArray[np.int64]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
-    faces: NDArray[np.int64]
-    edges: NDArray[np.int64]
+    faces: NDArray[np.int32]
 
 
-def _march(values: NDArray[np.float32], cases: Table) -> _Part | None:
-    """Triangles between the points of one block [z, y, x], or None if the surface does not pass."""
+def _march(values: NDArray[np.float32], first: np.int64, grid_strides: NDArray[np.int64], cases: Table) -> _Part | None:
+    """Triangles between the points of one block [z, y, x], or None if the surface does not pass.
+
+    first: number of the block's first point in the padded grid, whose strides along x, y, z are grid_strides.
+    """
     inside = np.ascontiguousarray(values > 0)
     if not inside.any() or inside.all():
         return None
@@ -202,7 +199,8 @@ def _march(values: NDArray[np.float32], cases: Table) -> _Part | None:
 
     row, x = np.divmod(point, nx)
     z, y = np.divmod(row, ny)
-    return _Part(z, y, x, axes, low, high, faces, point)
+    edges = (first + np.stack([x, y, z], axis=1) @ grid_strides) * 3 + axes
+    return _Part(edges, low, high, faces)
 
 
 def _joined(grid: Grid, parts: list[_Part]) -> Surface:
@@ -210,13 +208,15 @@ def _joined(grid: Grid, parts: list[_Part]) -> Surface:
     if not parts:
         nothing = np.empty(0, np.float32)
         return Surface(grid, np.empty(0, np.int64), nothing, nothing, np.empty((0, 3), np.int32))
-    starts = np.cumsum([0] + [len(part.edges) for part in parts])
     edges, first, again = np.unique(np.concatenate([p.edges for p in parts]), return_index=True, return_inverse=True)
-    faces = np.concatenate([part.faces + start for part, start in zip(parts, starts, strict=False)])
+    number = np.split(again.ravel().astype(np.int32), np.cumsum([len(part.edges) for part in parts])[:-1])
+    del again
+    for part, numbers in zip(parts, number, strict=True):
+        part.faces = numbers[part.faces]
     return Surface(
         grid,
         edges,
         np.concatenate([p.low for p in parts])[first],
         np.concatenate([p.high for p in parts])[first],
-        again.ravel().astype(np.int32)[faces],
+        np.concatenate([p.faces for p in parts]),
     )

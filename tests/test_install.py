@@ -64,7 +64,7 @@ def test_one_library_for_each_instruction_set(tmp_path: Path, sources: Path) -> 
     machine = build.target_machine(report.compiler or [])
     assert not report.failed and list(report.built) == list(build.VARIANTS[machine])
     for variant, path in report.built.items():
-        assert path == tmp_path / "lib" / build.library_name(variant)
+        assert path == tmp_path / "lib" / build.file_name_of(variant)
         assert hash_of(path) == build.source_hash(sources)
         if machine == "x86_64":
             assert ctypes.CDLL(str(path)).baseline() == (variant == "baseline")
@@ -108,7 +108,7 @@ def hash_of_in_child(library: Path) -> str:
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="needs several instruction sets")
 def test_a_variant_that_fails_leaves_the_others(tmp_path: Path, sources: Path) -> None:
     (tmp_path / "lib").mkdir()
-    stale = tmp_path / "lib" / build.library_name("avx512")
+    stale = tmp_path / "lib" / build.file_name_of("avx512")
     stale.write_text("stale")
     with open(sources / "cpu.cpp", "a") as file:
         file.write('#ifdef __AVX512F__\n#error "no such registers"\n#endif\n')
@@ -166,7 +166,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "data" / "__init__.py").write_text("")
     (folder / "nerf" / "kernels" / "src" / "cpu.cpp").write_text(STAND_IN)
     (folder / "nerf" / "kernels" / "lib").mkdir()
-    (folder / "nerf" / "kernels" / "lib" / build.library_name("stale")).write_text("stale")
+    (folder / "nerf" / "kernels" / "lib" / build.file_name_of("stale")).write_text("stale")
     yield folder
 
 
@@ -201,7 +201,7 @@ def test_a_wheel_serves_every_python_and_holds_fresh_libraries(tree: Path, tmp_p
     names = {name for name in names_in(wheel) if ".dist-info/" not in name}
     libraries = {name for name in names if name.startswith("nerf/kernels/lib/")}
     machine = build.target_machine(build.find_compiler() or [])
-    assert libraries == {f"nerf/kernels/lib/{build.library_name(v)}" for v in build.VARIANTS[machine]}
+    assert libraries == {f"nerf/kernels/lib/{build.file_name_of(v)}" for v in build.VARIANTS[machine]}
     assert names - libraries == expected(tree)
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "out")
@@ -227,7 +227,7 @@ def test_without_a_compiler_the_wheel_is_for_any_machine(tree: Path, tmp_path: P
 def test_an_editable_install_compiles_into_the_source_tree(tree: Path, tmp_path: Path) -> None:
     library = tree / "nerf" / "kernels" / "lib"
     backend(tree, "build_editable", tmp_path / "editable")
-    built = sorted(p for p in library.iterdir() if p.name != build.library_name("stale"))
+    built = sorted(p for p in library.iterdir() if p.name != build.file_name_of("stale"))
     assert built
     for path in built:
         assert hash_of(path) == build.source_hash(tree / "nerf/kernels/src")

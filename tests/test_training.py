@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = 90
 SOLID = replace(FIELD, density_bias=3.0)  # objects start solid and are carved
 CONFIG = TrainConfig(steps=STEPS, batch_samples=1 << 11, field=SOLID)
-native = pytest.mark.skipif(cpu.library().handle is None, reason="the slow reference kernels")
+native = pytest.mark.skipif(cpu.native_library().handle is None, reason="the slow reference kernels")
 
 Step = Callable[[Trainer], float]
 

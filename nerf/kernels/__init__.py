@@ -49,7 +49,7 @@ def use(name: str) -> str:
     global _chosen
     if name not in BACKENDS:
         raise UserError(f"backend {name!r} is unknown, expected one of {', '.join(BACKENDS)}")
-    lib = cpu.library()
+    lib = cpu.native_library()
     if name == "cpu" and lib.handle is None:
         raise UserError(
             f"backend cpu is not available: {lib.reason}; "
@@ -72,7 +72,7 @@ def backend() -> str:
 def describe() -> dict[str, object]:
     """What is there, for `nerf doctor`: backend in use, native library variant or the reason it is missing, instruction
     sets."""
-    lib = cpu.library()
+    lib = cpu.native_library()
     flags = cpu.cpu_flags()
     return {
         "backend": "reference" if lib.handle is None else "cpu",

@@ -102,7 +102,7 @@ def source_hash(sources: Path = SOURCES) -> str:
     return digest.hexdigest()[:16]
 
 
-def library_name(variant: str) -> str:
+def file_name_of(variant: str) -> str:
     return f"libnerf_cpu_{variant}.so"
 
 
@@ -201,7 +201,7 @@ def build(
         report.openmp = _has_openmp(compiler, Path(scratch))
 
         def compile_one(name: str) -> tuple[str, str]:
-            library = output / library_name(name)
+            library = output / file_name_of(name)
             if not force and library.is_file() and current.encode() in library.read_bytes():
                 return name, ""
             flags = tuple(wanted[name])
@@ -224,7 +224,7 @@ def build(
                 if error:
                     report.failed[name] = error
                 else:
-                    report.built[name] = output / library_name(name)
+                    report.built[name] = output / file_name_of(name)
     report.seconds = time.perf_counter() - started
     return report
 

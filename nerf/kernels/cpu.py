@@ -143,12 +143,12 @@ class Library:
 
 
 @lru_cache(maxsize=1)
-def library() -> Library:
+def native_library() -> Library:
     """Load the best library that is there, once. A library built from other sources than the ones beside it is
     refused."""
     reasons = []
     for variant in suitable_variants():
-        path = build.LIBRARIES / build.library_name(variant)
+        path = build.LIBRARIES / build.file_name_of(variant)
         if not path.exists():
             reasons.append(f"{path.name} was not built")
             continue
@@ -187,9 +187,9 @@ def _declare(lib: ctypes.CDLL) -> None:
 
 
 def _native() -> ctypes.CDLL:
-    handle = library().handle
+    handle = native_library().handle
     if handle is None:
-        raise RuntimeError(f"the CPU backend is not available: {library().reason}")
+        raise RuntimeError(f"the CPU backend is not available: {native_library().reason}")
     return handle
 
 

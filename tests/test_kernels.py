@@ -34,7 +34,9 @@ from nerf.kernels import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-native = pytest.mark.skipif(cpu.native_library().handle is None, reason=f"no native library: {cpu.native_library().reason}")
+native = pytest.mark.skipif(
+    cpu.native_library().handle is None, reason=f"no native library: {cpu.native_library().reason}"
+)
 
 # Sums of at most a few hundred float32 products of order 1, each rounded to 6e-8 of itself.
 F32 = {"rtol": 2e-5, "atol": 2e-6}
@@ -123,7 +125,7 @@ def test_a_stale_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_library_is_said_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: Callable[[str], str]
 ) -> None:
-    monkeypatch.setattr(cpu, "library", lambda: cpu.Library(None, reason="nothing was built"))
+    monkeypatch.setattr(cpu, "native_library", lambda: cpu.Library(None, reason="nothing was built"))
     with pytest.raises(UserError, match="nothing was built.*reinstall with a C\\+\\+ compiler"):
         backend("cpu")
     assert backend("auto") == "reference"

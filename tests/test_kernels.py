@@ -28,6 +28,7 @@ from nerf.kernels import (
     GridLayout,
     MarchSettings,
     Samples,
+    bindings,
     build,
     cpu,
     reference,
@@ -35,7 +36,7 @@ from nerf.kernels import (
 
 ROOT = Path(__file__).resolve().parent.parent
 native = pytest.mark.skipif(
-    cpu.native_library().handle is None, reason=f"no native library: {cpu.native_library().reason}"
+    bindings.load().handle is None, reason=f"no native library: {bindings.load().reason}"
 )
 
 # Sums of at most a few hundred float32 products of order 1, each rounded to 6e-8 of itself.
@@ -100,7 +101,7 @@ def lines_before_the_end(code: str, seconds: float) -> list[str]:
 
 def test_backends_by_name(backend: Callable[[str], str]) -> None:
     assert backend("reference") == kernels.backend() == "reference"
-    assert backend("auto") == ("cpu" if cpu.native_library().handle else "reference")
+    assert backend("auto") == ("cpu" if bindings.load().handle else "reference")
     with pytest.raises(UserError, match="'gpu' is unknown, expected one of"):
         backend("gpu")
 
@@ -118,14 +119,14 @@ def test_describe_names_what_is_there() -> None:
 @native
 def test_a_stale_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "source_hash", lambda: "0" * 16)
-    stale = cpu.native_library.__wrapped__()
+    stale = bindings.load.__wrapped__()
     assert stale.handle is None and "was built from other sources" in stale.reason
 
 
 def test_no_library_is_said_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: Callable[[str], str]
 ) -> None:
-    monkeypatch.setattr(cpu, "native_library", lambda: cpu.Library(None, reason="nothing was built"))
+    monkeypatch.setattr(bindings, "load", lambda: bindings.Library(None, reason="nothing was built"))
     with pytest.raises(UserError, match="nothing was built.*reinstall with a C\\+\\+ compiler"):
         backend("cpu")
     assert backend("auto") == "reference"
@@ -1075,10 +1076,10 @@ VARIANT_RUN = """
 import sys
 import numpy as np
 import torch
-from nerf.kernels import MarchSettings, cpu
+from nerf.kernels import MarchSettings, bindings, cpu
 from test_kernels import everything, native_march, render
 from tiny import ray_batch, small_field
-assert cpu.native_library().variant == sys.argv[1], cpu.native_library()
+assert bindings.load().variant == sys.argv[1], bindings.load()
 results = {}
 for seed, (shape, n_levels, settings) in enumerate([
     ({"bias": 3.0}, 1, MarchSettings(0.05, 0.0, 0.05, 1e-2, 1e-2)),
@@ -1105,7 +1106,7 @@ np.savez(sys.argv[2], **results)
 @native
 def test_every_variant_of_the_library_gives_the_same(tmp_path: Path) -> None:
     current = build.source_hash().encode()
-    paths = {v: build.LIBRARIES / build.file_name_of(v) for v in cpu.suitable_variants()}
+    paths = {v: build.LIBRARIES / build.file_name_of(v) for v in bindings.suitable_variants()}
     variants = [v for v, path in paths.items() if path.exists() and current in path.read_bytes()]
     if len(variants) < 2:
         pytest.skip(f"needs two up-to-date variants to compare, found {variants}")

@@ -9,7 +9,7 @@ import torch
 from tiny import generator, uniform
 from torch import Tensor
 
-from nerf.kernels import cpu
+from nerf.kernels import bindings, cpu
 from nerf.occupancy import OccupancyGrid
 
 R = 32
@@ -169,7 +169,7 @@ def test_a_grid_comes_back_from_its_tensors() -> None:
     assert torch.equal(grid.candidates, again.candidates)
 
 
-@pytest.mark.skipif(cpu.native_library().handle is None, reason="no native library")
+@pytest.mark.skipif(bindings.load().handle is None, reason="no native library")
 def test_the_bits_follow_the_cells() -> None:
     grid = OccupancyGrid(2, R)
     for change in (

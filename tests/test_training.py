@@ -25,7 +25,7 @@ from tiny import FIELD, make_scene, sphere_scene, store
 from nerf import checkpoint, kernels, training
 from nerf.datasets import Scene
 from nerf.errors import UserError
-from nerf.kernels import cpu
+from nerf.kernels import bindings
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
 from nerf.pixels import PixelBatch, PixelSampler
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = 90
 SOLID = replace(FIELD, density_bias=3.0)  # objects start solid and are carved
 CONFIG = TrainConfig(steps=STEPS, batch_samples=1 << 11, field=SOLID)
-native = pytest.mark.skipif(cpu.native_library().handle is None, reason="the slow reference kernels")
+native = pytest.mark.skipif(bindings.load().handle is None, reason="the slow reference kernels")
 
 Step = Callable[[Trainer], float]
 

@@ -2,8 +2,7 @@
 is.
 
 `cpu` are the native libraries of `build.py`; `reference` is plain torch, slow and complete. Both mean the same.
-NERF_BACKEND or
-`use()` picks one by hand.
+NERF_BACKEND or `use()` picks one by hand.
 """
 
 from __future__ import annotations
@@ -14,9 +13,16 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import cpu, reference
-from nerf.kernels.cpu import GradientSink, MarchSettings, OccupancyBits
-from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, Samples
+from nerf.kernels import bindings, cpu, reference
+from nerf.kernels.layout import (
+    FieldConfig,
+    FieldParams,
+    GradientSink,
+    GridLayout,
+    MarchSettings,
+    OccupancyBits,
+    Samples,
+)
 
 __all__ = [
     "FieldConfig",
@@ -49,7 +55,7 @@ def use(name: str) -> str:
     global _chosen
     if name not in BACKENDS:
         raise UserError(f"backend {name!r} is unknown, expected one of {', '.join(BACKENDS)}")
-    lib = cpu.native_library()
+    lib = bindings.load()
     if name == "cpu" and lib.handle is None:
         raise UserError(
             f"backend cpu is not available: {lib.reason}; "
@@ -72,8 +78,8 @@ def backend() -> str:
 def describe() -> dict[str, object]:
     """What is there, for `nerf doctor`: backend in use, native library variant or the reason it is missing, instruction
     sets."""
-    lib = cpu.native_library()
-    flags = cpu.cpu_flags()
+    lib = bindings.load()
+    flags = bindings.cpu_flags()
     return {
         "backend": "reference" if lib.handle is None else "cpu",
         "variant": lib.variant,
@@ -93,13 +99,13 @@ def describe() -> dict[str, object]:
 def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
     """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`. Native code takes float32
     only."""
-    native = (
+    is_native = (
         backend() == "cpu"
         and positions.dtype == table.dtype == torch.float32
         and layout.n_features_per_level in (1, 2, 4, 8)
-        and layout.n_levels <= cpu.MAX_LEVELS
+        and layout.n_levels <= bindings.MAX_LEVELS
     )
-    return (cpu if native else reference).hashgrid_encode(positions, table, layout)
+    return (cpu if is_native else reference).hashgrid_encode(positions, table, layout)
 
 
 def field_forward(
@@ -190,7 +196,7 @@ def render_rays(
         )
     if sink is not None:
         params = FieldParams(_IntoSink.apply(params.table, sink), params.density_weights, params.color_weights)
-    out = reference.render_rays(
+    return reference.render_rays(
         rays_o,
         rays_d,
         viewdirs,
@@ -207,7 +213,6 @@ def render_rays(
         alpha_threshold=settings.alpha_threshold,
         gradient_distance=settings.gradient_distance,
     )
-    return out
 
 
 def adam_step(

@@ -1,248 +1,33 @@
-"""The CPU backend: checks, pointers and autograd around the native libraries of `build.py`; no arithmetic of its
-own."""
+"""The CPU backend: autograd around the loops of the native library; no arithmetic of its own."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import os
-import platform
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
-import torch  # before our library, so that both share one OpenMP runtime
+import torch
 from torch import Tensor
 
-from nerf.kernels import build
-from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, Samples
-
-_P, _I, _F, _LL = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong
-MAX_LEVELS, MAX_LAYERS = 24, 4
-
-
-class _GridLevel(ctypes.Structure):
-    _fields_ = [
-        ("scale", _F),
-        ("resolution", ctypes.c_uint32),
-        ("rows", ctypes.c_uint32),
-        ("offset", ctypes.c_uint32),
-        ("hashed", ctypes.c_uint32),
-    ]
-
-
-class _FieldDesc(ctypes.Structure):
-    _fields_ = [
-        ("n_levels", _I),
-        ("n_features", _I),
-        ("width", _I),
-        ("n_density_layers", _I),
-        ("n_color_layers", _I),
-        ("contracted", _I),
-        ("density_bias", _F),
-        ("reserved", _I),
-        ("table", _P),
-        ("table_half", _P),
-        ("density_weights", _P * MAX_LAYERS),
-        ("color_weights", _P * MAX_LAYERS),
-        ("levels", _GridLevel * MAX_LEVELS),
-    ]
-
-
-class _RenderDesc(ctypes.Structure):
-    _fields_ = [
-        ("fine", _P),
-        ("coarse", _P),
-        ("resolution", ctypes.c_uint32),
-        ("n_levels", ctypes.c_uint32),
-        ("step_size", _F),
-        ("cone_angle", _F),
-        ("max_step", _F),
-        ("stop_threshold", _F),
-        ("alpha_threshold", _F),
-        ("gradient_distance", _F),
-        ("n_rays", _I),
-        ("n_threads", _I),
-        *(
-            (name, _P)
-            for name in (
-                "rays_o",
-                "rays_d",
-                "viewdirs",
-                "t_near",
-                "t_far",
-                "jitter",
-                "colors",
-                "opacities",
-                "depths",
-                "median_depths",
-                "second_moments",
-                "distortions",
-            )
-        ),
-    ]
-
-
-class _RenderGrads(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("colors", "opacities", "depths", "second_moments", "distortions", "table")),
-        ("density_weights", _P * MAX_LAYERS),
-        ("color_weights", _P * MAX_LAYERS),
-        *((name, _P) for name in ("rays_o", "rays_d", "viewdirs")),
-    ]
-
-
-class _AdamDesc(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("param", "grad", "m", "v", "half_copy")),
-        ("n_rows", _LL),
-        ("n_columns", _I),
-        ("skip_zero_rows", _I),
-        ("zero_grad", _I),
-        ("n_threads", _I),
-        *((name, _F) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2", "weight_decay")),
-    ]
-
-
-# ---- loading -------------------------------------------------------------------------------------------------------
-
-
-def cpu_flags() -> set[str]:
-    """Instruction-set flags of this machine as the kernel lists them (Linux); empty where they cannot be read."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return set(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return set()
-
-
-def suitable_variants() -> list[str]:
-    """Library variants this machine can execute, best first. NERF_CPU_VARIANT narrows it to one, for tests."""
-    machine, flags = platform.machine().lower(), cpu_flags()
-    if machine in ("aarch64", "arm64"):
-        variants = ["neon"]
-    else:
-        variants = ["baseline"]
-        if {"avx2", "fma", "f16c"} <= flags:
-            variants.insert(0, "avx2")
-        if {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
-            variants.insert(0, "avx512")
-    wanted = os.environ.get("NERF_CPU_VARIANT")
-    return [v for v in variants if v == wanted] if wanted else variants
-
-
-@dataclass(frozen=True)
-class Library:
-    """A loaded native library, or the reason why there is none."""
-
-    handle: ctypes.CDLL | None
-    variant: str = ""
-    reason: str = ""
-
-
-@lru_cache(maxsize=1)
-def native_library() -> Library:
-    """Load the best library that is there, once. A library built from other sources than the ones beside it is
-    refused."""
-    reasons = []
-    for variant in suitable_variants():
-        path = build.LIBRARIES / build.file_name_of(variant)
-        if not path.exists():
-            reasons.append(f"{path.name} was not built")
-            continue
-        try:
-            handle = ctypes.CDLL(str(path))
-        except OSError as error:
-            reasons.append(f"{path.name} does not load ({error})")
-            continue
-        handle.nerf_source_hash.restype = ctypes.c_char_p
-        if handle.nerf_source_hash().decode() != build.source_hash():
-            reasons.append(f"{path.name} was built from other sources (run `python -m nerf.kernels.build`)")
-            continue
-        _declare(handle)
-        return Library(handle, variant)
-    return Library(None, reason="; ".join(reasons) or "this processor fits none of the built libraries")
-
-
-def _declare(lib: ctypes.CDLL) -> None:
-    for name, restype, argtypes in (
-        ("nerf_hashgrid_forward", _I, [_I, _I, _P, _LL, _P, _I, _P, _P, _I]),
-        ("nerf_hashgrid_backward", _I, [_I, _I, _P, _LL, _P, _I, _P, _P, _P, _P, _I]),
-        ("nerf_field_forward", None, [_P, _P, _P, _LL, _P, _P, _I]),
-        ("nerf_march", None, [_P, _P, _P, _P, _P, _P]),
-        ("nerf_pack_occupancy", None, [_P, _I, _I, _P, _P]),
-        ("nerf_render_forward", _P, [_P, _P, _I, _P]),
-        ("nerf_render_backward", None, [_P, _P, _P, _P]),
-        ("nerf_render_free", None, [_P]),
-        ("nerf_adam_step", None, [_P]),
-        ("nerf_to_half", None, [_P, _P, _LL]),
-        ("nerf_jitter", None, [ctypes.c_uint32, ctypes.c_uint32, _I, _P]),
-        ("nerf_lanes", _I, []),
-        ("nerf_has_openmp", _I, []),
-    ):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = restype, argtypes
-
-
-def _native() -> ctypes.CDLL:
-    handle = native_library().handle
-    if handle is None:
-        raise RuntimeError(f"the CPU backend is not available: {native_library().reason}")
-    return handle
-
-
-# ---- tensors to pointers -------------------------------------------------------------------------------------------
-
-
-class Pointers:
-    """Turns tensors into addresses and keeps the tensors alive for as long as this object lives."""
-
-    def __init__(self) -> None:
-        self.alive: list[object] = []
-
-    def __call__(
-        self, name: str, tensor: Tensor | None, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32
-    ) -> int:
-        if tensor is None:
-            return 0
-        if tensor.device.type != "cpu" or tensor.dtype != dtype:
-            raise TypeError(f"{name}: expected a {dtype} tensor on the cpu, got {tensor.dtype} on {tensor.device}")
-        if tensor.dim() != len(shape) or any(
-            w is not None and w != g for w, g in zip(shape, tensor.shape, strict=True)
-        ):
-            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-        tensor = tensor.detach().contiguous()
-        self.alive.append(tensor)
-        return tensor.data_ptr()
-
-    def struct(self, value: ctypes.Structure) -> int:
-        self.alive.append(value)
-        return ctypes.addressof(value)
-
-
-def _check_in_place(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Native code writes here: a copy made to fit would swallow the result."""
-    Pointers()(name, tensor, shape, dtype)
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name}: expected a contiguous tensor, it is written in place")
-
-
-def _levels(layout: GridLayout) -> ctypes.Array:
-    if layout.n_levels > MAX_LEVELS:
-        raise ValueError(f"layout: expected at most {MAX_LEVELS} levels, got {layout.n_levels}")
-    levels = (_GridLevel * MAX_LEVELS)()
-    for i in range(layout.n_levels):
-        levels[i] = _GridLevel(
-            layout.scales[i],
-            layout.resolutions[i],
-            layout.level_sizes[i],
-            layout.offsets[i],
-            0 if layout.dense[i] else 1,
-        )
-    return levels
-
+from nerf.kernels.bindings import (
+    MAX_LAYERS,
+    AdamDesc,
+    FieldDesc,
+    Pointers,
+    RenderDesc,
+    RenderGrads,
+    check_in_place,
+    grid_levels,
+    native,
+)
+from nerf.kernels.layout import (
+    FieldConfig,
+    FieldParams,
+    GradientSink,
+    GridLayout,
+    MarchSettings,
+    OccupancyBits,
+    Samples,
+)
 
 # ---- hash grid -----------------------------------------------------------------------------------------------------
 
@@ -253,7 +38,7 @@ class _HashGrid(torch.autograd.Function):
         n = len(positions)
         out = torch.empty(n, layout.n_features)
         p = Pointers()
-        levels = _levels(layout)
+        levels = grid_levels(layout)
         args = (
             p("positions", positions, (n, layout.n_dims)),
             n,
@@ -261,7 +46,7 @@ class _HashGrid(torch.autograd.Function):
             layout.n_levels,
             p("table", table, (layout.n_rows, layout.n_features_per_level)),
         )
-        if n and _native().nerf_hashgrid_forward(
+        if n and native().nerf_hashgrid_forward(
             layout.n_dims, layout.n_features_per_level, *args, out.data_ptr(), torch.get_num_threads()
         ):
             raise ValueError(
@@ -279,12 +64,12 @@ class _HashGrid(torch.autograd.Function):
         grad_positions = torch.zeros(n, layout.n_dims) if ctx.needs_input_grad[0] else None
         grad_table = torch.zeros(table.shape) if ctx.needs_input_grad[1] else None
         if n:
-            _native().nerf_hashgrid_backward(
+            native().nerf_hashgrid_backward(
                 layout.n_dims,
                 layout.n_features_per_level,
                 p("positions", positions, (n, layout.n_dims)),
                 n,
-                _levels(layout),
+                grid_levels(layout),
                 layout.n_levels,
                 p("table", table, (None, None)),
                 p("grad_out", grad_out, (n, layout.n_features)),
@@ -305,21 +90,20 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
 # ---- field ---------------------------------------------------------------------------------------------------------
 
 
-def field_desc(params: FieldParams, config: FieldConfig, table_half: Tensor | None, p: Pointers) -> _FieldDesc:
+def field_desc(params: FieldParams, config: FieldConfig, table_half: Tensor | None, p: Pointers) -> FieldDesc:
     layout, width = config.layout, params.density_weights[0].shape[0]
     if layout.n_dims != 3 or layout.n_features_per_level not in (2, 4) or layout.n_features % 16:
         raise ValueError(
             "layout: the fused field takes 3 dimensions, 2 or 4 features per level and a multiple of 16 features, got "
             f"{layout.n_dims}, {layout.n_features_per_level} and {layout.n_features}"
         )
-    if layout.n_levels > MAX_LEVELS:
-        raise ValueError(f"layout: expected at most {MAX_LEVELS} levels, got {layout.n_levels}")
+    levels = grid_levels(layout)
     for name, weights in (("density_weights", params.density_weights), ("color_weights", params.color_weights)):
         if not 1 <= len(weights) <= MAX_LAYERS:
             raise ValueError(f"{name}: expected 1 to {MAX_LAYERS} layers, got {len(weights)}")
     if width % 16 or not 16 <= width <= 128:
         raise ValueError(f"density_weights[0]: expected a width of 16 to 128 in steps of 16, got {width}")
-    desc = _FieldDesc(
+    desc = FieldDesc(
         layout.n_levels,
         layout.n_features_per_level,
         width,
@@ -339,7 +123,7 @@ def field_desc(params: FieldParams, config: FieldConfig, table_half: Tensor | No
         for i, w in enumerate(weights):
             shape = (n_out if i + 1 == len(weights) else width, n_in if i == 0 else width)
             getattr(desc, name)[i] = p(f"{name}[{i}]", w, shape)
-    desc.levels = _levels(layout)
+    desc.levels = levels
     return desc
 
 
@@ -357,7 +141,7 @@ def field_forward(
     sigmas = torch.empty(n)
     rgbs = torch.empty(n, 3) if directions is not None else None
     if n:
-        _native().nerf_field_forward(
+        native().nerf_field_forward(
             ctypes.addressof(desc),
             p("positions", positions, (n, 3)),
             p("directions", directions, (n, 3)),
@@ -370,16 +154,6 @@ def field_forward(
 
 
 # ---- occupancy, march ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OccupancyBits:
-    """Occupancy as the marchers read it: one bit a cell, x fastest, and one bit for every block of 4^3 cells."""
-
-    fine: Tensor
-    coarse: Tensor
-    resolution: int
-    n_levels: int
 
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits:
@@ -395,20 +169,8 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     fine = torch.empty(levels * r**3 // 32, dtype=torch.int32)
     coarse = torch.empty((levels * (r // 4) ** 3 + 31) // 32, dtype=torch.int32)
     occupied = occupied.contiguous()
-    _native().nerf_pack_occupancy(occupied.data_ptr(), levels, r, fine.data_ptr(), coarse.data_ptr())
+    native().nerf_pack_occupancy(occupied.data_ptr(), levels, r, fine.data_ptr(), coarse.data_ptr())
     return OccupancyBits(fine, coarse, r, levels)
-
-
-@dataclass(frozen=True)
-class MarchSettings:
-    """step_size, max_step: scene length; cone_angle: 0, or growth of the step with distance. See `march.h`."""
-
-    step_size: float
-    cone_angle: float = 0.0
-    max_step: float = 1e10
-    stop_threshold: float = 0.0
-    alpha_threshold: float = 0.0
-    gradient_distance: float = 0.0  # gradients of samples nearer than this are scaled by (t / distance)^2
 
 
 def _render_desc(
@@ -421,14 +183,14 @@ def _render_desc(
     bits: OccupancyBits,
     settings: MarchSettings,
     p: Pointers,
-) -> _RenderDesc:
+) -> RenderDesc:
     if not (0 < settings.step_size < math.inf and settings.cone_angle >= 0 and settings.max_step >= settings.step_size):
         raise ValueError(
             "settings: expected step_size > 0, cone_angle >= 0 and max_step >= step_size, got "
             f"{settings.step_size}, {settings.cone_angle} and {settings.max_step}"
         )
     n = len(rays_o)
-    desc = _RenderDesc(
+    desc = RenderDesc(
         fine=p("fine", bits.fine, (None,), torch.int32),
         coarse=p("coarse", bits.coarse, (None,), torch.int32),
         resolution=bits.resolution,
@@ -462,12 +224,12 @@ def march(
     p, n = Pointers(), len(rays_o)
     desc = _render_desc(rays_o, rays_d, rays_d, t_near, t_far, jitter, bits, settings, p)
     counts = torch.zeros(n, dtype=torch.int64)
-    _native().nerf_march(ctypes.addressof(desc), 0, counts.data_ptr(), 0, 0, 0)
+    native().nerf_march(ctypes.addressof(desc), 0, counts.data_ptr(), 0, 0, 0)
     starts = counts.cumsum(0) - counts
     total = int(counts.sum())
     t_starts, t_ends, ray_indices = torch.empty(total), torch.empty(total), torch.empty(total, dtype=torch.int64)
     if total:
-        _native().nerf_march(
+        native().nerf_march(
             ctypes.addressof(desc), starts.data_ptr(), 0, t_starts.data_ptr(), t_ends.data_ptr(), ray_indices.data_ptr()
         )
     return Samples(t_starts, t_ends, ray_indices, torch.stack([starts, counts], dim=1))
@@ -477,18 +239,11 @@ def ray_jitter(seed: int, step: int, n: int) -> Tensor:
     """One float in [0,1) per ray, an integer hash of (seed, step, ray): the same on every machine. See
     `reference.ray_jitter`."""
     out = torch.empty(n)
-    _native().nerf_jitter(seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n, out.data_ptr())
+    native().nerf_jitter(seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n, out.data_ptr())
     return out
 
 
 # ---- fused render --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class GradientSink:
-    """Where the table's gradient is added in place instead of into a new tensor the size of the table at every step."""
-
-    table: Tensor
 
 
 class _Context:
@@ -499,7 +254,7 @@ class _Context:
 
     def __del__(self) -> None:
         if self.address:
-            _native().nerf_render_free(self.address)
+            native().nerf_render_free(self.address)
             self.address = None
 
 
@@ -537,7 +292,7 @@ class _Render(torch.autograd.Function):
             setattr(render, name, tensor.data_ptr())
         keep = any(ctx.needs_input_grad)
         numbers = (ctypes.c_longlong * 2)()
-        address = _native().nerf_render_forward(ctypes.addressof(field), ctypes.addressof(render), int(keep), numbers)
+        address = native().nerf_render_forward(ctypes.addressof(field), ctypes.addressof(render), int(keep), numbers)
         counts["evaluated"], counts["kept"] = int(numbers[0]), int(numbers[1])
         if keep:
             ctx.state = (p, field, render, _Context(address), params, sink, n_density)
@@ -551,7 +306,7 @@ class _Render(torch.autograd.Function):
         _ = ctx.saved_tensors
         _alive, field, render, context, params, sink, n_density = ctx.state
         n, p = render.n_rays, Pointers()
-        grads = _RenderGrads(colors=p("grad_colors", grad_colors, (n, 3)))
+        grads = RenderGrads(colors=p("grad_colors", grad_colors, (n, 3)))
         for name, tensor in (
             ("opacities", grad_opacities),
             ("depths", grad_depths),
@@ -560,7 +315,7 @@ class _Render(torch.autograd.Function):
         ):
             setattr(grads, name, p(f"grad_{name}", tensor, (n,)))
         if sink is not None:
-            _check_in_place("sink.table", sink.table, tuple(params.table.shape), torch.float32)
+            check_in_place("sink.table", sink.table, tuple(params.table.shape), torch.float32)
         grad_table = sink.table if sink is not None else torch.zeros(params.table.shape)
         grads.table = grad_table.data_ptr()
         if sink is not None:
@@ -575,7 +330,7 @@ class _Render(torch.autograd.Function):
         if any(ctx.needs_input_grad[:3]):
             grad_rays = [torch.empty(n, 3) for _ in range(3)]
             grads.rays_o, grads.rays_d, grads.viewdirs = (g.data_ptr() for g in grad_rays)
-        _native().nerf_render_backward(
+        native().nerf_render_backward(
             context.address, ctypes.addressof(field), ctypes.addressof(render), ctypes.addressof(grads)
         )
         ctx.state = None
@@ -668,11 +423,11 @@ def adam_step(
     if step < 1:
         raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
     for name, t in (("param", param), ("grad", grad), ("m", m), ("v", v)):
-        _check_in_place(name, t, shape, torch.float32)
+        check_in_place(name, t, shape, torch.float32)
     if half_copy is not None:
-        _check_in_place("half_copy", half_copy, shape, torch.float16)
+        check_in_place("half_copy", half_copy, shape, torch.float16)
     n_columns = shape[-1] if len(shape) > 1 else 1
-    desc = _AdamDesc(
+    desc = AdamDesc(
         p("param", param, shape),
         p("grad", grad, shape),
         p("m", m, shape),
@@ -691,5 +446,5 @@ def adam_step(
         1.0 - beta2**step,
         weight_decay,
     )
-    _native().nerf_adam_step(ctypes.addressof(desc))
+    native().nerf_adam_step(ctypes.addressof(desc))
     torch.autograd.graph.increment_version([t for t in (param, grad, m, v, half_copy) if t is not None])

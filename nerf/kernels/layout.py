@@ -127,3 +127,32 @@ class FieldConfig:
     layout: GridLayout
     contracted: bool = False
     density_bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class OccupancyBits:
+    """Occupancy as the marchers read it: one bit a cell, x fastest, and one bit for every block of 4^3 cells."""
+
+    fine: Tensor
+    coarse: Tensor
+    resolution: int
+    n_levels: int
+
+
+@dataclass(frozen=True)
+class MarchSettings:
+    """step_size, max_step: scene length; cone_angle: 0, or growth of the step with distance. See `march.h`."""
+
+    step_size: float
+    cone_angle: float = 0.0
+    max_step: float = 1e10
+    stop_threshold: float = 0.0
+    alpha_threshold: float = 0.0
+    gradient_distance: float = 0.0  # gradients of samples nearer than this are scaled by (t / distance)^2
+
+
+@dataclass
+class GradientSink:
+    """Where the table's gradient is added in place instead of into a new tensor the size of the table at every step."""
+
+    table: Tensor

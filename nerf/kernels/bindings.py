@@ -1,0 +1,238 @@
+"""The native library: its C structs, finding and loading the right one, and tensors to addresses."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch  # before our library, so that both share one OpenMP runtime
+from torch import Tensor
+
+from nerf.kernels import build
+from nerf.kernels.layout import GridLayout
+
+_P, _I, _F, _LL = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong
+MAX_LEVELS, MAX_LAYERS = 24, 4
+
+
+class GridLevel(ctypes.Structure):
+    _fields_ = [
+        ("scale", _F),
+        ("resolution", ctypes.c_uint32),
+        ("rows", ctypes.c_uint32),
+        ("offset", ctypes.c_uint32),
+        ("hashed", ctypes.c_uint32),
+    ]
+
+
+class FieldDesc(ctypes.Structure):
+    _fields_ = [
+        ("n_levels", _I),
+        ("n_features", _I),
+        ("width", _I),
+        ("n_density_layers", _I),
+        ("n_color_layers", _I),
+        ("contracted", _I),
+        ("density_bias", _F),
+        ("reserved", _I),
+        ("table", _P),
+        ("table_half", _P),
+        ("density_weights", _P * MAX_LAYERS),
+        ("color_weights", _P * MAX_LAYERS),
+        ("levels", GridLevel * MAX_LEVELS),
+    ]
+
+
+class RenderDesc(ctypes.Structure):
+    _fields_ = [
+        ("fine", _P),
+        ("coarse", _P),
+        ("resolution", ctypes.c_uint32),
+        ("n_levels", ctypes.c_uint32),
+        ("step_size", _F),
+        ("cone_angle", _F),
+        ("max_step", _F),
+        ("stop_threshold", _F),
+        ("alpha_threshold", _F),
+        ("gradient_distance", _F),
+        ("n_rays", _I),
+        ("n_threads", _I),
+        *(
+            (name, _P)
+            for name in (
+                "rays_o",
+                "rays_d",
+                "viewdirs",
+                "t_near",
+                "t_far",
+                "jitter",
+                "colors",
+                "opacities",
+                "depths",
+                "median_depths",
+                "second_moments",
+                "distortions",
+            )
+        ),
+    ]
+
+
+class RenderGrads(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("colors", "opacities", "depths", "second_moments", "distortions", "table")),
+        ("density_weights", _P * MAX_LAYERS),
+        ("color_weights", _P * MAX_LAYERS),
+        *((name, _P) for name in ("rays_o", "rays_d", "viewdirs")),
+    ]
+
+
+class AdamDesc(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("param", "grad", "m", "v", "half_copy")),
+        ("n_rows", _LL),
+        ("n_columns", _I),
+        ("skip_zero_rows", _I),
+        ("zero_grad", _I),
+        ("n_threads", _I),
+        *((name, _F) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2", "weight_decay")),
+    ]
+
+
+# ---- loading -------------------------------------------------------------------------------------------------------
+
+
+def cpu_flags() -> set[str]:
+    """Instruction-set flags of this machine as the kernel lists them (Linux); empty where they cannot be read."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def suitable_variants() -> list[str]:
+    """Library variants this machine can execute, best first. NERF_CPU_VARIANT narrows it to one, for tests."""
+    machine, flags = platform.machine().lower(), cpu_flags()
+    if machine in ("aarch64", "arm64"):
+        variants = ["neon"]
+    else:
+        variants = ["baseline"]
+        if {"avx2", "fma", "f16c"} <= flags:
+            variants.insert(0, "avx2")
+        if {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+            variants.insert(0, "avx512")
+    wanted = os.environ.get("NERF_CPU_VARIANT")
+    return [v for v in variants if v == wanted] if wanted else variants
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded native library, or the reason why there is none."""
+
+    handle: ctypes.CDLL | None
+    variant: str = ""
+    reason: str = ""
+
+
+@lru_cache(maxsize=1)
+def load() -> Library:
+    """Load the best library that is there, once. A library built from other sources than the ones beside it is
+    refused."""
+    reasons = []
+    for variant in suitable_variants():
+        path = build.LIBRARIES / build.file_name_of(variant)
+        if not path.exists():
+            reasons.append(f"{path.name} was not built")
+            continue
+        try:
+            handle = ctypes.CDLL(str(path))
+        except OSError as error:
+            reasons.append(f"{path.name} does not load ({error})")
+            continue
+        handle.nerf_source_hash.restype = ctypes.c_char_p
+        if handle.nerf_source_hash().decode() != build.source_hash():
+            reasons.append(f"{path.name} was built from other sources (run `python -m nerf.kernels.build`)")
+            continue
+        _declare(handle)
+        return Library(handle, variant)
+    return Library(None, reason="; ".join(reasons) or "this processor fits none of the built libraries")
+
+
+def _declare(lib: ctypes.CDLL) -> None:
+    for name, restype, argtypes in (
+        ("nerf_hashgrid_forward", _I, [_I, _I, _P, _LL, _P, _I, _P, _P, _I]),
+        ("nerf_hashgrid_backward", _I, [_I, _I, _P, _LL, _P, _I, _P, _P, _P, _P, _I]),
+        ("nerf_field_forward", None, [_P, _P, _P, _LL, _P, _P, _I]),
+        ("nerf_march", None, [_P, _P, _P, _P, _P, _P]),
+        ("nerf_pack_occupancy", None, [_P, _I, _I, _P, _P]),
+        ("nerf_render_forward", _P, [_P, _P, _I, _P]),
+        ("nerf_render_backward", None, [_P, _P, _P, _P]),
+        ("nerf_render_free", None, [_P]),
+        ("nerf_adam_step", None, [_P]),
+        ("nerf_to_half", None, [_P, _P, _LL]),
+        ("nerf_jitter", None, [ctypes.c_uint32, ctypes.c_uint32, _I, _P]),
+        ("nerf_lanes", _I, []),
+        ("nerf_has_openmp", _I, []),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = restype, argtypes
+
+
+def native() -> ctypes.CDLL:
+    handle = load().handle
+    if handle is None:
+        raise RuntimeError(f"the CPU backend is not available: {load().reason}")
+    return handle
+
+
+# ---- tensors to pointers -------------------------------------------------------------------------------------------
+
+
+class Pointers:
+    """Turns tensors into addresses and keeps the tensors alive for as long as this object lives."""
+
+    def __init__(self) -> None:
+        self.alive: list[object] = []
+
+    def __call__(
+        self, name: str, tensor: Tensor | None, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32
+    ) -> int:
+        if tensor is None:
+            return 0
+        if tensor.device.type != "cpu" or tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected a {dtype} tensor on the cpu, got {tensor.dtype} on {tensor.device}")
+        if tensor.dim() != len(shape) or any(
+            w is not None and w != g for w, g in zip(shape, tensor.shape, strict=True)
+        ):
+            raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+        tensor = tensor.detach().contiguous()
+        self.alive.append(tensor)
+        return tensor.data_ptr()
+
+
+def check_in_place(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Native code writes here: a copy made to fit would swallow the result."""
+    Pointers()(name, tensor, shape, dtype)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, it is written in place")
+
+
+def grid_levels(layout: GridLayout) -> ctypes.Array:
+    if layout.n_levels > MAX_LEVELS:
+        raise ValueError(f"layout: expected at most {MAX_LEVELS} levels, got {layout.n_levels}")
+    levels = (GridLevel * MAX_LEVELS)()
+    for i in range(layout.n_levels):
+        levels[i] = GridLevel(
+            layout.scales[i],
+            layout.resolutions[i],
+            layout.level_sizes[i],
+            layout.offsets[i],
+            0 if layout.dense[i] else 1,
+        )
+    return levels

@@ -111,7 +111,6 @@ def field_desc(params: FieldParams, config: FieldConfig, table_half: Tensor | No
         len(params.color_weights),
         int(config.contracted),
         config.density_bias,
-        0,
     )
     desc.table = p("table", params.table, (layout.n_rows, layout.n_features_per_level))
     if table_half is not None:

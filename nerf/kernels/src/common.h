@@ -30,6 +30,9 @@ NERF_FN float f_clamp(float x, float low, float high) { return f_min(f_max(x, lo
 // Density activation exp(h), held at h = 15 from above so that a step too far cannot overflow (truncated exponential).
 static const float DENSITY_LOGIT_MAX = 15.0f;
 
+// Derivative of the sigmoid, from its value.
+NERF_FN float sigmoid_slope(float value) { return value * (1.0f - value); }
+
 // A float in [0, 1) from three integers, the same on every machine (lowbias32 finaliser by C. Wellons).
 NERF_FN float hash_to_unit(u32 seed, u32 step, u32 index) {
   u32 h = seed * 0x9E3779B9u + step * 0x85EBCA6Bu + index * 0xC2B2AE35u;

@@ -6,6 +6,11 @@
 #pragma once
 #include "common.h"
 
+// A ray ends when less light than `stop` is left; a sample fainter than `faintest` counts as empty. A NaN is kept: it must show.
+NERF_FN bool sample_is_skipped(float trans, float alpha, float stop, float faintest) {
+  return trans < stop || alpha < faintest;
+}
+
 struct RaySums {
   float color[3], opacity, depth, second_moment, distortion, median_depth;
   float weighted_mids;  // sum w m so far, for the distortion

@@ -196,9 +196,6 @@ EXPORT void nerf_render_backward(void* context, const FieldDesc* f, const Render
 EXPORT void nerf_render_free(void* context) { give_context((RenderContext*)context); }
 
 EXPORT void nerf_adam_step(const AdamDesc* a) { adam_rows(*a); }
-EXPORT void nerf_to_half(const float* from, half_bits* to, long long n) {
-  for (long long i = 0; i < n; ++i) to[i] = float_to_half(from[i]);
-}
 EXPORT void nerf_jitter(u32 seed, u32 step, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = hash_to_unit(seed, step, (u32)i);
 }

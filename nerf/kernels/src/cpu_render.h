@@ -157,7 +157,7 @@ static void find_samples(const FieldDesc& f, const FieldNets& nets, const Render
       for (int s = 0; s < size; ++s) {
         const int at = first + s, i = owner[at];
         const float alpha = 1.0f - neg_depth[s];
-        if (trans[i] < r.stop_threshold || alpha < r.alpha_threshold) continue;
+        if (sample_is_skipped(trans[i], alpha, r.stop_threshold, r.alpha_threshold)) continue;
         trans[i] *= neg_depth[s];
         Found k = {i, {xs[0][at], xs[1][at], xs[2][at]}, {us[0][at], us[1][at], us[2][at]}, mids[at], dts[at], sigmas[s], alpha};
         found.push_back(k);
@@ -388,7 +388,7 @@ static void render_backward(RenderContext& context, const FieldDesc& f, const Re
       for (int s = 0; s < size; ++s)
         for (int c = 0; c < 3; ++c) {
           const float rgb = tile.rgb[(size_t)(first + s) * 3 + c];
-          grad[s * 16 + c] = grad_rgbs[(size_t)(first + s) * 3 + c] * rgb * (1.0f - rgb);
+          grad[s * 16 + c] = grad_rgbs[(size_t)(first + s) * 3 + c] * sigmoid_slope(rgb);
         }
       mlp_backward(nets.color, color, grad, scratch, tile.grad_weights.data() + density_size);
       for (int s = 0; s < CHUNK; ++s) std::memcpy(grad_geo + s * 16, grad + s * 32 + 16, sizeof(float) * 16);

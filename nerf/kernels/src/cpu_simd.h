@@ -44,7 +44,6 @@ NERF_FN row4 fma4(row4 a, row4 b, row4 c) {
 }
 NERF_FN vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
 NERF_FN vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
-NERF_FN vfloat vfloor_positive(vfloat x) { return __builtin_convertvector(__builtin_convertvector(x, vint), vfloat); }
 
 // exp by range reduction to [-ln2/2, ln2/2] and a degree-6 polynomial (Cephes); relative error below 2e-7, 0 under -87.
 NERF_FN vfloat vexp(vfloat x) {

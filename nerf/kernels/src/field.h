@@ -10,7 +10,6 @@ struct FieldDesc {
   int n_density_layers, n_color_layers;     // linear layers: encoding -> width .. -> 16;  16 SH + 16 -> width .. -> 3
   int contracted;                           // 1: unbounded scene
   float density_bias;                       // sigma = exp(h[0] + density_bias)
-  int reserved;
   const float* table;                       // [rows, n_features], the master copy
   const unsigned short* table_half;         // the same in half precision, read instead when given
   const float* density_weights[MAX_LAYERS]; // [out, in] row-major, no biases

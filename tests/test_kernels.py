@@ -461,10 +461,19 @@ def test_packed_bits_say_what_the_cells_say(n_levels: int, resolution: int) -> N
     fine = np.unpackbits(bits.fine.numpy().view(np.uint8), bitorder="little").reshape(shape)
     assert np.array_equal(fine.astype(bool), occupied.numpy())
     blocks = occupied.reshape(n_levels, *[resolution // 4, 4] * 3).numpy().any(axis=(2, 4, 6))
-    coarse = np.unpackbits(bits.coarse.numpy().view(np.uint8), bitorder="little")[: blocks.size]
-    assert np.array_equal(coarse.astype(bool), blocks.reshape(-1))
+    clearance = bits.clearance.numpy().reshape(blocks.shape)
+    side = resolution // 4
+    inner = np.zeros((side,) * 3, bool)
+    inner[(slice(side // 4, -(side // 4)),) * 3] = True
+    for level in range(n_levels):
+        outside = np.full((side + 2,) * 3, level + 1 < n_levels)  # another level's, but nobody's past the outermost
+        outside[1:-1, 1:-1, 1:-1] = blocks[level] | (inner if level > 0 else False)
+        taken = np.argwhere(outside) - 1
+        places = np.argwhere(np.ones_like(inner))
+        nearest = np.abs(places[:, None] - taken[None]).max(axis=2).min(axis=1)
+        assert np.array_equal(clearance[level].reshape(-1), nearest)
     other = cpu.pack_occupancy(occupied.transpose(1, 3).contiguous().transpose(1, 3))
-    assert torch.equal(other.fine, bits.fine) and torch.equal(other.coarse, bits.coarse)
+    assert torch.equal(other.fine, bits.fine) and torch.equal(other.clearance, bits.clearance)
 
 
 @native

@@ -180,4 +180,4 @@ def test_the_bits_follow_the_cells() -> None:
     ):
         change()
         bits, fresh = grid.bits, cpu.pack_occupancy(grid.occupied)
-        assert bits is not None and torch.equal(bits.fine, fresh.fine) and torch.equal(bits.coarse, fresh.coarse)
+        assert bits is not None and torch.equal(bits.fine, fresh.fine) and torch.equal(bits.clearance, fresh.clearance)

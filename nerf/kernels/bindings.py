@@ -49,7 +49,7 @@ class FieldDesc(ctypes.Structure):
 class RenderDesc(ctypes.Structure):
     _fields_ = [
         ("fine", _P),
-        ("coarse", _P),
+        ("clearance", _P),
         ("resolution", ctypes.c_uint32),
         ("n_levels", ctypes.c_uint32),
         ("step_size", _F),

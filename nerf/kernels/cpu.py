@@ -166,10 +166,10 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
             f"got {occupied.dtype} {list(occupied.shape)}"
         )
     fine = torch.empty(levels * r**3 // 32, dtype=torch.int32)
-    coarse = torch.empty((levels * (r // 4) ** 3 + 31) // 32, dtype=torch.int32)
+    clearance = torch.empty(levels * (r // 4) ** 3, dtype=torch.uint8)
     occupied = occupied.contiguous()
-    native().nerf_pack_occupancy(occupied.data_ptr(), levels, r, fine.data_ptr(), coarse.data_ptr())
-    return OccupancyBits(fine, coarse, r, levels)
+    native().nerf_pack_occupancy(occupied.data_ptr(), levels, r, fine.data_ptr(), clearance.data_ptr())
+    return OccupancyBits(fine, clearance, r, levels)
 
 
 def _render_desc(
@@ -191,7 +191,7 @@ def _render_desc(
     n = len(rays_o)
     desc = RenderDesc(
         fine=p("fine", bits.fine, (None,), torch.int32),
-        coarse=p("coarse", bits.coarse, (None,), torch.int32),
+        clearance=p("clearance", bits.clearance, (None,), torch.uint8),
         resolution=bits.resolution,
         n_levels=bits.n_levels,
         step_size=settings.step_size,

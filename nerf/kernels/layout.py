@@ -131,10 +131,11 @@ class FieldConfig:
 
 @dataclass(frozen=True)
 class OccupancyBits:
-    """Occupancy as the marchers read it: one bit a cell, x fastest, and one bit for every block of 4^3 cells."""
+    """Occupancy as the marchers read it: one bit a cell, x fastest, and for every block of 4^3 cells the distance in
+    blocks (largest coordinate difference) to the nearest one that is not empty, or belongs to another level."""
 
-    fine: Tensor
-    coarse: Tensor
+    fine: Tensor  # int32
+    clearance: Tensor  # uint8
     resolution: int
     n_levels: int
 

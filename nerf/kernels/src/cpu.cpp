@@ -1,5 +1,7 @@
 // The CPU library: C entry points over the loops of the headers beside it. Built once per instruction set by
 // nerf/kernels/build.py, without torch or Python headers; called through ctypes, which releases the GIL.
+#include <algorithm>
+
 #include "cpu_adam.h"
 #include "cpu_render.h"
 
@@ -168,21 +170,48 @@ EXPORT void nerf_march(const RenderDesc* r, const long long* starts, long long* 
   });
 }
 
-EXPORT void nerf_pack_occupancy(const unsigned char* occupied, int n_levels, int resolution, u32* fine, u32* coarse) {
-  const int R = resolution, RC = R / (int)COARSE;
+// See OccupancyBits in march.h. The clearance is a chamfer transform: two sweeps, each taking over from the neighbours behind.
+EXPORT void nerf_pack_occupancy(const unsigned char* occupied, int n_levels, int resolution, u32* fine,
+                                unsigned char* clearance) {
+  const int R = resolution, RB = R / (int)BLOCK, side = RB + 2;
   std::memset(fine, 0, sizeof(u32) * ((size_t)n_levels * R * R * R / 32));
-  std::memset(coarse, 0, sizeof(u32) * (((size_t)n_levels * RC * RC * RC + 31) / 32));
-  for (int level = 0; level < n_levels; ++level)
+  std::vector<unsigned char> distance((size_t)side * side * side);  // with a border of one block
+  auto at = [side](int x, int y, int z) { return ((size_t)(z + 1) * side + y + 1) * side + x + 1; };
+  for (int level = 0; level < n_levels; ++level) {
+    // Past the outermost level there is nothing; past the others, and where a finer level serves, nothing is known here.
+    std::memset(distance.data(), level + 1 < n_levels ? 0 : 255, distance.size());
+    for (int z = 0; z < RB; ++z)
+      for (int y = 0; y < RB; ++y)
+        for (int x = 0; x < RB; ++x) {
+          auto inside = [RB](int c) { return c >= RB / 4 && c < RB - RB / 4; };
+          distance[at(x, y, z)] = level > 0 && inside(x) && inside(y) && inside(z) ? 0 : 255;
+        }
     for (int z = 0; z < R; ++z)
       for (int y = 0; y < R; ++y) {
         const size_t row = (((size_t)level * R + z) * R + y) * R;
         for (int x = 0; x < R; ++x)
           if (occupied[row + x]) {
             fine[(row + x) >> 5] |= 1u << ((row + x) & 31);
-            const size_t c = (((size_t)level * RC + z / COARSE) * RC + y / COARSE) * RC + x / COARSE;
-            coarse[c >> 5] |= 1u << (c & 31);
+            distance[at(x / (int)BLOCK, y / (int)BLOCK, z / (int)BLOCK)] = 0;
           }
       }
+    for (int sweep = 0; sweep < 2; ++sweep)
+      for (int i = 0; i < RB * RB * RB; ++i) {
+        const int k = sweep == 0 ? i : RB * RB * RB - 1 - i, back = sweep == 0 ? -1 : 1;
+        const int x = k % RB, y = k / RB % RB, z = k / RB / RB;
+        unsigned char& here = distance[at(x, y, z)];
+        if (here == 0) continue;
+        int least = distance[at(x + back, y, z)];
+        for (int dx = -1; dx <= 1; ++dx) {
+          least = std::min<int>(least, distance[at(x + dx, y + back, z)]);
+          for (int dy = -1; dy <= 1; ++dy) least = std::min<int>(least, distance[at(x + dx, y + dy, z + back)]);
+        }
+        here = (unsigned char)std::min<int>(here, std::min(least + 1, 255));
+      }
+    for (int z = 0; z < RB; ++z)
+      for (int y = 0; y < RB; ++y)
+        std::memcpy(clearance + (((size_t)level * RB + z) * RB + y) * RB, &distance[at(0, y, z)], RB);
+  }
 }
 
 // ---- fused render --------------------------------------------------------------------------------------------------------

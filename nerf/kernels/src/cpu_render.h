@@ -9,7 +9,7 @@
 #include "march.h"
 #include "space.h"
 
-static const int WAVE = 4;  // samples a ray advances before the field is asked again
+static const int WAVE = 2;  // samples a ray advances before the field is asked again
 
 // Rays of one task: about 32 tasks a batch, whatever the number of threads, so that sums do not depend on it.
 static inline int tile_rays(int n_rays) {

@@ -4,11 +4,12 @@
 #pragma once
 #include "common.h"
 
-static const u32 COARSE = 4;  // a coarse bit stands for 4^3 cells
+static const u32 BLOCK = 4;  // cells along the side of a block
 
 struct OccupancyBits {
   const u32* fine;    // [levels, R, R, R] bits, x fastest: level k covers the scene box [-2^k, 2^k]^3
-  const u32* coarse;  // [levels, R/4, R/4, R/4] bits
+  const unsigned char* clearance;  // [levels, R/4, R/4, R/4]: how many blocks away (largest coordinate difference) the
+                      // nearest one is that holds an occupied cell or belongs to another level; 0: this one
   u32 resolution;     // R, a multiple of 32
   u32 n_levels;
 };
@@ -49,7 +50,7 @@ NERF_FN bool bit_set(const u32* bits, u32 index) { return (bits[index >> 5] >> (
 
 // Advances to the next occupied interval. Returns false when the ray has left its range or the grid.
 NERF_FN bool march_next(MarchState& m, const OccupancyBits& grid, const MarchSettings& s, float* t_start, float* t_end) {
-  const u32 R = grid.resolution, RC = R / COARSE;
+  const u32 R = grid.resolution, RB = R / BLOCK;
   const bool growing = s.cone_angle > 0.0f;
   for (;;) {
     const float t = growing ? m.t0 : f_fma(m.k, s.step_size, m.t0);
@@ -79,9 +80,11 @@ NERF_FN bool march_next(MarchState& m, const OccupancyBits& grid, const MarchSet
       c[a] = (p[a] * to_unit * 0.5f + 0.5f) * (float)R;
       cell[a] = (u32)f_clamp(f_floor(c[a]), 0.0f, (float)(R - 1));
     }
-    float block = 1.0f;
-    const u32 coarse = ((level * RC + cell[2] / COARSE) * RC + cell[1] / COARSE) * RC + cell[0] / COARSE;
-    if (bit_set(grid.coarse, coarse)) {
+    // The empty box around p: its cell, or all the blocks within the clearance.
+    u32 grain = 1, rings = 1;
+    const u32 block = ((level * RB + cell[2] / BLOCK) * RB + cell[1] / BLOCK) * RB + cell[0] / BLOCK;
+    const u32 clearance = grid.clearance[block];
+    if (clearance == 0) {
       if (bit_set(grid.fine, ((level * R + cell[2]) * R + cell[1]) * R + cell[0])) {
         *t_start = t;
         if (growing) {
@@ -94,13 +97,14 @@ NERF_FN bool march_next(MarchState& m, const OccupancyBits& grid, const MarchSet
         return true;
       }
     } else {
-      block = (float)COARSE;
+      grain = BLOCK;
+      rings = clearance;
     }
-    // Distance in t to the exit of the empty cell (or block of cells).
+    // Distance in t to the exit of the empty box.
     float exit = 3.4e38f;
     for (int a = 0; a < 3; ++a) {
-      const float base = (float)(block == 1.0f ? cell[a] : cell[a] / COARSE * COARSE);
-      const float wall = m.d[a] > 0.0f ? base + block : base;
+      const float base = (float)(cell[a] / grain), ahead = (float)rings;
+      const float wall = (float)grain * (m.d[a] > 0.0f ? base + ahead : base + 1.0f - ahead);
       exit = f_min(exit, f_max((wall - c[a]) * cell_size * m.inv_d[a], 0.0f));
     }
     // Lattice points more than a hundredth of a step before the exit are inside for certain; the next one is tested again.

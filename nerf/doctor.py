@@ -220,6 +220,8 @@ def _kernel_parts(described: dict[str, Any]) -> dict[str, dict[str, Any]]:
         return {"cpu": {"ok": False, "says": says}}
     openmp = f"{described.get('threads')} threads" if described.get("openmp") else "one thread: built without OpenMP"
     says = f"native library for {described.get('variant')}, {described.get('lanes')} floats at once, {openmp}"
+    if described.get("bf16"):
+        says += ", bfloat16 products"
     return {"cpu": {"ok": True, "says": says, "variant": described.get("variant")}}
 
 

@@ -63,7 +63,7 @@ class RadianceField(nn.Module):
         self.density_weights = network(options.n_density_layers, layout.n_features, GEO_FEATURES)
         self.color_weights = network(options.n_color_layers, SH_FEATURES + GEO_FEATURES, 3)
         self.table_half: Tensor | None = (
-            None  # a half-precision copy that native forward passes read; kept by the optimiser
+            None  # a half-precision copy: with it native passes run in mixed precision; kept by the optimiser
         )
 
     def params(self) -> FieldParams:

@@ -86,6 +86,7 @@ def describe() -> dict[str, object]:
         "reason": lib.reason,
         "openmp": bool(lib.handle and lib.handle.nerf_has_openmp()),
         "lanes": int(lib.handle.nerf_lanes()) if lib.handle else 0,
+        "bf16": bool(lib.handle and lib.handle.nerf_has_bf16()),
         "instruction_sets": [
             f for f in ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd") if f in flags
         ],

@@ -176,6 +176,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_adam_step", None, [_P]),
         ("nerf_jitter", None, [ctypes.c_uint32, ctypes.c_uint32, _I, _P]),
         ("nerf_lanes", _I, []),
+        ("nerf_has_bf16", _I, []),
         ("nerf_has_openmp", _I, []),
     ):
         function = getattr(lib, name)

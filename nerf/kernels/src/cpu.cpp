@@ -9,6 +9,7 @@
 
 EXPORT const char* nerf_source_hash() { return NERF_SOURCE_HASH; }
 EXPORT int nerf_lanes() { return LANES; }
+EXPORT int nerf_has_bf16() { return has_bf16(); }
 EXPORT int nerf_has_openmp() {
 #if defined(_OPENMP)
   return 1;

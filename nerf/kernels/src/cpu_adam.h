@@ -28,6 +28,7 @@ NERF_FN vfloat vsqrt(vfloat x) {
 #endif
 }
 NERF_FN void vstore_half(half_bits* p, vfloat x) {
+  x = vmax(vset(-65504.0f), vmin(vset(65504.0f), x));  // a table never holds inf; a NaN stays one
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, 0));
 #elif defined(__AVX2__)

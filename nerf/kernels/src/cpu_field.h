@@ -11,30 +11,46 @@ static const int CHUNK = 64;
 static const int MAX_WIDTH = 128;
 
 // One bias-free network with ReLU between layers; the last layer's outputs are padded to 16 columns.
+// `pairs`: its products read bfloat16 (8 bits of mantissa), which is faster and precise enough to learn with.
 struct Mlp {
   int n_layers = 0;
   int dims[MAX_LAYERS + 1] = {};              // padded to 16 (inputs and widths already are)
   int outputs = 0;                            // true number of outputs
+  bool pairs = false;
   const float* forward_weights[MAX_LAYERS];   // [in, out_padded]
   const float* backward_weights[MAX_LAYERS];  // [out_padded, in]
+  const u32* forward_pairs[MAX_LAYERS];       // [in / 2, out_padded]
+  const u32* backward_pairs[MAX_LAYERS];      // [out_padded / 2, in]
   std::vector<float> storage;
+  std::vector<u32> pair_storage;
 
-  void pack(int layers, int in, int width, int out, const float* const* weights) {
+  void pack(int layers, int in, int width, int out, const float* const* weights, bool in_pairs) {
     n_layers = layers;
     outputs = out;
+    pairs = in_pairs;
     size_t total = 0;
     for (int l = 0; l <= layers; ++l) dims[l] = l == 0 ? in : (l == layers ? (out + 15) / 16 * 16 : width);
     for (int l = 0; l < layers; ++l) total += 2 * (size_t)dims[l] * dims[l + 1];
     storage.assign(total, 0.0f);
+    pair_storage.resize(total / 2);
     float* p = storage.data();
+    u32* q = pair_storage.data();
     for (int l = 0; l < layers; ++l) {
       const int n_in = dims[l], n_out = dims[l + 1], real_out = l + 1 == layers ? out : width;
-      float *fw = p, *bw = p + (size_t)n_in * n_out;
+      const size_t size = (size_t)n_in * n_out;
+      float *fw = p, *bw = p + size;
       for (int o = 0; o < real_out; ++o)
         for (int i = 0; i < n_in; ++i) fw[i * n_out + o] = bw[o * n_in + i] = weights[l][o * n_in + i];
       forward_weights[l] = fw;
       backward_weights[l] = bw;
-      p += 2 * (size_t)n_in * n_out;
+#if defined(__AVX512F__)
+      if (pairs) {
+        forward_pairs[l] = Packed<Pair>::along_columns(fw, n_in, n_out, q);
+        backward_pairs[l] = Packed<Pair>::along_columns(bw, n_out, n_in, q + size / 2);
+      }
+#endif
+      p += 2 * size;
+      q += size;
     }
   }
 
@@ -48,27 +64,54 @@ struct Mlp {
   size_t grad_size() const { return grad_offset(n_layers); }
 };
 
+template <class E>
+struct WeightsOf;
+template <>
+struct WeightsOf<Single> {
+  static const float* forward(const Mlp& net, int l) { return net.forward_weights[l]; }
+  static const float* backward(const Mlp& net, int l) { return net.backward_weights[l]; }
+};
+#if defined(__AVX512F__)
+template <>
+struct WeightsOf<Pair> {
+  static const u32* forward(const Mlp& net, int l) { return net.forward_pairs[l]; }
+  static const u32* backward(const Mlp& net, int l) { return net.backward_pairs[l]; }
+};
+#endif
+
 // Activations of one chunk: layer[0] is the input, layer[n] the linear output. Row-major [CHUNK, dims[l]].
 struct MlpChunk {
   alignas(64) float layer[MAX_LAYERS + 1][CHUNK * MAX_WIDTH];
 };
 
-static inline void mlp_forward(const Mlp& net, MlpChunk& a) {
-  for (int l = 0; l < net.n_layers; ++l) {
-    gemm(CHUNK, net.dims[l + 1], net.dims[l], a.layer[l], net.dims[l], 1, net.forward_weights[l], a.layer[l + 1], false);
+// Runs the first `layers` of the network's layers.
+template <class E>
+static void mlp_forward_in(const Mlp& net, MlpChunk& a, int layers) {
+  alignas(64) u32 room[CHUNK * MAX_WIDTH / 2];
+  const int per_k = Packed<E>::PER_K;
+  for (int l = 0; l < layers; ++l) {
+    const int n_in = net.dims[l], n_out = net.dims[l + 1];
+    const auto x = Packed<E>::along_rows(a.layer[l], CHUNK * n_in, room);
+    gemm<E>(CHUNK, n_out, n_in / per_k, x, n_in / per_k, 1, WeightsOf<E>::forward(net, l), a.layer[l + 1], false);
     if (l + 1 < net.n_layers)
-      for (int i = 0; i < CHUNK * net.dims[l + 1]; i += LANES)
+      for (int i = 0; i < CHUNK * n_out; i += LANES)
         vstore(a.layer[l + 1] + i, vmax(vset(0.0f), vload(a.layer[l + 1] + i)));
   }
 }
 
 // On entry grad holds dL/d(output) [CHUNK, dims[n]], rows past the last sample zero. On exit it holds dL/d(input).
 // dL/dW_l = dY^T X (added to grad_weights);  dX = dY W_l;  ReLU passes where its output was positive.
-static inline void mlp_backward(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights) {
+template <class E>
+static void mlp_backward_in(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights) {
+  alignas(64) u32 rooms[3][CHUNK * MAX_WIDTH / 2];
+  const int per_k = Packed<E>::PER_K;
   for (int l = net.n_layers - 1; l >= 0; --l) {
     const int n_in = net.dims[l], n_out = net.dims[l + 1];
-    gemm(net.padded_out(l), n_in, CHUNK, grad, 1, n_out, a.layer[l], grad_weights + net.grad_offset(l), true);
-    gemm(CHUNK, n_in, net.padded_out(l), grad, n_out, 1, net.backward_weights[l], scratch, false);
+    const auto dy_down = Packed<E>::along_columns(grad, CHUNK, n_out, rooms[0]);
+    const auto x_down = Packed<E>::along_columns(a.layer[l], CHUNK, n_in, rooms[1]);
+    const auto dy = Packed<E>::along_rows(grad, CHUNK * n_out, rooms[2]);
+    gemm<E>(net.padded_out(l), n_in, CHUNK / per_k, dy_down, 1, n_out, x_down, grad_weights + net.grad_offset(l), true);
+    gemm<E>(CHUNK, n_in, net.padded_out(l) / per_k, dy, n_out / per_k, 1, WeightsOf<E>::backward(net, l), scratch, false);
     if (l > 0)
       for (int i = 0; i < CHUNK * n_in; i += LANES) {
         const vint on = vload(a.layer[l] + i) > vset(0.0f);
@@ -79,12 +122,23 @@ static inline void mlp_backward(const Mlp& net, const MlpChunk& a, float* grad, 
   }
 }
 
+static void mlp_forward(const Mlp& net, MlpChunk& a, int layers) {
+  if (net.pairs) mlp_forward_in<Pair>(net, a, layers);
+  else mlp_forward_in<Single>(net, a, layers);
+}
+static void mlp_forward(const Mlp& net, MlpChunk& a) { mlp_forward(net, a, net.n_layers); }
+static void mlp_backward(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights) {
+  if (net.pairs) mlp_backward_in<Pair>(net, a, grad, scratch, grad_weights);
+  else mlp_backward_in<Single>(net, a, grad, scratch, grad_weights);
+}
+
 struct FieldNets {
   Mlp density, color;
   int n_in;
   explicit FieldNets(const FieldDesc& f) : n_in(f.n_levels * f.n_features) {
-    density.pack(f.n_density_layers, n_in, f.width, GEO_FEATURES, f.density_weights);
-    color.pack(f.n_color_layers, SH_FEATURES + GEO_FEATURES, f.width, 3, f.color_weights);
+    const bool pairs = f.table_half && has_bf16();
+    density.pack(f.n_density_layers, n_in, f.width, GEO_FEATURES, f.density_weights, pairs);
+    color.pack(f.n_color_layers, SH_FEATURES + GEO_FEATURES, f.width, 3, f.color_weights, pairs);
   }
 };
 

@@ -398,8 +398,7 @@ static void render_backward(RenderContext& context, const FieldDesc& f, const Re
       for (int s = 0; s < size; ++s)
         std::memcpy(density.layer[0] + s * n_in, tile.features.data() + (size_t)tile.source[first + s] * n_in, sizeof(float) * n_in);
       std::memset(density.layer[0] + size * n_in, 0, sizeof(float) * (CHUNK - size) * n_in);
-      // Only hidden layers are needed again: the geometry outputs were kept.
-      mlp_forward(nets.density, density);
+      mlp_forward(nets.density, density, nets.density.n_layers - 1);  // the geometry outputs were kept
       for (int s = 0; s < size; ++s) {  // d sigma / d logit = sigma, also where the logit is held at its maximum
         grad_geo[s * 16] += grad_sigmas[first + s] * tile.sigma[first + s];
       }

@@ -3,6 +3,7 @@
 #include "common.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 

@@ -11,7 +11,8 @@ struct FieldDesc {
   int contracted;                           // 1: unbounded scene
   float density_bias;                       // sigma = exp(h[0] + density_bias)
   const float* table;                       // [rows, n_features], the master copy
-  const unsigned short* table_half;         // the same in half precision, read instead when given
+  const unsigned short* table_half;         // the same in half precision; when given it is read instead, and
+                                            // the networks' products may read bfloat16
   const float* density_weights[MAX_LAYERS]; // [out, in] row-major, no biases
   const float* color_weights[MAX_LAYERS];
   GridLevel levels[MAX_LEVELS];

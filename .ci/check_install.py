@@ -1,7 +1,7 @@
 """Says what an installed nerf is, and fails when it is not what was expected. Run it outside the repository's folder.
 
-    python .ci/check_install.py --backend cpu|reference [--editable]     with torch
-    python .ci/check_install.py --libraries-only                         without: loads every library with ctypes
+python .ci/check_install.py --backend cpu|reference [--editable]     with torch
+python .ci/check_install.py --libraries-only                         without: loads every library with ctypes
 """
 
 import argparse

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+BAND = 128  # rows of a picture that are looked at together
+
 
 def psnr(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     """Peak signal-to-noise ratio of one view in decibels: -10 log10(mean squared error) over all pixels and channels.
@@ -19,12 +21,12 @@ def psnr(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     Equal pictures give infinity, an empty mask NaN. The mean over views is the mean of their decibels.
     """
     _same_shape(rendered, truth)
-    squared = (rendered.clamp(0, 1).double() - truth.clamp(0, 1).double()).square()
+    squared = (rendered.clamp(0, 1) - truth.clamp(0, 1)).square_()
     if mask is not None:
         squared = squared[mask.bool()]
     if squared.numel() == 0:
         return math.nan
-    error = float(squared.mean())
+    error = float(squared.sum(dtype=torch.float64)) / squared.numel()
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
@@ -40,15 +42,17 @@ def ssim(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     _same_shape(rendered, truth)
     if rendered.dim() != 3 or min(rendered.shape[:2]) < 11:
         raise ValueError(f"ssim: expected pictures [h, w, c] of at least 11x11 pixels, got {tuple(rendered.shape)}")
-    # A channel at a time, so that a 2-megapixel view costs five maps and not fifteen.
-    maps = [
-        _ssim_map(rendered[..., c].clamp(0, 1).double(), truth[..., c].clamp(0, 1).double())
-        for c in range(rendered.shape[2])
-    ]
-    similarity = torch.stack(maps, dim=-1)
-    if mask is not None:
-        similarity = similarity[mask[5:-5, 5:-5].bool()]
-    return float(similarity.mean()) if similarity.numel() else math.nan
+    total, count = 0.0, 0
+    for top in range(0, rendered.shape[0] - 10, BAND):  # a band at a time: large views cost little
+        rows = slice(top, top + BAND + 10)
+        counts = None if mask is None else mask[rows][5:-5, 5:-5].bool()
+        for c in range(rendered.shape[2]):
+            x, y = (picture[rows, :, c].clamp(0, 1).double() for picture in (rendered, truth))
+            similarity = _ssim_map(x, y)
+            if counts is not None:
+                similarity = similarity[counts]
+            total, count = total + float(similarity.sum()), count + similarity.numel()
+    return total / count if count else math.nan
 
 
 def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
@@ -91,22 +95,26 @@ def colour_correct(rendered: Tensor, truth: Tensor, degree: int = 2, mask: Tenso
     _same_shape(rendered, truth)
     if degree not in (1, 2):
         raise ValueError(f"colour_correct: degree must be 1 (affine) or 2 (quadratic), got {degree}")
-    x = rendered.clamp(0, 1).double().reshape(-1, rendered.shape[-1])
-    y = truth.clamp(0, 1).double().reshape(-1, truth.shape[-1])
+    x = rendered.clamp(0, 1).reshape(-1, rendered.shape[-1])
+    y = truth.clamp(0, 1).reshape(-1, truth.shape[-1])
     rows = torch.arange(len(x)) if mask is None else mask.reshape(-1).nonzero()[:, 0]
     n_terms = len(_colour_terms(x[:1], degree)[0])
     gram = torch.zeros(n_terms, n_terms, dtype=torch.float64, device=x.device)
     target = torch.zeros(n_terms, x.shape[1], dtype=torch.float64, device=x.device)
-    for some in rows.split(1 << 18):
-        terms = _colour_terms(x[some], degree)
+    for some in rows.split(1 << 16):
+        before = x[some].double()
+        terms = _colour_terms(before, degree)
         gram += terms.T @ terms
-        target += terms.T @ (y[some] - x[some])
+        target += terms.T @ (y[some].double() - before)
     # Solving for the change, with a little ridge: a flat picture then keeps its colours instead of failing, and "no
     # change" is among the candidates, so the fit cannot do worse.
     ridge = 1e-9 * max(len(rows), 1)
     change = torch.linalg.solve(gram + ridge * torch.eye(n_terms, dtype=torch.float64, device=x.device), target)
-    corrected = torch.cat([some + _colour_terms(some, degree) @ change for some in x.split(1 << 18)])
-    return corrected.clamp(0, 1).to(rendered.dtype).reshape(rendered.shape)
+    corrected = torch.empty_like(x)
+    for some, into in zip(x.split(1 << 16), corrected.split(1 << 16), strict=True):
+        before = some.double()
+        into.copy_((before + _colour_terms(before, degree) @ change).clamp(0, 1))
+    return corrected.reshape(rendered.shape)
 
 
 def _colour_terms(colors: Tensor, degree: int) -> Tensor:

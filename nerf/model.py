@@ -14,7 +14,7 @@ from nerf.cameras import Cameras
 from nerf.errors import UserError
 from nerf.fields import FieldOptions, RadianceField
 from nerf.occupancy import OccupancyGrid
-from nerf.rendering import Marching, density_normals, render_many
+from nerf.rendering import RENDER_CHUNK, Marching, density_normals, render_many
 from nerf.space import Similarity, ndc_points_inverse
 
 FIELD_CHUNK = 1 << 20
@@ -79,15 +79,26 @@ class Model:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
         (world, unit)."""
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
-        rays_o, rays_d = cameras.image_rays(i, self.scene_from_world)
+        names = {"color": 3, "opacity": 1, "depth": 1, "normal": 3}
+        view = {name: np.empty((h * w, n), np.float32) for name, n in names.items()}
+        for start in range(0, h * w, RENDER_CHUNK):  # a part at a time: a large picture needs little more than itself
+            pixels = torch.arange(start, min(start + RENDER_CHUNK, h * w))
+            rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
+            for name, part in self._look(*rays).items():
+                view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).numpy()
+        return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
+
+    def _look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
+        """Colour, opacity, depth and world normal of scene rays."""
         out = self.render_rays(rays_o, rays_d)
         hit = (out["median_depths"] > 0).nonzero()[:, 0]
         o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
-        points = o + out["median_depths"][hit, None] * d
-        normals = torch.zeros(h * w, 3)
-        distance = out["median_depths"][hit].median() if len(hit) else torch.tensor(1.0)
-        radius = max(2 * self.marching.step_size, float(distance) * self.marching.cone_angle)
-        scene_normals = density_normals(self.field, points, radius)
+        t = out["median_depths"][hit, None]
+        points = o + t * d
+        normals = torch.zeros_like(rays_d)
+        scene_normals = density_normals(
+            self.field, points, (t * self.marching.cone_angle).clamp_min(2 * self.marching.step_size)
+        )
         depth = out["median_depths"]
         if self.ndc is not None and len(hit):  # back from NDC to lengths and directions of the scene frame
             scene = ndc_points_inverse(points, self.ndc)
@@ -96,12 +107,8 @@ class Model:
             depth = depth.clone()
             depth[hit] = (scene - rays_o[hit]).norm(dim=1).clamp_max(1e6)
         normals[hit] = self.scene_from_world.inverse().apply_directions(scene_normals)
-        return {
-            "color": out["colors"].clamp(0, None if self.linear else 1).reshape(h, w, 3).numpy(),
-            "opacity": out["opacities"].reshape(h, w).numpy(),
-            "depth": depth.reshape(h, w).numpy(),
-            "normal": normals.reshape(h, w, 3).numpy(),
-        }
+        color = out["colors"].clamp(0, None if self.linear else 1)
+        return {"color": color, "opacity": out["opacities"], "depth": depth, "normal": normals}
 
     # ---- on disk
 

@@ -15,7 +15,7 @@ from nerf.kernels import GradientSink, MarchSettings
 from nerf.occupancy import OccupancyGrid
 from nerf.space import ndc_rays
 
-RENDER_CHUNK = 1 << 17  # rays rendered at once where no gradient is wanted
+RENDER_CHUNK = 1 << 16  # rays rendered at once where no gradient is wanted
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,13 @@ def render_many(
 
 
 @torch.no_grad()
-def density_normals(field: RadianceField, points: Tensor, radius: float) -> Tensor:
-    """Unit normals [n,3] at scene points [n,3]: against the density's gradient, by central differences over
-    `radius`."""
+def density_normals(field: RadianceField, points: Tensor, radius: Tensor | float) -> Tensor:
+    """Unit normals [n,3] at scene points [n,3]: against the density's gradient, by central differences over `radius`
+    (scene length, one or [n,1])."""
     gradient = torch.empty_like(points)
     for axis in range(3):
         shift = torch.zeros(3)
-        shift[axis] = radius
+        shift[axis] = 1.0
+        shift = radius * shift
         gradient[:, axis] = field.density(points + shift).log1p() - field.density(points - shift).log1p()
     return -torch.nn.functional.normalize(gradient, dim=1)

@@ -60,6 +60,7 @@ class TrainConfig:
 
 
 WARM_UP = 0.15  # of the minutes, before the number of steps is fixed; schedules are constant until later than that
+GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
 FOCUS_AFTER, FOCUS_EVERY = 256, 64  # steps
 
 
@@ -340,11 +341,11 @@ def _settle_steps(trainer: Trainer, minutes: float) -> int | None:
     )
     if done < 1:
         done, since = trainer.step, trainer.seconds
-    # A third of a step's time is the optimiser and other fixed work (measured); the rest grows with the batch.
-    left, steps, now = budget - trainer.seconds, trainer.step, trainer.batch_factor()
+    left, steps = budget - trainer.seconds, trainer.step
+    unit = since / done / (1.0 + GROWTH * trainer.batch_factor())
     while left > 0:
         steps += 1
-        left -= since / done * (1.0 + 2.0 * trainer.batch_factor(steps) / now) / 3.0
+        left -= unit * (1.0 + GROWTH * trainer.batch_factor(steps))
     return steps
 
 

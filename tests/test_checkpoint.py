@@ -38,7 +38,7 @@ def sample() -> dict[str, torch.Tensor]:
     }
 
 
-CONFIG = {"steps": 12, "name": "légo \"quoted\"", "curve": [1.5, 2.25], "nested": {"on": True, "none": None}}
+CONFIG = {"steps": 12, "name": 'légo "quoted"', "curve": [1.5, 2.25], "nested": {"on": True, "none": None}}
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -153,7 +153,7 @@ def _for_zig(flags: tuple[str, ...], machine: str) -> list[str]:
 
 def _has_openmp(compiler: list[str], folder: Path) -> bool:
     probe = folder / "openmp.cpp"
-    probe.write_text("#include <omp.h>\nextern \"C\" int threads() { return omp_get_max_threads(); }\n")
+    probe.write_text('#include <omp.h>\nextern "C" int threads() { return omp_get_max_threads(); }\n')
     library = folder / "openmp.so"
     return _run([*compiler, "-shared", "-fPIC", "-fopenmp", str(probe), "-o", str(library)]).returncode == 0
 

@@ -40,7 +40,7 @@ class TrainConfig:
     batch_samples: int = (
         3 << 13
     )  # work of a step, in samples learnt from (one only evaluated counts a third): sets n_rays
-    batch_growth: float = 2000.0  # steps in which the batch grows by its first size, up to four times that
+    batch_growth: float = 1000.0  # steps in which the batch grows by its first size, up to four times that
     learning_rate: float = 1e-2
     final_learning_rate: float = 1e-3  # exponential decay over the last 70 %
     beta1: float = 0.9
@@ -341,7 +341,7 @@ def _settle_steps(trainer: Trainer, minutes: float) -> int | None:
     )
     if done < 1:
         done, since = trainer.step, trainer.seconds
-    left, steps = budget - trainer.seconds, trainer.step
+    left, steps = 0.97 * budget - trainer.seconds, trainer.step  # rather early than late
     unit = since / done / (1.0 + GROWTH * trainer.batch_factor())
     while left > 0:
         steps += 1

@@ -78,16 +78,18 @@ def render_rays(
     jitter: Tensor | None = None,
     coarser: float = 1.0,
     sink: GradientSink | None = None,
+    seen_from: Tensor | None = None,
 ) -> dict[str, Any]:
     """Colours of scene rays [n,3] over a background ([3] or [n,3]).
 
     Returns per ray: colors [n,3] with the background, foregrounds [n,3] without it, opacities, depths (sum w t),
-    median_depths,
-    second_moments, distortions [n]; and the numbers of samples "evaluated" and "kept". Differentiable once in rays and
-    field.
-    The background is added here and nowhere else. `jitter` [n] in [0,1) shifts each ray's steps (0.5 when None).
+    median_depths, second_moments, distortions [n]; and the numbers of samples "evaluated" and "kept". Differentiable
+    once in rays and field. The background is added here and nowhere else. `jitter` [n] in [0,1) shifts each ray's steps
+    (0.5 when None). `seen_from` [n,3]: unit directions that the colours are asked for instead of the rays' own.
     """
     o, d, viewdirs, t_near, t_far = marching.enter(rays_o, rays_d)
+    if seen_from is not None:
+        viewdirs = seen_from
     if jitter is None:
         jitter = torch.full_like(t_near, 0.5)
     out = kernels.render_rays(

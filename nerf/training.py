@@ -48,6 +48,9 @@ class TrainConfig:
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
     surface_weight: float | None = None  # radiance-field loss: sharpens surfaces and so makes rays short; faded out
     surface_until: float = 0.75
+    # Objects: colours are asked for from random directions at first, so that none can depend on them. Else what fills a
+    # hollow (the solid hull it starts as) stays and learns to look hollow from every camera. At most a fifth of all.
+    diffuse_steps: int = 400
     focus: float = 0.5  # share of pixels drawn where the error was large
     # Rays march in longer steps at first: 4 and 2 times `medium_stretch` (a quarter, the rest of `coarse_steps`), then
     # `medium_stretch` times the steps of rendering until `medium_until` of the training.
@@ -117,8 +120,8 @@ class Trainer:
         self.sink = GradientSink(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
-        # Measured: objects take the full weight, which costs blends of leaves and hair in forward-facing sets dearly.
-        by_space = {"box": 1.0, "unbounded": 0.3, "ndc": 0.1}
+        # More makes rays shorter and steps faster, but hollows stay filled, and leaves and hair lose their blends.
+        by_space = {"box": 0.1, "unbounded": 0.3, "ndc": 0.1}
         self.surface_weight = by_space[scene.space] if config.surface_weight is None else config.surface_weight
         self.step, self.n_rays, self.seconds = 0, 1024, 0.0
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given
@@ -164,9 +167,12 @@ class Trainer:
         background = torch.rand(self.n_rays, 3, generator=random)  # what is transparent must look so on any colour
         target = batch.rgb * batch.alpha + background * (1.0 - batch.alpha)
         rays_o, rays_d = self.scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, self.scene.scene_from_world)
+        seen_from = None
+        if self.scene.space == "box" and self.step < min(c.diffuse_steps, 0.2 * (self.total_steps or math.inf)):
+            seen_from = torch.nn.functional.normalize(torch.randn(self.n_rays, 3, generator=random), dim=1)
         jitter = kernels.ray_jitter(c.seed, self.step, self.n_rays)
         out = render_rays(
-            field, model.occupancy, model.marching, rays_o, rays_d, background, jitter, coarser, self.sink
+            field, model.occupancy, model.marching, rays_o, rays_d, background, jitter, coarser, self.sink, seen_from
         )
 
         if batch.used is not None:  # masked pixels agree with themselves and teach nothing

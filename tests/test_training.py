@@ -120,10 +120,10 @@ def psnr_of(model: Model, scene: Scene, i: int) -> float:
 
 
 @native
-def test_a_sphere_is_learnt_in_150_steps(tmp_path: Path) -> None:
+def test_a_sphere_is_learnt_in_200_steps(tmp_path: Path) -> None:
     scene = sphere_scene(24, 48)
     field = replace(SOLID, width=32, log2_hashmap_size=14, finest_resolution=128)
-    model = train(scene, replace(CONFIG, steps=150, batch_samples=1 << 13, field=field), tmp_path, progress=False)
+    model = train(scene, replace(CONFIG, steps=200, batch_samples=1 << 13, field=field), tmp_path, progress=False)
     assert psnr_of(model, scene, 23) > 20  # a view it has not seen; a white picture has some 9 dB
     assert psnr_of(model, scene, 0) > 22
     # Depths lie on the sphere, whose radius is 0.7 scene units.
@@ -179,7 +179,7 @@ def test_both_backends_train_alike(scene: Scene) -> None:
             kernels.use(name)
             trainer = Trainer(scene, CONFIG)
             table = trainer.model.field.table.detach().clone()
-            losses[name] = [trainer.train_step() for _ in range(8)]
+            losses[name] = [trainer.train_step() for _ in range(12)]
             moved[name] = float((trainer.model.field.table.detach() - table).abs().mean())
     finally:
         kernels.use(before)

@@ -21,8 +21,8 @@ class OccupancyGrid:
     """Nested levels of R^3 cells; level k covers the scene box [-2^k, 2^k]^3 and serves where no finer level reaches.
 
     `values` [levels*R^3] float: decayed maximum of density seen in a cell; `candidates`: cells that may be occupied at
-    all (seen by a
-    camera, inside the silhouettes, not served by a finer level); `occupied` [levels,R,R,R] bool, indexed [level,z,y,x].
+    all (seen by a camera, inside the silhouettes, not served by a finer level); `occupied` [levels,R,R,R] bool, indexed
+    [level,z,y,x].
     """
 
     def __init__(self, n_levels: int = 1, resolution: int = 128, initial_density: float = 0.0) -> None:

@@ -19,8 +19,8 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
 
     Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed,
     and fills with pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency
-    in
-    its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts stay.
+    in its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts
+    stay.
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
@@ -66,8 +66,7 @@ def _footprint(view: Cameras, points: Tensor, radii: Tensor) -> tuple[Tensor, Te
     """Pixel box [n,4] (x0, y0, x1, y1) around the images of balls, whether it lies within the picture, and in front.
 
     A ball at (x, z) with radius r < z spans the slopes (x z -+ r sqrt(x^2 + z^2 - r^2)) / (z^2 - r^2) in that plane:
-    its
-    tangents through the camera. A lens bends them; there the box of an ideal camera is moved and grown by half.
+    its tangents through the camera. A lens bends them; there the box of an ideal camera is moved and grown by half.
     """
     uv, depths = view.project(points)
     uv, z = uv[0], depths[0]

@@ -368,13 +368,11 @@ def render_rays(
     back.
 
     rays [n,3] and t, jitter [n], float32, scene frame. Returns per-ray colors [n,3] (without background), opacities,
-    depths,
-    second_moments, distortions [n], median_depths [n] (not differentiable) and the numbers "evaluated" and "kept" of
-    samples.
-    Differentiable once to rays_o, rays_d, viewdirs, table and weights (t is constant); with `sink` the table's gradient
-    is added to `sink.table` instead of returned. With `table_half` the pass runs in mixed precision: features are read
-    from that copy of the table, and the networks' products read bfloat16 where the processor has it (their sums stay
-    float32).
+    depths, second_moments, distortions [n], median_depths [n] (not differentiable) and the numbers "evaluated" and
+    "kept" of samples. Differentiable once to rays_o, rays_d, viewdirs, table and weights (t is constant); with `sink`
+    the table's gradient is added to `sink.table` instead of returned. With `table_half` the pass runs in mixed
+    precision: features are read from that copy of the table, and the networks' products read bfloat16 where the
+    processor has it (their sums stay float32).
     """
     counts: dict = {}
     outputs = _Render.apply(

@@ -25,6 +25,7 @@ VERBS = {
     "eval": ("nerf.evaluation", "EvalArgs", "main", "measure a model on views that were held out"),
     "render": ("nerf.views.video", "RenderArgs", "main", "render new views to a video or to pictures"),
     "mesh": ("nerf.meshing", "MeshArgs", "main", "extract a mesh in the frame of the photos"),
+    "evalmesh": ("nerf.meshing.judge", "EvalMeshArgs", "main", "measure a mesh against the true one"),
     "doctor": ("nerf.doctor", "DoctorArgs", "main", "say what this machine has and what is missing"),
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cpu, reference
+from nerf.kernels import bindings, cpu, nearest, raster, reference
 from nerf.kernels.layout import (
     FieldConfig,
     FieldParams,
@@ -23,6 +23,7 @@ from nerf.kernels.layout import (
     OccupancyBits,
     Samples,
 )
+from nerf.kernels.nearest import Nearest
 
 __all__ = [
     "FieldConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "GradientSink",
     "GridLayout",
     "MarchSettings",
+    "Nearest",
     "OccupancyBits",
     "Samples",
     "adam_step",
@@ -38,6 +40,8 @@ __all__ = [
     "field_forward",
     "hashgrid_encode",
     "march",
+    "nearest_faces",
+    "nearest_points",
     "pack_occupancy",
     "ray_box",
     "ray_jitter",
@@ -248,3 +252,13 @@ def adam_step(
         half_copy.copy_(param)
     if zero_grad:
         grad.zero_()
+
+
+def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor) -> Nearest:
+    """Distances, faces and points of a triangle mesh nearest to points [n,3]; see `nearest.nearest_points`."""
+    return nearest.nearest_points(points, vertices, faces, native=backend() == "cpu")
+
+
+def nearest_faces(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> Tensor:
+    """The face of a mesh that each pixel of a picture shows, -1 for none; see `raster.nearest_faces`."""
+    return raster.nearest_faces(uv, z, faces, width, height, native=backend() == "cpu")

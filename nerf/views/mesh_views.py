@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.surfaces import spread
 from nerf.views.pictures import write_png
 
 if TYPE_CHECKING:
@@ -61,23 +62,13 @@ def _spread(mesh: trimesh.Trimesh, n: int) -> tuple[Tensor, Tensor, Tensor]:
         colors = torch.full((len(vertices), 3), 0.72)
     else:
         colors = torch.from_numpy(np.asarray(rgb)[:, :3].astype(np.float32) / 255)
-    origin = vertices.mean(dim=0)
-    a, b, c = ((vertices[faces[:, k]] - origin).float() for k in range(3))
-    cross = torch.linalg.cross(b - a, c - a)
-    area = cross.norm(dim=1)
-    # Every face gets its share of points (stratified by area, so that no hole opens by chance); a low-discrepancy
-    # sequence (Roberts' R2) places them inside it.
-    ends = area.double().cumsum(0)
-    k = torch.arange(n, dtype=torch.float64)
-    which = torch.searchsorted(ends, (k + 0.5) / n * ends[-1]).clamp_max(len(faces) - 1)
-    u, v = ((0.5 + k * 0.7548776662466927) % 1).float(), ((0.5 + k * 0.5698402909980532) % 1).float()
-    over = u + v > 1
-    u, v = torch.where(over, 1 - u, u)[:, None], torch.where(over, 1 - v, v)[:, None]
-    w = 1 - u - v
+    which, weights = spread(vertices, faces, n)
     corners = faces[which]
-    points = w * a[which] + u * b[which] + v * c[which]
-    shades = w * colors[corners[:, 0]] + u * colors[corners[:, 1]] + v * colors[corners[:, 2]]
-    return points, cross[which] / area[which, None].clamp_min(1e-20), shades
+    a, b, c = (vertices[corners[:, k]] for k in range(3))
+    points = (weights[..., None] * torch.stack([a, b, c], dim=1)).sum(dim=1) - vertices.mean(dim=0)
+    normals = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1, eps=1e-300)
+    shades = (weights.float()[..., None] * colors[corners]).sum(dim=1)
+    return points.float(), normals.float(), shades
 
 
 def _draw(points: Tensor, normals: Tensor, colors: Tensor, to_viewer: Tensor, up: Tensor, size: int) -> np.ndarray:

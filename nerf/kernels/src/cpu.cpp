@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "cpu_adam.h"
+#include "cpu_bvh.h"
+#include "cpu_raster.h"
 #include "cpu_render.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -228,4 +230,15 @@ EXPORT void nerf_render_free(void* context) { give_context((RenderContext*)conte
 EXPORT void nerf_adam_step(const AdamDesc* a) { adam_rows(*a); }
 EXPORT void nerf_jitter(u32 seed, u32 step, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = hash_to_unit(seed, step, (u32)i);
+}
+
+// ---- meshes --------------------------------------------------------------------------------------------------------------
+
+EXPORT void nerf_nearest_points(const float* vertices, const int* faces, int n_faces, const float* queries, long long n,
+                                float* distances, int* nearest_faces, float* points, int n_threads) {
+  nearest_points(vertices, faces, n_faces, queries, n, distances, nearest_faces, points, n_threads);
+}
+EXPORT void nerf_rasterise(const double* uv, const double* z, const int* faces, int n_faces, int width, int height, int* nearest,
+                           int n_threads) {
+  rasterise(uv, z, faces, n_faces, width, height, nearest, n_threads);
 }

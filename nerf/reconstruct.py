@@ -161,8 +161,9 @@ def make_mesh(model: Model, out: Path, resolution: int) -> None:
 
     started = time.perf_counter()
     mesh = extract(model, resolution)
-    save(mesh, out)
-    note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
     cameras = model.cameras
+    up = common_up(cameras)[0]
+    save(mesh, out, up)
+    note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
     front = cameras.c2w[0, :, 3].double() - look_at_point(cameras, model.scene_from_world, model.space)
-    write_six_views(mesh, front, common_up(cameras)[0], out.parent / "mesh_views")
+    write_six_views(mesh, front, up, out.parent / "mesh_views")

@@ -10,10 +10,13 @@ from typing import Annotated
 import tyro
 
 from nerf.errors import note
+from nerf.meshing.atlas import check_size
+from nerf.meshing.clean import check_count, enclosed_volume
 from nerf.meshing.extract import default_threshold, extract
 from nerf.meshing.files import check_path, save
+from nerf.meshing.finish import TEXTURED_FACES, decimated, textured
 
-__all__ = ["MeshArgs", "default_threshold", "extract", "main", "save"]
+__all__ = ["MeshArgs", "decimated", "default_threshold", "extract", "main", "save", "textured"]
 
 
 @dataclass
@@ -23,7 +26,7 @@ class MeshArgs:
     model: tyro.conf.Positional[Path]
     """the folder that `nerf train` or `nerf reconstruct` wrote, or a checkpoint file in it"""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """NAME.glb, NAME.ply or NAME.obj (default: mesh.glb in the model's folder)"""
+    """NAME.glb, NAME.obj, NAME.ply or NAME.stl (default: mesh.glb in the model's folder)"""
     resolution: int = 512
     """cells along the longest side of what is meshed"""
     threshold: float | None = None
@@ -36,6 +39,12 @@ class MeshArgs:
     """keep at most so many of the largest pieces"""
     colours: bool = True
     """colour the vertices"""
+    faces: int | None = None
+    """at most about so many triangles (default: all, 200000 with a texture)"""
+    texture: int = 0
+    """texels along the longer side of a texture made from the photos; 0: coloured vertices instead"""
+    data: Path | None = None
+    """the scene's folder, for the texture's photos, where it has moved since training"""
     overwrite: bool = False
     """replace a file of the same name"""
 
@@ -46,11 +55,19 @@ def main(args: MeshArgs) -> None:
 
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / "mesh.glb"
-    check_path(out, args.overwrite)
+    check_path(out, args.overwrite, textured=bool(args.texture))
+
+    if args.texture:
+        check_size(args.texture)
+    if args.texture or args.faces is not None:
+        check_count(args.faces)
 
     from nerf.model import Model  # after the checks: a mistake shows at once
+    from nerf.runs import scene_of_run
+    from nerf.views.paths import common_up
 
     model = Model.load(checkpoint)
+    scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
     start = time.perf_counter()
     mesh = extract(
         model,
@@ -59,17 +76,20 @@ def main(args: MeshArgs) -> None:
         box=args.box,
         min_fraction=args.min_fraction,
         max_components=args.max_components,
-        colours=args.colours,
+        colours=args.colours and scene is None and args.faces is None,
     )
+    if scene is not None:
+        mesh = textured(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
+    elif args.faces is not None:
+        mesh = decimated(model, mesh, args.faces, args.colours)
     seconds = time.perf_counter() - start
-    save(mesh, out)
+    save(mesh, out, common_up(model.cameras)[0])
     about = mesh.metadata
-    if not about["closed"]:
+    if not about["closed"] and scene is None and args.faces is None:
         note("the mesh is not closed everywhere, which should not happen; please report it")
     pieces = "one piece" if about["components"] == 1 else f"{about['components']} pieces"
-    print(
-        f"{len(mesh.faces):,} triangles, {pieces}, closed, {seconds:.1f} s"
-        if about["closed"]
-        else f"{len(mesh.faces):,} triangles"
-    )
+    closed = "closed" if about["closed"] else "not closed everywhere"
+    size = " x ".join(f"{x:.4g}" for x in mesh.extents)
+    volume = f", volume {enclosed_volume(mesh.vertices, mesh.faces):.4g}" if about["closed"] else ""
+    print(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in the photos' units{volume}; {seconds:.1f} s")
     print(out)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from nerf.errors import UserError
 
 _CHUNK = 1 << 18  # faces at once
 
@@ -109,3 +113,42 @@ def is_closed(faces: NDArray[np.int32], n_vertices: int) -> bool:
         ways[-1].sort()
     there, back = ways
     return bool(np.array_equal(there, back) and (there[1:] > there[:-1]).all())
+
+
+def enclosed_volume(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> float:
+    """The volume that a closed mesh encloses; its vertices may be doubled along seams."""
+    a, b, c = (vertices[faces[:, k]] - vertices[0] for k in range(3))
+    return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6)
+
+
+def check_count(n_faces: int | None) -> None:
+    """UserError unless a mesh can be made with so many faces here; asked before the work begins."""
+    if n_faces is not None and n_faces < 4:
+        raise UserError(f"--faces must be 4 or more, got {n_faces}")
+    if find_spec("fast_simplification") is None:
+        raise UserError(
+            "fewer faces need the package fast-simplification: pip install fast-simplification "
+            "(or nerf with its extra: nerf[mesh])"
+        )
+
+
+def decimate(vertices: Tensor, faces: Tensor, n_faces: int) -> tuple[Tensor, Tensor]:
+    """At most about n_faces faces that keep the shape: (vertices [v,3] float64, faces [f,3] int64). Fewer come back as
+    they are.
+
+    Source: quadric error metrics, Garland and Heckbert 1997, by fast-simplification.
+    """
+    if len(faces) <= n_faces:
+        return vertices.double(), faces.long()
+    check_count(n_faces)
+    import fast_simplification
+
+    low, high = vertices.amin(dim=0), vertices.amax(dim=0)
+    middle, extent = (low + high) / 2, float((high - low).max()) or 1.0
+    unit = ((vertices - middle) / extent).float()  # it computes in float32
+    points, kept = fast_simplification.simplify(unit.numpy(), faces.int().numpy(), target_count=n_faces)
+    kept_faces = torch.from_numpy(np.asarray(kept, np.int64))
+    a, b, c = kept_faces.unbind(dim=1)
+    kept_faces = kept_faces[(a != b) & (b != c) & (c != a)]
+    used, kept_faces = compact(kept_faces, len(points))
+    return torch.from_numpy(np.asarray(points, np.float64))[used] * extent + middle, kept_faces

@@ -1,4 +1,4 @@
-"""Meshes to files: PLY, OBJ and GLB, in the world frame of the photos, through trimesh."""
+"""Meshes to files: PLY, OBJ, GLB and STL, in the world frame of the photos, through trimesh."""
 
 from __future__ import annotations
 
@@ -7,40 +7,67 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nerf.errors import UserError
+from nerf.meshing.glb import glb
 
 if TYPE_CHECKING:
     import trimesh
+    from torch import Tensor
 
-KINDS = (".ply", ".obj", ".glb")
+KINDS = (".ply", ".obj", ".glb", ".stl")
+TEXTURED_KINDS = (".obj", ".glb")
 
 
-def check_path(path: Path, overwrite: bool = True) -> None:
+def check_path(path: Path, overwrite: bool = True, textured: bool = False) -> None:
     """UserError unless a mesh can be written there; asked before the work begins."""
     if path.suffix.lower() not in KINDS:
         raise UserError(f"{path}: a mesh file ends in {', '.join(KINDS)}")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise UserError(f"{path} exists; choose another name or give --overwrite")
+    if textured and path.suffix.lower() not in TEXTURED_KINDS:
+        raise UserError(f"{path}: a {path.suffix} file carries no texture; choose {' or '.join(TEXTURED_KINDS)}")
+    beside = [path.with_suffix(".mtl"), path.with_suffix(".png")] if textured and path.suffix.lower() == ".obj" else []
+    for file in (path, *beside):
+        if file.is_dir() or (file.exists() and not overwrite):
+            raise UserError(f"{file} exists; choose another name or give --overwrite")
     if not path.parent.is_dir():
         raise UserError(f"{path.parent}: there is no such folder to write {path.name} to")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path.parent} is not writable, so {path.name} cannot go there")
 
 
-def save(mesh: trimesh.Trimesh, path: Path | str) -> None:
+def save(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> None:
     """Write a mesh; the ending says how. A file of that name is replaced only when the new one is complete.
 
-    Vertices keep their world coordinates in all formats (glTF calls y up; nothing is turned for it). PLY and GLB hold
-    float32.
+    Vertices keep their world coordinates in all formats; a GLB turns them so that `up` [3] of the world is up where it
+    is opened (see glb.py). PLY, GLB and STL hold float32; STL holds the shape alone. A texture is inside a GLB; with an
+    OBJ it is NAME.mtl and NAME.png.
     """
     path = Path(path)
     check_path(path)
-    kind = path.suffix.lower()[1:]
-    data: Any = mesh.export(file_type=kind)
-    partial = path.with_name(f".{path.name}.partial")
+    files = _contents(mesh, path, up)
+    partial = {name: path.with_name(f".{name}.partial") for name in files}
     try:
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(partial, path)
+        for name, data in files.items():
+            partial[name].write_bytes(data)
+        for name, file in partial.items():  # the mesh itself comes last: where it stands, all that it names does
+            os.replace(file, path.with_name(name))
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        for file in partial.values():
+            file.unlink(missing_ok=True)
+
+
+def _contents(mesh: trimesh.Trimesh, path: Path, up: Tensor | None) -> dict[str, bytes]:
+    """Name -> bytes of the files that make up a mesh, the mesh's own last."""
+    from trimesh.exchange.obj import export_obj
+
+    beside: dict[str, bytes] = {}
+    if path.suffix.lower() == ".obj":
+        visual: Any = mesh.visual
+        if visual.kind == "texture":
+            visual.material.name = path.stem  # of NAME.png, too
+        data, beside = export_obj(mesh, return_texture=True, mtl_name=f"{path.stem}.mtl", header=None)
+    elif path.suffix.lower() == ".glb":
+        data = glb(mesh, None if up is None else up.double().numpy())
+    else:
+        data = mesh.export(file_type=path.suffix.lower()[1:])
+    return {**beside, path.name: data.encode() if isinstance(data, str) else data}

@@ -1,0 +1,81 @@
+"""From the extracted surface to what people use: fewer faces, and a texture from the photos."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.meshing.atlas import unwrap
+from nerf.meshing.clean import decimate, is_closed, vertex_normals
+from nerf.meshing.texture import bake, field_colors
+
+if TYPE_CHECKING:
+    import trimesh
+
+    from nerf.datasets import Scene
+    from nerf.model import Model
+
+TEXTURED_FACES = 200_000
+
+
+def decimated(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool = True) -> trimesh.Trimesh:
+    """The mesh (world frame) with at most about n_faces faces, its vertices coloured anew by the field."""
+    vertices, faces, normals, about = _fewer(mesh, n_faces)
+    rgb = None
+    if colours:
+        with torch.no_grad():
+            rgb = _eight_bits(field_colors(model, vertices, normals), model.linear)
+    return _trimesh(vertices, faces, normals, about, vertex_colors=rgb)
+
+
+def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_faces: int) -> trimesh.Trimesh:
+    """The mesh (world frame) with at most about n_faces faces and a texture of `size` texels from the training photos.
+
+    Vertices along the seams of the texture are doubled, so the result is closed only when they are merged by place.
+    """
+    import trimesh
+    from PIL import Image
+
+    vertices, faces, normals, about = _fewer(mesh, n_faces)
+    with torch.no_grad():
+        atlas = unwrap(vertices, faces, size)
+        texture = bake(model, scene, atlas, vertices, normals, scene.splits["train"])
+    picture = Image.fromarray(_eight_bits(texture, model.linear))
+    flat = atlas.uv / torch.tensor([atlas.width, atlas.height], dtype=torch.float64)
+    material = trimesh.visual.material.PBRMaterial(
+        baseColorTexture=picture, baseColorFactor=[255] * 4, metallicFactor=0.0, roughnessFactor=1.0
+    )
+    visual = trimesh.visual.TextureVisuals(
+        uv=torch.stack([flat[:, 0], 1 - flat[:, 1]], dim=1).numpy(), material=material
+    )
+    return _trimesh(vertices[atlas.corners], atlas.faces, normals[atlas.corners], about, visual=visual)
+
+
+def _fewer(mesh: trimesh.Trimesh, n_faces: int) -> tuple[Tensor, Tensor, Tensor, dict]:
+    vertices, faces = decimate(
+        torch.from_numpy(np.array(mesh.vertices)), torch.from_numpy(np.array(mesh.faces)), n_faces
+    )
+    about = {**mesh.metadata, "closed": is_closed(faces.int().numpy(), len(vertices))}
+    normals = vertex_normals(vertices - vertices.mean(dim=0), faces)  # in float32, so not about a far-away origin
+    return vertices, faces, normals.double(), about
+
+
+def _eight_bits(rgb: Tensor, linear: bool) -> np.ndarray:
+    """Colours as 8-bit sRGB."""
+    rgb = rgb.clamp(0, 1)
+    if linear:
+        rgb = torch.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+    return (rgb * 255).round().to(torch.uint8).numpy()
+
+
+def _trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, about: dict, **looks: Any) -> trimesh.Trimesh:
+    import trimesh
+
+    made = trimesh.Trimesh(
+        vertices.numpy(), faces.numpy(), vertex_normals=normals.numpy(), process=False, validate=False, **looks
+    )
+    made.metadata = about
+    return made

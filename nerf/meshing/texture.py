@@ -1,0 +1,188 @@
+"""Texture from photos: which photo colours which part of the mesh, and the colours of every texel.
+
+Every vertex rates every photo by how much of it the photo shows: visible (against a depth buffer of the mesh, with a
+margin beside the silhouettes of what stands in front), seen straight on, and near. The ratings are smooth over the
+surface, so photos blend into each other across seams; the fourth power of a rating decides nearly for the best. Each
+face takes its few best photos; their colours at a texel are averaged, and those that disagree with the others (shine,
+passers-by, a wrong depth) count less. What no photo shows is coloured by the field.
+The rating by projected area and the removal of disagreeing photos follow Waechter, Moehrle and Goesele, "Let There Be
+Color! Large-Scale Texturing of 3D Reconstructions", 2014, sections 3.1 and 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nerf.meshing.atlas import Atlas, fill, texels
+from nerf.meshing.preview import bilinear, rasterise
+from nerf.space import ndc_points
+
+if TYPE_CHECKING:
+    from nerf.datasets import Scene
+    from nerf.model import Model
+
+PHOTOS = 4  # that colour a face, at most
+_SHARPNESS = 2  # power of a rating (already squared lengths): how clearly the best photo wins
+_MARGIN = 2  # pixels beside a silhouette in which what lies behind it does not take its colour from the photo
+_AGREEMENT = 0.08  # colours that differ by more from the mean of the others count less
+_CHUNK = 1 << 18
+
+
+def photo_ratings(scene: Scene, vertices: Tensor, faces: Tensor, normals: Tensor, photos: Tensor) -> Tensor:
+    """How well each photo shows each vertex: [photos, v] float32, 0 where it does not; relative, larger is better.
+
+    vertices [v,3], normals [v,3] (unit, outward), faces [f,3], world frame; photos [n]: images of the scene.
+    """
+    ratings = torch.zeros(len(photos), len(vertices))
+    for row, i in enumerate(photos.tolist()):
+        ratings[row] = _rating(scene, i, vertices, faces, normals)
+    return ratings
+
+
+def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tensor) -> Tensor:
+    camera = scene.cameras.subset([i])
+    h, w = int(camera.heights[0]), int(camera.widths[0])
+    uv, z = (t[0] for t in camera.project(vertices))
+    pixel, face, weights = rasterise(uv, z, faces, w, h)
+    depth = torch.full((h * w,), torch.inf)
+    depth[pixel] = (weights * z[faces[face]]).sum(dim=1).float()
+    window = 2 * _MARGIN + 1
+    in_front = -torch.nn.functional.max_pool2d(-depth.reshape(1, 1, h, w), window, 1, _MARGIN).flatten()
+
+    away = vertices - camera.c2w[0, :, 3]
+    cosine = -(normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
+    density = camera.fx[0] / z.clamp_min(1e-300)  # pixels per length, seen straight on
+    inside = (z > 0) & (uv >= _MARGIN).all(dim=1) & (uv[:, 0] < w - _MARGIN) & (uv[:, 1] < h - _MARGIN)
+    at = (uv[:, 1].clamp(0, h - 1).long() * w + uv[:, 0].clamp(0, w - 1).long()).where(inside, torch.zeros(1).long())
+    # Within the window a slanted surface comes nearer by itself.
+    slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
+    tolerance = (1.5 + 1.5 * _MARGIN * slope) / density
+    visible = inside & (cosine > 0.1) & (z - in_front[at].double() <= tolerance)
+    visible &= _shown(scene, i)[at]
+    return (visible * density.square() * cosine.clamp_min(0).square()).float()
+
+
+def _shown(scene: Scene, i: int) -> Tensor:
+    """Pixels [h*w] of photo i that show the scene: opaque, and inside the mask."""
+    h, w = int(scene.pixels.heights[i]), int(scene.pixels.widths[i])
+    shown = torch.ones(h * w, dtype=torch.bool)
+    if scene.has_alpha:
+        shown &= scene.pixels.image(i)[..., -1].flatten() > 0.95
+    if scene.masks is not None:
+        shown &= torch.as_tensor(scene.masks.image(i))[..., 0].flatten() > 0.5
+    return shown
+
+
+def smoothed(ratings: Tensor, faces: Tensor, rounds: int = 2) -> Tensor:
+    """Ratings [n,v] that fade out towards what a photo does not show: the smaller of a vertex's and its neighbours'
+    mean."""
+    n_vertices = ratings.shape[1]
+    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    count = torch.zeros(n_vertices).index_add_(0, edges.flatten(), torch.ones(edges.numel())).clamp_min(1)
+    for _ in range(rounds):
+        for row in ratings:
+            mean = torch.zeros(n_vertices).index_add_(0, edges.flatten(), row[edges.flip(1).flatten()]) / count
+            torch.minimum(row, mean, out=row)
+    return ratings
+
+
+def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Tensor, photos: Tensor) -> Tensor:
+    """The texture [h,w,3] float32, in the photos' colour space, of a mesh: vertices and normals [v,3], world frame."""
+    mesh_faces = atlas.corners[atlas.faces]
+    ratings = smoothed(photo_ratings(scene, vertices, mesh_faces, normals, photos), mesh_faces)
+    flat, face, weights = texels(atlas)
+    k = min(PHOTOS, len(photos))
+    best = torch.cat([ratings[:, some].sum(dim=2).topk(k, dim=0).indices.T for some in mesh_faces.split(_CHUNK)])
+    corners = mesh_faces[face]
+    points = torch.cat(
+        [
+            (w[..., None] * vertices[c]).sum(dim=1)
+            for w, c in zip(weights.split(_CHUNK), corners.split(_CHUNK), strict=True)
+        ]
+    )
+    colors = torch.zeros(len(flat), k, 3)
+    shares = torch.zeros(len(flat), k)
+    gains = exposure_gains(model, scene, ratings, vertices, normals, photos)
+    for row, i in enumerate(photos.tolist()):
+        chosen = best == row
+        rank = torch.where(chosen.any(dim=1), chosen.int().argmax(dim=1), -1)[face]
+        mine = (rank >= 0).nonzero()[:, 0]
+        if not len(mine):
+            continue
+        share = (weights[mine] * ratings[row][corners[mine]]).sum(dim=1).float()
+        mine, share = mine[share > 0], share[share > 0]
+        camera = scene.cameras.subset([i])
+        picture = _colors_of(scene, i) / gains[row]
+        for some, s in zip(mine.split(_CHUNK), share.split(_CHUNK), strict=True):
+            uv = camera.project(points[some])[0][0]
+            colors[some, rank[some]] = bilinear(picture, uv)
+            shares[some, rank[some]] = s**_SHARPNESS
+    color, seen = agreed(colors, shares)
+    unseen = (~seen).nonzero()[:, 0]
+    for some in unseen.split(_CHUNK):
+        normal = (weights[some][..., None] * normals[corners[some]]).sum(dim=1)
+        color[some] = field_colors(model, points[some], normal)
+    texture, known = (
+        torch.zeros(atlas.height * atlas.width, 3),
+        torch.zeros(atlas.height * atlas.width, dtype=torch.bool),
+    )
+    texture[flat], known[flat] = color, True
+    shape = (atlas.height, atlas.width)
+    return fill(texture.reshape(*shape, 3), known.reshape(shape)).clamp_min(0)
+
+
+def agreed(colors: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean colour [t,3] of the photos' colours [t,k,3] by their shares [t,k], those that disagree counting less, and
+    where there was any [t]."""
+    total = shares.sum(dim=1)
+    weight = shares / total.clamp_min(1e-30)[:, None]
+    mean = (weight[..., None] * colors).sum(dim=1)
+    for _ in range(2):
+        apart = (colors - mean[:, None]).square().sum(dim=2)
+        doubt = weight / (1 + apart / _AGREEMENT**2)
+        mean = (doubt[..., None] * colors).sum(dim=1) / doubt.sum(dim=1).clamp_min(1e-30)[:, None]
+    return mean, total > 0
+
+
+def exposure_gains(
+    model: Model, scene: Scene, ratings: Tensor, vertices: Tensor, normals: Tensor, photos: Tensor, samples: int = 4096
+) -> Tensor:
+    """How much brighter each photo is than the others: [n,3], 1 where it cannot be told, 1 in the (geometric) mean.
+
+    The field has seen all photos, so what it shows is their common exposure, and each is compared with it.
+    """
+    gains = torch.full((len(photos), 3), math.nan)
+    for row, i in enumerate(photos.tolist()):
+        seen = (ratings[row] > 0).nonzero()[:, 0]
+        seen = seen[:: max(1, len(seen) // samples)]
+        if len(seen) < 100:
+            continue
+        camera = scene.cameras.subset([i])
+        towards = torch.nn.functional.normalize(camera.c2w[0, :, 3] - vertices[seen], dim=1)
+        field = field_colors(model, vertices[seen], towards)
+        photo = bilinear(_colors_of(scene, i), camera.project(vertices[seen])[0][0])
+        usable = ((field > 0.05) & (field < 0.95) & (photo > 0.05) & (photo < 0.95)).all(dim=1)
+        if int(usable.sum()) >= 100:
+            gains[row] = (photo[usable] / field[usable]).median(dim=0).values.clamp(0.25, 4.0).log()
+    return (gains - gains.nanmean(dim=0)).nan_to_num(nan=0.0).exp()
+
+
+def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
+    """What the field shows [n,3] at world points [n,3] from the directions [n,3] that point away from the surface."""
+    scene_points = model.scene_from_world.apply(points)
+    directions = model.scene_from_world.apply_directions(torch.nn.functional.normalize(towards, dim=1))
+    if model.ndc is not None:
+        moved = ndc_points(scene_points + 1e-3 * directions, model.ndc)
+        scene_points = ndc_points(scene_points, model.ndc)
+        directions = torch.nn.functional.normalize(moved - scene_points, dim=1)
+    return model.color(scene_points.float().contiguous(), -directions.float().contiguous())
+
+
+def _colors_of(scene: Scene, i: int) -> Tensor:
+    """Photo i as [h,w,3] float32, in its file's colour space."""
+    pixels = scene.pixels.image(i)
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)

@@ -1,0 +1,179 @@
+"""Textures: charts that do not overlap, texels for every face, colours from the photos that show them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch import Tensor
+
+from nerf import datasets
+from nerf.errors import UserError
+from nerf.meshing.atlas import Atlas, fill, texels, unwrap
+from nerf.meshing.clean import decimate, vertex_normals
+from nerf.meshing.judge import judge_views
+from nerf.meshing.preview import bilinear
+from nerf.meshing.texture import agreed, bake, photo_ratings, smoothed
+from nerf.space import Similarity
+
+SAMPLE = Path(__file__).parent.parent / "data" / "sample"
+GREY = 0.3125
+
+
+class GreyField:
+    """Stands in for a model whose field is grey everywhere; remembers for how many points it was asked."""
+
+    def __init__(self) -> None:
+        self.scene_from_world, self.ndc, self.asked = Similarity.identity(), None, 0
+
+    def color(self, points: Tensor, directions: Tensor) -> Tensor:
+        assert torch.allclose(directions.norm(dim=1), torch.ones(len(points)), atol=1e-4)
+        self.asked += len(points)
+        return torch.full((len(points), 3), GREY)
+
+
+def tensors(mesh: trimesh.Trimesh) -> tuple[Tensor, Tensor, Tensor]:
+    vertices, faces = torch.from_numpy(np.array(mesh.vertices)), torch.from_numpy(np.array(mesh.faces))
+    return vertices, faces, vertex_normals(vertices, faces).double()
+
+
+# ---- the flat side
+
+
+def test_filling_keeps_what_is_known_and_leaves_nothing_empty() -> None:
+    g = torch.Generator().manual_seed(0)
+    texture, known = torch.rand(37, 50, 3, generator=g), torch.rand(37, 50, generator=g) < 0.05
+    filled = fill(texture, known)
+    assert torch.equal(filled[known], texture[known])
+    assert bool(filled.isfinite().all())
+    low, high = texture[known].amin(dim=0), texture[known].amax(dim=0)
+    assert bool((filled >= low - 1e-6).all() and (filled <= high + 1e-6).all())  # means of known colours
+    one = torch.zeros(37, 50, dtype=torch.bool)
+    one[3, 40] = True
+    torch.testing.assert_close(fill(texture, one), texture[3, 40].expand(37, 50, 3))
+
+
+def test_filling_takes_the_near_colour() -> None:
+    texture, known = torch.zeros(64, 64, 3), torch.zeros(64, 64, dtype=torch.bool)
+    known[:, 10], known[:, 50] = True, True
+    texture[:, 50] = 1.0
+    filled = fill(texture, known)
+    assert float(filled[:, 12].max()) < 0.2 and float(filled[:, 48].min()) > 0.8
+
+
+def test_charts_do_not_overlap_and_every_face_has_texels() -> None:
+    pytest.importorskip("xatlas")
+    mesh = trimesh.creation.icosphere(subdivisions=4, radius=100.0)
+    mesh.apply_translation((1000, -50, 3))
+    vertices, faces, _ = tensors(mesh)
+    atlas = unwrap(vertices, faces, 512)
+    assert max(atlas.width, atlas.height) == 512
+    assert torch.equal(atlas.corners[atlas.faces], faces), "faces keep their order"
+    a, b, c = atlas.uv[atlas.faces].unbind(dim=1)
+    areas = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs() / 2
+    flat, face, weights = texels(atlas)
+    # As many texels as the charts' area: were two charts on one place, they would be fewer.
+    assert len(flat) == pytest.approx(float(areas.sum()), rel=0.03)
+    assert len(face.unique()) == len(faces)
+    counts = torch.bincount(face, minlength=len(faces))
+    assert float((counts - areas).abs().max()) < 12  # half a face's outline
+    on_faces = (weights[..., None] * vertices[faces[face]]).sum(dim=1)
+    assert float((on_faces - torch.tensor([1000.0, -50, 3])).norm(dim=1).min()) > 99
+
+
+def test_texture_sizes_that_do_not_fit_are_refused() -> None:
+    pytest.importorskip("xatlas")
+    vertices, faces, _ = tensors(trimesh.creation.box())
+    for size in (0, 15, 20_000):
+        with pytest.raises(UserError, match="--texture"):
+            unwrap(vertices, faces, size)
+
+
+def test_bilinear_colours_are_those_of_pixel_centres() -> None:
+    picture = torch.rand(5, 7, 3, generator=torch.Generator().manual_seed(1))
+    uv = torch.tensor([[0.5, 0.5], [6.5, 4.5], [2.0, 1.5], [-3.0, 9.0]], dtype=torch.float64)
+    found = bilinear(picture, uv)
+    expected = torch.stack([picture[0, 0], picture[4, 6], (picture[1, 1] + picture[1, 2]) / 2, picture[4, 0]])
+    torch.testing.assert_close(found, expected)
+
+
+def test_photos_that_disagree_count_less() -> None:
+    colors = torch.tensor([[[0.2, 0.2, 0.2], [0.22, 0.2, 0.2], [0.9, 0.9, 0.9]], [[0.1, 0.2, 0.3]] * 3])
+    mean, seen = agreed(colors, torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    assert seen.tolist() == [True, False]
+    assert float((mean[0] - 0.2).abs().max()) < 0.1  # a plain mean is 0.43
+
+
+def test_decimation_keeps_the_shape_and_the_place() -> None:
+    pytest.importorskip("fast_simplification")
+    mesh = trimesh.creation.icosphere(subdivisions=5, radius=2.0)
+    mesh.apply_translation((5e5, 4e6, 100.0))
+    vertices, faces, _ = tensors(mesh)
+    fewer, kept = decimate(vertices, faces, 1000)
+    assert 500 < len(kept) <= 1000
+    radius = (fewer - torch.tensor([5e5, 4e6, 100.0])).norm(dim=1)
+    assert 1.95 < float(radius.min()) and float(radius.max()) < 2.05
+    same, all_faces = decimate(vertices, faces, 10**6)
+    assert torch.equal(same, vertices) and torch.equal(all_faces, faces)
+
+
+# ---- photos of the bundled scene on its true mesh
+
+
+@pytest.fixture(scope="module")
+def scene() -> datasets.Scene:
+    return datasets.load(SAMPLE, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def truth() -> trimesh.Trimesh:
+    return trimesh.load(SAMPLE / "mesh.ply", process=False)
+
+
+def test_a_photo_rates_what_it_shows(scene: datasets.Scene, truth: trimesh.Trimesh) -> None:
+    vertices, faces, normals = tensors(truth)
+    photos = scene.splits["train"][:3]
+    ratings = photo_ratings(scene, vertices, faces, normals, photos)
+    for row, i in zip(ratings, photos.tolist(), strict=True):
+        towards = scene.cameras.c2w[i, :, 3] - vertices
+        facing = (towards * normals).sum(dim=1) > 0
+        assert not bool((row[~facing] > 0).any()), "a photo rates what turns away from it"
+        assert 0.1 < float((row > 0).float().mean()) < 0.6
+    before = ratings.clone()
+    after = smoothed(ratings, faces)
+    assert bool((after <= before).all()) and bool((after[before == 0] == 0).all())
+
+
+def test_a_texture_from_photos_looks_like_the_photos(scene: datasets.Scene, truth: trimesh.Trimesh) -> None:
+    pytest.importorskip("xatlas")
+    vertices, faces, normals = tensors(truth)
+    atlas, field = unwrap(vertices, faces, 1024), GreyField()
+    texture = bake(field, scene, atlas, vertices, normals, scene.splits["train"])  # type: ignore[arg-type]
+    assert texture.shape == (atlas.height, atlas.width, 3) and 0 <= float(texture.min()) <= float(texture.max()) < 1.1
+    flat, face, _ = texels(atlas)
+    grey = ((texture.reshape(-1, 3)[flat] - GREY).abs() < 1e-6).all(dim=1)
+    assert 0 < float(grey.float().mean()) < 0.2, "what no photo shows takes the field's colour, and only that"
+    seen = torch.zeros(len(faces), dtype=torch.bool)
+    seen[face[~grey]] = True
+    assert float(seen.float().mean()) > 0.7
+    from PIL import Image
+
+    flat_uv = atlas.uv / torch.tensor([atlas.width, atlas.height])
+    image = Image.fromarray((texture.clamp(0, 1) * 255).round().byte().numpy())
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image)
+    uv = torch.stack([flat_uv[:, 0], 1 - flat_uv[:, 1]], dim=1).numpy()
+    visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+    made = trimesh.Trimesh(
+        vertices[atlas.corners].numpy(), atlas.faces.numpy(), visual=visual, process=False, validate=False
+    )
+    assert judge_views(made, scene)["psnr"] > 28
+
+
+def test_an_atlas_of_one_face_is_coloured_too() -> None:
+    one = Atlas(torch.arange(3), torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 1], [30, 1], [1, 30]]).double(), 32, 32)
+    flat, face, weights = texels(one)
+    assert len(flat) == pytest.approx(29 * 29 / 2, abs=20) and int(face.max()) == 0
+    assert torch.allclose(weights.sum(dim=1), torch.ones(len(flat)).double())

@@ -63,7 +63,6 @@ NEEDED = {
 OPTIONAL = {
     "pycolmap": "pycolmap",
     "OpenEXR": "OpenEXR",
-    "xatlas": "xatlas",
     "fast_simplification": "fast-simplification",
 }
 

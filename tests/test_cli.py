@@ -179,6 +179,25 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_mesh_verb_refuses_before_the_work(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = (
+        (["--texture", "5"], "--texture must be from 16 to 16384"),
+        (["-o", str(tmp_path / "m.ply"), "--texture", "1024"], "carries no texture"),
+        (["-o", str(tmp_path / "m.stl"), "--texture", "1024"], "carries no texture"),
+        (["-o", str(tmp_path / "m.fbx")], ".glb"),
+        (["--faces", "2"], "--faces must be 4 or more"),
+    )
+    for arguments, words in cases:
+        assert cli.run(["mesh", str(trained), *arguments]) == 2
+        assert words in capsys.readouterr().err
+    monkeypatch.setattr("nerf.meshing.clean.find_spec", lambda name: None)
+    assert cli.run(["mesh", str(trained), "--texture", "1024"]) == 2
+    assert "pip install fast-simplification" in capsys.readouterr().err
+    assert sorted(p.name for p in trained.iterdir()) == ["checkpoint.safetensors"]
+
+
 def test_render_verb(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--width", "32", "--frames", "3"]
     assert (

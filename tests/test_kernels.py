@@ -1124,7 +1124,9 @@ for seed, (shape, n_levels, settings) in enumerate([
     out |= {"bits starts": samples.t_starts, "bits ends": samples.t_ends, "bits packed": samples.packed_info}
     out |= {"bits kept": out.pop("value kept"), "bits jitter": cpu.ray_jitter(3, 4, 1000)}
     table, half = params.table.clone(), params.table.half()
-    out["value sigmas"], out["value rgbs"] = cpu.field_forward(batch.rays_o / 5, batch.rays_d, params, config, half)
+    for name, copy in (("value", None), ("mixed", half)):
+        found = cpu.field_forward(batch.rays_o / 5, batch.rays_d, params, config, copy)
+        out[f"{name} sigmas"], out[f"{name} rgbs"] = found
     m, v = torch.zeros_like(table), torch.zeros_like(table)
     cpu.adam_step(table, params.table.clone(), m, v, 1e-2, 0.9, 0.99, 1e-15, 3, True, half, True)
     out |= {"value adam": table, "value adam half": half.float()}
@@ -1157,6 +1159,8 @@ def test_every_variant_of_the_library_gives_the_same(tmp_path: Path) -> None:
             elif key.startswith("value"):
                 # Other lane counts add in another order, and without FMA each product is rounded.
                 assert error < (1e-2 if "median" in key or "half" in key else 1e-4), f"{key}: {variant}"
+            elif key.startswith("mixed"):  # products read bfloat16 where the processor has it
+                assert error < 2e-2, f"{key}: {variant}"
             else:
                 gradients.setdefault(key[:-2], []).append(error)
         for key, errors in gradients.items():  # with kinks, see compare_gradients

@@ -14,6 +14,7 @@ from nerf.errors import UserError
 from nerf.meshing.clean import compact, is_closed, keep_faces, vertex_normals
 from nerf.meshing.marching import Grid, Mask, marching_cubes
 from nerf.space import ndc_points_inverse
+from nerf.views.pictures import to_display
 
 if TYPE_CHECKING:
     import trimesh
@@ -186,11 +187,8 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]:
     """What a camera straight above each vertex sees: [v,3] 8-bit sRGB."""
-    chunks = [model.color(p, -n).clamp(0, 1) for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True)]
-    rgb = torch.cat(chunks)
-    if model.linear:
-        rgb = torch.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
-    return (rgb * 255).round().to(torch.uint8).numpy()
+    chunks = [model.color(p, -n) for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True)]
+    return to_display(torch.cat(chunks).numpy(), model.linear)
 
 
 def _to_world(model: Model, points: Tensor, faces: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nerf.meshing.atlas import unwrap
 from nerf.meshing.clean import decimate, is_closed, vertex_normals
 from nerf.meshing.texture import bake, field_colors
+from nerf.views.pictures import to_display
 
 if TYPE_CHECKING:
     import trimesh
@@ -27,7 +28,7 @@ def decimated(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool =
     rgb = None
     if colours:
         with torch.no_grad():
-            rgb = _eight_bits(field_colors(model, vertices, normals), model.linear)
+            rgb = to_display(field_colors(model, vertices, normals).numpy(), model.linear)
     return _trimesh(vertices, faces, normals, about, vertex_colors=rgb)
 
 
@@ -43,7 +44,7 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
     with torch.no_grad():
         atlas = unwrap(vertices, faces, size)
         texture = bake(model, scene, atlas, vertices, normals, scene.splits["train"])
-    picture = Image.fromarray(_eight_bits(texture, model.linear))
+    picture = Image.fromarray(to_display(texture.numpy(), model.linear))
     flat = atlas.uv / torch.tensor([atlas.width, atlas.height], dtype=torch.float64)
     material = trimesh.visual.material.PBRMaterial(
         baseColorTexture=picture, baseColorFactor=[255] * 4, metallicFactor=0.0, roughnessFactor=1.0
@@ -61,14 +62,6 @@ def _fewer(mesh: trimesh.Trimesh, n_faces: int) -> tuple[Tensor, Tensor, Tensor,
     about = {**mesh.metadata, "closed": is_closed(faces.int().numpy(), len(vertices))}
     normals = vertex_normals(vertices - vertices.mean(dim=0), faces)  # in float32, so not about a far-away origin
     return vertices, faces, normals.double(), about
-
-
-def _eight_bits(rgb: Tensor, linear: bool) -> np.ndarray:
-    """Colours as 8-bit sRGB."""
-    rgb = rgb.clamp(0, 1)
-    if linear:
-        rgb = torch.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
-    return (rgb * 255).round().to(torch.uint8).numpy()
 
 
 def _trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, about: dict, **looks: Any) -> trimesh.Trimesh:

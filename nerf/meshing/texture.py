@@ -2,7 +2,7 @@
 
 Every vertex rates every photo by how much of it the photo shows: visible (against a depth buffer of the mesh, with a
 margin beside the silhouettes of what stands in front), seen straight on, and near. The ratings are smooth over the
-surface, so photos blend into each other across seams; the fourth power of a rating decides nearly for the best. Each
+surface, so photos blend into each other across seams, and they count by their squares, so the best nearly decides. Each
 face takes its few best photos; their colours at a texel are averaged, and those that disagree with the others (shine,
 passers-by, a wrong depth) count less. What no photo shows is coloured by the field.
 The rating by projected area and the removal of disagreeing photos follow Waechter, Moehrle and Goesele, "Let There Be
@@ -116,11 +116,13 @@ def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Te
         share = (weights[mine] * ratings[row][corners[mine]]).sum(dim=1).float()
         mine, share = mine[share > 0], share[share > 0]
         camera = scene.cameras.subset([i])
-        picture = _colors_of(scene, i) / gains[row]
+        shown = _shown(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
+        picture = torch.cat([_colors_of(scene, i) / gains[row], shown.float()], dim=2)
         for some, s in zip(mine.split(_CHUNK), share.split(_CHUNK), strict=True):
             uv = camera.project(points[some])[0][0]
-            colors[some, rank[some]] = bilinear(picture, uv)
-            shares[some, rank[some]] = s**_SHARPNESS
+            found = bilinear(picture, uv)
+            colors[some, rank[some]] = found[:, :3]
+            shares[some, rank[some]] = s**_SHARPNESS * (found[:, 3] > 0.999)  # no colours of what is transparent
     color, seen = agreed(colors, shares)
     unseen = (~seen).nonzero()[:, 0]
     for some in unseen.split(_CHUNK):

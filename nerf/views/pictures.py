@@ -19,7 +19,7 @@ PAPER = (255, 255, 255)
 
 
 def to_display(colors: np.ndarray, linear: bool) -> np.ndarray:
-    """[h, w, 3] floats -> uint8 sRGB; linear light goes through the sRGB curve (IEC 61966-2-1), the rest is kept."""
+    """[..., 3] floats -> uint8 sRGB; linear light goes through the sRGB curve (IEC 61966-2-1), the rest is kept."""
     colors = np.clip(np.nan_to_num(np.asarray(colors, dtype=np.float32)), 0, 1)
     if linear:
         colors = np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 1e-8) ** (1 / 2.4) - 0.055)

@@ -46,7 +46,9 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
-    surface_weight: float | None = None  # radiance-field loss: sharpens surfaces and so makes rays short; faded out
+    # Radiance-field loss, faded out: sharpens surfaces and so makes rays short. More is faster still, but hollows stay
+    # filled, and leaves and hair lose their blends.
+    surface_weight: float = 0.1
     surface_until: float = 0.75
     # Objects: colours are asked for from random directions at first, so that none can depend on them. Else what fills a
     # hollow (the solid hull it starts as) stays and learns to look hollow from every camera. At most a fifth of all.
@@ -120,9 +122,6 @@ class Trainer:
         self.sink = GradientSink(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
-        # More makes rays shorter and steps faster, but hollows stay filled, and leaves and hair lose their blends.
-        by_space = {"box": 0.1, "unbounded": 0.3, "ndc": 0.1}
-        self.surface_weight = by_space[scene.space] if config.surface_weight is None else config.surface_weight
         self.step, self.n_rays, self.seconds = 0, 1024, 0.0
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given
         self.curve: list[dict[str, float]] = []
@@ -182,7 +181,7 @@ class Trainer:
                 out[name] = torch.where(used, out[name], out[name].detach())
         colors, foregrounds = out["colors"], out["foregrounds"]
         loss = losses.huber(colors, target) * 10.0
-        surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
+        surface = c.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
         if surface > 0:
             loss = loss + surface * 3.0 * losses.surface(
                 out["second_moments"], foregrounds, out["opacities"], target, background

@@ -3,10 +3,11 @@
     python scripts/bench.py train data/sample --minutes 1       quality, seconds, memory, samples/s, seconds per view
     python scripts/bench.py speed data/sample                   samples/s while training: threads, table sizes
     python scripts/bench.py kernels                             ns a sample and core of every kernel
-    python scripts/bench.py mesh RUN --resolution 512           seconds and peak memory of extraction
+    python scripts/bench.py extract RUN --resolution 512        seconds and peak memory of extraction
     python scripts/bench.py scaling data/sample                 threads, number of images, resolution
     python scripts/bench.py ablation data/sample focus=0 width=32,n_levels=16     what each override gives
     python scripts/bench.py foundation --data DIR               every number that the CPU foundation is held to
+    python scripts/bench.py mesh --data DIR                     every number that meshes and textures are held to
 
 Each row runs in a process of its own, so that peak memory and threads are its own, and is written once it is done.
 A row that the output file holds already, measured on the same sources of nerf, is not run again; an older one moves to
@@ -26,14 +27,16 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import foundation
+from benchmarks import foundation, meshes
+from benchmarks.targets import against_targets, value_of
 
 import nerf
 from nerf.errors import UserError
 
 BACKENDS = ("auto", "cpu", "reference")
 HERE = Path(__file__).resolve().parent
-RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the foundation's rows, for the mesh
+RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the rows that others go on with
+SUITES = {"foundation": foundation, "mesh": meshes}
 
 
 class Row(NamedTuple):
@@ -84,13 +87,13 @@ def arguments() -> argparse.Namespace:
     listed: dict[str, Any] = {"type": numbers, "metavar": "N,N"}
     options: tuple[tuple[str, str, dict[str, Any]], ...] = (  # name, commands that take it, the rest
         ("scene", "train speed scaling ablation", {"type": Path}),
-        ("model", "mesh", {"type": Path, "help": "checkpoint, or the run folder that holds it"}),
+        ("model", "extract", {"type": Path, "help": "checkpoint, or the run folder that holds it"}),
         ("overrides", "ablation", {"nargs": "+", "metavar": "K=V[,K=V]", "help": "rows, of TrainConfig, FieldOptions"}),
-        ("--data", "foundation", {"type": Path, "required": True, "help": "the folder that holds lego, fox and fern"}),
-        ("--rows", "foundation", {"help": f"some of {','.join(foundation.ROWS)}"}),
+        ("--data", "foundation mesh", {"type": Path, "required": True, "help": "folder with lego, fox, fern, ..."}),
+        ("--rows", "foundation mesh", {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
         ("--out", "", {"type": Path, "help": "JSON to go on with (default: scripts/results/NAME-DATE.json)"}),
-        ("--backend", "train speed kernels mesh scaling ablation", {"choices": BACKENDS, "default": "auto"}),
-        ("--threads", "train mesh ablation foundation", {"type": int, "help": "default: torch's"}),
+        ("--backend", "train speed kernels extract scaling ablation", {"choices": BACKENDS, "default": "auto"}),
+        ("--threads", "train extract ablation foundation mesh", {"type": int, "help": "default: torch's"}),
         ("--threads", "speed kernels scaling", listed | {"default": "1,2"}),
         ("--minutes", "train scaling ablation", {"type": float, "default": 1.0, "help": "of training, default 1"}),
         ("--views", "train scaling ablation", {"type": int, "help": "measure only so many test views"}),
@@ -99,15 +102,15 @@ def arguments() -> argparse.Namespace:
         ("--tables", "speed", listed | {"default": "15,16,17,18,19", "help": "log2 of table sizes"}),
         ("--warm-up", "speed", {"type": int, "default": 512, "help": "steps before the clock starts"}),
         ("--steps", "speed", {"type": int, "default": 256, "help": "steps that are timed"}),
-        ("--resolution", "mesh", {"type": int, "default": 512}),
-        ("--threshold", "mesh", {"type": float, "help": "density of the surface, as for nerf mesh"}),
+        ("--resolution", "extract", {"type": int, "default": 512}),
+        ("--threshold", "extract", {"type": float, "help": "density of the surface, as for nerf mesh"}),
         ("--samples", "kernels", {"type": int, "default": 1 << 18}),
         ("--every", "scaling", listed | {"default": "2,4", "help": "train on every so-many-th image"}),
         ("--downscales", "scaling", listed | {"default": "2,4", "help": "of the training images"}),
     )  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in ("train", "speed", "kernels", "mesh", "scaling", "ablation", "foundation"):
+    for command in ("train", "speed", "kernels", "extract", "scaling", "ablation", "foundation", "mesh"):
         p = commands.add_parser(command)
         for name, takers, rest in options:
             if not takers or command in takers.split():
@@ -121,14 +124,14 @@ def arguments() -> argparse.Namespace:
 def rows_of(args: argparse.Namespace) -> list[Row]:
     """What a command measures, in order."""
     command, threads = args.command, args.threads
-    if command == "foundation":
-        return foundation_rows(args)
+    if command in SUITES:
+        return suite_rows(args)
     backend = args.backend
     if command == "kernels":
         return [Row(f"{n} threads", "micro", {"samples": args.samples}, n, backend) for n in threads]
-    if command == "mesh":
+    if command == "extract":
         options = {"model": str(args.model.resolve()), "resolution": args.resolution, "threshold": args.threshold}
-        return [Row(args.model.name, "mesh", options, threads, backend)]
+        return [Row(args.model.name, "extract", options, threads, backend)]
     options = {"scene": str(args.scene.resolve())}
     if command == "speed":
         options |= {"warm_up": args.warm_up, "steps": args.steps}
@@ -150,15 +153,17 @@ def rows_of(args: argparse.Namespace) -> list[Row]:
     return [Row(f"{args.scene.name}-{args.minutes:g}min", "train", options, threads, backend)]
 
 
-def foundation_rows(args: argparse.Namespace) -> list[Row]:
-    wanted = args.rows.split(",") if args.rows else list(foundation.ROWS)
-    unknown = ", ".join(name for name in wanted if name not in foundation.ROWS)
+def suite_rows(args: argparse.Namespace) -> list[Row]:
+    """Those of a suite that were asked for; places in its options become paths."""
+    suite = SUITES[args.command]
+    wanted = args.rows.split(",") if args.rows else list(suite.ROWS)
+    unknown = ", ".join(name for name in wanted if name not in suite.ROWS)
     if unknown:
-        raise UserError(f"--rows: there is no {unknown}; there are {', '.join(foundation.ROWS)}")
+        raise UserError(f"--rows: there is no {unknown}; there are {', '.join(suite.ROWS)}")
+    folders = {"data": args.data.resolve(), "runs": RUNS, "project": HERE.parent}
     rows = []
-    for name, (job, options, backend) in foundation.ROWS.items():
-        places = {"scene": args.data.resolve(), "model": RUNS}
-        options = {k: str(places[k] / v) if k in places else v for k, v in options.items()}
+    for name, (job, options, backend) in suite.ROWS.items():
+        options = {k: v.format(**folders) if isinstance(v, str) else v for k, v in options.items()}
         options |= {"run": str(RUNS / name)} if job == "train" else {}
         rows.append(Row(name, job, options, args.threads, backend))
     return [row for row in rows if row.name in wanted]
@@ -176,7 +181,7 @@ def bench(args: argparse.Namespace) -> int:
     for row in rows:
         old = next((r for r in book["rows"] if r["row"] == row.name), None)
         same = old and all(old[k] == v for k, v in identity(row).items())
-        if same and args.command != "mesh":  # another checkpoint may have the same name
+        if same and args.command != "extract":  # another checkpoint may have the same name
             print(f"bench: {row.name} is in {out.name} already", file=sys.stderr)
             continue
         print(f"bench: {row.name} ...", file=sys.stderr, flush=True)
@@ -198,8 +203,8 @@ def bench(args: argparse.Namespace) -> int:
         print(table([r for r in listed if r["job"] == kind], args.command == "ablation"), end="\n\n")
     for machine in dict.fromkeys(machine_line(r["machine"]) for r in listed):
         print(machine, end="\n\n")
-    if args.command == "foundation":
-        print(aligned(foundation.against_targets(book["rows"])), end="\n\n")
+    if args.command in SUITES:
+        print(aligned(against_targets(book["rows"], SUITES[args.command].TARGETS)), end="\n\n")
     print(out)
     return 1 if failed else 0
 
@@ -245,7 +250,8 @@ def identity(row: Row) -> dict[str, Any]:
 
     The sources' hash says more than the commit, which does not know of changes and moves with every other file.
     """
-    options = {k: Path(v).name if k in ("scene", "model") else v for k, v in row.options.items() if k != "run"}
+    paths = ("scene", "model", "truth", "mesh", "out")
+    options = {k: Path(v).name if k in paths else v for k, v in row.options.items() if k != "run"}
     folder, digest = Path(nerf.__file__).parent, hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".cu")):
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
@@ -291,14 +297,6 @@ def machine_line(m: dict[str, Any]) -> str:
     library = m["kernels"]["variant"] if m["backend"] == "cpu" else "kernels"
     versions = f"Python {m['python']}, torch {m['torch']}, commit {m.get('commit')}"
     return f"{m['cpu']}, {m['cores']} cores, {m['backend']} {library}, {m['system']}, {versions}"
-
-
-def value_of(result: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path, or None."""
-    value: Any = result
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def aligned(lines: list[list[str]]) -> str:

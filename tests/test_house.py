@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # to a mesh; a name covers what is below it, and the longest one that fits counts.
 HOUSE = {
     "nerf.errors": "one sentence for a user's mistake",
+    "nerf.memory": "freed, and given back to the system",
     "nerf.kernels": "the only door to native code",
     "nerf.doctor": "what this machine has",
     "nerf.space": "box, contraction, Similarity, NDC",

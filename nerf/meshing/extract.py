@@ -13,6 +13,7 @@ from torch import Tensor
 from nerf.errors import UserError
 from nerf.meshing.clean import compact, is_closed, keep_faces, vertex_normals
 from nerf.meshing.marching import Grid, Mask, marching_cubes
+from nerf.memory import give_back
 from nerf.space import ndc_points_inverse
 from nerf.views.pictures import to_display
 
@@ -87,6 +88,7 @@ def extract(
             )
         points, faces = surface.refined_points(field, refine), torch.from_numpy(surface.faces)
         del surface
+        give_back()
         kept, n_components = keep_faces(points, faces, min_fraction, max_components, cavities=model.space != "box")
         if not n_components:
             raise UserError(
@@ -95,11 +97,14 @@ def extract(
         faces = faces[kept]
         vertices, faces = compact(faces, len(points))
         points = points[vertices]
+        give_back()
         normals = vertex_normals(points, faces)
         rgb = _colours(model, points, normals) if colours else None
+        give_back()
         world, faces, normals = _to_world(model, points, faces, normals)
     del points, vertices
     closed = is_closed(faces.numpy(), len(world))
+    give_back()
     faces, normals = faces.long(), normals.double()  # as trimesh keeps them; the small ones are freed before it begins
     mesh = trimesh.Trimesh(
         vertices=world.numpy(),

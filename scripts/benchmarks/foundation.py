@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-LEGO = {"scene": "lego"}
-# row -> job, options, backend; "scene" and "model" are names in the folders of data and of runs; no falling back
+from benchmarks.targets import Target
+
+LEGO = {"scene": "{data}/lego"}
+# row -> job, options, backend; no falling back to another backend
 ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "lego-1min": ("train", LEGO | {"minutes": 1}, "cpu"),
     "lego-5min": ("train", LEGO | {"minutes": 5}, "cpu"),
     "lego-20min": ("train", LEGO | {"minutes": 20}, "cpu"),
     "lego-reference": ("train", LEGO | {"minutes": 5}, "reference"),
-    "fox": ("train", {"scene": "fox", "minutes": 10}, "cpu"),
-    "fern": ("train", {"scene": "fern", "minutes": 5}, "cpu"),
-    "mesh": ("mesh", {"model": "lego-5min", "resolution": 512}, "cpu"),
+    "fox": ("train", {"scene": "{data}/fox", "minutes": 10}, "cpu"),
+    "fern": ("train", {"scene": "{data}/fern", "minutes": 5}, "cpu"),
+    "mesh": ("extract", {"model": "{runs}/lego-5min", "resolution": 512}, "cpu"),
 }
 
-
-class Target(NamedTuple):
-    what: str
-    row: str
-    key: str  # of the row's result
-    scale: float
-    reach: float
-    aim: float | None
-    unit: str
-    known: str
-
-
-MORE_IS_BETTER = ("dB", "M/s")
 TARGETS = (
     Target("lego 800x800, 25 views, 60 s", "lego-1min", "psnr", 1, 28.5, 30, "dB", "best peer 15.8, probe 26.6"),
     Target("the same, 5 min", "lego-5min", "psnr", 1, 32, 33.5, "dB", "best peer 20.5, probe 30.1"),
@@ -43,19 +32,3 @@ TARGETS = (
     Target("512^3 mesh of lego", "mesh", "seconds", 1, 15, 6, "s", ""),
     Target("its peak memory", "mesh", "peak_bytes", 1e9, 1, None, "GB", ""),
 )
-
-
-def against_targets(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """The lines of a table: measured, what to reach, what to aim for, and which of them it is."""
-    results = {row["row"]: row["result"] for row in rows}
-    lines = [["what", "measured", "reach", "aim", "", "known"]]
-    for t in TARGETS:
-        value = results[t.row][t.key] / t.scale if t.row in results else None
-        sign = 1 if t.unit in MORE_IS_BETTER else -1
-        verdict = "not run"
-        if value is not None:
-            reached, aimed = sign * (value - t.reach) >= 0, t.aim is not None and sign * (value - t.aim) >= 0
-            verdict = "aim" if aimed else "reached" if reached else "missed"
-        goals = [f"{goal:g} {t.unit}" if goal is not None else "" for goal in (t.reach, t.aim)]
-        lines.append([t.what, "-" if value is None else f"{value:.2f} {t.unit}", *goals, verdict, t.known])
-    return lines

@@ -1,4 +1,4 @@
-"""Measurements on scenes: train, speed, mesh. Each takes the JSON-able options of its row and returns a JSON-able dict.
+"""Measurements on scenes and meshes. Each takes the JSON-able options of its row and returns a JSON-able dict.
 
 Seconds are wall-clock, after Python has started; peaks are of the whole process (torch and images included), in bytes.
 """
@@ -9,10 +9,12 @@ import ast
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,8 +27,13 @@ from nerf.doctor import machine
 from nerf.errors import UserError
 from nerf.evaluation import evaluate
 from nerf.fields import FieldOptions
-from nerf.meshing import extract
+from nerf.meshing import extract as extract_mesh
+from nerf.meshing import save, textured
+from nerf.meshing.clean import component_labels
+from nerf.meshing.finish import TEXTURED_FACES
+from nerf.meshing.judge import judge, judge_views
 from nerf.model import Model
+from nerf.surfaces import Triangles, read_mesh
 from nerf.training import TrainConfig, Trainer, default_field
 from nerf.training import train as train_scene
 
@@ -99,14 +106,82 @@ def speed(scene: str, log2_hashmap_size: int | None = None, warm_up: int = 512, 
     return {"seconds": seconds, **rates(counts, seconds)} | about
 
 
-def mesh(model: str, resolution: int, threshold: float | None = None) -> dict[str, Any]:
+def extract(model: str, resolution: int, threshold: float | None = None) -> dict[str, Any]:
     """Seconds and peak memory of extracting a coloured mesh from a checkpoint or the run folder that holds it."""
     loaded = Model.load(model)
     before, started = peak(), time.perf_counter()
-    made = extract(loaded, resolution, threshold)
+    made = extract_mesh(loaded, resolution, threshold)
     numbers = {"seconds": time.perf_counter() - started, "peak_bytes": peak(), "peak_bytes_before": before}
     about = {"resolution": resolution, "triangles": len(made.faces), "trained_seconds": loaded.meta.get("seconds")}
     return numbers | about | made.metadata
+
+
+def textured_mesh(model: str, scene: str, truth: str | None, texture: int = 4096) -> dict[str, Any]:
+    """Checkpoint to textured mesh: seconds of each stage, distances to the truth, and PSNR drawn as the test views
+    beside the field's own (both on white). The whole extracted surface is what is judged against the truth."""
+    loaded, photos = Model.load(model), datasets.load(scene, quiet=True)
+    loaded.background = torch.ones(3)
+    times, started = {}, time.perf_counter()
+    surface = extract_mesh(loaded, 512, colours=False)
+    times["extract"] = time.perf_counter() - started
+    made = textured(loaded, photos, surface, texture, TEXTURED_FACES)
+    times["texture"] = time.perf_counter() - started - times["extract"]
+    with TemporaryDirectory() as scratch:
+        save(made, f"{scratch}/mesh.glb")
+    seconds = time.perf_counter() - started
+    times["save"] = seconds - sum(times.values())
+    result: dict[str, Any] = {"seconds": seconds, "seconds_of": times, "peak_bytes": peak()}
+    result |= {"triangles": len(made.faces), "extracted": len(surface.faces), "texture": texture, **surface.metadata}
+    views = judge_views(made, photos)
+    field = evaluate(loaded, photos, show_progress=False)
+    result |= {"views": views, "field_psnr": field["psnr"], "psnr_lost": field["psnr"] - views["psnr"]}
+    if truth is not None:
+        against, kept = read_mesh(truth), Triangles(torch.from_numpy(made.vertices), torch.from_numpy(made.faces))
+        whole = Triangles(torch.from_numpy(numpy.array(surface.vertices)), torch.from_numpy(numpy.array(surface.faces)))
+        result |= {"truth": judge(whole, against), "truth_textured": judge(kept, against)}
+        result["genus_off_one"] = abs(genus(whole) - 1)
+    return result
+
+
+def genus(mesh: Triangles) -> float:
+    """Handles of a closed mesh's largest component, by Euler's formula: vertices - edges + faces = 2 - 2 genus."""
+    labels = component_labels(len(mesh.vertices), mesh.faces)[mesh.faces[:, 0]]
+    faces = mesh.faces[labels == labels.mode().values]
+    n_vertices = len(faces.unique())
+    return 1 - (n_vertices - len(faces) / 2) / 2  # three edges for every two faces
+
+
+def photograph(mesh: str, out: str) -> dict[str, Any]:
+    """Photos of a mesh by scripts/make_objects.py, unless they are there."""
+    home = Path(__file__).resolve().parent.parent
+    folder, started = Path(out) / Path(mesh).stem, time.perf_counter()
+    if not (folder / "transforms_test.json").is_file():
+        status = subprocess.run([sys.executable, str(home / "make_objects.py"), mesh, "--out", out]).returncode
+        if status:
+            raise UserError(f"make_objects.py ended with status {status}")
+    return {"seconds": time.perf_counter() - started, "peak_bytes": peak()}
+
+
+def distance_of_points(model: str, scene: str) -> dict[str, Any]:
+    """Median distance of COLMAP's good points (track of 3 and more, error below a pixel) in the object's box to the
+    mesh, in per cent of the box's diagonal."""
+    import pycolmap
+
+    loaded = Model.load(model)
+    started = time.perf_counter()
+    made = extract_mesh(loaded, 512)
+    seconds = time.perf_counter() - started
+    found = pycolmap.Reconstruction(str(Path(scene) / "sparse" / "0"))
+    good = [p.xyz for p in found.points3D.values() if p.track.length() >= 3 and p.error < 1]
+    points = torch.from_numpy(numpy.array(good))
+    inside = (loaded.scene_from_world.apply(points).abs() <= 1).all(dim=1)
+    points = points[inside]
+    diagonal = float((points.amax(dim=0) - points.amin(dim=0)).norm())
+    vertices, faces = torch.from_numpy(numpy.array(made.vertices)), torch.from_numpy(numpy.array(made.faces))
+    distances = kernels.nearest_points(points, vertices, faces).distances
+    median = float(distances.median())
+    about = {"points": len(points), "diagonal": diagonal, "median": median, "median_percent": 100 * median / diagonal}
+    return about | {"seconds": seconds, "peak_bytes": peak(), "triangles": len(faces)}
 
 
 def check(variants: list[list[str]]) -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""What meshes and textures are held to: what is run, and each result's target (two cores)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.targets import Target
+
+# objects with a true surface: the bundled scene, and meshes photographed by scripts/make_objects.py
+MADE = {"spot": "cow", "nefertiti": "nefertiti", "rocker-arm": "rocker-arm"}
+SCENES = {"sample": "{project}/data/sample"} | {name: f"{{runs}}/objects/{file}" for name, file in MADE.items()}
+ROWS: dict[str, tuple[str, dict[str, Any], str]] = {}
+for _name, _file in MADE.items():
+    ROWS[f"{_name}-photos"] = ("photograph", {"mesh": f"{{data}}/meshes/{_file}.obj", "out": "{runs}/objects"}, "cpu")
+for _name, _scene in SCENES.items():
+    ROWS[f"{_name}-field"] = ("train", {"scene": _scene, "minutes": 5}, "cpu")
+    _model, _truth = f"{{runs}}/{_name}-field", f"{_scene}/mesh.ply"
+    ROWS[_name] = ("textured_mesh", {"model": _model, "scene": _scene, "truth": _truth}, "cpu")
+ROWS |= {
+    "lego-field": ("train", {"scene": "{data}/lego", "minutes": 5}, "cpu"),
+    "lego": ("textured_mesh", {"model": "{runs}/lego-field", "scene": "{data}/lego", "truth": None}, "cpu"),
+    "lego-1024": ("extract", {"model": "{runs}/lego-field", "resolution": 1024}, "cpu"),
+    "lego-no-surface": ("train", {"scene": "{data}/lego", "minutes": 5, "overrides": ["surface_weight=0"]}, "cpu"),
+    "cup-field": ("train", {"scene": "{data}/cup", "minutes": 5}, "cpu"),
+    "cup": ("distance_of_points", {"model": "{runs}/cup-field", "scene": "{data}/cup"}, "cpu"),
+}
+
+TARGETS = (
+    *(Target(f"{n}: Chamfer of the diagonal", n, "truth.chamfer_percent", 1, 0.20, 0.12, "%") for n in SCENES),
+    *(Target(f"{n}: F-score at 0.5 %", n, "truth.f_scores.0:5.f_score", 1, 0.97, 0.99, "") for n in SCENES),
+    *(Target(f"{n}: normal consistency", n, "truth.normal_consistency", 1, 0.95, 0.97, "") for n in SCENES),
+    Target("rocker-arm: genus beside 1", "rocker-arm", "genus_off_one", 1, 0, None, "wrong"),
+    *(Target(f"{n}: texture below the field", n, "psnr_lost", 1, 3, 1.5, "dB lost") for n in MADE),
+    Target("sample: textured mesh as its test views", "sample", "views.psnr", 1, 28, 30, "dB"),
+    Target("lego: textured mesh as its 25 test views", "lego", "views.psnr", 1, 25, 27, "dB"),
+    Target("lego: 512^3, cleaning, texture of 4096", "lego", "seconds", 1, 120, 45, "s"),
+    Target("its peak memory", "lego", "peak_bytes", 1e9, 3, None, "GB"),
+    Target("lego: 1024^3 extraction", "lego-1024", "seconds", 1, 60, 30, "s"),
+    Target("its peak memory", "lego-1024", "peak_bytes", 1e9, 2, None, "GB"),
+    Target("cup: COLMAP's points, of the diagonal", "cup", "median_percent", 1, 0.5, 0.25, "%"),
+)

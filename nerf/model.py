@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ class Model:
         """colors [n,3] over the background, opacities, depths, median_depths [n] of scene rays (unit directions)."""
         background = self.background if background is None else background
         return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
+
+    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+        """Where half the light of scene rays is gone [n], scene length along the ray; 0 where that is nowhere."""
+        until_half = replace(self.marching, stop_threshold=0.499)  # what lies behind is not asked for
+        return render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)["median_depths"]
 
     def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]

@@ -46,13 +46,14 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
-    # Radiance-field loss, faded out: sharpens surfaces and so makes rays short. More is faster still, but hollows stay
-    # filled, and leaves and hair lose their blends.
-    surface_weight: float = 0.1
+    # Radiance-field loss, faded out: sharpens surfaces and so makes rays short. More is faster still and keeps shiny
+    # things from being hollowed out, but other hollows stay filled, and leaves and hair lose their blends.
+    surface_weight: float = 0.2
     surface_until: float = 0.75
     # Objects: colours are asked for from random directions at first, so that none can depend on them. Else what fills a
-    # hollow (the solid hull it starts as) stays and learns to look hollow from every camera. At most a fifth of all.
-    diffuse_steps: int = 400
+    # hollow (the solid hull it starts as) stays and learns to look hollow from every camera; but in too many steps
+    # highlights hollow out what is solid. At most a fifth of all.
+    diffuse_steps: int = 150
     focus: float = 0.5  # share of pixels drawn where the error was large
     # Rays march in longer steps at first: 4 and 2 times `medium_stretch` (a quarter, the rest of `coarse_steps`), then
     # `medium_stretch` times the steps of rendering until `medium_until` of the training.

@@ -60,11 +60,11 @@ def test_a_row_that_is_there_is_not_run_again(folder: Path) -> None:
     assert other.returncode == 2 and "choose another file" in other.stderr
 
 
-def test_speed_kernels_and_mesh_measure_something(folder: Path) -> None:
-    outs = [folder / f"{name}.json" for name in ("speed", "kernels", "mesh")]
+def test_speed_kernels_and_extract_measure_something(folder: Path) -> None:
+    outs = [folder / f"{name}.json" for name in ("speed", "kernels", "extract")]
     speed = ["speed", SAMPLE, "--threads", 1, "--tables", 15, "--warm-up", 2, "--steps", 2]
     kernels = ["kernels", "--threads", 1, "--samples", 4096]
-    mesh = ["mesh", folder / "run", "--resolution", 48, "--threshold", 5]
+    mesh = ["extract", folder / "run", "--resolution", 48, "--threshold", 5]
     for arguments, out in zip((speed, kernels, mesh), outs, strict=True):
         done = bench(*arguments, "--out", out)
         assert done.returncode == 0, done.stderr

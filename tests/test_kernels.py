@@ -736,8 +736,8 @@ def compare_values(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
         # depths and distortions have the scene's length as their scale
         scale = max(1.0, float(expected[name].abs().max())) if expected[name].numel() else 1.0
         close(found[name], expected[name], rtol=RENDER["rtol"], atol=RENDER["atol"] * scale)
-    # A median is a choice between samples: where the sum is within rounding of 1/2 it may fall on the next one.
-    same = torch.isclose(found["median_depths"].double(), expected["median_depths"].double(), rtol=1e-6, atol=1e-6)
+    # Where the opacity creeps up to 1/2, or stays within rounding of it, rounding moves the median.
+    same = torch.isclose(found["median_depths"].double(), expected["median_depths"].double(), rtol=1e-4, atol=1e-4)
     assert float(same.double().mean() if len(same) else 1.0) > 0.98
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ import trimesh
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.meshing import default_threshold, extract, save
+from nerf.meshing import default_threshold, save
+from nerf.meshing import extract as extract_any
 from nerf.meshing.clean import component_labels, is_closed, keep_faces, vertex_normals
-from nerf.meshing.extract import near_occupied
-from nerf.meshing.marching import BLOCK, Grid, Surface, marching_cubes
+from nerf.meshing.level import near_occupied
+from nerf.meshing.marching import ASK, BLOCK, Grid, Surface, marching_cubes
 from nerf.meshing.table import CORNERS, table
 from nerf.space import Similarity, ndc_points
+
+extract = partial(extract_any, method="density")  # that of the views has its tests in test_fusion.py
 
 R = 32  # cells per side of the stand-in's occupancy grid
 
@@ -242,7 +246,7 @@ def test_mask_is_one_step_around_occupied_cells(step: float) -> None:
     """Against the definition, point by point, over nested levels and with steps below and above a cell."""
     occupied = torch.rand(2, 8, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.03
     grid = Grid((-2.2, -2.1, -1.3), step, (30, 29, 20))
-    got = near_occupied(occupied, grid)(slice(0, 20), slice(0, 29), slice(0, 30))
+    got = near_occupied(occupied, grid)(slice(0, 20), slice(0, 29), slice(0, 30)) == ASK
     for k in range(0, 20, 3):
         for j in range(0, 29, 2):
             for i in range(30):

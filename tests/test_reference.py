@@ -644,7 +644,7 @@ def naive_composite(
             out["trans"].append(trans)
             out["weights"].append(w)
             if median == 0 and sum(ws) + w >= 0.5:
-                median = mid
+                median = samples.t_starts[i].item() + math.log(2 * trans) / sigmas[i].item()
             ws.append(w)
             ms.append(mid)
             trans *= 1 - alpha

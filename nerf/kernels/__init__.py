@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cpu, nearest, raster, reference
+from nerf.kernels import bindings, cpu, fusion, nearest, raster, reference
+from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.layout import (
     FieldConfig,
     FieldParams,
@@ -26,8 +27,10 @@ from nerf.kernels.layout import (
 from nerf.kernels.nearest import Nearest
 
 __all__ = [
+    "DepthView",
     "FieldConfig",
     "FieldParams",
+    "Fused",
     "GradientSink",
     "GridLayout",
     "MarchSettings",
@@ -38,6 +41,7 @@ __all__ = [
     "backend",
     "describe",
     "field_forward",
+    "fuse_depths",
     "hashgrid_encode",
     "march",
     "nearest_faces",
@@ -262,3 +266,8 @@ def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor) -> Nearest:
 def nearest_faces(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> Tensor:
     """The face of a mesh that each pixel of a picture shows, -1 for none; see `raster.nearest_faces`."""
     return raster.nearest_faces(uv, z, faces, width, height, native=backend() == "cpu")
+
+
+def fuse_depths(points: Tensor, views: list[DepthView], front: float, back: float) -> Fused:
+    """What depth maps say of points [n,3]: signed distances, weights; see `fusion.fuse_depths`."""
+    return fusion.fuse_depths(points, views, front, back, native=backend() == "cpu")

@@ -722,9 +722,9 @@ def composite(
         stop_threshold: a sample with `trans < stop_threshold` contributes nothing: weight 0, no gradient.
     Returns:
         colors [n,3] (sum w*rgb), opacities [n] (sum w), depths [n] (sum w*t_mid), second_moments [n] (sum w*|rgb|^2),
-        distortions [n] (sum_ij w_i w_j |m_i - m_j| + sum w^2 dt / 3, m = t_mid), median_depths [n] (t_mid of the first
-        sample at whose end the opacity is at least 1/2, 0 if there is none; not differentiable), and per sample
-        weights, trans [s].
+        distortions [n] (sum_ij w_i w_j |m_i - m_j| + sum w^2 dt / 3, m = t_mid), median_depths [n] (t at which the
+        opacity reaches 1/2, with sigma constant in each sample, 0 where it does not; not differentiable), and per
+        sample weights, trans [s].
         A ray without samples has zeros. Differentiable in sigmas and rgbs.
     Source: NeRF (Mildenhall et al. 2020), equation 3; distortion: Mip-NeRF 360, equation 15 (in scene length).
     """
@@ -759,7 +759,9 @@ def composite(
         reached = (contributes & (trans * torch.exp(-depth) <= 0.5)).nonzero().squeeze(1)
         first_reached = torch.full((n_rays,), n_samples, dtype=torch.int64, device=ray.device)
         first_reached.scatter_reduce_(0, ray[reached], reached, "amin")
-        with_none = torch.cat([mids, mids.new_zeros(1)])
+        # light falls as exp(-sigma t); of an opaque sample float32 only knows that a millionth at most is left
+        within = (torch.log(2 * trans) / depth.clamp(1e-30, math.log(1e6))).clamp(0, 1)
+        with_none = torch.cat([t_starts + within * dts, mids.new_zeros(1)])
         median_depths = with_none[first_reached]
 
     return {

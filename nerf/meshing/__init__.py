@@ -12,9 +12,10 @@ import tyro
 from nerf.errors import note
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
-from nerf.meshing.extract import default_threshold, extract
+from nerf.meshing.extract import Method, extract
 from nerf.meshing.files import check_path, save
 from nerf.meshing.finish import TEXTURED_FACES, decimated, textured
+from nerf.meshing.level import default_threshold
 
 __all__ = ["MeshArgs", "decimated", "default_threshold", "extract", "main", "save", "textured"]
 
@@ -29,8 +30,13 @@ class MeshArgs:
     """NAME.glb, NAME.obj, NAME.ply or NAME.stl (default: mesh.glb in the model's folder)"""
     resolution: int = 512
     """cells along the longest side of what is meshed"""
+    method: Method = "auto"
+    """tsdf fuses what the training views see; density is where the density crosses the threshold; auto: tsdf, but
+    density for forward-facing scenes or with --threshold"""
     threshold: float | None = None
     """density of the surface in 1/scene length (default 44: half the light is absorbed over 1/64); lower keeps more"""
+    watertight: bool | None = None
+    """keep what no photo has seen, so that the surface closes (default: for objects, not for open scenes)"""
     box: tuple[float, float, float, float, float, float] | None = None
     """x0 y0 z0 x1 y1 z1 in the scene frame (default: the object; unbounded scenes: -1 -1 -1 1 1 1)"""
     min_fraction: float = 0.01
@@ -72,7 +78,9 @@ def main(args: MeshArgs) -> None:
     mesh = extract(
         model,
         resolution=args.resolution,
+        method=args.method,
         threshold=args.threshold,
+        watertight=args.watertight,
         box=args.box,
         min_fraction=args.min_fraction,
         max_components=args.max_components,
@@ -85,10 +93,11 @@ def main(args: MeshArgs) -> None:
     seconds = time.perf_counter() - start
     save(mesh, out, common_up(model.cameras)[0])
     about = mesh.metadata
-    if not about["closed"] and scene is None and args.faces is None:
+    if not about["closed"] and not about["unseen_faces"] and scene is None and args.faces is None:
         note("the mesh is not closed everywhere, which should not happen; please report it")
     pieces = "one piece" if about["components"] == 1 else f"{about['components']} pieces"
-    closed = "closed" if about["closed"] else "not closed everywhere"
+    open_ = "open where no photo has seen it" if about["unseen_faces"] else "not closed everywhere"
+    closed = "closed" if about["closed"] else open_
     size = " x ".join(f"{x:.4g}" for x in mesh.extents)
     volume = f", volume {enclosed_volume(mesh.vertices, mesh.faces):.4g}" if about["closed"] else ""
     print(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in the photos' units{volume}; {seconds:.1f} s")

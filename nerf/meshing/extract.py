@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.meshing.clean import compact, is_closed, keep_faces, vertex_normals
-from nerf.meshing.marching import Grid, Mask, marching_cubes
 from nerf.memory import give_back
+from nerf.meshing.clean import compact, is_closed, keep_faces, vertex_normals
+from nerf.meshing.fused import FusedSurface
+from nerf.meshing.level import LevelSurface, default_threshold
+from nerf.meshing.marching import Grid, marching_cubes
 from nerf.space import ndc_points_inverse
 from nerf.views.pictures import to_display
 
@@ -22,21 +24,10 @@ if TYPE_CHECKING:
 
     from nerf.model import Model
 
-HALF_LENGTH = (
-    1 / 64
-)  # scene length over which the iso-surface's density absorbs half the light: a cell of a 128^3 occupancy grid
-_CLAMP = 3.0  # of log(density / threshold): beyond a factor of 20 a value says "inside" or "outside", not how far
 _NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; at 1 lies infinity
 _CHUNK = 1 << 16  # vertices coloured or moved to the world at once
 
-
-def default_threshold() -> float:
-    """Density of the iso-surface in 1/scene length: ln 2 / HALF_LENGTH = 44.
-
-    Light crosses a surface within about a cell of the occupancy grid, whatever the mesh's resolution, so the level is
-    tied to that length and not to the step of the mesh grid: a finer mesh shows the same surface.
-    """
-    return math.log(2) / HALF_LENGTH
+Method = Literal["auto", "tsdf", "density"]
 
 
 def extract(
@@ -48,52 +39,53 @@ def extract(
     max_components: int | None = None,
     colours: bool = True,
     refine: int = 1,
+    method: Method = "auto",
+    watertight: bool | None = None,
 ) -> trimesh.Trimesh:
-    """The surface where the model's density crosses `threshold`, as a trimesh.Trimesh in the world frame.
+    """The surface of a model, as a trimesh.Trimesh in the world frame.
 
-    resolution: cells along the longest side of the box that is meshed. threshold: 1/scene length (None: see
-    default_threshold). box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for forward-facing scenes); None: around the
+    resolution: cells along the longest side of the box that is meshed. method: "tsdf" fuses depth maps of the training
+    views, and what no view sees is solid; "density" is the surface where the density crosses `threshold` (1/scene
+    length; None: see level.default_threshold); "auto" takes tsdf, and density where a threshold is given or the scene
+    is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for forward-facing scenes); None: around the
     occupied cells for a bounded object, [-1,1]^3 for unbounded captures. Components under min_fraction of the largest
     one's faces go, as do, for bounded objects, cavities that nothing outside can see; max_components keeps only so many
-    of the largest. refine: evaluations for each vertex to slide it onto the true surface along its edge.
+    of the largest. refine: evaluations for each vertex to slide it onto the true surface along its edge. watertight:
+    whether faces that no view has seen stay (None: for bounded objects, and with "density").
 
-    The mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise seen from outside,
-    with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata` says threshold, step,
-    components, closed. Raises UserError where there is no surface or an argument makes no sense. Not differentiable.
-    Source: marching cubes (Lorensen and Cline 1987) on the logarithm of density, which is nearly linear where density
-    is exp(network): a test measures what that gains over plain density.
+    Unless such faces go the mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise
+    seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`
+    says method, threshold, step, components, closed, and how many unseen faces went. Raises UserError where there is no
+    surface or an argument makes no sense. Not differentiable. Source: marching cubes (Lorensen and Cline 1987).
     """
     import trimesh
 
+    if method == "auto":
+        method = "density" if threshold is not None or model.space == "ndc" else "tsdf"
     level = default_threshold() if threshold is None else float(threshold)
     _check(resolution, level, box, min_fraction, max_components)
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
     step = float((high - low).max()) / resolution
     counts = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1
     grid = Grid((float(low[0]), float(low[1]), float(low[2])), step, (int(counts[0]), int(counts[1]), int(counts[2])))
-    highest = 0.0
-
-    def field(points: Tensor) -> Tensor:
-        nonlocal highest
-        density = model.density(points)
-        highest = max(highest, float(density.max())) if len(density) else highest
-        return (density.clamp_min(1e-30).log() - math.log(level)).clamp(-_CLAMP, _CLAMP)
 
     with torch.no_grad():
-        surface = marching_cubes(field, grid, near_occupied(model.occupancy.occupied, grid), outside=-_CLAMP)
+        shape = FusedSurface(model, grid) if method == "tsdf" else LevelSurface(model, grid, level)
+        surface = marching_cubes(shape.values, grid, shape.known, shape.outside)
         if not len(surface.faces):
-            raise UserError(
-                f"there is no surface: the density reaches {highest:.3g} in the box, the threshold is {level:.3g} "
-                f"(1/scene length); give a lower --threshold, or train longer"
-            )
-        points, faces = surface.refined_points(field, refine), torch.from_numpy(surface.faces)
+            raise UserError(f"there is no surface: {shape.why_empty()}")
+        points, faces = surface.refined_points(shape.values, refine), torch.from_numpy(surface.faces)
         del surface
         give_back()
         kept, n_components = keep_faces(points, faces, min_fraction, max_components, cavities=model.space != "box")
         if not n_components:
-            raise UserError(
-                f"nothing solid was found at the threshold {level:.3g}: every piece is a cavity; try another one"
-            )
+            raise UserError("nothing solid was found: every piece is a cavity; try another --threshold or --method")
+        n_whole = int(kept.sum())
+        if isinstance(shape, FusedSurface) and not (model.space == "box" if watertight is None else watertight):
+            seen = torch.cat([shape.seen(some) for some in points.split(_CHUNK)])
+            kept &= seen[faces.long()].all(dim=1)
+        n_unseen = n_whole - int(kept.sum())
+        del shape
         faces = faces[kept]
         vertices, faces = compact(faces, len(points))
         points = points[vertices]
@@ -114,40 +106,11 @@ def extract(
         process=False,
         validate=False,
     )
-    mesh.metadata = {"threshold": level, "step": step, "components": n_components, "closed": closed}
+    about = {"method": method, "step": step, "components": n_components, "closed": closed, "unseen_faces": n_unseen}
+    mesh.metadata = about
+    if method == "density":
+        mesh.metadata["threshold"] = level
     return mesh
-
-
-def near_occupied(occupied: Tensor, grid: Grid) -> Mask:
-    """Which grid points are worth evaluating: within one grid step of an occupied cell of the level that serves there.
-
-    occupied [levels,R,R,R] bool indexed [level, z, y, x]; level k covers [-2^k, 2^k]^3 and serves where no finer one
-    reaches.
-    """
-    levels = [level.numpy() for level in occupied.cpu()]
-    resolution = occupied.shape[-1]
-
-    def mask(*ranges: slice) -> NDArray[np.bool_]:  # z, y, x
-        positions = [grid.origin[2 - a] + grid.step * np.arange(r.start, r.stop) for a, r in enumerate(ranges)]
-        chosen = np.zeros([len(p) for p in positions], bool)
-        for k in reversed(range(len(levels))):  # a finer level overrules
-            extent = 2.0**k
-            cell = 2 * extent / resolution
-            here = [np.flatnonzero(np.abs(p) <= extent + (grid.step if k == len(levels) - 1 else 0)) for p in positions]
-            if not all(len(h) for h in here):
-                continue
-            part = levels[k]
-            for axis, (p, h) in enumerate(zip(positions, here, strict=True)):
-                first = np.clip(((p[h] - grid.step + extent) / cell).astype(int), 0, resolution - 1)
-                last = np.clip(((p[h] + grid.step + extent) / cell).astype(int), 0, resolution - 1)
-                spread = part.take(first, axis=axis)
-                for further in range(1, int((last - first).max()) + 1):
-                    spread |= part.take(np.minimum(first + further, last), axis=axis)
-                part = spread
-            chosen[here[0][0] : here[0][-1] + 1, here[1][0] : here[1][-1] + 1, here[2][0] : here[2][-1] + 1] = part
-        return chosen
-
-    return mask
 
 
 def _check(

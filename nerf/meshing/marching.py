@@ -24,7 +24,8 @@ _CHUNK = 1 << 18  # points or vertices at once: temporary arrays stay small besi
 _OFF_END = 1e-3  # how near a vertex comes to the ends of its edge, in edge lengths
 
 Field = Callable[[Tensor], Tensor]  # points [n,3] float32 -> values [n] float32, above 0 inside
-Mask = Callable[[slice, slice, slice], NDArray[np.bool_]]  # z, y, x ranges of grid points -> which are worth evaluating
+OUTSIDE, INSIDE, ASK = 0, 1, 2  # what is known of a grid point; the field is asked about the last kind alone
+Known = Callable[[slice, slice, slice], NDArray[np.uint8]]  # z, y, x ranges of grid points -> what is known of them
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,13 @@ class Surface:
         return fractions
 
 
-def marching_cubes(field: Field, grid: Grid, mask: Mask | None = None, outside: float = -1.0) -> Surface:
+def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside: float = -1.0) -> Surface:
     """The zero surface of a field on a grid, closed and with every edge shared by exactly two triangles.
 
-    field is asked once about every point that the mask keeps (all without a mask); elsewhere and outside the grid the
-    value is `outside` (below 0). Memory: one slab of values, 4 * (BLOCK + 1) * shape_x * shape_y bytes, and the
-    surface. Source: Lorensen and Cline 1987; the cases are derived in nerf.meshing.table.
+    field is asked once about every point of which no more is `known` than ASK (all without it); the others, and what
+    lies outside the grid, have the value `outside` (below 0) or, inside, -outside. Memory: one slab of values, 4 *
+    (BLOCK + 1) * shape_x * shape_y bytes, and the surface. Source: Lorensen and Cline 1987; the cases are derived in
+    nerf.meshing.table.
     """
     if outside >= 0:
         raise ValueError(f"outside must be below 0, got {outside}")
@@ -126,10 +128,12 @@ def marching_cubes(field: Field, grid: Grid, mask: Mask | None = None, outside: 
         inner = slab[1 : 1 + layers.stop - z0, 1:-1, 1:-1]  # without the layers outside
         for rows, cols in product(_ranges(ny), _ranges(nx)):
             block = inner[:, rows, cols]
-            kept = np.ones(block.shape, bool) if mask is None else mask(layers, rows, cols)
-            z, y, x = np.nonzero(kept)
+            code = np.full(block.shape, ASK, np.uint8) if known is None else known(layers, rows, cols)
+            asked = code == ASK
+            z, y, x = np.nonzero(asked)
             points = np.stack([xs[cols][x], ys[rows][y], zs[layers][z]], axis=1)
-            block[kept] = _evaluate(field, torch.from_numpy(points)).numpy()
+            block[code == INSIDE] = -outside
+            block[asked] = _evaluate(field, torch.from_numpy(points)).numpy()
         for rows, cols in product(_ranges(ny + 1), _ranges(nx + 1)):
             block = slab[: z1 - z0 + 1, rows.start : rows.stop + 1, cols.start : cols.stop + 1]
             part = _march(block, np.array([cols.start, rows.start, z0]) @ strides, strides, cases)

@@ -11,7 +11,8 @@ MADE = {"spot": "cow", "nefertiti": "nefertiti", "rocker-arm": "rocker-arm"}
 SCENES = {"sample": "{project}/data/sample"} | {name: f"{{runs}}/objects/{file}" for name, file in MADE.items()}
 ROWS: dict[str, tuple[str, dict[str, Any], str]] = {}
 for _name, _file in MADE.items():
-    ROWS[f"{_name}-photos"] = ("photograph", {"mesh": f"{{data}}/meshes/{_file}.obj", "out": "{runs}/objects"}, "cpu")
+    _photos = {"mesh": f"{{data}}/meshes/{_file}.obj", "up": "z" if _file == "nefertiti" else "y"}
+    ROWS[f"{_name}-photos"] = ("photograph", _photos | {"out": "{runs}/objects"}, "cpu")
 for _name, _scene in SCENES.items():
     ROWS[f"{_name}-field"] = ("train", {"scene": _scene, "minutes": 5}, "cpu")
     _model, _truth = f"{{runs}}/{_name}-field", f"{_scene}/mesh.ply"

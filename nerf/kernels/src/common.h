@@ -16,11 +16,13 @@ typedef unsigned long long u64;
 NERF_FN float f_floor(float x) { return floorf(x); }
 NERF_FN float f_fma(float a, float b, float c) { return fmaf(a, b, c); }
 NERF_FN float f_exp(float x) { return expf(x); }
+NERF_FN float f_log(float x) { return logf(x); }
 NERF_FN float f_abs(float x) { return fabsf(x); }
 #else
 NERF_FN float f_floor(float x) { return __builtin_floorf(x); }
 NERF_FN float f_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 NERF_FN float f_exp(float x) { return __builtin_expf(x); }
+NERF_FN float f_log(float x) { return __builtin_logf(x); }
 NERF_FN float f_abs(float x) { return __builtin_fabsf(x); }
 #endif
 NERF_FN float f_min(float a, float b) { return a < b ? a : b; }

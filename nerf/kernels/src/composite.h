@@ -3,6 +3,7 @@
 //   alpha_i = 1 - exp(-sigma_i dt_i)    T_i = prod_{j<i} (1 - alpha_j)    w_i = T_i alpha_i
 //   color = sum w_i rgb_i    opacity = sum w_i    depth = sum w_i m_i    second moment = sum w_i |rgb_i|^2
 //   distortion = sum_ij w_i w_j |m_i - m_j| + 1/3 sum w_i^2 dt_i        (Barron et al. 2022, equation 15)
+//   median depth: where the opacity reaches 1/2
 #pragma once
 #include "common.h"
 
@@ -21,7 +22,10 @@ NERF_FN void composite_sample(RaySums& s, float weight, const float* rgb, float 
   s.second_moment += weight * (rgb[0] * rgb[0] + rgb[1] * rgb[1] + rgb[2] * rgb[2]);
   // Midpoints grow along the ray, so |m_i - m_j| needs no sorting: 2 w_i (m_i W_before - M_before).
   s.distortion += 2.0f * weight * (t_mid * s.opacity - s.weighted_mids) + weight * weight * dt * (1.0f / 3.0f);
-  if (s.opacity < 0.5f && s.opacity + weight >= 0.5f) s.median_depth = t_mid;
+  if (s.opacity < 0.5f && s.opacity + weight >= 0.5f) {  // within a sample light falls as exp(-sigma t)
+    const float light = 1.0f - s.opacity, left = light - weight, least = 1e-6f * light;
+    s.median_depth = t_mid + dt * (f_log(2.0f * light) / f_log(light / (left > least ? left : least)) - 0.5f);
+  }
   s.opacity += weight;
   s.depth += weight * t_mid;
   s.weighted_mids += weight * t_mid;

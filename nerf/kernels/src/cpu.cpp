@@ -4,6 +4,7 @@
 
 #include "cpu_adam.h"
 #include "cpu_bvh.h"
+#include "cpu_fusion.h"
 #include "cpu_raster.h"
 #include "cpu_render.h"
 
@@ -241,4 +242,8 @@ EXPORT void nerf_nearest_points(const float* vertices, const int* faces, int n_f
 EXPORT void nerf_rasterise(const double* uv, const double* z, const int* faces, int n_faces, int width, int height, int* nearest,
                            int n_threads) {
   rasterise(uv, z, faces, n_faces, width, height, nearest, n_threads);
+}
+EXPORT void nerf_fuse_depths(const float* points, long long n, const DepthView* views, int n_views, float front, float back,
+                             float* distances, float* weights, float* supports, int n_threads) {
+  fuse_depths(points, n, views, n_views, front, back, distances, weights, supports, n_threads);
 }

@@ -1,0 +1,121 @@
+"""The surface that the views agree on: depth maps rendered from the model, fused into one signed distance (TSDF)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nerf import kernels
+from nerf.cameras import PERSPECTIVE, Cameras
+from nerf.kernels import DepthView
+from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
+from nerf.model import Model
+
+VIEWS, LONGEST = 64, 400  # at most so many depth maps, and pixels along their longer side
+FRONT, BACK = 4.0, 8.0  # truncation before and behind the surface, in steps of the grid
+_FEWEST = 2.0  # views that must agree; one alone may look through a hole in what others saw as solid
+_CELL = 4  # steps of the grid: what is known of points is known by such cells
+
+
+class FusedSurface:
+    """Positive inside. What lies behind everything that is seen counts as inside, so that nothing is hollow; what is in
+    no picture as outside."""
+
+    outside = -1.0
+
+    def __init__(self, model: Model, grid: Grid) -> None:
+        self.grid = grid
+        self.views = depth_views(model, VIEWS, LONGEST)
+        self.fewest = min(_FEWEST, len(self.views) / 4)
+        self._codes = self._classify()
+
+    def values(self, points: Tensor) -> Tensor:
+        """[n] in [-1,1] at grid points or between them [n,3]: minus the distance in truncation lengths."""
+        fused = self._fuse(points)
+        unseen = torch.where(fused.weights < 0, -1.0, 1.0)
+        return torch.where(fused.weights < self.fewest, unseen, -fused.distances)
+
+    def seen(self, points: Tensor) -> Tensor:
+        """Which points [n,3] of the surface some view has seen as surface: bool [n]."""
+        return self._fuse(points).supports >= self.fewest / 2
+
+    def known(self, *ranges: slice) -> NDArray[np.uint8]:
+        """Of the grid points in z, y, x ranges: away from all surfaces, on which side they are."""
+        cells = [np.arange(r.start, r.stop) // _CELL for r in ranges]
+        return self._codes[np.ix_(*cells)]
+
+    def why_empty(self) -> str:
+        return "the photos' cameras see nothing solid there; train longer, or choose another --box"
+
+    def _fuse(self, points: Tensor) -> kernels.Fused:
+        return kernels.fuse_depths(points, self.views, FRONT * self.grid.step, BACK * self.grid.step)
+
+    def _classify(self) -> NDArray[np.uint8]:
+        """A code for each cell: ASK within a cell of a seen surface or of a change between inside and outside."""
+        shape = [(n + _CELL - 1) // _CELL for n in reversed(self.grid.shape)]  # z, y, x
+        size, origin = self.grid.step * _CELL, torch.tensor(self.grid.origin)
+        z, y, x = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
+        middles = (torch.stack([x, y, z], dim=-1).reshape(-1, 3) + 0.5) * size + origin
+        inside = (self.values(middles.float()) > 0).reshape(shape)
+        surface = torch.zeros(shape, dtype=torch.bool)
+        limit = torch.tensor(list(reversed(shape)))
+        for view in self.views:
+            cell = torch.div(seen_points(view) - origin, size, rounding_mode="floor").long()
+            cell = cell[((cell >= 0) & (cell < limit)).all(dim=1)]
+            surface[cell[:, 2], cell[:, 1], cell[:, 0]] = True
+        as_floats = torch.stack([surface, inside, ~inside]).float()[:, None]
+        near_surface, near_inside, near_outside = torch.nn.functional.max_pool3d(as_floats, 3, 1, 1)[:, 0] > 0
+        ask = near_surface | (near_inside & near_outside)
+        return torch.where(ask, ASK, torch.where(inside, INSIDE, OUTSIDE)).to(torch.uint8).numpy()
+
+
+def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
+    """Maps of the median depth from `most` of the training cameras, those far apart, at most `longest` pixels wide."""
+    chosen = spread_out(model.cameras.c2w[:, :, 3], most)
+    cameras = _small_pinholes(model.cameras.subset(chosen), longest)
+    views = []
+    for i in range(len(cameras)):
+        h, w = int(cameras.heights[i]), int(cameras.widths[i])
+        rays_o, rays_d = cameras.image_rays(i, model.scene_from_world)
+        t = model.median_depths(rays_o, rays_d)
+        opencv = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+        axes = model.scene_from_world.rotation @ cameras.c2w[i, :, :3] * opencv  # columns: right, down, ahead
+        along_z = torch.where(t > 0, t * (rays_d @ axes[:, 2].float()), torch.inf)
+        origin = model.scene_from_world.apply(cameras.c2w[i, :, 3])
+        pose = torch.cat([axes.T, -(axes.T @ origin)[:, None]], dim=1)
+        fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
+        views.append(DepthView(pose, (fx, fy, cx, cy), along_z.reshape(h, w)))
+    return views
+
+
+def seen_points(view: DepthView) -> Tensor:
+    """Scene points [n,3] float32 of the pixels that see something."""
+    row, col = view.depths.isfinite().nonzero().unbind(dim=1)
+    z = view.depths[row, col]
+    fx, fy, cx, cy = view.intrinsics
+    local = torch.stack([(col + 0.5 - cx) / fx * z, (row + 0.5 - cy) / fy * z, z], dim=1).double()
+    return ((local - view.camera_from_scene[:, 3]) @ view.camera_from_scene[:, :3]).float()
+
+
+def spread_out(points: Tensor, most: int) -> Tensor:
+    """Indices of `most` of the points [m,3] that lie far apart: the first, then always the one farthest from those."""
+    if len(points) <= most:
+        return torch.arange(len(points))
+    chosen, distance = [0], (points - points[0]).norm(dim=1)
+    while len(chosen) < most:
+        chosen.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=1))
+    return torch.tensor(sorted(chosen))
+
+
+def _small_pinholes(cameras: Cameras, longest: int) -> Cameras:
+    """The same views without distortion and with at most `longest` pixels on a side."""
+    sizes = torch.stack([cameras.widths, cameras.heights], dim=1)
+    scale = (longest / sizes.amax(dim=1)).clamp_max(1)
+    small = (sizes * scale[:, None]).round().clamp_min(1).long()
+    cameras = cameras.resized(small[:, 0], small[:, 1])
+    cameras.models = torch.full_like(cameras.models, PERSPECTIVE)
+    cameras.distortion = torch.zeros_like(cameras.distortion)
+    return cameras

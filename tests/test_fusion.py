@@ -1,0 +1,203 @@
+"""Depth maps fused into a signed distance: the op, native against reference, and the surface made of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nerf import kernels
+from nerf.cameras import Cameras
+from nerf.errors import UserError
+from nerf.kernels import DepthView, fusion
+from nerf.meshing import extract
+from nerf.meshing.fused import FusedSurface, depth_views, seen_points, spread_out
+from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
+from nerf.space import Similarity
+
+needs_native = pytest.mark.skipif(kernels.backend() != "cpu", reason="needs the native library")
+
+
+def look_at(eye: Tensor, target: Tensor) -> Tensor:
+    """[3,4] camera to world (OpenGL)."""
+    back = torch.nn.functional.normalize(eye - target, dim=0)
+    helper = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    if abs(float(back @ helper)) > 0.95:
+        helper = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    right = torch.nn.functional.normalize(torch.linalg.cross(helper, back), dim=0)
+    return torch.cat([torch.stack([right, torch.linalg.cross(back, right), back], dim=1), eye[:, None]], dim=1)
+
+
+def cameras_around(n: int, distance: float, size: int = 120, half: bool = False) -> Cameras:
+    """n cameras on a sphere (its upper half), all looking at the origin."""
+    k = torch.arange(n, dtype=torch.float64) + 0.5
+    z = 0.1 + 0.85 * k / n if half else 1 - 2 * k / n
+    a = k * math.pi * (3 - math.sqrt(5))
+    r = (1 - z * z).sqrt()
+    eyes = distance * torch.stack([r * a.cos(), r * a.sin(), z], dim=1)
+    c2w = torch.stack([look_at(eye, torch.zeros(3, dtype=torch.float64)) for eye in eyes])
+    full = lambda x: torch.full((n,), x, dtype=torch.float64)  # noqa: E731
+    whole = torch.full((n,), size)
+    lens = (full(size * 1.1), full(size * 1.1), full(size / 2), full(size / 2))
+    return Cameras(c2w, *lens, whole, whole.clone(), torch.zeros_like(whole), torch.zeros(n, 6, dtype=torch.float64))
+
+
+@dataclass
+class Occupancy:
+    occupied: Tensor
+
+
+@dataclass
+class BallModel:
+    """A solid ball that cameras see; nobody may ask for its density, which is nonsense inside of real fields."""
+
+    radius: float = 0.6
+    cameras: Cameras = field(default_factory=lambda: cameras_around(40, 3.0))
+    scene_from_world: Similarity = field(default_factory=Similarity.identity)
+    space: str = "box"
+    linear: bool = False
+    ndc: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.occupancy = Occupancy(torch.ones(1, 8, 8, 8, dtype=torch.bool))
+
+    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+        o, d = rays_o.double(), rays_d.double()
+        middle = -(o * d).sum(dim=1)
+        inside = middle**2 - (o * o).sum(dim=1) + self.radius**2
+        return torch.where(inside > 0, middle - inside.clamp_min(0).sqrt(), 0.0).float()
+
+    def density(self, points: Tensor) -> Tensor:
+        raise AssertionError("the fused surface asks views, not densities")
+
+    def color(self, points: Tensor, directions: Tensor) -> Tensor:
+        return torch.full_like(points, 0.5)
+
+
+def random_views(seed: int = 0) -> list[DepthView]:
+    g = torch.Generator().manual_seed(seed)
+    views = []
+    for k in range(5):
+        c2w = look_at(
+            2 * torch.nn.functional.normalize(torch.randn(3, generator=g, dtype=torch.float64), dim=0),
+            torch.zeros(3, dtype=torch.float64),
+        )
+        axes = c2w[:, :3] * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+        pose = torch.cat([axes.T, -(axes.T @ c2w[:, 3])[:, None]], dim=1)
+        h, w = 17 + k, 23 - k
+        rows, cols = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        depths = 1.7 + 0.02 * torch.sin(rows / 3.0) + 0.03 * torch.cos(cols / 4.0)
+        depths[torch.rand(h, w, generator=g) < 0.1] = torch.inf
+        depths[torch.rand(h, w, generator=g) < 0.1] += 0.4
+        views.append(DepthView(pose, (30.0, 31.0, w / 2 + 0.3, h / 2 - 0.2), depths))
+    return views
+
+
+@needs_native
+def test_native_is_the_reference() -> None:
+    points = torch.rand(5000, 3, generator=torch.Generator().manual_seed(3)) * 2.4 - 1.2
+    one, other = (fusion.fuse_depths(points, random_views(), 0.1, 0.15, native) for native in (True, False))
+    assert {-1.0, 0.0} <= set(one.weights.unique().tolist()), "points in no picture, and behind everything"
+    for a, b in zip(one, other, strict=True):
+        # where a coordinate lies within rounding of a border between pixels, one may take the neighbour's depth
+        assert torch.isclose(a, b, rtol=1e-4, atol=1e-4).float().mean() > 0.998
+    assert ((one.weights > 0) & (one.weights % 1 > 0)).any() and (one.supports > 0).any()
+
+
+def test_one_view_says_how_far_along_its_ray() -> None:
+    """A wall at depth 2 before a camera at the origin that looks along z."""
+    pose = torch.eye(4, dtype=torch.float64)[:3]
+    view = DepthView(pose, (10.0, 10.0, 8.0, 8.0), torch.full((16, 16), 2.0))
+    points = torch.tensor([[0, 0, 1.0], [0, 0, 1.9], [0, 0, 2.0], [0, 0, 2.1], [0, 0, 2.3], [0, 0, -1], [9, 0, 1]])
+    fused = kernels.fuse_depths(points, [view], 0.2, 0.2)
+    assert fused.distances[:4].tolist() == pytest.approx([1, 0.5, 0, -0.5], abs=1e-5)
+    assert fused.weights.tolist() == pytest.approx([1, 1, 1, 0.5, 0, -1, -1], abs=1e-5)
+    assert fused.supports.tolist() == pytest.approx([0, 1, 1, 0.5, 0, 0, 0], abs=1e-5)
+    aslant = kernels.fuse_depths(torch.tensor([[0.9, 0.0, 1.9]]), [view], 1.0, 0.2)
+    assert float(aslant.distances) == pytest.approx(0.1 * math.sqrt(1 + (0.9 / 1.9) ** 2), rel=1e-4)
+
+
+def test_half_pixels_and_edges() -> None:
+    """Depth grows by 0.1 a pixel to the right; a jump is not smoothed over."""
+    depths = (1 + 0.1 * torch.arange(8.0)).expand(8, 8).clone()
+    view = DepthView(torch.eye(4, dtype=torch.float64)[:3], (8.0, 8.0, 0.0, 0.0), depths)
+
+    def depth_at(u: float) -> float:
+        near = torch.tensor([[u / 8, 0.5, 1.0]]) * 0.5  # seen through pixel coordinates (u, 4)
+        stretch = float(near.norm() / near[0, 2])
+        return float(kernels.fuse_depths(near, [view], 10.0, 1.0).distances) * 10 / stretch + 0.5
+
+    assert [depth_at(u) for u in (0.5, 1.5, 2.0, 0.1)] == pytest.approx([1.0, 1.1, 1.15, 1.0], abs=1e-4)
+    depths[:, 4:] = torch.inf
+    assert depth_at(3.9) == pytest.approx(1.3, abs=1e-4)
+    assert math.isinf(depth_at(4.1)) or depth_at(4.1) > 5
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="points"):
+        kernels.fuse_depths(torch.zeros(3), [], 1.0, 1.0)
+    with pytest.raises(ValueError, match="front, back"):
+        kernels.fuse_depths(torch.zeros(1, 3), [], 0.0, 1.0)
+    with pytest.raises(ValueError, match="views"):
+        bad = DepthView(torch.zeros(4, 4), (1, 1, 0, 0), torch.zeros(2, 2))
+        kernels.fuse_depths(torch.zeros(1, 3), [bad], 1.0, 1.0)
+
+
+def test_depth_views_are_where_the_surface_is() -> None:
+    world = Similarity(
+        0.5, torch.eye(3, dtype=torch.float64)[[1, 2, 0]], torch.tensor([0.1, 0.0, -0.2], dtype=torch.float64)
+    )
+    model = BallModel()
+    model.scene_from_world = world
+    cameras = model.cameras
+    inverse = world.inverse()
+    cameras.c2w = torch.cat(
+        [inverse.rotation @ cameras.c2w[:, :, :3], inverse.apply(cameras.c2w[:, :, 3])[:, :, None]], dim=2
+    )
+    views = depth_views(model, 7, 50)  # type: ignore[arg-type]
+    assert len(views) == 7 and all(view.depths.shape == (50, 50) for view in views)
+    for view in views:
+        points = seen_points(view)
+        assert len(points) > 200 and torch.allclose(points.norm(dim=1), torch.tensor(0.6), atol=1e-5)
+    assert len(set(spread_out(torch.rand(30, 3, dtype=torch.float64), 11).tolist())) == 11
+
+
+def test_a_ball_is_closed_in_place_and_solid() -> None:
+    mesh = extract(BallModel(), resolution=96)  # type: ignore[arg-type]
+    radii = np.linalg.norm(mesh.vertices, axis=1)
+    assert mesh.metadata["closed"] and mesh.metadata["method"] == "tsdf" and mesh.metadata["components"] == 1
+    assert mesh.euler_number == 2 and mesh.volume > 0
+    assert abs(radii.mean() - 0.6) < 0.002 and radii.std() < 0.003, (radii.mean(), radii.std())
+    assert (np.einsum("ij,ij->i", mesh.vertex_normals, mesh.vertices) > 0.97 * radii).mean() > 0.99
+
+
+def test_what_no_view_sees_stays_or_goes() -> None:
+    """Cameras above see the upper side; what they cannot see is solid, and is cut off where that is asked for."""
+    model = BallModel(cameras=cameras_around(30, 3.0, half=True))
+    whole = extract(model, resolution=64)  # type: ignore[arg-type]
+    cut = extract(model, resolution=64, watertight=False)  # type: ignore[arg-type]
+    assert whole.metadata["closed"] and not whole.metadata["unseen_faces"]
+    assert not cut.metadata["closed"] and cut.metadata["unseen_faces"] == len(whole.faces) - len(cut.faces) > 0
+    radii = np.linalg.norm(cut.vertices, axis=1)
+    assert np.abs(radii - 0.6).max() < 0.05 and cut.vertices[:, 2].min() < -0.1
+
+
+def test_cells_away_from_the_surface_are_not_evaluated() -> None:
+    model = BallModel()
+    grid = Grid((-1.0, -1.0, -1.0), 2 / 96, (97, 97, 97))
+    surface = FusedSurface(model, grid)  # type: ignore[arg-type]
+    codes = surface.known(slice(0, 97), slice(0, 97), slice(0, 97))
+    assert codes[48, 48, 48] == INSIDE and codes[0, 0, 0] == OUTSIDE and 0.05 < (codes == ASK).mean() < 0.3
+    z, y, x = np.nonzero(codes != ASK)
+    points = torch.from_numpy(np.stack([x, y, z], axis=1) * grid.step - 1).float()
+    inside = surface.values(points) > 0
+    assert torch.equal(inside, torch.from_numpy(codes[z, y, x] == INSIDE))
+
+
+def test_nothing_seen_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="no surface: .*nothing solid"):
+        extract(BallModel(radius=0.0), resolution=32)  # type: ignore[arg-type]

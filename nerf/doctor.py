@@ -22,10 +22,12 @@ from nerf import __version__
 _EXTRAS = {
     "pycolmap": ("reading COLMAP models, photos to poses", "pip install pycolmap"),
     "OpenEXR": ("reading EXR pictures", "pip install OpenEXR"),
-    "fast_simplification": ("meshes with fewer faces and textures", "pip install fast-simplification"),
     "skimage": ("comparing SSIM in the tests", "pip install scikit-image"),
 }
-_NEEDED = ("torch", "numpy", "PIL", "imageio", "imageio_ffmpeg", "trimesh", "safetensors", "tyro", "rich")
+_NEEDED = (
+    *("torch", "numpy", "PIL", "imageio", "imageio_ffmpeg", "trimesh", "fast_simplification", "safetensors"),
+    *("tyro", "rich"),
+)
 
 
 @dataclass

@@ -79,7 +79,8 @@ class Model:
     def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
         """Where half the light of scene rays is gone [n], scene length along the ray; 0 where that is nowhere."""
         until_half = replace(self.marching, stop_threshold=0.499)  # what lies behind is not asked for
-        return render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)["median_depths"]
+        out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)
+        return self._lengths(rays_o, rays_d, out["median_depths"])
 
     def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
@@ -90,12 +91,12 @@ class Model:
         for start in range(0, h * w, RENDER_CHUNK):  # a part at a time: a large picture needs little more than itself
             pixels = torch.arange(start, min(start + RENDER_CHUNK, h * w))
             rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
-            for name, part in self._look(*rays).items():
+            for name, part in self.look(*rays).items():
                 view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).numpy()
         return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
 
-    def _look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
-        """Colour, opacity, depth and world normal of scene rays."""
+    def look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
+        """What scene rays see: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
         out = self.render_rays(rays_o, rays_d)
         hit = (out["median_depths"] > 0).nonzero()[:, 0]
         o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
@@ -105,16 +106,25 @@ class Model:
         scene_normals = density_normals(
             self.field, points, (t * self.marching.cone_angle).clamp_min(2 * self.marching.step_size)
         )
-        depth = out["median_depths"]
-        if self.ndc is not None and len(hit):  # back from NDC to lengths and directions of the scene frame
+        if self.ndc is not None and len(hit):  # back from NDC to directions of the scene frame
             scene = ndc_points_inverse(points, self.ndc)
             shifted = ndc_points_inverse(points + 1e-3 * scene_normals, self.ndc)
             scene_normals = torch.nn.functional.normalize(shifted - scene, dim=1)
-            depth = depth.clone()
-            depth[hit] = (scene - rays_o[hit]).norm(dim=1).clamp_max(1e6)
+        depth = self._lengths(rays_o, rays_d, out["median_depths"])
         normals[hit] = self.scene_from_world.inverse().apply_directions(scene_normals)
         color = out["colors"].clamp(0, None if self.linear else 1)
         return {"color": color, "opacity": out["opacities"], "depth": depth, "normal": normals}
+
+    def _lengths(self, rays_o: Tensor, rays_d: Tensor, t: Tensor) -> Tensor:
+        """Places t [n] on the march (0: none) as lengths along the scene rays."""
+        if self.ndc is None:
+            return t
+        hit = (t > 0).nonzero()[:, 0]
+        o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
+        lengths = t.clone()
+        there = ndc_points_inverse(o + t[hit, None] * d, self.ndc)
+        lengths[hit] = (there - rays_o[hit]).norm(dim=1).clamp_max(1e6)
+        return lengths
 
     # ---- on disk
 

@@ -21,6 +21,7 @@ DEFAULT_MINUTES = 5.0
 VIDEO_LONGEST = 640  # pixels; of the turntable in the report
 VIDEO_FRAMES = 96
 VIDEO_FPS = 24.0
+SMALL_PHOTOS = 640  # pixels; a smaller texture holds all that they show
 TRAIN_VIEWS_SHOWN = 8  # measured where none are held out
 
 Backend = Literal["auto", "cpu", "reference"]
@@ -60,6 +61,8 @@ class ReconstructArgs(TrainArgs):
 
     resolution: int = 512
     """of the mesh: cells along the longest side of the scene"""
+    texture: int | None = None
+    """texels along the longer side of the mesh's texture, 0: coloured vertices (default: 4096, small photos 2048)"""
 
 
 def main_train(args: TrainArgs) -> None:
@@ -74,9 +77,13 @@ def main_reconstruct(args: ReconstructArgs) -> None:
     """`nerf reconstruct`: prints the numbers and where everything lies; a stage that fails does not stop the next."""
     if args.resolution < 16:
         raise UserError(f"--resolution must be at least 16, got {args.resolution}")
+    if args.texture:
+        from nerf.meshing.atlas import check_size
+
+        check_size(args.texture)
     started = time.perf_counter()
     model, scene = train_run(args)
-    failures = finish(model, scene, args.out, args.resolution)
+    failures = finish(model, scene, args.out, args.resolution, args.texture)
     for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "report.html"):
         if (args.out / name).exists():
             print(args.out / name)
@@ -116,8 +123,11 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
     return train(scene, config, args.out, resume=args.resume, progress=True), scene
 
 
-def finish(model: Model, scene: Scene, out: Path, resolution: int = 512) -> list[str]:
-    """All after training: eval/, video.mp4, mesh.glb, report.html in `out`; returns a sentence for each that failed."""
+def finish(model: Model, scene: Scene, out: Path, resolution: int = 512, texture: int | None = None) -> list[str]:
+    """All after training: eval/, video.mp4, mesh.glb, report.html in `out`; returns a sentence for each that failed.
+
+    resolution, texture: of the mesh, as for the command line.
+    """
     from nerf.evaluation import evaluate, summary
     from nerf.views.report import write_report
 
@@ -129,7 +139,7 @@ def finish(model: Model, scene: Scene, out: Path, resolution: int = 512) -> list
     stages: dict[str, Callable[[], object]] = {
         "evaluation": measure,
         "video": lambda: turntable(model, out / "video.mp4"),
-        "mesh": lambda: make_mesh(model, out / "mesh.glb", resolution),
+        "mesh": lambda: make_mesh(model, scene, out / "mesh.glb", resolution, texture),
         "report": lambda: write_report(out, scene.notes),
     }
     failures = []
@@ -153,14 +163,19 @@ def turntable(model: Model, out: Path) -> None:
     render_path(model, path, out, overwrite=True)
 
 
-def make_mesh(model: Model, out: Path, resolution: int) -> None:
-    """The mesh, and beside it mesh_views/ with its pictures from six sides."""
-    from nerf.meshing import extract, save
+def make_mesh(model: Model, scene: Scene, out: Path, resolution: int, texture: int | None) -> None:
+    """The mesh, textured from the photos, and beside it mesh_views/ with its pictures from six sides."""
+    from nerf.meshing import TEXTURED_FACES, extract, save, textured
     from nerf.views.mesh_views import write_six_views
     from nerf.views.paths import common_up, look_at_point
 
     started = time.perf_counter()
-    mesh = extract(model, resolution)
+    if texture is None:
+        largest = max(int(scene.cameras.widths.max()), int(scene.cameras.heights.max()))
+        texture = 4096 if largest >= SMALL_PHOTOS else 2048
+    mesh = extract(model, resolution, colours=texture == 0)
+    if texture:
+        mesh = textured(model, scene, mesh, texture, TEXTURED_FACES)
     cameras = model.cameras
     up = common_up(cameras)[0]
     save(mesh, out, up)

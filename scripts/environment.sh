@@ -1,6 +1,6 @@
 # Sourced by demo.sh, test.sh and .ci/run: makes or reuses .venv in the repository and installs nerf into it, editable.
 #
-#   prepare_environment EXTRAS     for example "" or "dev,colmap,exr,mesh"; afterwards $VENV_PYTHON runs
+#   prepare_environment EXTRAS     for example "" or "dev,colmap,exr"; afterwards $VENV_PYTHON runs
 #
 # What may be set from outside:
 #   PYTHON            the interpreter to make .venv with (default: python3, else python3.13 to python3.10)

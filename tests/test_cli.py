@@ -188,6 +188,9 @@ def test_mesh_verb_refuses_before_the_work(
         (["-o", str(tmp_path / "m.stl"), "--texture", "1024"], "carries no texture"),
         (["-o", str(tmp_path / "m.fbx")], ".glb"),
         (["--faces", "2"], "--faces must be 4 or more"),
+        (["--points", "100", "-o", str(tmp_path / "p.glb")], "goes to a .ply file"),
+        (["--points", "100", "--faces", "100"], "without --texture and --faces"),
+        (["--points", "-1"], "--points must be above 0"),
     )
     for arguments, words in cases:
         assert cli.run(["mesh", str(trained), *arguments]) == 2

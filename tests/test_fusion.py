@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from torch import Tensor
 
-from nerf import kernels
+from nerf import cli, kernels
 from nerf.cameras import Cameras
 from nerf.errors import UserError
 from nerf.kernels import DepthView, fusion
 from nerf.meshing import extract
+from nerf.meshing.cloud import point_cloud, save_cloud
 from nerf.meshing.fused import FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 from nerf.space import Similarity
+from nerf.surfaces import read_mesh
 
 needs_native = pytest.mark.skipif(kernels.backend() != "cpu", reason="needs the native library")
 
@@ -46,6 +50,20 @@ def cameras_around(n: int, distance: float, size: int = 120, half: bool = False)
     return Cameras(c2w, *lens, whole, whole.clone(), torch.zeros_like(whole), torch.zeros(n, 6, dtype=torch.float64))
 
 
+def moved() -> Similarity:
+    turn = torch.eye(3, dtype=torch.float64)[[1, 2, 0]]
+    return Similarity(0.5, turn, torch.tensor([0.1, 0.0, -0.2], dtype=torch.float64))
+
+
+def in_world(cameras: Cameras, scene_from_world: Similarity) -> Cameras:
+    """Cameras given in the scene frame, as they stand in the world."""
+    back = scene_from_world.inverse()
+    tensors = cameras.tensors()
+    eyes = back.apply(cameras.c2w[:, :, 3])
+    tensors["c2w"] = torch.cat([back.rotation @ cameras.c2w[:, :, :3], eyes[:, :, None]], dim=2)
+    return Cameras(**tensors)
+
+
 @dataclass
 class Occupancy:
     occupied: Tensor
@@ -70,6 +88,12 @@ class BallModel:
         middle = -(o * d).sum(dim=1)
         inside = middle**2 - (o * o).sum(dim=1) + self.radius**2
         return torch.where(inside > 0, middle - inside.clamp_min(0).sqrt(), 0.0).float()
+
+    def look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
+        t = self.median_depths(rays_o, rays_d)
+        normals = torch.nn.functional.normalize(rays_o + t[:, None] * rays_d, dim=1)
+        world = self.scene_from_world.inverse().apply_directions(normals)
+        return {"depth": t, "opacity": (t > 0).float(), "normal": world, "color": rays_d.abs()}
 
     def density(self, points: Tensor) -> Tensor:
         raise AssertionError("the fused surface asks views, not densities")
@@ -148,16 +172,8 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_depth_views_are_where_the_surface_is() -> None:
-    world = Similarity(
-        0.5, torch.eye(3, dtype=torch.float64)[[1, 2, 0]], torch.tensor([0.1, 0.0, -0.2], dtype=torch.float64)
-    )
-    model = BallModel()
-    model.scene_from_world = world
-    cameras = model.cameras
-    inverse = world.inverse()
-    cameras.c2w = torch.cat(
-        [inverse.rotation @ cameras.c2w[:, :, :3], inverse.apply(cameras.c2w[:, :, 3])[:, :, None]], dim=2
-    )
+    model = BallModel(scene_from_world=moved())
+    model.cameras = in_world(model.cameras, model.scene_from_world)
     views = depth_views(model, 7, 50)  # type: ignore[arg-type]
     assert len(views) == 7 and all(view.depths.shape == (50, 50) for view in views)
     for view in views:
@@ -201,3 +217,55 @@ def test_cells_away_from_the_surface_are_not_evaluated() -> None:
 def test_nothing_seen_is_one_sentence() -> None:
     with pytest.raises(UserError, match="no surface: .*nothing solid"):
         extract(BallModel(radius=0.0), resolution=32)  # type: ignore[arg-type]
+
+
+def test_points_lie_on_the_surface_and_look_outwards(tmp_path: Path) -> None:
+    model = BallModel(scene_from_world=moved())
+    model.cameras = in_world(model.cameras, model.scene_from_world)
+    cloud = point_cloud(model, 3000)  # type: ignore[arg-type]
+    assert cloud.points.shape == (3000, 3) and cloud.points.dtype == torch.float64 and cloud.colors.dtype == np.uint8
+    scene = model.scene_from_world.apply(cloud.points)
+    assert torch.allclose(scene.norm(dim=1), torch.tensor(0.6, dtype=torch.float64), atol=1e-5)
+    outward = model.scene_from_world.inverse().apply_directions(scene / 0.6)
+    assert torch.allclose(cloud.normals, outward, atol=1e-4)
+    assert len({tuple(sign) for sign in scene.sign().tolist()}) == 8, "from all sides"
+    save_cloud(cloud, tmp_path / "points.ply")
+    again = trimesh.load(tmp_path / "points.ply")
+    assert np.allclose(again.vertices, cloud.points) and np.array_equal(again.colors[:, :3], cloud.colors)
+    header = (tmp_path / "points.ply").read_bytes()[:400]
+    assert b"element vertex 3000" in header and b"property float nx" in header
+
+
+def test_what_one_view_alone_sees_is_no_point() -> None:
+    class Floater(BallModel):
+        """Before the first camera hangs a speck that nothing else shows."""
+
+        def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+            t = super().median_depths(rays_o, rays_d)
+            first = self.cameras.c2w[0, :, 3].float()
+            beside = (rays_o - first).norm(dim=1) < 1e-4
+            ahead = rays_d @ torch.nn.functional.normalize(-first, dim=0) > 0.999
+            return torch.where(beside & ahead, 0.5, t)
+
+    cloud = point_cloud(Floater(), 20000)  # type: ignore[arg-type]
+    assert float((cloud.points.norm(dim=1) - 0.6).abs().max()) < 1e-4
+
+
+def test_no_points_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="see no surface"):
+        point_cloud(BallModel(radius=0.0), 10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("frame", ["world", "scene"])
+def test_mesh_verb_in_either_frame(frame: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BallModel(scene_from_world=moved())
+    model.cameras = in_world(model.cameras, model.scene_from_world)
+    monkeypatch.setattr("nerf.model.Model.load", lambda path: model)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    common = ["mesh", str(tmp_path), "--frame", frame]
+    assert cli.run([*common, "--resolution", "48"]) == 0 and cli.run([*common, "--points", "500"]) == 0
+    centre = np.zeros(3) if frame == "scene" else model.scene_from_world.inverse().translation.numpy()
+    radius = 0.6 if frame == "scene" else 1.2
+    vertices = read_mesh(tmp_path / "mesh.glb").vertices.numpy()
+    for points in (vertices, np.asarray(trimesh.load(tmp_path / "points.ply").vertices)):
+        assert np.allclose(np.linalg.norm(points - centre, axis=1), radius, atol=0.05)

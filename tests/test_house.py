@@ -57,6 +57,7 @@ NEEDED = {
     "imageio": "imageio",
     "imageio_ffmpeg": "imageio-ffmpeg",
     "trimesh": "trimesh",
+    "fast_simplification": "fast-simplification",
     "safetensors": "safetensors",
     "tyro": "tyro",
     "rich": "rich",
@@ -64,7 +65,6 @@ NEEDED = {
 OPTIONAL = {
     "pycolmap": "pycolmap",
     "OpenEXR": "OpenEXR",
-    "fast_simplification": "fast-simplification",
 }
 
 
@@ -143,7 +143,7 @@ def test_the_tables_above_are_those_of_pyproject() -> None:
         return {re.split(r"[<>=!~ ]", item)[0] for item in re.findall(r'"([^"]+)"', block[1])}
 
     assert listed("dependencies") == set(NEEDED.values())
-    assert listed("colmap") | listed("exr") | listed("mesh") == set(OPTIONAL.values())
+    assert listed("colmap") | listed("exr") == set(OPTIONAL.values())
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -199,7 +199,7 @@ def test_overwrite_keeps_the_old_run_until_the_scene_is_loaded(tmp_path: Path, d
 def test_reconstruct_does_all_of_it(
     data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nerf.reconstruct.make_mesh", lambda model, out, resolution: out.write_bytes(b"glTF"))
+    monkeypatch.setattr("nerf.reconstruct.make_mesh", lambda model, scene, out, *_: out.write_bytes(b"glTF"))
     out = tmp_path / "out"
     main_reconstruct(ReconstructArgs(data, out, steps=5))
     printed = capsys.readouterr().out

@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nerf.errors import note
+from nerf.errors import UserError, note
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
 from nerf.meshing.extract import Method, extract
 from nerf.meshing.files import check_path, save
-from nerf.meshing.finish import TEXTURED_FACES, decimated, textured
+from nerf.meshing.finish import TEXTURED_FACES, decimated, move, textured
 from nerf.meshing.level import default_threshold
 
-__all__ = ["MeshArgs", "decimated", "default_threshold", "extract", "main", "save", "textured"]
+if TYPE_CHECKING:
+    from nerf.model import Model
+
+__all__ = ["TEXTURED_FACES", "MeshArgs", "decimated", "default_threshold", "extract", "main", "save", "textured"]
 
 
 @dataclass
@@ -49,6 +52,10 @@ class MeshArgs:
     """at most about so many triangles (default: all, 200000 with a texture)"""
     texture: int = 0
     """texels along the longer side of a texture made from the photos; 0: coloured vertices instead"""
+    points: int = 0
+    """write a point cloud of so many points with normals and colours instead, to a .ply"""
+    frame: Literal["world", "scene"] = "world"
+    """world: that of the photos' poses; scene: the frame nerf works in, where the object fills [-1,1]^3"""
     data: Path | None = None
     """the scene's folder, for the texture's photos, where it has moved since training"""
     overwrite: bool = False
@@ -60,9 +67,10 @@ def main(args: MeshArgs) -> None:
     from nerf.views.video import model_files
 
     folder, checkpoint = model_files(args.model)
-    out = args.out if args.out is not None else folder / "mesh.glb"
+    out = args.out if args.out is not None else folder / ("points.ply" if args.points else "mesh.glb")
     check_path(out, args.overwrite, textured=bool(args.texture))
-
+    if args.points and (args.points < 0 or args.texture or args.faces is not None or out.suffix.lower() != ".ply"):
+        raise UserError("--points must be above 0, goes to a .ply file, and without --texture and --faces")
     if args.texture:
         check_size(args.texture)
     if args.texture or args.faces is not None:
@@ -73,6 +81,9 @@ def main(args: MeshArgs) -> None:
     from nerf.views.paths import common_up
 
     model = Model.load(checkpoint)
+    if args.points:
+        write_points(model, args.points, args.frame, out)
+        return
     scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
     start = time.perf_counter()
     mesh = extract(
@@ -91,14 +102,33 @@ def main(args: MeshArgs) -> None:
     elif args.faces is not None:
         mesh = decimated(model, mesh, args.faces, args.colours)
     seconds = time.perf_counter() - start
-    save(mesh, out, common_up(model.cameras)[0])
+    up = common_up(model.cameras)[0]
+    if args.frame == "scene":
+        move(mesh, model.scene_from_world)
+        up = model.scene_from_world.apply_directions(up)
+    save(mesh, out, up)
     about = mesh.metadata
     if not about["closed"] and not about["unseen_faces"] and scene is None and args.faces is None:
         note("the mesh is not closed everywhere, which should not happen; please report it")
     pieces = "one piece" if about["components"] == 1 else f"{about['components']} pieces"
     open_ = "open where no photo has seen it" if about["unseen_faces"] else "not closed everywhere"
     closed = "closed" if about["closed"] else open_
+    units = "the photos' units" if args.frame == "world" else "scene units"
     size = " x ".join(f"{x:.4g}" for x in mesh.extents)
     volume = f", volume {enclosed_volume(mesh.vertices, mesh.faces):.4g}" if about["closed"] else ""
-    print(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in the photos' units{volume}; {seconds:.1f} s")
+    print(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in {units}{volume}; {seconds:.1f} s")
+    print(out)
+
+
+def write_points(model: Model, n: int, frame: str, out: Path) -> None:
+    """`nerf mesh --points`: prints how many there are and where they lie."""
+    from nerf.meshing.cloud import point_cloud, save_cloud
+
+    start = time.perf_counter()
+    cloud = point_cloud(model, n)
+    if frame == "scene":
+        to = model.scene_from_world
+        cloud = cloud._replace(points=to.apply(cloud.points), normals=to.apply_directions(cloud.normals))
+    save_cloud(cloud, out)
+    print(f"{len(cloud.points):,} points with normals and colours; {time.perf_counter() - start:.1f} s")
     print(out)

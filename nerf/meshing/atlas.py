@@ -24,8 +24,7 @@ class Atlas(NamedTuple):
     corners: Tensor
     faces: Tensor
     uv: Tensor
-    width: int
-    height: int
+    size: int  # pixels on each side of the texture
 
 
 def check_size(size: int) -> None:
@@ -101,7 +100,7 @@ def _packed(flat: Tensor, axis: Tensor, chart: Tensor, faces: Tensor, size: int)
             if scale < smallest:
                 raise UserError(f"--texture {size} does not hold the mesh's {n_charts:,} charts: give a larger size")
     where = (uv - low[of_chart]) * scale + torch.from_numpy(places)[of_chart] + _PADDING / 2
-    return Atlas(corners, number.reshape(-1, 3), where, size, size)
+    return Atlas(corners, number.reshape(-1, 3), where, size)
 
 
 def _shelves(boxes: NDArray[np.int64], size: int) -> NDArray[np.float64] | None:
@@ -135,7 +134,7 @@ def _hidden(atlas: Atlas) -> Tensor:
 def texels(atlas: Atlas) -> tuple[Tensor, Tensor, Tensor]:
     """The texels whose centre lies in a face: (flat texels [t] ascending, faces [t], weights of its corners [t,3])."""
     depth = torch.ones(len(atlas.uv), dtype=torch.float64)
-    return rasterise(atlas.uv, depth, atlas.faces, atlas.width, atlas.height)
+    return rasterise(atlas.uv, depth, atlas.faces, atlas.size, atlas.size)
 
 
 def fill(texture: Tensor, known: Tensor) -> Tensor:

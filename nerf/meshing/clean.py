@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
+from nerf.meshing.repair import repair
 
 _CHUNK = 1 << 18  # faces at once
+_SMALL_HOLE = 8  # edges
 
 
 def component_labels(n_vertices: int, faces: Tensor) -> Tensor:
@@ -127,15 +129,15 @@ def check_count(n_faces: int | None) -> None:
         raise UserError(f"--faces must be 4 or more, got {n_faces}")
     if find_spec("fast_simplification") is None:
         raise UserError(
-            "fewer faces need the package fast-simplification: pip install fast-simplification "
-            "(or nerf with its extra: nerf[mesh])"
+            "fewer faces and textures need the package fast-simplification: pip install fast-simplification"
         )
 
 
-def decimate(vertices: Tensor, faces: Tensor, n_faces: int) -> tuple[Tensor, Tensor]:
+def decimate(vertices: Tensor, faces: Tensor, n_faces: int, closed: bool = True) -> tuple[Tensor, Tensor]:
     """At most about n_faces faces that keep the shape: (vertices [v,3] float64, faces [f,3] int64). Fewer come back as
     they are.
 
+    A mesh that is `closed` stays so; of an open one only small holes are closed, as decimation tears them.
     Source: quadric error metrics, Garland and Heckbert 1997, by fast-simplification.
     """
     if len(faces) <= n_faces:
@@ -147,8 +149,8 @@ def decimate(vertices: Tensor, faces: Tensor, n_faces: int) -> tuple[Tensor, Ten
     middle, extent = (low + high) / 2, float((high - low).max()) or 1.0
     unit = ((vertices - middle) / extent).float()  # it computes in float32
     points, kept = fast_simplification.simplify(unit.numpy(), faces.int().numpy(), target_count=n_faces)
-    kept_faces = torch.from_numpy(np.asarray(kept, np.int64))
-    a, b, c = kept_faces.unbind(dim=1)
-    kept_faces = kept_faces[(a != b) & (b != c) & (c != a)]
-    used, kept_faces = compact(kept_faces, len(points))
-    return torch.from_numpy(np.asarray(points, np.float64))[used] * extent + middle, kept_faces
+    points, kept = repair(
+        np.asarray(points, np.float64), np.asarray(kept, np.int64), len(kept) if closed else _SMALL_HOLE
+    )
+    used, kept_faces = compact(torch.from_numpy(kept), len(points))
+    return torch.from_numpy(points)[used] * extent + middle, kept_faces

@@ -42,7 +42,11 @@ def save(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> N
     """
     path = Path(path)
     check_path(path)
-    files = _contents(mesh, path, up)
+    write_files(path, _contents(mesh, path, up))
+
+
+def write_files(path: Path, files: dict[str, bytes]) -> None:
+    """Write files (name -> bytes) beside each other, `path` the last of them; none is replaced before all are whole."""
     partial = {name: path.with_name(f".{name}.partial") for name in files}
     try:
         for name, data in files.items():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from nerf.datasets import Scene
     from nerf.model import Model
+    from nerf.space import Similarity
 
 TEXTURED_FACES = 200_000
 
@@ -45,7 +46,7 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
         atlas = unwrap(vertices, faces, size)
         texture = bake(model, scene, atlas, vertices, normals, scene.splits["train"])
     picture = Image.fromarray(to_display(texture.numpy(), model.linear))
-    flat = atlas.uv / torch.tensor([atlas.width, atlas.height], dtype=torch.float64)
+    flat = atlas.uv.double() / atlas.size
     material = trimesh.visual.material.PBRMaterial(
         baseColorTexture=picture, baseColorFactor=[255] * 4, metallicFactor=0.0, roughnessFactor=1.0
     )
@@ -55,9 +56,19 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
     return _trimesh(vertices[atlas.corners], atlas.faces, normals[atlas.corners], about, visual=visual)
 
 
+def move(mesh: trimesh.Trimesh, to: Similarity) -> None:
+    """Take a mesh to another frame, in place; its colours, texture and what is known of it stay."""
+    normals = to.apply_directions(torch.from_numpy(np.array(mesh.vertex_normals))).numpy()
+    mesh.vertices = to.apply(torch.from_numpy(np.array(mesh.vertices))).numpy()
+    mesh.vertex_normals = normals  # type: ignore[method-assign]
+
+
 def _fewer(mesh: trimesh.Trimesh, n_faces: int) -> tuple[Tensor, Tensor, Tensor, dict]:
     vertices, faces = decimate(
-        torch.from_numpy(np.array(mesh.vertices)), torch.from_numpy(np.array(mesh.faces)), n_faces
+        torch.from_numpy(np.array(mesh.vertices)),
+        torch.from_numpy(np.array(mesh.faces)),
+        n_faces,
+        mesh.metadata.get("closed", False),
     )
     about = {**mesh.metadata, "closed": is_closed(faces.int().numpy(), len(vertices))}
     normals = vertex_normals(vertices - vertices.mean(dim=0), faces)  # in float32, so not about a far-away origin

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,11 +13,13 @@ from nerf import kernels
 from nerf.cameras import PERSPECTIVE, Cameras
 from nerf.kernels import DepthView
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
-from nerf.model import Model
+
+if TYPE_CHECKING:
+    from nerf.model import Model
 
 VIEWS, LONGEST = 64, 400  # at most so many depth maps, and pixels along their longer side
 FRONT, BACK = 4.0, 8.0  # truncation before and behind the surface, in steps of the grid
-_FEWEST = 2.0  # views that must agree; one alone may look through a hole in what others saw as solid
+FEWEST = 2.0  # views that must agree; one alone may look through a hole in what others saw as solid
 _CELL = 4  # steps of the grid: what is known of points is known by such cells
 
 
@@ -28,7 +32,7 @@ class FusedSurface:
     def __init__(self, model: Model, grid: Grid) -> None:
         self.grid = grid
         self.views = depth_views(model, VIEWS, LONGEST)
-        self.fewest = min(_FEWEST, len(self.views) / 4)
+        self.fewest = min(FEWEST, len(self.views) / 4)
         self._codes = self._classify()
 
     def values(self, points: Tensor) -> Tensor:
@@ -39,7 +43,7 @@ class FusedSurface:
 
     def seen(self, points: Tensor) -> Tensor:
         """Which points [n,3] of the surface some view has seen as surface: bool [n]."""
-        return self._fuse(points).supports >= self.fewest / 2
+        return agreed(points, self.views, FRONT * self.grid.step, self.fewest / 2)
 
     def known(self, *ranges: slice) -> NDArray[np.uint8]:
         """Of the grid points in z, y, x ranges: away from all surfaces, on which side they are."""
@@ -97,6 +101,11 @@ def seen_points(view: DepthView) -> Tensor:
     fx, fy, cx, cy = view.intrinsics
     local = torch.stack([(col + 0.5 - cx) / fx * z, (row + 0.5 - cy) / fy * z, z], dim=1).double()
     return ((local - view.camera_from_scene[:, 3]) @ view.camera_from_scene[:, :3]).float()
+
+
+def agreed(points: Tensor, views: list[DepthView], tolerance: float, fewest: float) -> Tensor:
+    """Where `fewest` views see a surface within the tolerance (scene length) of points [n,3]: bool [n]."""
+    return kernels.fuse_depths(points, views, tolerance, tolerance).supports >= fewest
 
 
 def spread_out(points: Tensor, most: int) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.meshing.marching import ASK, OUTSIDE, Grid, Known
-from nerf.model import Model
+
+if TYPE_CHECKING:
+    from nerf.model import Model
 
 HALF_LENGTH = (
     1 / 64

@@ -128,12 +128,9 @@ def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Te
     for some in unseen.split(_CHUNK):
         normal = (weights[some][..., None] * normals[corners[some]]).sum(dim=1)
         color[some] = field_colors(model, points[some], normal)
-    texture, known = (
-        torch.zeros(atlas.height * atlas.width, 3),
-        torch.zeros(atlas.height * atlas.width, dtype=torch.bool),
-    )
+    texture, known = torch.zeros(atlas.size**2, 3), torch.zeros(atlas.size**2, dtype=torch.bool)
     texture[flat], known[flat] = color, True
-    shape = (atlas.height, atlas.width)
+    shape = (atlas.size, atlas.size)
     return fill(texture.reshape(*shape, 3), known.reshape(shape)).clamp_min(0)
 
 

@@ -1,0 +1,73 @@
+"""A point cloud of what the photos show, with normals and colours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.errors import UserError
+from nerf.meshing.files import write_files
+from nerf.meshing.fused import FEWEST, VIEWS, agreed, depth_views
+from nerf.rendering import RENDER_CHUNK
+from nerf.views.pictures import to_display
+
+if TYPE_CHECKING:
+    from nerf.model import Model
+
+_LONGEST = 200  # pixels of the depth maps that points must agree with
+_TOLERANCE = 1 / 100  # scene length by which depths may differ
+
+
+class Cloud(NamedTuple):
+    """n points of a surface, all in one frame."""
+
+    points: Tensor  # [n,3] float64
+    normals: Tensor  # [n,3] float64, unit, outward
+    colors: np.ndarray  # [n,3] uint8 sRGB
+
+
+def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
+    """At most n points in the world frame, where pixels drawn from the training views see a surface.
+
+    A pixel counts where most of its light is stopped and at least two views agree on the depth, so what floats before a
+    single camera stays out. Raises UserError where nothing is seen. Not differentiable.
+    """
+    cameras, random = model.cameras, torch.Generator().manual_seed(seed)
+    views = depth_views(model, VIEWS, _LONGEST)
+    fewest = min(FEWEST, len(views) / 2)
+    world_from_scene = model.scene_from_world.inverse()
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    found = 0
+    for _ in range(64):  # until there are enough, or pixels keep on showing nothing
+        ids = torch.randint(len(cameras), (min(RENDER_CHUNK, 2 * n),), generator=random)
+        place = torch.rand(2, len(ids), generator=random)
+        rows, cols = (place[0] * cameras.heights[ids]).long(), (place[1] * cameras.widths[ids]).long()
+        rays_o, rays_d = cameras.rays(ids, rows, cols, model.scene_from_world)
+        seen = model.look(rays_o, rays_d)
+        solid = (seen["opacity"] > 0.9) & (seen["depth"] > 0)
+        points = rays_o[solid] + seen["depth"][solid, None] * rays_d[solid]
+        alike = agreed(points, views, _TOLERANCE, fewest)
+        kept.append((points[alike], seen["normal"][solid][alike], seen["color"][solid][alike]))
+        found += int(alike.sum())
+        if found >= n:
+            break
+    if not found:
+        raise UserError("the training views see no surface, so there are no points; train longer")
+    points, normals, colors = (torch.cat(parts)[:n] for parts in zip(*kept, strict=True))
+    return Cloud(world_from_scene.apply(points.double()), normals.double(), to_display(colors.numpy(), model.linear))
+
+
+def save_cloud(cloud: Cloud, path: Path) -> None:
+    """Binary PLY: float64 positions (world coordinates may be large), float32 normals, 8-bit colours."""
+    names = [("double", "f8", "x y z"), ("float", "f4", "nx ny nz"), ("uchar", "u1", "red green blue")]
+    rows = np.empty(len(cloud.points), [(name, f"<{code}") for _, code, group in names for name in group.split()])
+    for (_, _, group), values in zip(names, (cloud.points.numpy(), cloud.normals.numpy(), cloud.colors), strict=True):
+        for k, name in enumerate(group.split()):
+            rows[name] = values[:, k]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
+    header += [f"property {kind} {name}" for kind, _, group in names for name in group.split()]
+    write_files(path, {path.name: "\n".join([*header, "end_header", ""]).encode() + rows.tobytes()})

@@ -76,11 +76,13 @@ class Model:
         background = self.background if background is None else background
         return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
 
-    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
-        """Where half the light of scene rays is gone [n], scene length along the ray; 0 where that is nowhere."""
+    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+        """Where half the light of scene rays is gone [n], scene length along the ray, 0 where that is nowhere; and how
+        far the places spread where it goes [n]: their mean distance, over this half, in the march's length."""
         until_half = replace(self.marching, stop_threshold=0.499)  # what lies behind is not asked for
         out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)
-        return self._lengths(rays_o, rays_d, out["median_depths"])
+        spread = out["distortions"] / out["opacities"].clamp_min(1e-6).square()
+        return self._lengths(rays_o, rays_d, out["median_depths"]), spread
 
     def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]

@@ -122,7 +122,7 @@ def render_many(
     background: Tensor,
 ) -> dict[str, Tensor]:
     """`render_rays` for any number of rays, without gradients, in bounded memory."""
-    names = ("colors", "opacities", "depths", "median_depths")
+    names = ("colors", "opacities", "depths", "median_depths", "distortions")
     parts = [
         render_rays(field, occupancy, marching, o, d, background)
         for o, d in zip(rays_o.split(RENDER_CHUNK), rays_d.split(RENDER_CHUNK), strict=True)

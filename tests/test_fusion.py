@@ -20,6 +20,7 @@ from nerf.meshing import extract
 from nerf.meshing.cloud import point_cloud, save_cloud
 from nerf.meshing.fused import FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
+from nerf.rendering import Marching
 from nerf.space import Similarity
 from nerf.surfaces import read_mesh
 
@@ -79,18 +80,20 @@ class BallModel:
     space: str = "box"
     linear: bool = False
     ndc: tuple[float, float] | None = None
+    marching: Marching = field(default_factory=lambda: Marching("box", 0.0, 9.0))
 
     def __post_init__(self) -> None:
         self.occupancy = Occupancy(torch.ones(1, 8, 8, 8, dtype=torch.bool))
 
-    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
         o, d = rays_o.double(), rays_d.double()
         middle = -(o * d).sum(dim=1)
         inside = middle**2 - (o * o).sum(dim=1) + self.radius**2
-        return torch.where(inside > 0, middle - inside.clamp_min(0).sqrt(), 0.0).float()
+        t = torch.where(inside > 0, middle - inside.clamp_min(0).sqrt(), 0.0).float()
+        return t, torch.zeros_like(t)
 
     def look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
-        t = self.median_depths(rays_o, rays_d)
+        t, _ = self.median_depths(rays_o, rays_d)
         normals = torch.nn.functional.normalize(rays_o + t[:, None] * rays_d, dim=1)
         world = self.scene_from_world.inverse().apply_directions(normals)
         return {"depth": t, "opacity": (t > 0).float(), "normal": world, "color": rays_d.abs()}
@@ -117,6 +120,7 @@ def random_views(seed: int = 0) -> list[DepthView]:
         depths = 1.7 + 0.02 * torch.sin(rows / 3.0) + 0.03 * torch.cos(cols / 4.0)
         depths[torch.rand(h, w, generator=g) < 0.1] = torch.inf
         depths[torch.rand(h, w, generator=g) < 0.1] += 0.4
+        depths[torch.rand(h, w, generator=g) < 0.05] = torch.nan
         views.append(DepthView(pose, (30.0, 31.0, w / 2 + 0.3, h / 2 - 0.2), depths))
     return views
 
@@ -191,6 +195,24 @@ def test_a_ball_is_closed_in_place_and_solid() -> None:
     assert (np.einsum("ij,ij->i", mesh.vertex_normals, mesh.vertices) > 0.97 * radii).mean() > 0.99
 
 
+def test_smoothing_takes_noise_and_keeps_the_size() -> None:
+    class Noisy(BallModel):
+        def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+            t, spread = super().median_depths(rays_o, rays_d)
+            noise = torch.rand(len(t), generator=torch.Generator().manual_seed(len(t))) - 0.5
+            return torch.where(t > 0, t + 0.06 * noise, t), spread
+
+    def measured(rounds: int) -> tuple[float, float]:
+        mesh = extract(Noisy(), resolution=96, smooth=rounds)  # type: ignore[arg-type]
+        radii = np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
+        return float((mesh.vertex_normals * mesh.vertices / radii).sum(axis=1).mean()), float(radii.mean())
+
+    (rough, size), (fair, same_size) = measured(0), measured(3)
+    assert 1 - fair < 0.6 * (1 - rough) and abs(size - same_size) < 0.002, (rough, fair, size, same_size)
+    with pytest.raises(UserError, match="--smooth must be from 0 to 100"):
+        extract(BallModel(), smooth=-1)  # type: ignore[arg-type]
+
+
 def test_what_no_view_sees_stays_or_goes() -> None:
     """Cameras above see the upper side; what they cannot see is solid, and is cut off where that is asked for."""
     model = BallModel(cameras=cameras_around(30, 3.0, half=True))
@@ -240,15 +262,36 @@ def test_what_one_view_alone_sees_is_no_point() -> None:
     class Floater(BallModel):
         """Before the first camera hangs a speck that nothing else shows."""
 
-        def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> Tensor:
-            t = super().median_depths(rays_o, rays_d)
+        def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+            t, spread = super().median_depths(rays_o, rays_d)
             first = self.cameras.c2w[0, :, 3].float()
             beside = (rays_o - first).norm(dim=1) < 1e-4
             ahead = rays_d @ torch.nn.functional.normalize(-first, dim=0) > 0.999
-            return torch.where(beside & ahead, 0.5, t)
+            return torch.where(beside & ahead, 0.5, t), spread
 
     cloud = point_cloud(Floater(), 20000)  # type: ignore[arg-type]
     assert float((cloud.points.norm(dim=1) - 0.6).abs().max()) < 1e-4
+
+
+def test_shine_does_not_hollow_out() -> None:
+    """From above, a spot of the ball looks like a pit with a thin skin; those rays have no say."""
+
+    class Shiny(BallModel):
+        spread = 1.0
+
+        def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+            t, spread = super().median_depths(rays_o, rays_d)
+            there = rays_o + t[:, None] * rays_d
+            spot = (t > 0) & (there[:, :2].norm(dim=1) < 0.3) & (there[:, 2] > 0)
+            return torch.where(spot, t + 0.3, t), torch.where(spot, self.spread, spread)
+
+    def lowest(model: Shiny) -> float:
+        mesh = extract(model, resolution=64)  # type: ignore[arg-type]
+        return float(np.linalg.norm(mesh.vertices, axis=1).min())
+
+    naive = Shiny()
+    naive.spread = 0.0
+    assert lowest(naive) < 0.45 and lowest(Shiny()) > 0.55
 
 
 def test_no_points_is_one_sentence() -> None:

@@ -18,7 +18,7 @@ class DepthView:
 
     camera_from_scene: Tensor  # [3,4] float64; x right, y down, z ahead
     intrinsics: tuple[float, float, float, float]  # fx, fy, cx, cy in pixels; the first centre is at (0.5, 0.5)
-    depths: Tensor  # [h,w] float32 along z, scene length; infinity where the ray hits nothing
+    depths: Tensor  # [h,w] float32 along z, scene length; infinity where the ray hits nothing, NaN: no say
 
 
 class _View(ctypes.Structure):

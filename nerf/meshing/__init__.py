@@ -42,6 +42,8 @@ class MeshArgs:
     """keep what no photo has seen, so that the surface closes (default: for objects, not for open scenes)"""
     box: tuple[float, float, float, float, float, float] | None = None
     """x0 y0 z0 x1 y1 z1 in the scene frame (default: the object; unbounded scenes: -1 -1 -1 1 1 1)"""
+    smooth: int | None = None
+    """rounds of smoothing that keeps size and shape (default: 3, none with density)"""
     min_fraction: float = 0.01
     """drop pieces with fewer faces than this share of the largest piece's"""
     max_components: int | None = None
@@ -92,6 +94,7 @@ def main(args: MeshArgs) -> None:
         method=args.method,
         threshold=args.threshold,
         watertight=args.watertight,
+        smooth=args.smooth,
         box=args.box,
         min_fraction=args.min_fraction,
         max_components=args.max_components,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.memory import give_back
-from nerf.meshing.clean import compact, is_closed, keep_faces, vertex_normals
+from nerf.meshing.clean import compact, is_closed, keep_faces, smoothed, vertex_normals
 from nerf.meshing.fused import FusedSurface
 from nerf.meshing.level import LevelSurface, default_threshold
 from nerf.meshing.marching import Grid, marching_cubes
@@ -41,6 +41,7 @@ def extract(
     refine: int = 1,
     method: Method = "auto",
     watertight: bool | None = None,
+    smooth: int | None = None,
 ) -> trimesh.Trimesh:
     """The surface of a model, as a trimesh.Trimesh in the world frame.
 
@@ -51,7 +52,8 @@ def extract(
     occupied cells for a bounded object, [-1,1]^3 for unbounded captures. Components under min_fraction of the largest
     one's faces go, as do, for bounded objects, cavities that nothing outside can see; max_components keeps only so many
     of the largest. refine: evaluations for each vertex to slide it onto the true surface along its edge. watertight:
-    whether faces that no view has seen stay (None: for bounded objects, and with "density").
+    whether faces that no view has seen stay (None: for bounded objects, and with "density"). smooth: rounds of
+    smoothing that keeps the shape (None: 3, or none with "density").
 
     Unless such faces go the mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise
     seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`
@@ -62,8 +64,9 @@ def extract(
 
     if method == "auto":
         method = "density" if threshold is not None or model.space == "ndc" else "tsdf"
+    smooth = smooth if smooth is not None else 3 if method == "tsdf" else 0
     level = default_threshold() if threshold is None else float(threshold)
-    _check(resolution, level, box, min_fraction, max_components)
+    _check(resolution, level, box, min_fraction, max_components, smooth)
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
     step = float((high - low).max()) / resolution
     counts = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1
@@ -80,6 +83,7 @@ def extract(
         kept, n_components = keep_faces(points, faces, min_fraction, max_components, cavities=model.space != "box")
         if not n_components:
             raise UserError("nothing solid was found: every piece is a cavity; try another --threshold or --method")
+        points = smoothed(points, faces, smooth)
         n_whole = int(kept.sum())
         if isinstance(shape, FusedSurface) and not (model.space == "box" if watertight is None else watertight):
             seen = torch.cat([shape.seen(some) for some in points.split(_CHUNK)])
@@ -114,8 +118,15 @@ def extract(
 
 
 def _check(
-    resolution: int, level: float, box: tuple[float, ...] | None, min_fraction: float, max_components: int | None
+    resolution: int,
+    level: float,
+    box: tuple[float, ...] | None,
+    min_fraction: float,
+    max_components: int | None,
+    smooth: int,
 ) -> None:
+    if not 0 <= smooth <= 100:
+        raise UserError(f"--smooth must be from 0 to 100 rounds, got {smooth}")
     if not 8 <= resolution <= 4096:
         raise UserError(f"--resolution must be from 8 to 4096 cells, got {resolution}")
     if not (math.isfinite(level) and level > 0):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 VIEWS, LONGEST = 64, 400  # at most so many depth maps, and pixels along their longer side
 FRONT, BACK = 4.0, 8.0  # truncation before and behind the surface, in steps of the grid
 FEWEST = 2.0  # views that must agree; one alone may look through a hole in what others saw as solid
+# Light that goes in places so many steps of the march apart says nothing: shine makes fields hollow behind a thin skin,
+# and a depth within would hollow out the mesh.
+SPREAD = 4.5
 _CELL = 4  # steps of the grid: what is known of points is known by such cells
 
 
@@ -83,10 +86,12 @@ def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
     for i in range(len(cameras)):
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         rays_o, rays_d = cameras.image_rays(i, model.scene_from_world)
-        t = model.median_depths(rays_o, rays_d)
+        t, spread = model.median_depths(rays_o, rays_d)
         opencv = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
         axes = model.scene_from_world.rotation @ cameras.c2w[i, :, :3] * opencv  # columns: right, down, ahead
         along_z = torch.where(t > 0, t * (rays_d @ axes[:, 2].float()), torch.inf)
+        steps = (t * model.marching.cone_angle).clamp_min(model.marching.step_size)
+        along_z[(t > 0) & (spread > SPREAD * steps)] = torch.nan
         origin = model.scene_from_world.apply(cameras.c2w[i, :, 3])
         pose = torch.cat([axes.T, -(axes.T @ origin)[:, None]], dim=1)
         fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))

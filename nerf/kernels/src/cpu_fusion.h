@@ -8,7 +8,7 @@ struct DepthView {           // a pinhole camera and its depth map
   float camera_from_scene[12];  // row-major [3, 4]; x right, y down, z ahead
   float fx, fy, cx, cy;         // pixels; the first pixel's centre is at (0.5, 0.5)
   int width, height;
-  const float* depths;  // [height, width] along z; infinity where the ray hits nothing
+  const float* depths;  // [height, width] along z; infinity where the ray hits nothing, NaN: no say
 };
 
 // points [n, 3] -> distances [n] in units of `front`, above 0 before the surface, and the weights [n] that stand behind
@@ -60,9 +60,9 @@ static void fuse_depths(const float* points, long long n, const DepthView* views
         const float low = f_min(f_min(a, b), f_min(c, d)), high = f_max(f_max(a, b), f_max(c, d));
         const float upper = s[i] < 0.5f ? a : b, lower = s[i] < 0.5f ? c : d, nearest = t[i] < 0.5f ? upper : lower;
         const float between = (a + s[i] * (b - a)) * (1.0f - t[i]) + (c + s[i] * (d - c)) * t[i];
-        const float depth = high - low < front ? between : nearest;
+        const float depth = (int)(high - low < front) & (int)(between == between) ? between : nearest;
         const float before = (depth - ahead[i]) * stretch[i], behind = 1.0f + f_min(before, 0.0f) / back;
-        const float say = (int)(inside[i] != 0) & (int)(behind > 0.0f) ? behind : 0.0f;
+        const float say = (int)(inside[i] != 0) & (int)(before > -back) ? behind : 0.0f;  // not of a NaN
         pictured[i] |= inside[i];
         weight[i] += say;
         total[i] += say > 0.0f ? say * f_min(before / front, 1.0f) : 0.0f;

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from nerf.model import Model
 
 VIEWS, LONGEST = 64, 400  # at most so many depth maps, and pixels along their longer side
-FRONT, BACK = 4.0, 8.0  # truncation before and behind the surface, in steps of the grid
+FRONT = 4.0  # truncation before the surface, in steps of the grid
+BACK = (8.0, 16.0)  # behind it, where views that see the surface add to what is solid: least and most; between them
+_DEEP = 1 / 25  # this scene length, so that coarse grids keep their thin parts
 FEWEST = 2.0  # views that must agree; one alone may look through a hole in what others saw as solid
 # Light that goes in places so many steps of the march apart says nothing: shine makes fields hollow behind a thin skin,
 # and a depth within would hollow out the mesh.
@@ -57,7 +59,8 @@ class FusedSurface:
         return "the photos' cameras see nothing solid there; train longer, or choose another --box"
 
     def _fuse(self, points: Tensor) -> kernels.Fused:
-        return kernels.fuse_depths(points, self.views, FRONT * self.grid.step, BACK * self.grid.step)
+        step = self.grid.step
+        return kernels.fuse_depths(points, self.views, FRONT * step, min(max(_DEEP, BACK[0] * step), BACK[1] * step))
 
     def _classify(self) -> NDArray[np.uint8]:
         """A code for each cell: ASK within a cell of a seen surface or of a change between inside and outside."""

@@ -47,8 +47,9 @@ class TrainConfig:
     beta2: float = 0.99
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
     # Radiance-field loss, faded out: sharpens surfaces and so makes rays short. More is faster still and keeps shiny
-    # things from being hollowed out, but other hollows stay filled, and leaves and hair lose their blends.
-    surface_weight: float = 0.2
+    # things from being hollowed out, but other hollows stay filled, and leaves and hair lose their blends. None: 0.2 for
+    # objects, 0.1 for other scenes.
+    surface_weight: float | None = None
     surface_until: float = 0.75
     # Objects: colours are asked for from random directions at first, so that none can depend on them. Else what fills a
     # hollow (the solid hull it starts as) stays and learns to look hollow from every camera; but in too many steps
@@ -123,6 +124,8 @@ class Trainer:
         self.sink = GradientSink(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        by_space = 0.2 if scene.space == "box" else 0.1
+        self.surface_weight = by_space if config.surface_weight is None else config.surface_weight
         self.step, self.n_rays, self.seconds = 0, 1024, 0.0
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given
         self.curve: list[dict[str, float]] = []
@@ -182,7 +185,7 @@ class Trainer:
                 out[name] = torch.where(used, out[name], out[name].detach())
         colors, foregrounds = out["colors"], out["foregrounds"]
         loss = losses.huber(colors, target) * 10.0
-        surface = c.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
+        surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
         if surface > 0:
             loss = loss + surface * 3.0 * losses.surface(
                 out["second_moments"], foregrounds, out["opacities"], target, background

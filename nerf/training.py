@@ -47,8 +47,8 @@ class TrainConfig:
     beta2: float = 0.99
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
     # Radiance-field loss, faded out: sharpens surfaces and so makes rays short. More is faster still and keeps shiny
-    # things from being hollowed out, but other hollows stay filled, and leaves and hair lose their blends. None: 0.2 for
-    # objects, 0.1 for other scenes.
+    # things from being hollowed out, but other hollows stay filled, and leaves and hair lose their blends. None: 0.1 for
+    # open scenes, 0.2 for others.
     surface_weight: float | None = None
     surface_until: float = 0.75
     # Objects: colours are asked for from random directions at first, so that none can depend on them. Else what fills a
@@ -124,7 +124,7 @@ class Trainer:
         self.sink = GradientSink(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
-        by_space = 0.2 if scene.space == "box" else 0.1
+        by_space = 0.1 if scene.space == "unbounded" else 0.2
         self.surface_weight = by_space if config.surface_weight is None else config.surface_weight
         self.step, self.n_rays, self.seconds = 0, 1024, 0.0
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given

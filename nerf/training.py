@@ -47,8 +47,8 @@ class TrainConfig:
     beta2: float = 0.99
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
     # Radiance-field loss, faded out: sharpens surfaces and so makes rays short. More is faster still and keeps shiny
-    # things from being hollowed out, but other hollows stay filled, and leaves and hair lose their blends. None: 0.1 for
-    # open scenes, 0.2 for others.
+    # things from being hollowed out, but other hollows stay filled, and leaves and hair lose their blends. None: 0.1 in
+    # open scenes, 0.2 elsewhere.
     surface_weight: float | None = None
     surface_until: float = 0.75
     # Objects: colours are asked for from random directions at first, so that none can depend on them. Else what fills a

@@ -123,7 +123,9 @@ def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Te
             found = bilinear(picture, uv)
             colors[some, rank[some]] = found[:, :3]
             shares[some, rank[some]] = s**_SHARPNESS * (found[:, 3] > 0.999)  # no colours of what is transparent
-    color, seen = agreed(colors, shares)
+    pairs = [agreed(*some) for some in zip(colors.split(_CHUNK), shares.split(_CHUNK), strict=True)]
+    color, seen = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    del colors, shares, pairs
     unseen = (~seen).nonzero()[:, 0]
     for some in unseen.split(_CHUNK):
         normal = (weights[some][..., None] * normals[corners[some]]).sum(dim=1)

@@ -143,6 +143,13 @@ def fill(texture: Tensor, known: Tensor) -> Tensor:
 
     Source: pull-push, Gortler et al., "The Lumigraph", 1996, section 3.3.
     """
+    filled = torch.empty_like(texture)
+    for channel in range(texture.shape[2]):  # one at a time: a third of the memory
+        filled[..., channel] = _filled(texture[..., [channel]], known)[..., 0]
+    return filled
+
+
+def _filled(texture: Tensor, known: Tensor) -> Tensor:
     pictures, weights = [texture.permute(2, 0, 1)[None] * known], [known.to(texture.dtype)[None, None]]
     while max(pictures[-1].shape[2:]) > 1:
         picture, weight = (torch.nn.functional.avg_pool2d(_even(x), 2) for x in (pictures[-1], weights[-1]))

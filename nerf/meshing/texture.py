@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nerf.memory import give_back
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, rasterise
 from nerf.space import ndc_points
@@ -132,6 +133,8 @@ def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Te
         color[some] = field_colors(model, points[some], normal)
     texture, known = torch.zeros(atlas.size**2, 3), torch.zeros(atlas.size**2, dtype=torch.bool)
     texture[flat], known[flat] = color, True
+    del color, points, weights, corners, flat, face
+    give_back()
     shape = (atlas.size, atlas.size)
     return fill(texture.reshape(*shape, 3), known.reshape(shape)).clamp_min(0)
 

@@ -16,6 +16,8 @@ from nerf.kernels.raster import weights_in
 if TYPE_CHECKING:
     import trimesh
 
+_CHUNK = 1 << 18  # pixels worked on at once
+
 
 def render_mesh(
     mesh: trimesh.Trimesh,
@@ -99,7 +101,11 @@ def rasterise(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> 
     """
     nearest = kernels.nearest_faces(uv, z, faces, width, height)
     pixel = (nearest >= 0).nonzero()[:, 0]
-    corners = faces[nearest[pixel].long()]
-    rows, cols = torch.div(pixel, width, rounding_mode="floor"), pixel % width
-    weights = weights_in(uv[corners], torch.stack([cols, rows], dim=1) + 0.5).clamp_min(0) / z[corners]
-    return pixel, nearest[pixel].long(), weights / weights.sum(dim=1, keepdim=True)
+    face = nearest[pixel].long()
+    weights = torch.empty(len(pixel), 3, dtype=torch.float64)
+    for k in range(0, len(pixel), _CHUNK):
+        some, corners = pixel[k : k + _CHUNK], faces[face[k : k + _CHUNK]].long()
+        at = torch.stack([some % width, torch.div(some, width, rounding_mode="floor")], dim=1) + 0.5
+        part = weights_in(uv[corners].double(), at.double()).clamp_min(0) / z[corners]
+        weights[k : k + _CHUNK] = part / part.sum(dim=1, keepdim=True)
+    return pixel, face, weights

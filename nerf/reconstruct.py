@@ -84,7 +84,7 @@ def main_reconstruct(args: ReconstructArgs) -> None:
     started = time.perf_counter()
     model, scene = train_run(args)
     failures = finish(model, scene, args.out, args.resolution, args.texture)
-    for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "report.html"):
+    for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "mesh.html", "report.html"):
         if (args.out / name).exists():
             print(args.out / name)
     note(f"done in {time.perf_counter() - started:.0f} s: open {args.out / 'report.html'}")
@@ -164,10 +164,11 @@ def turntable(model: Model, out: Path) -> None:
 
 
 def make_mesh(model: Model, scene: Scene, out: Path, resolution: int, texture: int | None) -> None:
-    """The mesh, textured from the photos, and beside it mesh_views/ with its pictures from six sides."""
+    """The mesh, textured from the photos; beside it a page that shows it and mesh_views/, pictures from six sides."""
     from nerf.meshing import TEXTURED_FACES, extract, save, textured
-    from nerf.views.mesh_views import write_six_views
-    from nerf.views.paths import common_up, look_at_point
+    from nerf.meshing.sides import front_of, write_six_sides
+    from nerf.meshing.viewer import write_page
+    from nerf.views.paths import common_up
 
     started = time.perf_counter()
     if texture is None:
@@ -176,9 +177,8 @@ def make_mesh(model: Model, scene: Scene, out: Path, resolution: int, texture: i
     mesh = extract(model, resolution, colours=texture == 0)
     if texture:
         mesh = textured(model, scene, mesh, texture, TEXTURED_FACES)
-    cameras = model.cameras
-    up = common_up(cameras)[0]
+    up, front = common_up(model.cameras)[0], front_of(model)
     save(mesh, out, up)
     note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
-    front = cameras.c2w[0, :, 3].double() - look_at_point(cameras, model.scene_from_world, model.space)
-    write_six_views(mesh, front, up, out.parent / "mesh_views")
+    write_page(out, front.numpy())
+    write_six_sides(mesh, front, up, out.parent / "mesh_views")

@@ -23,6 +23,7 @@ OUR_FILES = (
     "training.json",
     "video.mp4",
     "mesh.glb",
+    "mesh.html",
     "report.html",
     "eval/eval.json",
 )

@@ -23,7 +23,7 @@ from nerf.evaluation import evaluate
 from nerf.reconstruct import ReconstructArgs, TrainArgs, finish, main_reconstruct, main_train, train_run, turntable
 from nerf.runs import Run, clear_run, open_run, read_run, write_run
 from nerf.views import report
-from nerf.views.mesh_views import write_six_views
+from nerf.meshing.sides import write_six_sides
 from nerf.views.report import curve_points, curve_svg, nice_ticks, write_report
 
 
@@ -358,12 +358,11 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         assert int(found[1]) <= int(found[2]) and found[3] == "0"
 
 
-def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path) -> None:
     trimesh = pytest.importorskip("trimesh")
     box = trimesh.creation.box(extents=(2.0, 1.0, 0.5))
-    monkeypatch.setattr("nerf.views.mesh_views._POINTS", 10_000)
     (tmp_path / "mesh.glb").write_bytes(box.export(file_type="glb"))
-    write_six_views(box, torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]), tmp_path / "mesh_views")
+    write_six_sides(box, torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]), tmp_path / "mesh_views")
     page = read_page(write_report(tmp_path))
     assert report.triangles(tmp_path / "mesh.glb") == 12 and "12 triangles" in page.text
     assert sum(link.startswith("data:image/jpeg") for link in page.links) == 6

@@ -15,7 +15,7 @@ from fakes import FakeModel, ring_cameras
 from nerf.cameras import Cameras
 from nerf.errors import UserError
 from nerf.space import Similarity
-from nerf.views import mesh_views, paths, video
+from nerf.views import paths, video
 from nerf.views.pictures import apply_colour_map, colour_map, error_map, panels, to_display
 
 ORIGIN = torch.zeros(3, dtype=torch.float64)
@@ -419,44 +419,3 @@ def test_unknown_modes_are_named() -> None:
     for modes in ((), ("colour",), ("color", "color")):
         with pytest.raises(UserError, match="--modes"):
             video.check_modes(modes)
-
-
-# ---- pictures of a mesh
-
-
-@pytest.fixture
-def fewer_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh_views, "_POINTS", 200_000)  # plenty for small pictures
-
-
-def box_mesh(inside_out: bool = False) -> Any:
-    trimesh = pytest.importorskip("trimesh")
-    box = trimesh.creation.box(extents=(2.0, 1.0, 0.5))
-    if inside_out:
-        box.invert()
-    colors = np.tile(np.array([200, 30, 30, 255], np.uint8), (len(box.vertices), 1))
-    box.visual = trimesh.visual.ColorVisuals(box, vertex_colors=colors)
-    return box
-
-
-def test_six_views_show_the_box_from_its_sides(fewer_points: None) -> None:
-    front, up = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
-    views = mesh_views.six_views(box_mesh(), front, up, size=100)
-    assert tuple(views) == mesh_views.VIEWS
-    red = {name: (picture[..., 1].astype(int) < 100) for name, picture in views.items()}
-    # Half extents 1, 0.5, 0.25 in a frame of half size 1.02 times the radius 1.146: pixels of each silhouette.
-    scale = 100 / 2 / (1.02 * math.sqrt(1 + 0.25 + 0.0625))
-    tilt = math.radians(15)
-    side = 0.5 * math.cos(tilt) + 1.0 * math.sin(tilt)  # height of the front view: a bit of the top shows
-    want = {"top": 2 * 1 * scale**2, "bottom": 2 * 1 * scale**2, "front": 2 * side * scale**2}
-    for name, pixels in want.items():
-        assert red[name].sum() == pytest.approx(pixels, rel=0.03), name  # a row of edge pixels either way
-    assert (views["front"] == views["back"]).mean() > 0.99  # the box looks the same from behind
-    assert (views["front"][0, 0] == 255).all()
-
-
-def test_a_mesh_that_is_inside_out_shows(fewer_points: None) -> None:
-    front, up = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
-    right = mesh_views.six_views(box_mesh(), front, up, size=60)["front"].astype(int)
-    wrong = mesh_views.six_views(box_mesh(inside_out=True), front, up, size=60)["front"].astype(int)
-    assert np.abs(right - wrong).mean() > 2

@@ -16,6 +16,8 @@ from nerf.meshing.extract import Method, extract
 from nerf.meshing.files import check_path, save
 from nerf.meshing.finish import TEXTURED_FACES, decimated, move, textured
 from nerf.meshing.level import default_threshold
+from nerf.meshing.sides import front_of
+from nerf.meshing.viewer import page_of, write_page
 
 if TYPE_CHECKING:
     from nerf.model import Model
@@ -56,6 +58,8 @@ class MeshArgs:
     """texels along the longer side of a texture made from the photos; 0: coloured vertices instead"""
     points: int = 0
     """write a point cloud of so many points with normals and colours instead, to a .ply"""
+    page: bool = False
+    """write NAME.html beside NAME.glb too: the mesh to turn in any browser"""
     frame: Literal["world", "scene"] = "world"
     """world: that of the photos' poses; scene: the frame nerf works in, where the object fills [-1,1]^3"""
     data: Path | None = None
@@ -73,6 +77,11 @@ def main(args: MeshArgs) -> None:
     check_path(out, args.overwrite, textured=bool(args.texture))
     if args.points and (args.points < 0 or args.texture or args.faces is not None or out.suffix.lower() != ".ply"):
         raise UserError("--points must be above 0, goes to a .ply file, and without --texture and --faces")
+    if args.page:
+        if out.suffix.lower() != ".glb":
+            raise UserError(f"--page shows a .glb, and {out} is none; give -o NAME.glb")
+        if page_of(out).exists() and not args.overwrite:
+            raise UserError(f"{page_of(out)} exists; choose another name or give --overwrite")
     if args.texture:
         check_size(args.texture)
     if args.texture or args.faces is not None:
@@ -105,10 +114,10 @@ def main(args: MeshArgs) -> None:
     elif args.faces is not None:
         mesh = decimated(model, mesh, args.faces, args.colours)
     seconds = time.perf_counter() - start
-    up = common_up(model.cameras)[0]
+    up, front = common_up(model.cameras)[0], front_of(model)
     if args.frame == "scene":
         move(mesh, model.scene_from_world)
-        up = model.scene_from_world.apply_directions(up)
+        up, front = (model.scene_from_world.apply_directions(v) for v in (up, front))
     save(mesh, out, up)
     about = mesh.metadata
     if not about["closed"] and not about["unseen_faces"] and scene is None and args.faces is None:
@@ -121,6 +130,8 @@ def main(args: MeshArgs) -> None:
     volume = f", volume {enclosed_volume(mesh.vertices, mesh.faces):.4g}" if about["closed"] else ""
     print(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in {units}{volume}; {seconds:.1f} s")
     print(out)
+    if args.page:
+        print(write_page(out, front.numpy()))
 
 
 def write_points(model: Model, n: int, frame: str, out: Path) -> None:

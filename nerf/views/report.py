@@ -17,8 +17,8 @@ from PIL import Image
 
 from nerf import __version__
 from nerf.errors import UserError, note
+from nerf.meshing.sides import SIDES
 from nerf.runs import Run, read_run
-from nerf.views.mesh_views import VIEWS as MESH_VIEWS
 from nerf.views.pictures import data_uri, resized
 
 N_VIEWS = 4  # side-by-side pictures in the page: from the best to the worst
@@ -173,16 +173,17 @@ def _mesh(out: Path) -> str:
     if not path.exists():
         return ""
     figures = ""
-    for name in MESH_VIEWS:
+    for name in SIDES:
         picture = out / "mesh_views" / f"{name}.png"
         if picture.is_file():
             with Image.open(picture) as opened:
                 figures += _figure(np.asarray(opened.convert("RGB")), name)
+    turned = '<a href="mesh.html">turn it in the browser</a>; ' if (out / "mesh.html").exists() else ""
     count = triangles(path)
     says = _size(path.stat().st_size) + (f", {count:,} triangles" if count else "")
     return (
-        f'<section><h2>Mesh</h2><p><a href="mesh.glb">mesh.glb</a>, {says}, in the frame of the photos\' poses; it '
-        f'opens in Blender, MeshLab and most viewers.</p><div class="grid">{figures}</div></section>'
+        f'<section><h2>Mesh</h2><p><a href="mesh.glb">mesh.glb</a>, {says}, in the frame of the photos\' poses; '
+        f'{turned}it opens in Blender, MeshLab and most viewers.</p><div class="grid">{figures}</div></section>'
     )
 
 
@@ -236,6 +237,7 @@ def _files(out: Path) -> str:
         "checkpoint.safetensors": "the model; nerf render, nerf mesh and nerf eval take it",
         "video.mp4": "the video above",
         "mesh.glb": "the mesh",
+        "mesh.html": "the mesh in a page of its own, to turn in any browser",
         "eval/eval.json": "every number with its protocol",
         "training.json": "the training curve",
     }

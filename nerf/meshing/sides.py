@@ -1,0 +1,81 @@
+"""Pictures of a mesh from six sides, for the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.cameras import Cameras
+from nerf.meshing.preview import render_mesh
+from nerf.views.paths import look_at_point
+from nerf.views.pictures import write_png
+
+if TYPE_CHECKING:
+    import trimesh
+
+    from nerf.model import Model
+
+SIDES = ("front", "right", "back", "left", "top", "bottom")
+_FAR = 40.0  # radii between the viewer and the mesh: next to no perspective
+_INSIDE = np.array([0.85, 0.1, 0.75], np.float32)  # magenta: nobody's paint
+
+
+def six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420) -> dict[str, np.ndarray]:
+    """Name -> [size,size,3] uint8: the mesh in its texture or vertex colours, lit from the viewer, on white.
+
+    front [3]: towards the viewer of the view "front" (what of it lies along up is ignored); up [3]; world frame. The
+    four views around look down by 15 degrees, and there is next to no perspective. Where the mesh has no colours it is
+    grey, and where its inside shows, magenta: a mesh that is inside out cannot be missed. Deterministic.
+    """
+    vertices = torch.from_numpy(np.array(mesh.vertices, np.float64))
+    middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
+    radius = float((vertices - middle).norm(dim=1).max()) or 1.0
+    up = up.double() / up.norm().double()
+    level = front.double() - (front.double() @ up) * up
+    if float(level.norm()) < 1e-6:
+        level = torch.linalg.cross(up, torch.eye(3, dtype=torch.float64)[int(up.abs().argmin())])
+    ahead = level / level.norm()
+    right = torch.linalg.cross(up, ahead)
+    c, s = float(np.cos(np.radians(15))), float(np.sin(np.radians(15)))
+    backward = [c * ahead + s * up, c * right + s * up, -c * ahead + s * up, -c * right + s * up, up, -up]
+    upward = [up] * 4 + [-ahead, ahead]
+    cameras = _cameras(torch.stack(backward), torch.stack(upward), middle, radius, size)
+    return {name: _draw(mesh, cameras, k) for k, name in enumerate(SIDES)}
+
+
+def front_of(model: Model) -> Tensor:
+    """From what the photos look at towards the first camera [3] float64, world frame: the side to show first."""
+    return model.cameras.c2w[0, :, 3].double() - look_at_point(model.cameras, model.scene_from_world, model.space)
+
+
+def write_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, folder: Path) -> None:
+    """The pictures of `six_sides` as folder/front.png ..."""
+    folder.mkdir(exist_ok=True)
+    for name, picture in six_sides(mesh, front, up).items():
+        write_png(folder / f"{name}.png", picture)
+
+
+def _cameras(backward: Tensor, up: Tensor, middle: Tensor, radius: float, size: int) -> Cameras:
+    """Cameras far away along backward [n,3] (unit), so that a ball of the radius about the middle fills the picture."""
+    n = len(backward)
+    x = torch.nn.functional.normalize(torch.linalg.cross(up, backward), dim=1)
+    y = torch.linalg.cross(backward, x)
+    c2w = torch.stack([x, y, backward, middle + _FAR * radius * backward], dim=2)
+    f = torch.full((n,), size / 2 * _FAR / 1.02, dtype=torch.float64)
+    centre = torch.full((n,), size / 2, dtype=torch.float64)
+    sizes, none = torch.full((n,), size), torch.zeros(n, dtype=torch.int64)
+    return Cameras(c2w, f, f, centre, centre, sizes, sizes, none, torch.zeros(n, 6, dtype=torch.float64))
+
+
+def _draw(mesh: trimesh.Trimesh, cameras: Cameras, k: int) -> np.ndarray:
+    """[size,size,3] uint8 of camera k."""
+    seen = render_mesh(mesh, cameras, k, background=(0.0, 0.0, 0.0), supersample=3)
+    facing = seen["normal"] @ cameras.c2w[k, :, 2].numpy().astype(np.float32)
+    opacity = seen["opacity"][..., None]
+    color = seen["color"] * (0.45 + 0.55 * facing.clip(0, 1))[..., None]
+    color = np.where((facing < -0.2)[..., None], _INSIDE * opacity, color)
+    return ((color + 1 - opacity).clip(0, 1) * 255 + 0.5).astype(np.uint8)

@@ -20,10 +20,10 @@ from fakes import FakeModel, FakeScene, fake_scene
 from nerf import runs
 from nerf.errors import UserError
 from nerf.evaluation import evaluate
+from nerf.meshing.sides import write_six_sides
 from nerf.reconstruct import ReconstructArgs, TrainArgs, finish, main_reconstruct, main_train, train_run, turntable
 from nerf.runs import Run, clear_run, open_run, read_run, write_run
 from nerf.views import report
-from nerf.meshing.sides import write_six_sides
 from nerf.views.report import curve_points, curve_svg, nice_ticks, write_report
 
 

@@ -18,6 +18,7 @@ from nerf.errors import UserError
 from nerf.kernels import DepthView, fusion
 from nerf.meshing import extract
 from nerf.meshing.cloud import point_cloud, save_cloud
+from nerf.meshing.extract import box_in_scene
 from nerf.meshing.fused import FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 from nerf.rendering import Marching
@@ -312,3 +313,38 @@ def test_mesh_verb_in_either_frame(frame: str, tmp_path: Path, monkeypatch: pyte
     vertices = read_mesh(tmp_path / "mesh.glb").vertices.numpy()
     for points in (vertices, np.asarray(trimesh.load(tmp_path / "points.ply").vertices)):
         assert np.allclose(np.linalg.norm(points - centre, axis=1), radius, atol=0.05)
+
+
+def test_a_box_in_the_frame_of_the_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unturned = Similarity(0.5, torch.eye(3, dtype=torch.float64), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    model = BallModel(scene_from_world=unturned)
+    model.cameras = in_world(model.cameras, model.scene_from_world)
+    monkeypatch.setattr("nerf.model.Model.load", lambda path: model)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    centre = model.scene_from_world.inverse().translation.numpy()
+    low, high = centre - 2, centre + 2
+    low[0] = centre[0]
+    common = ["mesh", str(tmp_path), "--resolution", "48", "--box"]
+    assert cli.run([*common, *(str(v) for v in (*low, *high))]) == 0
+    vertices = read_mesh(tmp_path / "mesh.glb").vertices.numpy()
+    assert vertices.min(axis=0)[0] > centre[0] - 0.1 and abs(vertices.max(axis=0)[0] - centre[0] - 1.2) < 0.05
+    assert cli.run([*common, *(str(v) for v in (*(low + 50), *(high + 50))), "--overwrite"]) == 2
+    with pytest.raises(UserError, match="outside the scene, which reaches from"):
+        box_in_scene(model, (*(low + 50), *(high + 50)), "world")  # type: ignore[arg-type]
+    model.space = "ndc"
+    with pytest.raises(UserError, match="--frame scene"):
+        box_in_scene(model, (*low, *high), "world")  # type: ignore[arg-type]
+
+
+def test_the_page_comes_with_a_glb_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = BallModel()
+    monkeypatch.setattr("nerf.model.Model.load", lambda path: model)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    common = ["mesh", str(tmp_path), "--resolution", "32", "--page"]
+    assert cli.run([*common, "-o", str(tmp_path / "a.ply")]) == 2 and "NAME.glb" in capsys.readouterr().err
+    assert cli.run([*common, "-o", str(tmp_path / "a.glb")]) == 0
+    assert (tmp_path / "a.html").stat().st_size > (tmp_path / "a.glb").stat().st_size
+    (tmp_path / "a.glb").unlink()
+    assert cli.run([*common, "-o", str(tmp_path / "a.glb")]) == 2 and "a.html exists" in capsys.readouterr().err

@@ -425,6 +425,20 @@ def test_components_of_a_long_chain() -> None:
     assert (component_labels(30_001, faces) == 0).all()
 
 
+def test_a_quarter_of_a_million_pieces() -> None:
+    """Noise around an object: one pass over it, and the few large pieces stay."""
+    n = 250_000
+    corners = torch.eye(4)[:, :3].double()  # a tetrahedron; the last vertex is the origin
+    vertices = (corners + 2 * torch.arange(n)[:, None, None]).reshape(-1, 3)
+    one = torch.tensor([[0, 1, 2], [0, 3, 1], [1, 3, 2], [2, 3, 0]])
+    faces = (one + 4 * torch.arange(n)[:, None, None]).reshape(-1, 3)
+    ball = trimesh.creation.icosphere(2)
+    faces = torch.cat([faces, torch.tensor(ball.faces) + len(vertices)])
+    vertices = torch.cat([vertices, torch.tensor(ball.vertices)])
+    kept, components = keep_faces(vertices, faces, 0.1, None, cavities=False)
+    assert components == 1 and kept[4 * n :].all() and not kept[: 4 * n].any()
+
+
 def test_closed_means_closed() -> None:
     box = trimesh.creation.box()
     faces = np.asarray(box.faces, np.int32)

@@ -12,7 +12,7 @@ import tyro
 from nerf.errors import UserError, note
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
-from nerf.meshing.extract import Method, extract
+from nerf.meshing.extract import Method, box_in_scene, extract
 from nerf.meshing.files import check_path, save
 from nerf.meshing.finish import TEXTURED_FACES, decimated, move, textured
 from nerf.meshing.level import default_threshold
@@ -43,7 +43,8 @@ class MeshArgs:
     watertight: bool | None = None
     """keep what no photo has seen, so that the surface closes (default: for objects, not for open scenes)"""
     box: tuple[float, float, float, float, float, float] | None = None
-    """x0 y0 z0 x1 y1 z1 in the scene frame (default: the object; unbounded scenes: -1 -1 -1 1 1 1)"""
+    """x0 y0 z0 x1 y1 z1 in the --frame of the mesh: only what lies in it (default: the object; of open scenes the
+    middle of what the cameras look at)"""
     smooth: int | None = None
     """rounds of smoothing that keeps size and shape (default: 3, none with density)"""
     min_fraction: float = 0.01
@@ -95,6 +96,7 @@ def main(args: MeshArgs) -> None:
     if args.points:
         write_points(model, args.points, args.frame, out)
         return
+    box = None if args.box is None else box_in_scene(model, args.box, args.frame)
     scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
     start = time.perf_counter()
     mesh = extract(
@@ -104,7 +106,7 @@ def main(args: MeshArgs) -> None:
         threshold=args.threshold,
         watertight=args.watertight,
         smooth=args.smooth,
-        box=args.box,
+        box=box,
         min_fraction=args.min_fraction,
         max_components=args.max_components,
         colours=args.colours and scene is None and args.faces is None,

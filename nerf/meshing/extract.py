@@ -34,7 +34,7 @@ def extract(
     model: Model,
     resolution: int = 512,
     threshold: float | None = None,
-    box: tuple[float, float, float, float, float, float] | None = None,
+    box: tuple[float, ...] | None = None,
     min_fraction: float = 0.01,
     max_components: int | None = None,
     colours: bool = True,
@@ -136,14 +136,33 @@ def _check(
     if max_components is not None and max_components < 1:
         raise UserError(f"--max-components must be 1 or more, got {max_components}")
     if box is not None:
-        if (
-            len(box) != 6
-            or not all(math.isfinite(b) for b in box)
-            or not all(a < b for a, b in zip(box[:3], box[3:], strict=True))
-        ):
-            raise UserError(
-                f"--box must be x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1, z0 < z1, got {' '.join(map(str, box))}"
-            )
+        _check_box(box)
+
+
+def _check_box(box: tuple[float, ...]) -> None:
+    ordered = len(box) == 6 and all(a < b for a, b in zip(box[:3], box[3:], strict=True))
+    if not ordered or not all(math.isfinite(b) for b in box):
+        raise UserError(
+            f"--box must be x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1, z0 < z1, got {' '.join(map(str, box))}"
+        )
+
+
+def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[float, ...]:
+    """A box of the world (or scene) frame, x0 y0 z0 x1 y1 z1, as the one around it in the scene frame."""
+    _check_box(box)
+    if frame == "scene":
+        return box
+    if model.space == "ndc":
+        raise UserError("--box: space is bent in forward-facing scenes, so a box must be given with --frame scene")
+    x, y, z = (torch.tensor([box[k], box[k + 3]], dtype=torch.float64) for k in range(3))
+    corners = model.scene_from_world.apply(torch.cartesian_prod(x, y, z))
+    low, high = corners.amin(dim=0), corners.amax(dim=0)
+    reach = 2.0 ** (len(model.occupancy.occupied) - 1)
+    if bool((low > reach).any() or (high < -reach).any()):
+        ends = model.scene_from_world.inverse().apply(torch.tensor([[-reach] * 3, [reach] * 3], dtype=torch.float64))
+        first, last = (" ".join(f"{float(v):.4g}" for v in end) for end in (ends.amin(dim=0), ends.amax(dim=0)))
+        raise UserError(f"--box lies outside the scene, which reaches from {first} to {last} in the photos' units")
+    return (*low.tolist(), *high.tolist())
 
 
 def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

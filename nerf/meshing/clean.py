@@ -184,7 +184,12 @@ def _simplified(
     three million faces, and the texture that comes next needs the memory."""
     with tempfile.TemporaryDirectory(prefix="nerf-") as folder:
         mesh = Path(folder) / "mesh.npz"
-        np.savez(mesh, points=points, faces=faces)
+        try:
+            np.savez(mesh, points=points, faces=faces)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: no room for a mesh of {len(faces):,} faces ({error.strerror}); set TMPDIR"
+            ) from None
         done = subprocess.run(
             [sys.executable, "-c", _SIMPLIFY, str(mesh), str(n_faces)], capture_output=True, text=True
         )

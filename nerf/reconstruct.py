@@ -59,8 +59,8 @@ class TrainArgs:
 class ReconstructArgs(TrainArgs):
     """Photos in; a model, its measured quality, a video, a mesh and a report out."""
 
-    resolution: int = 512
-    """of the mesh: cells along the longest side of the scene"""
+    resolution: int | None = None
+    """of the mesh: cells along the longest side (default: as fine as the photos' pixels, at most 512)"""
     texture: int | None = None
     """texels along the longer side of the mesh's texture, 0: coloured vertices (default: 4096, small photos 2048)"""
 
@@ -75,7 +75,7 @@ def main_train(args: TrainArgs) -> None:
 
 def main_reconstruct(args: ReconstructArgs) -> None:
     """`nerf reconstruct`: prints the numbers and where everything lies; a stage that fails does not stop the next."""
-    if args.resolution < 16:
+    if args.resolution is not None and args.resolution < 16:
         raise UserError(f"--resolution must be at least 16, got {args.resolution}")
     if args.texture:
         from nerf.meshing.atlas import check_size
@@ -123,7 +123,9 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
     return train(scene, config, args.out, resume=args.resume, progress=True), scene
 
 
-def finish(model: Model, scene: Scene, out: Path, resolution: int = 512, texture: int | None = None) -> list[str]:
+def finish(
+    model: Model, scene: Scene, out: Path, resolution: int | None = None, texture: int | None = None
+) -> list[str]:
     """All after training: eval/, video.mp4, mesh.glb, report.html in `out`; returns a sentence for each that failed.
 
     resolution, texture: of the mesh, as for the command line.
@@ -163,7 +165,7 @@ def turntable(model: Model, out: Path) -> None:
     render_path(model, path, out, overwrite=True)
 
 
-def make_mesh(model: Model, scene: Scene, out: Path, resolution: int, texture: int | None) -> None:
+def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, texture: int | None) -> None:
     """The mesh, textured from the photos; beside it a page that shows it and mesh_views/, pictures from six sides."""
     from nerf.meshing import TEXTURED_FACES, extract, save, textured
     from nerf.meshing.sides import front_of, write_six_sides

@@ -18,7 +18,7 @@ from nerf.errors import UserError
 from nerf.kernels import DepthView, fusion
 from nerf.meshing import extract
 from nerf.meshing.cloud import point_cloud, save_cloud
-from nerf.meshing.extract import box_in_scene
+from nerf.meshing.extract import box_in_scene, shown_resolution
 from nerf.meshing.fused import FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 from nerf.rendering import Marching
@@ -313,6 +313,17 @@ def test_mesh_verb_in_either_frame(frame: str, tmp_path: Path, monkeypatch: pyte
     vertices = read_mesh(tmp_path / "mesh.glb").vertices.numpy()
     for points in (vertices, np.asarray(trimesh.load(tmp_path / "points.ply").vertices)):
         assert np.allclose(np.linalg.norm(points - centre, axis=1), radius, atol=0.05)
+
+
+@pytest.mark.parametrize("to_scene", [Similarity.identity(), moved()])
+def test_cells_are_as_large_as_pixels(to_scene: Similarity) -> None:
+    model = BallModel(scene_from_world=to_scene)
+    model.cameras = in_world(model.cameras, to_scene)
+    low, high = -np.ones(3), np.ones(3)
+    assert shown_resolution(model, low, high) == math.ceil(2 / (3 / 132))  # type: ignore[arg-type]
+    assert shown_resolution(model, low / 50, high / 50) == 64  # type: ignore[arg-type]
+    mesh = extract(model)  # type: ignore[arg-type]
+    assert mesh.metadata["step"] == pytest.approx(2 / 88)
 
 
 def test_a_box_in_the_frame_of_the_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ class MeshArgs:
     """the folder that `nerf train` or `nerf reconstruct` wrote, or a checkpoint file in it"""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """NAME.glb, NAME.obj, NAME.ply or NAME.stl (default: mesh.glb in the model's folder)"""
-    resolution: int = 512
-    """cells along the longest side of what is meshed"""
+    resolution: int | None = None
+    """cells along the longest side of what is meshed (default: as fine as the photos' pixels, at most 512)"""
     method: Method = "auto"
     """tsdf fuses what the training views see; density is where the density crosses the threshold; auto: tsdf, but
     density for forward-facing scenes or with --threshold"""
@@ -46,7 +46,7 @@ class MeshArgs:
     """x0 y0 z0 x1 y1 z1 in the --frame of the mesh: only what lies in it (default: the object; of open scenes the
     middle of what the cameras look at)"""
     smooth: int | None = None
-    """rounds of smoothing that keeps size and shape (default: 3, none with density)"""
+    """rounds of smoothing that keeps size and shape (default: 6, none with density)"""
     min_fraction: float = 0.01
     """drop pieces with fewer faces than this share of the largest piece's"""
     max_components: int | None = None

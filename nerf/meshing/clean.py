@@ -113,17 +113,25 @@ def smoothed(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
 
     Source: Taubin, "A Signal Processing Approach to Fair Surface Design", 1995, section 3.
     """
-    counts = torch.zeros(len(vertices), 1)
-    for some in faces.split(_CHUNK):
-        for k in range(3):
-            counts.index_add_(0, some[:, k], torch.ones(len(some), 1))
+    if not rounds:
+        return vertices
+    neighbours, first = _neighbours(faces, len(vertices))
+    alone = (first.diff(append=torch.tensor([len(neighbours)])) == 0)[:, None]
     for part in (0.5, -0.52) * rounds:
-        sums = torch.zeros_like(vertices)
-        for some in faces.split(_CHUNK):
-            for k in range(3):  # every edge belongs to two faces, one for each of its directions
-                sums.index_add_(0, some[:, k], _rows(vertices, some[:, (k + 1) % 3]))
-        vertices = vertices + part * torch.where(counts > 0, sums / counts.clamp_min(1) - vertices, 0.0)
+        mean = torch.nn.functional.embedding_bag(neighbours, vertices, first, mode="mean")
+        vertices = vertices + part * torch.where(alone, 0.0, mean - vertices)
     return vertices
+
+
+def _neighbours(faces: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
+    """For each vertex the ends of the edges that leave it, [3f] vertices, and where its own begin [v].
+
+    In a closed mesh every edge belongs to two faces, one for each of its directions, so these are all neighbours.
+    """
+    starts = torch.cat([faces[:, k] for k in range(3)])
+    order = starts.argsort(stable=True)
+    first = torch.searchsorted(starts[order], torch.arange(n_vertices))
+    return torch.cat([faces[:, (k + 1) % 3] for k in range(3)])[order].long(), first
 
 
 def is_closed(faces: NDArray[np.int32], n_vertices: int) -> bool:

@@ -32,7 +32,7 @@ Method = Literal["auto", "tsdf", "density"]
 
 def extract(
     model: Model,
-    resolution: int = 512,
+    resolution: int | None = None,
     threshold: float | None = None,
     box: tuple[float, ...] | None = None,
     min_fraction: float = 0.01,
@@ -45,15 +45,16 @@ def extract(
 ) -> trimesh.Trimesh:
     """The surface of a model, as a trimesh.Trimesh in the world frame.
 
-    resolution: cells along the longest side of the box that is meshed. method: "tsdf" fuses depth maps of the training
-    views, and what no view sees is solid; "density" is the surface where the density crosses `threshold` (1/scene
-    length; None: see level.default_threshold); "auto" takes tsdf, and density where a threshold is given or the scene
-    is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for forward-facing scenes); None: around the
-    occupied cells for a bounded object, [-1,1]^3 for unbounded captures. Components under min_fraction of the largest
-    one's faces go, as do, for bounded objects, cavities that nothing outside can see; max_components keeps only so many
-    of the largest. refine: evaluations for each vertex to slide it onto the true surface along its edge. watertight:
+    resolution: cells along the longest side of the box that is meshed (None: see shown_resolution). method: "tsdf"
+    fuses depth maps of the training views, and what no view sees is solid; "density" is the surface where the density
+    crosses `threshold` (1/scene length; None: see level.default_threshold); "auto" takes tsdf, and density where a
+    threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for
+    forward-facing scenes); None: around the occupied cells for a bounded object, [-1,1]^3 for unbounded captures.
+    Components under min_fraction of the largest one's faces go, as do, for bounded objects, cavities that nothing
+    outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to slide it
+    onto the true surface along its edge. watertight:
     whether faces that no view has seen stay (None: for bounded objects, and with "density"). smooth: rounds of
-    smoothing that keeps the shape (None: 3, or none with "density").
+    smoothing that keeps the shape (None: 6, or none with "density").
 
     Unless such faces go the mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise
     seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`
@@ -64,10 +65,11 @@ def extract(
 
     if method == "auto":
         method = "density" if threshold is not None or model.space == "ndc" else "tsdf"
-    smooth = smooth if smooth is not None else 3 if method == "tsdf" else 0
+    smooth = smooth if smooth is not None else 6 if method == "tsdf" else 0
     level = default_threshold() if threshold is None else float(threshold)
     _check(resolution, level, box, min_fraction, max_components, smooth)
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
+    resolution = shown_resolution(model, low, high) if resolution is None else resolution
     step = float((high - low).max()) / resolution
     counts = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1
     grid = Grid((float(low[0]), float(low[1]), float(low[2])), step, (int(counts[0]), int(counts[1]), int(counts[2])))
@@ -118,7 +120,7 @@ def extract(
 
 
 def _check(
-    resolution: int,
+    resolution: int | None,
     level: float,
     box: tuple[float, ...] | None,
     min_fraction: float,
@@ -127,7 +129,7 @@ def _check(
 ) -> None:
     if not 0 <= smooth <= 100:
         raise UserError(f"--smooth must be from 0 to 100 rounds, got {smooth}")
-    if not 8 <= resolution <= 4096:
+    if resolution is not None and not 8 <= resolution <= 4096:
         raise UserError(f"--resolution must be from 8 to 4096 cells, got {resolution}")
     if not (math.isfinite(level) and level > 0):
         raise UserError(f"--threshold must be a density above 0 in 1/scene length, got {level}")
@@ -181,6 +183,16 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         high[2] = min(high[2], _NDC_FAR)
         low[2] = min(low[2], high[2] - 2 / occupied.shape[0])
     return low, high
+
+
+def shown_resolution(model: Model, low: NDArray[np.float64], high: NDArray[np.float64]) -> int:
+    """Cells along the longest side of a box of the scene, each as large as a photo's pixel in its middle (the median of
+    the photos), from 64 to 512: smaller ones show the photos' noise, larger meshes more than most can use."""
+    if model.space == "ndc":
+        return 512
+    origins = model.scene_from_world.apply(model.cameras.c2w[:, :, 3])
+    pixels = (origins - torch.from_numpy((low + high) / 2)).norm(dim=1) / model.cameras.fx
+    return int(np.clip(np.ceil((high - low).max() / float(pixels.median())), 64, 512))
 
 
 def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]:

@@ -122,13 +122,15 @@ def extract(model: str, resolution: int, threshold: float | None = None) -> dict
     return numbers | about | made.metadata
 
 
-def textured_mesh(model: str, scene: str, truth: str | None, texture: int = 4096) -> dict[str, Any]:
+def textured_mesh(
+    model: str, scene: str, truth: str | None, texture: int = 4096, resolution: int | None = None
+) -> dict[str, Any]:
     """Checkpoint to textured mesh: seconds of each stage, distances to the truth, and PSNR drawn as the test views
     beside the field's own (both on white). The whole extracted surface is what is judged against the truth."""
     loaded, photos = Model.load(model), datasets.load(scene, quiet=True)
     loaded.background = torch.ones(3)
     times, started = {}, time.perf_counter()
-    surface = extract_mesh(loaded, 512, colours=False)
+    surface = extract_mesh(loaded, resolution, colours=False)
     times["extract"] = time.perf_counter() - started
     made = textured(loaded, photos, surface, texture, TEXTURED_FACES)
     times["texture"] = time.perf_counter() - started - times["extract"]

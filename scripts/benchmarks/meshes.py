@@ -19,7 +19,11 @@ for _name, _scene in SCENES.items():
     ROWS[_name] = ("textured_mesh", {"model": _model, "scene": _scene, "truth": _truth}, "cpu")
 ROWS |= {
     "lego-field": ("train", {"scene": "{data}/lego", "minutes": 5}, "cpu"),
-    "lego": ("textured_mesh", {"model": "{runs}/lego-field", "scene": "{data}/lego", "truth": None}, "cpu"),
+    "lego": (
+        "textured_mesh",
+        {"model": "{runs}/lego-field", "scene": "{data}/lego", "truth": None, "resolution": 512},
+        "cpu",
+    ),
     "lego-1024": ("extract", {"model": "{runs}/lego-field", "resolution": 1024}, "cpu"),
     "lego-no-surface": ("train", {"scene": "{data}/lego", "minutes": 5, "overrides": ["surface_weight=0"]}, "cpu"),
     "cup-field": ("train", {"scene": "{data}/cup", "minutes": 5}, "cpu"),

@@ -117,6 +117,19 @@ def test_decimation_keeps_the_shape_and_the_place() -> None:
     assert torch.equal(same, vertices) and torch.equal(all_faces, faces)
 
 
+def test_an_open_shell_stays_open() -> None:
+    mesh = trimesh.creation.icosphere(subdivisions=5)
+    upper = mesh.triangles_center[:, 2] > 0
+    shell = trimesh.Trimesh(mesh.vertices, mesh.faces[upper], process=False)
+    vertices, faces, _ = tensors(shell)
+    fewer, kept = decimate(vertices, faces, 2000, closed=False)
+    made = trimesh.Trimesh(fewer.numpy(), kept.numpy(), process=False)
+    assert len(kept) <= 2000 and not made.is_watertight
+    border = made.edges_unique[np.bincount(made.edges_unique_inverse) == 1]
+    assert np.abs(made.vertices[border][..., 2]).max() < 0.06, "its one border is where it was"
+    assert made.vertices[:, 2].max() > 0.98
+
+
 # ---- photos of the bundled scene on its true mesh
 
 

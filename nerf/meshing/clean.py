@@ -19,6 +19,7 @@ from nerf.meshing.repair import repair
 
 _CHUNK = 1 << 18  # faces at once
 _SMALL_HOLE = 8  # edges
+_BLOCK = 1 << 19  # vertices whose neighbours are sorted at once
 
 
 def component_labels(n_vertices: int, faces: Tensor) -> Tensor:
@@ -115,23 +116,27 @@ def smoothed(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
     """
     if not rounds:
         return vertices
-    neighbours, first = _neighbours(faces, len(vertices))
-    alone = (first.diff(append=torch.tensor([len(neighbours)])) == 0)[:, None]
+    blocks = [_neighbours(faces, k, min(k + _BLOCK, len(vertices))) for k in range(0, len(vertices), _BLOCK)]
     for part in (0.5, -0.52) * rounds:
-        mean = torch.nn.functional.embedding_bag(neighbours, vertices, first, mode="mean")
-        vertices = vertices + part * torch.where(alone, 0.0, mean - vertices)
+        means = [torch.nn.functional.embedding_bag(ends, vertices, first, mode="mean") for ends, first in blocks]
+        alone = torch.cat([first.diff(append=first.new_tensor([len(ends)])) == 0 for ends, first in blocks])
+        vertices = vertices + part * torch.where(alone[:, None], 0.0, torch.cat(means) - vertices)
     return vertices
 
 
-def _neighbours(faces: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
-    """For each vertex the ends of the edges that leave it, [3f] vertices, and where its own begin [v].
+def _neighbours(faces: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """The ends of the edges that leave the vertices from low to high, and where each vertex's own begin; both int32.
 
     In a closed mesh every edge belongs to two faces, one for each of its directions, so these are all neighbours.
     """
-    starts = torch.cat([faces[:, k] for k in range(3)])
-    order = starts.argsort(stable=True)
-    first = torch.searchsorted(starts[order], torch.arange(n_vertices))
-    return torch.cat([faces[:, (k + 1) % 3] for k in range(3)])[order].long(), first
+    starts, ends = [], []
+    for k in range(3):
+        here = ((faces[:, k] >= low) & (faces[:, k] < high)).nonzero()[:, 0]
+        starts.append(faces[:, k][here].int())
+        ends.append(faces[:, (k + 1) % 3][here].int())
+    start, order = torch.cat(starts).sort(stable=True)
+    first = torch.searchsorted(start, torch.arange(low, high, dtype=torch.int32), out_int32=True)
+    return torch.cat(ends)[order], first
 
 
 def is_closed(faces: NDArray[np.int32], n_vertices: int) -> bool:

@@ -21,6 +21,7 @@ HOUSE = {
     "nerf.memory": "freed, and given back to the system",
     "nerf.kernels": "the only door to native code",
     "nerf.doctor": "what this machine has",
+    "nerf.light": "the sRGB curve",
     "nerf.space": "box, contraction, Similarity, NDC",
     "nerf.cameras": "pixels <-> rays",
     "nerf.encodings": "HashGrid and the others",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nerf.cameras import FISHEYE, PERSPECTIVE, Cameras
 from nerf.datasets import pixels as px
+from nerf.datasets.depths import DepthMap, read_depths
 from nerf.datasets.pixels import PixelStore
 from nerf.errors import UserError
 from nerf.space import Similarity
@@ -27,7 +28,7 @@ class Scene:
     cameras: Cameras
     names: list[str]
     splits: dict[str, Tensor]  # "train", "val", "test" -> image indices (int64); every image is in exactly one
-    points: Tensor | None  # [m,3] float32 world, sparse points
+    points: Tensor | None  # [m,3] float64 world, sparse points
     scene_from_world: Similarity
     space: str  # "box", "unbounded" or "ndc" (see nerf.space)
     near: float  # scene units along the ray; 0 for a box
@@ -40,6 +41,7 @@ class Scene:
     path: Path
     notes: list[str]  # what was chosen and why, what was skipped
     ndc: tuple[float, float] | None = None  # (a, b) of nerf.space.ndc_rays, for the space "ndc"
+    depths: PixelStore | None = None  # one float32 channel: z-depth in world units, 0 unknown; sizes of their own
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Frame:
     split: str | None = None
     mask: Path | None = None  # 0 = ignore the pixel
     matte: Path | None = None  # silhouette of the object, becomes alpha
+    depth: DepthMap | None = None
 
 
 @dataclass
@@ -122,6 +125,8 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
 
         masks = px.fill(sizes, 1, np.dtype(np.uint8), decode_mask)
 
+    depths = read_depths([f.depth for f in frames], [(p.height, p.width) for p in pictures], notes)
+
     def column(get: Callable[[Lens], float]) -> Tensor:
         return torch.tensor([get(lens) for lens in lenses], dtype=torch.float64)
 
@@ -143,7 +148,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
     has_alpha = n_channels in (2, 4) and _alpha_matters(store)
     names = [f.name for f in frames]
     splits = _split(frames, names, holdout, notes)
-    points = None if capture.points is None else torch.from_numpy(np.ascontiguousarray(capture.points, np.float32))
+    points = None if capture.points is None else torch.from_numpy(np.ascontiguousarray(capture.points, np.float64))
     region = choose_region(capture, cameras, store, has_alpha, space)
     return Scene(
         pixels=store,
@@ -163,6 +168,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
         path=capture.path,
         notes=notes,
         ndc=region.ndc,
+        depths=depths,
     )
 
 
@@ -275,8 +281,10 @@ def _check_lenses(cameras: Cameras, names: list[str], notes: list[str]) -> None:
     for i in (cameras.distortion != 0).any(dim=1).nonzero()[:, 0].tolist():
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         rows, cols = torch.tensor([0.0, 0, h - 1, h - 1]), torch.tensor([0.0, w - 1, 0, w - 1])
-        origin, direction = cameras.rays(torch.full((4,), i), rows, cols)
-        uv, _ = cameras.subset([i]).project(origin.double() + direction.double())
+        camera = cameras.subset([i])
+        camera.c2w = camera.c2w * torch.tensor([1.0, 1, 1, 0])  # at the origin: worlds in a grid lie far from it
+        _, direction = camera.rays(torch.zeros(4, dtype=torch.int64), rows, cols)
+        uv, _ = camera.project(direction.double())
         if not bool(((uv[0] - torch.stack([cols, rows], dim=1) - 0.5).abs() < 0.5).all()):
             bad.append(names[i])
     if bad:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from nerf.datasets.found import Capture
 from nerf.datasets.pixels import PixelStore
-from nerf.datasets.scene import Capture, Scene, assemble
+from nerf.datasets.scene import Scene, assemble
 from nerf.errors import UserError, note
 
 __all__ = ["PixelStore", "Scene", "load"]

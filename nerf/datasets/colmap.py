@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])

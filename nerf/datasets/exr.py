@@ -13,7 +13,7 @@ import numpy as np
 from nerf.errors import UserError
 
 _MAGIC = 20000630
-_TYPES = {0: np.dtype(np.uint32), 1: np.dtype(np.float16), 2: np.dtype(np.float32)}
+_TYPES: dict[int, np.dtype] = {0: np.dtype(np.uint32), 1: np.dtype(np.float16), 2: np.dtype(np.float32)}
 _LAYERS = ("combined", "beauty", "rgba", "color", "colour")  # which to take when colours come in named layers only
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.datasets.colmap import OPENGL_FROM_OPENCV
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.named import find_named
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 
 _MODELS = {"frame": OPENCV, "fisheye": FISHEYE}  # fisheye: equidistant, Metashape's own default

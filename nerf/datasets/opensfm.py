@@ -16,8 +16,8 @@ import numpy as np
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.datasets.colmap import OPENGL_FROM_OPENCV
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.named import find_named
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 
 _PLACES = ("reconstruction.json", "opensfm/reconstruction.json")

@@ -19,8 +19,8 @@ import numpy as np
 
 from nerf.cameras import OPENCV, PERSPECTIVE
 from nerf.datasets import pixels as px
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.named import find_named
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 
 _NEEDED = ("name", "x", "y", "alt", "heading", "pitch", "roll", "f")

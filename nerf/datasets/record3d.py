@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from nerf.datasets.depths import DepthMap
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.datasets.transforms import read_json
 from nerf.errors import UserError
 

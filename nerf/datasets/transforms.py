@@ -12,8 +12,8 @@ import torch
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.datasets.depths import DepthMap
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 from nerf.space import Similarity
 

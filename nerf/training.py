@@ -56,7 +56,7 @@ class TrainConfig:
     # highlights hollow out what is solid. At most a fifth of all.
     diffuse_steps: int = 150
     focus: float = 0.5  # share of pixels drawn where the error was large
-    depth_weight: float = 0.1  # of the loss on depth maps, where the scene has some
+    depth_weight: float = 0.2  # of the loss on depth maps, where the scene has some
     # Rays march in longer steps at first: 4 and 2 times `medium_stretch` (a quarter, the rest of `coarse_steps`), then
     # `medium_stretch` times the steps of rendering until `medium_until` of the training.
     coarse_steps: int = 400

@@ -40,6 +40,7 @@ HOUSE = {
     "nerf.surfaces": "triangle meshes as tensors",
     "nerf.views": "camera paths, video, pictures",
     "nerf.runs": "what a run folder holds",
+    "nerf.exports": "cameras for other programs",
     "nerf.meshing": "field -> mesh",
     "nerf.evaluation": "model against photos",
     "nerf.meshing.judge": "mesh against the true one",

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from nerf.datasets.found import Capture
 from nerf.datasets.pixels import PixelStore
+from nerf.datasets.posed import Posed, check_frames
 from nerf.datasets.scene import Scene, assemble
 from nerf.errors import UserError, note
 
-__all__ = ["PixelStore", "Scene", "load"]
+__all__ = ["PixelStore", "Scene", "load", "load_posed"]
 
 
 KINDS = (
@@ -58,6 +59,20 @@ def load(
         for line in scene.notes:
             note(line)
     return scene
+
+
+def load_posed(path: str | Path, kind: str | None = None) -> Posed:
+    """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
+    path = Path(path)
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder")
+    capture = _read(path, kind)
+    posed = check_frames(capture)
+    for line in capture.notes:
+        note(line)
+    return posed
 
 
 def _read(folder: Path, kind: str | None) -> Capture:

@@ -133,12 +133,19 @@ def read_colours(path: Path) -> np.ndarray:
         return np.concatenate([straight, alpha], axis=-1).astype(colours.dtype)
 
 
+def check_exr() -> None:
+    """UserError where EXR files cannot be written; asked before the work begins."""
+    from importlib.util import find_spec
+
+    if find_spec("OpenEXR") is None:
+        raise UserError("writing EXR images needs the package OpenEXR: pip install OpenEXR")
+
+
 def write_exr(path: Path, channels: dict[str, np.ndarray]) -> None:
     """Write [h,w] float16 or float32 channels, losslessly compressed; a file of that name is replaced when whole."""
-    try:
-        import OpenEXR
-    except ImportError as e:
-        raise UserError("writing EXR images needs the package OpenEXR: pip install OpenEXR") from e
+    check_exr()
+    import OpenEXR
+
     temporary = path.with_name(f".{path.name}.tmp.exr")
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     try:

@@ -24,10 +24,12 @@ class Posed:
     frames: list[Frame]
     pictures: list[px.Picture]
     cameras: Cameras
+    points: Tensor | None  # [m,3] float64 world, sparse points
+    splits: dict[str, Tensor]  # "train", "val", "test" -> indices
 
 
-def check_frames(capture: Capture) -> Posed:
-    """Check poses and lenses against the images' headers; no image is decoded. Notes go to the capture."""
+def check_frames(capture: Capture, holdout: int | None = None) -> Posed:
+    """Check poses and lenses against the images' headers, and split; no image is decoded. Notes go to the capture."""
     notes = capture.notes
     frames = _with_images(capture)
     poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
@@ -39,6 +41,7 @@ def check_frames(capture: Capture) -> Posed:
     def column(get: Callable[[Lens], float]) -> Tensor:
         return torch.tensor([get(lens) for lens in lenses], dtype=torch.float64)
 
+    points = None if capture.points is None else torch.from_numpy(np.ascontiguousarray(capture.points, np.float64))
     cameras = Cameras(
         c2w=torch.from_numpy(poses),
         fx=column(lambda k: k.fx),
@@ -50,7 +53,7 @@ def check_frames(capture: Capture) -> Posed:
         models=torch.tensor([k.model for k in lenses]),
         distortion=torch.tensor([k.distortion for k in lenses], dtype=torch.float64),
     )
-    return Posed(frames, pictures, cameras)
+    return Posed(frames, pictures, cameras, points, _split(frames, [f.name for f in frames], holdout, notes))
 
 
 def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
@@ -178,3 +181,28 @@ def check_lenses(cameras: Cameras, names: list[str], notes: list[str]) -> None:
 def _note_once(notes: list[str], text: str) -> None:
     if text not in notes:
         notes.append(text)
+
+
+def _split(frames: list[Frame], names: list[str], holdout: int | None, notes: list[str]) -> dict[str, Tensor]:
+    """The files' own split if holdout is None, else every holdout-th image in order of names for testing (0: none)."""
+    where: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    stated = [f.split for f in frames]
+    if holdout is None and any(s in ("val", "test") for s in stated):
+        for i, s in enumerate(stated):
+            where[s if s in ("val", "test") else "train"].append(i)
+        counts = ", ".join(f"{len(v)} {k}" for k, v in where.items() if v)
+        notes.append(f"the files' own split: {counts}")
+        if not where["train"]:
+            raise UserError("the files' own split leaves no image to train on: load with holdout=8 or holdout=0")
+    else:
+        every = 8 if holdout is None else holdout
+        order = sorted(range(len(names)), key=lambda i: names[i])
+        for rank, i in enumerate(order):
+            where["test" if every > 0 and rank % every == 0 else "train"].append(i)
+        if every > 0:
+            notes.append(f"held out for testing: every {every}th of the {len(names)} images in order of names")
+        else:
+            notes.append("no image is held out")
+        if not where["train"]:
+            raise UserError(f"holdout {every} leaves no image to train on: choose 0 or a number from 2 up")
+    return {k: torch.tensor(sorted(v), dtype=torch.int64) for k, v in where.items()}

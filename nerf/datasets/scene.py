@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nerf.cameras import Cameras
 from nerf.datasets import pixels as px
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
-from nerf.datasets.found import Capture, Frame
+from nerf.datasets.found import Capture
 from nerf.datasets.pixels import PixelStore
 from nerf.datasets.posed import check_frames, check_lenses
 from nerf.datasets.region import choose_region
@@ -46,12 +45,13 @@ class Scene:
     exposure: float = 1.0  # linear light times this is shown, white at 1
     depths: PixelStore | None = None  # one float32 channel: z-depth in world units, 0 unknown; sizes of their own
     files: list[Path] = field(default_factory=list)  # of the images
+    photo_cameras: Cameras | None = None  # in the pixels of those files, before downscale
 
 
 def assemble(capture: Capture, downscale: int, holdout: int | None, space: str | None = None) -> Scene:
     """Check poses, lenses and images, decode, split, and choose the scene frame."""
     notes = capture.notes
-    posed = check_frames(capture)
+    posed = check_frames(capture, holdout)
     frames, pictures = posed.frames, posed.pictures
     sizes = [(p.height // downscale, p.width // downscale) for p in pictures]
     if min(min(s) for s in sizes) < 1:
@@ -108,16 +108,13 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
         notes.append(f"images down-scaled by {downscale} (area average)")
 
     has_alpha = n_channels in (2, 4) and _alpha_matters(store)
-    names = [f.name for f in frames]
-    splits = _split(frames, names, holdout, notes)
-    points = None if capture.points is None else torch.from_numpy(np.ascontiguousarray(capture.points, np.float64))
     region = choose_region(capture, cameras, store, has_alpha, space)
     return Scene(
         pixels=store,
         cameras=cameras,
-        names=names,
-        splits=splits,
-        points=points,
+        names=[f.name for f in frames],
+        splits=posed.splits,
+        points=posed.points,
         scene_from_world=region.scene_from_world,
         space=region.space,
         near=region.near,
@@ -134,6 +131,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
         exposure=exposure,
         depths=depths,
         files=[f.path for f in frames],
+        photo_cameras=posed.cameras,
     )
 
 
@@ -183,28 +181,3 @@ def _alpha_matters(store: PixelStore) -> bool:
     """Whether some image has pixels that are not opaque."""
     top = np.iinfo(store.memory.dtype).max if store.memory.dtype.kind == "u" else 1.0
     return any(bool((store.raw(i)[..., -1] < 0.99 * top).any()) for i in range(len(store)))
-
-
-def _split(frames: list[Frame], names: list[str], holdout: int | None, notes: list[str]) -> dict[str, Tensor]:
-    """The files' own split if holdout is None, else every holdout-th image in order of names for testing (0: none)."""
-    where: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    stated = [f.split for f in frames]
-    if holdout is None and any(s in ("val", "test") for s in stated):
-        for i, s in enumerate(stated):
-            where[s if s in ("val", "test") else "train"].append(i)
-        counts = ", ".join(f"{len(v)} {k}" for k, v in where.items() if v)
-        notes.append(f"the files' own split: {counts}")
-        if not where["train"]:
-            raise UserError("the files' own split leaves no image to train on: load with holdout=8 or holdout=0")
-    else:
-        every = 8 if holdout is None else holdout
-        order = sorted(range(len(names)), key=lambda i: names[i])
-        for rank, i in enumerate(order):
-            where["test" if every > 0 and rank % every == 0 else "train"].append(i)
-        if every > 0:
-            notes.append(f"held out for testing: every {every}th of the {len(names)} images in order of names")
-        else:
-            notes.append("no image is held out")
-        if not where["train"]:
-            raise UserError(f"holdout {every} leaves no image to train on: choose 0 or a number from 2 up")
-    return {k: torch.tensor(sorted(v), dtype=torch.int64) for k, v in where.items()}

@@ -139,9 +139,9 @@ def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict
     }
 
 
-def shown_as(model: Model, colors: Tensor) -> Tensor:
-    """Colours [h,w,3] as sRGB values, in which they are compared; linear light is encoded with the model's exposure."""
-    return encode(colors * model.exposure) if model.linear else colors
+def shown_as(of: Model | Scene, colors: Tensor) -> Tensor:
+    """Colours [h,w,3] as sRGB values, in which they are compared; linear light is encoded with its exposure."""
+    return encode(colors * of.exposure) if of.linear else colors
 
 
 def _of_light(model: Model) -> str:

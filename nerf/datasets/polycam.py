@@ -27,9 +27,15 @@ def find_cameras(folder: Path) -> Path | None:
     for base in (folder / "keyframes", folder):
         for kind in _KINDS:
             place = base / f"{kind}cameras"
-            if place.is_dir() and (base / f"{kind}images").is_dir() and any(place.glob("*.json")):
+            if place.is_dir() and (base / f"{kind}images").is_dir() and _looks_right(place):
                 return place
     return None
+
+
+def _looks_right(place: Path) -> bool:
+    """Whether some camera file there holds an entry of a pose: other programs have folders of these names, too."""
+    some = sorted(place.glob("*.json"))[:3]
+    return any(b'"t_00"' in file.read_bytes() for file in some)
 
 
 def read_polycam(folder: Path) -> Capture:

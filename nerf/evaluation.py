@@ -199,9 +199,10 @@ def summary(result: dict[str, Any]) -> str:
     """The means in one line."""
     about = result["protocol"]
     kind = "held-out views" if about["held_out"] else "views that were TRAINED on"
+    hdr = f", HDR PSNR {_shown(result['psnr_hdr'], 2)} dB" if "psnr_hdr" in result else ""
     return (
         f"PSNR {_shown(result['psnr'], 2)} dB, SSIM {_shown(result['ssim'], 4)}, colour-corrected PSNR "
-        f"{_shown(result['psnr_colour_corrected'], 2)} dB: mean over {result['n_views']} {kind} ({about['split']})"
+        f"{_shown(result['psnr_colour_corrected'], 2)} dB{hdr}: mean over {result['n_views']} {kind} ({about['split']})"
     )
 
 

@@ -559,8 +559,12 @@ def test_an_r3d_archive_says_to_unzip_it(tmp_path: Path) -> None:
         load(tmp_path, quiet=True)
 
 
-def test_other_xml_and_csv_files_are_not_taken_for_cameras(tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_not_taken_for_cameras(tmp_path: Path) -> None:
     write_csv(tmp_path, ["name,size", "IMG_0.png,3"])
+    (tmp_path / "cameras").mkdir()
+    (tmp_path / "cameras" / "0.json").write_text("{}")
+    (tmp_path / "metadata").write_text('{"poses": []}')
+    (tmp_path / "metadata.json").write_text("no JSON")
     (tmp_path / "layout.xml").write_text("<layout/>")
     with pytest.raises(UserError, match="no posed images found; looked for .*Metashape.*RealityCapture.*Polycam"):
         load(tmp_path, quiet=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
     from nerf.evaluation import evaluate
+    from nerf.exports import export_cameras
     from nerf.meshing.extract import extract as extract_mesh
     from nerf.model import Model
     from nerf.training import TrainConfig, train
@@ -28,10 +29,22 @@ _WHERE = {
     "Model": "nerf.model:Model",
     "evaluate": "nerf.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract",
+    "export_cameras": "nerf.exports:export_cameras",
     "UserError": "nerf.errors:UserError",
 }
 
-__all__ = ["Cameras", "Model", "Scene", "TrainConfig", "UserError", "evaluate", "extract_mesh", "load", "train"]
+__all__ = [
+    "Cameras",
+    "Model",
+    "Scene",
+    "TrainConfig",
+    "UserError",
+    "evaluate",
+    "export_cameras",
+    "extract_mesh",
+    "load",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,12 @@ VERBS = {
     "render": ("nerf.views.video", "RenderArgs", "main", "render new views to a video or to pictures"),
     "mesh": ("nerf.meshing", "MeshArgs", "main", "extract a mesh in the frame of the photos"),
     "evalmesh": ("nerf.meshing.judge", "EvalMeshArgs", "main", "measure a mesh against the true one"),
+    "export-cameras": (
+        "nerf.exports",
+        "ExportArgs",
+        "main",
+        "write cameras for other programs: transforms.json or COLMAP",
+    ),
     "doctor": ("nerf.doctor", "DoctorArgs", "main", "say what this machine has and what is missing"),
 }
 
@@ -39,7 +45,8 @@ Posed photos in; a radiance field, new views and a mesh out, on the machine that
 Begin with:
   nerf reconstruct DATA -o OUT     all of it; open OUT/report.html at the end
   nerf doctor                      what is there, what is missing, what to do
-DATA is a folder of photos with poses: Blender or nerfstudio transforms.json, COLMAP, LLFF or NeuS.
+DATA is a folder of photos with poses: Blender or nerfstudio transforms.json, COLMAP, LLFF, NeuS, Metashape,
+RealityCapture, OpenDroneMap, Polycam or Record3D.
 """
 
 
@@ -92,7 +99,7 @@ def run(argv: list[str]) -> int:
 
 def overview() -> str:
     """What `nerf --help` prints."""
-    return _HELP.format(verbs="\n".join(f"  {verb:<13}{what}" for verb, (_, _, _, what) in VERBS.items()))
+    return _HELP.format(verbs="\n".join(f"  {verb:<16}{what}" for verb, (_, _, _, what) in VERBS.items()))
 
 
 def unknown_verb(verb: str) -> str:

@@ -21,7 +21,7 @@ from nerf import __version__
 # Optional parts: import name -> (what it is for, how to get it)
 _EXTRAS = {
     "pycolmap": ("reading COLMAP models, photos to poses", "pip install pycolmap"),
-    "OpenEXR": ("reading EXR pictures", "pip install OpenEXR"),
+    "OpenEXR": ("reading and writing EXR pictures", "pip install OpenEXR"),
     "skimage": ("comparing SSIM in the tests", "pip install scikit-image"),
 }
 _NEEDED = (

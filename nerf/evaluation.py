@@ -18,9 +18,11 @@ import tyro
 from torch import Tensor
 
 from nerf import kernels
+from nerf.datasets.exr import write_exr
 from nerf.doctor import machine
 from nerf.errors import UserError, note
-from nerf.metrics import colour_correct, psnr, ssim
+from nerf.light import encode
+from nerf.metrics import colour_correct, hdr_psnr, psnr, ssim
 from nerf.views.pictures import error_map, panels, resized, to_display, write_png
 from nerf.views.progress import progress
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from nerf.model import Model
 
 ERROR_HIGH = 0.2  # of the error maps' scale, the same for every picture so that they can be compared
+HDR_PSNR = "of a view after log(1 + 5000 c / brightest) / log(5001), clipped to [0, 1]; mean over views"
 _SHEET_LONGEST = 1080  # pixels of one panel in a side-by-side picture
 
 
@@ -78,10 +81,11 @@ def evaluate(
 
     {"psnr", "ssim", "psnr_colour_corrected": means over the views; "views": a list with these and name, index, size of
     each; "protocol": all that must stand beside the numbers}. Truth with alpha is composited over the model's
-    background; both pictures are compared in the colour space of the files, clipped to [0, 1], at the scene's
-    resolution; where the scene has masks, only their pixels count. A number that does not exist (SSIM of a view under
-    11 pixels) is None.
-    out: folder for eval.json, NAME.png (truth | render | error) and renders/NAME.png; None writes nothing.
+    background; both pictures are compared as sRGB values (linear light is encoded first), clipped to [0, 1], at the
+    scene's resolution; where the scene has masks, only their pixels count. A number that does not exist (SSIM of a view
+    under 11 pixels) is None. Linear light has "psnr_hdr" too, which sees what is brighter than white.
+    out: folder for eval.json, NAME.png (truth | render | error), renders/NAME.png and, of linear light,
+    renders/NAME.exr; None writes nothing.
     max_views: at most so many, evenly spread; the protocol says so.
     Raises UserError for a split that is unknown or empty.
     """
@@ -102,13 +106,18 @@ def evaluate(
         render_seconds += seconds
         rendered = torch.from_numpy(np.ascontiguousarray(view["color"], dtype=np.float32))
         truth, mask = truth_of(scene, i, model.background), mask_of(scene, i)
-        numbers = compare(rendered, truth, mask)
+        numbers = compare(shown_as(model, rendered), shown_as(model, truth), mask)
+        if model.linear:
+            numbers["psnr_hdr"] = _finite(hdr_psnr(rendered, truth, scene.brightest, mask))
         h, w = truth.shape[:2]
         views.append({"name": scene.names[i], "index": i, "width": w, "height": h, **numbers, "seconds": seconds})
         if out is not None:
-            _write_pictures(out, i, scene.names[i], truth.numpy(), rendered.numpy(), numbers, model.linear)
+            light = rendered.numpy() if model.linear else None
+            shown = shown_as(model, truth).numpy(), shown_as(model, rendered).numpy()
+            _write_pictures(out, i, scene.names[i], *shown, numbers, light)
     result: dict[str, Any] = {
-        name: _mean([view[name] for view in views]) for name in ("psnr", "ssim", "psnr_colour_corrected")
+        name: _mean([view[name] for view in views])
+        for name in ("psnr", "ssim", "psnr_colour_corrected", *(("psnr_hdr",) if model.linear else ()))
     }
     result["n_views"] = len(views)
     result["seconds"] = time.perf_counter() - started
@@ -128,6 +137,16 @@ def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict
         "ssim": None if small else _finite(ssim(rendered, truth, mask)),
         "psnr_colour_corrected": _finite(psnr(colour_correct(rendered, truth, mask=mask), truth, mask)),
     }
+
+
+def shown_as(of: Model | Scene, colors: Tensor) -> Tensor:
+    """Colours [h,w,3] as sRGB values, in which they are compared; linear light is encoded with its exposure."""
+    return encode(colors * of.exposure) if of.linear else colors
+
+
+def _of_light(model: Model) -> str:
+    exposed = "" if model.exposure == 1.0 else f", exposed by {model.exposure:.4g}"
+    return f" of the linear light in the files{exposed}, white at 1"
 
 
 def truth_of(scene: Scene, i: int, background: Tensor) -> Tensor:
@@ -163,9 +182,10 @@ def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]]
         "resolution": [f"{w}x{h}" for w, h in sizes],
         "down_scaling": scaling[0] if scaling else "none",
         "background": background if scene.has_alpha else "of the photos (no alpha)",
-        "colour_space": "linear light, as in the files" if scene.linear else "sRGB values as in the files",
+        "colour_space": "sRGB values" + (_of_light(model) if model.linear else " as in the files"),
         "masks": "only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
         "psnr": "of a view -10 log10(mean squared error over its pixels, both clipped to [0, 1]); mean over views",
+        **({"psnr_hdr": HDR_PSNR} if model.linear else {}),
         "ssim": "Wang et al. 2004, 11x11 Gaussian of 1.5 px, data range 1, mean of the channels; mean over views",
         "psnr_colour_corrected": "after a least-squares quadratic fit of each view's colours to the truth",
         "training": {key: model.meta[key] for key in ("steps", "seconds", "minutes", "seed") if key in model.meta},
@@ -179,9 +199,10 @@ def summary(result: dict[str, Any]) -> str:
     """The means in one line."""
     about = result["protocol"]
     kind = "held-out views" if about["held_out"] else "views that were TRAINED on"
+    hdr = f", HDR PSNR {_shown(result['psnr_hdr'], 2)} dB" if "psnr_hdr" in result else ""
     return (
         f"PSNR {_shown(result['psnr'], 2)} dB, SSIM {_shown(result['ssim'], 4)}, colour-corrected PSNR "
-        f"{_shown(result['psnr_colour_corrected'], 2)} dB: mean over {result['n_views']} {kind} ({about['split']})"
+        f"{_shown(result['psnr_colour_corrected'], 2)} dB{hdr}: mean over {result['n_views']} {kind} ({about['split']})"
     )
 
 
@@ -198,11 +219,21 @@ def picture_name(i: int, name: str) -> str:
 
 
 def _write_pictures(
-    out: Path, i: int, name: str, truth: np.ndarray, rendered: np.ndarray, numbers: dict[str, Any], linear: bool
+    out: Path,
+    i: int,
+    name: str,
+    truth: np.ndarray,
+    rendered: np.ndarray,
+    numbers: dict[str, Any],
+    light: np.ndarray | None,
 ) -> None:
-    render = to_display(rendered, linear)
-    write_png(out / "renders" / picture_name(i, name), render)
-    three = [to_display(truth, linear), render, error_map(rendered, truth, ERROR_HIGH)]
+    """truth, rendered: as they are shown; light: what was rendered in linear light, for an EXR beside the PNG."""
+    render = to_display(rendered, linear=False)
+    place = out / "renders" / picture_name(i, name)
+    write_png(place, render)
+    if light is not None:
+        write_exr(place.with_suffix(".exr"), {c: light[..., k] for k, c in enumerate("RGB")})
+    three = [to_display(truth, linear=False), render, error_map(rendered, truth, ERROR_HIGH)]
     caption = f"render  {_shown(numbers['psnr'], 2)} dB"
     labels = [f"truth  {Path(name).name[-40:]}", caption, "mean absolute error"]
     sheet = panels([resized(p, _SHEET_LONGEST) for p in three], labels, ("error", "0", f"{ERROR_HIGH:g} and more"))

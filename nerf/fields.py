@@ -28,6 +28,7 @@ class FieldOptions:
     n_density_layers: int = 2  # linear layers, the last one to 16 outputs
     n_color_layers: int = 3  # the last one to RGB
     density_bias: float = -1.0  # sigma = exp(h + bias): starts as thin fog that light still crosses
+    color_scale: float = 1.0  # brightest colour there can be; above 1 for linear light brighter than white
 
     def layout(self) -> GridLayout:
         growth = (self.finest_resolution / self.base_resolution) ** (1.0 / max(self.n_levels - 1, 1))
@@ -37,9 +38,11 @@ class FieldOptions:
 
 
 class RadianceField(nn.Module):
-    """Scene position and direction -> density (1/scene length) and colour in [0,1].
+    """Scene position and direction -> density (1/scene length) and colour in [0, color_scale].
 
-    features = hashgrid(unit(x));  h = MLP(features);  sigma = exp(h_0 + bias);  rgb = sigmoid(MLP([SH(d), h])).
+    features = hashgrid(unit(x));  h = MLP(features);  sigma = exp(h_0 + bias);
+    rgb = color_scale * sigmoid(MLP([SH(d), h])). Native code knows the sigmoid alone: compositing is linear, so the
+    scale is applied to its results.
     `contracted`: an unbounded scene, squeezed into the grid's unit cube by L-inf contraction; else the box [-1,1]^3.
     """
 
@@ -78,7 +81,7 @@ class RadianceField(nn.Module):
         render_rays)."""
         sigmas, rgbs = kernels.field_forward(positions, directions, self.params(), self.config, self.table_half)
         assert rgbs is not None
-        return sigmas, rgbs
+        return sigmas, rgbs if self.options.color_scale == 1.0 else rgbs * self.options.color_scale
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self.options) | {"contracted": self.config.contracted}

@@ -52,6 +52,7 @@ def surface(
     opacities: Tensor,
     targets: Tensor,
     backgrounds: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Radiance-field loss: compares each sample's own colour with the pixel, instead of the blend of them.
 
@@ -62,7 +63,8 @@ def surface(
 
     Args:
         second_moments [n], colors [n, 3] (without background), opacities [n]: of `composite`.
-        targets: [n, 3], y. backgrounds: [n, 3] or [3]; None leaves out the background's term.
+        targets: [n, 3], y. backgrounds: [n, 3] or [3]; None leaves out the background's term. weights: [n], of the
+        rays; None: 1.
     Source: Radiance Surfaces (Zhang et al. 2025, arXiv 2501.18627).
     """
     _check_same(colors, targets)
@@ -74,7 +76,31 @@ def surface(
     per_ray = second_moments - 2.0 * (targets * colors).sum(dim=1) + targets.square().sum(dim=1) * opacities
     if backgrounds is not None:
         per_ray = per_ray + (1.0 - opacities) * (backgrounds - targets).square().sum(dim=1)
+    if weights is not None:
+        per_ray = per_ray * weights
     return per_ray.mean() / colors.shape[1]
+
+
+def depth(depths: Tensor, opacities: Tensor, targets: Tensor, rounding: float = 0.01) -> Tensor:
+    """How far rays stop from where a depth map says that they do, as a share of that distance.
+
+    Mean over all rays [n] of `sqrt(e^2 + r^2) - r + (1 - opacity)^2` where the target t > 0, with
+    `e = (depth - t opacity) / t = sum_i w_i (t_i - t) / t` and r = `rounding`: absolute beyond one per cent, so that
+    wrong depths at silhouettes pull no harder than right ones; the second term because light that stops nowhere has
+    e = 0. Rays without a target (0) add nothing, but count: few depths weigh little.
+
+    depths [n] (sum w t), opacities [n], targets [n] lengths along the rays, all in one unit.
+    Source: after the terminating-depth losses of Deng et al., "Depth-supervised NeRF", 2022, equation 7, and Rematas et
+    al., "Urban Radiance Fields", 2022, equation 10, with moments of the weights instead of the weights themselves.
+    """
+    _check_same(depths, targets)
+    _check_same(opacities, targets)
+    known = targets > 0
+    error = torch.where(known, depths - targets * opacities, torch.zeros_like(depths)) / torch.where(
+        known, targets, 1.0
+    )
+    per_ray = (error.square() + rounding**2).sqrt() - rounding + (1.0 - opacities).square()
+    return torch.where(known, per_ray, torch.zeros_like(per_ray)).sum() / max(1, targets.numel())
 
 
 def _check_same(colors: Tensor, targets: Tensor) -> None:

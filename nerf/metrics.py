@@ -30,6 +30,19 @@ def psnr(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
+def hdr_psnr(rendered: Tensor, truth: Tensor, brightest: float, mask: Tensor | None = None) -> float:
+    """PSNR in decibels of linear light, dark and bright alike: after log(1 + 5000 c / brightest) / log(5001).
+
+    rendered, truth: [h, w, c] linear light, brightest: what the curve takes to 1. mask: [h, w] bool, True = counts.
+    Source: the mu-law of Kalantari and Ramamoorthi, "Deep High Dynamic Range Imaging of Dynamic Scenes", 2017, eq. 2.
+    """
+
+    def curve(colors: Tensor) -> Tensor:
+        return (1 + 5000 * colors.double().clamp_min(0) / brightest).log() / math.log(5001)
+
+    return psnr(curve(rendered), curve(truth), mask)
+
+
 def ssim(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     """Structural similarity, mean over windows and channels; 1 for equal pictures.
 

@@ -35,10 +35,12 @@ class Model:
         background: Tensor,
         linear: bool = False,
         meta: dict[str, Any] | None = None,
+        exposure: float = 1.0,
     ) -> None:
         self.field, self.occupancy, self.marching = field, occupancy, marching
         self.scene_from_world, self.cameras = scene_from_world, cameras
         self.background, self.linear, self.meta = background, linear, meta or {}
+        self.exposure = exposure  # of linear light: colours times this are shown, white at 1
 
     @property
     def space(self) -> str:
@@ -142,6 +144,7 @@ class Model:
             "occupancy": {"n_levels": self.occupancy.n_levels, "resolution": self.occupancy.resolution},
             "scene_from_world": self.scene_from_world.to_dict(),
             "linear": self.linear,
+            "exposure": self.exposure,
             "meta": self.meta,
         }
         return tensors, config
@@ -170,6 +173,7 @@ class Model:
                 tensors["background"],
                 config["linear"],
                 config["meta"],
+                config.get("exposure", 1.0),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(

@@ -26,6 +26,7 @@ class PixelBatch:
     rgb: Tensor
     alpha: Tensor
     used: Tensor | None  # [n,1] 0 where a mask excludes the pixel
+    depths: Tensor | None = None  # [n] z-depth in world units, 0 where unknown, transparent or masked
 
 
 def may_show(scene: Scene, i: int) -> Tensor:
@@ -34,6 +35,29 @@ def may_show(scene: Scene, i: int) -> Tensor:
     if scene.masks is not None:
         shown = shown | (scene.masks.image(i)[..., 0] <= 0.5)
     return shown
+
+
+def depths_at(scene: Scene, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor | None:
+    """z-depths [n] of pixels, world units, 0 where unknown; None where the scene has no depth maps.
+
+    The nearest pixel of the map counts: between two surfaces there is none.
+    """
+    maps = scene.depths
+    if maps is None:
+        return None
+    h, w = scene.pixels.heights[image_ids], scene.pixels.widths[image_ids]
+    r = ((2 * rows + 1) * maps.heights[image_ids]) // (2 * h)
+    c = ((2 * cols + 1) * maps.widths[image_ids]) // (2 * w)
+    return maps.gather(image_ids, r, c)[:, 0]
+
+
+def ray_lengths(scene: Scene, batch: PixelBatch, rays_d: Tensor) -> Tensor:
+    """The batch's z-depths as lengths [n] along its scene rays (unit directions [n,3]), scene units."""
+    assert batch.depths is not None
+    ahead = -scene.scene_from_world.apply_directions(scene.cameras.c2w[batch.image_ids, :, 2]).float()
+    cosine = (ahead * rays_d).sum(dim=1)
+    lengths = batch.depths * scene.scene_from_world.scale / cosine.clamp_min(1e-6)
+    return torch.where(cosine > 0.05, lengths, torch.zeros_like(lengths))  # nearly sideways, z says nothing
 
 
 class PixelSampler:
@@ -92,7 +116,11 @@ class PixelSampler:
         alpha = values[:, -1:] if c in (2, 4) and self.scene.has_alpha else torch.ones(n, 1)
         masks = self.scene.masks
         used = None if masks is None else (masks.gather(image_ids, rows, cols) > 0.5).float()
-        return PixelBatch(image_ids, rows, cols, block, rgb, alpha, used)
+        depths = depths_at(self.scene, image_ids, rows, cols)
+        if depths is not None:
+            depths = depths * (alpha[:, 0] > 0.99)
+            depths = depths if used is None else depths * used[:, 0]
+        return PixelBatch(image_ids, rows, cols, block, rgb, alpha, used, depths)
 
     def record(self, batch: PixelBatch, errors: Tensor) -> None:
         """Remember the errors [n] of a batch in its blocks."""

@@ -48,7 +48,8 @@ class TrainArgs:
     holdout: int | None = None
     """hold out every K-th image for measuring, 0: none (default: the files' split, else every 8th from 30 images up)"""
     kind: str | None = None
-    """read the folder as this format, where it could be several: blender, transforms, colmap, llff, neus"""
+    """read the folder as this format, where it could be several: blender, transforms, colmap, llff, neus, metashape,
+    realitycapture, opensfm, polycam, record3d"""
     backend: Backend = "auto"
     """auto takes the fastest that is there; cpu insists on the native library; reference is slow plain torch"""
     seed: int = 0

@@ -13,7 +13,7 @@ from nerf import kernels
 from nerf.fields import RadianceField
 from nerf.kernels import GradientSink, MarchSettings
 from nerf.occupancy import OccupancyGrid
-from nerf.space import ndc_rays
+from nerf.space import ndc_points, ndc_rays
 
 RENDER_CHUNK = 1 << 16  # rays rendered at once where no gradient is wanted
 
@@ -59,6 +59,17 @@ class Marching:
             return rays_o, rays_d, viewdirs, torch.maximum(low, t_near), torch.minimum(high, t_far)
         t_near, t_far = kernels.ray_box(rays_o.detach(), rays_d.detach(), self.half_extent, self.near, self.far)
         return rays_o, rays_d, viewdirs, t_near, t_far
+
+    def places(self, rays_o: Tensor, rays_d: Tensor, lengths: Tensor) -> Tensor:
+        """Where the march along scene rays is after so much of their length [n] (0: nowhere); the inverse of
+        Model._lengths."""
+        if self.space != "ndc":
+            return lengths
+        assert self.ndc is not None
+        start, direction, *_ = ndc_rays(rays_o, rays_d, self.ndc)
+        points = ndc_points(rays_o + lengths[:, None] * rays_d, self.ndc)
+        t = ((points - start) * direction).sum(dim=1)
+        return torch.where(lengths > 0, t, torch.zeros_like(t))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,6 +118,9 @@ def render_rays(
         field.table_half,
         sink,
     )
+    scale = field.options.color_scale
+    if scale != 1.0:
+        out["colors"], out["second_moments"] = out["colors"] * scale, out["second_moments"] * scale**2
     out["foregrounds"] = out["colors"]
     out["colors"] = out["foregrounds"] + (1.0 - out["opacities"])[:, None] * background
     return out

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import trimesh
 
 WORLD_NODE = "nerf_world"  # in our own GLB files: its turn is for those who look, the vertices below are in the world
+ORIGIN_NODE = "nerf_origin"  # below it where the world's coordinates are large: a shift to them, vertices are about it
 MESH_KINDS = (".ply", ".obj", ".glb", ".stl", ".off")
 
 
@@ -111,7 +112,9 @@ def _placed(scene: trimesh.Scene) -> list[Any]:
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
         part = scene.geometry[name].copy()
-        if node != WORLD_NODE:
+        if node == ORIGIN_NODE:
+            part.apply_transform(scene.graph.get(ORIGIN_NODE, WORLD_NODE)[0])
+        elif node != WORLD_NODE:
             part.apply_transform(transform)
         parts.append(part)
     return parts

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf import checkpoint, kernels, losses
+from nerf import checkpoint, kernels, light, losses
 from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.fields import FieldOptions, RadianceField
 from nerf.kernels import GradientSink
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
-from nerf.pixels import PixelSampler
+from nerf.pixels import PixelSampler, ray_lengths
 from nerf.rendering import Marching, render_rays
 from nerf.visibility import possible_cells
 
@@ -56,6 +56,7 @@ class TrainConfig:
     # highlights hollow out what is solid. At most a fifth of all.
     diffuse_steps: int = 150
     focus: float = 0.5  # share of pixels drawn where the error was large
+    depth_weight: float = 0.2  # of the loss on depth maps, where the scene has some
     # Rays march in longer steps at first: 4 and 2 times `medium_stretch` (a quarter, the rest of `coarse_steps`), then
     # `medium_stretch` times the steps of rendering until `medium_until` of the training.
     coarse_steps: int = 400
@@ -69,14 +70,16 @@ class TrainConfig:
 WARM_UP = 0.15  # of the minutes, before the number of steps is fixed; schedules are constant until later than that
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
 FOCUS_AFTER, FOCUS_EVERY = 256, 64  # steps
+DARKEST = 0.02  # linear light below which the surface loss of dark pixels grows no further
 
 
 def default_field(scene: Scene) -> FieldOptions:
     """Objects start as a solid hull that gets carved, which needs no fog to clear; open scenes start almost empty."""
+    scale = scene.brightest if scene.linear else 1.0
     if scene.space == "box":
-        return FieldOptions(density_bias=3.0)
+        return FieldOptions(density_bias=3.0, color_scale=scale)
     finest = 2048 if scene.space == "unbounded" else 1024
-    return FieldOptions(density_bias=-1.0, finest_resolution=finest)
+    return FieldOptions(density_bias=-1.0, finest_resolution=finest, color_scale=scale)
 
 
 def marching_of(scene: Scene) -> Marching:
@@ -116,8 +119,9 @@ class Trainer:
             marching_of(scene),
             scene.scene_from_world,
             scene.cameras.subset(train_ids),
-            torch.ones(3),
+            torch.full((3,), 1.0 / scene.exposure),  # white as it is shown
             scene.linear,
+            exposure=scene.exposure,
         )
         self.sampler = PixelSampler(scene, train_ids)
         field.table_half = field.table.detach().half()
@@ -167,7 +171,8 @@ class Trainer:
         coarser = self.step_stretch()
 
         batch = self.sampler.draw(self.n_rays, random)
-        background = torch.rand(self.n_rays, 3, generator=random)  # what is transparent must look so on any colour
+        # what is transparent must look so on any colour
+        background = torch.rand(self.n_rays, 3, generator=random) / model.exposure
         target = batch.rgb * batch.alpha + background * (1.0 - batch.alpha)
         rays_o, rays_d = self.scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, self.scene.scene_from_world)
         seen_from = None
@@ -184,13 +189,22 @@ class Trainer:
                 used = batch.used > 0 if out[name].dim() == 2 else batch.used[:, 0] > 0
                 out[name] = torch.where(used, out[name], out[name].detach())
         colors, foregrounds = out["colors"], out["foregrounds"]
-        loss = losses.huber(colors, target) * 10.0
+        shown, wanted, weights = colors, target, None
+        if model.linear:  # light is compared as it is shown, without a limit at white, so that shadows count as well
+            shown, wanted = light.encode(colors * model.exposure), light.encode(target * model.exposure)
+            brighter = torch.maximum(colors.detach().mean(dim=1), target.mean(dim=1)) * model.exposure
+            weights = (light.encode_slope(brighter.clamp_min(DARKEST)) * model.exposure).square()
+        loss = losses.huber(shown, wanted) * 10.0
         surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
         if surface > 0:
             loss = loss + surface * 3.0 * losses.surface(
-                out["second_moments"], foregrounds, out["opacities"], target, background
+                out["second_moments"], foregrounds, out["opacities"], target, background, weights
             )
-        errors = (colors.detach() - target).square().mean(dim=1)
+        if batch.depths is not None and c.depth_weight > 0:
+            lengths = ray_lengths(self.scene, batch, rays_d)
+            t = model.marching.places(rays_o, rays_d, lengths)
+            loss = loss + c.depth_weight * losses.depth(out["depths"], out["opacities"], t)
+        errors = (shown.detach() - wanted).square().mean(dim=1)
         mse = float(errors.mean())
         if not math.isfinite(mse):
             raise UserError(

@@ -49,6 +49,7 @@ class FakeModel:
     far: float = 10.0
     background: Tensor = field(default_factory=lambda: torch.ones(3))
     linear: bool = False
+    exposure: float = 1.0
     meta: dict[str, Any] = field(default_factory=lambda: {"steps": 10, "seconds": 1.0})
     cameras: Cameras = field(default_factory=ring_cameras)
 
@@ -103,6 +104,9 @@ class FakeScene:
     points: Tensor | None = None
     has_alpha: bool = True
     linear: bool = False
+    brightest: float = 1.0
+    exposure: float = 1.0
+    depths: Any = None
     masks: Any = None
     source: str = "fake"
     path: Path = Path("somewhere")

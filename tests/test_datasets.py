@@ -274,6 +274,7 @@ COLMAP_CAMERAS = {
     "SIMPLE_RADIAL": [50, 24, 23, 0.05],
     "RADIAL": [50, 24, 23, 0.05, -0.02],
     "OPENCV": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002],
+    "FULL_OPENCV": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002, 0.01, 0, 0, 0],
     "OPENCV_FISHEYE": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002],
     "SIMPLE_RADIAL_FISHEYE": [50, 24, 23, 0.05],
     "RADIAL_FISHEYE": [50, 24, 23, 0.05, -0.02],
@@ -699,6 +700,8 @@ def test_colmap_without_images_or_with_an_unknown_lens(tmp_path):
     fails(tmp_path, "im00.png", "images/")
     write_colmap(tmp_path, f"FOV {SIZE} {SIZE} 50 50 24 24 0.5")
     fails(tmp_path, "FOV", "image_undistorter")
+    write_colmap(tmp_path, f"FULL_OPENCV {SIZE} {SIZE} 50 50 24 24 0 0 0 0 0 0.1 0 0")
+    fails(tmp_path, "FULL_OPENCV with k4, k5, k6 other than zero", "image_undistorter")
 
 
 def test_damaged_llff_and_neus_files(tmp_path):

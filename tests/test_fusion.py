@@ -80,6 +80,7 @@ class BallModel:
     scene_from_world: Similarity = field(default_factory=Similarity.identity)
     space: str = "box"
     linear: bool = False
+    exposure: float = 1.0
     ndc: tuple[float, float] | None = None
     marching: Marching = field(default_factory=lambda: Marching("box", 0.0, 9.0))
 

@@ -21,6 +21,7 @@ HOUSE = {
     "nerf.memory": "freed, and given back to the system",
     "nerf.kernels": "the only door to native code",
     "nerf.doctor": "what this machine has",
+    "nerf.light": "the sRGB curve",
     "nerf.space": "box, contraction, Similarity, NDC",
     "nerf.cameras": "pixels <-> rays",
     "nerf.encodings": "HashGrid and the others",
@@ -39,6 +40,7 @@ HOUSE = {
     "nerf.surfaces": "triangle meshes as tensors",
     "nerf.views": "camera paths, video, pictures",
     "nerf.runs": "what a run folder holds",
+    "nerf.exports": "cameras for other programs",
     "nerf.meshing": "field -> mesh",
     "nerf.evaluation": "model against photos",
     "nerf.meshing.judge": "mesh against the true one",
@@ -217,7 +219,7 @@ def test_every_command_of_the_readme_exists() -> None:
     from nerf.cli import VERBS
 
     code = "\n".join(re.findall(r"^```(?:bash|sh)\n(.*?)^```", readme(), re.M | re.S))
-    called = set(re.findall(r"^\s*nerf ([a-z]+)", code, re.M))
+    called = set(re.findall(r"^\s*nerf ([a-z-]+)", code, re.M))
     assert called and called <= set(VERBS), f"README calls {called - set(VERBS)}"
     assert {"reconstruct", "train", "eval", "render", "mesh", "doctor"} <= called
     for script in re.findall(r"(?:bash|python) (\S+\.(?:sh|py))", code):
@@ -228,7 +230,7 @@ def test_every_option_of_the_readme_exists() -> None:
     code = "\n".join(re.findall(r"^```(?:bash|sh)\n(.*?)^```", readme(), re.M | re.S))
     helps: dict[str, str] = {}
     for line in code.splitlines():
-        found = re.match(r"\s*nerf ([a-z]+)(.*)", line.split("#")[0])
+        found = re.match(r"\s*nerf ([a-z-]+)(.*)", line.split("#")[0])
         if not found:
             continue
         verb, rest = found.groups()

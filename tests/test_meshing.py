@@ -42,6 +42,7 @@ class AnalyticModel:
     scene_from_world: Similarity = field(default_factory=Similarity.identity)
     space: str = "box"
     linear: bool = False
+    exposure: float = 1.0
     ndc: tuple[float, float] | None = None
     n_evaluated: int = 0
 

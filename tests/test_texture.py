@@ -28,6 +28,7 @@ class GreyField:
 
     def __init__(self) -> None:
         self.scene_from_world, self.ndc, self.asked = Similarity.identity(), None, 0
+        self.linear, self.exposure = False, 1.0
 
     def color(self, points: Tensor, directions: Tensor) -> Tensor:
         assert torch.allclose(directions.norm(dim=1), torch.ones(len(points)), atol=1e-4)

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from nerf.datasets.found import Capture
 from nerf.datasets.pixels import PixelStore
-from nerf.datasets.scene import Capture, Scene, assemble
+from nerf.datasets.posed import Posed, check_frames
+from nerf.datasets.scene import Scene, assemble
 from nerf.errors import UserError, note
 
-__all__ = ["PixelStore", "Scene", "load"]
+__all__ = ["PixelStore", "Scene", "load", "load_posed"]
 
 
-KINDS = ("blender", "transforms", "colmap", "llff", "neus")
+KINDS = (
+    "blender",
+    "transforms",
+    "colmap",
+    "llff",
+    "neus",
+    "metashape",
+    "realitycapture",
+    "opensfm",
+    "polycam",
+    "record3d",
+)
 SPACES = ("box", "unbounded", "ndc")
 
 
@@ -48,42 +61,98 @@ def load(
     return scene
 
 
+def load_posed(path: str | Path, kind: str | None = None) -> Posed:
+    """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
+    path = Path(path)
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder")
+    capture = _read(path, kind)
+    posed = check_frames(capture)
+    for line in capture.notes:
+        note(line)
+    return posed
+
+
 def _read(folder: Path, kind: str | None) -> Capture:
     """Choose the reader by what is on disk, most telling file first."""
-    from nerf.datasets import colmap, llff, neus, transforms
+    from nerf.datasets import colmap, llff, metashape, neus, opensfm, polycam, realitycapture, record3d, transforms
 
     if folder.is_file():
-        if folder.suffix.lower() != ".json":
-            raise UserError(f"{folder}: expected a folder, or a .json file of poses")
-        return transforms.read_transforms(folder)
-    readers: dict[str, Callable[[], Capture]] = {
-        "blender": lambda: transforms.read_blender(folder),
-        "transforms": lambda: transforms.read_transforms(folder / "transforms.json"),
-        "neus": lambda: neus.read_neus(folder),
-        "colmap": lambda: colmap.read_colmap(folder),
-        "llff": lambda: llff.read_llff(folder),
+        return _read_file(folder)
+    blender, transforms_json = folder / "transforms_train.json", folder / "transforms.json"
+    poses_bounds = folder / "poses_bounds.npy"
+    # kind: the file that tells of it, its reader, what to say it is
+    found: dict[str, tuple[Path | None, Callable[[Path], Capture], str]] = {
+        "blender": (_if_file(blender), lambda f: transforms.read_blender(f.parent), "transforms_train.json (Blender)"),
+        "transforms": (
+            _if_file(transforms_json),
+            transforms.read_transforms,
+            "transforms.json (instant-ngp, nerfstudio)",
+        ),
+        "neus": (
+            neus.find_file(folder),
+            lambda f: neus.read_neus(f.parent),
+            f"{' or '.join(neus.FILES)} (NeuS / IDR)",
+        ),
+        "colmap": (
+            next(iter(colmap.find_models(folder)), None),
+            lambda f: colmap.read_colmap(folder),
+            "a COLMAP model (cameras and images as .bin or .txt here, in sparse/0 and the like)",
+        ),
+        "llff": (_if_file(poses_bounds), lambda f: llff.read_llff(f.parent), "poses_bounds.npy (LLFF)"),
+        "metashape": (metashape.find_file(folder), metashape.read_metashape, "an .xml of Metashape's cameras"),
+        "realitycapture": (
+            realitycapture.find_file(folder),
+            realitycapture.read_realitycapture,
+            "a .csv of RealityCapture's cameras",
+        ),
+        "opensfm": (opensfm.find_file(folder), opensfm.read_opensfm, "reconstruction.json (OpenSfM, OpenDroneMap)"),
+        "polycam": (
+            polycam.find_cameras(folder),
+            lambda f: polycam.read_polycam(folder),
+            "keyframes/cameras (Polycam's raw data)",
+        ),
+        "record3d": (record3d.find_file(folder), record3d.read_record3d, "metadata with poses (Record3D)"),
     }
-    there = {
-        "blender": (folder / "transforms_train.json").is_file(),
-        "transforms": (folder / "transforms.json").is_file(),
-        "neus": neus.find_file(folder) is not None,
-        "colmap": bool(colmap.find_models(folder)),
-        "llff": (folder / "poses_bounds.npy").is_file(),
-    }
-    found = [k for k, is_there in there.items() if is_there]
-    if kind is not None:
-        if not there[kind]:
-            raise UserError(
-                f"{folder}: there is no data of the kind {kind!r} here (found: {', '.join(found) or 'nothing known'})"
-            )
-        return readers[kind]()
-    if not found:
+    there = [k for k, (file, _, _) in found.items() if file is not None]
+    if kind is not None and kind not in there:
         raise UserError(
-            f"{folder}: no posed images found; looked for transforms_train.json (Blender), transforms.json "
-            f"(instant-ngp, nerfstudio), {' or '.join(neus.FILES)} (NeuS / IDR), a COLMAP model (cameras and images as "
-            ".bin or .txt here, in sparse/0 and the like) and poses_bounds.npy (LLFF)"
+            f"{folder}: there is no data of the kind {kind!r} here (found: {', '.join(there) or 'nothing known'})"
         )
-    capture = readers[found[0]]()
-    others = f", preferred to {', '.join(found[1:])}, which is there too" if len(found) > 1 else ""
-    capture.notes.insert(0, f"read as {found[0]}{others}")
+    if not there:
+        raise UserError(
+            f"{folder}: no posed images found; looked for {', '.join(what for _, _, what in found.values())}"
+        )
+    chosen = kind or there[0]
+    file, reader, _ = found[chosen]
+    assert file is not None
+    capture = reader(file)
+    if kind is None:
+        others = f", preferred to {', '.join(there[1:])}, which is there too" if len(there) > 1 else ""
+        capture.notes.insert(0, f"read as {chosen}{others}")
     return capture
+
+
+def _if_file(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _read_file(file: Path) -> Capture:
+    """The poses in one file, by its suffix: the pictures lie where it says, or beside it."""
+    from nerf.datasets import metashape, opensfm, realitycapture, record3d, transforms
+
+    suffix = file.suffix.lower()
+    if suffix == ".json":
+        with open(file, "rb") as f:
+            is_list = f.read(64).lstrip().startswith(b"[")
+        return opensfm.read_opensfm(file) if is_list else transforms.read_transforms(file)
+    readers = {
+        ".xml": metashape.read_metashape,
+        ".csv": realitycapture.read_realitycapture,
+        ".r3d": record3d.read_record3d,
+    }
+    if suffix not in readers:
+        raise UserError(f"{file}: expected a folder, or a .json, .xml or .csv file of poses")
+    return readers[suffix](file)

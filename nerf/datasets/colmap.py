@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -23,6 +23,7 @@ _MODELS: dict[str, tuple[int, str]] = {
     "SIMPLE_RADIAL": (OPENCV, "f cx cy k1"),
     "RADIAL": (OPENCV, "f cx cy k1 k2"),
     "OPENCV": (OPENCV, "fx fy cx cy k1 k2 p1 p2"),
+    "FULL_OPENCV": (OPENCV, "fx fy cx cy k1 k2 p1 p2 k3 d4 d5 d6"),  # the last three divide; they must be zero
     "OPENCV_FISHEYE": (FISHEYE, "fx fy cx cy k1 k2 k3 k4"),
     "SIMPLE_RADIAL_FISHEYE": (FISHEYE, "f cx cy k1"),
     "RADIAL_FISHEYE": (FISHEYE, "f cx cy k1 k2"),
@@ -112,6 +113,11 @@ def _lens(camera: Any, where: str) -> Lens:
         )
     model, names = _MODELS[name]
     p = dict(zip(names.split(), map(float, camera.params), strict=True))
+    if any(p.get(d, 0.0) for d in ("d4", "d5", "d6")):
+        raise UserError(
+            f"{where}: the camera model FULL_OPENCV with k4, k5, k6 other than zero is not supported: "
+            "undistort the images with `colmap image_undistorter` and load its output"
+        )
     k = tuple(p.get(n, 0.0) for n in ("k1", "k2", "k3", "k4", "p1", "p2"))
     if model == OPENCV and not any(k):
         model = PERSPECTIVE

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from nerf.datasets.colmap import OPENGL_FROM_OPENCV
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 from nerf.space import Similarity
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.datasets import exr
 from nerf.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".webp", ".tif", ".tiff", ".bmp")
@@ -120,8 +121,10 @@ def _allocate(n_pixels: int, n_channels: int, dtype: np.dtype) -> np.ndarray:
 def read_header(path: Path) -> Picture:
     """Size, channels and type of an image file without decoding it."""
     if path.suffix.lower() == ".exr":
-        pixels = _read_exr(path)
-        return Picture(path, pixels.shape[1], pixels.shape[0], pixels.shape[2], pixels.dtype)
+        width, height, channels = exr.read_header(path)
+        names = exr.colour_channels(list(channels), path)
+        dtype = np.dtype(np.float16) if channels[names[0]] == np.float16 else np.dtype(np.float32)
+        return Picture(path, width, height, len(names), dtype)
     from PIL import Image
 
     try:
@@ -151,7 +154,7 @@ def read_pixels(picture: Picture) -> np.ndarray:
     path = picture.path
     try:
         if path.suffix.lower() == ".exr":
-            return _read_exr(path)
+            return exr.read_colours(path)
         if picture.dtype == np.uint16 and picture.n_channels > 1:
             pixels = _read_png_16(path, picture.n_channels)
         else:
@@ -214,30 +217,6 @@ def _read_png_16(path: Path, n_channels: int) -> np.ndarray:
     if len(done.stdout) != width * height * n_channels * 2:
         raise ValueError(done.stderr.decode(errors="replace").strip().splitlines()[-1:] or "no picture in it")
     return np.frombuffer(done.stdout, ">u2").reshape(height, width, n_channels).astype(np.uint16)
-
-
-def _read_exr(path: Path) -> np.ndarray:
-    """[h,w,c] float16 or float32 of an EXR file; linear light, alpha made straight (EXR stores it premultiplied)."""
-    try:
-        import OpenEXR
-    except ImportError as e:
-        raise UserError(f"{path}: reading EXR images needs the package OpenEXR: pip install OpenEXR") from e
-    try:
-        with OpenEXR.File(str(path), separate_channels=True) as f:
-            found = {name: channel.pixels for name, channel in f.channels().items()}
-    except Exception as e:
-        raise UserError(f"{path}: cannot be read as an EXR image ({_brief(e)}): restore or remove the file") from e
-    names = ["R", "G", "B"] if {"R", "G", "B"} <= found.keys() else ["Y"] if "Y" in found else []
-    if not names:
-        raise UserError(f"{path}: holds the channels {', '.join(found)}, expected R, G, B (and A) or Y")
-    colours = np.stack([found[n] for n in names], axis=-1)
-    if colours.dtype not in (np.float16, np.float32):
-        colours = colours.astype(np.float32)
-    if "A" not in found:
-        return colours
-    alpha = found["A"][..., None].astype(np.float32)
-    straight = np.where(alpha > 0, colours / np.maximum(alpha, 1e-6), 0)
-    return np.concatenate([straight, alpha], axis=-1).astype(colours.dtype)
 
 
 def _brief(e: Exception) -> str:

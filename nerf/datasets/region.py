@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nerf.cameras import Cameras
+from nerf.datasets.found import Capture
 from nerf.datasets.pixels import PixelStore
-from nerf.datasets.scene import Capture
 from nerf.errors import UserError
 from nerf.space import Similarity, ndc_rays
 

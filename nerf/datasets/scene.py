@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from nerf.cameras import FISHEYE, PERSPECTIVE, Cameras
+from nerf.cameras import Cameras
 from nerf.datasets import pixels as px
+from nerf.datasets.brightness import measure, repaired, to_linear
+from nerf.datasets.depths import read_depths
+from nerf.datasets.found import Capture
 from nerf.datasets.pixels import PixelStore
+from nerf.datasets.posed import check_frames, check_lenses
+from nerf.datasets.region import choose_region
 from nerf.errors import UserError
 from nerf.space import Similarity
 
@@ -27,74 +28,31 @@ class Scene:
     cameras: Cameras
     names: list[str]
     splits: dict[str, Tensor]  # "train", "val", "test" -> image indices (int64); every image is in exactly one
-    points: Tensor | None  # [m,3] float32 world, sparse points
+    points: Tensor | None  # [m,3] float64 world, sparse points
     scene_from_world: Similarity
     space: str  # "box", "unbounded" or "ndc" (see nerf.space)
     near: float  # scene units along the ray; 0 for a box
     far: float
     n_levels: int  # nested occupancy levels: 1 for box and ndc
     has_alpha: bool
-    linear: bool  # colours are linear light (EXR), not sRGB
+    linear: bool  # colours are linear light (EXR), not sRGB; what is brighter than white is above 1
     masks: PixelStore | None  # one uint8 channel, above 127 where a pixel is to be used
     source: str  # the kind of data set that was read
     path: Path
     notes: list[str]  # what was chosen and why, what was skipped
     ndc: tuple[float, float] | None = None  # (a, b) of nerf.space.ndc_rays, for the space "ndc"
-
-
-@dataclass
-class Lens:
-    """Intrinsics as a file states them, in pixels of an image of width x height (None: as the image is)."""
-
-    model: int = PERSPECTIVE
-    fx: float = math.nan  # NaN: from angle_x
-    fy: float = math.nan
-    cx: float = math.nan  # NaN: the middle
-    cy: float = math.nan
-    width: int | None = None
-    height: int | None = None
-    distortion: tuple[float, float, float, float, float, float] = (0, 0, 0, 0, 0, 0)  # k1,k2,k3,k4,p1,p2
-    angle_x: float = math.nan  # horizontal and vertical field of view, radians, where no focal length is stated
-    angle_y: float = math.nan
-
-
-@dataclass
-class Frame:
-    name: str
-    path: Path  # of the image, which may be missing
-    c2w: np.ndarray  # [3,4] or [4,4], OpenGL camera to world, as it stands in the file
-    lens: Lens
-    where: str  # for messages: file and frame
-    split: str | None = None
-    mask: Path | None = None  # 0 = ignore the pixel
-    matte: Path | None = None  # silhouette of the object, becomes alpha
-
-
-@dataclass
-class Capture:
-    """What a format's reader found on disk, not yet checked."""
-
-    source: str
-    path: Path
-    frames: list[Frame]
-    notes: list[str]
-    points: np.ndarray | None = None  # [m,3] world
-    region: Similarity | None = None  # scene_from_world as stated by the files
-    extent: float = 0.0  # half size of the cube that the files declare relevant, world units
-    objects: bool = False  # the kind of data set is made for single objects
-    depth_bounds: np.ndarray | None = None  # [n frames,2] nearest and farthest z-depth seen, world units
+    brightest: float = 1.0  # largest colour of all pictures, at least 1
+    exposure: float = 1.0  # linear light times this is shown, white at 1
+    depths: PixelStore | None = None  # one float32 channel: z-depth in world units, 0 unknown; sizes of their own
+    files: list[Path] = field(default_factory=list)  # of the images
+    photo_cameras: Cameras | None = None  # in the pixels of those files, before downscale
 
 
 def assemble(capture: Capture, downscale: int, holdout: int | None, space: str | None = None) -> Scene:
     """Check poses, lenses and images, decode, split, and choose the scene frame."""
-    from nerf.datasets.region import choose_region
-
     notes = capture.notes
-    frames = _with_images(capture)
-    poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
-    pictures = _map(lambda i: px.read_header(frames[i].path), len(frames))
-    _check_sizes(frames, pictures)
-    lenses = [_fit_lens(f, pictures, i, notes) for i, f in enumerate(frames)]
+    posed = check_frames(capture, holdout)
+    frames, pictures = posed.frames, posed.pictures
     sizes = [(p.height // downscale, p.width // downscale) for p in pictures]
     if min(min(s) for s in sizes) < 1:
         raise UserError(f"downscale {downscale} leaves no pixel of the smallest image: choose a smaller one")
@@ -102,9 +60,21 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
     n_channels, dtype = _common_type(pictures, any(f.matte for f in frames))
     if any((p.n_channels, p.dtype) != (n_channels, dtype) for p in pictures) and not any(f.matte for f in frames):
         notes.append(f"images of different kinds were brought to {n_channels} channels of {dtype}")
+    is_exr = [p.path.suffix.lower() == ".exr" for p in pictures]
+    linear = any(is_exr)
+    if linear and not all(is_exr):
+        notes.append(f"{is_exr.count(False)} images that are no EXR were brought from sRGB to linear light")
+    broken: dict[str, int] = {}  # pixels that are no numbers, by image
 
     def decode(i: int) -> np.ndarray:
-        image = px.convert(_read_as_announced(pictures[i]), n_channels, dtype)
+        image = _read_as_announced(pictures[i])
+        if linear and not is_exr[i] and image.dtype.kind == "u":
+            image = to_linear(image)
+        image = px.convert(image, n_channels, dtype)
+        if dtype.kind == "f":
+            image, n_broken = repaired(image)
+            if n_broken:
+                broken[frames[i].name] = n_broken
         if frames[i].matte is not None:
             image = image.copy()
             matte = _read_mask(frames[i].matte, image.shape[:2], frames[i].where)  # type: ignore[arg-type]
@@ -112,6 +82,14 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
         return px.shrink(image, downscale)
 
     store = px.fill(sizes, n_channels, dtype, decode)
+    if broken:
+        notes.append(
+            f"{sum(broken.values())} pixels of {len(broken)} images (the first is {min(broken)}) are NaN or infinite: "
+            "taken as black and as the brightest of their image"
+        )
+    brightest, exposure = measure(store) if linear else (1.0, 1.0)
+    if linear:
+        notes.append(f"linear light, up to {brightest:.4g} where white is 1" + _exposed(exposure))
     masks = None
     if any(f.mask for f in frames):
 
@@ -122,173 +100,43 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
 
         masks = px.fill(sizes, 1, np.dtype(np.uint8), decode_mask)
 
-    def column(get: Callable[[Lens], float]) -> Tensor:
-        return torch.tensor([get(lens) for lens in lenses], dtype=torch.float64)
+    depths = read_depths([f.depth for f in frames], [(p.height, p.width) for p in pictures], notes)
 
-    cameras = Cameras(
-        c2w=torch.from_numpy(poses),
-        fx=column(lambda k: k.fx),
-        fy=column(lambda k: k.fy),
-        cx=column(lambda k: k.cx),
-        cy=column(lambda k: k.cy),
-        widths=torch.tensor([p.width for p in pictures]),
-        heights=torch.tensor([p.height for p in pictures]),
-        models=torch.tensor([k.model for k in lenses]),
-        distortion=torch.tensor([k.distortion for k in lenses], dtype=torch.float64),
-    ).scaled(downscale)
-    _check_lenses(cameras, [f.name for f in frames], notes)
+    cameras = posed.cameras.scaled(downscale)
+    check_lenses(cameras, [f.name for f in frames], notes)
     if downscale > 1:
         notes.append(f"images down-scaled by {downscale} (area average)")
 
     has_alpha = n_channels in (2, 4) and _alpha_matters(store)
-    names = [f.name for f in frames]
-    splits = _split(frames, names, holdout, notes)
-    points = None if capture.points is None else torch.from_numpy(np.ascontiguousarray(capture.points, np.float32))
     region = choose_region(capture, cameras, store, has_alpha, space)
     return Scene(
         pixels=store,
         cameras=cameras,
-        names=names,
-        splits=splits,
-        points=points,
+        names=[f.name for f in frames],
+        splits=posed.splits,
+        points=posed.points,
         scene_from_world=region.scene_from_world,
         space=region.space,
         near=region.near,
         far=region.far,
         n_levels=region.n_levels,
         has_alpha=has_alpha,
-        linear=all(p.path.suffix.lower() == ".exr" for p in pictures),
+        linear=linear,
         masks=masks,
         source=capture.source,
         path=capture.path,
         notes=notes,
         ndc=region.ndc,
+        brightest=brightest,
+        exposure=exposure,
+        depths=depths,
+        files=[f.path for f in frames],
+        photo_cameras=posed.cameras,
     )
 
 
-def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
-    """[3,4] float64 with an exact rotation (the nearest one), or a UserError that says what is wrong."""
-    m = np.asarray(matrix, dtype=np.float64)
-    if m.shape not in ((3, 4), (4, 4)):
-        raise UserError(f"{where}: the pose has shape {m.shape}, expected 4x4 or 3x4 (camera to world)")
-    m = m[:3]
-    if not np.isfinite(m).all():
-        raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this frame")
-    u, s, vt = np.linalg.svd(m[:, :3])
-    if s[2] < 1e-6 * max(s[0], 1e-300):
-        raise UserError(
-            f"{where}: the pose is singular (its rotation part has no inverse): repair or remove this frame"
-        )
-    if np.linalg.det(u @ vt) < 0:
-        raise UserError(
-            f"{where}: the pose is mirrored (negative determinant), expected a right-handed camera-to-world matrix: "
-            "one axis is flipped by the program that wrote it"
-        )
-    if s[0] / s[2] > 1.1:
-        raise UserError(
-            f"{where}: the pose is no rotation (it stretches by {s[0] / s[2]:.2f}): repair or remove this frame"
-        )
-    return np.concatenate([u @ vt, m[:, 3:]], axis=1)
-
-
-def _with_images(capture: Capture) -> list[Frame]:
-    """The frames whose image is there; the others are named in a note."""
-    missing = [f for f in capture.frames if not f.path.is_file()]
-    if missing:
-        names = [f.name for f in missing]
-        capture.notes.append(
-            f"skipped {len(missing)} of {len(capture.frames)} frames without image: {_listed(names, 20)}"
-        )
-    keep = [i for i, f in enumerate(capture.frames) if f.path.is_file()]
-    if len(keep) < 3:
-        first = f"; the first one missing is {missing[0].path}" if missing else ""
-        raise UserError(
-            f"{capture.path}: {len(keep)} of {len(capture.frames)} frames have an image, "
-            f"at least three are needed{first}"
-        )
-    if capture.depth_bounds is not None:
-        capture.depth_bounds = capture.depth_bounds[keep]
-    return [capture.frames[i] for i in keep]
-
-
-def _listed(names: list[str], limit: int) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _fit_lens(frame: Frame, pictures: list[px.Picture], i: int, notes: list[str]) -> Lens:
-    """The frame's lens in pixels of its image as it is; may turn pictures[i] back to how it is stored."""
-    lens, picture, where = frame.lens, pictures[i], frame.where
-    if lens.width and lens.height and picture.orientation >= 5 and lens.width != lens.height:
-        if (lens.width, lens.height) == (picture.height, picture.width):  # poses were made from the unturned image
-            picture = pictures[i] = replace(picture, width=picture.height, height=picture.width, orientation=1)
-            _note_once(notes, "EXIF orientation ignored where the stated image size is that of the unturned image")
-    w, h = picture.width, picture.height
-    for name, angle in (("camera_angle_x", lens.angle_x), ("camera_angle_y", lens.angle_y)):
-        if math.isinf(angle) or not math.isnan(angle) and not 0 < angle < math.pi:
-            raise UserError(f"{where}: {name} is {angle}, expected radians between 0 and pi")
-    fx, fy = lens.fx, lens.fy
-    stated_w, stated_h = lens.width or w, lens.height or h
-    if math.isnan(fx) and not math.isnan(lens.angle_x):
-        fx = 0.5 * stated_w / math.tan(0.5 * lens.angle_x)
-    if math.isnan(fy) and not math.isnan(lens.angle_y):
-        fy = 0.5 * stated_h / math.tan(0.5 * lens.angle_y)
-    fx, fy = fy if math.isnan(fx) else fx, fx if math.isnan(fy) else fy
-    for name, f in (("horizontal", fx), ("vertical", fy)):
-        if not (math.isfinite(f) and f > 0):
-            raise UserError(f"{where}: the {name} focal length is {f}, expected pixels above zero")
-    cx = 0.5 * stated_w if math.isnan(lens.cx) else lens.cx
-    cy = 0.5 * stated_h if math.isnan(lens.cy) else lens.cy
-    if not all(map(math.isfinite, (cx, cy, *lens.distortion))):
-        raise UserError(f"{where}: the principal point or distortion is not finite")
-    sx, sy = w / stated_w, h / stated_h
-    if (sx, sy) != (1.0, 1.0):
-        if abs(stated_w * sy - w) > max(2.0, 0.01 * w):
-            raise UserError(
-                f"{where}: the image is {w}x{h}, but its camera is stated for {stated_w}x{stated_h}, "
-                "which is another aspect ratio: use the images that the poses were made from"
-            )
-        _note_once(notes, f"intrinsics stated for {stated_w}x{stated_h} were rescaled to images of {w}x{h}")
-    if lens.model != FISHEYE and max(w / fx, h / fy) * 0.5 > math.tan(math.radians(87.5)):
-        raise UserError(
-            f"{where}: focal length {fx:.4g} means a field of view near 180 degrees, which no perspective lens has"
-        )
-    return Lens(lens.model, fx * sx, fy * sy, cx * sx, cy * sy, w, h, lens.distortion)
-
-
-def _check_sizes(frames: list[Frame], pictures: list[px.Picture]) -> None:
-    """One focal length in pixels and no stated size can only be right for images of one size."""
-    first = next((i for i, f in enumerate(frames) if not f.lens.width and not math.isnan(f.lens.fx)), None)
-    for i, f in enumerate(frames):
-        if first is None or f.lens.width or repr(f.lens) != repr(frames[first].lens):
-            continue
-        a, b = pictures[first], pictures[i]
-        if (a.width, a.height) != (b.width, b.height):
-            raise UserError(
-                f"{f.where}: the image is {b.width}x{b.height} and {frames[first].name} is {a.width}x{a.height}, but "
-                "one focal length in pixels is stated for both: state w and h, or use images of one size"
-            )
-
-
-def _check_lenses(cameras: Cameras, names: list[str], notes: list[str]) -> None:
-    """Note where the distortion has no inverse at the picture's corners, so that rays there are approximate."""
-    bad = []
-    for i in (cameras.distortion != 0).any(dim=1).nonzero()[:, 0].tolist():
-        h, w = int(cameras.heights[i]), int(cameras.widths[i])
-        rows, cols = torch.tensor([0.0, 0, h - 1, h - 1]), torch.tensor([0.0, w - 1, 0, w - 1])
-        origin, direction = cameras.rays(torch.full((4,), i), rows, cols)
-        uv, _ = cameras.subset([i]).project(origin.double() + direction.double())
-        if not bool(((uv[0] - torch.stack([cols, rows], dim=1) - 0.5).abs() < 0.5).all()):
-            bad.append(names[i])
-    if bad:
-        notes.append(
-            f"the distortion of {len(bad)} of {len(names)} cameras (the first is {bad[0]}) has no inverse at the "
-            "corners of the picture: rays there are approximate, mask those pixels if it shows"
-        )
-
-
-def _note_once(notes: list[str], text: str) -> None:
-    if text not in notes:
-        notes.append(text)
+def _exposed(exposure: float) -> str:
+    return "" if exposure == 1.0 else f"; pictures and meshes show it times {exposure:.3g}, EXR files keep it"
 
 
 def _common_type(pictures: list[px.Picture], matte: bool) -> tuple[int, np.dtype]:
@@ -333,33 +181,3 @@ def _alpha_matters(store: PixelStore) -> bool:
     """Whether some image has pixels that are not opaque."""
     top = np.iinfo(store.memory.dtype).max if store.memory.dtype.kind == "u" else 1.0
     return any(bool((store.raw(i)[..., -1] < 0.99 * top).any()) for i in range(len(store)))
-
-
-def _split(frames: list[Frame], names: list[str], holdout: int | None, notes: list[str]) -> dict[str, Tensor]:
-    """The files' own split if holdout is None, else every holdout-th image in order of names for testing (0: none)."""
-    where: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    stated = [f.split for f in frames]
-    if holdout is None and any(s in ("val", "test") for s in stated):
-        for i, s in enumerate(stated):
-            where[s if s in ("val", "test") else "train"].append(i)
-        counts = ", ".join(f"{len(v)} {k}" for k, v in where.items() if v)
-        notes.append(f"the files' own split: {counts}")
-        if not where["train"]:
-            raise UserError("the files' own split leaves no image to train on: load with holdout=8 or holdout=0")
-    else:
-        every = 8 if holdout is None else holdout
-        order = sorted(range(len(names)), key=lambda i: names[i])
-        for rank, i in enumerate(order):
-            where["test" if every > 0 and rank % every == 0 else "train"].append(i)
-        if every > 0:
-            notes.append(f"held out for testing: every {every}th of the {len(names)} images in order of names")
-        else:
-            notes.append("no image is held out")
-        if not where["train"]:
-            raise UserError(f"holdout {every} leaves no image to train on: choose 0 or a number from 2 up")
-    return {k: torch.tensor(sorted(v), dtype=torch.int64) for k, v in where.items()}
-
-
-def _map(f: Callable[[int], px.Picture], n: int) -> list[px.Picture]:
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(f, range(n)))

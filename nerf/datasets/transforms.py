@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.datasets.depths import DepthMap
+from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
-from nerf.datasets.scene import Capture, Frame, Lens
 from nerf.errors import UserError
 from nerf.space import Similarity
 
@@ -143,7 +144,20 @@ def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
         )
         if entry.get("mask_path"):
             frames[-1].mask = _image_path(file, str(entry["mask_path"]), where)
+        frames[-1].depth = _depth(data, entry, file, where)
     return frames
+
+
+def _depth(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -> DepthMap | None:
+    """nerfstudio's depth_file_path, instant-ngp's depth_path; integers are millimetres unless the file says its own
+    unit."""
+    name = entry.get("depth_file_path") or entry.get("depth_path")
+    if not name:
+        return None
+    scale = data.get("depth_unit_scale_factor", data.get("integer_depth_scale"))
+    if scale is not None and not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
+        raise UserError(f"{where}: the unit of the depth maps is {scale!r}, expected a number above zero")
+    return DepthMap(file.parent / str(name).replace("\\", "/"), None if scale is None else float(scale))
 
 
 def _tidy(name: str) -> str:

@@ -58,7 +58,11 @@ def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
     if not found:
         raise UserError("the training views see no surface, so there are no points; train longer")
     points, normals, colors = (torch.cat(parts)[:n] for parts in zip(*kept, strict=True))
-    return Cloud(world_from_scene.apply(points.double()), normals.double(), to_display(colors.numpy(), model.linear))
+    return Cloud(
+        world_from_scene.apply(points.double()),
+        normals.double(),
+        to_display(colors.numpy() * model.exposure, model.linear),
+    )
 
 
 def save_cloud(cloud: Cloud, path: Path) -> None:

@@ -198,7 +198,7 @@ def shown_resolution(model: Model, low: NDArray[np.float64], high: NDArray[np.fl
 def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]:
     """What a camera straight above each vertex sees: [v,3] 8-bit sRGB."""
     chunks = [model.color(p, -n) for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True)]
-    return to_display(torch.cat(chunks).numpy(), model.linear)
+    return to_display(torch.cat(chunks).numpy() * model.exposure, model.linear)
 
 
 def _to_world(model: Model, points: Tensor, faces: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:

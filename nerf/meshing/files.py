@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nerf.errors import UserError
-from nerf.meshing.glb import glb
+import numpy as np
+
+from nerf.errors import UserError, note
+from nerf.meshing.glb import far_origin, glb
 
 if TYPE_CHECKING:
     import trimesh
@@ -37,8 +39,9 @@ def save(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> N
     """Write a mesh; the ending says how. A file of that name is replaced only when the new one is complete.
 
     Vertices keep their world coordinates in all formats; a GLB turns them so that `up` [3] of the world is up where it
-    is opened (see glb.py). PLY, GLB and STL hold float32; STL holds the shape alone. A texture is inside a GLB; with an
-    OBJ it is NAME.mtl and NAME.png.
+    is opened (see glb.py). PLY, GLB and STL hold float32; where the coordinates are too large for that, a PLY holds
+    float64 and a GLB a shift. STL holds the shape alone. A texture is inside a GLB; with an OBJ it is NAME.mtl and
+    NAME.png.
     """
     path = Path(path)
     check_path(path)
@@ -72,6 +75,28 @@ def _contents(mesh: trimesh.Trimesh, path: Path, up: Tensor | None) -> dict[str,
         data, beside = export_obj(mesh, return_texture=True, mtl_name=f"{path.stem}.mtl", header=None)
     elif path.suffix.lower() == ".glb":
         data = glb(mesh, None if up is None else up.double().numpy())
+    elif path.suffix.lower() == ".ply" and far_origin(np.asarray(mesh.vertices, np.float64)) is not None:
+        data = _ply(mesh)
     else:
+        if far_origin(np.asarray(mesh.vertices, np.float64)) is not None:
+            note(f"{path.name}: STL rounds coordinates as large as these; a .ply, .obj or .glb keeps them")
         data = mesh.export(file_type=path.suffix.lower()[1:])
     return {**beside, path.name: data.encode() if isinstance(data, str) else data}
+
+
+def _ply(mesh: trimesh.Trimesh) -> bytes:
+    """Binary PLY with float64 positions, float32 normals and, where the vertices have any, 8-bit colours."""
+    groups = [("double", "f8", "x y z", mesh.vertices), ("float", "f4", "nx ny nz", mesh.vertex_normals)]
+    visual: Any = mesh.visual
+    if visual.kind == "vertex":
+        groups.append(("uchar", "u1", "red green blue", np.asarray(visual.vertex_colors)[:, :3]))
+    table = np.empty(len(mesh.vertices), [(n, f"<{code}") for _, code, names, _ in groups for n in names.split()])
+    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
+    for kind, _, names, values in groups:
+        for k, name in enumerate(names.split()):
+            head.append(f"property {kind} {name}")
+            table[name] = np.asarray(values)[:, k]
+    faces = np.empty(len(mesh.faces), [("n", "u1"), ("corners", "<i4", 3)])
+    faces["n"], faces["corners"] = 3, mesh.faces
+    head += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
+    return "\n".join(head).encode() + table.tobytes() + faces.tobytes()

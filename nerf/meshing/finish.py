@@ -29,7 +29,7 @@ def decimated(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool =
     rgb = None
     if colours:
         with torch.no_grad():
-            rgb = to_display(field_colors(model, vertices, normals).numpy(), model.linear)
+            rgb = to_display(field_colors(model, vertices, normals).numpy(), linear=False)
     return _trimesh(vertices, faces, normals, about, vertex_colors=rgb)
 
 
@@ -45,7 +45,7 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
     with torch.no_grad():
         atlas = unwrap(vertices, faces, size)
         texture = bake(model, scene, atlas, vertices, normals, scene.splits["train"])
-    picture = Image.fromarray(to_display(texture.numpy(), model.linear))
+    picture = Image.fromarray(to_display(texture.numpy(), linear=False))
     flat = atlas.uv.double() / atlas.size
     material = trimesh.visual.material.PBRMaterial(
         baseColorTexture=picture, baseColorFactor=[255] * 4, metallicFactor=0.0, roughnessFactor=1.0

@@ -1,8 +1,10 @@
 """GLB files: one binary glTF 2.0 with the mesh, its colours or its texture, upright wherever it is opened.
 
-Vertices keep their world coordinates. glTF says that y is up, so the one node turns the world's up to y; programs that
-turn y to their own up (Blender: z) then show a world whose up is z in its own coordinates. Materials are unlit where
-the reader knows KHR_materials_unlit (the photos' light is in the colours already), else rough and not metallic.
+Vertices keep their world coordinates; where those are too large for float32 (national grids), they are stored about
+the mesh's middle, and a node below the first moves them back. glTF says that y is up, so the first node turns the
+world's up to y; programs that turn y to their own up (Blender: z) then show a world whose up is z in its own
+coordinates. Materials are unlit where the reader knows KHR_materials_unlit (the photos' light is in the colours
+already), else rough and not metallic.
 Source: Khronos glTF 2.0 specification; vertex colours are linear there, textures sRGB.
 """
 
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nerf.surfaces import WORLD_NODE
+from nerf.surfaces import ORIGIN_NODE, WORLD_NODE
 
 if TYPE_CHECKING:
     import trimesh
@@ -42,7 +44,8 @@ def glb(mesh: trimesh.Trimesh, up: NDArray[np.float64] | None = None) -> bytes:
         accessors.append({"bufferView": at, "componentType": component, "count": len(array), "type": kind, **about})
         return len(accessors) - 1
 
-    positions = np.asarray(mesh.vertices, np.float32)
+    origin = far_origin(np.asarray(mesh.vertices, np.float64))
+    positions = (np.asarray(mesh.vertices, np.float64) - (0 if origin is None else origin)).astype(np.float32)
     span = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
     attributes = {
         "POSITION": accessor(positions, _FLOAT, "VEC3", _VERTICES, **span),
@@ -77,7 +80,7 @@ def glb(mesh: trimesh.Trimesh, up: NDArray[np.float64] | None = None) -> bytes:
         "asset": {"version": "2.0", "generator": "nerf"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": [{"name": WORLD_NODE, "mesh": 0, "rotation": upright(up)}],
+        "nodes": _nodes(upright(up), origin),
         "meshes": [{"primitives": [{"attributes": attributes, "indices": faces, "material": 0}]}],
         "materials": [material],
         "extensionsUsed": ["KHR_materials_unlit"],
@@ -91,6 +94,25 @@ def glb(mesh: trimesh.Trimesh, up: NDArray[np.float64] | None = None) -> bytes:
     binary.extend(b"\0" * (-len(binary) % 4))
     chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + bytes(binary)
     return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def far_origin(vertices: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The middle [3] of vertices [v,3] whose coordinates float32 would round by more than 1e-5 of their extent, rounded
+    to whole units; None where it would not."""
+    if not len(vertices):
+        return None
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    rounding = np.abs(vertices).max() * 2.0**-24
+    return np.round((low + high) / 2) if rounding > 1e-5 * np.linalg.norm(high - low) else None
+
+
+def _nodes(rotation: list[float], origin: NDArray[np.float64] | None) -> list[dict[str, Any]]:
+    if origin is None:
+        return [{"name": WORLD_NODE, "mesh": 0, "rotation": rotation}]
+    return [
+        {"name": WORLD_NODE, "rotation": rotation, "children": [1]},
+        {"name": ORIGIN_NODE, "mesh": 0, "translation": origin.tolist()},
+    ]
 
 
 def upright(up: NDArray[np.float64] | None) -> list[float]:

@@ -11,7 +11,7 @@ import tyro
 
 from nerf import kernels
 from nerf.errors import UserError
-from nerf.evaluation import compare, mask_of, truth_of
+from nerf.evaluation import compare, mask_of, shown_as, truth_of
 from nerf.meshing.preview import render_mesh
 from nerf.surfaces import Triangles, read_looks, read_mesh, spread
 
@@ -75,7 +75,7 @@ def judge_views(mesh: trimesh.Trimesh, scene: Scene) -> dict[str, Any]:
     rows = []
     for i in scene.splits["test"].tolist():
         drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i)["color"])
-        numbers = compare(drawn, truth_of(scene, i, white), mask_of(scene, i))
+        numbers = compare(drawn, shown_as(scene, truth_of(scene, i, white / scene.exposure)), mask_of(scene, i))
         rows.append({"name": scene.names[i], "psnr": numbers["psnr"], "ssim": numbers["ssim"]})
     if not rows:
         raise UserError(f"{scene.path}: no view is held out, so there is none to compare with")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nerf.light import encode
 from nerf.memory import give_back
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, rasterise
@@ -92,7 +93,7 @@ def smoothed(ratings: Tensor, faces: Tensor, rounds: int = 2) -> Tensor:
 
 
 def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Tensor, photos: Tensor) -> Tensor:
-    """The texture [h,w,3] float32, in the photos' colour space, of a mesh: vertices and normals [v,3], world frame."""
+    """The texture [h,w,3] float32, sRGB values, of a mesh: vertices and normals [v,3], world frame."""
     mesh_faces = atlas.corners[atlas.faces]
     ratings = smoothed(photo_ratings(scene, vertices, mesh_faces, normals, photos), mesh_faces)
     flat, face, weights = texels(atlas)
@@ -118,7 +119,7 @@ def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Te
         mine, share = mine[share > 0], share[share > 0]
         camera = scene.cameras.subset([i])
         shown = _shown(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
-        picture = torch.cat([_colors_of(scene, i) / gains[row], shown.float()], dim=2)
+        picture = torch.cat([_colors_of(model, scene, i) / gains[row], shown.float()], dim=2)
         for some, s in zip(mine.split(_CHUNK), share.split(_CHUNK), strict=True):
             uv = camera.project(points[some])[0][0]
             found = bilinear(picture, uv)
@@ -168,7 +169,7 @@ def exposure_gains(
         camera = scene.cameras.subset([i])
         towards = torch.nn.functional.normalize(camera.c2w[0, :, 3] - vertices[seen], dim=1)
         field = field_colors(model, vertices[seen], towards)
-        photo = bilinear(_colors_of(scene, i), camera.project(vertices[seen])[0][0])
+        photo = bilinear(_colors_of(model, scene, i), camera.project(vertices[seen])[0][0])
         usable = ((field > 0.05) & (field < 0.95) & (photo > 0.05) & (photo < 0.95)).all(dim=1)
         if int(usable.sum()) >= 100:
             gains[row] = (photo[usable] / field[usable]).median(dim=0).values.clamp(0.25, 4.0).log()
@@ -176,17 +177,24 @@ def exposure_gains(
 
 
 def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
-    """What the field shows [n,3] at world points [n,3] from the directions [n,3] that point away from the surface."""
+    """What the field shows [n,3], as sRGB values, at world points [n,3] from the directions [n,3] that point away from
+    the surface."""
     scene_points = model.scene_from_world.apply(points)
     directions = model.scene_from_world.apply_directions(torch.nn.functional.normalize(towards, dim=1))
     if model.ndc is not None:
         moved = ndc_points(scene_points + 1e-3 * directions, model.ndc)
         scene_points = ndc_points(scene_points, model.ndc)
         directions = torch.nn.functional.normalize(moved - scene_points, dim=1)
-    return model.color(scene_points.float().contiguous(), -directions.float().contiguous())
+    return _shown_as(model, model.color(scene_points.float().contiguous(), -directions.float().contiguous()))
 
 
-def _colors_of(scene: Scene, i: int) -> Tensor:
-    """Photo i as [h,w,3] float32, in its file's colour space."""
+def _colors_of(model: Model, scene: Scene, i: int) -> Tensor:
+    """Photo i as [h,w,3] float32, as it is shown: sRGB values."""
     pixels = scene.pixels.image(i)
-    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
+    colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
+    return _shown_as(model, colors)
+
+
+def _shown_as(model: Model, colors: Tensor) -> Tensor:
+    """Colours as sRGB values in [0,1]; a texture is a picture, so photos are compared and blended as pictures."""
+    return encode(colors * model.exposure).clamp(0, 1) if model.linear else colors

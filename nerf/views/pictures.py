@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from nerf.light import encode
+
 INK = (28, 28, 33)
 PAPER = (255, 255, 255)
 
@@ -22,7 +24,7 @@ def to_display(colors: np.ndarray, linear: bool) -> np.ndarray:
     """[..., 3] floats -> uint8 sRGB; linear light goes through the sRGB curve (IEC 61966-2-1), the rest is kept."""
     colors = np.clip(np.nan_to_num(np.asarray(colors, dtype=np.float32)), 0, 1)
     if linear:
-        colors = np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 1e-8) ** (1 / 2.4) - 0.055)
+        colors = encode(colors)
     return (colors * 255 + 0.5).astype(np.uint8)
 
 

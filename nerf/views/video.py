@@ -13,7 +13,9 @@ import numpy as np
 import tyro
 
 from nerf.cameras import Cameras
+from nerf.datasets.exr import check_exr, write_exr
 from nerf.errors import UserError, note
+from nerf.light import decode
 from nerf.views.files import make_folder, model_files
 from nerf.views.paths import CameraPath, load_path, make_path, save_path
 from nerf.views.pictures import apply_colour_map, to_display, write_png
@@ -32,7 +34,7 @@ class RenderArgs:
     model: tyro.conf.Positional[Path]
     """the folder that `nerf train` or `nerf reconstruct` wrote, or a checkpoint file in it"""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """NAME.mp4 for a video, a folder for numbered PNGs (default: render.mp4 in the model's folder)"""
+    """NAME.mp4 for a video, a folder for numbered pictures (default: render.mp4 in the model's folder)"""
     path: str = "auto"
     """auto (orbit, or spiral for forward-facing scenes), orbit, interpolate, spiral, or a camera path FILE.json"""
     modes: tuple[str, ...] = ("color",)
@@ -47,6 +49,8 @@ class RenderArgs:
     """frames per second (default 30, or as the camera path says)"""
     save_path: Path | None = None
     """also write the camera path to this JSON file, to edit it or to use it again"""
+    exr: bool = False
+    """write OpenEXR instead of PNGs into the folder: linear light with all its range, depths and normals as numbers"""
     overwrite: bool = False
     """replace files of the same name"""
 
@@ -57,8 +61,8 @@ def main(args: RenderArgs) -> None:
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise UserError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
     folder, checkpoint = model_files(args.model)
-    out = args.out if args.out is not None else folder / "render.mp4"
-    planned_outputs(out, args.modes, args.overwrite)
+    out = args.out if args.out is not None else folder / ("render" if args.exr else "render.mp4")
+    planned_outputs(out, args.modes, args.overwrite, args.exr)
     if args.save_path is not None and args.save_path.exists() and not args.overwrite:
         raise UserError(f"{args.save_path} exists; choose another name or give --overwrite")
     from nerf.model import Model
@@ -75,7 +79,7 @@ def main(args: RenderArgs) -> None:
         path.fps = args.fps
     if args.save_path is not None:
         save_path(args.save_path, path)
-    for written in render_path(model, path, out, args.modes, overwrite=args.overwrite):
+    for written in render_path(model, path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
         print(written)
 
 
@@ -87,12 +91,16 @@ def check_modes(modes: tuple[str, ...]) -> None:
         raise UserError(f"--modes {' '.join(modes)}: each mode once, please")
 
 
-def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool) -> dict[str, Path]:
+def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool, exr: bool = False) -> dict[str, Path]:
     """Where each mode goes: the video or folder itself for a single mode, else one for each, named after it.
 
     Raises UserError before anything is rendered: unknown kind of file, file in the way, folder not writable.
     """
     video = out.suffix.lower() == ".mp4"
+    if exr and video:
+        raise UserError(f"{out}: --exr writes a folder of pictures; give a folder with -o")
+    if exr:
+        check_exr()
     if out.suffix and not video and not out.is_dir():
         raise UserError(f"{out}: cannot write {out.suffix} files; expected NAME.mp4 for a video or a folder for PNGs")
     if len(modes) == 1:
@@ -107,7 +115,7 @@ def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool) -> dict[
         if not overwrite:
             if video and place.exists():
                 raise UserError(f"{place} exists; choose another name or give --overwrite")
-            if not video and place.is_dir() and any(place.glob("*.png")):
+            if not video and place.is_dir() and (any(place.glob("*.png")) or any(place.glob("*.exr"))):
                 raise UserError(f"{place} holds pictures already; choose another folder or give --overwrite")
         make_folder(place.parent if video else place)
     return places
@@ -120,6 +128,7 @@ def render_path(
     modes: tuple[str, ...] = ("color",),
     overwrite: bool = False,
     show_progress: bool = True,
+    exr: bool = False,
 ) -> list[Path]:
     """Render every camera of the path once and write the wanted modes; returns the files or folders written.
 
@@ -128,15 +137,16 @@ def render_path(
     color: over the model's background. depth: distance along the ray to the median of its weights, near light, far
     dark, between the 2nd and 98th percentile over the whole path; rays that hit nothing are dark. opacity: 0 black, 1
     white. normal: world axes (x, y, z) as (r, g, b), 0.5 + 0.5 n, fading to white with opacity.
+    exr: a folder of 00000.exr ... with numbers instead of pictures; see exr_channels.
     A file appears under its name only when it is complete. Raises UserError.
     """
     check_modes(modes)
-    places = planned_outputs(out, modes, overwrite)
+    places = planned_outputs(out, modes, overwrite, exr)
     video = out.suffix.lower() == ".mp4"
     cameras = path.cameras
     note(f"{path.description}; {len(cameras)} frames of {int(cameras.widths[0])}x{int(cameras.heights[0])}")
     depth_range = (0.0, 1.0)
-    if "depth" in modes:
+    if "depth" in modes and not exr:
         depth_range = find_depth_range(model, cameras)
         unit = 1.0 / model.scene_from_world.scale
         near, far = (d * unit for d in depth_range)
@@ -144,19 +154,22 @@ def render_path(
     with ExitStack() as stack:
         sinks = {}
         for mode, place in places.items():
-            opened = _mp4(place, cameras, path.fps) if video else _png_folder(place)
+            opened = _mp4(place, cameras, path.fps) if video else _exr_folder(place) if exr else _png_folder(place)
             sinks[mode] = stack.enter_context(opened)
         for i in progress(range(len(cameras)), "rendering", show_progress):
             view = model.render_image(cameras, i)
             for mode, sink in sinks.items():
-                sink(picture_of(view, mode, depth_range, model.linear))
+                if exr:
+                    sink(exr_channels(model, cameras, i, view, mode))
+                else:
+                    sink(picture_of(view, mode, depth_range, model))
     return list(places.values())
 
 
-def picture_of(view: dict[str, np.ndarray], mode: str, depth_range: tuple[float, float], linear: bool) -> np.ndarray:
+def picture_of(view: dict[str, np.ndarray], mode: str, depth_range: tuple[float, float], model: Model) -> np.ndarray:
     """One mode of a rendered view as [h,w,3] uint8; see render_path."""
     if mode == "color":
-        return to_display(view["color"], linear)
+        return to_display(view["color"] * model.exposure, model.linear)
     opacity = np.clip(view["opacity"], 0, 1)[..., None]
     if mode == "opacity":
         return to_display(np.repeat(opacity, 3, axis=2), linear=False)
@@ -187,6 +200,39 @@ def find_depth_range(model: Model, cameras: Cameras) -> tuple[float, float]:
         return 0.0, 1.0
     near, far = (float(v) for v in np.percentile(values, [2, 98]))
     return near, max(far, near * 1.0001 + 1e-9)
+
+
+def exr_channels(
+    model: Model, cameras: Cameras, i: int, view: dict[str, np.ndarray], mode: str
+) -> dict[str, np.ndarray]:
+    """One mode of a rendered view as the channels [h,w] of an EXR file.
+
+    color: R, G, B linear light (pictures of an sRGB model are decoded). depth: Z in world units along the optical axis,
+    0 where nothing is: what `depth_file_path` of a transforms.json takes. opacity: A. normal: X, Y, Z, world axes.
+    """
+    if mode == "color":
+        color = view["color"] if model.linear else decode(view["color"])
+        return {c: color[..., k].astype(np.float32) for k, c in enumerate("RGB")}
+    if mode == "opacity":
+        return {"A": view["opacity"].astype(np.float32)}
+    if mode == "normal":
+        return {c: view["normal"][..., k].astype(np.float32) for k, c in enumerate("XYZ")}
+    directions = cameras.image_rays(i)[1].double()
+    along_axis = (directions @ -cameras.c2w[i, :, 2]).reshape(view["depth"].shape).numpy()
+    z = view["depth"] * along_axis / model.scene_from_world.scale
+    return {"Z": np.where((view["opacity"] > 0.5) & np.isfinite(z), z, 0).astype(np.float32)}
+
+
+@contextmanager
+def _exr_folder(folder: Path) -> Iterator[Any]:
+    count = 0
+
+    def write(channels: dict[str, np.ndarray]) -> None:
+        nonlocal count
+        write_exr(folder / f"{count:05d}.exr", channels)
+        count += 1
+
+    yield write
 
 
 @contextmanager

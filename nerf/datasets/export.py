@@ -1,0 +1,213 @@
+"""Cameras to files that other programs read: transforms.json (nerfstudio, instant-ngp), and COLMAP models.
+
+Poses and points stay in their world. A transforms.json holds OpenGL cameras; COLMAP has OpenCV ones (y down,
+z ahead) from the world. Lenses keep their distortion; numbers are written with all their digits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.cameras import FISHEYE, PERSPECTIVE, Cameras
+from nerf.datasets.colmap import OPENGL_FROM_OPENCV
+from nerf.errors import UserError
+
+_COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
+_COLMAP_IDS = {"PINHOLE": 1, "OPENCV": 4, "OPENCV_FISHEYE": 5, "FULL_OPENCV": 6}
+
+
+@dataclass
+class PosedFiles:
+    """n cameras in the full pixels of their images, and where those lie."""
+
+    cameras: Cameras
+    files: list[Path]
+    splits: dict[str, Tensor]  # "train", "val", "test" -> indices
+    masks: Sequence[Path | None] = ()  # () or one for each image
+    points: Tensor | None = None  # [m,3] float64, world
+
+
+def transforms_json(posed: PosedFiles, home: Path) -> dict[str, Any]:
+    """What a transforms.json in the folder `home` holds: intrinsics for all where they agree, else frame by frame."""
+    cameras = posed.cameras
+    lenses = [_intrinsics(cameras, i) for i in range(len(cameras))]
+    common = {k: v for k, v in lenses[0].items() if all(lens.get(k) == v for lens in lenses)}
+    names = [_relative(f, home) for f in posed.files]
+    frames = []
+    for i, lens in enumerate(lenses):
+        frame: dict[str, Any] = {"file_path": names[i]}
+        if posed.masks and posed.masks[i] is not None:
+            frame["mask_path"] = _relative(posed.masks[i], home)  # type: ignore[arg-type]
+        frame |= {k: v for k, v in lens.items() if k not in common}
+        frame["transform_matrix"] = [*cameras.c2w[i].double().tolist(), [0.0, 0.0, 0.0, 1.0]]
+        frames.append(frame)
+    held_out = any(len(posed.splits.get(s, ())) for s in ("val", "test"))
+    lists = {f"{s}_filenames": [names[int(i)] for i in ids] for s, ids in posed.splits.items()} if held_out else {}
+    return common | lists | {"frames": frames}
+
+
+def write_transforms(posed: PosedFiles, file: Path) -> None:
+    """Write FILE.json and, where there are sparse points, FILE.ply beside it."""
+    content = transforms_json(posed, file.parent)
+    if posed.points is not None and len(posed.points):
+        cloud = file.with_suffix(".ply")
+        content = {"ply_file_path": cloud.name} | content
+        _write(cloud, _ply(posed.points))
+    _write(file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _intrinsics(cameras: Cameras, i: int) -> dict[str, Any]:
+    model = int(cameras.models[i])
+    lens: dict[str, Any] = {
+        "camera_model": {PERSPECTIVE: "PINHOLE", FISHEYE: "OPENCV_FISHEYE"}.get(model, "OPENCV"),
+        "w": int(cameras.widths[i]),
+        "h": int(cameras.heights[i]),
+    }
+    for name, values in (("fl_x", cameras.fx), ("fl_y", cameras.fy), ("cx", cameras.cx), ("cy", cameras.cy)):
+        lens[name] = float(values[i])
+    if model != PERSPECTIVE:
+        lens |= dict(zip(_COEFFICIENTS, cameras.distortion[i].tolist(), strict=True))
+    return lens
+
+
+def _relative(path: Path, home: Path) -> str:
+    try:
+        return Path(os.path.relpath(path.resolve(), home.resolve())).as_posix()
+    except ValueError:  # another drive
+        return path.resolve().as_posix()
+
+
+# ---- COLMAP
+
+
+@dataclass
+class _ColmapModel:
+    lenses: list[tuple[str, int, int, list[float]]]  # model, width, height, parameters
+    lens_of: list[int]
+    poses: np.ndarray  # [n,7] quaternion (w, x, y, z) and translation, world to OpenCV camera
+    names: list[str]
+    points: np.ndarray  # [m,3]
+
+
+def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool = False) -> None:
+    """Write cameras, images and points3D, .bin or .txt, into the folder; names of images are relative to image_root.
+
+    Cameras with the same lens share one. Images carry no 2-D points and points no tracks: programs that train on a
+    model need neither. Raises UserError for a lens that COLMAP has no model of.
+    """
+    model = _colmap_model(posed, image_root)
+    files = _as_text(model) if text else _as_binary(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        _write(folder / name, data)
+    for name in files:  # a model of the other kind beside it would be read instead of this one
+        (folder / name).with_suffix(".bin" if text else ".txt").unlink(missing_ok=True)
+
+
+def _colmap_model(posed: PosedFiles, image_root: Path) -> _ColmapModel:
+    cameras = posed.cameras
+    lenses = [_colmap_lens(cameras, i, posed.files[i].name) for i in range(len(cameras))]
+    distinct = list(dict.fromkeys((m, w, h, tuple(p)) for m, w, h, p in lenses))
+    lens_of = [distinct.index((m, w, h, tuple(p))) for m, w, h, p in lenses]
+    poses = np.empty((len(cameras), 7))
+    for i, c2w in enumerate(cameras.c2w.double().numpy()):
+        r = (c2w[:, :3] @ OPENGL_FROM_OPENCV[:3, :3]).T
+        poses[i, :4], poses[i, 4:] = quaternion(r), -r @ c2w[:, 3]
+    names = [_relative(f, image_root) for f in posed.files]
+    points = np.zeros((0, 3)) if posed.points is None else posed.points.double().numpy()
+    return _ColmapModel([(m, w, h, list(p)) for m, w, h, p in distinct], lens_of, poses, names, points)
+
+
+def _colmap_lens(cameras: Cameras, i: int, name: str) -> tuple[str, int, int, list[float]]:
+    fx, fy, cx, cy = (float(v[i]) for v in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
+    k1, k2, k3, k4, p1, p2 = cameras.distortion[i].tolist()
+    model, size = int(cameras.models[i]), (int(cameras.widths[i]), int(cameras.heights[i]))
+    if model == FISHEYE:
+        return "OPENCV_FISHEYE", *size, [fx, fy, cx, cy, k1, k2, k3, k4]
+    if model == PERSPECTIVE:
+        return "PINHOLE", *size, [fx, fy, cx, cy]
+    if k4:
+        raise UserError(
+            f"{name}: its lens has a k4 (r^8), which no camera model of COLMAP has: write a transforms.json instead"
+        )
+    if k3:
+        return "FULL_OPENCV", *size, [fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0]
+    return "OPENCV", *size, [fx, fy, cx, cy, k1, k2, p1, p2]
+
+
+def quaternion(r: np.ndarray) -> np.ndarray:
+    """(w, x, y, z), w >= 0, of a rotation [3,3]: the largest component first, so that no digit is lost."""
+    trace = np.trace(r)
+    squares = np.array([1 + trace, *(1 + 2 * r[k, k] - trace for k in range(3))])
+    k = int(squares.argmax())
+    difference = np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
+    q = np.empty(4)
+    if k == 0:
+        q[0], q[1:] = squares[0], difference
+    else:
+        q[0], q[1:] = difference[k - 1], (r + r.T)[k - 1]
+        q[k] = squares[k]
+    q /= np.linalg.norm(q)
+    return -q if q[0] < 0 else q
+
+
+def _as_text(model: _ColmapModel) -> dict[str, bytes]:
+    def row(*values: Any) -> str:
+        return " ".join(repr(float(v)) if isinstance(v, float) else str(v) for v in values)
+
+    cameras = [f"# Number of cameras: {len(model.lenses)}"]
+    cameras += [row(k + 1, m, w, h, *map(float, p)) for k, (m, w, h, p) in enumerate(model.lenses)]
+    images = [f"# Number of images: {len(model.names)}, mean observations per image: 0"]
+    for i, name in enumerate(model.names):
+        images += [row(i + 1, *map(float, model.poses[i]), model.lens_of[i] + 1, name), ""]
+    points = [f"# Number of points: {len(model.points)}, mean track length: 0"]
+    points += [row(k + 1, *map(float, p), 128, 128, 128, 0.0) for k, p in enumerate(model.points)]
+    parts = {"cameras.txt": cameras, "images.txt": images, "points3D.txt": points}
+    return {name: ("\n".join(lines) + "\n").encode() for name, lines in parts.items()}
+
+
+def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
+    cameras = struct.pack("<Q", len(model.lenses))
+    for k, (name, w, h, p) in enumerate(model.lenses):
+        cameras += struct.pack(f"<IiQQ{len(p)}d", k + 1, _COLMAP_IDS[name], w, h, *p)
+    images = struct.pack("<Q", len(model.names))
+    for i, name in enumerate(model.names):
+        images += struct.pack("<I7dI", i + 1, *model.poses[i], model.lens_of[i] + 1)
+        images += name.encode() + b"\0" + struct.pack("<Q", 0)
+    table = np.zeros(
+        len(model.points), [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
+    )
+    table["id"], table["xyz"], table["rgb"] = np.arange(1, len(table) + 1), model.points, 128
+    points = struct.pack("<Q", len(table)) + table.tobytes()
+    return {"cameras.bin": cameras, "images.bin": images, "points3D.bin": points}
+
+
+# ---- files
+
+
+def _ply(points: Tensor) -> bytes:
+    xyz = points.to(torch.float64).numpy().astype("<f8")
+    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(xyz)}\n"
+    return (head + "".join(f"property double {c}\n" for c in "xyz") + "end_header\n").encode() + xyz.tobytes()
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, file)
+    except OSError as e:
+        raise UserError(f"{file}: cannot be written ({e.strerror or e}); choose another place with -o") from e
+    finally:
+        temporary.unlink(missing_ok=True)

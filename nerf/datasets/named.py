@@ -1,0 +1,70 @@
+"""Finding the pictures that another program's file names: by path, by file name, or by the name without its suffix."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from nerf.datasets.pixels import IMAGE_SUFFIXES
+from nerf.errors import UserError
+
+_PLACES = ("images", "input", "photos", "rgb", "dense/images")
+
+
+def find_named(folder: Path, names: list[str], where: str) -> dict[str, Path]:
+    """{name: file}; a name whose file is nowhere gets the path where it was expected, which is not there.
+
+    names: as the program wrote them, perhaps with a path of another machine, perhaps without a suffix. Looked for in
+    images/, input/, photos/, rgb/ (and folders in those) and beside the file itself. where: for messages.
+    Raises UserError where two pictures could be meant, or where none of the names is found.
+    """
+    base, files = _pictures(folder)
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        for key in {file.name.lower(), file.stem.lower()}:
+            by_name.setdefault(key, []).append(file)
+    found = {}
+    for name in names:
+        parts = PurePosixPath(name.replace("\\", "/"))
+        candidates = by_name.get(parts.name.lower()) or by_name.get(parts.stem.lower(), [])
+        if parts.suffix.lower() in IMAGE_SUFFIXES:  # img.jpg is not meant by img.png where both are there
+            exact = [p for p in candidates if p.suffix.lower() == parts.suffix.lower()]
+            candidates = exact or candidates
+        if len(candidates) > 1:
+            candidates = _closest(parts, candidates)
+        if len(candidates) > 1:
+            raise UserError(
+                f"{where}: {name!r} may be {candidates[0]} or {candidates[1]}: keep one of them, or give them names "
+                "that differ"
+            )
+        found[name] = candidates[0] if candidates else base / parts.name
+    if names and not any(p.is_file() for p in found.values()):
+        raise UserError(
+            f"{where}: none of its {len(names)} pictures (the first is {names[0]!r}) is in {base} or in images/, "
+            f"input/, photos/ or rgb/ of {folder}: copy the photos there"
+        )
+    return found
+
+
+def _pictures(folder: Path) -> tuple[Path, list[Path]]:
+    """(the first of the usual places that holds pictures, those pictures)."""
+    for place in _PLACES:
+        if (folder / place).is_dir():
+            files = sorted(p for p in (folder / place).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if files:
+                return folder / place, files
+    return folder, sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _closest(name: PurePosixPath, candidates: list[Path]) -> list[Path]:
+    """Those whose folders agree with most of the name's, counted from the end."""
+
+    def agreement(file: Path) -> int:
+        n = 0
+        for mine, theirs in zip(reversed(name.parent.parts), reversed(file.parent.parts), strict=False):
+            if mine.lower() != theirs.lower():
+                break
+            n += 1
+        return n
+
+    best = max(agreement(p) for p in candidates)
+    return [p for p in candidates if agreement(p) == best]

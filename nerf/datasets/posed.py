@@ -1,0 +1,208 @@
+"""From what a reader found to checked poses and lenses: one camera for each image that is there, in its own pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.cameras import FISHEYE, Cameras
+from nerf.datasets import pixels as px
+from nerf.datasets.found import Capture, Frame, Lens
+from nerf.errors import UserError
+
+
+@dataclass
+class Posed:
+    """The frames whose image is there, the headers of the images, and their cameras in the images' own pixels."""
+
+    frames: list[Frame]
+    pictures: list[px.Picture]
+    cameras: Cameras
+    points: Tensor | None  # [m,3] float64 world, sparse points
+    splits: dict[str, Tensor]  # "train", "val", "test" -> indices
+
+
+def check_frames(capture: Capture, holdout: int | None = None) -> Posed:
+    """Check poses and lenses against the images' headers, and split; no image is decoded. Notes go to the capture."""
+    notes = capture.notes
+    frames = _with_images(capture)
+    poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        pictures = list(pool.map(lambda f: px.read_header(f.path), frames))
+    _check_sizes(frames, pictures)
+    lenses = [_fit_lens(f, pictures, i, notes) for i, f in enumerate(frames)]
+
+    def column(get: Callable[[Lens], float]) -> Tensor:
+        return torch.tensor([get(lens) for lens in lenses], dtype=torch.float64)
+
+    points = None if capture.points is None else torch.from_numpy(np.ascontiguousarray(capture.points, np.float64))
+    cameras = Cameras(
+        c2w=torch.from_numpy(poses),
+        fx=column(lambda k: k.fx),
+        fy=column(lambda k: k.fy),
+        cx=column(lambda k: k.cx),
+        cy=column(lambda k: k.cy),
+        widths=torch.tensor([p.width for p in pictures]),
+        heights=torch.tensor([p.height for p in pictures]),
+        models=torch.tensor([k.model for k in lenses]),
+        distortion=torch.tensor([k.distortion for k in lenses], dtype=torch.float64),
+    )
+    return Posed(frames, pictures, cameras, points, _split(frames, [f.name for f in frames], holdout, notes))
+
+
+def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
+    """[3,4] float64 with an exact rotation (the nearest one), or a UserError that says what is wrong."""
+    m = np.asarray(matrix, dtype=np.float64)
+    if m.shape not in ((3, 4), (4, 4)):
+        raise UserError(f"{where}: the pose has shape {m.shape}, expected 4x4 or 3x4 (camera to world)")
+    m = m[:3]
+    if not np.isfinite(m).all():
+        raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this frame")
+    u, s, vt = np.linalg.svd(m[:, :3])
+    if s[2] < 1e-6 * max(s[0], 1e-300):
+        raise UserError(
+            f"{where}: the pose is singular (its rotation part has no inverse): repair or remove this frame"
+        )
+    if np.linalg.det(u @ vt) < 0:
+        raise UserError(
+            f"{where}: the pose is mirrored (negative determinant), expected a right-handed camera-to-world matrix: "
+            "one axis is flipped by the program that wrote it"
+        )
+    if s[0] / s[2] > 1.1:
+        raise UserError(
+            f"{where}: the pose is no rotation (it stretches by {s[0] / s[2]:.2f}): repair or remove this frame"
+        )
+    return np.concatenate([u @ vt, m[:, 3:]], axis=1)
+
+
+def _with_images(capture: Capture) -> list[Frame]:
+    """The frames whose image is there; the others are named in a note."""
+    missing = [f for f in capture.frames if not f.path.is_file()]
+    if missing:
+        names = [f.name for f in missing]
+        capture.notes.append(
+            f"skipped {len(missing)} of {len(capture.frames)} frames without image: {_listed(names, 20)}"
+        )
+    keep = [i for i, f in enumerate(capture.frames) if f.path.is_file()]
+    if len(keep) < 3:
+        first = f"; the first one missing is {missing[0].path}" if missing else ""
+        raise UserError(
+            f"{capture.path}: {len(keep)} of {len(capture.frames)} frames have an image, "
+            f"at least three are needed{first}"
+        )
+    if capture.depth_bounds is not None:
+        capture.depth_bounds = capture.depth_bounds[keep]
+    return [capture.frames[i] for i in keep]
+
+
+def _listed(names: list[str], limit: int) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _fit_lens(frame: Frame, pictures: list[px.Picture], i: int, notes: list[str]) -> Lens:
+    """The frame's lens in pixels of its image as it is; may turn pictures[i] back to how it is stored."""
+    lens, picture, where = frame.lens, pictures[i], frame.where
+    if lens.width and lens.height and picture.orientation >= 5 and lens.width != lens.height:
+        if (lens.width, lens.height) == (picture.height, picture.width):  # poses were made from the unturned image
+            picture = pictures[i] = replace(picture, width=picture.height, height=picture.width, orientation=1)
+            _note_once(notes, "EXIF orientation ignored where the stated image size is that of the unturned image")
+    w, h = picture.width, picture.height
+    for name, angle in (("camera_angle_x", lens.angle_x), ("camera_angle_y", lens.angle_y)):
+        if math.isinf(angle) or not math.isnan(angle) and not 0 < angle < math.pi:
+            raise UserError(f"{where}: {name} is {angle}, expected radians between 0 and pi")
+    fx, fy = lens.fx, lens.fy
+    stated_w, stated_h = lens.width or w, lens.height or h
+    if math.isnan(fx) and not math.isnan(lens.angle_x):
+        fx = 0.5 * stated_w / math.tan(0.5 * lens.angle_x)
+    if math.isnan(fy) and not math.isnan(lens.angle_y):
+        fy = 0.5 * stated_h / math.tan(0.5 * lens.angle_y)
+    fx, fy = fy if math.isnan(fx) else fx, fx if math.isnan(fy) else fy
+    for name, f in (("horizontal", fx), ("vertical", fy)):
+        if not (math.isfinite(f) and f > 0):
+            raise UserError(f"{where}: the {name} focal length is {f}, expected pixels above zero")
+    cx = 0.5 * stated_w if math.isnan(lens.cx) else lens.cx
+    cy = 0.5 * stated_h if math.isnan(lens.cy) else lens.cy
+    if not all(map(math.isfinite, (cx, cy, *lens.distortion))):
+        raise UserError(f"{where}: the principal point or distortion is not finite")
+    sx, sy = w / stated_w, h / stated_h
+    if (sx, sy) != (1.0, 1.0):
+        if abs(stated_w * sy - w) > max(2.0, 0.01 * w):
+            raise UserError(
+                f"{where}: the image is {w}x{h}, but its camera is stated for {stated_w}x{stated_h}, "
+                "which is another aspect ratio: use the images that the poses were made from"
+            )
+        _note_once(notes, f"intrinsics stated for {stated_w}x{stated_h} were rescaled to images of {w}x{h}")
+    if lens.model != FISHEYE and max(w / fx, h / fy) * 0.5 > math.tan(math.radians(87.5)):
+        raise UserError(
+            f"{where}: focal length {fx:.4g} means a field of view near 180 degrees, which no perspective lens has"
+        )
+    return Lens(lens.model, fx * sx, fy * sy, cx * sx, cy * sy, w, h, lens.distortion)
+
+
+def _check_sizes(frames: list[Frame], pictures: list[px.Picture]) -> None:
+    """One focal length in pixels and no stated size can only be right for images of one size."""
+    first = next((i for i, f in enumerate(frames) if not f.lens.width and not math.isnan(f.lens.fx)), None)
+    for i, f in enumerate(frames):
+        if first is None or f.lens.width or repr(f.lens) != repr(frames[first].lens):
+            continue
+        a, b = pictures[first], pictures[i]
+        if (a.width, a.height) != (b.width, b.height):
+            raise UserError(
+                f"{f.where}: the image is {b.width}x{b.height} and {frames[first].name} is {a.width}x{a.height}, but "
+                "one focal length in pixels is stated for both: state w and h, or use images of one size"
+            )
+
+
+def check_lenses(cameras: Cameras, names: list[str], notes: list[str]) -> None:
+    """Note where the distortion has no inverse at the picture's corners, so that rays there are approximate."""
+    bad = []
+    for i in (cameras.distortion != 0).any(dim=1).nonzero()[:, 0].tolist():
+        h, w = int(cameras.heights[i]), int(cameras.widths[i])
+        rows, cols = torch.tensor([0.0, 0, h - 1, h - 1]), torch.tensor([0.0, w - 1, 0, w - 1])
+        camera = cameras.subset([i])
+        camera.c2w = camera.c2w * torch.tensor([1.0, 1, 1, 0])  # at the origin: worlds in a grid lie far from it
+        _, direction = camera.rays(torch.zeros(4, dtype=torch.int64), rows, cols)
+        uv, _ = camera.project(direction.double())
+        if not bool(((uv[0] - torch.stack([cols, rows], dim=1) - 0.5).abs() < 0.5).all()):
+            bad.append(names[i])
+    if bad:
+        notes.append(
+            f"the distortion of {len(bad)} of {len(names)} cameras (the first is {bad[0]}) has no inverse at the "
+            "corners of the picture: rays there are approximate, mask those pixels if it shows"
+        )
+
+
+def _note_once(notes: list[str], text: str) -> None:
+    if text not in notes:
+        notes.append(text)
+
+
+def _split(frames: list[Frame], names: list[str], holdout: int | None, notes: list[str]) -> dict[str, Tensor]:
+    """The files' own split if holdout is None, else every holdout-th image in order of names for testing (0: none)."""
+    where: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    stated = [f.split for f in frames]
+    if holdout is None and any(s in ("val", "test") for s in stated):
+        for i, s in enumerate(stated):
+            where[s if s in ("val", "test") else "train"].append(i)
+        counts = ", ".join(f"{len(v)} {k}" for k, v in where.items() if v)
+        notes.append(f"the files' own split: {counts}")
+        if not where["train"]:
+            raise UserError("the files' own split leaves no image to train on: load with holdout=8 or holdout=0")
+    else:
+        every = 8 if holdout is None else holdout
+        order = sorted(range(len(names)), key=lambda i: names[i])
+        for rank, i in enumerate(order):
+            where["test" if every > 0 and rank % every == 0 else "train"].append(i)
+        if every > 0:
+            notes.append(f"held out for testing: every {every}th of the {len(names)} images in order of names")
+        else:
+            notes.append("no image is held out")
+        if not where["train"]:
+            raise UserError(f"holdout {every} leaves no image to train on: choose 0 or a number from 2 up")
+    return {k: torch.tensor(sorted(v), dtype=torch.int64) for k, v in where.items()}

@@ -167,10 +167,10 @@ def read_pixels(picture: Picture) -> np.ndarray:
     except Exception as e:
         raise UserError(f"{path}: the image is damaged ({_brief(e)}): restore or remove the file") from e
     pixels = pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
-    return _TURNS.get(picture.orientation, lambda a: a)(pixels)
+    return TURNS.get(picture.orientation, lambda a: a)(pixels)
 
 
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.3, tag 0x0112
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.3, tag 0x0112
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],

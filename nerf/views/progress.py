@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,6 +14,16 @@ def progress(items: Iterable[T], label: str, show: bool = True) -> Iterator[T]:
     if not show:
         yield from items
         return
+    total = len(items) if isinstance(items, Sized) else None
+    with bar(label, total) as done:
+        for k, item in enumerate(items, 1):
+            yield item
+            done(k)
+
+
+@contextmanager
+def bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar for what is counted elsewhere: call what it gives with the number that is done."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -31,9 +42,6 @@ def progress(items: Iterable[T], label: str, show: bool = True) -> Iterator[T]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    total = len(items) if isinstance(items, Sized) else None
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total)
-        for item in items:
-            yield item
-            bar.advance(task)
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(label, total=total)
+        yield lambda done: shown.update(task, completed=done)

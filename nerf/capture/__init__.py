@@ -1,0 +1,330 @@
+"""`nerf poses`: photos or a video without poses in; a data set with poses out, through pycolmap on the CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from nerf.capture.photos import PLACES, Photo, Photos, describe_cameras, group_cameras, list_photos, read_photos
+from nerf.capture.settings import Settings, attempts
+from nerf.capture.video import VIDEO_SUFFIXES, take_frames, video_fingerprint
+from nerf.doctor import usable_cores
+from nerf.errors import UserError, note
+from nerf.views.progress import progress
+
+STATE = "capture/state.json"
+LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
+
+
+@dataclass
+class PosesArgs:
+    """Find where photos were taken: features, matching and mapping, and a data set that every tool reads."""
+
+    data: tyro.conf.Positional[Path]
+    """folder of photos (JPEG, PNG, HEIC, TIFF, WebP), or a video"""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """folder to write the data set to; the same command again continues what was interrupted"""
+    frames: int | None = None
+    """of a video: how many frames to take (default: 4 a second, at most 120)"""
+    masks: Path | None = None
+    """folder of masks, NAME.png for each photo: what is black is ignored (default: masks/ beside the photos)"""
+    matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
+    """which photos are compared: all with all, neighbours in time, or look-alikes"""
+    longest: int = 1600
+    """pixels on the longer side of the pictures in which features are found"""
+    distance: tuple[str, str, float] | None = None
+    """PHOTO PHOTO LENGTH: how far apart two photos were taken; lengths are then true"""
+    scale: float = 1.0
+    """multiply all lengths, say by TRUE / MEASURED of something measured in a first mesh"""
+    overwrite: bool = False
+    """replace the data set in the output folder"""
+
+
+def main(args: PosesArgs) -> None:
+    """`nerf poses`: prints where the poses lie."""
+    find_poses(args)
+    print(args.out / "transforms.json")
+    note(f"next: nerf reconstruct {args.out} -o RUN")
+
+
+def needs_poses(path: Path) -> bool:
+    """Whether this is a video, or a folder of photos in which no loader finds poses."""
+    if path.is_file():
+        return path.suffix.lower() in VIDEO_SUFFIXES
+    from nerf.datasets import kinds_in
+
+    return path.is_dir() and not kinds_in(path) and bool(list_photos(path))
+
+
+def find_poses(args: PosesArgs, show: bool = True) -> dict[str, Any]:
+    """Photos or video -> transforms.json, images/, sparse/0, sparse_pc.ply, coverage.png and poses.json in args.out.
+
+    Work that an earlier, interrupted call has done is used again if photos and settings are the same. Returns what
+    poses.json holds. Raises UserError when nothing of use can come of it, and says what would help.
+    """
+    _check(args)
+    started = time.perf_counter()
+    folder = args.out
+    before = _open(folder, args)
+    photos = _photos(args, before)
+    for line in photos.notes:
+        note(line)
+    if not photos.is_video:
+        _write_photos(photos, folder)
+    cameras = group_cameras(photos.photos)
+    for line in describe_cameras(photos.photos, cameras):
+        note(line)
+    state = _state(args, photos)
+    if before is not None and _identity(before) != _identity(state):
+        note("the photos or settings are not those of before: poses are found anew")
+        _forget(folder)
+    _write_state(folder, state)
+    jobs = _job(args, photos, cameras)
+    result, settings = _solve(jobs, len(photos.photos), show)
+    report = _report(folder, photos, result, settings, time.perf_counter() - started)
+    if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
+        raise UserError(_too_few(folder, report))
+    _finish(folder, args, report)
+    return report
+
+
+def _check(args: PosesArgs) -> None:
+    """Everything that can be wrong before work begins."""
+    if not args.data.exists():
+        raise UserError(f"{args.data}: there is no such folder or video")
+    if args.data.is_file() and args.data.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(
+            f"{args.data}: expected a folder of photos or a video ({', '.join(s[1:] for s in VIDEO_SUFFIXES)})"
+        )
+    for name, value, least in (("--frames", args.frames, 3), ("--longest", args.longest, 320)):
+        if value is not None and value < least:
+            raise UserError(f"{name} must be at least {least}, got {value}")
+    for name, length in (("--scale", args.scale), ("--distance", args.distance[2] if args.distance else 1.0)):
+        if not 0 < length < 1e9:
+            raise UserError(f"{name} must be above 0, got {length:g}")
+    here, there = args.out.resolve(), args.data.resolve()
+    if here == there or here in [there / name for name in PLACES] or there.parent == here and there.name in PLACES:
+        raise UserError(f"{args.out}: the photos themselves lie there; give another folder with -o")
+    if find_spec("pycolmap") is None:
+        raise UserError(
+            'finding poses needs the package pycolmap: pip install "nerf-reconstruct[capture]", or pip install pycolmap'
+        )
+
+
+def _open(folder: Path, args: PosesArgs) -> dict[str, Any] | None:
+    """Make the folder; the state that an earlier call left there, or None. Nothing of others is touched."""
+    from nerf.views.files import make_folder
+
+    state = folder / STATE
+    if folder.is_dir() and any(folder.iterdir()) and not state.is_file():
+        raise UserError(f"{folder} is not empty and was not made by nerf poses: choose a new folder with -o")
+    before = None
+    if state.is_file():
+        try:
+            before = json.loads(state.read_text(encoding="utf-8"))
+            if not isinstance(before, dict) or before.get("format") != "nerf-capture":
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{state}: cannot be understood; remove {folder} or choose another -o") from None
+        if before["source"] != str(args.data.resolve()) and not args.overwrite:
+            raise UserError(
+                f"{folder} holds the poses of {before['source']}: choose another -o, or give --overwrite to replace them"
+            )
+        if args.overwrite:
+            _forget(folder, images=True)
+            before = None
+    make_folder(folder)
+    for name in ("images", "capture"):
+        make_folder(folder / name)
+    return before
+
+
+def _photos(args: PosesArgs, before: dict[str, Any] | None) -> Photos:
+    """The photos of the folder, or frames of the video (those of before when it is the same)."""
+    if args.data.is_dir():
+        found = read_photos(args.data, args.masks)
+        from nerf.capture.prepare import output_name
+
+        for photo in found.photos:
+            photo.name = output_name(photo)
+        wanted = {photo.name for photo in found.photos}
+        was = {} if before is None else before["photos"]
+        for photo in found.photos:  # a changed photo must not keep its old picture
+            if was.get(photo.name, photo.fingerprint) != photo.fingerprint:
+                (args.out / "images" / photo.name).unlink(missing_ok=True)
+        for name in set(was) - wanted:
+            (args.out / "images" / name).unlink(missing_ok=True)
+        if (args.out / "masks").is_dir():
+            shutil.rmtree(args.out / "masks")  # cheap to write again, and they may have changed
+        if any(photo.mask for photo in found.photos):
+            (args.out / "masks").mkdir()
+        return found
+    if args.masks is not None:
+        raise UserError("--masks belongs to photos; of a video, take the frames first and mask those")
+    same = before is not None and before["frames"] == args.frames and before["video"] == video_fingerprint(args.data)
+    if same and before is not None and all((args.out / "images" / name).is_file() for name in before["photos"]):
+        listed = [Photo(args.out / "images" / n, n, *before["size"], 1, tuple(before["size"]), None, "", f)
+                  for n, f in before["photos"].items()]  # fmt: skip
+        return Photos(listed, notes=[f"{len(listed)} frames of the video are there already"], is_video=True)
+    _forget(args.out, images=True)
+    return take_frames(args.data, args.out, args.frames)
+
+
+def _write_photos(photos: Photos, folder: Path) -> None:
+    """images/ and masks/; a photo whose pixels are damaged is left out."""
+    from nerf.capture.prepare import write_photo
+
+    good = []
+    for photo in progress(photos.photos, "preparing photos"):
+        try:
+            write_photo(photo, folder)
+        except UserError:
+            raise
+        except Exception as error:  # what damaged pictures make Pillow raise
+            photos.left_out[photo.source.name] = f"damaged ({' '.join(str(error).split())[:100]})"
+            continue
+        good.append(photo)
+    photos.photos = good
+    if len(good) < 3:
+        raise UserError(f"{len(good)} photos can be used, at least 3 are needed; the others are damaged")
+
+
+def _state(args: PosesArgs, photos: Photos) -> dict[str, Any]:
+    """What decides whether work of before can be used again."""
+    return {
+        "format": "nerf-capture",
+        "version": 1,
+        "source": str(args.data.resolve()),
+        "photos": {p.name: p.fingerprint for p in photos.photos},
+        "masks": sorted(p.name for p in photos.photos if p.mask is not None),
+        "frames": args.frames,
+        "video": video_fingerprint(args.data) if photos.is_video else None,
+        "size": [photos.photos[0].width, photos.photos[0].height],
+        "matching": args.matching,
+        "longest": args.longest,
+    }
+
+
+def _identity(state: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in state.items() if k not in ("source", "version")}
+
+
+def _write_state(folder: Path, state: dict[str, Any]) -> None:
+    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def _forget(folder: Path, images: bool = False) -> None:
+    """Remove what an earlier call found, and its pictures too if asked; only what this module writes goes."""
+    for name in ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("capture", "sparse", *(("images", "masks") if images else ())):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("capture", "images"):
+        (folder / name).mkdir(exist_ok=True)
+
+
+def _job(args: PosesArgs, photos: Photos, cameras: list[int]) -> dict[str, Any]:
+    """What the worker is told, but for the settings of the attempt."""
+    listed = [
+        {"name": p.name, "width": p.width, "height": p.height, "camera": c, "focal": p.focal, "mask": p.mask is not None}
+        for p, c in zip(photos.photos, cameras, strict=True)
+    ]
+    return {
+        "folder": str(args.out.resolve()),
+        "photos": listed,
+        "threads": usable_cores(),
+        "is_video": photos.is_video,
+        "matching": args.matching,
+        "settings": asdict(Settings(longest=args.longest)),
+    }
+
+
+def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Settings]:
+    """Attempt after attempt until enough photos are placed; the best one's result, its model in capture/model."""
+    from nerf.capture.child import run_worker
+
+    folder = Path(job["folder"], "capture")
+    settings: Settings | None = Settings(**job["settings"])
+    best: dict[str, Any] | None = None
+    best_settings = Settings()
+    while settings is not None:
+        features = settings.of_features()
+        number = 1 if features == Settings(**job["settings"]).of_features() else 2
+        kept = folder / f"result_{number}{'_relaxed' if settings.relaxed else ''}.json"
+        if kept.is_file() and (folder / "model").is_dir():
+            result = json.loads(kept.read_text(encoding="utf-8"))
+            note(f"{settings.name}: done already, {result['n_placed']} of {n} photos placed")
+        else:
+            own = job | {"settings": asdict(settings), "database": str(folder / f"features_{number}.db")}
+            result = run_worker(own | {"better_than": best["n_placed"] if best else 0}, show)
+            kept.write_text(json.dumps(result), encoding="utf-8")
+        result["database"] = f"features_{number}.db"
+        if best is None or result["n_placed"] > best["n_placed"]:
+            best, best_settings = result, settings
+        previous, settings = settings, attempts(best["n_placed"] / n, settings)
+        if settings is not None:
+            note(f"{previous.name}: {result['n_placed']} of {n} photos placed; trying {settings.name}")
+    assert best is not None
+    return best, best_settings
+
+
+def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Settings, seconds: float) -> dict[str, Any]:
+    from nerf.capture.report import reasons, verified_partners, write_report
+
+    statistics = json.loads((folder / "capture" / "statistics.json").read_text(encoding="utf-8"))
+    placed = set(result.get("placed", {}))
+    partners = verified_partners(folder / "capture" / result["database"])
+    why = reasons(photos.photos, placed, result.get("others", []), statistics, partners)
+    report = {
+        "n_photos": len(photos.photos) + len(photos.left_out),
+        "n_placed": result["n_placed"],
+        "components": result["components"],
+        "n_points": result.get("n_points", 0),
+        "reprojection_error": result.get("reprojection_error"),
+        "track_length": result.get("track_length"),
+        "seconds": round(seconds, 1),
+        "settings": asdict(settings),
+        "left_out": photos.left_out | why,
+        "photos": {
+            name: {key: round(value, 2) if isinstance(value, float) else value for key, value in s.items()}
+            | {"points_seen": result.get("placed", {}).get(name, 0)}
+            for name, s in statistics.items()
+        },
+    }
+    write_report(folder, report)
+    return report
+
+
+def _too_few(folder: Path, report: dict[str, Any]) -> str:
+    from collections import Counter
+
+    from nerf.capture.report import ADVICE
+
+    kinds = Counter(reason.split("(")[0].strip() for reason in report["left_out"].values())
+    why = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
+    return (
+        f"only {report['n_placed']} of {report['n_photos']} photos could be placed, too few to go on ({why}; each one is "
+        f"in {folder / 'poses.json'}): {ADVICE}"
+    )
+
+
+def _finish(folder: Path, args: PosesArgs, report: dict[str, Any]) -> None:
+    """The data set's files, the picture and the summary."""
+    from nerf.capture.dataset import write_dataset
+    from nerf.capture.report import coverage_picture, summary
+    from nerf.views.pictures import write_png
+
+    try:
+        found = write_dataset(folder, args.scale, args.distance)
+        write_png(folder / "coverage.png", coverage_picture(found["c2w"], found["points"], found["colours"]))
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
+    for line in summary(report).splitlines():
+        note(line)

@@ -1,0 +1,78 @@
+"""The parent's side of nerf.capture.worker: starts it, shows how far it is, and says in one sentence how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import nerf
+from nerf.errors import UserError, note
+from nerf.views.progress import bar
+
+
+def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
+    """Do a job in a process of its own and return its result; Ctrl-C kills it at once. UserError where it fails."""
+    folder = Path(job["folder"], "capture")
+    file, log = folder / "job.json", folder / "log.txt"
+    file.write_text(json.dumps(job), encoding="utf-8")
+    here = str(Path(nerf.__file__).resolve().parent.parent)
+    paths = [here, os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    command = [sys.executable, "-m", "nerf.capture.worker", str(file)]
+    with open(log, "a", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,  # never written to; closed when this process ends, however that is
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            start_new_session=True,  # the terminal's Ctrl-C is for this process, which kills that one
+        )
+    try:
+        result, stage, error = _follow(process, show)
+        status = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+    if error is not None:
+        raise UserError(f"{error} (while {stage or 'starting'}; more in {log}); the same command again continues")
+    if result is None:
+        ended = f"signal {-status}" if status < 0 else f"status {status}"
+        raise UserError(
+            f"pycolmap's process ended with {ended} while {stage or 'starting'} (more in {log}); the same command again "
+            "continues from there, and a smaller --longest needs less memory"
+        )
+    return result
+
+
+def _follow(process: subprocess.Popen[str], show: bool) -> tuple[dict[str, Any] | None, str, str | None]:
+    """Read the worker's lines until it ends: (its result, the last stage it was in, what it says went wrong)."""
+    result, stage, error = None, "", None
+    assert process.stdout is not None
+    with ExitStack() as stack:
+        done = None
+        for line in process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:  # something else that was printed
+                continue
+            if "stage" in event:
+                stage = event["stage"]
+                stack.close()
+                done = stack.enter_context(bar(stage, event["total"])) if show and event["total"] else None
+            elif "done" in event and done is not None:
+                done(event["done"])
+            elif "note" in event:
+                stack.close()
+                note(event["note"])
+            elif "error" in event:
+                error = event["error"]
+            elif "result" in event:
+                result = event["result"]
+    return result, stage, error

@@ -1,0 +1,117 @@
+"""Writing the posed data set: transforms.json, COLMAP's model and the point cloud, all in one frame."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nerf.capture.frame import world_from_model
+from nerf.datasets.colmap import OPENGL_FROM_OPENCV
+from nerf.errors import UserError
+from nerf.space import Similarity
+
+
+def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, float] | None = None) -> dict[str, Any]:
+    """From capture/model to transforms.json, sparse/0 and sparse_pc.ply in the folder.
+
+    distance: (photo, photo, length between where the two were taken), which makes lengths true. Returns what the report
+    needs: c2w [n,3,4] and points in the frame written, colours, names.
+    """
+    import pycolmap
+
+    model = pycolmap.Reconstruction(str(folder / "capture" / "model"))
+    images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: str(image.name))
+    names, cameras = [str(image.name) for image in images], [model.cameras[image.camera_id] for image in images]
+    c2w = torch.from_numpy(np.stack([_opengl(image) for image in images]))
+    ids = list(model.point3D_ids())
+    points = torch.from_numpy(np.array([model.points3D[i].xyz for i in ids], dtype=np.float64).reshape(-1, 3))
+    colours = np.array([model.points3D[i].color for i in ids], dtype=np.uint8).reshape(-1, 3)
+    metric = None if distance is None else _metric(names, c2w, distance)
+    world = world_from_model(c2w, points, factor, metric)
+    c2w = torch.cat([world.rotation @ c2w[:, :, :3], world.apply(c2w[:, :, 3])[:, :, None]], dim=2)
+    points = world.apply(points)
+    _write_sparse(model, world, folder)
+    _write_cloud(folder / "sparse_pc.ply", points.numpy(), colours)
+    _write_transforms(folder, names, [_lens(camera) for camera in cameras], c2w.numpy())
+    return {"names": names, "c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
+
+
+def _opengl(image: Any) -> np.ndarray:
+    """[3,4] float64 OpenGL camera-to-world of a pycolmap image."""
+    w2c = np.concatenate([np.asarray(image.cam_from_world().matrix(), np.float64), [[0, 0, 0, 1]]])
+    return (np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV)[:3]
+
+
+def _metric(names: list[str], c2w: torch.Tensor, distance: tuple[str, str, float]) -> float:
+    """Length of the model's unit in that of the distance."""
+    numbers = []
+    for asked in distance[:2]:
+        found = [i for i, name in enumerate(names) if asked in (name, Path(name).stem)]
+        if not found:
+            raise UserError(f"--distance: {asked} is none of the photos that were placed (the first is {names[0]})")
+        numbers.append(found[0])
+    between = float((c2w[numbers[0], :, 3] - c2w[numbers[1], :, 3]).norm())
+    if between < 1e-9:
+        raise UserError(f"--distance: {distance[0]} and {distance[1]} were taken from the same place; give two others")
+    return distance[2] / between
+
+
+def _write_sparse(model: Any, world: Similarity, folder: Path) -> None:
+    import pycolmap
+
+    moved = np.concatenate([world.scale * world.rotation.numpy(), world.translation.numpy()[:, None]], axis=1)
+    model.transform(pycolmap.Sim3d(moved))
+    new, final = folder / ".sparse.new", folder / "sparse"
+    shutil.rmtree(new, ignore_errors=True)
+    (new / "0").mkdir(parents=True)
+    model.write_binary(str(new / "0"))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(new, final)
+
+
+def _write_cloud(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
+    """Binary PLY with a colour a point, as nerfstudio reads it."""
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    rows = np.zeros(len(points), dtype=[("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    rows["xyz"], rows["rgb"] = points, colours
+    _write(path, ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + rows.tobytes())
+
+
+def _write_transforms(folder: Path, names: list[str], lenses: list[dict[str, Any]], c2w: np.ndarray) -> None:
+    """nerfstudio's flavour: OpenGL poses; OPENCV distortion, stated once when all photos share a camera."""
+    shared = all(lens == lenses[0] for lens in lenses)
+    content: dict[str, Any] = {"camera_model": "OPENCV", **(lenses[0] if shared else {})}
+    content["ply_file_path"] = "sparse_pc.ply"
+    entries = []
+    for name, lens, pose in zip(names, lenses, c2w, strict=True):
+        entry: dict[str, Any] = {"file_path": f"images/{name}"}
+        if (folder / "masks" / f"{name}.png").is_file():
+            entry["mask_path"] = f"masks/{name}.png"
+        entry |= {} if shared else lens
+        entry["transform_matrix"] = [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
+        entries.append(entry)
+    content["frames"] = entries
+    _write(folder / "transforms.json", (json.dumps(content, indent=1) + "\n").encode("utf-8"))
+
+
+def _lens(camera: Any) -> dict[str, Any]:
+    """Of the two camera models that nerf.capture.mapping makes."""
+    p = [float(value) for value in camera.params]
+    f = (p[0], p[0], p[1], p[2]) if camera.model_name == "SIMPLE_RADIAL" else tuple(p[:4])
+    k = (p[3], 0.0, 0.0, 0.0) if camera.model_name == "SIMPLE_RADIAL" else tuple(p[4:8])
+    names = ("w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")
+    return dict(zip(names, (int(camera.width), int(camera.height), *f, *k), strict=True))
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

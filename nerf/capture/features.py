@@ -1,0 +1,180 @@
+"""SIFT features of every photo into COLMAP's database, and what the pictures are like (sharp, dark, plain)."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nerf.capture.worker import counted, in_order
+
+DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
+
+
+def working_size(width: int, height: int, longest: int) -> tuple[int, int]:
+    """(width, height) of the reduced picture; never enlarged."""
+    scale = min(1.0, longest / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def read_grey(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """([h,w] uint8 grey of the given (width, height), alpha of the same size or None)."""
+    from PIL import Image
+
+    from nerf.datasets import pixels as px
+
+    with Image.open(path) as image:
+        if image.format == "JPEG":
+            image.draft("L", size)  # a reduced decoding is several times faster
+        deep = image.format == "PNG" and px.read_header(path).dtype == np.uint16
+        alpha = None
+        if deep:
+            pixels = px.convert(px.read_pixels(px.read_header(path)), 3, np.dtype(np.uint8))
+            grey = Image.fromarray(pixels).convert("L")
+        else:
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                alpha = np.asarray(image.convert("RGBA").getchannel("A").resize(size, Image.Resampling.NEAREST))
+            grey = image.convert("L")
+        return np.asarray(grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)), alpha
+
+
+def sharpness(grey: np.ndarray) -> float:
+    """Variance of the Laplacian, of a picture reduced to a quarter: blur shows there, noise of the sensor hardly."""
+    h, w = grey.shape[0] // 2 * 2, grey.shape[1] // 2 * 2
+    half = grey[:h, :w].reshape(h // 2, 2, w // 2, 2).mean(axis=(1, 3), dtype=np.float32)
+    if min(half.shape) < 3:
+        return 0.0
+    inner = half[1:-1, 1:-1]
+    laplacian = half[:-2, 1:-1] + half[2:, 1:-1] + half[1:-1, :-2] + half[1:-1, 2:] - 4 * inner
+    return float(laplacian.var())
+
+
+def open_database(path: str) -> Any:
+    import pycolmap
+
+    return pycolmap.Database.open(path)
+
+
+def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Keypoints and descriptors of all photos that the database lacks; returns the statistics of all."""
+    import pycolmap
+
+    database = open_database(job["database"])
+    ids = _images(database, job)
+    log = Path(job["database"]).with_suffix(".jsonl")
+    statistics: dict[str, dict[str, float]] = {}
+    if log.is_file():
+        for line in log.read_text(encoding="utf-8").splitlines():
+            if line.endswith("}"):
+                statistics.update(json.loads(line))
+    photos = [p for p in job["photos"] if not (p["name"] in statistics and database.exists_keypoints(ids[p["name"]]))]
+    own = threading.local()
+
+    def one(photo: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, dict[str, Any]]:
+        if not hasattr(own, "sift"):
+            own.sift = pycolmap.FeatureExtractor.create(_options(job["settings"]), pycolmap.Device.cpu)
+        return photo, *_features(Path(job["folder"]), photo, own.sift, job["settings"])
+
+    with ThreadPoolExecutor(job["threads"]) as pool, open(log, "a", encoding="utf-8") as lines:
+        results = in_order(pool, one, photos, 2 * job["threads"])
+        for photo, keypoints, descriptors, found in counted(results, "finding features", len(photos)):
+            image_id = ids[photo["name"]]
+            for kind, write, value in (
+                ("keypoints", database.write_keypoints, keypoints),
+                ("descriptors", database.write_descriptors, _as_sift(descriptors)),
+            ):
+                if not getattr(database, f"exists_{kind}")(image_id):
+                    write(image_id, value)
+            statistics[photo["name"]] = found
+            lines.write(json.dumps({photo["name"]: found}) + "\n")
+            lines.flush()
+    database.close()
+    Path(job["folder"], "capture", "statistics.json").write_text(json.dumps(statistics), encoding="utf-8")
+    return statistics
+
+
+def _as_sift(descriptors: np.ndarray) -> Any:
+    import pycolmap
+
+    return pycolmap.FeatureDescriptors(pycolmap.FeatureExtractorType.SIFT, descriptors)
+
+
+def _options(settings: dict[str, Any]) -> Any:
+    import pycolmap
+
+    options = pycolmap.FeatureExtractionOptions()
+    options.num_threads, options.use_gpu = 1, False
+    options.sift.first_octave = settings["first_octave"]
+    options.sift.max_num_features = settings["n_features"]
+    options.sift.peak_threshold = settings["peak_threshold"]
+    return options
+
+
+def _features(
+    folder: Path, photo: dict[str, Any], sift: Any, settings: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Keypoints [n,4] (x, y, scale, angle), descriptors [n,128] uint8, both in order of falling scale; statistics."""
+    import pycolmap
+
+    size = working_size(photo["width"], photo["height"], settings["longest"])
+    nothing = np.zeros((0, 4), np.float32), np.zeros((0, 128), np.uint8)
+    try:
+        grey, use = read_grey(folder / "images" / photo["name"], size)
+        if photo["mask"]:
+            mask, _ = read_grey(folder / "masks" / f"{photo['name']}.png", size)
+            use = mask if use is None else np.minimum(use, mask)
+    except Exception as error:  # what a damaged picture makes Pillow or ffmpeg raise
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        return *nothing, {"n_features": 0, "sharpness": 0.0, "mean": 0.0, "spread": 0.0, "damaged": reason}
+    found = {"sharpness": sharpness(grey), "mean": float(grey.mean()), "spread": float(grey.std())}
+    keypoints, descriptors = sift.extract_from_uint8_array(np.ascontiguousarray(grey))
+    points = np.asarray(pycolmap.keypoints_to_matrix(keypoints), np.float32).reshape(-1, 4)
+    rows = np.asarray(descriptors.data, np.uint8).reshape(-1, 128)
+    if use is not None and len(points):
+        x, y = (np.clip(points[:, k].astype(int), 0, size[k] - 1) for k in (0, 1))
+        keep = use[y, x] > 127
+        points, rows = points[keep], rows[keep]
+    order = np.argsort(-points[:, 2], kind="stable")
+    return points[order], rows[order], found | {"n_features": len(points)}
+
+
+def _images(database: Any, job: dict[str, Any]) -> dict[str, int]:
+    """{name: id} of the photos in the database, entered where they are new, with one camera for each group."""
+    import pycolmap
+
+    ids = {image.name: int(image.image_id) for image in database.read_all_images()}
+    if len(ids) == len(job["photos"]):
+        return ids
+    with pycolmap.DatabaseTransaction(database):
+        rigs: dict[int, tuple[int, Any]] = {}
+        for photo in job["photos"]:
+            if photo["name"] in ids:
+                continue
+            if photo["camera"] not in rigs:
+                rigs[photo["camera"]] = _camera(database, photo, job["settings"]["longest"])
+            rig_id, camera = rigs[photo["camera"]]
+            image = pycolmap.Image(name=photo["name"], camera_id=camera.camera_id)
+            ids[photo["name"]] = image.image_id = database.write_image(image)
+            frame = pycolmap.Frame(rig_id=rig_id)
+            frame.add_data_id(image.data_id)
+            database.write_frame(frame)
+    return ids
+
+
+def _camera(database: Any, photo: dict[str, Any], longest: int) -> tuple[int, Any]:
+    """A camera in pixels of the reduced picture, and the rig that holds it alone."""
+    import pycolmap
+
+    width, height = working_size(photo["width"], photo["height"], longest)
+    stated = photo["focal"] * width / photo["width"] if photo["focal"] else None
+    focal = stated or DEFAULT_FOCAL * max(width, height)
+    camera = pycolmap.Camera.create_from_model_name(0, "SIMPLE_RADIAL", focal, width, height)
+    camera.has_prior_focal_length = stated is not None
+    camera.camera_id = database.write_camera(camera)
+    rig = pycolmap.Rig()
+    rig.add_ref_sensor(camera.sensor_id)
+    return database.write_rig(rig), camera

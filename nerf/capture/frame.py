@@ -1,0 +1,72 @@
+"""The frame that poses are written in: z is up, the origin lies where the photos look, one unit is what was asked for.
+
+Structure from motion leaves the frame open. Photos are seldom rolled, so that their right axes tell the vertical.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nerf.cameras import PERSPECTIVE, Cameras
+from nerf.space import Similarity
+from nerf.views.paths import common_up, nearest_point_to_axes
+
+CAMERA_DISTANCE = 4.0  # units from the origin to the cameras (median) where no true length is known
+
+
+def world_from_model(c2w: Tensor, points: Tensor, factor: float = 1.0, metric: float | None = None) -> Similarity:
+    """The similarity from the frame of structure from motion to that of the data set.
+
+    c2w [n,3,4] OpenGL poses and points [m,3], both float64 in the model's frame. metric: length of a model's unit in
+    the unit wanted; factor: multiplies whatever the unit is. The mean viewing direction becomes +y as seen from above.
+    """
+    cameras = _bare_cameras(c2w)
+    up = common_up(cameras)[0]
+    centre = _centre(cameras, points)
+    backward = c2w[:, :, 2].mean(dim=0)
+    ahead = -(backward - (backward @ up) * up)
+    if float(ahead.norm()) < 1e-3:  # all around: the first photo decides
+        first = centre - c2w[0, :, 3]
+        ahead = first - (first @ up) * up
+    if float(ahead.norm()) < 1e-9:
+        ahead = torch.linalg.cross(up, torch.eye(3, dtype=torch.float64)[int(up.abs().argmin())])
+    ahead = ahead / ahead.norm()
+    rotation = torch.stack([torch.linalg.cross(ahead, up), ahead, up])
+    distance = float((c2w[:, :, 3] - centre).norm(dim=1).median())
+    scale = metric if metric is not None else CAMERA_DISTANCE / max(distance, 1e-12)
+    scale *= factor
+    return Similarity(scale, rotation, -scale * (rotation @ centre))
+
+
+def _centre(cameras: Cameras, points: Tensor) -> Tensor:
+    """Where the optical axes meet, as far as they do among the points; else the middle of what is seen."""
+    meeting = nearest_point_to_axes(cameras)
+    middle = points.median(dim=0).values if len(points) else cameras.c2w[:, :, 3].mean(dim=0)
+    if meeting is None or not len(points):
+        return middle if meeting is None else meeting
+    spread = (points - middle).norm(dim=1).median()
+    return meeting if float((meeting - middle).norm()) < 3 * float(spread) else middle
+
+
+def _bare_cameras(c2w: Tensor) -> Cameras:
+    """Poses alone; the lenses do not matter here."""
+    n, ones = len(c2w), torch.ones(len(c2w), dtype=torch.float64)
+    sizes = torch.ones(n, dtype=torch.int64)
+    models = torch.full((n,), PERSPECTIVE)
+    return Cameras(c2w, ones, ones, ones / 2, ones / 2, sizes, sizes, models, torch.zeros(n, 6, dtype=torch.float64))
+
+
+def aligned(positions: Tensor, onto: Tensor) -> Similarity:
+    """The similarity that takes positions [n,3] onto others with the least squared distance (Umeyama 1991, eq. 40-42)."""
+    a, b = positions.double(), onto.double()
+    mean_a, mean_b = a.mean(dim=0), b.mean(dim=0)
+    covariance = (b - mean_b).T @ (a - mean_a) / len(a)
+    u, s, vt = torch.linalg.svd(covariance)
+    sign = torch.ones(3, dtype=torch.float64)
+    if float(torch.linalg.det(u) * torch.linalg.det(vt)) < 0:
+        sign[2] = -1
+    rotation = u @ torch.diag(sign) @ vt
+    variance = float((a - mean_a).square().sum() / len(a))
+    scale = float((s * sign).sum()) / max(variance, 1e-300)
+    return Similarity(scale, rotation, mean_b - scale * (rotation @ mean_a))

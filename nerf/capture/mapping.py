@@ -1,0 +1,199 @@
+"""Poses and points from the verified matches: COLMAP's incremental mapper, then one adjustment with the full lens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nerf.capture.features import working_size
+from nerf.capture.worker import say
+
+LENS_FROM = 8  # photos of one camera from which on its lens gets all of OPENCV's distortion
+CENTRE_FROM = 15  # from which on its principal point is sought too
+CENTRE_WITHIN = 0.06  # of the longer side: a principal point farther from the middle is not believed
+SHARP = 2.0  # pixels of reprojection error that a point may have in the end
+
+
+def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
+    """Map, take the largest model, refine it, and write it for the parent; returns what there is to say about it."""
+    import pycolmap
+
+    folder = Path(job["folder"], "capture")
+    output = folder / "models"
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    n = len(job["photos"])
+    placed = 0
+
+    def one_more(first: bool = False) -> None:
+        nonlocal placed
+        placed = 2 if first else placed + 1
+        say(done=min(placed, n))
+
+    say(stage="placing photos", total=n)
+    models = pycolmap.incremental_mapping(
+        job["database"], job["folder"], str(output), options_of(job["settings"], n), "",
+        lambda: one_more(True), one_more,
+    )  # fmt: skip
+    if not models:
+        return {"n_placed": 0, "components": [], "folder": None}
+    sizes = sorted((m.num_reg_images() for m in models.values()), reverse=True)
+    largest = max(models.values(), key=lambda m: (m.num_reg_images(), m.num_points3D()))
+    say(stage="refining", total=1)
+    refine(largest)
+    say(done=1)
+    result = {"n_placed": largest.num_reg_images(), "components": sizes, **describe(largest, models)}
+    to_full_size(largest, job)
+    colour(largest, job)
+    final = folder / "model"
+    shutil.rmtree(final, ignore_errors=True)
+    final.mkdir()
+    largest.write_binary(str(final))
+    shutil.rmtree(output, ignore_errors=True)
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def options_of(settings: dict[str, Any], n: int) -> Any:
+    """COLMAP's options; `relaxed` begins with, and takes in, photos that share less and move less."""
+    import pycolmap
+
+    options = pycolmap.IncrementalPipelineOptions()
+    options.extract_colors = False  # `colour` reads what COLMAP cannot
+    options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = 0
+    options.min_model_size = min(10, max(3, n // 3))
+    options.max_num_models = 8
+    options.init_num_trials = 60
+    options.min_num_matches = settings["min_inliers"]
+    options.min_focal_length_ratio, options.max_extra_param = 0.2, 2.0
+    if settings["relaxed"]:
+        options.mapper.init_min_num_inliers = 50
+        options.mapper.init_min_tri_angle = 5.0
+        options.mapper.init_max_forward_motion = 0.98
+        options.mapper.init_max_reg_trials = 4
+        options.mapper.max_reg_trials = 6
+        options.mapper.abs_pose_min_num_inliers = 15
+        options.mapper.abs_pose_min_inlier_ratio = 0.15
+        options.mapper.filter_min_tri_angle = 1.0
+        options.triangulation.min_angle = 1.0
+        options.triangulation.ignore_two_view_tracks = False
+        options.min_model_size = 3
+        options.random_seed = options.mapper.random_seed = 1
+    return options
+
+
+def refine(model: Any) -> None:
+    """Bundle adjustment with OPENCV lenses where there are photos enough, twice, points that fit badly left out between.
+
+    The principal point is sought too where a camera took many photos: phones that steady their pictures have it many
+    pixels off the middle, and a pose cannot make up for that in every photo.
+    """
+    import pycolmap
+
+    counts: dict[int, int] = {}
+    for i in model.reg_image_ids():
+        counts[model.images[i].camera_id] = counts.get(model.images[i].camera_id, 0) + 1
+    for camera_id, count in counts.items():
+        camera = model.cameras[camera_id]
+        if count >= LENS_FROM:
+            f, cx, cy, k = camera.params
+            camera.model = pycolmap.CameraModelId.OPENCV
+            camera.params = [f, f, cx, cy, k, 0.0, 0.0, 0.0]
+    adjust(model, centre=False)
+    observations = pycolmap.ObservationManager(model)
+    observations.filter_all_points3D(SHARP, 1.5)
+    many = max(counts.values()) >= CENTRE_FROM
+    before = {i: np.array(c.params) for i, c in model.cameras.items()}
+    adjust(model, centre=many)
+    if many and not all(_centre_is_credible(model.cameras[i]) for i in counts):
+        for i, params in before.items():
+            model.cameras[i].params = params
+        adjust(model, centre=False)
+    model.update_point_3d_errors()
+
+
+def _centre_is_credible(camera: Any) -> bool:
+    off = abs(camera.principal_point_x - camera.width / 2), abs(camera.principal_point_y - camera.height / 2)
+    return max(off) <= CENTRE_WITHIN * max(camera.width, camera.height)
+
+
+def adjust(model: Any, centre: bool) -> None:
+    """Bundle adjustment of everything; SOFT_L1 so that what still fits badly pulls little."""
+    import pycolmap
+
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_principal_point = centre
+    options.print_summary = False
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+    options.ceres.loss_function_scale = 1.0
+    options.ceres.use_gpu = False
+    options.ceres.solver_options.max_num_iterations = 60
+    pycolmap.bundle_adjustment(model, options)
+
+
+def describe(model: Any, models: dict[int, Any]) -> dict[str, Any]:
+    """Names of the photos in each component and how well the largest fits."""
+    images = {model.images[i].name: int(model.images[i].num_points3D) for i in model.reg_image_ids()}
+    others = [
+        [m.images[i].name for i in m.reg_image_ids()] for m in models.values() if m is not model
+    ]
+    return {
+        "placed": images,
+        "others": sorted(others, key=len, reverse=True),
+        "n_points": model.num_points3D(),
+        "reprojection_error": model.compute_mean_reprojection_error(),
+        "track_length": model.compute_mean_track_length(),
+    }
+
+
+def to_full_size(model: Any, job: dict[str, Any]) -> None:
+    """From pixels of the reduced pictures to those of the photos: intrinsics and observations."""
+    size_of = {p["name"]: (p["width"], p["height"]) for p in job["photos"]}
+    factors: dict[int, tuple[float, float]] = {}
+    for image in model.images.values():
+        if image.camera_id in factors:
+            continue
+        width, height = size_of[image.name]
+        small = working_size(width, height, job["settings"]["longest"])
+        factors[image.camera_id] = width / small[0], height / small[1]
+        model.cameras[image.camera_id].rescale(width, height)
+    for image in model.images.values():
+        factor = np.array(factors[image.camera_id])
+        if (factor != 1).any():
+            for point in image.points2D:
+                point.xy = point.xy * factor
+
+
+def colour(model: Any, job: dict[str, Any]) -> None:
+    """Colours of the points: the mean over the photos that see each."""
+    from PIL import Image
+
+    ids = {int(p): k for k, p in enumerate(model.point3D_ids())}
+    sums, counts = np.zeros((len(ids), 3)), np.zeros(len(ids))
+    for i in model.reg_image_ids():
+        image = model.images[i]
+        seen = [(p.xy, ids[p.point3D_id]) for p in image.points2D if p.has_point3D()]
+        if not seen:
+            continue
+        camera = model.cameras[image.camera_id]
+        size = working_size(camera.width, camera.height, 800)
+        try:
+            with Image.open(Path(job["folder"], "images", image.name)) as picture:
+                picture.draft("RGB", size)
+                pixels = np.asarray(picture.convert("RGB").resize(size))
+        except OSError:
+            continue
+        xy, rows = np.array([s[0] for s in seen]), np.array([s[1] for s in seen])
+        xy = (xy * (size[0] / camera.width, size[1] / camera.height)).astype(int)
+        sums_of = pixels[np.clip(xy[:, 1], 0, size[1] - 1), np.clip(xy[:, 0], 0, size[0] - 1)]
+        np.add.at(sums, rows, sums_of)
+        np.add.at(counts, rows, 1)
+    means = (sums / np.maximum(counts, 1)[:, None]).round().astype(np.uint8)
+    for point_id, k in ids.items():
+        model.points3D[point_id].color = means[k]
+
+

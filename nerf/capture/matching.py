@@ -1,0 +1,66 @@
+"""Which features of two photos are the same: nearest neighbours among SIFT descriptors, and a quick look beforehand.
+
+On a CPU this is the dearest part of structure from motion. A product of matrices in cache-sized pieces does it; most
+pairs of photos that show nothing in common are recognised by their few largest features alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROWS = 256  # of the product at a time, so that it stays in the cache
+LOOK = 768  # features, those of the largest scale, compared before all are
+MAX_ANGLE = 0.7  # radians between two descriptors that may be the same
+UNIT = 512.0  # length of a SIFT descriptor in bytes
+
+
+def match(a: Tensor, b: Tensor, max_ratio: float = 0.8) -> Tensor:
+    """Pairs of rows [m,2] int64 of descriptors a [n,128] and b [k,128] (float32, length UNIT) that belong together.
+
+    Each is the other's nearest, and the angle to it is at most max_ratio times that to the second nearest (Lowe 2004,
+    section 7.1, with angles as COLMAP has them).
+    """
+    if len(a) < 2 or len(b) < 2:
+        return torch.zeros(0, 2, dtype=torch.int64)
+    nearest, second = torch.empty(len(a)), torch.empty(len(a))
+    index = torch.empty(len(a), dtype=torch.int64)
+    largest = torch.full((len(b),), -torch.inf)
+    for start in range(0, len(a), ROWS):
+        similar = a[start : start + ROWS] @ b.T
+        values, indices = similar.topk(2, dim=1)
+        stop = start + len(similar)
+        nearest[start:stop], second[start:stop], index[start:stop] = values[:, 0], values[:, 1], indices[:, 0]
+        torch.maximum(largest, similar.amax(dim=0), out=largest)
+    angle = (nearest / UNIT**2).clamp(-1, 1).acos()
+    other = (second / UNIT**2).clamp(-1, 1).acos()
+    good = (angle <= MAX_ANGLE) & (angle <= max_ratio * other) & (nearest == largest[index])
+    rows = good.nonzero()[:, 0]
+    return torch.stack([rows, index[rows]], dim=1)
+
+
+def look(a: Tensor, b: Tensor) -> int:
+    """How many of the features of the largest scale match (rows are in order of falling scale)."""
+    return len(match(a[:LOOK], b[:LOOK]))
+
+
+def signatures(descriptors: list[Tensor], n_words: int = 64, seed: int = 0) -> Tensor:
+    """One vector [n, n_words * 128] of unit length a photo, alike for photos that show the same (VLAD, Jegou 2010).
+
+    descriptors: a few hundred rows [*,128] of each photo. The words are the centres of a k-means of all of them.
+    """
+    rows = torch.cat(descriptors)
+    g = torch.Generator().manual_seed(seed)
+    rows = rows[torch.randperm(len(rows), generator=g)[:50_000]]
+    words = rows[torch.randperm(len(rows), generator=g)[: min(n_words, len(rows))]].clone()
+    for _ in range(8):
+        nearest = torch.cdist(rows, words).argmin(dim=1)
+        counts = torch.zeros(len(words)).index_add_(0, nearest, torch.ones(len(rows)))
+        sums = torch.zeros_like(words).index_add_(0, nearest, rows)
+        words = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), words)
+    vectors = torch.zeros(len(descriptors), len(words), rows.shape[1])
+    for vector, own in zip(vectors, descriptors, strict=True):
+        nearest = torch.cdist(own, words).argmin(dim=1)
+        vector.index_add_(0, nearest, own - words[nearest])
+    vectors = torch.nn.functional.normalize(vectors, dim=2)  # no word may dominate
+    return torch.nn.functional.normalize(vectors.flatten(1), dim=1)

@@ -1,0 +1,136 @@
+"""The data set's images/ and masks/: upright pictures that every program reads alike; what needs no change is linked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from nerf.capture.photos import Photo
+from nerf.errors import UserError
+
+JPEG_QUALITY = 97
+
+
+def output_name(photo: Photo) -> str:
+    """The photo's file name in images/: its own, with the suffix of what is written there."""
+    if not photo.rewrite:
+        return photo.name
+    lossy = photo.rewrite == "8" and photo.source.suffix.lower() not in (".png", ".tif", ".tiff", ".bmp")
+    return f"{Path(photo.name).stem}{'.jpg' if lossy else '.png'}"
+
+
+def write_photo(photo: Photo, folder: Path) -> None:
+    """Write images/NAME, and masks/NAME.png where there is a mask. A picture that is there already is kept."""
+    target = folder / "images" / photo.name
+    try:
+        if not target.exists():
+            if photo.rewrite:
+                _rewrite(photo, target)
+            else:
+                link_or_copy(photo.source, target)
+        if photo.mask is not None:
+            mask = folder / "masks" / f"{photo.name}.png"
+            if not mask.exists():
+                _write_mask(photo, mask)
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno is None:  # Pillow's word for a damaged file
+            raise ValueError(str(error)) from error
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror}); choose a place with more room with -o"
+        ) from error
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link costs no room; where the file system has none (or another disk holds the source) the file is copied."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _rewrite(photo: Photo, target: Path) -> None:
+    from PIL import Image, ImageOps
+
+    temporary = target.with_name(f".{target.name}.tmp")
+    if photo.rewrite == "16":
+        _rewrite_16(photo, temporary)
+        os.replace(temporary, target)
+        return
+    with Image.open(photo.source) as image:
+        upright = ImageOps.exif_transpose(image)
+        profile = image.info.get("icc_profile")
+        if target.suffix == ".jpg":
+            options: dict[str, object] = {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
+            upright = upright.convert("RGB")
+        else:
+            options = {"format": "PNG", "compress_level": 4}
+            upright = upright if upright.mode in ("L", "LA", "RGB", "RGBA") else upright.convert("RGB")
+        upright.info.pop("exif", None)  # its orientation is no longer true
+        upright.save(temporary, exif=b"", **({"icc_profile": profile} if profile else {}), **options)
+    os.replace(temporary, target)
+
+
+def _rewrite_16(photo: Photo, target: Path) -> None:
+    """16 bits a channel through ffmpeg, which keeps them; turned upright by numpy."""
+    import imageio_ffmpeg
+
+    from nerf.datasets.pixels import TURNS
+
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    turned = photo.orientation >= 5
+    w, h = (photo.height, photo.width) if turned else (photo.width, photo.height)
+    decode = [ffmpeg, "-v", "error", "-noautorotate", "-i", str(photo.source.absolute())]
+    decoded = subprocess.run(
+        [*decode, "-f", "rawvideo", "-pix_fmt", "rgb48be", "-"], stdin=subprocess.DEVNULL, capture_output=True
+    )
+    if len(decoded.stdout) != w * h * 6:
+        raise ValueError(" ".join(decoded.stderr.decode(errors="replace").split())[-100:] or "no picture in it")
+    pixels = np.frombuffer(decoded.stdout, ">u2").reshape(h, w, 3)
+    pixels = np.ascontiguousarray(TURNS.get(photo.orientation, lambda a: a)(pixels))
+    size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+    encode = [ffmpeg, "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb48be", "-s", size, "-i", "-"]
+    done = subprocess.run(
+        [*encode, "-f", "image2", "-c:v", "png", "-update", "1", str(target.absolute())],
+        input=pixels.tobytes(),
+        capture_output=True,
+    )
+    if done.returncode:
+        raise OSError(5, " ".join(done.stderr.decode(errors="replace").split())[-100:])
+
+
+def _write_mask(photo: Photo, target: Path) -> None:
+    """The mask as 0 and 255, turned with its photo when it was drawn on the unturned one."""
+    from PIL import Image
+
+    from nerf.datasets.pixels import TURNS
+
+    assert photo.mask is not None
+    try:
+        with Image.open(photo.mask) as image:
+            mask = np.asarray(image.convert("RGB")).max(axis=2)
+    except Exception as error:
+        raise UserError(f"{photo.mask}: cannot be read as a mask ({' '.join(str(error).split())[:100]})") from None
+    upright, stored = (photo.height, photo.width), (photo.width, photo.height)
+    if photo.orientation >= 5 and _same_shape(mask.shape, stored) and not _same_shape(mask.shape, upright):
+        mask = TURNS[photo.orientation](mask)
+    if not _same_shape(mask.shape, upright):
+        raise UserError(
+            f"{photo.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, its photo {photo.width}x{photo.height}: "
+            "expected the same shape"
+        )
+    temporary = target.with_name(f".{target.name}.tmp")
+    Image.fromarray(np.where(mask > 127, 255, 0).astype(np.uint8)).save(temporary, format="PNG")
+    os.replace(temporary, target)
+
+
+def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return abs(a[0] * b[1] - a[1] * b[0]) <= 0.02 * a[0] * b[1]

@@ -1,0 +1,136 @@
+"""What came of it, for the user: which photos were left out and why, how the rest hangs together, a view from above."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from nerf.capture.photos import Photo
+
+ADVICE = (
+    "take more photos with two thirds of each shared with the next, walk around the subject instead of turning on the "
+    "spot, keep everything sharp and lit alike, and let something with texture stand in the picture"
+)
+_IDS = 2147483647  # COLMAP: pair_id = smaller image_id * this + larger
+
+
+def reasons(
+    photos: list[Photo], placed: set[str], others: list[list[str]], statistics: dict[str, Any], partners: dict[str, Any]
+) -> dict[str, str]:
+    """{photo: likely reason} of the photos that found no place in the largest model.
+
+    statistics: of nerf.capture.features; partners: of `verified_partners`.
+    """
+    known = [s for s in statistics.values() if "damaged" not in s] or [{"n_features": 0, "sharpness": 0, "mean": 0}]
+    usual = {key: median(s[key] for s in known) for key in ("n_features", "sharpness", "mean")}
+    found = {}
+    for photo in photos:
+        if photo.name in placed:
+            continue
+        s = statistics.get(photo.name)
+        group = next((len(g) for g in others if photo.name in g), 0)
+        found[photo.name] = _reason(s, usual, partners.get(photo.name, {}), placed, group)
+    return found
+
+
+def _reason(
+    s: dict[str, Any] | None, usual: dict[str, float], partners: dict[str, int], placed: set[str], group: int
+) -> str:
+    if s is None:
+        return "not looked at"
+    if "damaged" in s:
+        return f"damaged ({s['damaged']})"
+    few = s["n_features"] < max(100, 0.3 * usual["n_features"])
+    if s["mean"] < 20 or s["mean"] > 235:
+        return f"{'too dark' if s['mean'] < 20 else 'overexposed'} (mean brightness {s['mean']:.0f} of 255)"
+    if s["spread"] < 4:
+        return "blank: nothing to be seen in it"
+    if s["sharpness"] < 0.25 * usual["sharpness"] and (few or not partners):
+        return f"blurred ({100 * s['sharpness'] / max(usual['sharpness'], 1e-9):.0f} % of the usual sharpness)"
+    if few:
+        return f"little texture ({s['n_features']} features, usual are {usual['n_features']:.0f})"
+    if abs(s["mean"] - usual["mean"]) > 80:
+        return f"lit very differently (mean brightness {s['mean']:.0f}, usual is {usual['mean']:.0f})"
+    if group:
+        return f"in a group of {group} photos that overlaps with the rest too little"
+    inside = {name: n for name, n in partners.items() if name in placed}
+    if inside:
+        return f"too little overlap (shares at most {max(inside.values())} features with a photo that was placed)"
+    if partners:
+        return f"overlaps only with photos that were left out too ({', '.join(list(partners)[:2])})"
+    return "no overlap with any other photo was found"
+
+
+def verified_partners(database: Path) -> dict[str, dict[str, int]]:
+    """{photo: {photo: shared features that one camera motion explains}}, best first, from COLMAP's database."""
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        names = dict(connection.execute("SELECT image_id, name FROM images"))
+        rows = connection.execute("SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0 ORDER BY rows DESC")
+        found: dict[str, dict[str, int]] = {}
+        for pair_id, n in rows:
+            a, b = names[pair_id // _IDS], names[pair_id % _IDS]
+            found.setdefault(a, {})[b] = found.setdefault(b, {})[a] = n
+    finally:
+        connection.close()
+    return found
+
+
+def write_report(folder: Path, content: dict[str, Any]) -> None:
+    """poses.json in the data set: all that is said on the terminal, and each photo that was left out."""
+    text = json.dumps({"format": "nerf-poses", "version": 1, **content}, indent=1)
+    (folder / "poses.json").write_text(text + "\n", encoding="utf-8")
+
+
+def summary(content: dict[str, Any]) -> str:
+    """The report in a few lines."""
+    n, placed, components = content["n_photos"], content["n_placed"], content["components"]
+    lines = [f"{placed} of {n} photos placed in {content['seconds']:.0f} s"]
+    if placed:
+        lines[0] += (
+            f", {content['n_points']:,} points, {content['reprojection_error']:.2f} px mean reprojection error"
+        )
+    if len(components) > 1:
+        lines.append(
+            f"the photos fall into {len(components)} groups that do not hang together ({', '.join(map(str, components))}"
+            " photos); the largest is used, photos that show what lies between would join them"
+        )
+    for name, reason in list(content["left_out"].items())[:12]:
+        lines.append(f"left out {name}: {reason}")
+    if len(content["left_out"]) > 12:
+        lines.append(f"and {len(content['left_out']) - 12} more, all in poses.json")
+    return "\n".join(lines)
+
+
+def coverage_picture(c2w: np.ndarray, points: np.ndarray, colours: np.ndarray, size: int = 900) -> np.ndarray:
+    """[size,size,3] uint8: points and cameras (arrows along their view) from above; z is up, y goes up the page."""
+    from PIL import Image, ImageDraw
+
+    origins, ahead = c2w[:, :2, 3], -c2w[:, :2, 2]
+    low, high = origins.min(axis=0), origins.max(axis=0)
+    near = points
+    if len(points):
+        inner = np.percentile(points[:, :2], (5, 95), axis=0)
+        low, high = np.minimum(low, inner[0]), np.maximum(high, inner[1])
+        near = points[((points[:, :2] >= low) & (points[:, :2] <= high)).all(axis=1)]
+        colours = colours[((points[:, :2] >= low) & (points[:, :2] <= high)).all(axis=1)]
+    middle, span = (low + high) / 2, 1.15 * max(float((high - low).max()), 1e-9)
+
+    def pixel(xy: np.ndarray) -> np.ndarray:
+        return (np.array([0.5, 0.5]) + (xy - middle) / span * (1, -1)) * size
+
+    canvas = Image.new("RGB", (size, size), (250, 249, 246))
+    draw = ImageDraw.Draw(canvas)
+    for (x, y), colour in zip(pixel(near[:, :2]), colours, strict=True):
+        draw.rectangle((x - 1, y - 1, x, y), fill=tuple(int(v) for v in colour))
+    for origin, direction in zip(origins, ahead, strict=True):
+        x, y = pixel(origin)
+        tip = pixel(origin + direction * span * 0.035)
+        draw.line((x, y, *tip), fill=(200, 60, 30), width=2)
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=(200, 60, 30), outline=(90, 20, 10))
+    return np.asarray(canvas)

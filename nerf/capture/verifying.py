@@ -1,0 +1,113 @@
+"""Pairs of photos into COLMAP's database: matches, and which of them one camera motion explains."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.capture import pairs as choose
+from nerf.capture.features import open_database
+from nerf.capture.matching import LOOK, look, match, signatures
+from nerf.capture.pairs import Pair
+from nerf.capture.worker import counted, in_order, say
+
+KEPT = 400  # photos whose descriptors stay in memory
+BLOCK = 40  # photos; pairs are taken block by block, so that descriptors are read seldom
+OF_SIGNATURE = 400  # features of each photo that its signature is made of
+
+
+def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> None:
+    """Match and verify all pairs that are worth it and that the database lacks."""
+    torch.set_num_threads(1)  # the pool below is what uses the cores
+    torch.set_grad_enabled(False)
+    photos = Photos(job, statistics)
+    settings, threads = job["settings"], job["threads"]
+    with ThreadPoolExecutor(threads) as pool:
+        mode, sentence = choose.choose_mode(len(photos.names), job["is_video"], job["matching"])
+        say(note=sentence)
+        certain, candidates = _candidates(mode, photos)
+        if settings["at_least"] == 0 and mode == "exhaustive":
+            certain, candidates = candidates, []
+        scores: dict[Pair, int] = {}
+        if candidates:
+            found = in_order(pool, lambda p: (p, look(photos.largest(p[0]), photos.largest(p[1]))), candidates, 64)
+            for pair, score in counted(found, "looking for overlap", len(candidates)):
+                scores[pair] = score
+        wanted = sorted(set(certain) | set(choose.promising(scores, settings["at_least"])), key=_block)
+        wanted = [pair for pair in wanted if not photos.has_matches(pair)]
+        results = in_order(pool, lambda p: (p, *_verified(photos, p, settings)), wanted, 4 * threads)
+        for pair, matches, geometry in counted(results, "matching", len(wanted)):
+            photos.write(pair, matches, geometry)
+    photos.database.close()
+
+
+def _block(pair: Pair) -> tuple[int, int, int, int]:
+    return pair[0] // BLOCK, pair[1] // BLOCK, pair[0], pair[1]
+
+
+def _candidates(mode: str, photos: Photos) -> tuple[list[Pair], list[Pair]]:
+    """(pairs to match in full, pairs to look at first), by number of the photo in order of names."""
+    n = len(photos.names)
+    if mode == "sequential":
+        return choose.neighbours_in_time(n), choose.loop_candidates(n)
+    if mode == "retrieval":
+        alike = signatures([photos.largest(i)[:OF_SIGNATURE] for i in range(n)])
+        return [], choose.look_alikes(alike)
+    return [], choose.all_pairs(n)
+
+
+class Photos:
+    """The photos that have features, by number in order of names, and what the database holds of them."""
+
+    def __init__(self, job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> None:
+        self.database = open_database(job["database"])
+        entries = {image.name: image for image in self.database.read_all_images()}
+        in_order = [p["name"] for p in job["photos"]]
+        self.names = [name for name in in_order if statistics[name]["n_features"] >= 2]
+        self.ids = [int(entries[name].image_id) for name in self.names]
+        self.cameras = [self.database.read_camera(entries[name].camera_id) for name in self.names]
+        # everything is read by this thread (SQLite's handle is not shared), and kept while it is needed
+        self.points = [
+            np.asarray(self.database.read_keypoints(i))[:, :2].astype(np.float64, order="C") for i in self.ids
+        ]
+        self._bytes = [np.array(self.database.read_descriptors(i).data, np.uint8) for i in self.ids]
+        self._largest = [torch.from_numpy(b[:LOOK].copy()).float() for b in self._bytes]
+        self.descriptors = lru_cache(KEPT)(lambda i: torch.from_numpy(self._bytes[i]).float())
+
+    def largest(self, i: int) -> Tensor:
+        """Descriptors [<= LOOK,128] of the features of the largest scale."""
+        return self._largest[i]
+
+    def has_matches(self, pair: Pair) -> bool:
+        return bool(self.database.exists_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]]))
+
+    def write(self, pair: Pair, matches: np.ndarray, geometry: Any) -> None:
+        import pycolmap
+
+        a, b = (self.ids[i] for i in pair)
+        with pycolmap.DatabaseTransaction(self.database):
+            if not self.database.exists_matches(a, b):
+                self.database.write_matches(a, b, matches)
+            self.database.write_two_view_geometry(a, b, geometry)
+
+
+def _verified(photos: Photos, pair: Pair, settings: dict[str, Any]) -> tuple[np.ndarray, Any]:
+    """(matches [m,2] uint32, the two-view geometry that COLMAP's RANSAC finds among them)."""
+    import pycolmap
+
+    i, j = pair
+    matches = match(photos.descriptors(i), photos.descriptors(j), settings["max_ratio"]).numpy().astype(np.uint32)
+    if len(matches) < settings["min_inliers"]:
+        return matches, pycolmap.TwoViewGeometry()
+    options = pycolmap.TwoViewGeometryOptions()
+    options.min_num_inliers = settings["min_inliers"]
+    options.ransac.random_seed = 0
+    geometry = pycolmap.estimate_two_view_geometry(
+        photos.cameras[i], photos.points[i], photos.cameras[j], photos.points[j], matches, options
+    )
+    return matches, geometry

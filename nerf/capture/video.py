@@ -1,0 +1,173 @@
+"""Frames of a video: the sharpest of each interval, without those that show what the one before shows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nerf.capture.features import sharpness
+from nerf.capture.photos import Photo, Photos
+from nerf.errors import UserError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv")
+FRAMES = 120  # taken of a video by default ...
+FRAMES_A_SECOND = 4.0  # ... and of short ones not more than so many a second
+SMALL = 480  # pixels on the longer side of the pictures in which sharpness is measured
+SAME = 0.12  # of the usual change from one frame to the next: less is the same view again
+JPEG_QUALITY = 95
+
+
+def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
+    """Write the frames to folder/images and return them as photos; UserError where the video cannot be read."""
+    av = _av()
+    fingerprint = video_fingerprint(video)
+    try:
+        container = av.open(str(video))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{video}: cannot be opened as a video ({_brief(error)})") from None
+    with container:
+        stream = next(iter(container.streams.video), None)
+        if stream is None:
+            raise UserError(f"{video}: holds no pictures, only {', '.join(s.type for s in container.streams) or 'nothing'}")
+        stream.thread_type = "AUTO"
+        total = stream.frames or _count(av, video)
+        seconds = float(stream.duration * stream.time_base) if stream.duration else total / 30.0
+        wanted = frames or min(FRAMES, max(20, round(seconds * FRAMES_A_SECOND)))
+        wanted = min(wanted, total)
+        if total < 3:
+            raise UserError(f"{video}: holds {total} frames that can be decoded, at least 3 are needed")
+        kept = list(_sharpest(container, stream, total, wanted, folder / "images", video))
+    found = Photos([], is_video=True)
+    n_read = len(kept)
+    kept = _without_repeats(kept)
+    if len(kept) < 3:
+        raise UserError(
+            f"{video}: {n_read} frames were read and {len(kept)} of them differ, at least 3 are needed: the camera has to "
+            "move around the subject"
+        )
+    for path, size, _ in kept:
+        found.photos.append(
+            Photo(path, path.name, *size, 1, size, None, "", f"{fingerprint}:{path.name}")
+        )
+    dropped = f", {n_read - len(kept)} near-duplicates dropped" if n_read > len(kept) else ""
+    found.notes.append(f"{len(kept)} frames of {total} in {seconds:.0f} s of video: the sharpest of each interval{dropped}")
+    return found
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise UserError(
+            'reading videos needs the package av: pip install av (or "nerf-reconstruct[capture]" for all that captures '
+            "need)"
+        ) from None
+    av.logging.set_level(av.logging.PANIC)  # a damaged frame is ours to report
+    return av
+
+
+def video_fingerprint(video: Path) -> str:
+    """Of size and of both ends: hashing gigabytes would take longer than looking at them."""
+    size = video.stat().st_size
+    digest = hashlib.sha1(str(size).encode())
+    with open(video, "rb") as f:
+        digest.update(f.read(1 << 20))
+        f.seek(max(0, size - (1 << 20)))
+        digest.update(f.read())
+    return digest.hexdigest()
+
+
+def _count(av: Any, video: Path) -> int:
+    """Frames of a file whose header does not say: by its packets, without decoding."""
+    with av.open(str(video)) as container:
+        return sum(1 for packet in container.demux(video=0) if packet.size)
+
+
+def _sharpest(
+    container: Any, stream: Any, total: int, wanted: int, images: Path, video: Path
+) -> Iterator[tuple[Path, tuple[int, int], np.ndarray]]:
+    """Of each of `wanted` equal intervals its sharpest frame, written as JPEG: (path, (width, height), thumbnail)."""
+    from nerf.views.progress import bar
+
+    best: tuple[float, int, Any] | None = None
+    done_intervals, number = 0, 0
+    with bar("reading frames", total) as done:
+        frames = _decoded(container, stream, video)
+        for number, frame in enumerate(frames):
+            interval = min(number * wanted // total, wanted - 1)
+            if best is not None and interval != done_intervals:
+                yield _write(best[2], images, best[1])
+                best, done_intervals = None, interval
+            score = sharpness(_small_grey(frame))
+            if best is None or score > best[0]:
+                best = score, number, frame
+            done(number + 1)
+        if best is not None:
+            yield _write(best[2], images, best[1])
+
+
+def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
+    """The frames that can be decoded; an error after the first ones ends the video there."""
+    some = False
+    try:
+        for frame in container.decode(stream):
+            some = True
+            yield frame
+    except (OSError, ValueError) as error:  # av's errors are both
+        if not some:
+            raise UserError(f"{video}: no frame of it can be decoded ({_brief(error)})") from None
+    if not some:
+        raise UserError(f"{video}: no frame of it can be decoded; is the file complete?")
+
+
+def _small_grey(frame: Any) -> np.ndarray:
+    scale = min(1.0, SMALL / max(frame.width, frame.height))
+    size = {"width": max(2, round(frame.width * scale)), "height": max(2, round(frame.height * scale))}
+    return frame.reformat(**size, format="gray").to_ndarray()
+
+
+def _write(frame: Any, images: Path, number: int) -> tuple[Path, tuple[int, int], np.ndarray]:
+    """Upright, as the file says how it was held."""
+    from PIL import Image
+
+    picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    turn = int(getattr(frame, "rotation", 0) or 0) % 360  # counter-clockwise, degrees
+    if turn in (90, 180, 270):
+        picture = picture.transpose(
+            {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}[turn]
+        )
+    path = images / f"frame_{number:06d}.jpg"
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place with -o") from None
+    thumbnail = np.asarray(picture.convert("L").resize((64, 64), Image.Resampling.BOX), dtype=np.float32)
+    return path, picture.size, thumbnail
+
+
+def _without_repeats(
+    kept: list[tuple[Path, tuple[int, int], np.ndarray]],
+) -> list[tuple[Path, tuple[int, int], np.ndarray]]:
+    """Without the frames that hardly differ from the one kept before; their files are removed."""
+    if len(kept) < 2:
+        return kept
+    changes = [float(np.abs(b[2] - a[2]).mean()) for a, b in zip(kept[:-1], kept[1:], strict=True)]
+    least = max(0.3, SAME * float(np.median(changes)))  # grey levels; compression alone changes less than 0.3
+    result = kept[:1]
+    for item in kept[1:]:
+        if float(np.abs(item[2] - result[-1][2]).mean()) >= least:
+            result.append(item)
+        else:
+            item[0].unlink(missing_ok=True)
+    return result
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,90 @@
+"""The process in which pycolmap runs: `python -m nerf.capture.worker JOB.json`.
+
+It is a process of its own so that Ctrl-C ends it at once and a crash inside the library is one sentence. It says how
+far it is in lines of JSON on standard output, and ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def say(**event: Any) -> None:
+    """One line for the parent."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def counted(items: Iterable[T], stage: str, total: int) -> Iterator[T]:
+    """The items again, while the parent is told how many are done."""
+    say(stage=stage, total=total)
+    for k, item in enumerate(items, 1):
+        yield item
+        say(done=k)
+
+
+def in_order(pool: ThreadPoolExecutor, function: Any, items: list[Any], ahead: int) -> Iterator[Any]:
+    """pool.map that never holds more than `ahead` results."""
+    waiting: list[Future[Any]] = []
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.pop(0).result()
+    while waiting:
+        yield waiting.pop(0).result()
+
+
+def main(path: str) -> int:
+    """Features, matches, mapping, as far as they are not there; the result is left in the job's folder."""
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        import pycolmap
+
+        pycolmap.logging.minloglevel = 1  # warnings; to standard error, which is the log
+        pycolmap.set_random_seed(0)
+        from nerf.capture import features, mapping, verifying
+
+        statistics = features.extract(job)
+        verifying.match_pairs(job, statistics)
+        result = mapping.reconstruct(job)
+    except OSError as error:
+        say(error=f"{error.filename or job['folder']}: {error.strerror or error}")
+        return 1
+    except MemoryError:
+        say(error="not enough memory")
+        return 1
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "disk is full" in text or "disk I/O" in text:
+            say(error=f"{job['folder']}: the disk is full")
+            return 1
+        import traceback
+
+        traceback.print_exc()  # into the log
+        say(error=f"{type(error).__name__}: {text[:200]}")
+        return 1
+    say(result=result)
+    return 0
+
+
+def _end_with_the_parent() -> None:
+    """Standard input is a pipe that the parent never writes to: it ends when the parent does, however that was."""
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1])
+    sys.stderr.flush()
+    os._exit(status)  # nothing is left to do, and tearing three large libraries down takes its time

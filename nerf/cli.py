@@ -21,6 +21,7 @@ VERBS = {
         "main_reconstruct",
         "photos in; model, numbers, video, mesh, report out",
     ),
+    "poses": ("nerf.capture", "PosesArgs", "main", "photos or a video without poses; a data set with poses out"),
     "train": ("nerf.reconstruct", "TrainArgs", "main_train", "train a model on posed photos"),
     "eval": ("nerf.evaluation", "EvalArgs", "main", "measure a model on views that were held out"),
     "render": ("nerf.views.video", "RenderArgs", "main", "render new views to a video or to pictures"),
@@ -38,15 +39,15 @@ VERBS = {
 _HELP = """\
 usage: nerf VERB ... | nerf VERB --help | nerf --version
 
-Posed photos in; a radiance field, new views and a mesh out, on the machine that is there.
+Photos or a video in; a radiance field, new views and a mesh out, on the machine that is there.
 
 {verbs}
 
 Begin with:
   nerf reconstruct DATA -o OUT     all of it; open OUT/report.html at the end
   nerf doctor                      what is there, what is missing, what to do
-DATA is a folder of photos with poses: Blender or nerfstudio transforms.json, COLMAP, LLFF, NeuS, Metashape,
-RealityCapture, OpenDroneMap, Polycam or Record3D.
+DATA is a folder of photos, a video, or photos with poses: Blender or nerfstudio transforms.json, COLMAP, LLFF, NeuS,
+Metashape, RealityCapture, OpenDroneMap, Polycam or Record3D.
 """
 
 
@@ -84,6 +85,7 @@ def run(argv: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         again = "; the same command with --resume continues" if verb in ("train", "reconstruct") else ""
+        again = "; the same command again continues" if verb == "poses" else again
         print(f"\nnerf: stopped by Ctrl-C{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `nerf ... | head`: nobody reads on

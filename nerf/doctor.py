@@ -21,6 +21,8 @@ from nerf import __version__
 # Optional parts: import name -> (what it is for, how to get it)
 _EXTRAS = {
     "pycolmap": ("reading COLMAP models, photos to poses", "pip install pycolmap"),
+    "av": ("reading videos", "pip install av"),
+    "pillow_heif": ("reading HEIC photos", "pip install pillow-heif"),
     "OpenEXR": ("reading and writing EXR pictures", "pip install OpenEXR"),
     "skimage": ("comparing SSIM in the tests", "pip install scikit-image"),
 }
@@ -150,7 +152,12 @@ def _of(total: int | None, part: int | None, word: str) -> str:
 
 def _version_of(name: str) -> str | None:
     """The version of an importable package, without importing it where its metadata tells."""
-    distribution = {"PIL": "pillow", "imageio_ffmpeg": "imageio-ffmpeg", "skimage": "scikit-image"}.get(name, name)
+    distribution = {
+        "PIL": "pillow",
+        "imageio_ffmpeg": "imageio-ffmpeg",
+        "skimage": "scikit-image",
+        "pillow_heif": "pillow-heif",
+    }.get(name, name)
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -32,7 +32,7 @@ class TrainArgs:
     """Train a radiance field on posed photos."""
 
     data: tyro.conf.Positional[Path]
-    """folder with the photos and their poses"""
+    """folder with the photos and their poses (reconstruct: also photos or a video without poses)"""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """folder to write to"""
     minutes: float | None = None
@@ -64,6 +64,10 @@ class ReconstructArgs(TrainArgs):
     """of the mesh: cells along the longest side (default: as fine as the photos' pixels, at most 512)"""
     texture: int | None = None
     """texels along the longer side of the mesh's texture, 0: coloured vertices (default: 4096, small photos 2048)"""
+    frames: int | None = None
+    """of a video: how many frames to take (default: 4 a second, at most 120)"""
+    masks: Path | None = None
+    """of photos without poses: folder of masks, black is ignored (default: masks/ beside the photos)"""
 
 
 def main_train(args: TrainArgs) -> None:
@@ -107,8 +111,11 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
         raise UserError(f"--holdout must be 0 (none) or 2 and more (every so-many-th), got {args.holdout}")
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder")
-    run = Run(str(args.data.resolve()), args.downscale, args.kind, args.holdout)
+    data = _data_of(args)
+    run = Run(str(data.resolve()), args.downscale, args.kind, args.holdout)
     open_run(args.out, run, args.resume, args.overwrite)
+    if data != args.data:
+        _find_poses(args, data, run)
 
     from nerf import kernels
     from nerf.training import TrainConfig, train
@@ -122,6 +129,32 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
     config = TrainConfig(steps=args.steps, minutes=minutes, seed=args.seed)
     return train(scene, config, args.out, resume=args.resume, progress=True), scene
+
+
+def _data_of(args: TrainArgs) -> Path:
+    """The folder to train on: that of the arguments, or OUT/dataset where its photos have no poses yet."""
+    from nerf.capture import needs_poses
+
+    if args.kind is not None or not needs_poses(args.data):
+        for name in ("frames", "masks"):
+            if getattr(args, name, None) is not None:
+                raise UserError(f"--{name} is for photos or a video without poses, and {args.data} has poses")
+        return args.data
+    if not isinstance(args, ReconstructArgs):
+        raise UserError(
+            f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
+            "`nerf reconstruct` does that and all the rest"
+        )
+    return args.out / "dataset"
+
+
+def _find_poses(args: TrainArgs, dataset: Path, run: Run) -> None:
+    """Photos or video to OUT/dataset; what an interrupted run has found there is used again."""
+    from nerf.capture import PosesArgs, find_poses
+
+    assert isinstance(args, ReconstructArgs)
+    write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
+    find_poses(PosesArgs(args.data, dataset, args.frames, args.masks, overwrite=args.overwrite))
 
 
 def finish(

@@ -3,6 +3,6 @@
 # PYTHON, TORCH_SPEC and PIP_EXTRA_INDEX: see scripts/environment.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment "dev,colmap,exr"
+prepare_environment "dev,capture,exr"
 cd "$ROOT"
 exec "$VENV_PYTHON" -m pytest "$@"

@@ -39,6 +39,7 @@ HOUSE = {
     "nerf.training": "the loop",
     "nerf.surfaces": "triangle meshes as tensors",
     "nerf.views": "camera paths, video, pictures",
+    "nerf.capture": "photos without poses -> photos with poses",
     "nerf.runs": "what a run folder holds",
     "nerf.exports": "cameras for other programs",
     "nerf.meshing": "field -> mesh",
@@ -66,6 +67,8 @@ NEEDED = {
 }
 OPTIONAL = {
     "pycolmap": "pycolmap",
+    "av": "av",
+    "pillow_heif": "pillow-heif",
     "OpenEXR": "OpenEXR",
 }
 
@@ -145,7 +148,7 @@ def test_the_tables_above_are_those_of_pyproject() -> None:
         return {re.split(r"[<>=!~ ]", item)[0] for item in re.findall(r'"([^"]+)"', block[1])}
 
     assert listed("dependencies") == set(NEEDED.values())
-    assert listed("colmap") | listed("exr") == set(OPTIONAL.values())
+    assert listed("colmap") | listed("capture") | listed("exr") == set(OPTIONAL.values())
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

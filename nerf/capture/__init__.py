@@ -44,7 +44,7 @@ class PosesArgs:
     scale: float = 1.0
     """multiply all lengths, say by TRUE / MEASURED of something measured in a first mesh"""
     overwrite: bool = False
-    """replace the data set in the output folder"""
+    """replace the data set of other photos in the output folder"""
 
 
 def main(args: PosesArgs) -> None:
@@ -133,17 +133,20 @@ def _open(folder: Path, args: PosesArgs) -> dict[str, Any] | None:
                 raise ValueError
         except ValueError:
             raise UserError(f"{state}: cannot be understood; remove {folder} or choose another -o") from None
-        if before["source"] != str(args.data.resolve()) and not args.overwrite:
-            raise UserError(
-                f"{folder} holds the poses of {before['source']}: choose another -o, or give --overwrite to replace them"
-            )
-        if args.overwrite:
+        if before["source"] != str(args.data.resolve()):
+            if not args.overwrite:
+                raise UserError(
+                    f"{folder} holds the poses of {before['source']}: choose another -o, or give --overwrite to "
+                    "replace them"
+                )
             _forget(folder, images=True)
             before = None
     make_folder(folder)
     for name in ("images", "capture"):
         make_folder(folder / name)
-    return before
+    if before is None:  # from here on the folder is known as ours, whatever interrupts
+        _write_state(folder, {"format": "nerf-capture", "version": 1, "source": str(args.data.resolve())})
+    return before if before and "photos" in before else None
 
 
 def _photos(args: PosesArgs, before: dict[str, Any] | None) -> Photos:
@@ -170,8 +173,11 @@ def _photos(args: PosesArgs, before: dict[str, Any] | None) -> Photos:
         raise UserError("--masks belongs to photos; of a video, take the frames first and mask those")
     same = before is not None and before["frames"] == args.frames and before["video"] == video_fingerprint(args.data)
     if same and before is not None and all((args.out / "images" / name).is_file() for name in before["photos"]):
-        listed = [Photo(args.out / "images" / n, n, *before["size"], 1, tuple(before["size"]), None, "", f)
-                  for n, f in before["photos"].items()]  # fmt: skip
+        size = before["size"]
+        listed = [
+            Photo(args.out / "images" / n, n, size[0], size[1], 1, tuple(size), None, "", f)
+            for n, f in before["photos"].items()
+        ]
         return Photos(listed, notes=[f"{len(listed)} frames of the video are there already"], is_video=True)
     _forget(args.out, images=True)
     return take_frames(args.data, args.out, args.frames)
@@ -233,7 +239,14 @@ def _forget(folder: Path, images: bool = False) -> None:
 def _job(args: PosesArgs, photos: Photos, cameras: list[int]) -> dict[str, Any]:
     """What the worker is told, but for the settings of the attempt."""
     listed = [
-        {"name": p.name, "width": p.width, "height": p.height, "camera": c, "focal": p.focal, "mask": p.mask is not None}
+        {
+            "name": p.name,
+            "width": p.width,
+            "height": p.height,
+            "camera": c,
+            "focal": p.focal,
+            "mask": p.mask is not None,
+        }
         for p, c in zip(photos.photos, cameras, strict=True)
     ]
     return {
@@ -310,8 +323,8 @@ def _too_few(folder: Path, report: dict[str, Any]) -> str:
     kinds = Counter(reason.split("(")[0].strip() for reason in report["left_out"].values())
     why = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
     return (
-        f"only {report['n_placed']} of {report['n_photos']} photos could be placed, too few to go on ({why}; each one is "
-        f"in {folder / 'poses.json'}): {ADVICE}"
+        f"only {report['n_placed']} of {report['n_photos']} photos could be placed, too few to go on ({why}; each one "
+        f"is in {folder / 'poses.json'}): {ADVICE}"
     )
 
 

@@ -45,8 +45,8 @@ def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
     if result is None:
         ended = f"signal {-status}" if status < 0 else f"status {status}"
         raise UserError(
-            f"pycolmap's process ended with {ended} while {stage or 'starting'} (more in {log}); the same command again "
-            "continues from there, and a smaller --longest needs less memory"
+            f"pycolmap's process ended with {ended} while {stage or 'starting'} (more in {log}); the same command "
+            "again continues from there, and a smaller --longest needs less memory"
         )
     return result
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nerf.capture.worker import counted, in_order
+from nerf.capture.protocol import counted, in_order
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
 

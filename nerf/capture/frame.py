@@ -58,7 +58,7 @@ def _bare_cameras(c2w: Tensor) -> Cameras:
 
 
 def aligned(positions: Tensor, onto: Tensor) -> Similarity:
-    """The similarity that takes positions [n,3] onto others with the least squared distance (Umeyama 1991, eq. 40-42)."""
+    """The similarity that takes positions [n,3] onto others of least squared distance (Umeyama 1991, eq. 40-42)."""
     a, b = positions.double(), onto.double()
     mean_a, mean_b = a.mean(dim=0), b.mean(dim=0)
     covariance = (b - mean_b).T @ (a - mean_a) / len(a)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.features import working_size
-from nerf.capture.worker import say
+from nerf.capture.protocol import say
 
 LENS_FROM = 8  # photos of one camera from which on its lens gets all of OPENCV's distortion
 CENTRE_FROM = 15  # from which on its principal point is sought too
@@ -87,7 +87,7 @@ def options_of(settings: dict[str, Any], n: int) -> Any:
 
 
 def refine(model: Any) -> None:
-    """Bundle adjustment with OPENCV lenses where there are photos enough, twice, points that fit badly left out between.
+    """Bundle adjustment with OPENCV lenses where there are photos enough, twice; points that fit badly go between.
 
     The principal point is sought too where a camera took many photos: phones that steady their pictures have it many
     pixels off the middle, and a pose cannot make up for that in every photo.
@@ -138,9 +138,7 @@ def adjust(model: Any, centre: bool) -> None:
 def describe(model: Any, models: dict[int, Any]) -> dict[str, Any]:
     """Names of the photos in each component and how well the largest fits."""
     images = {model.images[i].name: int(model.images[i].num_points3D) for i in model.reg_image_ids()}
-    others = [
-        [m.images[i].name for i in m.reg_image_ids()] for m in models.values() if m is not model
-    ]
+    others = [[m.images[i].name for i in m.reg_image_ids()] for m in models.values() if m is not model]
     return {
         "placed": images,
         "others": sorted(others, key=len, reverse=True),
@@ -195,5 +193,3 @@ def colour(model: Any, job: dict[str, Any]) -> None:
     means = (sums / np.maximum(counts, 1)[:, None]).round().astype(np.uint8)
     for point_id, k in ids.items():
         model.points3D[point_id].color = means[k]
-
-

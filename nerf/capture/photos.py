@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,7 +202,9 @@ def _add_masks(found: Photos, folder: Path, masks: Path | None) -> None:
             f"{found.photos[0].source.stem}.png for {found.photos[0].source.name}"
         )
     if n:
-        found.notes.append(f"masks of {n} of {len(found.photos)} photos from {place.name}/: what is black there is ignored")
+        found.notes.append(
+            f"masks of {n} of {len(found.photos)} photos from {place.name}/: what is black there is ignored"
+        )
 
 
 def _is_ours(folder: Path, beside: Path | None) -> bool:
@@ -215,15 +217,15 @@ def group_cameras(photos: list[Photo]) -> list[int]:
     return [numbers.setdefault(photo.camera, len(numbers)) for photo in photos]
 
 
-def describe_cameras(photos: list[Photo], is_camera: Callable[[Photo], int]) -> list[str]:
+def describe_cameras(photos: list[Photo], cameras: list[int]) -> list[str]:
     """One line for each camera: how many photos, their size, and where the first guess of the focal length is from."""
     groups: dict[int, list[Photo]] = {}
-    for photo in photos:
-        groups.setdefault(is_camera(photo), []).append(photo)
+    for photo, camera in zip(photos, cameras, strict=True):
+        groups.setdefault(camera, []).append(photo)
     lines = []
     for group in groups.values():
         first = group[0]
-        model = " ".join(str(part) for part in first.camera[3:5] if part) or "unknown model"
-        focal = f"focal length {first.focal:.0f} px from EXIF" if first.focal else "focal length not stated"
-        lines.append(f"{len(group)} of {first.width}x{first.height} ({model}; {focal})")
+        model = " ".join(str(part) for part in first.camera[3:5] if part) or "camera unknown"
+        focal = f"focal length {first.focal:.0f} px by EXIF" if first.focal else "focal length not stated"
+        lines.append(f"{len(group)} pictures of {first.width}x{first.height} ({model}; {focal})")
     return lines

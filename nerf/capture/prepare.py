@@ -1,4 +1,4 @@
-"""The data set's images/ and masks/: upright pictures that every program reads alike; what needs no change is linked."""
+"""The data set's images/ and masks/: upright pictures that all programs read alike; what needs no change is linked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def write_photo(photo: Photo, folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link costs no room; where the file system has none (or another disk holds the source) the file is copied."""
+    """A hard link costs no room; where there can be none (another disk holds the source) the file is copied."""
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -69,13 +70,15 @@ def _rewrite(photo: Photo, target: Path) -> None:
         upright = ImageOps.exif_transpose(image)
         profile = image.info.get("icc_profile")
         if target.suffix == ".jpg":
-            options: dict[str, object] = {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
+            options: dict[str, Any] = {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
             upright = upright.convert("RGB")
         else:
             options = {"format": "PNG", "compress_level": 4}
             upright = upright if upright.mode in ("L", "LA", "RGB", "RGBA") else upright.convert("RGB")
         upright.info.pop("exif", None)  # its orientation is no longer true
-        upright.save(temporary, exif=b"", **({"icc_profile": profile} if profile else {}), **options)
+        if profile:
+            options["icc_profile"] = profile
+        upright.save(temporary, exif=b"", **options)
     os.replace(temporary, target)
 
 

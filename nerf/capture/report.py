@@ -92,13 +92,11 @@ def summary(content: dict[str, Any]) -> str:
     n, placed, components = content["n_photos"], content["n_placed"], content["components"]
     lines = [f"{placed} of {n} photos placed in {content['seconds']:.0f} s"]
     if placed:
-        lines[0] += (
-            f", {content['n_points']:,} points, {content['reprojection_error']:.2f} px mean reprojection error"
-        )
+        lines[0] += f", {content['n_points']:,} points, {content['reprojection_error']:.2f} px mean reprojection error"
     if len(components) > 1:
         lines.append(
-            f"the photos fall into {len(components)} groups that do not hang together ({', '.join(map(str, components))}"
-            " photos); the largest is used, photos that show what lies between would join them"
+            f"the photos fall into {len(components)} groups that do not hang together (of "
+            f"{', '.join(map(str, components))}); the largest is used, and photos of what lies between would join them"
         )
     for name, reason in list(content["left_out"].items())[:12]:
         lines.append(f"left out {name}: {reason}")

@@ -14,7 +14,7 @@ from nerf.capture import pairs as choose
 from nerf.capture.features import open_database
 from nerf.capture.matching import LOOK, look, match, signatures
 from nerf.capture.pairs import Pair
-from nerf.capture.worker import counted, in_order, say
+from nerf.capture.protocol import counted, in_order, say
 
 KEPT = 400  # photos whose descriptors stay in memory
 BLOCK = 40  # photos; pairs are taken block by block, so that descriptors are read seldom

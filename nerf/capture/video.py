@@ -33,7 +33,9 @@ def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
     with container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
-            raise UserError(f"{video}: holds no pictures, only {', '.join(s.type for s in container.streams) or 'nothing'}")
+            raise UserError(
+                f"{video}: holds no pictures, only {', '.join(s.type for s in container.streams) or 'nothing'}"
+            )
         stream.thread_type = "AUTO"
         total = stream.frames or _count(av, video)
         seconds = float(stream.duration * stream.time_base) if stream.duration else total / 30.0
@@ -47,15 +49,15 @@ def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
     kept = _without_repeats(kept)
     if len(kept) < 3:
         raise UserError(
-            f"{video}: {n_read} frames were read and {len(kept)} of them differ, at least 3 are needed: the camera has to "
-            "move around the subject"
+            f"{video}: {n_read} frames were read and {len(kept)} of them differ, at least 3 are needed: the camera "
+            "has to move around the subject"
         )
     for path, size, _ in kept:
-        found.photos.append(
-            Photo(path, path.name, *size, 1, size, None, "", f"{fingerprint}:{path.name}")
-        )
+        found.photos.append(Photo(path, path.name, *size, 1, size, None, "", f"{fingerprint}:{path.name}"))
     dropped = f", {n_read - len(kept)} near-duplicates dropped" if n_read > len(kept) else ""
-    found.notes.append(f"{len(kept)} frames of {total} in {seconds:.0f} s of video: the sharpest of each interval{dropped}")
+    found.notes.append(
+        f"{len(kept)} frames of {total} in {seconds:.0f} s of video: the sharpest of each interval{dropped}"
+    )
     return found
 
 
@@ -147,7 +149,9 @@ def _write(frame: Any, images: Path, number: int) -> tuple[Path, tuple[int, int]
         picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place with -o") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place with -o"
+        ) from None
     thumbnail = np.asarray(picture.convert("L").resize((64, 64), Image.Resampling.BOX), dtype=np.float32)
     return path, picture.size, thumbnail
 

@@ -75,16 +75,18 @@ def load_posed(path: str | Path, kind: str | None = None) -> Posed:
     return posed
 
 
-def _read(folder: Path, kind: str | None) -> Capture:
-    """Choose the reader by what is on disk, most telling file first."""
+def kinds_in(folder: Path) -> list[str]:
+    """The KINDS that a folder could be read as, the most telling first; empty where it holds no poses."""
+    return [kind for kind, (file, _, _) in _readers(folder).items() if file is not None]
+
+
+def _readers(folder: Path) -> dict[str, tuple[Path | None, Callable[[Path], Capture], str]]:
+    """kind: (the file that tells of it or None, its reader, what to say it is), the most telling first."""
     from nerf.datasets import colmap, llff, metashape, neus, opensfm, polycam, realitycapture, record3d, transforms
 
-    if folder.is_file():
-        return _read_file(folder)
     blender, transforms_json = folder / "transforms_train.json", folder / "transforms.json"
     poses_bounds = folder / "poses_bounds.npy"
-    # kind: the file that tells of it, its reader, what to say it is
-    found: dict[str, tuple[Path | None, Callable[[Path], Capture], str]] = {
+    return {
         "blender": (_if_file(blender), lambda f: transforms.read_blender(f.parent), "transforms_train.json (Blender)"),
         "transforms": (
             _if_file(transforms_json),
@@ -116,6 +118,13 @@ def _read(folder: Path, kind: str | None) -> Capture:
         ),
         "record3d": (record3d.find_file(folder), record3d.read_record3d, "metadata with poses (Record3D)"),
     }
+
+
+def _read(folder: Path, kind: str | None) -> Capture:
+    """Choose the reader by what is on disk, most telling file first."""
+    if folder.is_file():
+        return _read_file(folder)
+    found = _readers(folder)
     there = [k for k, (file, _, _) in found.items() if file is not None]
     if kind is not None and kind not in there:
         raise UserError(
@@ -123,7 +132,8 @@ def _read(folder: Path, kind: str | None) -> Capture:
         )
     if not there:
         raise UserError(
-            f"{folder}: no posed images found; looked for {', '.join(what for _, _, what in found.values())}"
+            f"{folder}: no posed images found; looked for {', '.join(what for _, _, what in found.values())}; "
+            "`nerf poses` finds the poses of photos that have none"
         )
     chosen = kind or there[0]
     file, reader, _ = found[chosen]

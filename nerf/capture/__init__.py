@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -12,14 +11,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from nerf.capture.photos import PLACES, Photo, Photos, describe_cameras, group_cameras, list_photos, read_photos
+from nerf.capture.folder import forget, frames_of, identity, open_folder, state_of, write_photos, write_state
+from nerf.capture.photos import PLACES, Photos, describe_cameras, group_cameras, list_photos, read_photos
 from nerf.capture.settings import Settings, attempts
-from nerf.capture.video import VIDEO_SUFFIXES, take_frames, video_fingerprint
+from nerf.capture.video import VIDEO_SUFFIXES, check_video
 from nerf.doctor import usable_cores
 from nerf.errors import UserError, note
-from nerf.views.progress import progress
 
-STATE = "capture/state.json"
 LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
 
 
@@ -72,23 +70,26 @@ def find_poses(args: PosesArgs, show: bool = True) -> dict[str, Any]:
     _check(args)
     started = time.perf_counter()
     folder = args.out
-    before = _open(folder, args)
-    photos = _photos(args, before)
+    photos = read_photos(args.data, args.masks) if args.data.is_dir() else None
+    before = open_folder(folder, args.data, args.overwrite)
+    if photos is None:
+        photos = frames_of(folder, args.data, args.frames, before)
+    else:
+        write_photos(photos, folder, before)
     for line in photos.notes:
         note(line)
-    if not photos.is_video:
-        _write_photos(photos, folder)
     cameras = group_cameras(photos.photos)
     for line in describe_cameras(photos.photos, cameras):
         note(line)
-    state = _state(args, photos)
-    if before is not None and _identity(before) != _identity(state):
+    state = state_of(photos, args.data, args.frames, args.matching, args.longest)
+    if before is not None and identity(before) != identity(state):
         note("the photos or settings are not those of before: poses are found anew")
-        _forget(folder)
-    _write_state(folder, state)
+        forget(folder)
+    write_state(folder, state)
     jobs = _job(args, photos, cameras)
+    prepared = time.perf_counter() - started
     result, settings = _solve(jobs, len(photos.photos), show)
-    report = _report(folder, photos, result, settings, time.perf_counter() - started)
+    report = _report(folder, photos, result, settings, prepared + result["seconds"])
     if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
         raise UserError(_too_few(folder, report))
     _finish(folder, args, report)
@@ -109,6 +110,10 @@ def _check(args: PosesArgs) -> None:
     for name, length in (("--scale", args.scale), ("--distance", args.distance[2] if args.distance else 1.0)):
         if not 0 < length < 1e9:
             raise UserError(f"{name} must be above 0, got {length:g}")
+    if args.data.is_file():
+        if args.masks is not None:
+            raise UserError("--masks belongs to photos; of a video, take the frames first and mask those")
+        check_video(args.data)
     here, there = args.out.resolve(), args.data.resolve()
     if here == there or here in [there / name for name in PLACES] or there.parent == here and there.name in PLACES:
         raise UserError(f"{args.out}: the photos themselves lie there; give another folder with -o")
@@ -116,124 +121,6 @@ def _check(args: PosesArgs) -> None:
         raise UserError(
             'finding poses needs the package pycolmap: pip install "nerf-reconstruct[capture]", or pip install pycolmap'
         )
-
-
-def _open(folder: Path, args: PosesArgs) -> dict[str, Any] | None:
-    """Make the folder; the state that an earlier call left there, or None. Nothing of others is touched."""
-    from nerf.views.files import make_folder
-
-    state = folder / STATE
-    if folder.is_dir() and any(folder.iterdir()) and not state.is_file():
-        raise UserError(f"{folder} is not empty and was not made by nerf poses: choose a new folder with -o")
-    before = None
-    if state.is_file():
-        try:
-            before = json.loads(state.read_text(encoding="utf-8"))
-            if not isinstance(before, dict) or before.get("format") != "nerf-capture":
-                raise ValueError
-        except ValueError:
-            raise UserError(f"{state}: cannot be understood; remove {folder} or choose another -o") from None
-        if before["source"] != str(args.data.resolve()):
-            if not args.overwrite:
-                raise UserError(
-                    f"{folder} holds the poses of {before['source']}: choose another -o, or give --overwrite to "
-                    "replace them"
-                )
-            _forget(folder, images=True)
-            before = None
-    make_folder(folder)
-    for name in ("images", "capture"):
-        make_folder(folder / name)
-    if before is None:  # from here on the folder is known as ours, whatever interrupts
-        _write_state(folder, {"format": "nerf-capture", "version": 1, "source": str(args.data.resolve())})
-    return before if before and "photos" in before else None
-
-
-def _photos(args: PosesArgs, before: dict[str, Any] | None) -> Photos:
-    """The photos of the folder, or frames of the video (those of before when it is the same)."""
-    if args.data.is_dir():
-        found = read_photos(args.data, args.masks)
-        from nerf.capture.prepare import output_name
-
-        for photo in found.photos:
-            photo.name = output_name(photo)
-        wanted = {photo.name for photo in found.photos}
-        was = {} if before is None else before["photos"]
-        for photo in found.photos:  # a changed photo must not keep its old picture
-            if was.get(photo.name, photo.fingerprint) != photo.fingerprint:
-                (args.out / "images" / photo.name).unlink(missing_ok=True)
-        for name in set(was) - wanted:
-            (args.out / "images" / name).unlink(missing_ok=True)
-        if (args.out / "masks").is_dir():
-            shutil.rmtree(args.out / "masks")  # cheap to write again, and they may have changed
-        if any(photo.mask for photo in found.photos):
-            (args.out / "masks").mkdir()
-        return found
-    if args.masks is not None:
-        raise UserError("--masks belongs to photos; of a video, take the frames first and mask those")
-    same = before is not None and before["frames"] == args.frames and before["video"] == video_fingerprint(args.data)
-    if same and before is not None and all((args.out / "images" / name).is_file() for name in before["photos"]):
-        size = before["size"]
-        listed = [
-            Photo(args.out / "images" / n, n, size[0], size[1], 1, tuple(size), None, "", f)
-            for n, f in before["photos"].items()
-        ]
-        return Photos(listed, notes=[f"{len(listed)} frames of the video are there already"], is_video=True)
-    _forget(args.out, images=True)
-    return take_frames(args.data, args.out, args.frames)
-
-
-def _write_photos(photos: Photos, folder: Path) -> None:
-    """images/ and masks/; a photo whose pixels are damaged is left out."""
-    from nerf.capture.prepare import write_photo
-
-    good = []
-    for photo in progress(photos.photos, "preparing photos"):
-        try:
-            write_photo(photo, folder)
-        except UserError:
-            raise
-        except Exception as error:  # what damaged pictures make Pillow raise
-            photos.left_out[photo.source.name] = f"damaged ({' '.join(str(error).split())[:100]})"
-            continue
-        good.append(photo)
-    photos.photos = good
-    if len(good) < 3:
-        raise UserError(f"{len(good)} photos can be used, at least 3 are needed; the others are damaged")
-
-
-def _state(args: PosesArgs, photos: Photos) -> dict[str, Any]:
-    """What decides whether work of before can be used again."""
-    return {
-        "format": "nerf-capture",
-        "version": 1,
-        "source": str(args.data.resolve()),
-        "photos": {p.name: p.fingerprint for p in photos.photos},
-        "masks": sorted(p.name for p in photos.photos if p.mask is not None),
-        "frames": args.frames,
-        "video": video_fingerprint(args.data) if photos.is_video else None,
-        "size": [photos.photos[0].width, photos.photos[0].height],
-        "matching": args.matching,
-        "longest": args.longest,
-    }
-
-
-def _identity(state: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in state.items() if k not in ("source", "version")}
-
-
-def _write_state(folder: Path, state: dict[str, Any]) -> None:
-    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-
-
-def _forget(folder: Path, images: bool = False) -> None:
-    """Remove what an earlier call found, and its pictures too if asked; only what this module writes goes."""
-    for name in ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("capture", "sparse", *(("images", "masks") if images else ())):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("capture", "images"):
-        (folder / name).mkdir(exist_ok=True)
 
 
 def _job(args: PosesArgs, photos: Photos, cameras: list[int]) -> dict[str, Any]:
@@ -266,6 +153,7 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
     folder = Path(job["folder"], "capture")
     settings: Settings | None = Settings(**job["settings"])
     best: dict[str, Any] | None = None
+    seconds = 0.0
     best_settings = Settings()
     while settings is not None:
         features = settings.of_features()
@@ -276,15 +164,19 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
             note(f"{settings.name}: done already, {result['n_placed']} of {n} photos placed")
         else:
             own = job | {"settings": asdict(settings), "database": str(folder / f"features_{number}.db")}
+            started = time.perf_counter()
             result = run_worker(own | {"better_than": best["n_placed"] if best else 0}, show)
+            result["seconds"] = time.perf_counter() - started
             kept.write_text(json.dumps(result), encoding="utf-8")
+        seconds += result["seconds"]
         result["database"] = f"features_{number}.db"
         if best is None or result["n_placed"] > best["n_placed"]:
             best, best_settings = result, settings
-        previous, settings = settings, attempts(best["n_placed"] / n, settings)
+        previous, settings = settings, attempts(best["n_placed"] / max(1, result["n_usable"]), settings)
         if settings is not None:
             note(f"{previous.name}: {result['n_placed']} of {n} photos placed; trying {settings.name}")
     assert best is not None
+    best["seconds"] = seconds
     return best, best_settings
 
 

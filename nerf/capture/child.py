@@ -14,6 +14,8 @@ import nerf
 from nerf.errors import UserError, note
 from nerf.views.progress import bar
 
+WORKER = [sys.executable, "-m", "nerf.capture.worker"]
+
 
 def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
     """Do a job in a process of its own and return its result; Ctrl-C kills it at once. UserError where it fails."""
@@ -23,10 +25,9 @@ def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
     here = str(Path(nerf.__file__).resolve().parent.parent)
     paths = [here, os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    command = [sys.executable, "-m", "nerf.capture.worker", str(file)]
     with open(log, "a", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            command,
+            [*WORKER, str(file)],
             stdin=subprocess.PIPE,  # never written to; closed when this process ends, however that is
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -97,6 +97,12 @@ def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
     return statistics
 
 
+def usable(statistics: dict[str, dict[str, Any]]) -> int:
+    """How many photos show enough to be placed at all: not damaged, not blank."""
+    counts = [s["n_features"] for s in statistics.values()]
+    return sum(n >= max(50, 0.05 * float(np.median(counts))) for n in counts)
+
+
 def _as_sift(descriptors: np.ndarray) -> Any:
     import pycolmap
 

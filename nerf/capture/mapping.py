@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ SHARP = 2.0  # pixels of reprojection error that a point may have in the end
 
 
 def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
-    """Map, take the largest model, refine it, and write it for the parent; returns what there is to say about it."""
+    """Map, take the largest model, refine it, and write it for the parent; returns what there is to say about it.
+
+    A model of no more photos than job["better_than"], what an earlier attempt has, is not written."""
     import pycolmap
 
     folder = Path(job["folder"], "capture")
@@ -40,9 +41,11 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
         lambda: one_more(True), one_more,
     )  # fmt: skip
     if not models:
-        return {"n_placed": 0, "components": [], "folder": None}
+        return {"n_placed": 0, "components": []}
     sizes = sorted((m.num_reg_images() for m in models.values()), reverse=True)
     largest = max(models.values(), key=lambda m: (m.num_reg_images(), m.num_points3D()))
+    if largest.num_reg_images() <= job["better_than"]:
+        return {"n_placed": largest.num_reg_images(), "components": sizes}
     say(stage="refining", total=1)
     refine(largest)
     say(done=1)
@@ -54,7 +57,6 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
     final.mkdir()
     largest.write_binary(str(final))
     shutil.rmtree(output, ignore_errors=True)
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return result
 
 

@@ -18,7 +18,7 @@ UNIT = 512.0  # length of a SIFT descriptor in bytes
 def match(a: Tensor, b: Tensor, max_ratio: float = 0.8) -> Tensor:
     """Pairs of rows [m,2] int64 of descriptors a [n,128] and b [k,128] (float32, length UNIT) that belong together.
 
-    Each is the other's nearest, and the angle to it is at most max_ratio times that to the second nearest (Lowe 2004,
+    Each is the other's nearest, and the angle to it is below max_ratio times that to the second nearest (Lowe 2004,
     section 7.1, with angles as COLMAP has them).
     """
     if len(a) < 2 or len(b) < 2:
@@ -34,7 +34,7 @@ def match(a: Tensor, b: Tensor, max_ratio: float = 0.8) -> Tensor:
         torch.maximum(largest, similar.amax(dim=0), out=largest)
     angle = (nearest / UNIT**2).clamp(-1, 1).acos()
     other = (second / UNIT**2).clamp(-1, 1).acos()
-    good = (angle <= MAX_ANGLE) & (angle <= max_ratio * other) & (nearest == largest[index])
+    good = (angle <= MAX_ANGLE) & (angle < max_ratio * other) & (nearest == largest[index])
     rows = good.nonzero()[:, 0]
     return torch.stack([rows, index[rows]], dim=1)
 

@@ -8,8 +8,6 @@ EXHAUSTIVE_UP_TO = 300  # photos; beyond that the quick look at every pair takes
 NEIGHBOURS = 10  # of a video: so many following frames, and beyond them those 2^k away
 LOOP_FRAMES = 100  # of a video: so many frames are compared with each other to find where it came back
 LOOK_ALIKES = 60  # of a large set: so many photos for each
-PARTNERS = 50  # at most so many are matched in full for each photo of a set compared with each other
-PROMISING = 6  # matches among the largest features from which on a pair is matched in full
 
 Pair = tuple[int, int]
 
@@ -52,7 +50,7 @@ def look_alikes(signatures: Tensor, count: int = LOOK_ALIKES) -> list[Pair]:
     return sorted({(min(i, j), max(i, j)) for i, others in enumerate(nearest) for j in others})
 
 
-def promising(scores: dict[Pair, int], at_least: int = PROMISING, partners: int = PARTNERS) -> list[Pair]:
+def promising(scores: dict[Pair, int], at_least: int, partners: int) -> list[Pair]:
     """The pairs whose quick look found enough, for each photo the best `partners`; in order of numbers."""
     of: dict[int, list[tuple[int, Pair]]] = {}
     for pair, score in scores.items():

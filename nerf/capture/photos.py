@@ -94,6 +94,8 @@ def read_photos(folder: Path, masks: Path | None = None) -> Photos:
             found.photos.append(photo)
     _refuse_too_few(found, folder, len(files))
     _add_masks(found, folder, masks)
+    for photo in found.photos:
+        photo.name = output_name(photo)
     return found
 
 
@@ -209,6 +211,14 @@ def _add_masks(found: Photos, folder: Path, masks: Path | None) -> None:
 
 def _is_ours(folder: Path, beside: Path | None) -> bool:
     return beside is not None and (beside.parent == folder or folder.name in PLACES)
+
+
+def output_name(photo: Photo) -> str:
+    """The photo's file name in images/: its own, with the suffix of what is written there."""
+    if not photo.rewrite:
+        return photo.name
+    lossy = photo.rewrite == "8" and photo.source.suffix.lower() not in (".png", ".tif", ".tiff", ".bmp")
+    return f"{Path(photo.name).stem}{'.jpg' if lossy else '.png'}"
 
 
 def group_cameras(photos: list[Photo]) -> list[int]:

@@ -16,14 +16,6 @@ from nerf.errors import UserError
 JPEG_QUALITY = 97
 
 
-def output_name(photo: Photo) -> str:
-    """The photo's file name in images/: its own, with the suffix of what is written there."""
-    if not photo.rewrite:
-        return photo.name
-    lossy = photo.rewrite == "8" and photo.source.suffix.lower() not in (".png", ".tif", ".tiff", ".bmp")
-    return f"{Path(photo.name).stem}{'.jpg' if lossy else '.png'}"
-
-
 def write_photo(photo: Photo, folder: Path) -> None:
     """Write images/NAME, and masks/NAME.png where there is a mask. A picture that is there already is kept."""
     target = folder / "images" / photo.name
@@ -124,7 +116,7 @@ def _write_mask(photo: Photo, target: Path) -> None:
         raise UserError(f"{photo.mask}: cannot be read as a mask ({' '.join(str(error).split())[:100]})") from None
     upright, stored = (photo.height, photo.width), (photo.width, photo.height)
     if photo.orientation >= 5 and _same_shape(mask.shape, stored) and not _same_shape(mask.shape, upright):
-        mask = TURNS[photo.orientation](mask)
+        mask = TURNS[photo.orientation](mask[..., None])[..., 0]
     if not _same_shape(mask.shape, upright):
         raise UserError(
             f"{photo.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, its photo {photo.width}x{photo.height}: "

@@ -18,6 +18,7 @@ class Settings:
     peak_threshold: float = 0.0066
     max_ratio: float = 0.8
     at_least: int = 6  # matches of the quick look; 0 matches every candidate pair in full
+    partners: int = 24  # the quick look's best, matched in full, for each photo
     min_inliers: int = 15
     relaxed: bool = False  # mapping that starts from, and takes in, photos with fewer matches and smaller angles
     name: str = "usual settings"
@@ -41,6 +42,7 @@ def attempts(share: float, last: Settings) -> Settings | None:
             peak_threshold=0.003,
             max_ratio=0.85,
             at_least=0,
+            partners=100,
             min_inliers=12,
             name="more and weaker features, every pair in full",
         )

@@ -22,20 +22,19 @@ SAME = 0.12  # of the usual change from one frame to the next: less is the same 
 JPEG_QUALITY = 95
 
 
+def check_video(video: Path) -> None:
+    """UserError where it cannot be opened, holds no pictures, or its first frame cannot be decoded."""
+    av = _av()
+    with _opened(av, video) as container:
+        next(_decoded(container, _stream(container, video), video))
+
+
 def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
     """Write the frames to folder/images and return them as photos; UserError where the video cannot be read."""
     av = _av()
     fingerprint = video_fingerprint(video)
-    try:
-        container = av.open(str(video))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{video}: cannot be opened as a video ({_brief(error)})") from None
-    with container:
-        stream = next(iter(container.streams.video), None)
-        if stream is None:
-            raise UserError(
-                f"{video}: holds no pictures, only {', '.join(s.type for s in container.streams) or 'nothing'}"
-            )
+    with _opened(av, video) as container:
+        stream = _stream(container, video)
         stream.thread_type = "AUTO"
         total = stream.frames or _count(av, video)
         seconds = float(stream.duration * stream.time_base) if stream.duration else total / 30.0
@@ -59,6 +58,21 @@ def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
         f"{len(kept)} frames of {total} in {seconds:.0f} s of video: the sharpest of each interval{dropped}"
     )
     return found
+
+
+def _opened(av: Any, video: Path) -> Any:
+    try:
+        return av.open(str(video))
+    except (OSError, ValueError) as error:  # av's errors are both
+        raise UserError(f"{video}: cannot be opened as a video ({_brief(error)})") from None
+
+
+def _stream(container: Any, video: Path) -> Any:
+    stream = next(iter(container.streams.video), None)
+    if stream is None:
+        kinds = ", ".join(s.type for s in container.streams) or "nothing"
+        raise UserError(f"{video}: holds no pictures, only {kinds}")
+    return stream
 
 
 def _av() -> Any:
@@ -120,7 +134,7 @@ def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
         for frame in container.decode(stream):
             some = True
             yield frame
-    except (OSError, ValueError) as error:  # av's errors are both
+    except (OSError, ValueError) as error:
         if not some:
             raise UserError(f"{video}: no frame of it can be decoded ({_brief(error)})") from None
     if not some:

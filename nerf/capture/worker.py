@@ -29,6 +29,7 @@ def main(path: str) -> int:
         statistics = features.extract(job)
         verifying.match_pairs(job, statistics)
         result = mapping.reconstruct(job)
+        result["n_usable"] = features.usable(statistics)
     except OSError as error:
         say(error=f"{error.filename or job['folder']}: {error.strerror or error}")
         return 1

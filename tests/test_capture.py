@@ -1,0 +1,362 @@
+"""nerf.capture with pycolmap: photos of a known scene to poses, what is said of the rest, how it ends and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captures import FOCAL, draw, pose, write_photos
+from PIL import Image, ImageFilter
+
+import nerf
+from nerf import cli
+from nerf.capture import PosesArgs, child, find_poses, matching, pairs
+from nerf.capture.frame import aligned, world_from_model
+from nerf.capture.report import coverage_picture, reasons
+from nerf.capture.settings import Settings, attempts
+from nerf.datasets import load
+from nerf.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ---- the parts
+
+
+def descriptors(n: int, seed: int) -> torch.Tensor:
+    rows = torch.rand(n, 128, generator=torch.Generator().manual_seed(seed))
+    return (torch.nn.functional.normalize(rows, dim=1) * matching.UNIT).round()  # bytes, as SIFT's are
+
+
+def test_matches_are_mutual_nearest_neighbours_that_stand_out() -> None:
+    a = descriptors(700, 0)
+    noise = 2 * torch.randn(400, 128, generator=torch.Generator().manual_seed(2))
+    b = torch.cat([descriptors(300, 1), (a[:400] + noise).round()])
+    found = matching.match(a, b)
+    angles = (a @ b.T / matching.UNIT**2).clamp(-1, 1).double().acos()
+    expected = []
+    for i in range(len(a)):
+        order = angles[i].argsort()
+        j = int(order[0])
+        if angles[i, j] < 0.7 and angles[i, j] <= 0.8 * angles[i, order[1]] and int(angles[:, j].argmin()) == i:
+            expected.append([i, j])
+    assert found.tolist() == expected and len(expected) == 400
+    assert len(matching.match(a, b[:1])) == 0 and len(matching.match(a[:0], b)) == 0
+    twice = torch.cat([a, a])
+    assert len(matching.match(a, twice)) == 0, "what is there twice does not stand out"
+
+
+def test_signatures_are_alike_for_photos_of_the_same() -> None:
+    places = [descriptors(60, k) for k in range(4)]
+    photos = [place[torch.randperm(60)[:40]] for place in places for _ in range(2)]
+    vectors = matching.signatures(photos, n_words=16)
+    assert pairs.look_alikes(vectors, 1) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+
+
+def test_which_pairs_are_compared() -> None:
+    assert [pairs.choose_mode(n, False)[0] for n in (3, 300, 301)] == ["exhaustive", "exhaustive", "retrieval"]
+    assert (
+        pairs.choose_mode(50, True)[0] == "sequential" and pairs.choose_mode(50, False, "retrieval")[0] == "retrieval"
+    )
+    near = pairs.neighbours_in_time(200)
+    assert {j - i for i, j in near} == {*range(1, 11), 16, 32, 64} and max(j for _, j in near) == 199
+    assert pairs.neighbours_in_time(3) == [(0, 1), (1, 2), (0, 2)]
+    loops = pairs.loop_candidates(200)
+    assert not set(loops) & set(near) and (0, 198) in loops and len(loops) < 5000
+    scores = {(i, j): 10 + i + j for i, j in pairs.all_pairs(6)} | {(0, 5): 2}
+    kept = pairs.promising(scores, at_least=6, partners=2)
+    assert (0, 5) not in kept and (4, 5) in kept and all(any(i in pair for pair in kept) for i in range(6))
+
+
+def test_other_settings_are_tried_as_long_as_photos_are_missing() -> None:
+    assert attempts(0.95, Settings()) is None
+    second = attempts(0.5, Settings())
+    assert second is not None and second.relaxed and second.of_features() == Settings().of_features()
+    third = attempts(0.5, second)
+    assert third is not None and third.first_octave == -1 and third.n_features > second.n_features
+    assert attempts(0.8, second) is None and attempts(0.1, third) is None
+
+
+def test_the_frame_has_z_up_and_the_subject_at_its_origin() -> None:
+    """Poses turned, moved and scaled at random come back upright, and true lengths are kept."""
+    truth = torch.from_numpy(np.stack([pose(k, 9) for k in range(9)]))
+    points = torch.rand(50, 3, dtype=torch.float64)
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    rotation = rotation * torch.linalg.det(rotation)
+    moved = torch.cat([rotation @ truth[:, :, :3], 0.2 * (rotation @ truth[:, :, 3:]) + 5], dim=2)
+    world = world_from_model(moved, 0.2 * points @ rotation.T + 5, metric=5.0)
+    up = world.rotation @ rotation @ torch.tensor([0.0, 0, 1], dtype=torch.float64)
+    assert up.tolist() == pytest.approx([0, 0, 1], abs=1e-6)
+    origin = world.inverse().apply(torch.zeros(1, 3, dtype=torch.float64))
+    assert ((origin - 5) / 0.2 @ rotation)[0].tolist() == pytest.approx([0.35, 0.35, 0.5], abs=0.02)
+    between = [world.apply(moved[:, :, 3])[i] for i in (0, 4)]
+    assert float((between[0] - between[1]).norm()) == pytest.approx(float((truth[0, :, 3] - truth[4, :, 3]).norm()))
+    ahead = -(world.rotation @ moved[:, :, 2].mean(dim=0))
+    assert abs(float(ahead[0])) < 1e-6 and float(ahead[1]) > 0, "the photos look along +y"
+
+
+def test_alignment_is_umeyama_s() -> None:
+    points = torch.rand(12, 3, dtype=torch.float64)
+    rotation = torch.linalg.matrix_exp(torch.tensor([[0, -1.0, 0.4], [1.0, 0, 0.2], [-0.4, -0.2, 0]])).double()
+    moved = 3.0 * points @ rotation.T + torch.tensor([1.0, 2, 3])
+    found = aligned(points, moved)
+    assert found.scale == pytest.approx(3, rel=1e-6) and torch.allclose(found.rotation, rotation, atol=1e-6)
+    assert torch.allclose(found.apply(points), moved, atol=1e-6)
+
+
+def photo(name: str) -> Any:
+    return nerf.capture.photos.Photo(Path(name), name, 10, 10, 1, (), None, "", name)
+
+
+def test_reasons_for_what_was_left_out() -> None:
+    usual = {"n_features": 2000, "sharpness": 100.0, "mean": 120.0, "spread": 50.0}
+    changes: dict[str, dict[str, Any]] = {
+        "dark": {"mean": 6.0},
+        "bright": {"mean": 250.0},
+        "blank": {"spread": 1.0, "n_features": 0},
+        "blurred": {"sharpness": 4.0, "n_features": 200},
+        "plain": {"n_features": 50},
+        "cut": {"damaged": "truncated", "n_features": 0},
+        "elsewhere": {},
+        "weak": {},
+        "group": {},
+    }
+    statistics = {f"ok{k}": usual for k in range(20)} | {name: usual | change for name, change in changes.items()}
+    placed = {f"ok{k}" for k in range(20)}
+    partners = {"weak": {"ok3": 17}, "group": {"other": 100}}
+    found = reasons([photo(n) for n in statistics], placed, [["group", "other"]], statistics, partners)
+    words = {
+        "dark": "too dark",
+        "bright": "overexposed",
+        "blank": "blank",
+        "blurred": "blurred (4 % of",
+        "plain": "little texture (50",
+        "cut": "damaged (truncated)",
+        "elsewhere": "no overlap",
+        "weak": "at most 17 features",
+        "group": "group of 2 photos",
+    }
+    assert set(found) == set(words)
+    for name, expected in words.items():
+        assert expected in found[name], found[name]
+
+
+def test_the_view_from_above_shows_cameras_and_points() -> None:
+    c2w = np.stack([pose(k, 8) for k in range(8)])
+    picture = coverage_picture(c2w, np.random.default_rng(0).random((500, 3)), np.full((500, 3), 80, np.uint8), 300)
+    red = (picture[..., 0].astype(int) - picture[..., 2] > 100).sum()
+    assert picture.shape == (300, 300, 3) and red > 8 * 30 and (picture == 80).all(axis=2).sum() > 100
+    assert coverage_picture(c2w[:1], np.zeros((0, 3)), np.zeros((0, 3), np.uint8), 100).shape == (100, 100, 3)
+
+
+# ---- photos to poses
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any], list[np.ndarray]]:
+    """(photos, data set, report, true poses): eight photos that fit, a blank, a blurred and a damaged one, a mask."""
+    pytest.importorskip("pycolmap")
+    root = tmp_path_factory.mktemp("capture")
+    photos = root / "photos"
+    truth = write_photos(photos, 8)
+    Image.fromarray(np.full((240, 320, 3), 128, np.uint8)).save(photos / "x_blank.png")
+    Image.fromarray(draw(pose(3, 8))).filter(ImageFilter.GaussianBlur(8)).save(photos / "x_blurred.png")
+    damaged = (photos / "photo_00.png").read_bytes()
+    (photos / "x_damaged.png").write_bytes(damaged[: len(damaged) // 3])
+    (photos / "masks").mkdir()
+    mask = np.full((240, 320), 255, np.uint8)
+    mask[:, 200:] = 0
+    Image.fromarray(mask).save(photos / "masks" / "photo_02.png")
+    report = find_poses(PosesArgs(photos, root / "set", distance=("photo_00", "photo_07.png", distance(truth, 0, 7))))
+    return photos, root / "set", report, truth
+
+
+def distance(poses: list[np.ndarray], i: int, j: int) -> float:
+    return float(np.linalg.norm(poses[i][:, 3] - poses[j][:, 3]))
+
+
+def errors(scene: Any, truth: list[np.ndarray]) -> tuple[float, float, float]:
+    """(median rotation error in degrees, largest position error, scale) after similarity alignment."""
+    true = torch.from_numpy(np.stack(truth))
+    c2w = scene.cameras.c2w
+    fit = aligned(c2w[:, :, 3], true[:, :, 3])
+    turned = fit.rotation @ c2w[:, :, :3]
+    cosines = ((turned * true[:, :, :3]).sum(dim=(1, 2)) - 1) / 2
+    angles = cosines.clamp(-1, 1).acos().rad2deg()
+    return float(angles.median()), float((fit.apply(c2w[:, :, 3]) - true[:, :, 3]).norm(dim=1).max()), fit.scale
+
+
+def test_poses_are_those_the_photos_were_taken_from(done: Any) -> None:
+    _, folder, report, truth = done
+    assert report["n_placed"] == 8 and report["components"] == [8] and report["reprojection_error"] < 0.6
+    scene = load(folder, holdout=0, quiet=True)
+    assert scene.source == "transforms" and scene.names == [f"images/photo_{k:02d}.png" for k in range(8)]
+    rotation, position, scale = errors(scene, truth)
+    assert rotation < 0.3 and position < 0.02 * distance(truth, 0, 7)
+    assert scale == pytest.approx(1, rel=0.01), "the distance between two photos was given"
+    assert scene.cameras.fx.median() == pytest.approx(FOCAL, rel=0.02)
+    assert scene.cameras.c2w[:, 2, 1].min() > 0.5, "z is up, as the photos were held"
+    assert scene.points is not None and len(scene.points) == report["n_points"] and scene.masks is not None
+    assert (scene.masks.image(2)[..., 0] < 0.5).float().mean() == pytest.approx(120 / 320, abs=0.01)
+    assert float(scene.masks.image(3).min()) == 1
+
+
+def test_the_colmap_model_is_the_same_scene(done: Any) -> None:
+    _, folder, _, _ = done
+    ours, theirs = load(folder, quiet=True, holdout=0), load(folder, quiet=True, holdout=0, kind="colmap")
+    assert [f"images/{name}" for name in theirs.names] == ours.names
+    assert torch.allclose(ours.cameras.c2w, theirs.cameras.c2w, atol=1e-9)
+    for name in ("fx", "cx", "distortion"):
+        assert torch.allclose(ours.cameras.tensors()[name], theirs.cameras.tensors()[name])
+    assert ours.points is not None and theirs.points is not None
+    uv, depths = ours.cameras.project(ours.points.double())
+    seen = (uv[0] > 0).all(dim=1) & (uv[0, :, 0] < 320) & (uv[0, :, 1] < 240)
+    assert float(seen.float().mean()) > 0.3 and float((depths > 0).float().mean()) > 0.99
+
+
+def test_what_was_left_out_has_a_reason(done: Any) -> None:
+    _, folder, report, _ = done
+    left = report["left_out"]
+    assert set(left) == {"x_blank.png", "x_blurred.png", "x_damaged.png"}
+    assert "blank" in left["x_blank.png"] and "blurred" in left["x_blurred.png"] and "damaged" in left["x_damaged.png"]
+    written = json.loads((folder / "poses.json").read_text())
+    assert written["left_out"] == left and written["photos"]["photo_03.png"]["points_seen"] > 50
+    assert Image.open(folder / "coverage.png").size == (900, 900)
+    assert sorted(p.name for p in (folder / "sparse" / "0").iterdir())[:2] == ["cameras.bin", "frames.bin"]
+
+
+def test_the_same_call_again_repeats_nothing(done: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, folder, report, truth = done
+
+    def never(*_: Any) -> None:
+        raise AssertionError("the worker was started again")
+
+    monkeypatch.setattr(child, "run_worker", never)
+    before = load(folder, quiet=True).cameras.c2w
+    again = find_poses(PosesArgs(photos, folder, distance=("photo_00", "photo_07", distance(truth, 0, 7)), scale=3.0))
+    assert again["n_placed"] == 8 and again["seconds"] >= report["seconds"] - 1
+    assert torch.allclose(load(folder, quiet=True).cameras.c2w[:, :, 3], 3 * before[:, :, 3])
+    with pytest.raises(UserError, match="holds the poses of"):
+        find_poses(PosesArgs(folder.parent, folder))
+
+
+def test_a_changed_photo_is_noticed(done: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import shutil
+
+    photos, folder, _, _ = done
+    for name, source in (("photos", photos), ("set", folder)):
+        shutil.copytree(source, tmp_path / name)
+    state = tmp_path / "set" / "capture" / "state.json"
+    state.write_text(state.read_text().replace(str(photos.resolve()), str((tmp_path / "photos").resolve())))
+    Image.fromarray(draw(pose(2, 9))).save(tmp_path / "photos" / "photo_02.png")
+
+    class StartedAgain(Exception):
+        pass
+
+    def started(job: dict[str, Any], show: bool) -> None:
+        assert not Path(job["database"]).exists() and not (tmp_path / "set" / "transforms.json").exists()
+        raise StartedAgain
+
+    monkeypatch.setattr(child, "run_worker", started)
+    with pytest.raises(StartedAgain):
+        find_poses(PosesArgs(tmp_path / "photos", tmp_path / "set"))
+    now = np.asarray(Image.open(tmp_path / "set" / "images" / "photo_02.png"))
+    assert (now == draw(pose(2, 9))).all()
+
+
+# ---- how it ends
+
+
+def worker(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(child, "WORKER", [sys.executable, "-c", f"import sys, os, json, time\n{code}"])
+
+
+def job(folder: Path) -> dict[str, Any]:
+    (folder / "capture").mkdir(exist_ok=True)
+    return {"folder": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("os.kill(os.getpid(), 11)", "ended with signal 11 while starting"),
+        ("print(json.dumps({'stage': 'matching', 'total': 9}), flush=True); os._exit(3)", "status 3 while matching"),
+        ("print('{}'); print('noise'); print(json.dumps({'error': 'the disk is full'}))", "the disk is full"),
+    ],
+)
+def test_a_crash_is_one_sentence(code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker(monkeypatch, code)
+    with pytest.raises(UserError, match=words) as caught:
+        child.run_worker(job(tmp_path))
+    assert "\n" not in str(caught.value) and "continues" in str(caught.value)
+
+
+def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[2]]; from nerf.capture import worker; import threading, time;"
+        "threading.Thread(target=worker._end_with_the_parent, daemon=True).start(); print('up', flush=True);"
+        "time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "", str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.stdin.close()
+    assert process.wait(timeout=20) == 1
+
+
+@pytest.mark.parametrize("stage", ["finding features", "looking for overlap", "matching", "placing photos"])
+def test_ctrl_c_ends_it_at_once_in_every_stage(stage: str, tmp_path: Path) -> None:
+    """A worker that never ends, in the given stage; Ctrl-C goes to the command, as from a terminal."""
+    pytest.importorskip("pycolmap")
+    write_photos(tmp_path / "photos", 3)
+    endless = f"import json, time; print(json.dumps({{'stage': {stage!r}, 'total': 5}}), flush=True); time.sleep(60)"
+    code = (
+        f"import sys; from nerf.capture import child; child.WORKER = [sys.executable, '-c', {endless!r}];"
+        "from nerf import cli; print('up', flush=True); cli.main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    log = tmp_path / "out" / "capture" / "job.json"
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate(timeout=30)
+    assert process.returncode == 130 and "the same command again continues" in text and "Traceback" not in text
+    assert time.monotonic() - started < 5
+
+
+def test_too_few_photos_end_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Photos that show nothing in common: the reasons and what would help."""
+    pytest.importorskip("pycolmap")
+    monkeypatch.setattr("nerf.capture.attempts", lambda share, last: None)  # what is tried next is tested above
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for k in range(4):
+        noise = Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).resize((320, 240))
+        noise.save(tmp_path / "photos" / f"{k}.png")
+    assert cli.run(["poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert "only 0 of 4 photos could be placed" in text and "4 no overlap" in text and "take more photos" in text
+    assert "Traceback" not in text and not (tmp_path / "out" / "transforms.json").exists()
+    assert json.loads((tmp_path / "out" / "poses.json").read_text())["n_placed"] == 0

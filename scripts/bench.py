@@ -8,6 +8,7 @@
     python scripts/bench.py ablation data/sample focus=0 width=32,n_levels=16     what each override gives
     python scripts/bench.py foundation --data DIR               every number that the CPU foundation is held to
     python scripts/bench.py mesh --data DIR                     every number that meshes and textures are held to
+    python scripts/bench.py capture --data DIR                  every number that finding poses is held to
 
 Each row runs in a process of its own, so that peak memory and threads are its own, and is written once it is done.
 A row that the output file holds already, measured on the same sources of nerf, is not run again; an older one moves to
@@ -27,7 +28,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import foundation, meshes
+from benchmarks import capture, foundation, meshes
 from benchmarks.targets import against_targets, value_of
 
 import nerf
@@ -36,7 +37,7 @@ from nerf.errors import UserError
 BACKENDS = ("auto", "cpu", "reference")
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the rows that others go on with
-SUITES = {"foundation": foundation, "mesh": meshes}
+SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture}
 
 
 class Row(NamedTuple):
@@ -50,6 +51,10 @@ class Row(NamedTuple):
 # path into a result: title, divisor, digits
 SHOWN: dict[str, tuple[str, float, int]] = {
     "protocol.n_train_views": ("images", 1, 0),
+    "n_photos": ("photos", 1, 0),
+    "n_placed": ("placed", 1, 0),
+    "rotation_median": ("rotation deg", 1, 4),
+    "position_median_percent": ("position %", 1, 4),
     "psnr": ("PSNR dB", 1, 2),
     "ssim": ("SSIM", 1, 4),
     "steps": ("steps", 1, 0),
@@ -89,11 +94,11 @@ def arguments() -> argparse.Namespace:
         ("scene", "train speed scaling ablation", {"type": Path}),
         ("model", "extract", {"type": Path, "help": "checkpoint, or the run folder that holds it"}),
         ("overrides", "ablation", {"nargs": "+", "metavar": "K=V[,K=V]", "help": "rows, of TrainConfig, FieldOptions"}),
-        ("--data", "foundation mesh", {"type": Path, "required": True, "help": "folder with lego, fox, fern, ..."}),
-        ("--rows", "foundation mesh", {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
+        ("--data", "foundation mesh capture", {"type": Path, "required": True, "help": "folder with lego, fox, fern, ..."}),
+        ("--rows", "foundation mesh capture", {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
         ("--out", "", {"type": Path, "help": "JSON to go on with (default: scripts/results/NAME-DATE.json)"}),
         ("--backend", "train speed kernels extract scaling ablation", {"choices": BACKENDS, "default": "auto"}),
-        ("--threads", "train extract ablation foundation mesh", {"type": int, "help": "default: torch's"}),
+        ("--threads", "train extract ablation foundation mesh capture", {"type": int, "help": "default: torch's"}),
         ("--threads", "speed kernels scaling", listed | {"default": "1,2"}),
         ("--minutes", "train scaling ablation", {"type": float, "default": 1.0, "help": "of training, default 1"}),
         ("--views", "train scaling ablation", {"type": int, "help": "measure only so many test views"}),
@@ -110,7 +115,7 @@ def arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in ("train", "speed", "kernels", "extract", "scaling", "ablation", "foundation", "mesh"):
+    for command in ("train", "speed", "kernels", "extract", "scaling", "ablation", *SUITES):
         p = commands.add_parser(command)
         for name, takers, rest in options:
             if not takers or command in takers.split():
@@ -232,12 +237,13 @@ def job(row: dict[str, Any], result: Path) -> int:
     """The child's side of `run`."""
     content: dict[str, Any]
     try:
-        from benchmarks import jobs, micro
+        from benchmarks import captures, jobs, micro
 
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        function = getattr(micro if row["job"] == "micro" else jobs, row["job"])
+        module = next(m for m in (jobs, micro, captures) if hasattr(m, row["job"]))
+        function = getattr(module, row["job"])
         content = {"machine": around, "result": function(**row["options"])}
     except UserError as error:
         content = {"error": str(error)}
@@ -250,7 +256,7 @@ def identity(row: Row) -> dict[str, Any]:
 
     The sources' hash says more than the commit, which does not know of changes and moves with every other file.
     """
-    paths = ("scene", "model", "truth", "mesh", "out")
+    paths = ("scene", "model", "truth", "mesh", "source", "out")
     options = {k: Path(v).name if k in paths and v else v for k, v in row.options.items() if k != "run"}
     folder, digest = Path(nerf.__file__).parent, hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".cu")):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
         result, stage, error = _follow(process, show)
         status = process.wait()
     finally:
+        with suppress(ProcessLookupError, PermissionError):  # the group: with all that the process has started
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.wait()
     if error is not None:

@@ -103,12 +103,12 @@ def _write_transforms(folder: Path, names: list[str], lenses: list[dict[str, Any
 
 
 def _lens(camera: Any) -> dict[str, Any]:
-    """Of the two camera models that nerf.capture.mapping makes."""
+    """Of the three camera models that nerf.capture.mapping makes, as OPENCV, which holds them all."""
     p = [float(value) for value in camera.params]
-    f = (p[0], p[0], p[1], p[2]) if camera.model_name == "SIMPLE_RADIAL" else tuple(p[:4])
-    k = (p[3], 0.0, 0.0, 0.0) if camera.model_name == "SIMPLE_RADIAL" else tuple(p[4:8])
+    if camera.model_name != "OPENCV":  # SIMPLE_RADIAL or RADIAL: f, cx, cy, k1 and perhaps k2
+        p = [p[0], *p[:4], p[4] if len(p) > 4 else 0.0, 0.0, 0.0]
     names = ("w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")
-    return dict(zip(names, (int(camera.width), int(camera.height), *f, *k), strict=True))
+    return dict(zip(names, (int(camera.width), int(camera.height), *p), strict=True))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nerf.capture.photos import bits_of
 from nerf.capture.protocol import counted, in_order
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
+
+
+PROCESSES_FROM = 8  # photos; starting processes takes as long as finding the features of a few
+
+_own: dict[str, Any] = {}  # of a process of the pool: folder, settings, extractor
 
 
 def working_size(width: int, height: int, longest: int) -> tuple[int, int]:
@@ -25,14 +31,13 @@ def read_grey(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
     """([h,w] uint8 grey of the given (width, height), alpha of the same size or None)."""
     from PIL import Image
 
-    from nerf.datasets import pixels as px
-
     with Image.open(path) as image:
         if image.format == "JPEG":
             image.draft("L", size)  # a reduced decoding is several times faster
-        deep = image.format == "PNG" and px.read_header(path).dtype == np.uint16
         alpha = None
-        if deep:
+        if bits_of(image, path) == 16:
+            from nerf.datasets import pixels as px  # imports torch
+
             pixels = px.convert(px.read_pixels(px.read_header(path)), 3, np.dtype(np.uint8))
             grey = Image.fromarray(pixels).convert("L")
         else:
@@ -61,8 +66,6 @@ def open_database(path: str) -> Any:
 
 def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Keypoints and descriptors of all photos that the database lacks; returns the statistics of all."""
-    import pycolmap
-
     database = open_database(job["database"])
     ids = _images(database, job)
     log = Path(job["database"]).with_suffix(".jsonl")
@@ -72,15 +75,8 @@ def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
             if line.endswith("}"):
                 statistics.update(json.loads(line))
     photos = [p for p in job["photos"] if not (p["name"] in statistics and database.exists_keypoints(ids[p["name"]]))]
-    own = threading.local()
-
-    def one(photo: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, dict[str, Any]]:
-        if not hasattr(own, "sift"):
-            own.sift = pycolmap.FeatureExtractor.create(_options(job["settings"]), pycolmap.Device.cpu)
-        return photo, *_features(Path(job["folder"]), photo, own.sift, job["settings"])
-
-    with ThreadPoolExecutor(job["threads"]) as pool, open(log, "a", encoding="utf-8") as lines:
-        results = in_order(pool, one, photos, 2 * job["threads"])
+    with _pool(job, len(photos)) as pool, open(log, "a", encoding="utf-8") as lines:
+        results = in_order(pool, _features, photos, 2 * job["threads"])
         for photo, keypoints, descriptors, found in counted(results, "finding features", len(photos)):
             image_id = ids[photo["name"]]
             for kind, write, value in (
@@ -120,14 +116,34 @@ def _options(settings: dict[str, Any]) -> Any:
     return options
 
 
-def _features(
-    folder: Path, photo: dict[str, Any], sift: Any, settings: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Keypoints [n,4] (x, y, scale, angle), descriptors [n,128] uint8, both in order of falling scale; statistics."""
+def _pool(job: dict[str, Any], n: int) -> Executor:
+    """Processes, because pycolmap's SIFT holds the interpreter's lock; a thread where they would not pay."""
+    start = (job["folder"], job["settings"])
+    if n < PROCESSES_FROM or job["threads"] < 2:
+        return ThreadPoolExecutor(1, initializer=_begin, initargs=start)
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy this process's threads half
+    return ProcessPoolExecutor(min(job["threads"], n // 2), spawn, _begin, start)
+
+
+def _begin(folder: str, settings: dict[str, Any]) -> None:
     import pycolmap
 
+    pycolmap.logging.minloglevel = 1
+    _own.update(
+        folder=Path(folder),
+        settings=settings,
+        sift=pycolmap.FeatureExtractor.create(_options(settings), pycolmap.Device.cpu),
+    )
+
+
+def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, Any]]:
+    """The photo again; keypoints [n,4] (x, y, scale, angle) and descriptors [n,128] uint8, both in order of falling
+    scale; statistics."""
+    import pycolmap
+
+    folder, settings, sift = _own["folder"], _own["settings"], _own["sift"]
     size = working_size(photo["width"], photo["height"], settings["longest"])
-    nothing = np.zeros((0, 4), np.float32), np.zeros((0, 128), np.uint8)
+    nothing = photo, np.zeros((0, 4), np.float32), np.zeros((0, 128), np.uint8)
     try:
         grey, use = read_grey(folder / "images" / photo["name"], size)
         if photo["mask"]:
@@ -145,7 +161,7 @@ def _features(
         keep = use[y, x] > 127
         points, rows = points[keep], rows[keep]
     order = np.argsort(-points[:, 2], kind="stable")
-    return points[order], rows[order], found | {"n_features": len(points)}
+    return photo, points[order], rows[order], found | {"n_features": len(points)}
 
 
 def _images(database: Any, job: dict[str, Any]) -> dict[str, int]:

@@ -11,8 +11,9 @@ import numpy as np
 from nerf.capture.features import working_size
 from nerf.capture.protocol import say
 
-LENS_FROM = 8  # photos of one camera from which on its lens gets all of OPENCV's distortion
-CENTRE_FROM = 15  # from which on its principal point is sought too
+RADIAL_FROM = 8  # photos of one camera from which on its lens gets a second radial term ...
+LENS_FROM = 20  # ... and all of OPENCV's: its own focal length for each axis, and tangential terms
+CENTRE_FROM = 20  # from which on its principal point is sought too
 CENTRE_WITHIN = 0.06  # of the longer side: a principal point farther from the middle is not believed
 SHARP = 2.0  # pixels of reprojection error that a point may have in the end
 
@@ -44,7 +45,7 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
         return {"n_placed": 0, "components": []}
     sizes = sorted((m.num_reg_images() for m in models.values()), reverse=True)
     largest = max(models.values(), key=lambda m: (m.num_reg_images(), m.num_points3D()))
-    if largest.num_reg_images() <= job["better_than"]:
+    if largest.num_reg_images() <= job.get("better_than", 0):
         return {"n_placed": largest.num_reg_images(), "components": sizes}
     say(stage="refining", total=1)
     refine(largest)
@@ -89,7 +90,7 @@ def options_of(settings: dict[str, Any], n: int) -> Any:
 
 
 def refine(model: Any) -> None:
-    """Bundle adjustment with OPENCV lenses where there are photos enough, twice; points that fit badly go between.
+    """Bundle adjustment with fuller lenses where there are photos enough, twice; points that fit badly go between.
 
     The principal point is sought too where a camera took many photos: phones that steady their pictures have it many
     pixels off the middle, and a pose cannot make up for that in every photo.
@@ -101,10 +102,13 @@ def refine(model: Any) -> None:
         counts[model.images[i].camera_id] = counts.get(model.images[i].camera_id, 0) + 1
     for camera_id, count in counts.items():
         camera = model.cameras[camera_id]
+        f, cx, cy, k = camera.params
         if count >= LENS_FROM:
-            f, cx, cy, k = camera.params
             camera.model = pycolmap.CameraModelId.OPENCV
             camera.params = [f, f, cx, cy, k, 0.0, 0.0, 0.0]
+        elif count >= RADIAL_FROM:
+            camera.model = pycolmap.CameraModelId.RADIAL
+            camera.params = [f, cx, cy, k, 0.0]
     adjust(model, centre=False)
     observations = pycolmap.ObservationManager(model)
     observations.filter_all_points3D(SHARP, 1.5)

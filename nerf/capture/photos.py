@@ -155,7 +155,7 @@ def _header(path: Path) -> Photo | str:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            exif, bits = read_exif(image), _bits(image, path)
+            exif, bits = read_exif(image), bits_of(image, path)
             # mode P and the like are fine; what else Pillow can open (MPO: two pictures) is used by its first picture
             usual = image.format in ("JPEG", "PNG", "WEBP", "BMP", "MPO") or image.format == "TIFF" and bits == 8
         fingerprint = hashlib.sha1(path.read_bytes()).hexdigest()
@@ -175,7 +175,7 @@ def _header(path: Path) -> Photo | str:
     )
 
 
-def _bits(image: Any, path: Path) -> int:
+def bits_of(image: Any, path: Path) -> int:
     """16 for pictures of 16 bits a channel, of which Pillow alone would keep 8."""
     if image.format == "TIFF":
         return 16 if max(image.tag_v2.get(258, (8,))) > 8 else 8

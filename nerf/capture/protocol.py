@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ def counted(items: Iterable[T], stage: str, total: int) -> Iterator[T]:
         say(done=k)
 
 
-def in_order(pool: ThreadPoolExecutor, function: Any, items: list[Any], ahead: int) -> Iterator[Any]:
+def in_order(pool: Executor, function: Any, items: list[Any], ahead: int) -> Iterator[Any]:
     """pool.map that never holds more than `ahead` results."""
     waiting: list[Future[Any]] = []
     for item in items:

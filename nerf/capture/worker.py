@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -54,6 +55,8 @@ def _end_with_the_parent() -> None:
     """Standard input is a pipe that the parent never writes to: it ends when the parent does, however that was."""
     while os.read(0, 1024):
         pass
+    if os.getpgrp() == os.getpid():  # started by nerf.capture.child: the processes it started are to end too
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 

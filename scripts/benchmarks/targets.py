@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-LESS_IS_BETTER = ("s", "GB", "%", "dB lost", "wrong")  # units; of the others more is
+LESS_IS_BETTER = ("s", "GB", "%", "dB lost", "wrong", "degrees")  # units; of the others more is
 
 
 class Target(NamedTuple):

@@ -1,0 +1,38 @@
+"""What finding poses is held to: what is run, and each result's target (two cores)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.targets import Target
+
+# row -> job, options, backend. The photos of scenes with known poses are read from their images folder alone.
+ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "sceaux": ("poses", {"source": "{data}/sceaux_castle", "out": "{runs}/poses-sceaux"}, "cpu"),
+    "fox": ("poses", {"source": "{data}/fox/images", "truth": "{data}/fox", "out": "{runs}/poses-fox"}, "cpu"),
+    "cup": ("poses", {"source": "{data}/cup/images", "truth": "{data}/cup", "out": "{runs}/poses-cup"}, "cpu"),
+    "fox-film": ("film", {"source": "{data}/fox/images", "truth": "{data}/fox", "out": "{runs}/poses-film"}, "cpu"),
+    "sceaux-all": ("whole", {"source": "{data}/sceaux_castle", "out": "{runs}/sceaux-all", "minutes": 5}, "cpu"),
+    "fox-given": ("train", {"scene": "{data}/fox", "minutes": 10}, "cpu"),
+    "fox-ours": ("train", {"scene": "{runs}/poses-fox", "minutes": 10}, "cpu"),  # after fox
+}
+
+
+def _against_truth(row: str, n: int) -> tuple[Target, ...]:
+    return (
+        Target(f"{row}: photos placed", row, "n_placed", 1, n, None, ""),
+        Target(f"{row}: rotation error, median", row, "rotation_median", 1, 0.05, 0.02, "degrees"),
+        Target(f"{row}: position error, median, of the extent", row, "position_median_percent", 1, 0.2, None, "%"),
+    )
+
+
+TARGETS = (
+    Target("sceaux_castle: photos placed", "sceaux", "n_placed", 1, 11, None, ""),
+    Target("sceaux_castle: seconds to poses", "sceaux", "seconds", 1, 90, None, "s", "COLMAP's defaults 38 s"),
+    *_against_truth("fox", 50),
+    *_against_truth("cup", 75),
+    *_against_truth("fox-film", 50),
+    Target("sceaux_castle: field, video and mesh too", "sceaux-all", "seconds", 1, 600, None, "s"),
+    Target("fox 10 min, given poses", "fox-given", "psnr", 1, 26, None, "dB"),
+    Target("fox 10 min, our poses", "fox-ours", "psnr", 1, 26, None, "dB", "within 0.3 dB of the given"),
+)

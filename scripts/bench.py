@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
         ("scene", "train speed scaling ablation", {"type": Path}),
         ("model", "extract", {"type": Path, "help": "checkpoint, or the run folder that holds it"}),
         ("overrides", "ablation", {"nargs": "+", "metavar": "K=V[,K=V]", "help": "rows, of TrainConfig, FieldOptions"}),
-        ("--data", "foundation mesh capture", {"type": Path, "required": True, "help": "folder with lego, fox, fern, ..."}),
+        ("--data", "foundation mesh capture", {"type": Path, "required": True, "help": "folder with lego, fox, ..."}),
         ("--rows", "foundation mesh capture", {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
         ("--out", "", {"type": Path, "help": "JSON to go on with (default: scripts/results/NAME-DATE.json)"}),
         ("--backend", "train speed kernels extract scaling ablation", {"choices": BACKENDS, "default": "auto"}),

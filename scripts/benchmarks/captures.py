@@ -54,7 +54,7 @@ def film(source: str, out: str, truth: str) -> dict[str, Any]:
 def errors(found: Path, truth: Path, in_order_of_time: bool) -> dict[str, Any]:
     """Against known poses after the similarity that brings the positions together best.
 
-    Rotations in degrees; positions in per cent of the extent (largest distance of a true position from their mean, twice).
+    Rotations in degrees; positions in per cent of the extent: twice the largest distance of a true one from their mean.
     """
     ours, true = (datasets.load(p, downscale=8, holdout=0, quiet=True) for p in (found, truth))
     a, b = ({Path(n).name: s.cameras.c2w[i] for i, n in enumerate(s.names)} for s in (ours, true))

@@ -360,3 +360,55 @@ def test_too_few_photos_end_with_advice(
     assert "only 0 of 4 photos could be placed" in text and "4 no overlap" in text and "take more photos" in text
     assert "Traceback" not in text and not (tmp_path / "out" / "transforms.json").exists()
     assert json.loads((tmp_path / "out" / "poses.json").read_text())["n_placed"] == 0
+
+
+# ---- nerf reconstruct of photos without poses
+
+
+def test_reconstruct_finds_the_poses_first(
+    done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+    import types
+
+    photos, folder, _, _ = done
+    asked: list[PosesArgs] = []
+    trained: list[Any] = []
+
+    def interrupted(args: PosesArgs) -> None:
+        asked.append(args)
+        args.out.mkdir()
+        raise KeyboardInterrupt
+
+    def found(args: PosesArgs) -> None:
+        asked.append(args)
+        shutil.copytree(folder, args.out, dirs_exist_ok=True)
+
+    def train(scene: Any, config: Any, out: Path, resume: bool = False, progress: bool = True) -> None:
+        trained.append(scene)
+        raise UserError("far enough")
+
+    fake = types.SimpleNamespace(train=train, TrainConfig=types.SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "nerf.training", fake)  # type: ignore[misc]
+    command = ["reconstruct", str(photos), "-o", str(tmp_path / "out"), "--frames", "9"]
+    monkeypatch.setattr("nerf.capture.find_poses", interrupted)
+    assert cli.run(command) == 130
+    monkeypatch.setattr("nerf.capture.find_poses", found)
+    assert cli.run(command) == 2 and "--resume" in capsys.readouterr().err
+    assert cli.run([*command, "--resume"]) == 2 and "far enough" in capsys.readouterr().err
+    assert [(a.data, a.out, a.frames) for a in asked] == 2 * [(photos, tmp_path / "out" / "dataset", 9)]
+    assert trained[0].names[0] == "images/photo_00.png" and len(trained[0].names) == 8
+
+
+def test_verbs_that_need_poses_say_where_they_come_from(
+    done: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, folder, _, _ = done
+    cases = (
+        (["train", str(photos), "-o", str(tmp_path / "out")], "nerf poses"),
+        (["reconstruct", str(folder), "-o", str(tmp_path / "out"), "--frames", "9"], "--frames is for photos"),
+        (["train", str(tmp_path), "-o", str(tmp_path / "out")], "`nerf poses` finds the poses"),
+    )
+    for arguments, words in cases:
+        assert cli.run(arguments) == 2
+        assert words in capsys.readouterr().err

@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import nerf
 from nerf.errors import UserError, note
 from nerf.views.progress import bar
 
@@ -23,7 +22,7 @@ def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
     folder = Path(job["folder"], "capture")
     file, log = folder / "job.json", folder / "log.txt"
     file.write_text(json.dumps(job), encoding="utf-8")
-    here = str(Path(nerf.__file__).resolve().parent.parent)
+    here = str(Path(__file__).resolve().parents[2])
     paths = [here, os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
     with open(log, "a", encoding="utf-8") as errors:

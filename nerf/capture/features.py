@@ -16,6 +16,7 @@ from nerf.capture.protocol import counted, in_order
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
 
 
+ENLARGED_UP_TO = 1000  # pixels on the longer side: small pictures are enlarged twice, for they have few features else
 PROCESSES_FROM = 8  # photos; starting processes takes as long as finding the features of a few
 
 _own: dict[str, Any] = {}  # of a process of the pool: folder, settings, extractor
@@ -105,12 +106,12 @@ def _as_sift(descriptors: np.ndarray) -> Any:
     return pycolmap.FeatureDescriptors(pycolmap.FeatureExtractorType.SIFT, descriptors)
 
 
-def _options(settings: dict[str, Any]) -> Any:
+def _options(settings: dict[str, Any], octave: int) -> Any:
     import pycolmap
 
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads, options.use_gpu = 1, False
-    options.sift.first_octave = settings["first_octave"]
+    options.sift.first_octave = octave
     options.sift.max_num_features = settings["n_features"]
     options.sift.peak_threshold = settings["peak_threshold"]
     return options
@@ -129,11 +130,7 @@ def _begin(folder: str, settings: dict[str, Any]) -> None:
     import pycolmap
 
     pycolmap.logging.minloglevel = 1
-    _own.update(
-        folder=Path(folder),
-        settings=settings,
-        sift=pycolmap.FeatureExtractor.create(_options(settings), pycolmap.Device.cpu),
-    )
+    _own.update(folder=Path(folder), settings=settings, sift={})
 
 
 def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, Any]]:
@@ -141,7 +138,7 @@ def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.nda
     scale; statistics."""
     import pycolmap
 
-    folder, settings, sift = _own["folder"], _own["settings"], _own["sift"]
+    folder, settings = _own["folder"], _own["settings"]
     size = working_size(photo["width"], photo["height"], settings["longest"])
     nothing = photo, np.zeros((0, 4), np.float32), np.zeros((0, 128), np.uint8)
     try:
@@ -153,7 +150,10 @@ def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.nda
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         return *nothing, {"n_features": 0, "sharpness": 0.0, "mean": 0.0, "spread": 0.0, "damaged": reason}
     found = {"sharpness": sharpness(grey), "mean": float(grey.mean()), "spread": float(grey.std())}
-    keypoints, descriptors = sift.extract_from_uint8_array(np.ascontiguousarray(grey))
+    octave = -1 if max(size) <= ENLARGED_UP_TO else settings["first_octave"]
+    if octave not in _own["sift"]:
+        _own["sift"][octave] = pycolmap.FeatureExtractor.create(_options(settings, octave), pycolmap.Device.cpu)
+    keypoints, descriptors = _own["sift"][octave].extract_from_uint8_array(np.ascontiguousarray(grey))
     points = np.asarray(pycolmap.keypoints_to_matrix(keypoints), np.float32).reshape(-1, 4)
     rows = np.asarray(descriptors.data, np.uint8).reshape(-1, 128)
     if use is not None and len(points):

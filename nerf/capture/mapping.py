@@ -15,6 +15,7 @@ RADIAL_FROM = 8  # photos of one camera from which on its lens gets a second rad
 LENS_FROM = 20  # ... and all of OPENCV's: its own focal length for each axis, and tangential terms
 CENTRE_FROM = 20  # from which on its principal point is sought too
 CENTRE_WITHIN = 0.06  # of the longer side: a principal point farther from the middle is not believed
+OWN_LENS = 0.95  # of the squared error with a shared lens: below that each photo's own fits better
 SHARP = 2.0  # pixels of reprojection error that a point may have in the end
 
 
@@ -48,9 +49,10 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
     if largest.num_reg_images() <= job.get("better_than", 0):
         return {"n_placed": largest.num_reg_images(), "components": sizes}
     say(stage="refining", total=1)
-    refine(largest)
+    others = [[str(m.images[i].name) for i in m.reg_image_ids()] for m in models.values() if m is not largest]
+    largest = refine(largest)
     say(done=1)
-    result = {"n_placed": largest.num_reg_images(), "components": sizes, **describe(largest, models)}
+    result = {"n_placed": largest.num_reg_images(), "components": sizes, **describe(largest, others)}
     to_full_size(largest, job)
     colour(largest, job)
     final = folder / "model"
@@ -89,11 +91,12 @@ def options_of(settings: dict[str, Any], n: int) -> Any:
     return options
 
 
-def refine(model: Any) -> None:
+def refine(model: Any) -> Any:
     """Bundle adjustment with fuller lenses where there are photos enough, twice; points that fit badly go between.
 
     The principal point is sought too where a camera took many photos: phones that steady their pictures have it many
-    pixels off the middle, and a pose cannot make up for that in every photo.
+    pixels off the middle, and a pose cannot make up for that in every photo. Where a plain lens for each photo fits
+    better than a full one for all, the lens has changed between them (focus, zoom), and each photo keeps its own.
     """
     import pycolmap
 
@@ -110,16 +113,53 @@ def refine(model: Any) -> None:
             camera.model = pycolmap.CameraModelId.RADIAL
             camera.params = [f, cx, cy, k, 0.0]
     adjust(model, centre=False)
-    observations = pycolmap.ObservationManager(model)
-    observations.filter_all_points3D(SHARP, 1.5)
+    pycolmap.ObservationManager(model).filter_all_points3D(SHARP, 1.5)
     many = max(counts.values()) >= CENTRE_FROM
-    before = {i: np.array(c.params) for i, c in model.cameras.items()}
+    own = with_own_lenses(model) if many else None
+    lenses = {i: np.array(camera.params) for i, camera in model.cameras.items()}
     adjust(model, centre=many)
     if many and not all(_centre_is_credible(model.cameras[i]) for i in counts):
-        for i, params in before.items():
+        for i, params in lenses.items():
             model.cameras[i].params = params
         adjust(model, centre=False)
+    if own is not None:
+        adjust(own, centre=False)
+        if squared_error(own) < OWN_LENS * squared_error(model):
+            say(note="the lens changed from photo to photo (focus or zoom): each keeps its own focal length")
+            model = own
     model.update_point_3d_errors()
+    return model
+
+
+def squared_error(model: Any) -> float:
+    """Mean squared reprojection error over all observations, pixels squared."""
+    model.update_point_3d_errors()
+    points = [(p.error, p.track.length()) for p in model.points3D.values()]
+    errors, lengths = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    return float((errors**2 * lengths).sum() / max(lengths.sum(), 1))
+
+
+def with_own_lenses(model: Any) -> Any:
+    """The same poses and points, with a SIMPLE_RADIAL camera of its own for each photo."""
+    import pycolmap
+
+    own = pycolmap.Reconstruction()
+    for i in sorted(model.reg_image_ids()):
+        image = model.images[i]
+        shared = model.cameras[image.camera_id]
+        focal = float(shared.mean_focal_length())
+        camera = pycolmap.Camera.create_from_model_name(i, "SIMPLE_RADIAL", focal, shared.width, shared.height)
+        own.add_camera_with_trivial_rig(camera)
+        points = np.array([p.xy for p in image.points2D], dtype=np.float64).reshape(-1, 2)
+        copy = pycolmap.Image(name=image.name, keypoints=points, camera_id=i, image_id=i)
+        own.add_image_with_trivial_frame(copy, image.cam_from_world())
+    for point_id in model.point3D_ids():
+        point = model.points3D[point_id]
+        track = pycolmap.Track()
+        for element in point.track.elements:
+            track.add_element(element.image_id, element.point2D_idx)
+        own.add_point3D(point.xyz, track)
+    return own
 
 
 def _centre_is_credible(camera: Any) -> bool:
@@ -141,10 +181,9 @@ def adjust(model: Any, centre: bool) -> None:
     pycolmap.bundle_adjustment(model, options)
 
 
-def describe(model: Any, models: dict[int, Any]) -> dict[str, Any]:
+def describe(model: Any, others: list[list[str]]) -> dict[str, Any]:
     """Names of the photos in each component and how well the largest fits."""
-    images = {model.images[i].name: int(model.images[i].num_points3D) for i in model.reg_image_ids()}
-    others = [[m.images[i].name for i in m.reg_image_ids()] for m in models.values() if m is not model]
+    images = {str(model.images[i].name): int(model.images[i].num_points3D) for i in model.reg_image_ids()}
     return {
         "placed": images,
         "others": sorted(others, key=len, reverse=True),

@@ -38,7 +38,8 @@ def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> N
             found = in_order(pool, lambda p: (p, look(photos.largest(p[0]), photos.largest(p[1]))), candidates, 64)
             for pair, score in counted(found, "looking for overlap", len(candidates)):
                 scores[pair] = score
-        chosen = choose.promising(scores, settings["at_least"], settings["partners"])
+        partners = settings["partners"] // (3 if mode == "sequential" else 1)  # neighbours in time are certain already
+        chosen = choose.promising(scores, settings["at_least"], partners)
         wanted = sorted({*certain, *chosen}, key=_block)
         wanted = [pair for pair in wanted if not photos.has_matches(pair)]
         results = in_order(pool, lambda p: (p, *_verified(photos, p, settings)), wanted, 4 * threads)

@@ -50,8 +50,11 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
         return {"n_placed": largest.num_reg_images(), "components": sizes}
     say(stage="refining", total=1)
     others = [[str(m.images[i].name) for i in m.reg_image_ids()] for m in models.values() if m is not largest]
-    largest = refine(largest)
+    refined = refine(largest)
     say(done=1)
+    if refined is not largest:
+        say(note="the lens changed from photo to photo (focus or zoom): each keeps its own focal length")
+    largest = refined
     result = {"n_placed": largest.num_reg_images(), "components": sizes, **describe(largest, others)}
     to_full_size(largest, job)
     colour(largest, job)
@@ -125,7 +128,6 @@ def refine(model: Any) -> Any:
     if own is not None:
         adjust(own, centre=False)
         if squared_error(own) < OWN_LENS * squared_error(model):
-            say(note="the lens changed from photo to photo (focus or zoom): each keeps its own focal length")
             model = own
     model.update_point_3d_errors()
     return model

@@ -19,7 +19,7 @@ from nerf.kernels import DepthView, fusion
 from nerf.meshing import extract
 from nerf.meshing.cloud import point_cloud, save_cloud
 from nerf.meshing.extract import box_in_scene, shown_resolution
-from nerf.meshing.fused import FusedSurface, depth_views, seen_points, spread_out
+from nerf.meshing.fused import BEHIND, FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 from nerf.rendering import Marching
 from nerf.space import Similarity
@@ -177,8 +177,19 @@ def test_bad_arguments_are_named() -> None:
         kernels.fuse_depths(torch.zeros(1, 3), [bad], 1.0, 1.0)
 
 
+@dataclass
+class FieldBall(BallModel):
+    """As fields see it: light goes out a little behind the surface."""
+
+    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+        t, _ = super().median_depths(rays_o, rays_d)
+        spread = 0.7 * self.marching.step_size
+        behind = BEHIND[0] * self.marching.step_size + BEHIND[1] * spread
+        return torch.where(t > 0, t + behind, t), torch.full_like(t, spread)
+
+
 def test_depth_views_are_where_the_surface_is() -> None:
-    model = BallModel(scene_from_world=moved())
+    model = FieldBall(scene_from_world=moved())
     model.cameras = in_world(model.cameras, model.scene_from_world)
     views = depth_views(model, 7, 50)  # type: ignore[arg-type]
     assert len(views) == 7 and all(view.depths.shape == (50, 50) for view in views)

@@ -25,6 +25,9 @@ FEWEST = 2.0  # views that must agree; one alone may look through a hole in what
 # Light that goes in places so many steps of the march apart says nothing: shine makes fields hollow behind a thin skin,
 # and a depth within would hollow out the mesh.
 SPREAD = 4.5
+# Light goes out a little behind the surface: by so many steps of the march and this part of its spread (measured on
+# four objects whose surface is known, where it was 0.4 to 1.0 steps; what is left of it is 0.0 to 0.6).
+BEHIND = (0.3, 0.5)
 _CELL = 4  # steps of the grid: what is known of points is known by such cells
 
 
@@ -92,8 +95,9 @@ def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
         t, spread = model.median_depths(rays_o, rays_d)
         opencv = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
         axes = model.scene_from_world.rotation @ cameras.c2w[i, :, :3] * opencv  # columns: right, down, ahead
-        along_z = torch.where(t > 0, t * (rays_d @ axes[:, 2].float()), torch.inf)
         steps = (t * model.marching.cone_angle).clamp_min(model.marching.step_size)
+        surface = t - BEHIND[0] * steps - BEHIND[1] * spread
+        along_z = torch.where(t > 0, surface * (rays_d @ axes[:, 2].float()), torch.inf)
         along_z[(t > 0) & (spread > SPREAD * steps)] = torch.nan
         origin = model.scene_from_world.apply(cameras.c2w[i, :, 3])
         pose = torch.cat([axes.T, -(axes.T @ origin)[:, None]], dim=1)

@@ -122,7 +122,7 @@ def render_rays(
     if scale != 1.0:
         out["colors"], out["second_moments"] = out["colors"] * scale, out["second_moments"] * scale**2
     out["foregrounds"] = out["colors"]
-    out["colors"] = out["foregrounds"] + (1.0 - out["opacities"])[:, None] * background
+    out["colors"] = out["foregrounds"] + (1.0 - out["opacities"])[:, None] * background.to(out["opacities"].device)
     return out
 
 
@@ -150,7 +150,7 @@ def density_normals(field: RadianceField, points: Tensor, radius: Tensor | float
     (scene length, one or [n,1])."""
     gradient = torch.empty_like(points)
     for axis in range(3):
-        shift = torch.zeros(3)
+        shift = torch.zeros(3, device=points.device)
         shift[axis] = 1.0
         shift = radius * shift
         gradient[:, axis] = field.density(points + shift).log1p() - field.density(points - shift).log1p()

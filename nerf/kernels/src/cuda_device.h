@@ -61,7 +61,13 @@ NERF_FN u32 halves_of(float a, float b) {
   a = f_max(-65504.0f, f_min(65504.0f, a));  // in this order a NaN stays one: both give their second argument then
   b = f_max(-65504.0f, f_min(65504.0f, b));
   u32 pair;
+#if __CUDA_ARCH__ >= 800
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
+#else
+  asm("{ .reg .f16 lo, hi; cvt.rn.f16.f32 lo, %1; cvt.rn.f16.f32 hi, %2; mov.b32 %0, {lo, hi}; }"
+      : "=r"(pair)
+      : "f"(a), "f"(b));
+#endif
   return pair;
 }
 NERF_FN void halves_to(u32 pair, float* a, float* b) {

@@ -33,25 +33,31 @@ def compiler() -> list[str] | None:
     return build.find_compiler()
 
 
-def library(name: str, constants: tuple[tuple[str, int], ...], flags: tuple[str, ...] = ()) -> Path:
+EXTRA: tuple[str, ...] = ()  # more flags for everything that is compiled from now on
+
+
+def library(name: str, constants: tuple[tuple[str, int], ...]) -> Path:
     """The shared library of one .cu file; the three that know the field's networks are compiled together."""
     names = FIELD_FILES if name in FIELD_FILES else (name,)
+    return build_library(Path(names[0]).stem, "".join(f'#include "{n}"\n' for n in names), constants, EXTRA)
+
+
+def build_library(stem: str, code: str, constants: tuple[tuple[str, int], ...], flags: tuple[str, ...]) -> Path:
+    """Compiled code of an emulated GPU, kept in the temporary folder under a hash of all that went in."""
     compilers = compiler()
     assert compilers is not None
-    sources = [*(build.SOURCES / n for n in names), SHIM, *sorted(build.SOURCES.glob("*.h"))]
     native = ("-march=native",) if os.uname().machine == "x86_64" else ()  # fused multiply-adds in hardware
-    parts = (names, constants, FLAGS, native, flags, compilers)
-    key = hashlib.sha256(repr(parts).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()[:20]
+    command = [*compilers, *FLAGS, *native, *flags, "-DNERF_EMULATED", *(f"-D{k}={v}" for k, v in constants)]
+    sources = [SHIM, *sorted(build.SOURCES.glob("*.h")), *sorted(build.SOURCES.glob("*.cu"))]
+    key = hashlib.sha256(repr((command, code)).encode() + b"".join(p.read_bytes() for p in sources)).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"nerf-emulation-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    out = folder / f"{Path(names[0]).stem}-{key}.so"
+    out = folder / f"{stem}-{key[:20]}.so"
     if out.exists():
         return out
-    includes = "".join(f'#include "{n}"\n' for n in names)
     temporary = out.with_suffix(f".{os.getpid()}.so")
-    command = [*compilers, *FLAGS, *native, *flags, "-DNERF_EMULATED", *(f"-D{k}={v}" for k, v in constants)]
     command += [f"-I{build.SOURCES}", f"-I{SHIM.parent}", "-x", "c++", "-", "-o", str(temporary)]
-    done = subprocess.run(command, input=includes, capture_output=True, text=True)
+    done = subprocess.run(command, input=code, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:4000]
     temporary.replace(out)
     return out

@@ -221,9 +221,7 @@ class Pointers:
         return tensor.data_ptr()
 
 
-def check_in_place(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu"
-) -> None:
+def check_in_place(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> None:
     """Native code writes here: a copy made to fit would swallow the result."""
     Pointers(device)(name, tensor, shape, dtype)
     if not tensor.is_contiguous():

@@ -191,7 +191,9 @@ def field_forward(
 def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     """The bits and clearances that the march reads, from a bool grid [levels,R,R,R]; R a multiple of 32."""
     if occupied.dtype != torch.bool or occupied.dim() != 4:
-        raise ValueError(f"occupied: expected a bool tensor [levels,R,R,R], got {occupied.dtype} {list(occupied.shape)}")
+        raise ValueError(
+            f"occupied: expected a bool tensor [levels,R,R,R], got {occupied.dtype} {list(occupied.shape)}"
+        )
     levels, r = int(occupied.shape[0]), int(occupied.shape[1])
     if list(occupied.shape[1:]) != [r, r, r] or r % 32:
         raise ValueError(f"occupied: expected a cube whose side is a multiple of 32, got {list(occupied.shape)}")
@@ -315,4 +317,3 @@ def adam_step(
     kernel = "adam_rows_of_four" if n_columns == 4 else "adam_rows"
     nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(n_rows), THREADS)
     torch.autograd.graph.increment_version([t for t in (param, grad, m, v, half_copy) if t is not None])
-

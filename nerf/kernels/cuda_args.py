@@ -82,10 +82,7 @@ class RenderArgs(ctypes.Structure):
         ("alpha_threshold", _F),
         ("n_rays", _I),
         *((name, _P) for name in ("rays_o", "rays_d", "t_near", "t_far", "jitter", "sh", "weights")),
-        *(
-            (name, _P)
-            for name in ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")
-        ),
+        *((name, _P) for name in ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")),
         ("next_ray", _P),
         ("n_evaluated", _P),
         ("kept", Kept),

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -57,7 +58,10 @@ def find() -> tuple[Gpu | None, str]:
     index = torch.cuda.current_device()
     p = torch.cuda.get_device_properties(index)
     if (p.major, p.minor) < OLDEST:
-        return None, f"{p.name} has compute capability {p.major}.{p.minor}; the kernels need {OLDEST[0]}.{OLDEST[1]} or newer"
+        return (
+            None,
+            f"{p.name} has compute capability {p.major}.{p.minor}; the kernels need {OLDEST[0]}.{OLDEST[1]} or newer",
+        )
     version = nvrtc_version()
     driver = driver_version()
     wanted = f"nerf-reconstruct[cuda{driver[0] if driver and driver[0] in (12, 13) else built.split('.')[0]}]"
@@ -108,7 +112,9 @@ def options(architecture: int, defines: dict[str, int], virtual: bool = False) -
     ]
 
 
-def compile_source(name: str, architecture: int, defines: dict[str, int], extra: tuple[str, ...] = ()) -> tuple[bytes, str]:
+def compile_source(
+    name: str, architecture: int, defines: dict[str, int], extra: tuple[str, ...] = ()
+) -> tuple[bytes, str]:
     """(cubin, the compiler's words) of one .cu file. Raises UserError with the first of its errors."""
     nvrtc = _nvrtc()
     supported = _checked(nvrtc.nvrtcGetSupportedArchs())
@@ -181,8 +187,11 @@ def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:
         temporary.write_bytes(code)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        note(f"compiled kernels cannot be kept in {path.parent} ({error.strerror}); set NERF_CACHE_DIR to another folder")
+        with suppress(OSError):
+            temporary.unlink()
+        note(
+            f"compiled kernels cannot be kept in {path.parent} ({error.strerror}); set NERF_CACHE_DIR to another folder"
+        )
     return code
 
 

@@ -44,7 +44,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the field and the occupancy are; rays and points may come from anywhere, and results go back to them."""
+        """Where the field and the occupancy are; rays and points may come from anywhere, and results go back there."""
         return self.field.table.device
 
     @property

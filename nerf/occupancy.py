@@ -88,10 +88,10 @@ class OccupancyGrid:
         cells = self._candidate_cells()
         if not everywhere and len(cells) > budget:
             occupied = self.occupied.reshape(-1).nonzero()[:, 0]
-            draw = {"size": (budget // 2,), "generator": generator, "device": cells.device}
-            picks = [cells[torch.randint(len(cells), **draw)]]
+            half, device = (budget // 2,), cells.device
+            picks = [cells[torch.randint(len(cells), half, generator=generator, device=device)]]
             if len(occupied) > budget // 2:
-                occupied = occupied[torch.randint(len(occupied), **draw)]
+                occupied = occupied[torch.randint(len(occupied), half, generator=generator, device=device)]
             picks.append(occupied)
             cells = torch.cat(picks).unique()
         for chunk in cells.split(1 << 20):

@@ -171,9 +171,7 @@ class Trainer:
     def train_step(self) -> float:
         """One step of Adam on one batch of pixels; returns the batch's mean squared error."""
         c, model, field = self.config, self.model, self.model.field
-        random = self.random.manual_seed(
-            c.seed * 1_000_003 + self.step
-        )  # a function of the step: resume needs no state
+        random = self.random.manual_seed(c.seed * 1_000_003 + self.step)  # of the step alone: resume needs no state
         if self.step % c.occupancy_every == 0:
             budget = 1 << 18 if self.step < 256 or self.scene.space == "unbounded" else 1 << 17
             everywhere = self.step in (64, 128, 256, 512, 1024, 2048)

@@ -1,7 +1,7 @@
 """A GPU made of the host's compiler, for tests: the .cu files compiled with cuda_shim.h, launched on CPU tensors.
 
-`use()` puts it in the place of the real one (nerf.kernels.nvrtc), so that the whole Python side of the CUDA backend runs
-as it would: `with emulation.use(): ...`.
+`use()` puts it in the place of the real one (nerf.kernels.nvrtc), so that the whole Python side of the CUDA backend
+runs as it would: `with emulation.use(): ...`.
 """
 
 from __future__ import annotations

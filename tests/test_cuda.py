@@ -6,6 +6,7 @@ On a machine with a GPU, scripts/gpu_check.sh runs the same checks there.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -197,7 +198,36 @@ def test_the_kernels_run_clean_under_sanitizers() -> None:
     assert done.returncode == 0 and "clean" in done.stdout, done.stderr[-4000:]
 
 
-# ---- compiling and finding --------------------------------------------------------------------------------------------
+# ---- scripts/gpu_check.sh --------------------------------------------------------------------------------------------
+
+
+def gpu_check(*arguments: object, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": python, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", str(ROOT / "scripts" / "gpu_check.sh"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_gpu_check_without_a_gpu_is_one_sentence(tmp_path: Path) -> None:
+    done = gpu_check("--data", tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("gpu_check: no GPU to check: ") and done.stderr.count("\n") == 1
+
+
+@needs_compiler
+def test_gpu_check_can_be_rehearsed_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "check.json"
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--dry-run", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert found["emulated"] is True and found["correctness"]["wrong"] == 0 < found["correctness"]["right"]
+    for section in ("compile", "correctness", "sanitizer", "kernels", "training", "views", "mesh", "profile"):
+        assert "failed" not in found[section], section
+    assert found["training"]["rows"][0]["steps"] == 2 and found["views"]["lego 800x800"]["view_seconds"] > 0
+
+
+# ---- compiling and finding ----------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc")

@@ -40,8 +40,8 @@ class PixelStore:
         self._flat = torch.from_numpy(self.memory.view(np.int16) if self.memory.dtype == np.uint16 else self.memory)
 
     def to(self, device: torch.device) -> PixelStore:
-        """The same pixels for indices that live on a device. The memory goes there too, unless it would fill half of what
-        is free: then pixels travel batch by batch."""
+        """The same pixels for indices that live on a device. The memory goes there too, unless it would fill half of
+        what is free: then pixels travel batch by batch."""
         if device == self.offsets.device:
             return self
         store = PixelStore(self.memory, *(t.to(device) for t in (self.offsets, self.heights, self.widths)))

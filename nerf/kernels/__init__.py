@@ -63,8 +63,8 @@ _chosen: str | None = None
 
 
 def use(name: str) -> str:
-    """Choose the backend for this process: "auto" (the fastest that is there), "cuda", "cpu" or "reference". Returns the
-    one in use."""
+    """Choose the backend for this process: "auto" (the fastest that is there), "cuda", "cpu" or "reference". Returns
+    the one in use."""
     global _chosen
     if name not in BACKENDS:
         raise UserError(f"backend {name!r} is unknown, expected one of {', '.join(BACKENDS)}")
@@ -257,9 +257,9 @@ def render_rays(
     runs_on = _runs_on(params.table)
     if runs_on == "cuda":
         here, there = rays_o.device, params.table.device
-        rays = tuple(t.to(there) for t in (rays_o, rays_d, viewdirs, t_near, t_far, jitter))
+        o, d, views, near, far, shift = (t.to(there) for t in (rays_o, rays_d, viewdirs, t_near, t_far, jitter))
         bits = bits or cuda.pack_occupancy(occupied.to(there))
-        out = cuda_render.render_rays(*rays, bits, params, config, settings, table_half, sink)
+        out = cuda_render.render_rays(o, d, views, near, far, shift, bits, params, config, settings, table_half, sink)
         return {k: v.to(here) if k in cuda_render.OUTPUTS else v for k, v in out.items()}
     if runs_on == "cpu":
         bits = bits or cpu.pack_occupancy(occupied)

@@ -1,8 +1,8 @@
 """The CUDA backend: tensors of the GPU to kernels and back; no arithmetic of its own. The fused render op has a file
 beside this one.
 
-Same meaning as `cpu.py`, op for op. Without a half-precision table everything is computed in single precision (slow, and
-exact to float32); with one, the networks run on the tensor cores in half precision with float32 sums.
+Same meaning as `cpu.py`, op for op. Without a half-precision table everything is computed in single precision (slow,
+and exact to float32); with one, the networks run on the tensor cores in half precision with float32 sums.
 """
 
 from __future__ import annotations

@@ -268,9 +268,9 @@ def render_rays(
 ) -> dict:
     """The fused op, see `cpu.render_rays`: same meaning, same dictionary.
 
-    The numbers "evaluated" and "kept" are tensors [1] on the GPU, so that nobody waits for them who does not look. With a
-    sink the buffer of kept samples has a fixed size ("capacity"): what finds no room in it is in the picture and in "kept",
-    but has no gradient. Without a sink the buffer grows until all fit.
+    The numbers "evaluated" and "kept" are tensors [1] on the GPU, so that nobody waits for them who does not look. With
+    a sink the buffer of kept samples has a fixed size ("capacity"): what finds no room in it is in the picture and in
+    "kept", but has no gradient. Without a sink the buffer grows until all fit.
     """
     numbers: dict = {
         "evaluated": torch.zeros(1, dtype=torch.int64, device=rays_o.device),

@@ -1,7 +1,7 @@
 """The GPU behind the CUDA backend: finding it, compiling our sources for it at first use, and launching kernels.
 
-Compiled by NVRTC (a library of 60 MB that pip installs; no toolkit, no nvcc, no headers) through cuda-bindings, the lower
-half of cuda-core, and kept on disk under a hash of sources, options, architecture and compiler. Compiling needs no GPU.
+Compiled by NVRTC (a library that pip installs; no toolkit, no nvcc, no headers) through cuda-bindings, the lower half
+of cuda-core, and kept on disk under a hash of sources, options, architecture and compiler. Compiling needs no GPU.
 Launched through the driver's own library on torch's current stream, with tensors that torch allocates.
 """
 
@@ -239,8 +239,8 @@ class Program:
             return
         if shared > self.gpu.shared_bytes:
             raise UserError(
-                f"{kernel} needs {shared >> 10} KB of shared memory and {self.gpu.name} has {self.gpu.shared_bytes >> 10}: "
-                "use a narrower field, or run with --backend cpu"
+                f"{kernel} needs {shared >> 10} KB of shared memory, {self.gpu.name} has "
+                f"{self.gpu.shared_bytes >> 10}: use a narrower field, or run with --backend cpu"
             )
         pointer = ctypes.c_void_p(ctypes.addressof(args))
         stream = torch.cuda.current_stream(self.gpu.device).cuda_stream

@@ -1,7 +1,7 @@
-"""Every op of the CUDA backend against the float64 reference on the CPU: values and gradients, and the march to the bit.
+"""Every op of the CUDA backend against the float64 reference on the CPU: values, gradients, and the march to the bit.
 
-Each check yields rows (what, error, limit): relative errors of whole tensors, |a - b| / |b|. The same functions run on a
-GPU (scripts/gpu_check.py) and on the emulated one (tests/test_cuda.py).
+Each check yields rows (what, error, limit): relative errors of whole tensors, |a - b| / |b|. The same functions run on
+a GPU (scripts/gpu_check.py) and on the emulated one (tests/test_cuda.py).
 """
 
 from __future__ import annotations
@@ -156,7 +156,8 @@ def check_field(half: bool, n: int = 4096, **size: Any) -> Iterator[Row]:
 
 
 def check_render(half: bool, n: int = 512, step_size: float = 0.02, **size: Any) -> Iterator[Row]:
-    """The fused op and its backward pass, for rays in a box, and in nested levels with growing steps and scaled gradients.
+    """The fused op and its backward pass, for rays in a box, and in nested levels with growing steps and scaled
+    gradients.
 
     Thresholds are off here: a sample on either side of one, by rounding, is a difference and no error.
     """

@@ -3,10 +3,12 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define NERF_FN __device__ __forceinline__
+#define NERF_CALL static __device__ __noinline__
 #define NERF_CONSTEXPR __device__ constexpr
 #else
 #define NERF_FN static inline __attribute__((always_inline))
 #define NERF_METHOD inline __attribute__((always_inline))
+#define NERF_CALL static inline
 #define NERF_CONSTEXPR constexpr
 #endif
 

@@ -14,22 +14,30 @@ NERF_FN void get_pair(const FloatPair& p, float* a, float* b) { *a = p.a, *b = p
 NERF_FN void zero_pair(u32& p) { p = 0; }
 NERF_FN void zero_pair(FloatPair& p) { p.a = p.b = 0.0f; }
 
-// The product of mma_all in floats: what other lanes hold comes by shuffles. Slow beside tensor cores, exact to float.
-NERF_FN void mma_by_shuffles_all(float* c, const FloatPair* a, const FloatPair* b) {
-  const int lane = lane_index(), quad = lane & ~3, t = lane & 3;
+// The product of mma_all in floats: what other lanes hold comes by shuffles. Slow beside tensor cores, exact to float. A
+// function of its own, called and not inlined: there are dozens of products in a kernel, and each is 64 shuffles long.
+NERF_CALL float4 product_by_shuffles_all(float4 c, float4 upper, float4 lower, float4 b) {
+  const int quad = lane_index() & ~3, t = lane_index() & 3;
 #pragma unroll
   for (int k = 0; k < 16; ++k) {
-    const int h = k >> 3, s = (k & 7) >> 1;
-    const bool odd = k & 1;
-    const float upper = shuffle_all(odd ? a[2 * h].b : a[2 * h].a, quad | s);
-    const float lower = shuffle_all(odd ? a[2 * h + 1].b : a[2 * h + 1].a, quad | s);
-    const float mine = odd ? b[h].b : b[h].a;
+    const int s = (k & 7) >> 1, i = (k >> 3) * 2 + (k & 1);  // which of a lane's four numbers, and whose
+    const float mine_upper = i == 0 ? upper.x : (i == 1 ? upper.y : (i == 2 ? upper.z : upper.w));
+    const float mine_lower = i == 0 ? lower.x : (i == 1 ? lower.y : (i == 2 ? lower.z : lower.w));
+    const float mine = i == 0 ? b.x : (i == 1 ? b.y : (i == 2 ? b.z : b.w));
+    const float row = shuffle_all(mine_upper, quad | s), row_below = shuffle_all(mine_lower, quad | s);
     const float left = shuffle_all(mine, 8 * t + s), right = shuffle_all(mine, 8 * t + 4 + s);
-    c[0] = f_fma(upper, left, c[0]);
-    c[1] = f_fma(upper, right, c[1]);
-    c[2] = f_fma(lower, left, c[2]);
-    c[3] = f_fma(lower, right, c[3]);
+    c.x = f_fma(row, left, c.x);
+    c.y = f_fma(row, right, c.y);
+    c.z = f_fma(row_below, left, c.z);
+    c.w = f_fma(row_below, right, c.w);
   }
+  return c;
+}
+NERF_FN void mma_by_shuffles_all(float* c, const FloatPair* a, const FloatPair* b) {
+  const float4 sums = product_by_shuffles_all(
+      make_float4(c[0], c[1], c[2], c[3]), make_float4(a[0].a, a[0].b, a[2].a, a[2].b),
+      make_float4(a[1].a, a[1].b, a[3].a, a[3].b), make_float4(b[0].a, b[0].b, b[1].a, b[1].b));
+  c[0] = sums.x, c[1] = sums.y, c[2] = sums.z, c[3] = sums.w;
 }
 #if !defined(NERF_EMULATED)
 NERF_FN void mma_all(float* c, const FloatPair* a, const FloatPair* b) { mma_by_shuffles_all(c, a, b); }

@@ -15,7 +15,7 @@ from nerf.cameras import Cameras
 from nerf.errors import UserError
 from nerf.fields import FieldOptions, RadianceField
 from nerf.occupancy import OccupancyGrid
-from nerf.rendering import RENDER_CHUNK, Marching, density_normals, render_many
+from nerf.rendering import Marching, density_normals, render_chunk, render_many
 from nerf.space import Similarity, ndc_points_inverse
 
 FIELD_CHUNK = 1 << 20
@@ -97,9 +97,9 @@ class Model:
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         names = {"color": 3, "opacity": 1, "depth": 1, "normal": 3}
         view = {name: np.empty((h * w, n), np.float32) for name, n in names.items()}
-        cameras = cameras.to(self.device)
-        for start in range(0, h * w, RENDER_CHUNK):  # a part at a time: a large picture needs little more than itself
-            pixels = torch.arange(start, min(start + RENDER_CHUNK, h * w), device=self.device)
+        cameras, chunk = cameras.to(self.device), render_chunk(self.device)
+        for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
+            pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
             rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
             for name, part in self.look(*rays).items():
                 view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).cpu().numpy()

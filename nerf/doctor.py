@@ -241,7 +241,7 @@ def _cuda(described: dict[str, Any]) -> dict[str, Any]:
     def dotted(version: tuple[int, int] | None) -> str:
         return "none" if version is None else f"{version[0]}.{version[1]}"
 
-    if not described:
+    if "gpu" not in described:
         return {"ok": False, "says": "the kernels cannot tell"}
     versions = f"driver for CUDA {dotted(described['driver_cuda'])}, NVRTC {dotted(described['nvrtc'])}"
     gpu = described["gpu"]

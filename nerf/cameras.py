@@ -106,8 +106,8 @@ class Cameras:
     def image_rays(self, i: int, scene_from_world: Similarity | None = None) -> tuple[Tensor, Tensor]:
         """The rays of a whole image, row-major: (rays_o [h*w,3], rays_d [h*w,3])."""
         h, w = int(self.heights[i]), int(self.widths[i])
-        pixels = torch.arange(h * w)
-        return self.rays(torch.full((h * w,), i), pixels // w, pixels % w, scene_from_world)
+        pixels = torch.arange(h * w, device=self.c2w.device)
+        return self.rays(torch.full_like(pixels, i), pixels // w, pixels % w, scene_from_world)
 
     def project(self, points_world: Tensor) -> tuple[Tensor, Tensor]:
         """Where world points [m,3] fall: (uv [n,m,2] OpenCV pixels with distortion, z_depths [n,m] along the optical

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import re
@@ -41,6 +42,10 @@ def main() -> int:
         sys.path.append(str(HERE.parent / "tests"))
         import emulation
 
+        from nerf import training
+        from nerf.occupancy import OccupancyGrid
+
+        training.OccupancyGrid = functools.partial(OccupancyGrid, resolution=32)  # type: ignore[assignment, misc]
         torch.set_num_threads(1)
         world = emulation.use()
     else:

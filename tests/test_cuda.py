@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import emulation
@@ -19,11 +20,12 @@ import pytest
 import tiny
 import torch
 
-from nerf import checkpoint, kernels, training
+from nerf import checkpoint, kernels, losses, training
 from nerf.errors import UserError
-from nerf.kernels import GradientSink, cuda_render, nvrtc
+from nerf.kernels import GradientSink, cuda, cuda_render, nvrtc
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
+from nerf.pixels import PixelSampler
 from nerf.training import TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,6 +145,30 @@ def test_training_and_its_checkpoint_move_between_backends(
     assert psnr > 50, f"{psnr:.1f} dB apart"  # half precision on one side, float32 on the other
 
 
+def test_nothing_of_a_step_stays_on_the_cpu() -> None:
+    """On the device "meta", which has no numbers, an op that mixes it with the CPU fails as it would on a GPU."""
+    scene, meta = tiny.sphere_scene(3, 32), torch.device("meta")
+    sampler = PixelSampler(scene, scene.splits["train"])
+    scene.cameras.rays(*torch.zeros(3, 1, dtype=torch.int64), scene.scene_from_world)
+    cameras = scene.cameras.to(meta)
+    cameras._cache["distorted"] = False  # asks for a number
+    sampler.scene = replace(scene, pixels=scene.pixels.to(meta), cameras=cameras)
+    for name in ("blocks", "errors", "counts"):
+        setattr(sampler, name, getattr(sampler, name).to(meta))
+    batch = sampler.draw(64, None)  # type: ignore[arg-type]
+    rays = cameras.rays(batch.image_ids, batch.rows, batch.cols, scene.scene_from_world)
+    background = torch.rand(64, 3, device=meta)
+    target = batch.rgb * batch.alpha + background * (1 - batch.alpha)
+    marching = training.marching_of(scene)
+    entered = [*marching.enter(*rays), *replace(marching, space="ndc", ndc=(1.0, 1.0)).enter(*rays)]
+    opacities = torch.rand(64, device=meta)
+    found = losses.surface(opacities, target, opacities, target, background) + losses.huber(target, background)
+    sampler.record(batch, opacities)
+    centres, sizes = OccupancyGrid(2, 32).cell_centres(torch.arange(9, device=meta))
+    world = scene.scene_from_world.apply_directions(rays[1])
+    assert all(t.device == meta for t in (*rays, *entered, found, centres, sizes, world))
+
+
 MMA = """
 #include "cuda_pairs.h"
 struct MmaArgs { const float* a; const float* b; float* c; };
@@ -185,6 +211,7 @@ print("clean")
 """
 
 
+@pytest.mark.slow  # AddressSanitizer compiles and runs slowly; .ci/run asks for it
 @needs_compiler
 def test_the_kernels_run_clean_under_sanitizers() -> None:
     where = subprocess.run([*emulation.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
@@ -282,6 +309,14 @@ def test_what_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     assert gpu is not None and gpu.architecture == 90 and reason == ""
     properties.major = 6
     assert "compute capability 6.0; the kernels need 7.5" in find()[1]
+
+
+def test_a_gpu_that_computes_wrongly_is_left_alone(emulated: None, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(cuda, "ray_jitter", lambda seed, step, n: torch.zeros(n))
+    with pytest.raises(UserError, match="backend cuda is not available: emulated GPU computes wrong numbers"):
+        kernels.use("cuda")
+    assert kernels.use("auto") != "cuda"
+    assert "not running on the GPU: emulated GPU computes wrong numbers" in capsys.readouterr().err
 
 
 def test_asking_for_cuda_without_a_gpu_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

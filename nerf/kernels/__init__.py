@@ -71,6 +71,10 @@ def use(name: str) -> str:
     lib = bindings.load()
     if name in ("auto", "cuda"):
         gpu, reason = nvrtc.find()
+        if gpu is not None and (broken := cuda.why_broken()):
+            gpu, reason = None, broken
+            if name == "auto":  # without a GPU nobody expects one; with one, silence would be slow silence
+                note(f"not running on the GPU: {broken}")
         if gpu is not None:
             if name == "auto":
                 note(f"running on the GPU ({gpu.name}); NERF_BACKEND=cpu for the processor")

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf.kernels import nvrtc
+from nerf.errors import UserError
+from nerf.kernels import nvrtc, reference
 from nerf.kernels.bindings import AdamDesc, FieldDesc, Pointers, check_in_place, grid_levels
 from nerf.kernels.cpu import field_desc
 from nerf.kernels.cuda_args import (
@@ -36,6 +37,17 @@ def gpu() -> nvrtc.Gpu:
     found, reason = nvrtc.find()
     assert found is not None, reason
     return found
+
+
+def why_broken() -> str:
+    """Empty where the GPU compiles and runs our smallest kernel and gives the right numbers, else what went wrong."""
+    try:
+        found = ray_jitter(1, 2, 64).cpu()
+    except (UserError, RuntimeError) as error:
+        return " ".join(str(error).split())[:300]
+    if not torch.equal(found, reference.ray_jitter(1, 2, torch.arange(64))):
+        return f"{gpu().name} computes wrong numbers in the first kernel that was tried"
+    return ""
 
 
 def pointers() -> Pointers:

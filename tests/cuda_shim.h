@@ -126,6 +126,8 @@ static inline int block_size() { return emulated::block.threads; }
 static inline unsigned char* shared_memory() { return emulated::block.shared.data(); }
 static inline void sync_block() { emulated::meet(emulated::block.whole, emulated::block.threads, 1, [](int) {}); }
 
+static inline void sync_warp_all() { emulated::meet(emulated::warp(), 32, 7, [](int) {}); }
+
 static inline u32 float_bits(float x) { u32 u; std::memcpy(&u, &x, 4); return u; }
 static inline float bits_float(u32 u) { float x; std::memcpy(&x, &u, 4); return x; }
 static inline int count_bits(u32 x) { return __builtin_popcount(x); }

@@ -5,11 +5,13 @@
 #define NERF_FN __device__ __forceinline__
 #define NERF_CALL static __device__ __noinline__
 #define NERF_CONSTEXPR __device__ constexpr
+#define NERF_TABLE static __device__ const
 #else
 #define NERF_FN static inline __attribute__((always_inline))
 #define NERF_METHOD inline __attribute__((always_inline))
 #define NERF_CALL static inline
 #define NERF_CONSTEXPR constexpr
+#define NERF_TABLE static const
 #endif
 
 typedef unsigned int u32;

@@ -19,6 +19,7 @@ NERF_FN int block_row() { return (int)blockIdx.y; }
 NERF_FN int block_count() { return (int)gridDim.x; }
 NERF_FN int block_size() { return (int)blockDim.x; }
 NERF_FN void sync_block() { __syncthreads(); }
+NERF_FN void sync_warp_all() { __syncwarp(); }
 NERF_FN unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char memory[];
   return memory;

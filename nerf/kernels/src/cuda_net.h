@@ -84,6 +84,7 @@ NERF_FN int feature_of_column(int column) {
 template <int K, int N>
 NERF_FN void multiply_all(const Pair (*a)[4], const Operand* weights, float (*c)[4]) {
   const int lane = lane_index();
+  sync_warp_all();  // mma wants all lanes at once, and some may come from a branch of their own
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0.0f;

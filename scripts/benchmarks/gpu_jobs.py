@@ -237,8 +237,8 @@ def psnr_of(model: Model, scene: Scene, every: int = 1) -> float:
     return total / max(len(ids), 1)
 
 
-def _trained(args: Args, scene: Scene, seconds: float) -> tuple[Model, dict[str, Any]]:
-    config = TrainConfig(minutes=seconds / 60)
+def _trained(args: Args, scene: Scene, seconds: float, **settings: Any) -> tuple[Model, dict[str, Any]]:
+    config = TrainConfig(minutes=seconds / 60, **settings)
     if args.dry_run:
         config = TrainConfig(steps=2, batch_samples=256, field=TINY)
     with TemporaryDirectory() as scratch:
@@ -268,7 +268,7 @@ def training(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     every = 12 if args.dry_run else max(1, len(loaded.splits["test"]) // 25)  # 25 of lego's 200
     lengths = (1.0,) if args.dry_run else (2.5, 2.5, 6.0, 25.0, 60.0, 300.0)
     for k, seconds in enumerate(lengths):
-        if left() < seconds * 1.15 + 90:
+        if left() < seconds * 1.1 + (20 if args.only else 75):
             print(f"{seconds} s: skipped, no time is left")
             continue
         model, row = _trained(args, loaded, seconds)
@@ -284,6 +284,25 @@ def training(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     if any(not math.isfinite(row["psnr"]) for row in rows):
         result["failed"] = "a PSNR is not a number"
     return result
+
+
+def tuning(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
+    """What other batches, rates and sizes give in six seconds; `--only tuning`."""
+    loaded = load(scene, 32 if args.dry_run else 1)
+    trials: list[dict[str, Any]] = [{}, {}]  # the first is to warm up
+    trials += [{"batch_samples": 1 << k} for k in (15, 16, 18, 19)]
+    trials += [{"learning_rate": r} for r in (5e-3, 2e-2)]
+    trials += [{"surface_weight": w} for w in (0.0, 0.05, 0.4)]
+    trials += [{"coarse_steps": 100, "diffuse_steps": 50}, {"medium_stretch": 1.0}, {"occupancy_every": 32}]
+    rows = []
+    for settings in trials[:1] if args.dry_run else trials:
+        if left() < 20:
+            break
+        model, row = _trained(args, loaded, 6.0, **settings)
+        psnr = psnr_of(model, loaded, max(1, len(loaded.splits["test"]) // 8))
+        rows.append(row | {"settings": settings, "psnr": psnr})
+        print(f"{psnr:.2f} dB, {row['steps']} steps: {settings or 'defaults'}")
+    return {"rows": rows}
 
 
 # ---- what it is for ------------------------------------------------------------------------------------------------

@@ -330,8 +330,9 @@ class Trainer:
 
 def _on_device(scene: Scene, device: torch.device) -> Scene:
     """The scene with its pixels and cameras where the field is."""
-    masks = None if scene.masks is None else scene.masks.to(device)
-    return replace(scene, pixels=scene.pixels.to(device), cameras=scene.cameras.to(device), masks=masks)
+    masks, depths = (store if store is None else store.to(device) for store in (scene.masks, scene.depths))
+    pixels, cameras = scene.pixels.to(device), scene.cameras.to(device)
+    return replace(scene, pixels=pixels, cameras=cameras, masks=masks, depths=depths)
 
 
 def _different(path: Path, saved: dict[str, Any], mine: dict[str, Any], keys: list[str]) -> str:

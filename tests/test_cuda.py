@@ -262,6 +262,7 @@ def test_a_source_compiles_for_old_and_new_cards() -> None:
     for architecture in (75, 90):
         code, _ = nvrtc.compile_source("cuda_adam.cu", architecture, {})
         assert code[:4] == b"\x7fELF"
+        assert b" ".hex() == "20", "the compiler wrote into a byte that all of Python shares"
     with pytest.raises(UserError, match="do not compile for sm_90 .*cuda_field.cu.*error.*--backend cpu"):
         nvrtc.compile_source("cuda_field.cu", 90, {"NERF_WIDTH": 3})
 

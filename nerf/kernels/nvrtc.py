@@ -125,7 +125,7 @@ def compile_source(
     program = _checked(nvrtc.nvrtcCreateProgram((SOURCES / name).read_bytes(), name.encode(), 0, [], []))
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), [a.encode() for a in arguments])
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+        log = _buffer(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
         nvrtc.nvrtcGetProgramLog(program, log)
         words = log.decode(errors="replace").strip("\0 \n")
         if int(status):
@@ -135,14 +135,22 @@ def compile_source(
                 "run with --backend cpu, and report this line"
             )
         if virtual:
-            code = b" " * _checked(nvrtc.nvrtcGetPTXSize(program))
+            size = _checked(nvrtc.nvrtcGetPTXSize(program))
+            code = _buffer(size)
             nvrtc.nvrtcGetPTX(program, code)
         else:
-            code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
+            size = _checked(nvrtc.nvrtcGetCUBINSize(program))
+            code = _buffer(size)
             nvrtc.nvrtcGetCUBIN(program, code)
-        return code, words
+        return code[:size], words
     finally:
         nvrtc.nvrtcDestroyProgram(program)
+
+
+def _buffer(size: int) -> bytes:
+    """Fresh bytes for NVRTC to write into, which is how the bindings want it: never of one byte, as Python has each of
+    those only once, and what is written there would change every b" " of the process."""
+    return bytes(max(size, 2))
 
 
 def _checked(result: tuple) -> Any:

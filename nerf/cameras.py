@@ -46,6 +46,17 @@ class Cameras:
         index = torch.as_tensor(ids, dtype=torch.int64)
         return Cameras(**{name: t[index] for name, t in self.tensors().items()})
 
+    def to(self, device: torch.device) -> Cameras:
+        """The same cameras for pixels that live on a device; what makes `rays` fast is still prepared on the CPU."""
+        if device == self.c2w.device:
+            return self
+        moved = self._cache.get("moved")
+        if not (isinstance(moved, Cameras) and moved.c2w.device == device):
+            moved = Cameras(**{name: t.to(device) for name, t in self.tensors().items()})
+            moved._cache["host"] = self
+            self._cache["moved"] = moved
+        return moved
+
     def scaled(self, factor: int) -> Cameras:
         """Cameras of images down-scaled by averaging factor x factor blocks (incomplete last ones are cut)."""
         if factor < 1:
@@ -95,8 +106,8 @@ class Cameras:
     def image_rays(self, i: int, scene_from_world: Similarity | None = None) -> tuple[Tensor, Tensor]:
         """The rays of a whole image, row-major: (rays_o [h*w,3], rays_d [h*w,3])."""
         h, w = int(self.heights[i]), int(self.widths[i])
-        pixels = torch.arange(h * w)
-        return self.rays(torch.full((h * w,), i), pixels // w, pixels % w, scene_from_world)
+        pixels = torch.arange(h * w, device=self.c2w.device)
+        return self.rays(torch.full_like(pixels, i), pixels // w, pixels % w, scene_from_world)
 
     def project(self, points_world: Tensor) -> tuple[Tensor, Tensor]:
         """Where world points [m,3] fall: (uv [n,m,2] OpenCV pixels with distortion, z_depths [n,m] along the optical
@@ -136,6 +147,11 @@ class Cameras:
         cached = self._cache.get("packed")
         if isinstance(cached, tuple) and cached[0] is scene_from_world:
             return cached[1]
+        host = self._cache.get("host")
+        if isinstance(host, Cameras):
+            packed = host._packed(scene_from_world).to(self.c2w.device)
+            self._cache["packed"] = (scene_from_world, packed)
+            return packed
         s = scene_from_world or Similarity.identity()
         axes = torch.einsum("ij,njk->nik", s.rotation, self.c2w[:, :, :3])
         axes = axes * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
@@ -153,6 +169,10 @@ class Cameras:
 
     def _table(self) -> tuple[Tensor, Tensor] | None:
         """(directions [h*w of every distinct lens, 3] float32, offset of each camera [n]), or None if too large."""
+        host = self._cache.get("host")
+        if "table" not in self._cache and isinstance(host, Cameras):
+            there = host._table()
+            self._cache["table"] = None if there is None else tuple(t.to(self.c2w.device) for t in there)
         if "table" not in self._cache:
             lens = torch.stack([self.fx, self.fy, self.cx, self.cy, self.widths, self.heights, self.models], dim=1)
             distinct, which = torch.unique(torch.cat([lens, self.distortion], dim=1), dim=0, return_inverse=True)

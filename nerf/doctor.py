@@ -215,7 +215,7 @@ def _backends(torch_part: dict[str, Any]) -> dict[str, dict[str, Any]]:
         parts["cpu"] = {"ok": False, "says": f"the kernels cannot tell ({_one_line(error)})"}
     parts.update(_kernel_parts(described))
     parts.setdefault("reference", {"ok": True, "says": "plain torch, slow, always there"})
-    parts.setdefault("cuda", _cuda(torch_part))
+    parts.setdefault("cuda", _cuda(described))
     parts.setdefault("tinycudann", _tinycudann(torch_part))
     return parts
 
@@ -235,14 +235,19 @@ def _kernel_parts(described: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"cpu": {"ok": True, "says": says, "variant": described.get("variant")}}
 
 
-def _cuda(torch_part: dict[str, Any]) -> dict[str, Any]:
-    build = torch_part.get("cuda_build")
-    if build is None:
-        says = "this torch has no CUDA; on a machine with an NVIDIA GPU install one that has: https://pytorch.org"
-        return {"ok": False, "says": says}
-    if not torch_part.get("cuda_available"):
-        return {"ok": False, "says": f"torch is built for CUDA {build}, but no GPU and driver answer: see nvidia-smi"}
-    return {"ok": False, "says": "there is a GPU, but this version has no CUDA kernels yet; it runs on the CPU"}
+def _cuda(described: dict[str, Any]) -> dict[str, Any]:
+    """The GPU and the three that must fit each other: torch's CUDA, the driver's, NVRTC's."""
+
+    def dotted(version: tuple[int, int] | None) -> str:
+        return "none" if version is None else f"{version[0]}.{version[1]}"
+
+    if "gpu" not in described:
+        return {"ok": False, "says": "the kernels cannot tell"}
+    versions = f"driver for CUDA {dotted(described['driver_cuda'])}, NVRTC {dotted(described['nvrtc'])}"
+    gpu = described["gpu"]
+    if gpu is None:
+        return {"ok": False, "says": f"{described['no_gpu']} ({versions})"}
+    return {"ok": True, "says": f"{gpu['name']}, {gpu['architecture']}, {versions}; kernels compile at first use"}
 
 
 def _tinycudann(torch_part: dict[str, Any]) -> dict[str, Any]:

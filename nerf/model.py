@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf import checkpoint
+from nerf import checkpoint, kernels
 from nerf.cameras import Cameras
 from nerf.errors import UserError
 from nerf.fields import FieldOptions, RadianceField
 from nerf.occupancy import OccupancyGrid
-from nerf.rendering import RENDER_CHUNK, Marching, density_normals, render_many
+from nerf.rendering import Marching, density_normals, render_chunk, render_many
 from nerf.space import Similarity, ndc_points_inverse
 
 FIELD_CHUNK = 1 << 20
@@ -41,6 +41,11 @@ class Model:
         self.scene_from_world, self.cameras = scene_from_world, cameras
         self.background, self.linear, self.meta = background, linear, meta or {}
         self.exposure = exposure  # of linear light: colours times this are shown, white at 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the field and the occupancy are; rays and points may come from anywhere, and results go back there."""
+        return self.field.table.device
 
     @property
     def space(self) -> str:
@@ -92,11 +97,12 @@ class Model:
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         names = {"color": 3, "opacity": 1, "depth": 1, "normal": 3}
         view = {name: np.empty((h * w, n), np.float32) for name, n in names.items()}
-        for start in range(0, h * w, RENDER_CHUNK):  # a part at a time: a large picture needs little more than itself
-            pixels = torch.arange(start, min(start + RENDER_CHUNK, h * w))
+        cameras, chunk = cameras.to(self.device), render_chunk(self.device)
+        for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
+            pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
             rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
             for name, part in self.look(*rays).items():
-                view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).numpy()
+                view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).cpu().numpy()
         return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
 
     def look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
@@ -158,11 +164,13 @@ class Model:
             with torch.no_grad():
                 for name, p in field.named_parameters():
                     p.copy_(tensors[f"field.{name}"])
+            field.to(kernels.device())
             field.table_half = field.table.detach().half()
             occupancy = OccupancyGrid(**config["occupancy"])
             occupancy.restore(
                 {k.removeprefix("occupancy."): t for k, t in tensors.items() if k.startswith("occupancy.")}
             )
+            occupancy.to(kernels.device())
             cameras = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
             return Model(
                 field,

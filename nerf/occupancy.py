@@ -39,6 +39,12 @@ class OccupancyGrid:
                 self.candidates[level * resolution**3 : (level + 1) * resolution**3] = ~inner.reshape(-1)
         self._set(self.candidates.clone())
 
+    def to(self, device: torch.device) -> OccupancyGrid:
+        """Move it, in place: to where the field is that it belongs to."""
+        self.values, self.candidates, self._cells = self.values.to(device), self.candidates.to(device), None
+        self._set(self.occupied.reshape(-1).to(device))
+        return self
+
     def _set(self, flat: Tensor) -> None:
         r = self.resolution
         self.occupied = flat.reshape(self.n_levels, r, r, r)
@@ -82,14 +88,16 @@ class OccupancyGrid:
         cells = self._candidate_cells()
         if not everywhere and len(cells) > budget:
             occupied = self.occupied.reshape(-1).nonzero()[:, 0]
-            picks = [cells[torch.randint(len(cells), (budget // 2,), generator=generator)]]
+            half, device = (budget // 2,), cells.device
+            picks = [cells[torch.randint(len(cells), half, generator=generator, device=device)]]
             if len(occupied) > budget // 2:
-                occupied = occupied[torch.randint(len(occupied), (budget // 2,), generator=generator)]
+                occupied = occupied[torch.randint(len(occupied), half, generator=generator, device=device)]
             picks.append(occupied)
             cells = torch.cat(picks).unique()
         for chunk in cells.split(1 << 20):
             centres, sizes = self.cell_centres(chunk)
-            points = centres + (torch.rand(centres.shape, generator=generator) - 0.5) * sizes[:, None]
+            shifts = torch.rand(centres.shape, generator=generator, device=centres.device) - 0.5
+            points = centres + shifts * sizes[:, None]
             sampled = density(points).nan_to_num(nan=math.inf)  # a broken field must not look like empty space
             self.values[chunk] = torch.maximum(self.values[chunk] * DECAY, sampled)
         self.threshold(step_size)

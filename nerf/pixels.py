@@ -33,7 +33,7 @@ def may_show(scene: Scene, i: int) -> Tensor:
     """Pixels [h,w] (bool) of image i that are not known to be empty: not wholly transparent, or excluded by a mask."""
     shown = torch.from_numpy(np.ascontiguousarray(scene.pixels.raw(i)[..., -1] > 0))
     if scene.masks is not None:
-        shown = shown | (scene.masks.image(i)[..., 0] <= 0.5)
+        shown = shown | (scene.masks.image(i)[..., 0].cpu() <= 0.5)
     return shown
 
 
@@ -84,9 +84,9 @@ class PixelSampler:
                 f"{scene.path}: the training images are wholly transparent, so there is nothing to learn: "
                 "expected photos whose alpha is above 0 where the object is"
             )
-        self.blocks = torch.cat(places)  # [n_blocks,3] image, block row, block column
-        n = len(self.blocks)
-        self.errors, self.counts = torch.zeros(n), torch.zeros(n)
+        device = scene.pixels.offsets.device
+        self.blocks = torch.cat(places).to(device)  # [n_blocks,3] image, block row, block column
+        self.errors, self.counts = (torch.zeros(len(self.blocks), device=device) for _ in range(2))
         self.cumulative: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -94,26 +94,28 @@ class PixelSampler:
         return state if self.cumulative is None else state | {"cumulative": self.cumulative}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.errors, self.counts, self.cumulative = state["errors"], state["counts"], state.get("cumulative")
+        here = {name: t.to(self.blocks.device) for name, t in state.items()}
+        self.errors, self.counts, self.cumulative = here["errors"], here["counts"], here.get("cumulative")
 
     def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
         """n pixels, evenly spread over the blocks' probabilities (systematic sampling: one draw in each n-th of the
         total)."""
-        u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+        device = self.blocks.device
+        u = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
         last = len(self.blocks) - 1
         if self.cumulative is None:
             block = (u * (last + 1)).long().clamp_max(last)
         else:
             block = torch.searchsorted(self.cumulative, u).clamp_max(last)
         image_ids, block_rows, block_cols = self.blocks.index_select(0, block).unbind(1)
-        inside = torch.randint(BLOCK * BLOCK, (n,), generator=generator)
+        inside = torch.randint(BLOCK * BLOCK, (n,), generator=generator, device=device)
         pixels = self.scene.pixels
         rows = torch.minimum(block_rows * BLOCK + inside // BLOCK, pixels.heights[image_ids] - 1)
         cols = torch.minimum(block_cols * BLOCK + inside % BLOCK, pixels.widths[image_ids] - 1)
         values = pixels.gather(image_ids, rows, cols)
         c = values.shape[1]
         rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
-        alpha = values[:, -1:] if c in (2, 4) and self.scene.has_alpha else torch.ones(n, 1)
+        alpha = values[:, -1:] if c in (2, 4) and self.scene.has_alpha else torch.ones(n, 1, device=device)
         masks = self.scene.masks
         used = None if masks is None else (masks.gather(image_ids, rows, cols) > 0.5).float()
         depths = depths_at(self.scene, image_ids, rows, cols)

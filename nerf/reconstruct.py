@@ -24,7 +24,7 @@ VIDEO_FPS = 24.0
 SMALL_PHOTOS = 640  # pixels; a smaller texture holds all that they show
 TRAIN_VIEWS_SHOWN = 8  # measured where none are held out
 
-Backend = Literal["auto", "cpu", "reference"]
+Backend = Literal["auto", "cuda", "cpu", "reference"]
 
 
 @dataclass
@@ -51,9 +51,9 @@ class TrainArgs:
     """read the folder as this format, where it could be several: blender, transforms, colmap, llff, neus, metashape,
     realitycapture, opensfm, polycam, record3d"""
     backend: Backend = "auto"
-    """auto takes the fastest that is there; cpu insists on the native library; reference is slow plain torch"""
+    """auto takes the fastest that is there; cuda insists on the GPU, cpu on the native library; reference is slow"""
     seed: int = 0
-    """of the random numbers: the same seed gives the same model"""
+    """of the random numbers: the same seed gives the same model (on a GPU but for rounding)"""
 
 
 @dataclass

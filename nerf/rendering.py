@@ -16,6 +16,7 @@ from nerf.occupancy import OccupancyGrid
 from nerf.space import ndc_points, ndc_rays
 
 RENDER_CHUNK = 1 << 16  # rays rendered at once where no gradient is wanted
+GPU_CHUNK = 1 << 21  # the same on a GPU, which many launches of little work would leave idle: a picture of 1920x1080
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,13 @@ def render_rays(
     if scale != 1.0:
         out["colors"], out["second_moments"] = out["colors"] * scale, out["second_moments"] * scale**2
     out["foregrounds"] = out["colors"]
-    out["colors"] = out["foregrounds"] + (1.0 - out["opacities"])[:, None] * background
+    out["colors"] = out["foregrounds"] + (1.0 - out["opacities"])[:, None] * background.to(out["opacities"].device)
     return out
+
+
+def render_chunk(device: torch.device) -> int:
+    """Rays to render at once on this device."""
+    return RENDER_CHUNK if device.type == "cpu" else GPU_CHUNK
 
 
 @torch.no_grad()
@@ -137,9 +143,10 @@ def render_many(
 ) -> dict[str, Tensor]:
     """`render_rays` for any number of rays, without gradients, in bounded memory."""
     names = ("colors", "opacities", "depths", "median_depths", "distortions")
+    chunk = render_chunk(field.table.device)
     parts = [
         render_rays(field, occupancy, marching, o, d, background)
-        for o, d in zip(rays_o.split(RENDER_CHUNK), rays_d.split(RENDER_CHUNK), strict=True)
+        for o, d in zip(rays_o.split(chunk), rays_d.split(chunk), strict=True)
     ]
     return {name: torch.cat([p[name] for p in parts]) for name in names}
 
@@ -150,7 +157,7 @@ def density_normals(field: RadianceField, points: Tensor, radius: Tensor | float
     (scene length, one or [n,1])."""
     gradient = torch.empty_like(points)
     for axis in range(3):
-        shift = torch.zeros(3)
+        shift = torch.zeros(3, device=points.device)
         shift[axis] = 1.0
         shift = radius * shift
         gradient[:, axis] = field.density(points + shift).log1p() - field.density(points - shift).log1p()

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ class TrainConfig:
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
-    batch_samples: int = (
-        3 << 13
-    )  # work of a step, in samples learnt from (one only evaluated counts a third): sets n_rays
+    # Work of a step, in samples learnt from (one only evaluated counts a third): sets n_rays. None: 3 * 2^13 on a CPU,
+    # 2^17 on a GPU, which smaller batches leave idle.
+    batch_samples: int | None = None
     batch_growth: float = 1000.0  # steps in which the batch grows by its first size, up to four times that
     learning_rate: float = 1e-2
     final_learning_rate: float = 1e-3  # exponential decay over the last 70 %
@@ -71,6 +71,7 @@ WARM_UP = 0.15  # of the minutes, before the number of steps is fixed; schedules
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
 FOCUS_AFTER, FOCUS_EVERY = 256, 64  # steps
 DARKEST = 0.02  # linear light below which the surface loss of dark pixels grows no further
+READ_EVERY = 16  # steps of a GPU between looks at its numbers: looking waits for it, and else it never waits for Python
 
 
 def default_field(scene: Scene) -> FieldOptions:
@@ -107,7 +108,11 @@ class Trainer:
     """Everything that changes while training, so that it can be saved and continued bit for bit."""
 
     def __init__(self, scene: Scene, config: TrainConfig) -> None:
-        self.scene, self.config = scene, config
+        self.config, self.device = config, kernels.device()
+        on_gpu = kernels.backend() == "cuda"
+        self.batch_samples = config.batch_samples or (1 << 17 if on_gpu else 3 << 13)
+        self.most_rays = 1 << 18 if on_gpu else 1 << 16
+        self.read_every = READ_EVERY if on_gpu else 1
         train_ids = scene.splits["train"]
         field = RadianceField(config.field or default_field(scene), scene.space == "unbounded", config.seed)
         occupancy = OccupancyGrid(scene.n_levels, initial_density=math.exp(field.options.density_bias))
@@ -123,17 +128,24 @@ class Trainer:
             scene.linear,
             exposure=scene.exposure,
         )
-        self.sampler = PixelSampler(scene, train_ids)
+        self.scene = _on_device(scene, self.device)
+        self.sampler = PixelSampler(self.scene, train_ids)
+        field.to(self.device)
+        occupancy.to(self.device)
+        self.random = torch.Generator(self.device)
         field.table_half = field.table.detach().half()
         self.sink = GradientSink(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         by_space = 0.1 if scene.space == "unbounded" else 0.2
         self.surface_weight = by_space if config.surface_weight is None else config.surface_weight
-        self.step, self.n_rays, self.seconds = 0, 1024, 0.0
+        self.step, self.seconds = 0, 0.0
+        self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given
         self.curve: list[dict[str, float]] = []
         self.samples = {"rays": 0, "evaluated": 0, "trained": 0}
+        self.unread = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2)]  # of a GPU's last steps
+        self.last_mse, self.told_of_room = math.inf, False
 
     def progress(self) -> float:
         """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-
@@ -159,9 +171,7 @@ class Trainer:
     def train_step(self) -> float:
         """One step of Adam on one batch of pixels; returns the batch's mean squared error."""
         c, model, field = self.config, self.model, self.model.field
-        random = torch.Generator().manual_seed(
-            c.seed * 1_000_003 + self.step
-        )  # a function of the step: resume needs no state
+        random = self.random.manual_seed(c.seed * 1_000_003 + self.step)  # of the step alone: resume needs no state
         if self.step % c.occupancy_every == 0:
             budget = 1 << 18 if self.step < 256 or self.scene.space == "unbounded" else 1 << 17
             everywhere = self.step in (64, 128, 256, 512, 1024, 2048)
@@ -171,13 +181,14 @@ class Trainer:
         coarser = self.step_stretch()
 
         batch = self.sampler.draw(self.n_rays, random)
-        # what is transparent must look so on any colour
-        background = torch.rand(self.n_rays, 3, generator=random) / model.exposure
+        # What is transparent must look so on any colour.
+        background = torch.rand(self.n_rays, 3, generator=random, device=self.device) / model.exposure
         target = batch.rgb * batch.alpha + background * (1.0 - batch.alpha)
         rays_o, rays_d = self.scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, self.scene.scene_from_world)
         seen_from = None
         if self.scene.space == "box" and self.step < min(c.diffuse_steps, 0.2 * (self.total_steps or math.inf)):
-            seen_from = torch.nn.functional.normalize(torch.randn(self.n_rays, 3, generator=random), dim=1)
+            anywhere = torch.randn(self.n_rays, 3, generator=random, device=self.device)
+            seen_from = torch.nn.functional.normalize(anywhere, dim=1)
         jitter = kernels.ray_jitter(c.seed, self.step, self.n_rays)
         out = render_rays(
             field, model.occupancy, model.marching, rays_o, rays_d, background, jitter, coarser, self.sink, seen_from
@@ -205,23 +216,39 @@ class Trainer:
             t = model.marching.places(rays_o, rays_d, lengths)
             loss = loss + c.depth_weight * losses.depth(out["depths"], out["opacities"], t)
         errors = (shown.detach() - wanted).square().mean(dim=1)
-        mse = float(errors.mean())
+        loss.backward()
+        self._optimise()
+        self.sampler.record(batch, errors)
+        self._read(errors, out)
+        self.step += 1
+        return self.last_mse
+
+    def _read(self, errors: Tensor, out: dict[str, Any]) -> None:
+        """Look at a step's numbers and choose the next batch's size by them; on a GPU only every few steps."""
+        self.samples["rays"] += self.n_rays
+        self.unread[0] += out["evaluated"]
+        self.unread[1] += out["kept"]
+        if (self.step + 1) % self.read_every and self.step > self.read_every:
+            return
+        mse, evaluated, kept = float(errors.mean()), int(out["evaluated"]), int(out["kept"])
         if not math.isfinite(mse):
             raise UserError(
                 f"training broke down at step {self.step}: the loss is {mse}; the last good checkpoint is kept, "
                 "try a lower learning rate, or look for broken images and poses"
             )
-        loss.backward()
-        self._optimise()
-        self.sampler.record(batch, errors)
-        self.samples["rays"] += self.n_rays
-        self.samples["evaluated"] += out["evaluated"]
-        self.samples["trained"] += out["kept"]
-        work = c.batch_samples * self.batch_factor()
-        wanted = self.n_rays * min(2.0, work / max(out["kept"] + out["evaluated"] / 3, 1))
-        self.n_rays = int(min(max(wanted, 256), 1 << 16)) // 64 * 64
-        self.step += 1
-        return mse
+        if kept > out.get("capacity", kept) and not self.told_of_room:
+            self.told_of_room = True
+            note(f"step {self.step}: {kept - out['capacity']} of {kept} samples found no room and taught nothing")
+        self.last_mse = mse
+        self._count()
+        work = self.batch_samples * self.batch_factor()
+        wanted = self.n_rays * min(2.0, work / max(kept + evaluated / 3, 1))
+        self.n_rays = int(min(max(wanted, 256), self.most_rays)) // 64 * 64
+
+    def _count(self) -> None:
+        for name, count in zip(("evaluated", "trained"), self.unread, strict=True):
+            self.samples[name] += int(count)
+            count.zero_()
 
     def _optimise(self) -> None:
         c, field, rate = self.config, self.model.field, self.learning_rate()
@@ -239,6 +266,7 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         model = self.model
+        self._count()
         model.meta |= {
             "steps": self.step,
             "total_steps": self.total_steps,
@@ -291,13 +319,20 @@ class Trainer:
             for p, q in zip(self.parameters, loaded.field.parameters(), strict=True):
                 p.copy_(q)
         self.model.field.table_half = self.model.field.table.detach().half()
-        self.model.occupancy = loaded.occupancy
+        self.model.occupancy = loaded.occupancy.to(self.device)
         for i, (m, v) in enumerate(self.moments):
             m.copy_(tensors[f"adam.{i}.m"])
             v.copy_(tensors[f"adam.{i}.v"])
         self.sampler.restore({k.removeprefix("sampler."): t for k, t in tensors.items() if k.startswith("sampler.")})
         self.step, self.n_rays, self.seconds = saved["step"], saved["n_rays"], saved["seconds"]
         self.total_steps, self.curve, self.samples = saved["total_steps"], saved["curve"], saved["samples"]
+
+
+def _on_device(scene: Scene, device: torch.device) -> Scene:
+    """The scene with its pixels and cameras where the field is."""
+    masks, depths = (store if store is None else store.to(device) for store in (scene.masks, scene.depths))
+    pixels, cameras = scene.pixels.to(device), scene.cameras.to(device)
+    return replace(scene, pixels=pixels, cameras=cameras, masks=masks, depths=depths)
 
 
 def _different(path: Path, saved: dict[str, Any], mine: dict[str, Any], keys: list[str]) -> str:

@@ -34,7 +34,7 @@ from benchmarks.targets import against_targets, value_of
 import nerf
 from nerf.errors import UserError
 
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cpu", "cuda", "reference")
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the rows that others go on with
 SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture}

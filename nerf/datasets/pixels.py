@@ -39,6 +39,16 @@ class PixelStore:
         # torch has no full support of uint16: look at it as int16 and undo the sign after the gather
         self._flat = torch.from_numpy(self.memory.view(np.int16) if self.memory.dtype == np.uint16 else self.memory)
 
+    def to(self, device: torch.device) -> PixelStore:
+        """The same pixels for indices that live on a device. The memory goes there too, unless it would fill half of
+        what is free: then pixels travel batch by batch."""
+        if device == self.offsets.device:
+            return self
+        store = PixelStore(self.memory, *(t.to(device) for t in (self.offsets, self.heights, self.widths)))
+        if device.type != "cuda" or self.memory.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+            store._flat = self._flat.to(device)
+        return store
+
     @property
     def n_channels(self) -> int:
         return int(self.memory.shape[1])
@@ -49,7 +59,8 @@ class PixelStore:
     def gather(self, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         """The pixels (image, row, column) as float32 [n,c]; integers are divided by their largest value."""
         flat = self.offsets[image_ids] + rows * self.widths[image_ids] + cols
-        return self._to_float(self._flat.index_select(0, flat))
+        values = self._flat.index_select(0, flat.to(self._flat.device))
+        return self._to_float(values.to(flat.device))
 
     def image(self, i: int) -> Tensor:
         """The whole image as float32 [h,w,c]."""

@@ -1,8 +1,12 @@
 """The only door to native code: every op by name, on the fastest backend that is there, and a word on which one that
 is.
 
-`cpu` are the native libraries of `build.py`; `reference` is plain torch, slow and complete. Both mean the same.
-NERF_BACKEND or `use()` picks one by hand.
+`cpu` are the native libraries of `build.py`; `cuda` are kernels that NVRTC compiles for the GPU at first use;
+`reference` is plain torch, slow and complete. All mean the same. NERF_BACKEND or `use()` picks one by hand.
+
+The backend decides where models live (`device()`); an op runs where its tensors are. With `cuda`, rays and points may
+come from either side when the field is on the GPU: they travel there, and the results back. What has no CUDA kernel
+(searches in meshes) runs on the CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cpu, fusion, nearest, raster, reference
+from nerf.kernels import bindings, cpu, cuda, cuda_render, fusion, nearest, nvrtc, raster, reference
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.layout import (
     FieldConfig,
@@ -40,6 +44,7 @@ __all__ = [
     "adam_step",
     "backend",
     "describe",
+    "device",
     "field_forward",
     "fuse_depths",
     "hashgrid_encode",
@@ -53,17 +58,30 @@ __all__ = [
     "use",
 ]
 
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cpu", "cuda", "reference")
 _chosen: str | None = None
 
 
 def use(name: str) -> str:
-    """Choose the backend for this process: "auto" (the fastest that is there), "cpu" or "reference". Returns the one in
-    use."""
+    """Choose the backend for this process: "auto" (the fastest that is there), "cuda", "cpu" or "reference". Returns
+    the one in use."""
     global _chosen
     if name not in BACKENDS:
         raise UserError(f"backend {name!r} is unknown, expected one of {', '.join(BACKENDS)}")
     lib = bindings.load()
+    if name in ("auto", "cuda"):
+        gpu, reason = nvrtc.find()
+        if gpu is not None and (broken := cuda.why_broken()):
+            gpu, reason = None, broken
+            if name == "auto":  # without a GPU nobody expects one; with one, silence would be slow silence
+                note(f"not running on the GPU: {broken}")
+        if gpu is not None:
+            if name == "auto":
+                note(f"running on the GPU ({gpu.name}); NERF_BACKEND=cpu for the processor")
+            _chosen = "cuda"
+            return _chosen
+        if name == "cuda":
+            raise UserError(f"backend cuda is not available: {reason}, or use --backend cpu")
     if name == "cpu" and lib.handle is None:
         raise UserError(
             f"backend cpu is not available: {lib.reason}; "
@@ -83,12 +101,36 @@ def backend() -> str:
     return _chosen or use(os.environ.get("NERF_BACKEND", "auto"))
 
 
+def device() -> torch.device:
+    """Where models of this backend live: the GPU for "cuda", else the CPU."""
+    return cuda.gpu().device if backend() == "cuda" else torch.device("cpu")
+
+
+def _runs_on(tensor: Tensor) -> str:
+    """The backend for an op on this tensor: "cuda" where the tensor is on the GPU in use, else "cpu" or "reference"."""
+    if backend() == "cuda":
+        if tensor.device.type == cuda.gpu().device.type:
+            return "cuda"
+        return "reference" if bindings.load().handle is None else "cpu"
+    return backend()
+
+
+def _searches_natively() -> bool:
+    """Whether what only the CPU library has (searches in meshes) is there and not ruled out."""
+    return backend() == "cpu" or (backend() == "cuda" and bindings.load().handle is not None)
+
+
 def describe() -> dict[str, object]:
     """What is there, for `nerf doctor`: backend in use, native library variant or the reason it is missing, instruction
     sets."""
     lib = bindings.load()
     flags = bindings.cpu_flags()
+    gpu, no_gpu = nvrtc.find()
     return {
+        "gpu": None if gpu is None else {"name": gpu.name, "architecture": f"sm_{gpu.architecture}"},
+        "no_gpu": no_gpu,
+        "driver_cuda": nvrtc.driver_version(),
+        "nvrtc": nvrtc.nvrtc_version(),
         "backend": "reference" if lib.handle is None else "cpu",
         "variant": lib.variant,
         "reason": lib.reason,
@@ -108,8 +150,12 @@ def describe() -> dict[str, object]:
 def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
     """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`. Native code takes float32
     only."""
+    runs_on = _runs_on(table)
+    if runs_on == "cuda" and layout.n_levels <= bindings.MAX_LEVELS and layout.n_features_per_level in (1, 2, 4, 8):
+        if positions.dtype == table.dtype == torch.float32:
+            return cuda.hashgrid_encode(positions.to(table.device), table, layout).to(positions.device)
     is_native = (
-        backend() == "cpu"
+        runs_on == "cpu"
         and positions.dtype == table.dtype == torch.float32
         and layout.n_features_per_level in (1, 2, 4, 8)
         and layout.n_levels <= bindings.MAX_LEVELS
@@ -125,7 +171,13 @@ def field_forward(
     table_half: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Densities [n] and, with directions, colours [n,3] at scene positions [n,3]; no gradients."""
-    if backend() == "cpu":
+    runs_on = _runs_on(params.table)
+    if runs_on == "cuda":
+        here, there = positions.device, params.table.device
+        towards = None if directions is None else directions.to(there)
+        sigmas, rgbs = cuda.field_forward(positions.to(there), towards, params, config, table_half)
+        return sigmas.to(here), None if rgbs is None else rgbs.to(here)
+    if runs_on == "cpu":
         return cpu.field_forward(positions, directions, params, config, table_half)
     with torch.no_grad():
         if directions is None:
@@ -135,7 +187,10 @@ def field_forward(
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:
     """The bits that the native march reads, or None where the reference reads the bool tensor itself."""
-    return cpu.pack_occupancy(occupied) if backend() == "cpu" else None
+    runs_on = _runs_on(occupied)
+    if runs_on == "cuda":
+        return cuda.pack_occupancy(occupied)
+    return cpu.pack_occupancy(occupied) if runs_on == "cpu" else None
 
 
 def ray_box(rays_o: Tensor, rays_d: Tensor, half_extent: float, near: float, far: float) -> tuple[Tensor, Tensor]:
@@ -145,7 +200,9 @@ def ray_box(rays_o: Tensor, rays_d: Tensor, half_extent: float, near: float, far
 
 
 def ray_jitter(seed: int, step: int, n: int) -> Tensor:
-    """A float in [0,1) per ray from an integer hash of (seed, step, ray), the same on every backend."""
+    """A float in [0,1) per ray from an integer hash of (seed, step, ray), the same on every backend; on `device()`."""
+    if backend() == "cuda":
+        return cuda.ray_jitter(seed, step, n)
     return cpu.ray_jitter(seed, step, n) if backend() == "cpu" else reference.ray_jitter(seed, step, torch.arange(n))
 
 
@@ -160,7 +217,10 @@ def march(
     bits: OccupancyBits | None = None,
 ) -> Samples:
     """Occupied intervals of every ray; see `reference.march`. The same to the bit on every backend."""
-    if backend() == "cpu":
+    runs_on = _runs_on(rays_o)
+    if runs_on == "cuda":
+        return cuda.march(rays_o, rays_d, t_near, t_far, jitter, bits or cuda.pack_occupancy(occupied), settings)
+    if runs_on == "cpu":
         return cpu.march(rays_o, rays_d, t_near, t_far, jitter, bits or cpu.pack_occupancy(occupied), settings)
     return reference.march(
         rays_o, rays_d, t_near, t_far, jitter, occupied, settings.step_size, settings.cone_angle, settings.max_step
@@ -198,7 +258,14 @@ def render_rays(
 ) -> dict:
     """March, field and composite in one op; see `reference.render_rays` for the meaning and `cpu.render_rays` for the
     rest."""
-    if backend() == "cpu":
+    runs_on = _runs_on(params.table)
+    if runs_on == "cuda":
+        here, there = rays_o.device, params.table.device
+        o, d, views, near, far, shift = (t.to(there) for t in (rays_o, rays_d, viewdirs, t_near, t_far, jitter))
+        bits = bits or cuda.pack_occupancy(occupied.to(there))
+        out = cuda_render.render_rays(o, d, views, near, far, shift, bits, params, config, settings, table_half, sink)
+        return {k: v.to(here) if k in cuda_render.OUTPUTS else v for k, v in out.items()}
+    if runs_on == "cpu":
         bits = bits or cpu.pack_occupancy(occupied)
         return cpu.render_rays(
             rays_o, rays_d, viewdirs, t_near, t_far, jitter, bits, params, config, settings, table_half, sink
@@ -241,7 +308,13 @@ def adam_step(
 ) -> None:
     """One Adam step in place; see `reference.adam_step`. Refreshes the half-precision copy and clears the gradient when
     asked."""
-    if backend() == "cpu":
+    runs_on = _runs_on(param)
+    if runs_on == "cuda":
+        cuda.adam_step(
+            param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay
+        )
+        return
+    if runs_on == "cpu":
         cpu.adam_step(
             param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay
         )
@@ -260,14 +333,14 @@ def adam_step(
 
 def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor) -> Nearest:
     """Distances, faces and points of a triangle mesh nearest to points [n,3]; see `nearest.nearest_points`."""
-    return nearest.nearest_points(points, vertices, faces, native=backend() == "cpu")
+    return nearest.nearest_points(points, vertices, faces, native=_searches_natively())
 
 
 def nearest_faces(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> Tensor:
     """The face of a mesh that each pixel of a picture shows, -1 for none; see `raster.nearest_faces`."""
-    return raster.nearest_faces(uv, z, faces, width, height, native=backend() == "cpu")
+    return raster.nearest_faces(uv, z, faces, width, height, native=_searches_natively())
 
 
 def fuse_depths(points: Tensor, views: list[DepthView], front: float, back: float) -> Fused:
     """What depth maps say of points [n,3]: signed distances, weights; see `fusion.fuse_depths`."""
-    return fusion.fuse_depths(points, views, front, back, native=backend() == "cpu")
+    return fusion.fuse_depths(points, views, front, back, native=_searches_natively())

@@ -197,18 +197,21 @@ def native() -> ctypes.CDLL:
 
 
 class Pointers:
-    """Turns tensors into addresses and keeps the tensors alive for as long as this object lives."""
+    """Turns tensors of one device into addresses and keeps the tensors alive for as long as this object lives."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self.alive: list[object] = []
+        self.device = device
 
     def __call__(
         self, name: str, tensor: Tensor | None, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32
     ) -> int:
         if tensor is None:
             return 0
-        if tensor.device.type != "cpu" or tensor.dtype != dtype:
-            raise TypeError(f"{name}: expected a {dtype} tensor on the cpu, got {tensor.dtype} on {tensor.device}")
+        if tensor.device.type != self.device or tensor.dtype != dtype:
+            raise TypeError(
+                f"{name}: expected a {dtype} tensor on the {self.device}, got {tensor.dtype} on {tensor.device}"
+            )
         if tensor.dim() != len(shape) or any(
             w is not None and w != g for w, g in zip(shape, tensor.shape, strict=True)
         ):
@@ -218,9 +221,9 @@ class Pointers:
         return tensor.data_ptr()
 
 
-def check_in_place(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def check_in_place(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> None:
     """Native code writes here: a copy made to fit would swallow the result."""
-    Pointers()(name, tensor, shape, dtype)
+    Pointers(device)(name, tensor, shape, dtype)
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, it is written in place")
 

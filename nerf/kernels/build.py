@@ -86,7 +86,8 @@ def source_files(sources: Path = SOURCES) -> list[Path]:
     """The files that the CPU libraries are made of, sorted by name."""
     if not sources.is_dir():
         return []
-    return sorted((p for p in sources.iterdir() if p.suffix in (".cpp", ".h")), key=lambda p: p.name)
+    ours = (p for p in sources.iterdir() if p.suffix in (".cpp", ".h") and not p.name.startswith("cuda_"))
+    return sorted(ours, key=lambda p: p.name)
 
 
 def source_hash(sources: Path = SOURCES) -> str:

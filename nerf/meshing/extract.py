@@ -171,7 +171,7 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The box to mesh when none is given: corners [3], scene frame (NDC for forward-facing scenes)."""
     if model.space == "unbounded":
         return np.full(3, -1.0), np.full(3, 1.0)
-    occupied = model.occupancy.occupied[0]
+    occupied = model.occupancy.occupied[0].cpu()
     if not bool(occupied.any()):
         raise UserError("the model's occupancy grid is empty, so there is no surface; train it longer")
     low, high = np.empty(3), np.empty(3)

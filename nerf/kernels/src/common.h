@@ -3,9 +3,15 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define NERF_FN __device__ __forceinline__
+#define NERF_CALL static __device__ __noinline__
+#define NERF_CONSTEXPR __device__ constexpr
+#define NERF_TABLE static __device__ const
 #else
 #define NERF_FN static inline __attribute__((always_inline))
 #define NERF_METHOD inline __attribute__((always_inline))
+#define NERF_CALL static inline
+#define NERF_CONSTEXPR constexpr
+#define NERF_TABLE static const
 #endif
 
 typedef unsigned int u32;
@@ -18,12 +24,14 @@ NERF_FN float f_fma(float a, float b, float c) { return fmaf(a, b, c); }
 NERF_FN float f_exp(float x) { return expf(x); }
 NERF_FN float f_log(float x) { return logf(x); }
 NERF_FN float f_abs(float x) { return fabsf(x); }
+NERF_FN float f_sqrt(float x) { return sqrtf(x); }
 #else
 NERF_FN float f_floor(float x) { return __builtin_floorf(x); }
 NERF_FN float f_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 NERF_FN float f_exp(float x) { return __builtin_expf(x); }
 NERF_FN float f_log(float x) { return __builtin_logf(x); }
 NERF_FN float f_abs(float x) { return __builtin_fabsf(x); }
+NERF_FN float f_sqrt(float x) { return __builtin_sqrtf(x); }
 #endif
 NERF_FN float f_min(float a, float b) { return a < b ? a : b; }
 NERF_FN float f_max(float a, float b) { return a > b ? a : b; }  // b where a is NaN

@@ -1,21 +1,10 @@
-// Adam (Kingma and Ba 2015) over rows; rows whose gradient is all zero are left untouched, moments included, when asked:
-// a hash table is mostly untouched by one batch, and its moments must not decay while nothing is learnt about a row.
+// The Adam of adam.h on the CPU: vectors of rows of four, single elements for the rest.
 #pragma once
 #include <cmath>
 
+#include "adam.h"
 #include "cpu_hashgrid.h"
 #include "cpu_threads.h"
-
-struct AdamDesc {
-  float *param, *grad, *m, *v;
-  half_bits* half_copy;  // refreshed with the parameters; null: none
-  long long n_rows;
-  int n_columns;
-  int skip_zero_rows, zero_grad, n_threads;
-  float lr, beta1, beta2, eps;
-  float correction1, correction2;  // 1 - beta^step
-  float weight_decay;              // L2, added to the gradient
-};
 
 NERF_FN vfloat vsqrt(vfloat x) {
 #if defined(__AVX512F__)
@@ -36,13 +25,6 @@ NERF_FN void vstore_half(half_bits* p, vfloat x) {
 #else
   for (int i = 0; i < LANES; ++i) p[i] = float_to_half(x[i]);
 #endif
-}
-
-NERF_FN float adam_element(const AdamDesc& a, float g, float p, float* m, float* v) {
-  g += a.weight_decay * p;
-  *m = a.beta1 * *m + (1.0f - a.beta1) * g;
-  *v = a.beta2 * *v + (1.0f - a.beta2) * g * g;
-  return p - a.lr / a.correction1 * *m / (__builtin_sqrtf(*v / a.correction2) + a.eps);
 }
 
 // LANES elements at once; `on` masks the rows that have a gradient.

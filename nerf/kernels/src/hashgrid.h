@@ -12,7 +12,7 @@ struct GridLevel {
   u32 hashed;       // 0: dense index, 1: spatial hash (rows is then a power of two)
 };
 
-static const u32 GRID_PRIMES[4] = {1u, 2654435761u, 805459861u, 3674653429u};
+NERF_TABLE u32 GRID_PRIMES[4] = {1u, 2654435761u, 805459861u, 3674653429u};
 
 // Row of one corner inside its level. `cell` is the integer corner coordinate on each axis.
 template <int D, class I>

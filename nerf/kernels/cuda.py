@@ -1,0 +1,331 @@
+"""The CUDA backend: tensors of the GPU to kernels and back; no arithmetic of its own. The fused render op has a file
+beside this one.
+
+Same meaning as `cpu.py`, op for op. Without a half-precision table everything is computed in single precision (slow,
+and exact to float32); with one, the networks run on the tensor cores in half precision with float32 sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerf.errors import UserError
+from nerf.kernels import nvrtc, reference
+from nerf.kernels.bindings import AdamDesc, FieldDesc, Pointers, check_in_place, grid_levels
+from nerf.kernels.cpu import field_desc
+from nerf.kernels.cuda_args import (
+    DirectionArgs,
+    FieldArgs,
+    Grid,
+    GridArgs,
+    JitterArgs,
+    March,
+    MarchArgs,
+    OccupancyArgs,
+    PackArgs,
+)
+from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, MarchSettings, OccupancyBits, Samples
+
+THREADS = 256
+
+
+def gpu() -> nvrtc.Gpu:
+    """The GPU in use; only asked for once there is one."""
+    found, reason = nvrtc.find()
+    assert found is not None, reason
+    return found
+
+
+def why_broken() -> str:
+    """Empty where the GPU compiles and runs our smallest kernel and gives the right numbers, else what went wrong."""
+    try:
+        found = ray_jitter(1, 2, 64).cpu()
+    except (UserError, RuntimeError) as error:
+        return " ".join(str(error).split())[:300]
+    if not torch.equal(found, reference.ray_jitter(1, 2, torch.arange(64))):
+        return f"{gpu().name} computes wrong numbers in the first kernel that was tried"
+    return ""
+
+
+def pointers() -> Pointers:
+    return Pointers(gpu().device.type)
+
+
+def blocks_of(n: int, threads: int = THREADS) -> int:
+    return -(-n // threads)
+
+
+# ---- hash grid -----------------------------------------------------------------------------------------------------
+
+
+def _grid_program(layout: GridLayout) -> nvrtc.Program:
+    return nvrtc.program(
+        "cuda_hashgrid.cu", (("NERF_DIMS", layout.n_dims), ("NERF_FEATURES", layout.n_features_per_level))
+    )
+
+
+class _HashGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+        n, p = len(positions), pointers()
+        out = torch.empty(n, layout.n_features, device=positions.device)
+        args = GridArgs(
+            positions=p("positions", positions, (n, layout.n_dims)),
+            table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
+            out=out.data_ptr(),
+            n=n,
+            n_levels=layout.n_levels,
+            levels=grid_levels(layout),
+        )
+        _grid_program(layout).launch("encode", args, blocks_of(n), THREADS, layout.n_levels)
+        ctx.layout = layout
+        ctx.save_for_backward(positions, table)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
+        positions, table = ctx.saved_tensors
+        layout, n, p = ctx.layout, len(positions), pointers()
+        grad_positions = torch.empty_like(positions) if ctx.needs_input_grad[0] else None
+        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
+        args = GridArgs(
+            positions=p("positions", positions, (n, layout.n_dims)),
+            table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
+            grad_out=p("grad_out", grad_out, (n, layout.n_features)),
+            grad_table=0 if grad_table is None else grad_table.data_ptr(),
+            grad_positions=0 if grad_positions is None else grad_positions.data_ptr(),
+            n=n,
+            n_levels=layout.n_levels,
+            levels=grid_levels(layout),
+        )
+        if grad_table is not None:
+            _grid_program(layout).launch("scatter", args, blocks_of(n), THREADS, layout.n_levels)
+        if grad_positions is not None:
+            _grid_program(layout).launch("position_gradients", args, blocks_of(n), THREADS)
+        return grad_positions, grad_table, None
+
+
+def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+    """See `reference.hashgrid_encode`; float32, once differentiable in positions and table."""
+    if positions.dim() != 2 or positions.shape[1] != layout.n_dims:
+        raise ValueError(f"positions: expected shape [n, {layout.n_dims}], got {list(positions.shape)}")
+    return _HashGrid.apply(positions.contiguous(), table.contiguous(), layout)
+
+
+# ---- field ---------------------------------------------------------------------------------------------------------
+
+
+class Net:
+    """A field as the kernels of one compilation see it: its struct, and its weights packed for the tensor cores."""
+
+    def __init__(
+        self, params: FieldParams, config: FieldConfig, table_half: Tensor | None, p: Pointers, backward: bool = False
+    ) -> None:
+        self.desc: FieldDesc = field_desc(params, config, table_half, p)
+        self.single, layout = table_half is None, config.layout
+        self.constants = (
+            ("NERF_COLOR_LAYERS", len(params.color_weights)),
+            ("NERF_DENSITY_LAYERS", len(params.density_weights)),
+            ("NERF_FEATURES", layout.n_features_per_level),
+            ("NERF_LEVELS", layout.n_levels),
+            ("NERF_SINGLE", int(self.single)),
+            ("NERF_STAGE_WEIGHTS", int(not self.single and gpu().capability >= (8, 0))),
+            ("NERF_WIDTH", self.desc.width),
+        )
+        self.element_bytes = 4 if self.single else 2
+        shapes = [w.shape for w in params.density_weights + params.color_weights]
+        self.n_weights = sum(-(-n_out // 16) * 16 * n_in for n_out, n_in in shapes)  # padded as the kernels do
+        weight_bytes = self.n_weights * self.element_bytes
+        self.staged_bytes = weight_bytes if dict(self.constants)["NERF_STAGE_WEIGHTS"] else 0
+        # One tensor for both directions, and never freed before the launches that read it are in the stream.
+        self.operands = torch.empty(2 * weight_bytes, dtype=torch.uint8, device=params.table.device)
+        self.forward, self.backward = self.operands.data_ptr(), self.operands.data_ptr() + weight_bytes
+        args = PackArgs(field=self.desc, forward=self.forward, backward=self.backward)
+        self.program("cuda_field.cu").launch("pack_weights", args, blocks_of(self.n_weights // 4), THREADS)
+
+    def program(self, name: str) -> nvrtc.Program:
+        return nvrtc.program(name, self.constants)
+
+    def directions(self, directions: Tensor, p: Pointers) -> Tensor:
+        """Spherical harmonics of unit directions [n,3] in the networks' precision, as bytes."""
+        n = len(directions)
+        sh = torch.empty(n * 16 * self.element_bytes, dtype=torch.uint8, device=directions.device)
+        args = DirectionArgs(p("directions", directions, (n, 3)), sh.data_ptr(), n)
+        self.program("cuda_field.cu").launch("encode_directions", args, blocks_of(n), THREADS)
+        return sh
+
+
+def fill_gpu(program: nvrtc.Program, kernel: str, threads: int, shared: int, most: int) -> int:
+    """Blocks of a kernel whose blocks loop: as many as run at once, or as there is work for."""
+    return max(1, min(most, gpu().n_multiprocessors * program.blocks_per_multiprocessor(kernel, threads, shared)))
+
+
+def field_forward(
+    positions: Tensor,
+    directions: Tensor | None,
+    params: FieldParams,
+    config: FieldConfig,
+    table_half: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Density [n] (1/scene length) and, where directions are given, colour [n,3] at scene positions [n,3]. Not
+    differentiable."""
+    p, n, device = pointers(), len(positions), positions.device
+    net = Net(params, config, table_half, p)
+    sigmas = torch.empty(n, device=device)
+    rgbs = torch.empty(n, 3, device=device) if directions is not None else None
+    if directions is not None and directions.shape != (n, 3):
+        raise ValueError(f"directions: expected shape [{n}, 3], got {list(directions.shape)}")
+    sh = net.directions(directions, p) if directions is not None else None
+    args = FieldArgs(
+        field=net.desc,
+        weights=net.forward,
+        positions=p("positions", positions, (n, 3)),
+        sh=0 if sh is None else sh.data_ptr(),
+        sigmas=sigmas.data_ptr(),
+        rgbs=0 if rgbs is None else rgbs.data_ptr(),
+        n=n,
+    )
+    program = net.program("cuda_field.cu")
+    most = blocks_of(n, THREADS // 32 * 16)
+    if n:
+        blocks = fill_gpu(program, "field_forward", THREADS, net.staged_bytes, most)
+        program.launch("field_forward", args, blocks, THREADS, shared=net.staged_bytes)
+    return sigmas, rgbs
+
+
+# ---- march ---------------------------------------------------------------------------------------------------------
+
+
+def pack_occupancy(occupied: Tensor) -> OccupancyBits:
+    """The bits and clearances that the march reads, from a bool grid [levels,R,R,R]; R a multiple of 32."""
+    if occupied.dtype != torch.bool or occupied.dim() != 4:
+        raise ValueError(
+            f"occupied: expected a bool tensor [levels,R,R,R], got {occupied.dtype} {list(occupied.shape)}"
+        )
+    levels, r = int(occupied.shape[0]), int(occupied.shape[1])
+    if list(occupied.shape[1:]) != [r, r, r] or r % 32:
+        raise ValueError(f"occupied: expected a cube whose side is a multiple of 32, got {list(occupied.shape)}")
+    occupied = occupied.contiguous()
+    n_blocks, device = levels * (r // 4) ** 3, occupied.device
+    fine = torch.empty(levels * r**3 // 32, dtype=torch.int32, device=device)
+    near, far = (torch.empty(n_blocks, dtype=torch.uint8, device=device) for _ in range(2))
+    program = nvrtc.program("cuda_march.cu")
+    args = OccupancyArgs(occupied.data_ptr(), fine.data_ptr(), 0, near.data_ptr(), levels, r, 0)
+    program.launch("pack_bits", args, blocks_of(fine.numel()), THREADS)
+    program.launch("mark_blocks", args, blocks_of(n_blocks), THREADS)
+    for axis in range(3):
+        args = OccupancyArgs(0, 0, near.data_ptr(), far.data_ptr(), levels, r, axis)
+        program.launch("spread_blocks", args, blocks_of(n_blocks), THREADS)
+        near, far = far, near
+    return OccupancyBits(fine, near, r, levels)
+
+
+def grid_struct(bits: OccupancyBits, p: Pointers) -> Grid:
+    fine = p("fine", bits.fine, (None,), torch.int32)
+    return Grid(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
+
+
+def march_struct(settings: MarchSettings) -> March:
+    if not (0 < settings.step_size and settings.cone_angle >= 0 and settings.max_step >= settings.step_size):
+        raise ValueError(
+            "settings: expected step_size > 0, cone_angle >= 0 and max_step >= step_size, got "
+            f"{settings.step_size}, {settings.cone_angle} and {settings.max_step}"
+        )
+    return March(settings.step_size, settings.cone_angle, settings.max_step)
+
+
+def ray_pointers(args: Any, tensors: dict[str, Tensor], n: int, p: Pointers) -> None:
+    """Sets the rays' fields of a struct: rays [n,3], t_near, t_far, jitter [n]."""
+    for name, tensor in tensors.items():
+        setattr(args, name, p(name, tensor, (n, 3) if name.startswith("rays") else (n,)))
+
+
+def march(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_near: Tensor,
+    t_far: Tensor,
+    jitter: Tensor,
+    bits: OccupancyBits,
+    settings: MarchSettings,
+) -> Samples:
+    """See `reference.march`: the same samples to the bit. float32; rays [n,3], the rest [n]. Not differentiable."""
+    p, n, device = pointers(), len(rays_o), rays_o.device
+    counts = torch.zeros(n, dtype=torch.int64, device=device)
+    args = MarchArgs(grid=grid_struct(bits, p), march=march_struct(settings), n_rays=n, counts=counts.data_ptr())
+    rays = {"rays_o": rays_o, "rays_d": rays_d, "t_near": t_near, "t_far": t_far, "jitter": jitter}
+    ray_pointers(args, rays, n, p)
+    program = nvrtc.program("cuda_march.cu")
+    program.launch("march_rays", args, blocks_of(n, 128), 128)
+    starts = counts.cumsum(0) - counts
+    total = int(counts.sum())
+    t_starts, t_ends = torch.empty(total, device=device), torch.empty(total, device=device)
+    ray_indices = torch.empty(total, dtype=torch.int64, device=device)
+    if total:
+        args.starts, args.counts = starts.data_ptr(), 0
+        args.t_starts, args.t_ends, args.ray_indices = (t.data_ptr() for t in (t_starts, t_ends, ray_indices))
+        program.launch("march_rays", args, blocks_of(n, 128), 128)
+    return Samples(t_starts, t_ends, ray_indices, torch.stack([starts, counts], dim=1))
+
+
+def ray_jitter(seed: int, step: int, n: int) -> Tensor:
+    """See `reference.ray_jitter`: the same numbers, on the GPU."""
+    out = torch.empty(n, device=gpu().device)
+    args = JitterArgs(out.data_ptr(), seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n)
+    nvrtc.program("cuda_march.cu").launch("ray_jitter", args, blocks_of(n), THREADS)
+    return out
+
+
+# ---- optimiser -----------------------------------------------------------------------------------------------------
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    m: Tensor,
+    v: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    skip_zero_rows: bool = False,
+    half_copy: Tensor | None = None,
+    zero_grad: bool = False,
+    weight_decay: float = 0.0,
+) -> None:
+    """One Adam step in place over rows [n,c]; see `reference.adam_step` and `cpu.adam_step`."""
+    if step < 1:
+        raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
+    shape, device = tuple(param.shape), gpu().device.type
+    for name, t in (("param", param), ("grad", grad), ("m", m), ("v", v)):
+        check_in_place(name, t, shape, torch.float32, device)
+    if half_copy is not None:
+        check_in_place("half_copy", half_copy, shape, torch.float16, device)
+    n_columns = shape[-1] if len(shape) > 1 else 1
+    n_rows = param.numel() // n_columns
+    if not skip_zero_rows and n_columns != 4:  # rows do not matter then: one thread per number
+        n_rows, n_columns = (n_rows * n_columns // 4, 4) if param.numel() % 4 == 0 else (n_rows * n_columns, 1)
+    args = AdamDesc(
+        *(t.data_ptr() for t in (param, grad, m, v)),
+        0 if half_copy is None else half_copy.data_ptr(),
+        n_rows,
+        n_columns,
+        int(skip_zero_rows),
+        int(zero_grad),
+        0,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        1.0 - beta1**step,
+        1.0 - beta2**step,
+        weight_decay,
+    )
+    kernel = "adam_rows_of_four" if n_columns == 4 else "adam_rows"
+    nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(n_rows), THREADS)
+    torch.autograd.graph.increment_version([t for t in (param, grad, m, v, half_copy) if t is not None])

@@ -1,0 +1,297 @@
+"""The fused render op of the CUDA backend: autograd around the kernels of cuda_render.cu and cuda_backward.cu."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nerf.kernels import nvrtc
+from nerf.kernels.bindings import Pointers, check_in_place
+from nerf.kernels.cuda import THREADS, Net, blocks_of, fill_gpu, gpu, grid_struct, march_struct, pointers, ray_pointers
+from nerf.kernels.cuda_args import (
+    BackwardArgs,
+    CompositeArgs,
+    Kept,
+    RayGradientArgs,
+    ReduceArgs,
+    RenderArgs,
+    ScatterArgs,
+)
+from nerf.kernels.layout import FieldConfig, FieldParams, GradientSink, MarchSettings, OccupancyBits
+
+OUTPUTS = ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")
+RAY_ROOM = 24  # kept samples a ray that the buffer of a training step has room for, at least in the mean over its rays
+LEAST_ROOM = 1 << 18
+
+
+@dataclass
+class _KeptSamples:
+    """The buffers of one forward pass: named tensors, and the struct that points to them."""
+
+    tensors: dict[str, Tensor]
+    struct: Kept
+
+
+def _keep(n_rays: int, capacity: int, net: Net, n_features: int, device: torch.device) -> _KeptSamples:
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    tensors = {
+        "n": torch.zeros(1, dtype=torch.int32, device=device),
+        "tails": empty(n_rays, dtype=torch.int32),
+        "totals": empty(n_rays, 2),
+        "places": empty(capacity, 4),
+        "lights": empty(capacity, 4),
+        "units": empty(capacity, 4),
+        "links": empty(capacity, 2, dtype=torch.int32),
+        "features": empty(capacity, n_features * net.element_bytes, dtype=torch.uint8),
+    }
+    return _KeptSamples(tensors, Kept(capacity=capacity, **{k: t.data_ptr() for k, t in tensors.items()}))
+
+
+class _Render(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        rays_o,
+        rays_d,
+        viewdirs,
+        t_near,
+        t_far,
+        jitter,
+        bits,
+        settings,
+        config,
+        table_half,
+        sink,
+        numbers,
+        capacity,
+        table,
+        n_density,
+        *weights,
+    ):  # type: ignore[override]
+        n, p, device = len(rays_o), pointers(), rays_o.device
+        params = FieldParams(table, list(weights[:n_density]), list(weights[n_density:]))
+        net = Net(params, config, table_half, p)
+        rays = {"rays_o": rays_o, "rays_d": rays_d, "t_near": t_near, "t_far": t_far, "jitter": jitter}
+        if viewdirs.shape != (n, 3):
+            raise ValueError(f"viewdirs: expected shape [{n}, 3], got {list(viewdirs.shape)}")
+        sh = net.directions(viewdirs, p)
+        colors, scalars = torch.zeros(n, 3, device=device), torch.zeros(5, n, device=device)
+        keep = any(ctx.needs_input_grad)
+        args = RenderArgs(
+            field=net.desc,
+            grid=grid_struct(bits, p),
+            march=march_struct(settings),
+            stop_threshold=settings.stop_threshold,
+            alpha_threshold=settings.alpha_threshold,
+            n_rays=n,
+            sh=sh.data_ptr(),
+            weights=net.forward,
+            n_evaluated=numbers["evaluated"].data_ptr(),
+        )
+        ray_pointers(args, rays, n, p)
+        for name, tensor in zip(OUTPUTS, (colors, *scalars), strict=True):
+            setattr(args, name, tensor.data_ptr())
+        program = net.program("cuda_render.cu")
+        blocks = fill_gpu(program, "render_forward", THREADS, net.staged_bytes, blocks_of(n))
+        while True:
+            kept = _keep(n, capacity, net, config.layout.n_features, device) if keep else None
+            next_ray = torch.zeros(1, dtype=torch.int32, device=device)
+            numbers["evaluated"].zero_()
+            args.next_ray = next_ray.data_ptr()
+            args.kept = kept.struct if kept else Kept()
+            if n:
+                program.launch("render_forward", args, blocks, THREADS, shared=net.staged_bytes)
+            if kept is None or sink is not None:
+                break
+            found = int(kept.tensors["n"])  # without a sink every sample is promised its gradient: look, and try again
+            if found <= capacity:
+                break
+            capacity = found
+        if kept is not None:
+            numbers["kept"] = kept.tensors["n"]
+            numbers["capacity"] = capacity
+            ctx.state = (p, net, kept, sh, params, config, settings, sink, n_density)
+            ctx.save_for_backward(rays_o, rays_d, viewdirs, table, *weights)  # notices changes made in between
+        outputs = (colors, *scalars.unbind(0))
+        ctx.mark_non_differentiable(outputs[3])
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_colors, grad_opacities, grad_depths, _median, grad_moments, grad_distortions):  # type: ignore[override]
+        rays_o, rays_d, viewdirs, *_ = ctx.saved_tensors
+        _alive, net, kept, sh, params, config, settings, sink, n_density = ctx.state
+        per_ray = {
+            "colors": grad_colors,
+            "opacities": grad_opacities,
+            "depths": grad_depths,
+            "second_moments": grad_moments,
+            "distortions": grad_distortions,
+        }
+        if sink is not None:
+            check_in_place("sink.table", sink.table, tuple(params.table.shape), torch.float32, gpu().device.type)
+            torch.autograd.graph.increment_version(sink.table)
+        grad_table = sink.table if sink is not None else torch.zeros_like(params.table)
+        with_rays = any(ctx.needs_input_grad[:3])
+        rays = (rays_o, rays_d, viewdirs) if with_rays else None
+        flat, grad_rays = _backward(net, kept, sh, per_ray, config, settings, grad_table, rays)
+        grad_weights, at = [], 0
+        for w in params.density_weights + params.color_weights:
+            grad_weights.append(flat[at : at + w.numel()].view(w.shape))
+            at += w.numel()
+        ctx.state = None
+        nothing = (None,) * 10
+        return (*grad_rays, *nothing, None if sink is not None else grad_table, None, *grad_weights)
+
+
+def _backward(
+    net: Net,
+    kept: _KeptSamples,
+    sh: Tensor,
+    per_ray: dict[str, Tensor],
+    config: FieldConfig,
+    settings: MarchSettings,
+    grad_table: Tensor,
+    rays: tuple[Tensor, Tensor, Tensor] | None,
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Adds to the table's gradient; returns those of the weights, one after the other, and of the rays where asked."""
+    p, layout = pointers(), config.layout
+    capacity, n, device = kept.struct.capacity, len(kept.tensors["tails"]), grad_table.device
+    samples = torch.empty(capacity, 4, device=device)
+    largest = torch.zeros(1, dtype=torch.int32, device=device)
+    composite = CompositeArgs(
+        kept=kept.struct,
+        gradient_distance=settings.gradient_distance,
+        n_rays=n,
+        grads=samples.data_ptr(),
+        largest_bits=largest.data_ptr(),
+    )
+    for name, tensor in per_ray.items():
+        setattr(composite, name, p(f"grad_{name}", tensor, (n, 3) if name == "colors" else (n,)))
+    net.program("cuda_render.cu").launch("composite_backward", composite, blocks_of(n, 128), 128)
+
+    warps = 4 if net.single else 8
+    widest = max(net.desc.width, layout.n_features, 32) + 8
+    shared = 2 * 16 * warps * widest * net.element_bytes + 2 * net.staged_bytes
+    program = net.program("cuda_backward.cu")
+    blocks = fill_gpu(program, "field_backward", 32 * warps, shared, -(-capacity // (16 * warps)))
+    n_gradients = sum(n_out * n_in for n_out, n_in in _weight_shapes(net, layout.n_features))
+    partials = torch.empty(blocks, n_gradients, device=device)
+    grad_features = torch.empty(capacity * layout.n_features * net.element_bytes, dtype=torch.uint8, device=device)
+    grad_sh = torch.zeros(n, 16, device=device) if rays is not None else None
+    args = BackwardArgs(
+        kept=kept.struct,
+        sh=sh.data_ptr(),
+        forward=net.forward,
+        backward=net.backward,
+        grads=samples.data_ptr(),
+        largest_bits=largest.data_ptr(),
+        grad_features=grad_features.data_ptr(),
+        grad_sh=0 if grad_sh is None else grad_sh.data_ptr(),
+        partials=partials.data_ptr(),
+    )
+    program.launch("field_backward", args, blocks, 32 * warps, shared=shared)
+
+    flat = torch.empty(n_gradients, device=device)
+    reduce = ReduceArgs(partials.data_ptr(), largest.data_ptr(), flat.data_ptr(), blocks)
+    program.launch("reduce_weights", reduce, blocks_of(n_gradients, 64), 64)
+    looping = fill_gpu(program, "scatter_table", THREADS, 0, blocks_of(capacity))
+    scatter = ScatterArgs(
+        field=net.desc,
+        kept=kept.struct,
+        grad_features=grad_features.data_ptr(),
+        largest_bits=largest.data_ptr(),
+        grad_table=grad_table.data_ptr(),
+    )
+    program.launch("scatter_table", scatter, looping, THREADS, layout.n_levels)
+    if rays is None:
+        return flat, (None, None, None)
+    return flat, _ray_gradients(net, program, kept, grad_features, largest, grad_sh, rays, p, looping)
+
+
+def _ray_gradients(
+    net: Net,
+    program: nvrtc.Program,
+    kept: _KeptSamples,
+    grad_features: Tensor,
+    largest: Tensor,
+    grad_sh: Tensor | None,
+    rays: tuple[Tensor, Tensor, Tensor],
+    p: Pointers,
+    blocks: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert grad_sh is not None
+    n = len(rays[0])
+    grads = tuple(torch.zeros(n, 3, device=grad_sh.device) for _ in range(3))
+    args = RayGradientArgs(
+        field=net.desc,
+        kept=kept.struct,
+        grad_features=grad_features.data_ptr(),
+        largest_bits=largest.data_ptr(),
+        grad_sh=grad_sh.data_ptr(),
+        n_rays=n,
+    )
+    for name, tensor in zip(("rays_o_in", "rays_d_in", "viewdirs"), rays, strict=True):
+        setattr(args, name, p(name, tensor, (n, 3)))
+    for name, tensor in zip(("rays_o", "rays_d", "grad_viewdirs"), grads, strict=True):
+        setattr(args, name, tensor.data_ptr())
+    program.launch("ray_gradients", args, blocks, THREADS)
+    program.launch("direction_gradients", args, blocks_of(n), THREADS)
+    return grads[0], grads[1], grads[2]
+
+
+def _weight_shapes(net: Net, n_features: int) -> list[tuple[int, int]]:
+    width, shapes = net.desc.width, []
+    for n_layers, n_in, n_out in ((net.desc.n_density_layers, n_features, 16), (net.desc.n_color_layers, 32, 3)):
+        sizes = [n_in, *[width] * (n_layers - 1), n_out]
+        shapes += [(b, a) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    return shapes
+
+
+def render_rays(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    viewdirs: Tensor,
+    t_near: Tensor,
+    t_far: Tensor,
+    jitter: Tensor,
+    bits: OccupancyBits,
+    params: FieldParams,
+    config: FieldConfig,
+    settings: MarchSettings,
+    table_half: Tensor | None = None,
+    sink: GradientSink | None = None,
+) -> dict:
+    """The fused op, see `cpu.render_rays`: same meaning, same dictionary.
+
+    The numbers "evaluated" and "kept" are tensors [1] on the GPU, so that nobody waits for them who does not look. With
+    a sink the buffer of kept samples has a fixed size ("capacity"): what finds no room in it is in the picture and in
+    "kept", but has no gradient. Without a sink the buffer grows until all fit.
+    """
+    numbers: dict = {
+        "evaluated": torch.zeros(1, dtype=torch.int64, device=rays_o.device),
+        "kept": torch.zeros(1, dtype=torch.int32, device=rays_o.device),
+    }
+    capacity = max(LEAST_ROOM, RAY_ROOM * len(rays_o))
+    outputs = _Render.apply(
+        *(t.contiguous() for t in (rays_o, rays_d, viewdirs)),
+        t_near,
+        t_far,
+        jitter,
+        bits,
+        settings,
+        config,
+        table_half,
+        sink,
+        numbers,
+        capacity,
+        params.table,
+        len(params.density_weights),
+        *params.density_weights,
+        *params.color_weights,
+    )
+    return dict(zip(OUTPUTS, outputs, strict=True)) | numbers

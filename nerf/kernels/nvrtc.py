@@ -1,0 +1,292 @@
+"""The GPU behind the CUDA backend: finding it, compiling our sources for it at first use, and launching kernels.
+
+Compiled by NVRTC (a library that pip installs; no toolkit, no nvcc, no headers) through cuda-bindings, the lower half
+of cuda-core, and kept on disk under a hash of sources, options, architecture and compiler. Compiling needs no GPU.
+Launched through the driver's own library on torch's current stream, with tensors that torch allocates.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nerf.errors import UserError, note
+
+SOURCES = Path(__file__).resolve().parent / "src"
+OLDEST = (7, 5)  # compute capability: tensor cores with the products we use
+
+# No contraction and no fast-math: the march must give the CPU's samples to the bit. What may fuse says so (f_fma).
+OPTIONS = ("--std=c++17", "--fmad=false", "--device-as-default-execution-space", "--diag-suppress=128")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The device that kernels run on, as torch counts them."""
+
+    name: str
+    device: torch.device
+    capability: tuple[int, int]
+    n_multiprocessors: int
+    shared_bytes: int  # the most that one block may ask for
+
+    @property
+    def architecture(self) -> int:
+        return self.capability[0] * 10 + self.capability[1]
+
+
+# ---- what is there -------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def find() -> tuple[Gpu | None, str]:
+    """The GPU in use, or None and the reason with what to do, in one sentence."""
+    built = torch.version.cuda
+    if built is None:
+        return None, "this torch has no CUDA; install one that has (https://pytorch.org), and nerf-reconstruct[cuda13]"
+    if not torch.cuda.is_available():
+        return None, f"torch is built for CUDA {built}, but no NVIDIA GPU and driver answer; see what nvidia-smi says"
+    index = torch.cuda.current_device()
+    p = torch.cuda.get_device_properties(index)
+    if (p.major, p.minor) < OLDEST:
+        return (
+            None,
+            f"{p.name} has compute capability {p.major}.{p.minor}; the kernels need {OLDEST[0]}.{OLDEST[1]} or newer",
+        )
+    version = nvrtc_version()
+    driver = driver_version()
+    wanted = f"nerf-reconstruct[cuda{driver[0] if driver and driver[0] in (12, 13) else built.split('.')[0]}]"
+    if version is None:
+        return None, f"{p.name} is there, but NVRTC is not: pip install '{wanted}'"
+    if driver and version[0] > driver[0]:
+        return None, (
+            f"NVRTC {version[0]}.{version[1]} is newer than what the driver runs (CUDA {driver[0]}.{driver[1]}): "
+            f"pip uninstall nvidia-cuda-nvrtc cuda-bindings, then pip install '{wanted}'"
+        )
+    shared = getattr(p, "shared_memory_per_block_optin", 64 << 10)
+    return Gpu(p.name, torch.device("cuda", index), (p.major, p.minor), p.multi_processor_count, shared), ""
+
+
+def nvrtc_version() -> tuple[int, int] | None:
+    """NVRTC's CUDA version, None where it or cuda-bindings is missing."""
+    try:
+        error, major, minor = _nvrtc().nvrtcVersion()
+    except Exception:  # a missing library is found out in many ways, most of them RuntimeError
+        return None
+    return None if int(error) else (major, minor)
+
+
+def driver_version() -> tuple[int, int] | None:
+    """The newest CUDA that the driver runs, None without a driver."""
+    try:
+        driver, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    except OSError:
+        return None
+    if driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def _nvrtc() -> Any:
+    return import_module("cuda.bindings.nvrtc")
+
+
+# ---- compiling -----------------------------------------------------------------------------------------------------
+
+
+def options(architecture: int, defines: dict[str, int], virtual: bool = False) -> list[str]:
+    kind = "compute" if virtual else "sm"
+    return [
+        f"--gpu-architecture={kind}_{architecture}",
+        *OPTIONS,
+        *(f"--define-macro={name}={value}" for name, value in sorted(defines.items())),
+    ]
+
+
+def compile_source(
+    name: str, architecture: int, defines: dict[str, int], extra: tuple[str, ...] = ()
+) -> tuple[bytes, str]:
+    """(cubin, the compiler's words) of one .cu file. Raises UserError with the first of its errors."""
+    nvrtc = _nvrtc()
+    supported = _checked(nvrtc.nvrtcGetSupportedArchs())
+    virtual = architecture not in supported  # a newer card than the compiler knows: the driver compiles the rest
+    if virtual:
+        architecture = max(a for a in supported if a <= architecture)
+    arguments = [*options(architecture, defines, virtual), f"--include-path={SOURCES}", *extra]
+    program = _checked(nvrtc.nvrtcCreateProgram((SOURCES / name).read_bytes(), name.encode(), 0, [], []))
+    try:
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), [a.encode() for a in arguments])
+        log = _buffer(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
+        nvrtc.nvrtcGetProgramLog(program, log)
+        words = log.decode(errors="replace").strip("\0 \n")
+        if int(status):
+            first = next((line for line in words.splitlines() if "error" in line), words or str(status))
+            raise UserError(
+                f"the CUDA kernels do not compile for sm_{architecture} ({name}: {first}): "
+                "run with --backend cpu, and report this line"
+            )
+        if virtual:
+            size = _checked(nvrtc.nvrtcGetPTXSize(program))
+            code = _buffer(size)
+            nvrtc.nvrtcGetPTX(program, code)
+        else:
+            size = _checked(nvrtc.nvrtcGetCUBINSize(program))
+            code = _buffer(size)
+            nvrtc.nvrtcGetCUBIN(program, code)
+        return code[:size], words
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _buffer(size: int) -> bytes:
+    """Fresh bytes for NVRTC to write into, which is how the bindings want it: never of one byte, as Python has each of
+    those only once, and what is written there would change every b" " of the process."""
+    return bytes(max(size, 2))
+
+
+def _checked(result: tuple) -> Any:
+    if int(result[0]):
+        raise UserError(f"NVRTC failed ({result[0]}): reinstall it, or run with --backend cpu")
+    return result[1] if len(result) == 2 else result[1:]
+
+
+def source_hash(name: str) -> str:
+    """Over one .cu file and all headers that it might include."""
+    digest = hashlib.sha256()
+    for path in sorted([SOURCES / name, *SOURCES.glob("*.h")]):
+        if not path.name.startswith("cpu_"):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $NERF_CACHE_DIR, else the user's cache folder."""
+    chosen = os.environ.get("NERF_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nerf"
+
+
+def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:
+    """The compiled file from disk, or compiled now, with a line that says so, and stored."""
+    key = repr((source_hash(name), options(architecture, defines), nvrtc_version()))
+    path = cache_folder() / f"{Path(name).stem}-sm{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    try:
+        return path.read_bytes()
+    except OSError:
+        pass
+    started = time.perf_counter()
+    note(f"compiling {name} for this GPU (sm_{architecture}); only the first time")
+    code, _ = compile_source(name, architecture, defines)
+    statistics["compiled"] += 1
+    statistics["compile_seconds"] += time.perf_counter() - started
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(code)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        note(
+            f"compiled kernels cannot be kept in {path.parent} ({error.strerror}); set NERF_CACHE_DIR to another folder"
+        )
+    return code
+
+
+# Of this process: files compiled (0 after a warm start), seconds that took, kernels launched.
+statistics: dict[str, float] = {"compiled": 0, "compile_seconds": 0.0, "launched": 0}
+
+
+# ---- launching -----------------------------------------------------------------------------------------------------
+
+
+class Program:
+    """One compiled .cu file on the GPU; kernels by name, each taking one struct."""
+
+    def __init__(self, code: bytes, gpu: Gpu) -> None:
+        torch.cuda.current_stream(gpu.device).synchronize()  # makes torch's context the current one
+        self.gpu, self.driver = gpu, _driver()
+        self.module = ctypes.c_void_p()
+        self.functions: dict[tuple[str, int], ctypes.c_void_p] = {}
+        self._check(self.driver.cuModuleLoadData(ctypes.byref(self.module), code), "loading the kernels")
+
+    def _check(self, status: int, doing: str) -> None:
+        if status:
+            words = ctypes.c_char_p()
+            self.driver.cuGetErrorString(status, ctypes.byref(words))
+            said = (words.value or b"unknown").decode()
+            raise UserError(f"the GPU failed while {doing} ({said}, CUDA error {status}): run again with --backend cpu")
+
+    def _function(self, kernel: str, shared: int) -> ctypes.c_void_p:
+        function = self.functions.get((kernel, shared))
+        if function is None:
+            function = ctypes.c_void_p()
+            status = self.driver.cuModuleGetFunction(ctypes.byref(function), self.module, kernel.encode())
+            self._check(status, f"looking for the kernel {kernel}")
+            if shared > 48 << 10:  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._check(self.driver.cuFuncSetAttribute(function, 8, shared), f"giving {kernel} its shared memory")
+            self.functions[kernel, shared] = function
+        return function
+
+    def launch(
+        self, kernel: str, args: ctypes.Structure, blocks: int, threads: int, rows: int = 1, shared: int = 0
+    ) -> None:
+        """Run a kernel over blocks x rows on torch's current stream. `args` is copied; its tensors must live until
+        then."""
+        if blocks <= 0 or rows <= 0:
+            return
+        if shared > self.gpu.shared_bytes:
+            raise UserError(
+                f"{kernel} needs {shared >> 10} KB of shared memory, {self.gpu.name} has "
+                f"{self.gpu.shared_bytes >> 10}: use a narrower field, or run with --backend cpu"
+            )
+        pointer = ctypes.c_void_p(ctypes.addressof(args))
+        stream = torch.cuda.current_stream(self.gpu.device).cuda_stream
+        function = self._function(kernel, shared)
+        status = self.driver.cuLaunchKernel(
+            function, blocks, rows, 1, threads, 1, 1, shared, stream, ctypes.byref(pointer), None
+        )
+        self._check(status, f"starting {kernel}")
+        statistics["launched"] += 1
+
+    def blocks_per_multiprocessor(self, kernel: str, threads: int, shared: int = 0) -> int:
+        """How many blocks of a kernel fit on a multiprocessor at once, at least 1."""
+        n = ctypes.c_int()
+        function = self._function(kernel, shared)
+        status = self.driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+            ctypes.byref(n), function, threads, ctypes.c_size_t(shared)
+        )
+        self._check(status, f"asking how {kernel} fits")
+        return max(n.value, 1)
+
+
+@lru_cache(maxsize=1)
+def _driver() -> ctypes.CDLL:
+    driver = ctypes.CDLL("libcuda.so.1")
+    pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
+    driver.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    driver.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
+    driver.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
+    driver.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
+    driver.cuOccupancyMaxActiveBlocksPerMultiprocessor.argtypes = [pointer, pointer, ctypes.c_int, ctypes.c_size_t]
+    driver.cuGetErrorString.argtypes = [ctypes.c_int, pointer]
+    return driver
+
+
+@lru_cache(maxsize=64)
+def program(name: str, defines: tuple[tuple[str, int], ...] = ()) -> Program:
+    """A compiled source file for the GPU in use, its constants given as sorted (name, value) pairs."""
+    gpu, reason = find()
+    if gpu is None:
+        raise UserError(f"backend cuda is not available: {reason}")
+    return Program(cached(name, gpu.architecture, dict(defines)), gpu)

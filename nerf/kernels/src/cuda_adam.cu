@@ -1,0 +1,38 @@
+// Adam on the GPU (adam.h has the equation): one thread per row.
+#include "adam.h"
+#include "cuda_device.h"
+
+NERF_FN unsigned short half_of(float x) { return (unsigned short)(halves_of(x, 0.0f) & 0xffffu); }
+
+// Rows of four, which a hash table has: 16-byte accesses.
+KERNEL(adam_rows_of_four, AdamDesc, 256) {
+  const long long r = (long long)block_index() * block_size() + thread_index();
+  if (r >= args.n_rows) return;
+  const float4 grad = ((const float4*)args.grad)[r];
+  if (args.skip_zero_rows && grad.x == 0.0f && grad.y == 0.0f && grad.z == 0.0f && grad.w == 0.0f) return;
+  float4 p = ((const float4*)args.param)[r], m = ((const float4*)args.m)[r], v = ((const float4*)args.v)[r];
+  p.x = adam_element(args, grad.x, p.x, &m.x, &v.x);
+  p.y = adam_element(args, grad.y, p.y, &m.y, &v.y);
+  p.z = adam_element(args, grad.z, p.z, &m.z, &v.z);
+  p.w = adam_element(args, grad.w, p.w, &m.w, &v.w);
+  ((float4*)args.param)[r] = p;
+  ((float4*)args.m)[r] = m;
+  ((float4*)args.v)[r] = v;
+  if (args.zero_grad) ((float4*)args.grad)[r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (args.half_copy) ((uint2*)args.half_copy)[r] = make_uint2(halves_of(p.x, p.y), halves_of(p.z, p.w));
+}
+
+KERNEL(adam_rows, AdamDesc, 256) {
+  const long long r = (long long)block_index() * block_size() + thread_index();
+  if (r >= args.n_rows) return;
+  const int n = args.n_columns;
+  const size_t at = (size_t)r * n;
+  bool any = !args.skip_zero_rows;
+  for (int c = 0; c < n; ++c) any |= args.grad[at + c] != 0.0f;
+  if (!any) return;
+  for (int c = 0; c < n; ++c) {
+    args.param[at + c] = adam_element(args, args.grad[at + c], args.param[at + c], args.m + at + c, args.v + at + c);
+    if (args.zero_grad) args.grad[at + c] = 0.0f;
+    if (args.half_copy) args.half_copy[at + c] = half_of(args.param[at + c]);
+  }
+}

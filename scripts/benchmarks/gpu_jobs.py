@@ -1,0 +1,271 @@
+"""The sections of scripts/gpu_check.py: each takes its arguments, the scene's folder and a clock; returns a dict.
+
+Times are medians of launches between CUDA events (wall-clock in a dry run). Nothing here is compared with a number from
+elsewhere: targets stand in the README, beside what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from benchmarks import cuda_checks as checks
+from benchmarks.gpu_learning import LAST, TINY, load, profile, synchronise, trained, training, tuning
+from nerf import kernels as ops
+from nerf.cameras import Cameras
+from nerf.fields import FieldOptions
+from nerf.kernels import GradientSink, GridLayout, nvrtc
+from nerf.model import Model
+from nerf.rendering import Marching
+
+Clock = Callable[[], float]
+Args = argparse.Namespace
+
+
+def seconds_of(job: Callable[[], Any], repeats: int = 20, warm: int = 3) -> float:
+    """Median seconds of one call on the GPU, back to back."""
+    for _ in range(warm):
+        job()
+    if not torch.cuda.is_available():
+        started = time.perf_counter()
+        job()
+        return time.perf_counter() - started
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        job()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in zip(marks[:-1], marks[1:], strict=True)) / 1e3
+
+
+__all__ = ["compile", "correctness", "kernels", "mesh", "profile", "sanitizer", "training", "tuning", "views"]
+
+
+# ---- is it right ---------------------------------------------------------------------------------------------------
+
+
+def compile(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
+    """The first launch of everything that training a default field needs: seconds with what the cache holds."""
+    started = time.perf_counter()
+    params, config = checks.make_field(**(_small() if args.dry_run else {"n_features": 32}))
+    place = ops.device()
+    table = params.table.to(place)
+    placed = replace(params, table=table)
+    moved = [[w.to(place) for w in ws] for ws in (params.density_weights, params.color_weights)]
+    placed = replace(placed, density_weights=moved[0], color_weights=moved[1])
+    ops.field_forward(torch.zeros(64, 3, device=place), None, placed, config, table.half())
+    synchronise()
+    files = int(nvrtc.statistics["compiled"])
+    result = {
+        "cache": "warm" if files == 0 else "cold",
+        "files_compiled": files,
+        "compile_seconds": round(nvrtc.statistics["compile_seconds"], 3),
+        "first_answer_seconds": round(time.perf_counter() - started, 3),
+    }
+    print(result)
+    return result
+
+
+def _small() -> dict[str, Any]:
+    return {"width": 32, "n_features": 16}
+
+
+def correctness(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
+    tiny = {
+        "march": lambda: checks.check_march(100),
+        "field, half": lambda: checks.check_field(True, 40, **_small()),
+        "render, half": lambda: checks.check_render(True, 20, 0.1, **_small()),
+        "Adam": lambda: checks.check_adam(100),
+    }
+    rows: list[dict[str, Any]] = []
+    for name, check in (tiny if args.dry_run or args.small else checks.ALL).items():
+        try:
+            for what, error, limit in check():
+                rows.append({"what": what, "error": error, "limit": limit, "right": error <= limit})
+        except Exception as broke:  # the others still have something to say
+            rows.append({"what": name, "error": f"{type(broke).__name__}: {broke}"[:500], "right": False})
+    wrong = [row for row in rows if not row["right"]]
+    for row in rows:
+        mark = "ok " if row["right"] else "BAD"
+        error = row["error"] if isinstance(row["error"], str) else f"{row['error']:.2e} of {row['limit']:.0e}"
+        print(f"{mark} {row['what']:<60} {error}")
+    result: dict[str, Any] = {"rows": rows, "right": len(rows) - len(wrong), "wrong": len(wrong)}
+    if wrong:
+        result["failed"] = f"{len(wrong)} of {len(rows)} numbers are not those of the reference"
+    return result
+
+
+def sanitizer(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
+    """compute-sanitizer over the small checks, in a process of its own."""
+    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if program is None or args.small:
+        print("skipped: compute-sanitizer is not there")
+        return {"skipped": "compute-sanitizer is not there"}
+    script = Path(__file__).resolve().parent.parent / "gpu_check.py"
+    with TemporaryDirectory() as scratch:
+        inner = [sys.executable, str(script), "--data", str(args.data), "--only", "correctness", "--small"]
+        inner += ["--out", str(Path(scratch) / "small.json")]
+        command = [program, "--tool", "memcheck", "--error-exitcode", "77", *inner]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=max(10.0, min(100.0, left() / 3)))
+        except subprocess.TimeoutExpired:
+            print("skipped: it takes too long here")
+            return {"skipped": "it took too long"}
+    errors = [line.strip("= ") for line in done.stdout.splitlines() if line.startswith("=========")][-12:]
+    print("\n".join(errors))
+    if done.returncode == 77:
+        return {"failed": "compute-sanitizer found errors", "lines": errors}
+    if done.returncode:
+        return {"skipped": f"it does not run here (exit {done.returncode})", "lines": errors}
+    return {"clean": True, "lines": errors}
+
+
+# ---- how fast are the kernels --------------------------------------------------------------------------------------
+
+
+def kernels_timed(args: Args) -> dict[str, float]:
+    """Samples a second and bytes a second of single ops, on random numbers of the default field's size."""
+    place, dry = ops.device(), args.dry_run
+    n = 1 << 8 if dry else 1 << 18
+    found: dict[str, float] = {}
+    if not dry:
+        block = torch.empty(1 << 30, dtype=torch.uint8, device=place)
+        other = torch.empty_like(block)
+        found["copy_bytes_per_second"] = 2 * block.numel() / seconds_of(lambda: other.copy_(block))
+        del block, other
+    options = TINY if dry else FieldOptions()
+    from nerf.fields import RadianceField
+
+    field = RadianceField(options).to(place)
+    field.table_half = field.table.detach().half()
+    layout: GridLayout = field.config.layout
+    points = torch.rand(n, 3, device=place)
+    took = seconds_of(lambda: ops.hashgrid_encode(points, field.table.detach(), layout))
+    moved = n * (layout.n_levels * 8 * layout.n_features_per_level * 4 + layout.n_features * 4 + 12)
+    found["hashgrid_forward_float32_seconds"] = took
+    found["hashgrid_forward_float32_bytes_per_second"] = moved / took
+    directions = torch.nn.functional.normalize(torch.randn(n, 3, device=place), dim=1)
+    scene_points = points * 2 - 1
+    found["density_per_second"] = n / seconds_of(lambda: field.density(scene_points))
+    with torch.no_grad():
+        found["field_per_second"] = n / seconds_of(lambda: field(scene_points, directions))
+    found |= _render_timed(field, n, place)
+    sink = torch.rand_like(field.table.data)
+    moments = [torch.zeros_like(sink) for _ in range(2)]
+    table, half = field.table.data, field.table_half
+
+    def adam() -> None:
+        ops.adam_step(table, sink, *moments, 1e-3, 0.9, 0.99, 1e-15, 3, True, half)
+
+    found["adam_rows_per_second"] = layout.n_rows / seconds_of(adam)
+    return found
+
+
+def _render_timed(field: Any, n: int, place: torch.device) -> dict[str, float]:
+    """Forward and backward of the whole field over about n samples, all of which count: full cells, thin fog."""
+    rays = [t.to(place) for t in checks.make_rays(max(n // 64, 8), 1, 32, 2.0)]
+    settings = replace(Marching("box", 0.0, 100.0).settings(), step_size=0.03, max_step=0.03)
+    settings = replace(settings, stop_threshold=0.0, alpha_threshold=0.0)
+    bits = ops.pack_occupancy(rays[-1])
+    sink = GradientSink(torch.zeros_like(field.table.data))
+    half, params, config = field.table_half, field.params(), field.config
+
+    def forward() -> dict:
+        return ops.render_rays(*rays[:2], rays[1], *rays[2:], params, config, settings, bits, half, sink)
+
+    def both() -> None:
+        out = forward()
+        torch.autograd.grad(out["colors"].sum() + out["opacities"].sum(), params.density_weights)
+
+    samples = int(forward()["evaluated"])
+    return {
+        "render_samples": float(samples),
+        "render_forward_per_second": samples / seconds_of(forward),
+        "render_forward_backward_per_second": samples / seconds_of(both),
+    }
+
+
+def kernels(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
+    found = kernels_timed(args)
+    for name, value in found.items():
+        print(f"{name:<45} {value:.4g}")
+    return dict(found)
+
+
+# ---- what it is for ------------------------------------------------------------------------------------------------
+
+
+def views(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
+    """Seconds a view: everything from the camera to the picture in the CPU's memory, and the rays' colours alone."""
+    loaded = load(scene, 32 if args.dry_run else 1)
+    model = LAST.get("lego") or trained(args, loaded, 5.0)[0]
+    test = loaded.cameras.subset(loaded.splits["test"][: 1 if args.dry_run else 3])
+    found: dict[str, Any] = {"lego 800x800": _view_times(model, test)}
+    if not args.dry_run:
+        found["lego 1920x1080"] = _view_times(model, test.resized(1920, 1080))
+        fox = args.data / "fox.safetensors"
+        if fox.is_file():
+            model = Model.load(fox)
+            found["fox 1920x1080"] = _view_times(model, model.cameras.subset([0, 10, 20]).resized(1920, 1080))
+        else:
+            found["fox 1920x1080"] = "not measured: DIR/fox.safetensors is not there"
+    for name, value in found.items():
+        print(name, value)
+    return found
+
+
+@torch.no_grad()
+def _view_times(model: Model, cameras: Cameras) -> dict[str, float]:
+    def colors(i: int) -> None:
+        rays = cameras.to(model.device).image_rays(i, model.scene_from_world)
+        model.render_rays(*(r.to(model.device) for r in rays))
+
+    found = {}
+    for name, job in (("view", lambda i: model.render_image(cameras, i)), ("colors", colors)):
+        times = []
+        for i in (0, *range(len(cameras))):  # the first is to warm up
+            synchronise()
+            started = time.perf_counter()
+            job(i)
+            synchronise()
+            times.append(time.perf_counter() - started)
+        found[f"{name}_seconds"] = statistics.median(times[1:])
+    found["frames_per_second"] = 1 / found["colors_seconds"]
+    return found
+
+
+def mesh(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
+    loaded = load(scene, 32 if args.dry_run else 1)
+    model = LAST.get("lego") or trained(args, loaded, 5.0)[0]
+    n = 8 if args.dry_run else 256
+    axis = torch.linspace(-1, 1, n, device=model.device)
+    points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
+    result: dict[str, Any] = {
+        "densities": n**3,
+        "densities_per_second": n**3 / seconds_of(lambda: model.density(points), 3),
+    }
+    try:
+        import trimesh  # noqa: F401
+    except ModuleNotFoundError:
+        result["mesh"] = "not measured: trimesh is not installed"
+    else:
+        if not args.dry_run and left() > 60:
+            from nerf.meshing import extract
+
+            started = time.perf_counter()
+            found = extract(model, resolution=512)
+            result |= {"mesh_seconds": time.perf_counter() - started, "triangles": len(found.faces)}
+    print(result)
+    return result

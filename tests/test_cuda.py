@@ -1,0 +1,328 @@
+"""The CUDA backend without a GPU: its kernels run on an emulated one (cuda_shim.h), its sources compile for every card.
+
+On a machine with a GPU, scripts/gpu_check.sh runs the same checks there.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import emulation
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from nerf import checkpoint, kernels, losses, training
+from nerf.errors import UserError
+from nerf.kernels import GradientSink, cuda, cuda_render, nvrtc
+from nerf.model import Model
+from nerf.occupancy import OccupancyGrid
+from nerf.pixels import PixelSampler
+from nerf.training import TrainConfig, Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "scripts"))
+from benchmarks import cuda_checks as checks  # noqa: E402
+
+needs_compiler = pytest.mark.skipif(emulation.compiler() is None, reason="needs a C++ compiler")
+SMALL = {"width": 32, "n_features": 16}
+CASES: dict[str, Callable[[], Iterator[checks.Row]]] = {
+    "march": lambda: checks.check_march(300),
+    "hash grid": lambda: checks.check_hashgrid(100, ((3, 4), (1, 1))),
+    "field, single": lambda: checks.check_field(False, 50, **SMALL),
+    "field, half": lambda: checks.check_field(True, 50, **SMALL),
+    "render, single": lambda: checks.check_render(False, 40, 0.06, **SMALL),
+    "render, half": lambda: checks.check_render(True, 40, 0.06, **SMALL),
+    "render, half, 2 features": lambda: checks.check_render(True, 20, 0.1, features=2, **SMALL),
+    "render, half, other depths": lambda: checks.check_render(True, 20, 0.1, layers=(3, 1), **SMALL),
+    "stops": lambda: checks.check_stops(40, **SMALL),
+    "Adam": lambda: checks.check_adam(200),
+}
+
+
+@pytest.fixture
+def emulated() -> Iterator[None]:
+    if emulation.compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    with emulation.use():
+        yield
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_op_gives_what_the_reference_gives(name: str, emulated: None) -> None:
+    rows = list(CASES[name]())
+    assert rows
+    wrong = [f"{what}: {error:.2g}, allowed {limit:.2g}" for what, error, limit in rows if not error <= limit]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_checks_notice_a_wrong_number(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = kernels.field_forward
+    monkeypatch.setattr(kernels, "field_forward", lambda *a: tuple(x if x is None else x * 1.01 for x in real(*a)))
+    rows = list(checks.check_field(True, 50, **SMALL))
+    assert any(error > limit for _, error, limit in rows)
+
+
+def render(rays: tiny.RayBatch, params, config, sink=None, half=True):
+    table_half = params.table.detach().half() if half else None
+    views = tiny.unit_vectors(len(rays.rays_o), 5)
+    return kernels.render_rays(
+        rays.rays_o, rays.rays_d, views, *rays.all()[2:], params, config, tiny.SETTINGS, None, table_half, sink
+    )
+
+
+@pytest.mark.parametrize("n", (0, 1))
+def test_no_ray_and_one_ray(n: int, emulated: None) -> None:
+    params, config = checks.make_field(**SMALL)
+    params = tiny.cast(params, torch.float32, requires_grad=True)
+    out = render(tiny.ray_batch(8).first(n), params, config)
+    assert out["colors"].shape == (n, 3)
+    out["colors"].sum().backward()
+    assert params.table.grad is not None and bool(params.table.grad.isfinite().all())
+
+
+def test_samples_without_room_are_in_the_picture_and_counted(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, config = checks.make_field(**SMALL)
+    params = tiny.cast(params, torch.float32, requires_grad=True)
+    rays = tiny.ray_batch(40)
+    with torch.no_grad():
+        whole = render(rays, params, config)
+    monkeypatch.setattr(cuda_render, "LEAST_ROOM", 64)
+    monkeypatch.setattr(cuda_render, "RAY_ROOM", 0)
+    sink = GradientSink(torch.zeros_like(params.table.detach()))
+    cramped = render(rays, params, config, sink)
+    assert int(cramped["kept"]) > cramped["capacity"] == 64
+    assert torch.equal(cramped["colors"], whole["colors"])
+    cramped["colors"].sum().backward()
+    assert bool(sink.table.isfinite().all()) and float(sink.table.abs().sum()) > 0
+
+    grown = render(rays, params, config)  # without a sink every sample is promised its gradient
+    assert int(grown["kept"]) == int(cramped["kept"]) <= grown["capacity"]
+
+
+def test_gradients_of_any_size_survive_half_precision(emulated: None) -> None:
+    params, config = checks.make_field(**SMALL)
+    rays, found = tiny.ray_batch(20), []
+    for scale in (2.0**-40, 1.0, 2.0**27):  # powers of two: the same digits, wherever the point is
+        p = tiny.cast(params, torch.float32, requires_grad=True)
+        (render(rays, p, config)["colors"].sum() * scale).backward()
+        assert p.table.grad is not None
+        found.append(p.table.grad / scale)
+    assert checks.relative(found[0], found[1]) < 1e-6 and checks.relative(found[2], found[1]) < 1e-6
+
+
+def test_a_number_that_is_none_shows(emulated: None) -> None:
+    params, config = checks.make_field(**SMALL)
+    params.density_weights[1][0, 0] = float("nan")
+    sigmas, _ = kernels.field_forward(tiny.uniform(5, 3), None, params, config, params.table.half())
+    assert bool(sigmas.isnan().all())
+
+
+def test_training_and_its_checkpoint_move_between_backends(
+    emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32)
+    )  # 128 takes long here
+    scene = tiny.sphere_scene(4, 16)
+    config = TrainConfig(steps=2, batch_samples=1024, field=tiny.FIELD, occupancy_every=2)
+    trainer = Trainer(scene, config)
+    losses = [trainer.train_step() for _ in range(2)]
+    assert all(np.isfinite(losses)) and trainer.samples["trained"] > 0
+    checkpoint.save(tmp_path / "checkpoint.safetensors", *trainer.state())
+    on_gpu = Model.load(tmp_path).render_image(scene.cameras, 0)["color"]
+    kernels.use("reference")
+    on_cpu = Model.load(tmp_path).render_image(scene.cameras, 0)["color"]
+    psnr = -10 * np.log10(np.square(on_gpu - on_cpu).mean())
+    assert psnr > 50, f"{psnr:.1f} dB apart"  # half precision on one side, float32 on the other
+
+
+def test_nothing_of_a_step_stays_on_the_cpu() -> None:
+    """On the device "meta", which has no numbers, an op that mixes it with the CPU fails as it would on a GPU."""
+    scene, meta = tiny.sphere_scene(3, 32), torch.device("meta")
+    sampler = PixelSampler(scene, scene.splits["train"])
+    scene.cameras.rays(*torch.zeros(3, 1, dtype=torch.int64), scene.scene_from_world)
+    cameras = scene.cameras.to(meta)
+    cameras._cache["distorted"] = False  # asks for a number
+    sampler.scene = replace(scene, pixels=scene.pixels.to(meta), cameras=cameras)
+    for name in ("blocks", "errors", "counts"):
+        setattr(sampler, name, getattr(sampler, name).to(meta))
+    batch = sampler.draw(64, None)  # type: ignore[arg-type]
+    rays = cameras.rays(batch.image_ids, batch.rows, batch.cols, scene.scene_from_world)
+    background = torch.rand(64, 3, device=meta)
+    target = batch.rgb * batch.alpha + background * (1 - batch.alpha)
+    marching = training.marching_of(scene)
+    entered = [*marching.enter(*rays), *replace(marching, space="ndc", ndc=(1.0, 1.0)).enter(*rays)]
+    opacities = torch.rand(64, device=meta)
+    found = losses.surface(opacities, target, opacities, target, background) + losses.huber(target, background)
+    sampler.record(batch, opacities)
+    centres, sizes = OccupancyGrid(2, 32).cell_centres(torch.arange(9, device=meta))
+    world = scene.scene_from_world.apply_directions(rays[1])
+    assert all(t.device == meta for t in (*rays, *entered, found, centres, sizes, world))
+
+
+MMA = """
+#include "cuda_pairs.h"
+struct MmaArgs { const float* a; const float* b; float* c; };
+KERNEL(both_products, MmaArgs, 32) {
+  const int lane = lane_index();
+  FloatPair a[4], b[2];
+  for (int i = 0; i < 4; ++i) set_pair(a[i], args.a[lane * 8 + 2 * i], args.a[lane * 8 + 2 * i + 1]);
+  for (int i = 0; i < 2; ++i) set_pair(b[i], args.b[lane * 4 + 2 * i], args.b[lane * 4 + 2 * i + 1]);
+  float one[4] = {}, two[4] = {};
+  mma_all(one, a, b);
+  mma_by_shuffles_all(two, a, b);
+  for (int i = 0; i < 4; ++i) args.c[lane * 8 + i] = one[i], args.c[lane * 8 + 4 + i] = two[i];
+}
+"""
+
+
+@needs_compiler
+def test_the_product_by_shuffles_is_that_of_the_tensor_cores() -> None:
+    import ctypes
+
+    class Args(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_void_p) for name in "abc"]
+
+    a, b, c = torch.randn(32, 8), torch.randn(32, 4), torch.zeros(32, 8)
+    program = emulation.Program(emulation.build_library("both_products", MMA, (), ()))
+    program.launch("both_products", Args(*(t.data_ptr() for t in (a, b, c))), 1, 32)
+    assert float(c.abs().sum()) > 0 and torch.allclose(c[:, :4], c[:, 4:], atol=1e-5)
+
+
+SANITIZED = """
+import sys
+sys.path[:0] = [{tests!r}, {scripts!r}]
+import emulation
+from benchmarks import cuda_checks as checks
+emulation.EXTRA = emulation.SANITIZERS
+with emulation.use():
+    for run in (lambda: checks.check_march(20), lambda: checks.check_render(True, 4, 0.2, width=32, n_features=16)):
+        assert all(error <= limit for _, error, limit in run())
+print("clean")
+"""
+
+
+@pytest.mark.slow  # AddressSanitizer compiles and runs slowly; .ci/run asks for it
+@needs_compiler
+def test_the_kernels_run_clean_under_sanitizers() -> None:
+    where = subprocess.run([*emulation.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    library = Path(where.stdout.strip())
+    if where.returncode or not library.is_absolute():
+        pytest.skip("needs a compiler with AddressSanitizer as a shared library")
+    code = SANITIZED.format(tests=str(ROOT / "tests"), scripts=str(ROOT / "scripts"))
+    options = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0", "LD_PRELOAD": str(library)}
+    environment = {**os.environ, **options, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "clean" in done.stdout, done.stderr[-4000:]
+
+
+# ---- scripts/gpu_check.sh --------------------------------------------------------------------------------------------
+
+
+def gpu_check(*arguments: object, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": python, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", str(ROOT / "scripts" / "gpu_check.sh"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_gpu_check_without_a_gpu_is_one_sentence(tmp_path: Path) -> None:
+    done = gpu_check("--data", tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("gpu_check: no GPU to check: ") and done.stderr.count("\n") == 1
+
+
+@needs_compiler
+def test_gpu_check_can_be_rehearsed_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "check.json"
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--dry-run", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    assert found["emulated"] is True and found["correctness"]["wrong"] == 0 < found["correctness"]["right"]
+    for section in ("compile", "correctness", "sanitizer", "kernels", "training", "views", "mesh", "profile"):
+        assert "failed" not in found[section], section
+    assert found["training"]["rows"][0]["steps"] == 2 and found["views"]["lego 800x800"]["view_seconds"] > 0
+
+
+# ---- compiling and finding ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc")
+def test_a_source_compiles_for_old_and_new_cards() -> None:
+    for architecture in (75, 90):
+        code, _ = nvrtc.compile_source("cuda_adam.cu", architecture, {})
+        assert code[:4] == b"\x7fELF"
+        assert b" ".hex() == "20", "the compiler wrote into a byte that all of Python shares"
+    with pytest.raises(UserError, match="do not compile for sm_90 .*cuda_field.cu.*error.*--backend cpu"):
+        nvrtc.compile_source("cuda_field.cu", 90, {"NERF_WIDTH": 3})
+
+
+def test_compiled_kernels_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    calls: list[str] = []
+
+    def compiles(name: str, architecture: int, defines: dict[str, int]) -> tuple[bytes, str]:
+        calls.append(name)
+        return f"{name} {architecture} {defines}".encode(), ""
+
+    monkeypatch.setattr(nvrtc, "compile_source", compiles)
+    monkeypatch.setenv("NERF_CACHE_DIR", str(tmp_path / "cache"))
+    first = nvrtc.cached("cuda_adam.cu", 90, {})
+    assert "compiling cuda_adam.cu for this GPU (sm_90)" in capsys.readouterr().err
+    assert nvrtc.cached("cuda_adam.cu", 90, {}) == first and len(calls) == 1
+    nvrtc.cached("cuda_adam.cu", 90, {"A": 1})
+    nvrtc.cached("cuda_adam.cu", 80, {})
+    assert len(calls) == 3  # other constants and other cards are other files
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NERF_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert nvrtc.cached("cuda_adam.cu", 90, {}) == first
+    assert "set NERF_CACHE_DIR to another folder" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = type("P", (), {"name": "Card", "major": 9, "minor": 0, "multi_processor_count": 2})
+    find = nvrtc.find.__wrapped__  # without the cache
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "this torch has no CUDA" in find()[1]
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no NVIDIA GPU and driver answer" in find()[1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: (12, 8))
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: None)
+    assert "NVRTC is not: pip install 'nerf-reconstruct[cuda12]'" in find()[1]
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: (13, 0))
+    assert "NVRTC 13.0 is newer than what the driver runs (CUDA 12.8)" in find()[1]
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: (12, 6))
+    gpu, reason = find()
+    assert gpu is not None and gpu.architecture == 90 and reason == ""
+    properties.major = 6
+    assert "compute capability 6.0; the kernels need 7.5" in find()[1]
+
+
+def test_a_gpu_that_computes_wrongly_is_left_alone(emulated: None, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(cuda, "ray_jitter", lambda seed, step, n: torch.zeros(n))
+    with pytest.raises(UserError, match="backend cuda is not available: emulated GPU computes wrong numbers"):
+        kernels.use("cuda")
+    assert kernels.use("auto") != "cuda"
+    assert "not running on the GPU: emulated GPU computes wrong numbers" in capsys.readouterr().err
+
+
+def test_asking_for_cuda_without_a_gpu_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "find", lambda: (None, "the reason"))
+    before = kernels._chosen
+    with pytest.raises(UserError, match="backend cuda is not available: the reason, or use --backend cpu"):
+        kernels.use("cuda")
+    assert kernels._chosen == before

@@ -331,6 +331,9 @@ def test_ctrl_c_ends_it_at_once_in_every_stage(stage: str, tmp_path: Path) -> No
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
     )
     log = tmp_path / "out" / "capture" / "job.json"
     deadline = time.monotonic() + 60

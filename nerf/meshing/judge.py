@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene
 
 THRESHOLDS = (0.25, 0.5, 1.0)  # per cent of the truth's diagonal
+_POINTS_A_SIDE = 4  # of a pixel: with 2, the four shades of a silhouette's pixels cost 0.4 dB at 40 dB
 _LARGEST_RATIO = 10.0  # of the two diagonals, beyond which frames are taken to differ
 
 
@@ -74,7 +75,7 @@ def judge_views(mesh: trimesh.Trimesh, scene: Scene) -> dict[str, Any]:
     white = torch.ones(3)
     rows = []
     for i in scene.splits["test"].tolist():
-        drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i)["color"])
+        drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_POINTS_A_SIDE)["color"])
         numbers = compare(drawn, shown_as(scene, truth_of(scene, i, white / scene.exposure)), mask_of(scene, i))
         rows.append({"name": scene.names[i], "psnr": numbers["psnr"], "ssim": numbers["ssim"]})
     if not rows:

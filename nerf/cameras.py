@@ -15,6 +15,7 @@ from torch import Tensor
 from nerf.space import Similarity
 
 PERSPECTIVE, OPENCV, FISHEYE = 0, 1, 2
+OPENCV_AXES = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # a pose's columns times this: right, down, ahead
 _TABLE_BYTES = 256 << 20  # largest table of undistorted directions that is kept
 
 
@@ -154,7 +155,7 @@ class Cameras:
             return packed
         s = scene_from_world or Similarity.identity()
         axes = torch.einsum("ij,njk->nik", s.rotation, self.c2w[:, :, :3])
-        axes = axes * torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
+        axes = axes * OPENCV_AXES
         rest = torch.stack([1 / self.fx, 1 / self.fy, self.cx - 0.5, self.cy - 0.5], dim=1)
         parts = [axes.transpose(1, 2).reshape(-1, 9), s.apply(self.c2w[:, :, 3]), rest]
         packed = torch.cat(parts, dim=1).float()

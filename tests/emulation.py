@@ -67,7 +67,7 @@ class Program:
     """`nvrtc.Program` over such a library."""
 
     def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(str(path))
+        self.emulated = ctypes.CDLL(str(path))
 
     def launch(
         self, kernel: str, args: ctypes.Structure, blocks: int, threads: int, rows: int = 1, shared: int = 0
@@ -75,7 +75,7 @@ class Program:
         if blocks <= 0 or rows <= 0:
             return
         size = ctypes.c_longlong(ctypes.sizeof(args))
-        getattr(self.library, kernel)(blocks, rows, threads, shared, ctypes.c_void_p(ctypes.addressof(args)), size)
+        getattr(self.emulated, kernel)(blocks, rows, threads, shared, ctypes.c_void_p(ctypes.addressof(args)), size)
         nvrtc.statistics["launched"] += 1
 
     def blocks_per_multiprocessor(self, kernel: str, threads: int, shared: int = 0) -> int:

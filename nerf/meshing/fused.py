@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf import kernels
-from nerf.cameras import PERSPECTIVE, Cameras
+from nerf.cameras import OPENCV_AXES, PERSPECTIVE, Cameras
 from nerf.kernels import DepthView
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 
@@ -93,8 +93,7 @@ def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         rays_o, rays_d = cameras.image_rays(i, model.scene_from_world)
         t, spread = model.median_depths(rays_o, rays_d)
-        opencv = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
-        axes = model.scene_from_world.rotation @ cameras.c2w[i, :, :3] * opencv  # columns: right, down, ahead
+        axes = model.scene_from_world.rotation @ cameras.c2w[i, :, :3] * OPENCV_AXES
         steps = (t * model.marching.cone_angle).clamp_min(model.marching.step_size)
         surface = t - BEHIND[0] * steps - BEHIND[1] * spread
         along_z = torch.where(t > 0, surface * (rays_d @ axes[:, 2].float()), torch.inf)

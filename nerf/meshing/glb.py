@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nerf import light
 from nerf.surfaces import ORIGIN_NODE, WORLD_NODE
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ def upright(up: NDArray[np.float64] | None) -> list[float]:
 
 def _linear(rgb: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """8-bit sRGB [v,3] -> 16-bit linear RGBA [v,4]."""
-    s = np.arange(256) / 255
-    table = np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
+    table = light.decode(np.arange(256) / 255)
     rgba = np.full((len(rgb), 4), 65535, np.uint16)
     rgba[:, :3] = np.round(table * 65535).astype(np.uint16)[rgb]
     return rgba

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.datasets import Scene
+from nerf.datasets import Keypoints, Scene
 from nerf.errors import UserError
 
 BLOCK = 16  # pixels along the side of a block, the grain of the error map
+KEYPOINTS = 8  # one pixel in so many shows a sparse point, where the scene has some
 
 
 @dataclass
@@ -86,8 +87,26 @@ class PixelSampler:
             )
         device = scene.pixels.offsets.device
         self.blocks = torch.cat(places).to(device)  # [n_blocks,3] image, block row, block column
+        self.keypoints, self.keypoint_blocks = self._keypoints(image_ids)
         self.errors, self.counts = (torch.zeros(len(self.blocks), device=device) for _ in range(2))
         self.cumulative: Tensor | None = None
+
+    def _keypoints(self, image_ids: Tensor) -> tuple[Keypoints | None, Tensor]:
+        """The scene's keypoints [k] in blocks to learn from, and the indices of those blocks [k]."""
+        found, device = self.scene.keypoints, self.blocks.device
+        if found is None:
+            return None, torch.zeros(0, dtype=torch.int64, device=device)
+        found, pixels = found.to(device), self.scene.pixels
+        wide = -(-pixels.widths // BLOCK)
+        first = torch.zeros(len(pixels) + 1, dtype=torch.int64, device=device)
+        first[1:] = (wide * -(-pixels.heights // BLOCK)).cumsum(0)
+        number = torch.full((int(first[-1]),), -1, dtype=torch.int64, device=device)
+        image, row, col = self.blocks.unbind(1)
+        number[first[image] + row * wide[image] + col] = torch.arange(len(self.blocks), device=device)
+        row, col = found.rows // BLOCK, found.cols // BLOCK
+        block = number[first[found.image_ids] + row * wide[found.image_ids] + col]
+        there = block >= 0
+        return (found.select(there), block[there]) if bool(there.any()) else (None, block[:0])
 
     def tensors(self) -> dict[str, Tensor]:
         state = {"errors": self.errors, "counts": self.counts}
@@ -99,8 +118,10 @@ class PixelSampler:
 
     def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
         """n pixels, evenly spread over the blocks' probabilities (systematic sampling: one draw in each n-th of the
-        total)."""
-        device = self.blocks.device
+        total); the last of them show keypoints."""
+        device, known = self.blocks.device, self.keypoints
+        n_known = 0 if known is None else n // KEYPOINTS
+        n -= n_known
         u = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
         last = len(self.blocks) - 1
         if self.cumulative is None:
@@ -112,13 +133,21 @@ class PixelSampler:
         pixels = self.scene.pixels
         rows = torch.minimum(block_rows * BLOCK + inside // BLOCK, pixels.heights[image_ids] - 1)
         cols = torch.minimum(block_cols * BLOCK + inside % BLOCK, pixels.widths[image_ids] - 1)
+        if known is not None:
+            chosen = torch.randint(len(known), (n_known,), generator=generator, device=device)
+            known = known.select(chosen)
+            image_ids, block = torch.cat([image_ids, known.image_ids]), torch.cat([block, self.keypoint_blocks[chosen]])
+            rows, cols = torch.cat([rows, known.rows]), torch.cat([cols, known.cols])
         values = pixels.gather(image_ids, rows, cols)
         c = values.shape[1]
         rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
-        alpha = values[:, -1:] if c in (2, 4) and self.scene.has_alpha else torch.ones(n, 1, device=device)
+        alpha = values[:, -1:] if c in (2, 4) and self.scene.has_alpha else torch.ones(n + n_known, 1, device=device)
         masks = self.scene.masks
         used = None if masks is None else (masks.gather(image_ids, rows, cols) > 0.5).float()
         depths = depths_at(self.scene, image_ids, rows, cols)
+        if known is not None:
+            depths = torch.zeros(n + n_known, device=device) if depths is None else depths
+            depths[n:] = known.z_depths
         if depths is not None:
             depths = depths * (alpha[:, 0] > 0.99)
             depths = depths if used is None else depths * used[:, 0]

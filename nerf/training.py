@@ -24,7 +24,7 @@ from nerf.fields import FieldOptions, RadianceField
 from nerf.kernels import GradientSink
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
-from nerf.pixels import PixelSampler, ray_lengths
+from nerf.pixels import KEYPOINTS, PixelSampler, ray_lengths
 from nerf.rendering import Marching, render_rays
 from nerf.visibility import possible_cells
 
@@ -56,7 +56,7 @@ class TrainConfig:
     # highlights hollow out what is solid. At most a fifth of all.
     diffuse_steps: int = 150
     focus: float = 0.5  # share of pixels drawn where the error was large
-    depth_weight: float = 0.2  # of the loss on depth maps, where the scene has some
+    depth_weight: float = 0.2  # of the loss on depth maps and on sparse points, where the scene has some
     # Rays march in longer steps at first: 4 and 2 times `medium_stretch` (a quarter, the rest of `coarse_steps`), then
     # `medium_stretch` times the steps of rendering until `medium_until` of the training.
     coarse_steps: int = 400
@@ -214,7 +214,8 @@ class Trainer:
         if batch.depths is not None and c.depth_weight > 0:
             lengths = ray_lengths(self.scene, batch, rays_d)
             t = model.marching.places(rays_o, rays_d, lengths)
-            loss = loss + c.depth_weight * losses.depth(out["depths"], out["opacities"], t)
+            share = 1 if self.scene.depths is not None else KEYPOINTS  # the loss is a mean over all rays
+            loss = loss + c.depth_weight * share * losses.depth(out["depths"], out["opacities"], t)
         errors = (shown.detach() - wanted).square().mean(dim=1)
         loss.backward()
         self._optimise()

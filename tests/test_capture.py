@@ -218,6 +218,8 @@ def test_the_colmap_model_is_the_same_scene(done: Any) -> None:
     for name in ("fx", "cx", "distortion"):
         assert torch.allclose(ours.cameras.tensors()[name], theirs.cameras.tensors()[name])
     assert ours.points is not None and theirs.points is not None
+    assert ours.keypoints is not None and theirs.keypoints is not None
+    assert len(ours.keypoints) == len(theirs.keypoints) > 500
     uv, depths = ours.cameras.project(ours.points.double())
     seen = (uv[0] > 0).all(dim=1) & (uv[0, :, 0] < 320) & (uv[0, :, 1] < 240)
     assert float(seen.float().mean()) > 0.3 and float((depths > 0).float().mean()) > 0.99

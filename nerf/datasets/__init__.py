@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nerf.datasets.found import Capture
+from nerf.datasets.keypoints import Keypoints
 from nerf.datasets.pixels import PixelStore
 from nerf.datasets.posed import Posed, check_frames
 from nerf.datasets.scene import Scene, assemble
 from nerf.errors import UserError, note
 
-__all__ = ["PixelStore", "Scene", "load", "load_posed"]
+__all__ = ["Keypoints", "PixelStore", "Scene", "load", "load_posed"]
 
 
 KINDS = (

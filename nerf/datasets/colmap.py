@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.datasets import keypoints
 from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
 from nerf.errors import UserError
@@ -52,6 +53,28 @@ def _suffix(model: Path) -> str | None:
 
 def read_colmap(folder: Path) -> Capture:
     """The largest COLMAP model (most posed images) at or below the folder, with its sparse points."""
+    notes, path, model, posed = largest_model(folder)
+    images, where_note = find_images(folder, sorted(str(im.name) for im in posed))
+    notes.append(where_note)
+    frames = []
+    for image in sorted(posed, key=lambda im: str(im.name)):
+        where = f"{path}, image {image.name}"
+        pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
+        w2c = np.concatenate([np.asarray(pose.matrix(), dtype=np.float64), [[0, 0, 0, 1]]])
+        if not np.isfinite(w2c).all():
+            raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this image")
+        c2w = np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
+        frame = Frame(str(image.name), images[image.name], c2w, _lens(model.cameras[image.camera_id], where), where)
+        frame.mask = _mask(folder, str(image.name))
+        frames.append(frame)
+    keypoints.attach(frames, keypoints.of_model(model))
+    points = np.array([p.xyz for p in model.points3D.values()], dtype=np.float64).reshape(-1, 3)
+    notes.append(f"COLMAP model {path.relative_to(folder)}: {len(frames)} posed images, {len(points)} sparse points")
+    return Capture("colmap", folder, frames, notes, points=points if len(points) else None)
+
+
+def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
+    """Notes, place, pycolmap.Reconstruction and posed images of the COLMAP model with the most posed images."""
     try:
         import pycolmap
     except ImportError as e:
@@ -85,23 +108,7 @@ def read_colmap(folder: Path) -> Capture:
         notes.append(
             f"of {len(loaded)} COLMAP models the largest was taken: {path.relative_to(folder)} (all: {others})"
         )
-
-    images, where_note = find_images(folder, sorted(str(im.name) for im in posed))
-    notes.append(where_note)
-    frames = []
-    for image in sorted(posed, key=lambda im: str(im.name)):
-        where = f"{path}, image {image.name}"
-        pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
-        w2c = np.concatenate([np.asarray(pose.matrix(), dtype=np.float64), [[0, 0, 0, 1]]])
-        if not np.isfinite(w2c).all():
-            raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this image")
-        c2w = np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
-        frame = Frame(str(image.name), images[image.name], c2w, _lens(model.cameras[image.camera_id], where), where)
-        frame.mask = _mask(folder, str(image.name))
-        frames.append(frame)
-    points = np.array([p.xyz for p in model.points3D.values()], dtype=np.float64).reshape(-1, 3)
-    notes.append(f"COLMAP model {path.relative_to(folder)}: {len(frames)} posed images, {len(points)} sparse points")
-    return Capture("colmap", folder, frames, notes, points=points if len(points) else None)
+    return notes, path, model, posed
 
 
 def _lens(camera: Any, where: str) -> Lens:

@@ -40,6 +40,7 @@ class Frame:
     mask: Path | None = None  # 0 = ignore the pixel
     matte: Path | None = None  # silhouette of the object, becomes alpha
     depth: DepthMap | None = None
+    keypoints: np.ndarray | None = None  # [k,5] place as shares of width and height, and the world point shown there
 
 
 @dataclass

@@ -13,6 +13,7 @@ from nerf.datasets import pixels as px
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
 from nerf.datasets.found import Capture
+from nerf.datasets.keypoints import Keypoints, gather
 from nerf.datasets.pixels import PixelStore
 from nerf.datasets.posed import check_frames, check_lenses
 from nerf.datasets.region import choose_region
@@ -44,6 +45,7 @@ class Scene:
     brightest: float = 1.0  # largest colour of all pictures, at least 1
     exposure: float = 1.0  # linear light times this is shown, white at 1
     depths: PixelStore | None = None  # one float32 channel: z-depth in world units, 0 unknown; sizes of their own
+    keypoints: Keypoints | None = None  # pixels that show a sparse point
     files: list[Path] = field(default_factory=list)  # of the images
     photo_cameras: Cameras | None = None  # in the pixels of those files, before downscale
 
@@ -108,6 +110,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
         notes.append(f"images down-scaled by {downscale} (area average)")
 
     has_alpha = n_channels in (2, 4) and _alpha_matters(store)
+    keypoints = gather(frames, posed.cameras, cameras, notes)
     region = choose_region(capture, cameras, store, has_alpha, space)
     return Scene(
         pixels=store,
@@ -130,6 +133,7 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
         brightest=brightest,
         exposure=exposure,
         depths=depths,
+        keypoints=keypoints,
         files=[f.path for f in frames],
         photo_cameras=posed.cameras,
     )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.datasets import keypoints
 from nerf.datasets.depths import DepthMap
 from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
@@ -45,9 +46,19 @@ def read_transforms(file: Path) -> Capture:
             f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): "
             "they are used as they stand, and meshes and cameras are written in that same frame"
         )
+    keypoints.beside(file.parent, frames, _applied(data), capture.notes)
     if isinstance(data.get("ply_file_path"), str):
         _apply_points(capture, file.parent / data["ply_file_path"])
     return capture
+
+
+def _applied(data: dict[str, Any]) -> np.ndarray | None:
+    """[3,4] from the frame of the COLMAP model to that of the poses, where nerfstudio moved them."""
+    try:
+        moved = np.array(data.get("applied_transform", np.eye(4)[:3]), dtype=np.float64)[:3]
+        return moved * float(data.get("applied_scale", 1.0)) if moved.shape == (3, 4) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _apply_lists(capture: Capture, data: dict[str, Any], file: Path) -> None:

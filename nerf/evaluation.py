@@ -76,6 +76,7 @@ def evaluate(
     out: Path | None = None,
     max_views: int | None = None,
     show_progress: bool = True,
+    most_pixels: float = math.inf,
 ) -> dict[str, Any]:
     """Render every view of a split and compare; returns what eval.json holds.
 
@@ -87,6 +88,8 @@ def evaluate(
     out: folder for eval.json, NAME.png (truth | render | error), renders/NAME.png and, of linear light,
     renders/NAME.exr; None writes nothing.
     max_views: at most so many, evenly spread; the protocol says so.
+    most_pixels: larger views are rendered smaller, by a whole factor, and compared with the average of each block of
+    the photo's pixels; the sizes in the protocol are those compared.
     Raises UserError for a split that is unknown or empty.
     """
     ids = _views_of(scene, split)
@@ -101,11 +104,12 @@ def evaluate(
     render_seconds = 0.0
     for i in progress(ids, f"evaluating {split} views", show_progress):
         before = time.perf_counter()
-        view = model.render_image(scene.cameras, i)
+        smaller = math.ceil(math.sqrt(int(scene.cameras.widths[i]) * int(scene.cameras.heights[i]) / most_pixels))
+        view = model.render_image(scene.cameras.subset([i]).scaled(max(smaller, 1)), 0, normals=False)
         seconds = time.perf_counter() - before
         render_seconds += seconds
         rendered = torch.from_numpy(np.ascontiguousarray(view["color"], dtype=np.float32))
-        truth, mask = truth_of(scene, i, model.background), mask_of(scene, i)
+        truth, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), max(smaller, 1))
         numbers = compare(shown_as(model, rendered), shown_as(model, truth), mask)
         if model.linear:
             numbers["psnr_hdr"] = _finite(hdr_psnr(rendered, truth, scene.brightest, mask))
@@ -165,9 +169,21 @@ def mask_of(scene: Scene, i: int) -> Tensor | None:
     return None if scene.masks is None else torch.as_tensor(scene.masks.image(i))[..., 0] > 0.5
 
 
+def shrunk(truth: Tensor, mask: Tensor | None, factor: int) -> tuple[Tensor, Tensor | None]:
+    """A picture [h,w,3] and its mask [h,w] at a whole fraction of their size: blocks are averaged, incomplete last ones
+    cut; a block counts where all its pixels do."""
+    if factor == 1:
+        return truth, mask
+    pool = torch.nn.functional.avg_pool2d
+    smaller = pool(truth.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0).contiguous()
+    return smaller, None if mask is None else pool(mask.float()[None, None], factor)[0, 0] > 0.999
+
+
 def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]], n_in_split: int) -> dict[str, Any]:
     """Everything that must stand beside a number for it to mean something; JSON-able."""
     sizes = sorted({(view["width"], view["height"]) for view in views})
+    full = {(int(scene.cameras.widths[v["index"]]), int(scene.cameras.heights[v["index"]])) for v in views}
+    reduced = "" if full == set(sizes) else "; large views were rendered smaller, against averaged blocks of the photo"
     scaling = [line for line in scene.notes if "down-scaled" in line]
     background = ", ".join(f"{float(c):g}" for c in model.background)
     background = {"1, 1, 1": "white", "0, 0, 0": "black"}.get(background, f"colour ({background})")
@@ -180,7 +196,7 @@ def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]]
         "n_views_in_split": n_in_split,
         "n_train_views": len(scene.splits["train"]),
         "resolution": [f"{w}x{h}" for w, h in sizes],
-        "down_scaling": scaling[0] if scaling else "none",
+        "down_scaling": (scaling[0] if scaling else "none") + reduced,
         "background": background if scene.has_alpha else "of the photos (no alpha)",
         "colour_space": "sRGB values" + (_of_light(model) if model.linear else " as in the files"),
         "masks": "only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",

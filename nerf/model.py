@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,12 @@ class Model:
         background = self.background if background is None else background
         return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
 
+    def coarser(self, stretch: float) -> Model:
+        """The same model, not a copy, whose rays march in steps so many times longer: faster, a little less exact."""
+        other, m = copy(self), self.marching
+        other.marching = replace(m, step_size=stretch * m.step_size, cone_angle=stretch * m.cone_angle)
+        return other
+
     def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
         """Where half the light of scene rays is gone [n], scene length along the ray, 0 where that is nowhere; and how
         far the places spread where it goes [n]: their mean distance, over this half, in the march's length."""
@@ -91,26 +98,35 @@ class Model:
         spread = out["distortions"] / out["opacities"].clamp_min(1e-6).square()
         return self._lengths(rays_o, rays_d, out["median_depths"]), spread
 
-    def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
+    def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
-        (world, unit)."""
+        (world, unit). Without normals, which cost six densities a pixel, a view of an open scene takes a third less."""
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
-        names = {"color": 3, "opacity": 1, "depth": 1, "normal": 3}
+        names = {"color": 3, "opacity": 1, "depth": 1, **({"normal": 3} if normals else {})}
         view = {name: np.empty((h * w, n), np.float32) for name, n in names.items()}
         cameras, chunk = cameras.to(self.device), render_chunk(self.device)
         for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
             pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
             rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
-            for name, part in self.look(*rays).items():
+            for name, part in self.look(*rays, normals).items():
                 view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).cpu().numpy()
         return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
 
-    def look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
+    def look(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
         """What scene rays see: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
         out = self.render_rays(rays_o, rays_d)
-        hit = (out["median_depths"] > 0).nonzero()[:, 0]
+        seen = {
+            "color": out["colors"].clamp(0, None if self.linear else 1),
+            "opacity": out["opacities"],
+            "depth": self._lengths(rays_o, rays_d, out["median_depths"]),
+        }
+        return seen | {"normal": self._normals(rays_o, rays_d, out["median_depths"])} if normals else seen
+
+    def _normals(self, rays_o: Tensor, rays_d: Tensor, median_depths: Tensor) -> Tensor:
+        """World normals [n,3] where half the light of scene rays is gone, zero where that is nowhere."""
+        hit = (median_depths > 0).nonzero()[:, 0]
         o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
-        t = out["median_depths"][hit, None]
+        t = median_depths[hit, None]
         points = o + t * d
         normals = torch.zeros_like(rays_d)
         scene_normals = density_normals(
@@ -120,10 +136,8 @@ class Model:
             scene = ndc_points_inverse(points, self.ndc)
             shifted = ndc_points_inverse(points + 1e-3 * scene_normals, self.ndc)
             scene_normals = torch.nn.functional.normalize(shifted - scene, dim=1)
-        depth = self._lengths(rays_o, rays_d, out["median_depths"])
         normals[hit] = self.scene_from_world.inverse().apply_directions(scene_normals)
-        color = out["colors"].clamp(0, None if self.linear else 1)
-        return {"color": color, "opacity": out["opacities"], "depth": depth, "normal": normals}
+        return normals
 
     def _lengths(self, rays_o: Tensor, rays_d: Tensor, t: Tensor) -> Tensor:
         """Places t [n] on the march (0: none) as lengths along the scene rays."""

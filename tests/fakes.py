@@ -63,7 +63,7 @@ class FakeModel:
         colors = torch.where(hit[:, None], 0.5 + 0.5 * normals, background.expand_as(normals))
         return {"colors": colors, "opacities": hit.float(), "depths": t, "median_depths": t, "normals": normals}
 
-    def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
+    def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         out = self.render_rays(*cameras.image_rays(i, self.scene_from_world))
         hit = out["opacities"][:, None]
@@ -73,6 +73,9 @@ class FakeModel:
             "depth": out["median_depths"].reshape(h, w).numpy(),
             "normal": (out["normals"] * hit).reshape(h, w, 3).numpy(),
         }
+
+    def coarser(self, stretch: float) -> FakeModel:
+        return self
 
     def save(self, path: Path) -> None:
         Path(path).write_bytes(b"a fake checkpoint")

@@ -13,7 +13,7 @@ from fakes import FakeModel, FakePixels, FakeScene, fake_scene
 from PIL import Image
 
 from nerf.errors import UserError
-from nerf.evaluation import compare, evaluate, mask_of, picture_name, summary, truth_of
+from nerf.evaluation import compare, evaluate, mask_of, picture_name, shrunk, summary, truth_of
 
 
 @pytest.fixture
@@ -48,6 +48,25 @@ def test_the_file_holds_the_whole_protocol(scene: FakeScene, tmp_path: Path) -> 
     assert about["n_views"] == 2 and about["n_train_views"] == 6 and about["training"]["steps"] == 10
     assert about["backend"] in ("cpu", "reference")
     assert about["machine"]["cores"] >= 1 and about["machine"]["cpu"] and about["machine"]["torch"]
+
+
+def test_large_views_are_measured_smaller_and_said_to_be(scene: FakeScene) -> None:
+    result = evaluate(FakeModel(), scene, "test", show_progress=False, most_pixels=40 * 40 / 2)
+    about = result["protocol"]
+    assert about["resolution"] == ["20x20"] and "rendered smaller" in about["down_scaling"]
+    full = evaluate(FakeModel(), scene, "test", show_progress=False, most_pixels=40 * 40)
+    assert full["protocol"]["resolution"] == ["40x40"] and "smaller" not in full["protocol"]["down_scaling"]
+    assert result["psnr"] > 24, "a pixel off would be 19; the outline is sharp in one and averaged in the other"
+
+
+def test_blocks_are_averaged_and_count_where_all_their_pixels_do() -> None:
+    truth = torch.arange(5 * 4 * 3, dtype=torch.float32).reshape(5, 4, 3)
+    mask = torch.ones(5, 4, dtype=torch.bool)
+    mask[1, 0] = False
+    smaller, counts = shrunk(truth, mask, 2)
+    assert counts is not None and counts.tolist() == [[False, True], [True, True]]
+    torch.testing.assert_close(smaller[1, 0], truth[2:4, 0:2].reshape(4, 3).mean(dim=0))
+    assert shrunk(truth, None, 1) == (truth, None)
 
 
 def test_pictures_are_written_and_right(scene: FakeScene, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_a_picture_is_what_the_interface_says() -> None:
     m = some_model()
     cameras = replace(ring_cameras(1), widths=torch.tensor([20]), heights=torch.tensor([30]))
     out = m.render_image(cameras, 0)
+    plain = m.render_image(cameras, 0, normals=False)
+    assert set(plain) == {"color", "opacity", "depth"} and np.array_equal(plain["color"], out["color"])
     assert {k: v.shape for k, v in out.items()} == {
         "color": (30, 20, 3),
         "opacity": (30, 20),
@@ -83,6 +85,14 @@ def test_rays_of_a_picture_are_the_cameras_rays() -> None:
     other = m.render_rays(o, d, torch.zeros(3))["colors"]
     left = (1 - rays["opacities"])[:, None] * m.background
     torch.testing.assert_close(other + left, rays["colors"], rtol=0, atol=1e-6)
+
+
+def test_a_coarser_model_takes_longer_steps_and_leaves_the_first_as_it_was() -> None:
+    m = some_model()
+    fine, coarse = m.render_image(m.cameras, 0), m.coarser(2.0).render_image(m.cameras, 0)
+    assert m.coarser(2.0).marching.step_size == 2 * m.marching.step_size and m.coarser(2.0).field is m.field
+    assert 0 < np.abs(fine["color"] - coarse["color"]).mean() < 0.02
+    assert np.array_equal(m.render_image(m.cameras, 0)["color"], fine["color"])
 
 
 def test_depths_lie_on_the_surface() -> None:

@@ -382,10 +382,10 @@ def test_every_mode_has_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_failure_leaves_no_half_video(tmp_path: Path) -> None:
     class Breaks(FakeModel):
-        def render_image(self, cameras: Cameras, i: int) -> dict[str, np.ndarray]:
+        def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
             if i == 2:
                 raise KeyboardInterrupt
-            return super().render_image(cameras, i)
+            return super().render_image(cameras, i, normals)
 
     (tmp_path / "a.mp4").write_bytes(b"an older video")
     with pytest.raises(KeyboardInterrupt):

@@ -157,7 +157,7 @@ def render_path(
             opened = _mp4(place, cameras, path.fps) if video else _exr_folder(place) if exr else _png_folder(place)
             sinks[mode] = stack.enter_context(opened)
         for i in progress(range(len(cameras)), "rendering", show_progress):
-            view = model.render_image(cameras, i)
+            view = model.render_image(cameras, i, "normal" in modes)
             for mode, sink in sinks.items():
                 if exr:
                     sink(exr_channels(model, cameras, i, view, mode))
@@ -191,7 +191,7 @@ def find_depth_range(model: Model, cameras: Cameras) -> tuple[float, float]:
     )
     depths = []
     for i in range(len(small)):
-        view = model.render_image(small, i)
+        view = model.render_image(small, i, normals=False)
         hit = (view["opacity"] > 0.5) & np.isfinite(view["depth"])
         depths.append(view["depth"][hit])
     values = np.concatenate(depths)

@@ -70,7 +70,9 @@ def train(
     times["all"] = time.perf_counter() - started
     peaks["all"] = peak()
     test_view = int(loaded.splits["test"][0])
-    view = statistics.median(seconds_of(lambda: model.render_image(loaded.cameras, test_view)) for _ in range(3))
+    view = statistics.median(
+        seconds_of(lambda: model.render_image(loaded.cameras, test_view, normals=False)) for _ in range(3)
+    )
     meta = model.meta
     return {
         **{name: result[name] for name in ("psnr", "ssim", "psnr_colour_corrected")},

@@ -26,7 +26,7 @@ TRAIN_VIEWS_SHOWN = 8  # measured where none are held out
 MEASURED_PIXELS = 1 << 21  # of a view in the report, so that measuring takes less time than training: 1920x1080
 VIDEO_STRETCH = 1.5  # of the steps along rays in the report's video: 0.2 dB on fox, and 1.6 times as fast
 
-Backend = Literal["auto", "cuda", "cpu", "reference"]
+Backend = Literal["auto", "cuda", "tinycudann", "cpu", "reference"]
 
 
 @dataclass
@@ -53,7 +53,8 @@ class TrainArgs:
     """read the folder as this format, where it could be several: blender, transforms, colmap, llff, neus, metashape,
     realitycapture, opensfm, polycam, record3d"""
     backend: Backend = "auto"
-    """auto takes the fastest that is there; cuda insists on the GPU, cpu on the native library; reference is slow"""
+    """auto takes the fastest that is there; cuda insists on the GPU, tinycudann on that package's networks, cpu on the
+    native library; reference is slow"""
     seed: int = 0
     """of the random numbers: the same seed gives the same model (on a GPU but for rounding)"""
 

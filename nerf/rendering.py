@@ -128,8 +128,8 @@ def render_rays(
 
 
 def render_chunk(device: torch.device) -> int:
-    """Rays to render at once on this device."""
-    return RENDER_CHUNK if device.type == "cpu" else GPU_CHUNK
+    """Rays to render at once on this device; few where all their samples are in memory at once (tinycudann)."""
+    return RENDER_CHUNK if device.type == "cpu" or kernels.backend() == "tinycudann" else GPU_CHUNK
 
 
 @torch.no_grad()

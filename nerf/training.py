@@ -109,7 +109,7 @@ class Trainer:
 
     def __init__(self, scene: Scene, config: TrainConfig) -> None:
         self.config, self.device = config, kernels.device()
-        on_gpu = kernels.backend() == "cuda"
+        on_gpu = kernels.on_gpu()
         self.batch_samples = config.batch_samples or (1 << 17 if on_gpu else 3 << 13)
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
         self.read_every = READ_EVERY if on_gpu else 1

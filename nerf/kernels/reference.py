@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, Samples
+from nerf.kernels.layout import FieldConfig, FieldParams, GradientSink, GridLayout, Samples
 
 HASH_PRIMES = (1, 2654435761, 805459861, 3674653429)
 UINT32 = 0xFFFFFFFF
@@ -812,44 +812,74 @@ def render_rays(
     _check("viewdirs", viewdirs, (rays_o.shape[0], 3))
     o, d, near, far, start = (x.detach().to(torch.float32) for x in (rays_o, rays_d, t_near, t_far, jitter))
     samples = march(o, d, near, far, start, occupied, step_size, cone_angle, max_step)
-    dtype, ray = rays_o.dtype, samples.ray_indices
-    mids = (0.5 * (samples.t_starts.to(dtype) + samples.t_ends.to(dtype))).unsqueeze(1)
-    n_rays, n_samples = rays_o.shape[0], ray.shape[0]
+    n_rays, n_samples = rays_o.shape[0], samples.t_starts.shape[0]
 
     kept = None
     if (stop_threshold > 0 or alpha_threshold > 0) and n_samples:
         # Samples that contribute nothing are found by density alone, and spared their colours and gradients.
         with torch.no_grad():
-            positions = rays_o.index_select(0, ray) + mids * rays_d.index_select(0, ray)
-            depth = radiance_density(positions, params, config) * (
-                samples.t_ends.to(dtype) - samples.t_starts.to(dtype)
-            )
-            is_seen = -torch.expm1(-depth) >= alpha_threshold
-            depth = torch.where(is_seen, depth, torch.zeros_like(depth))
-            longest = int(samples.packed_info[:, 1].max())
-            all_trans = torch.exp(-_sums_before(depth, _places(samples.packed_info, ray), longest))
-            kept = (is_seen & (all_trans >= stop_threshold)).nonzero().squeeze(1)
-            counts = torch.bincount(ray[kept], minlength=n_rays)
-            samples = Samples(
-                samples.t_starts[kept],
-                samples.t_ends[kept],
-                ray[kept],
-                torch.stack([counts.cumsum(0) - counts, counts], dim=1),
-            )
-            ray, mids = samples.ray_indices, mids[kept]
-
-    positions = rays_o.index_select(0, ray) + mids * rays_d.index_select(0, ray)
+            sigmas = radiance_density(sample_positions(samples, rays_o, rays_d), params, config)
+            samples, kept, all_trans = seen_samples(samples, sigmas, n_rays, stop_threshold, alpha_threshold)
+    ray = samples.ray_indices
+    positions = sample_positions(samples, rays_o, rays_d)
     sigmas, rgbs = radiance_field(positions, viewdirs.index_select(0, ray), params, config)
-    if gradient_distance > 0:
-        scale = (mids / gradient_distance).clamp(max=1.0).square()
-        sigmas = sigmas.detach() + scale[:, 0] * (sigmas - sigmas.detach())
-        rgbs = rgbs.detach() + scale * (rgbs - rgbs.detach())
+    sigmas, rgbs = scale_near_gradients(samples, sigmas, rgbs, gradient_distance)
     out: dict = composite(samples, sigmas, rgbs, n_rays)
     out["evaluated"], out["kept"] = n_samples, ray.shape[0]
     if kept is not None:
         out["weights"] = out["weights"].new_zeros(n_samples).index_copy(0, kept, out["weights"])
         out["trans"] = all_trans.index_copy(0, kept, out["trans"])
     return out
+
+
+def sample_positions(samples: Samples, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+    """Scene positions [s,3] of the samples' middles on their rays [n,3]; differentiable in the rays."""
+    mids = 0.5 * (samples.t_starts.to(rays_o.dtype) + samples.t_ends.to(rays_o.dtype))
+    ray = samples.ray_indices
+    return rays_o.index_select(0, ray) + mids.unsqueeze(1) * rays_d.index_select(0, ray)
+
+
+def seen_samples(
+    samples: Samples, sigmas: Tensor, n_rays: int, stop_threshold: float, alpha_threshold: float
+) -> tuple[Samples, Tensor, Tensor]:
+    """The samples that are not too faint and that enough light reaches (see `render_rays`), by their densities [s].
+
+    Returns them, which they are [kept], and the transmittance in front of all samples [s]. No gradient.
+    """
+    ray, dtype = samples.ray_indices, sigmas.dtype
+    depth = sigmas * (samples.t_ends.to(dtype) - samples.t_starts.to(dtype))
+    is_seen = -torch.expm1(-depth) >= alpha_threshold
+    depth = torch.where(is_seen, depth, torch.zeros_like(depth))
+    longest = int(samples.packed_info[:, 1].max()) if len(ray) else 0
+    trans = torch.exp(-_sums_before(depth, _places(samples.packed_info, ray), longest))
+    kept = (is_seen & (trans >= stop_threshold)).nonzero().squeeze(1)
+    counts = torch.bincount(ray[kept], minlength=n_rays)
+    packed_info = torch.stack([counts.cumsum(0) - counts, counts], dim=1)
+    return Samples(samples.t_starts[kept], samples.t_ends[kept], ray[kept], packed_info), kept, trans
+
+
+def scale_near_gradients(samples: Samples, sigmas: Tensor, rgbs: Tensor, distance: float) -> tuple[Tensor, Tensor]:
+    """The same densities [s] and colours [s,3], whose gradients are scaled by (t / distance)^2 nearer than that."""
+    if distance <= 0:
+        return sigmas, rgbs
+    mids = 0.5 * (samples.t_starts.to(sigmas.dtype) + samples.t_ends.to(sigmas.dtype))
+    scale = (mids / distance).clamp(max=1.0).square()
+    sigmas = sigmas.detach() + scale * (sigmas - sigmas.detach())
+    return sigmas, rgbs.detach() + scale.unsqueeze(1) * (rgbs - rgbs.detach())
+
+
+class IntoSink(torch.autograd.Function):
+    """The table itself, whose gradient goes to the sink instead."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, sink: GradientSink) -> Tensor:  # type: ignore[override]
+        ctx.sink = sink
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        ctx.sink.table.add_(grad)
+        return None, None
 
 
 # --- optimiser -------------------------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf import kernels
 from nerf.datasets import Keypoints, Scene
 from nerf.errors import UserError
 
 BLOCK = 16  # pixels along the side of a block, the grain of the error map
 KEYPOINTS = 8  # one pixel in so many shows a sparse point, where the scene has some
+FIXED = 2.0**40  # units of 1 where sums are integers, so that their order does not matter
 
 
 @dataclass
@@ -155,7 +157,12 @@ class PixelSampler:
 
     def record(self, batch: PixelBatch, errors: Tensor) -> None:
         """Remember the errors [n] of a batch in its blocks."""
-        self.errors.index_add_(0, batch.blocks, errors)
+        if kernels.is_deterministic():  # integers do not mind the order in which a GPU adds them
+            units = torch.zeros(len(self.errors), dtype=torch.int64, device=errors.device)
+            units.index_add_(0, batch.blocks, (errors.double() * FIXED).long())
+            self.errors += units.double() / FIXED
+        else:
+            self.errors.index_add_(0, batch.blocks, errors)
         self.counts.index_add_(0, batch.blocks, torch.ones_like(errors))
 
     def refocus(self, focus: float) -> None:
@@ -164,7 +171,8 @@ class PixelSampler:
         mean = self.errors / self.counts.clamp_min(1e-6)
         mean = torch.where(seen, mean, mean[seen].mean() if bool(seen.any()) else mean)
         p = (1 - focus) / len(mean) + focus * mean / mean.sum().clamp_min(1e-12)
-        cumulative = p.double().cumsum(0)
+        p = p.double()
+        cumulative = (p * FIXED).long().cumsum(0).double() if kernels.is_deterministic() else p.cumsum(0)
         self.cumulative = (cumulative / cumulative[-1]).float()
         self.errors *= 0.7
         self.counts *= 0.7

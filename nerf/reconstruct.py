@@ -56,7 +56,9 @@ class TrainArgs:
     """auto takes the fastest that is there; cuda insists on the GPU, tinycudann on that package's networks, cpu on the
     native library; reference is slow"""
     seed: int = 0
-    """of the random numbers: the same seed gives the same model (on a GPU but for rounding)"""
+    """of the random numbers: the same seed and --steps give the same model (on a GPU but for rounding)"""
+    deterministic: bool = False
+    """on a GPU: to the bit, which takes longer; the CPU always does"""
 
 
 @dataclass
@@ -130,7 +132,7 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
         clear_run(args.out)
     write_run(args.out, run)
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
-    config = TrainConfig(steps=args.steps, minutes=minutes, seed=args.seed)
+    config = TrainConfig(steps=args.steps, minutes=minutes, seed=args.seed, deterministic=args.deterministic)
     return train(scene, config, args.out, resume=args.resume, progress=True), scene
 
 

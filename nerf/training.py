@@ -64,6 +64,9 @@ class TrainConfig:
     medium_until: float = 0.5
     occupancy_every: int = 16  # steps between occupancy updates
     checkpoint_seconds: float = 120.0
+    # On a GPU: the same steps give the same bits in every run (not `minutes`, which decide how many). The CPU's always
+    # do. It costs time; how much, no GPU has measured yet.
+    deterministic: bool = False
     field: FieldOptions | None = None  # None: chosen for the scene's space
 
 
@@ -108,6 +111,7 @@ class Trainer:
     """Everything that changes while training, so that it can be saved and continued bit for bit."""
 
     def __init__(self, scene: Scene, config: TrainConfig) -> None:
+        kernels.be_deterministic(config.deterministic)
         self.config, self.device = config, kernels.device()
         on_gpu = kernels.on_gpu()
         self.batch_samples = config.batch_samples or (1 << 17 if on_gpu else 3 << 13)
@@ -305,6 +309,7 @@ class Trainer:
             )
         mine = asdict(self.config)
         free = {"steps", "minutes", "checkpoint_seconds"}  # how long is settled by the first run
+        free |= {"deterministic"}  # says how, not what
         other = [k for k in mine if k not in free and saved["config"].get(k) != mine[k]]
         if self.config.steps is not None and saved["total_steps"] != self.config.steps:
             other.append("steps")

@@ -40,6 +40,9 @@ struct Block {
   const std::function<void()>* body;
 };
 static Block block;
+// Another order of everything: blocks and warps from the last to the first, each warp as far as it gets. Else warps take
+// turns, which is the same order whichever of them begins.
+static bool backwards = false;
 
 static void fail(const char* words) {
   std::fprintf(stderr, "emulated GPU: %s (block %d, thread %d)\n", words, block.block_x, block.current);
@@ -54,6 +57,14 @@ static void thread_main() {
   ++block.done;
 }
 
+static void run_threads(int first, int end) {
+  for (int i = first; i < end; ++i)
+    if (!block.finished[i]) {
+      block.current = i;
+      swapcontext(&block.scheduler, &block.contexts[i]);
+    }
+}
+
 static void run(int grid_x, int grid_y, int threads, int shared_bytes, const std::function<void()>& body) {
   if (threads % 32 || threads > 1024) fail("a block must be whole warps, of 1024 threads at most");
   block.threads = threads, block.grid_x = grid_x, block.body = &body;
@@ -61,7 +72,7 @@ static void run(int grid_x, int grid_y, int threads, int shared_bytes, const std
   block.stacks.resize(STACK * threads);
   for (int y = 0; y < grid_y; ++y)
     for (int x = 0; x < grid_x; ++x) {
-      block.block_x = x, block.block_y = y, block.done = 0;
+      block.block_x = backwards ? grid_x - 1 - x : x, block.block_y = y, block.done = 0;
       block.warps.assign(threads / 32, Meeting());
       block.whole = Meeting();
       block.finished.assign(threads, 0);
@@ -76,10 +87,16 @@ static void run(int grid_x, int grid_y, int threads, int shared_bytes, const std
       }
       while (block.done < threads) {
         block.moved = false;
-        for (int i = 0; i < threads; ++i)
-          if (!block.finished[i]) {
-            block.current = i;
-            swapcontext(&block.scheduler, &block.contexts[i]);
+        if (!backwards) run_threads(0, threads);
+        else
+          for (int first = threads - 32; first >= 0; first -= 32) {
+            bool any = block.moved;
+            do {
+              block.moved = false;
+              run_threads(first, first + 32);
+              any |= block.moved;
+            } while (block.moved);
+            block.moved = any;
           }
         if (!block.moved) fail("threads wait for others that have ended or gone another way");
       }
@@ -107,6 +124,8 @@ static Meeting& warp() { return block.warps[block.current >> 5]; }
 static float half_value(unsigned short bits) { _Float16 h; std::memcpy(&h, &bits, 2); return (float)h; }
 static unsigned short half_bits_of(float x) { const _Float16 h = (_Float16)x; unsigned short b; std::memcpy(&b, &h, 2); return b; }
 }  // namespace emulated
+
+extern "C" __attribute__((visibility("default"))) void emulated_backwards(int yes) { emulated::backwards = yes != 0; }
 
 #define KERNEL(NAME, ARGS, THREADS)                                                                                     \
   static void NAME##_body(const ARGS& args);                                                                            \

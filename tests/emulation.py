@@ -33,6 +33,7 @@ def compiler() -> list[str] | None:
     return build.find_compiler()
 
 
+BACKWARDS = False  # blocks and warps from the last to the first, see the shim
 EXTRA: tuple[str, ...] = ()  # more flags for everything that is compiled from now on
 
 
@@ -74,6 +75,7 @@ class Program:
     ) -> None:
         if blocks <= 0 or rows <= 0:
             return
+        self.emulated.emulated_backwards(int(BACKWARDS))
         size = ctypes.c_longlong(ctypes.sizeof(args))
         getattr(self.emulated, kernel)(blocks, rows, threads, shared, ctypes.c_void_p(ctypes.addressof(args)), size)
         nvrtc.statistics["launched"] += 1

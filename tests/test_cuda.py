@@ -108,6 +108,98 @@ def test_samples_without_room_are_in_the_picture_and_counted(emulated: None, mon
     assert int(grown["kept"]) == int(cramped["kept"]) <= grown["capacity"]
 
 
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    kernels.be_deterministic(True)
+    yield
+    kernels.be_deterministic(False)
+
+
+@pytest.mark.parametrize("name", ("hash grid", "render, single", "render, half"))
+def test_deterministic_sums_are_right(name: str, emulated: None, deterministic: None) -> None:
+    wrong = [row for row in CASES[name]() if not row[1] <= row[2]]
+    assert not wrong
+
+
+def all_gradients(half: bool, monkeypatch: pytest.MonkeyPatch, backwards: bool) -> list[torch.Tensor]:
+    """Of a render op and of the hash grid alone, with threads in one order or the other."""
+    monkeypatch.setattr(emulation, "BACKWARDS", backwards)
+    params, config = checks.make_field(**SMALL)
+    params = tiny.cast(params, torch.float32, requires_grad=True)
+    rays, views = tiny.ray_batch(100), tiny.unit_vectors(100, 5).requires_grad_()
+    moving = [rays.rays_o.requires_grad_(), rays.rays_d.requires_grad_(), views]
+    table_half = params.table.detach().half() if half else None
+    settings = replace(tiny.SETTINGS, stop_threshold=1e-3, alpha_threshold=1e-2)
+    out = kernels.render_rays(*moving, *rays.all()[2:], params, config, settings, None, table_half)
+    found = list(torch.autograd.grad(out["colors"].square().sum(), [*moving, *tiny.flat(params)]))
+    points = tiny.uniform(300, 3, seed=3)
+    features = kernels.hashgrid_encode(points, params.table, config.layout)
+    return [*found, *torch.autograd.grad(features.sin().sum(), params.table), out["colors"].detach()]
+
+
+@pytest.mark.parametrize("half", (False, True))
+def test_deterministic_gradients_do_not_depend_on_the_order_of_threads(
+    half: bool, emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [all_gradients(half, monkeypatch, backwards) for backwards in (False, True)]
+    differing = [not torch.equal(a, b) for a, b in zip(*free, strict=True)]
+    assert differing[3] and any(differing[4:9]) and differing[-2] and not differing[-1]  # else nothing was tried
+    kernels.be_deterministic(True)
+    try:
+        fixed = [all_gradients(half, monkeypatch, backwards) for backwards in (False, True)]
+    finally:
+        kernels.be_deterministic(False)
+    assert all(torch.equal(a, b) for a, b in zip(*fixed, strict=True))
+
+
+def test_a_deterministic_training_does_not_depend_on_the_order_of_threads(
+    emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
+    scene, found = tiny.sphere_scene(4, 16), []
+    for backwards in (False, True):
+        monkeypatch.setattr(emulation, "BACKWARDS", backwards)
+        trainer = Trainer(scene, TrainConfig(steps=2, batch_samples=1024, field=tiny.FIELD, deterministic=True))
+        for _ in range(2):
+            trainer.train_step()
+        found.append([*trainer.parameters, trainer.sampler.errors])
+    kernels.be_deterministic(False)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_deterministic_error_maps_do_not_depend_on_the_order_of_pixels(emulated: None, deterministic: None) -> None:
+    scene, maps = tiny.sphere_scene(3, 32), []
+    for order in (torch.arange(500), torch.arange(500).flip(0)):
+        sampler = PixelSampler(scene, scene.splits["train"])
+        batch = sampler.draw(500, tiny.generator(0))
+        batch.blocks = batch.blocks[order]
+        sampler.record(batch, tiny.uniform(500, seed=1)[order])
+        sampler.refocus(0.5)
+        maps.append([sampler.errors, sampler.cumulative])
+    for a, b in zip(*maps, strict=True):
+        assert a is not None and b is not None and torch.equal(a, b)
+
+
+def test_deterministic_sums_show_what_is_no_number(emulated: None, deterministic: None) -> None:
+    params, config = checks.make_field(**SMALL)
+    table = params.table.clone().requires_grad_()
+    features = kernels.hashgrid_encode(tiny.uniform(10, 3), table, config.layout)
+    weights = torch.ones_like(features)
+    weights[3, 2] = float("nan")
+    (grad,) = torch.autograd.grad((features * weights).sum(), table)
+    assert bool(grad.isnan().any()) and bool(grad.isfinite().any())
+
+
+def test_deterministic_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_chosen", "tinycudann")
+    with pytest.raises(UserError, match="tinycudann cannot be deterministic.*use --backend cuda"):
+        kernels.be_deterministic(True)
+    monkeypatch.setattr(kernels, "_chosen", "cpu")
+    kernels.be_deterministic(True)
+    assert not kernels.is_deterministic()  # of the CPU nothing has to be asked
+    kernels.be_deterministic(False)
+
+
 def test_gradients_of_any_size_survive_half_precision(emulated: None) -> None:
     params, config = checks.make_field(**SMALL)
     rays, found = tiny.ray_batch(20), []

@@ -44,11 +44,13 @@ __all__ = [
     "Samples",
     "adam_step",
     "backend",
+    "be_deterministic",
     "describe",
     "device",
     "field_forward",
     "fuse_depths",
     "hashgrid_encode",
+    "is_deterministic",
     "march",
     "nearest_faces",
     "nearest_points",
@@ -112,6 +114,22 @@ def backend() -> str:
 def on_gpu() -> bool:
     """Whether the backend in use is one of those that run on a GPU."""
     return backend() in ("cuda", "tinycudann")
+
+
+def be_deterministic(wanted: bool) -> None:
+    """Whether gradients on a GPU must be the same to the bit in every run, which costs time and memory. On the CPU they
+    are in any case."""
+    if wanted and backend() == "tinycudann":
+        raise UserError(
+            "backend tinycudann cannot be deterministic, because it adds gradients in the order in which threads come: "
+            "use --backend cuda, or leave --deterministic out"
+        )
+    cuda.deterministic = wanted
+
+
+def is_deterministic() -> bool:
+    """Whether sums on the GPU in use must not depend on the order of their terms; false on the CPU, which has one."""
+    return cuda.deterministic and on_gpu()
 
 
 def device() -> torch.device:

@@ -30,6 +30,7 @@ from nerf.kernels.cuda_args import (
 from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, MarchSettings, OccupancyBits, Samples
 
 THREADS = 256
+deterministic = False  # sums that do not depend on the order of threads; set by kernels.be_deterministic()
 
 
 def gpu() -> nvrtc.Gpu:
@@ -56,6 +57,17 @@ def pointers() -> Pointers:
 
 def blocks_of(n: int, threads: int = THREADS) -> int:
     return -(-n // threads)
+
+
+def fixed_scale(addends: Tensor, n: int) -> Tensor:
+    """[1] float: the power of two that, times any sum of n of these numbers (each times at most 1), fits 62 bits.
+
+    The largest number keeps all digits of its float and the others lose what lies below 2^-61 n of it: more than half
+    precision gave them, for every n that occurs.
+    """
+    largest = torch.where(addends.isfinite(), addends.abs(), torch.zeros_like(addends)).amax().float()
+    exponent = 62 - n.bit_length() - torch.frexp(largest).exponent  # |largest| < 2^exponent of frexp
+    return ((exponent.clamp(-126, 126) + 127).to(torch.int32) << 23).view(torch.float32)
 
 
 # ---- hash grid -----------------------------------------------------------------------------------------------------
@@ -102,8 +114,14 @@ class _HashGrid(torch.autograd.Function):
             n_levels=layout.n_levels,
             levels=grid_levels(layout),
         )
+        if grad_table is not None and deterministic and n:
+            sums = torch.zeros(table.shape, dtype=torch.int64, device=table.device)
+            scale = fixed_scale(grad_out, n)
+            args.sums, args.fixed_scale, args.n_numbers = sums.data_ptr(), scale.data_ptr(), sums.numel()
         if grad_table is not None:
             _grid_program(layout).launch("scatter", args, blocks_of(n), THREADS, layout.n_levels)
+        if args.sums:
+            _grid_program(layout).launch("add_table_sums", args, blocks_of(args.n_numbers), THREADS)
         if grad_positions is not None:
             _grid_program(layout).launch("position_gradients", args, blocks_of(n), THREADS)
         return grad_positions, grad_table, None

@@ -51,6 +51,9 @@ class OccupancyArgs(ctypes.Structure):  # PackArgs of cuda_march.cu
 class GridArgs(ctypes.Structure):
     _fields_ = [
         *((name, _P) for name in ("positions", "table", "out", "grad_out", "grad_table", "grad_positions")),
+        ("sums", _P),
+        ("fixed_scale", _P),
+        ("n_numbers", _LL),
         ("n", _LL),
         ("n_levels", _I),
         ("levels", GridLevel * MAX_LEVELS),
@@ -104,7 +107,10 @@ class BackwardArgs(ctypes.Structure):
     _fields_ = [
         ("kept", Kept),
         *((name, _P) for name in ("sh", "forward", "backward", "grads", "largest_bits")),
-        *((name, _P) for name in ("grad_features", "grad_sh", "partials")),
+        ("grad_features", _P),
+        ("grad_sh", _P),
+        ("by_sample", _I),
+        ("partials", _P),
     ]
 
 
@@ -116,7 +122,8 @@ class ScatterArgs(ctypes.Structure):
     _fields_ = [
         ("field", FieldDesc),
         ("kept", Kept),
-        *((name, _P) for name in ("grad_features", "largest_bits", "grad_table")),
+        *((name, _P) for name in ("grad_features", "largest_bits", "grad_table", "sums", "fixed_scale")),
+        ("n_numbers", _LL),
     ]
 
 
@@ -127,4 +134,9 @@ class RayGradientArgs(ctypes.Structure):
         *((name, _P) for name in ("grad_features", "largest_bits", "rays_o_in", "rays_d_in", "viewdirs", "grad_sh")),
         *((name, _P) for name in ("rays_o", "rays_d", "grad_viewdirs")),
         ("n_rays", _I),
+        ("by_sample", _I),
     ]
+
+
+class SumArgs(ctypes.Structure):
+    _fields_ = [("kept", Kept), ("values", _P), ("out", _P), ("columns", _I), ("n_rays", _I)]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from nerf.kernels import nvrtc
+from nerf.kernels import cuda, nvrtc
 from nerf.kernels.bindings import Pointers, check_in_place
 from nerf.kernels.cuda import THREADS, Net, blocks_of, fill_gpu, gpu, grid_struct, march_struct, pointers, ray_pointers
 from nerf.kernels.cuda_args import (
@@ -19,6 +17,7 @@ from nerf.kernels.cuda_args import (
     RenderArgs,
     ScatterArgs,
 )
+from nerf.kernels.cuda_order import KeptSamples, scatter_in_integers, sorted_by_ray, sum_over_rays
 from nerf.kernels.layout import FieldConfig, FieldParams, GradientSink, MarchSettings, OccupancyBits
 
 OUTPUTS = ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")
@@ -26,15 +25,7 @@ RAY_ROOM = 24  # kept samples a ray that the buffer of a training step has room 
 LEAST_ROOM = 1 << 18
 
 
-@dataclass
-class _KeptSamples:
-    """The buffers of one forward pass: named tensors, and the struct that points to them."""
-
-    tensors: dict[str, Tensor]
-    struct: Kept
-
-
-def _keep(n_rays: int, capacity: int, net: Net, n_features: int, device: torch.device) -> _KeptSamples:
+def _keep(n_rays: int, capacity: int, net: Net, n_features: int, device: torch.device) -> KeptSamples:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
@@ -48,7 +39,7 @@ def _keep(n_rays: int, capacity: int, net: Net, n_features: int, device: torch.d
         "links": empty(capacity, 2, dtype=torch.int32),
         "features": empty(capacity, n_features * net.element_bytes, dtype=torch.uint8),
     }
-    return _KeptSamples(tensors, Kept(capacity=capacity, **{k: t.data_ptr() for k, t in tensors.items()}))
+    return KeptSamples.of(tensors, capacity)
 
 
 class _Render(torch.autograd.Function):
@@ -105,15 +96,19 @@ class _Render(torch.autograd.Function):
             args.kept = kept.struct if kept else Kept()
             if n:
                 program.launch("render_forward", args, blocks, THREADS, shared=net.staged_bytes)
-            if kept is None or sink is not None:
+            if kept is None or (sink is not None and not cuda.deterministic):
                 break
-            found = int(kept.tensors["n"])  # without a sink every sample is promised its gradient: look, and try again
+            # Without a sink every sample is promised its gradient: look, and try again. Where the same samples have to
+            # find room in every run, all must.
+            found = int(kept.tensors["n"])
             if found <= capacity:
                 break
             capacity = found
         if kept is not None:
             numbers["kept"] = kept.tensors["n"]
             numbers["capacity"] = capacity
+            if cuda.deterministic:
+                kept = sorted_by_ray(kept, found)
             ctx.state = (p, net, kept, sh, params, config, settings, sink, n_density)
             ctx.save_for_backward(rays_o, rays_d, viewdirs, table, *weights)  # notices changes made in between
         outputs = (colors, *scalars.unbind(0))
@@ -150,7 +145,7 @@ class _Render(torch.autograd.Function):
 
 def _backward(
     net: Net,
-    kept: _KeptSamples,
+    kept: KeptSamples,
     sh: Tensor,
     per_ray: dict[str, Tensor],
     config: FieldConfig,
@@ -174,6 +169,7 @@ def _backward(
         setattr(composite, name, p(f"grad_{name}", tensor, (n, 3) if name == "colors" else (n,)))
     net.program("cuda_render.cu").launch("composite_backward", composite, blocks_of(n, 128), 128)
 
+    ordered = kept.is_sorted
     warps = 4 if net.single else 8
     widest = max(net.desc.width, layout.n_features, 32) + 8
     shared = 2 * 16 * warps * widest * net.element_bytes + 2 * net.staged_bytes
@@ -182,7 +178,7 @@ def _backward(
     n_gradients = sum(n_out * n_in for n_out, n_in in _weight_shapes(net, layout.n_features))
     partials = torch.empty(blocks, n_gradients, device=device)
     grad_features = torch.empty(capacity * layout.n_features * net.element_bytes, dtype=torch.uint8, device=device)
-    grad_sh = torch.zeros(n, 16, device=device) if rays is not None else None
+    grad_sh = torch.zeros(capacity if ordered else n, 16, device=device) if rays is not None else None
     args = BackwardArgs(
         kept=kept.struct,
         sh=sh.data_ptr(),
@@ -192,6 +188,7 @@ def _backward(
         largest_bits=largest.data_ptr(),
         grad_features=grad_features.data_ptr(),
         grad_sh=0 if grad_sh is None else grad_sh.data_ptr(),
+        by_sample=int(ordered),
         partials=partials.data_ptr(),
     )
     program.launch("field_backward", args, blocks, 32 * warps, shared=shared)
@@ -207,7 +204,11 @@ def _backward(
         largest_bits=largest.data_ptr(),
         grad_table=grad_table.data_ptr(),
     )
-    program.launch("scatter_table", scatter, looping, THREADS, layout.n_levels)
+    if ordered and capacity:  # then all of the buffer is in use
+        numbers = grad_features.view(torch.float32 if net.single else torch.float16)
+        scatter_in_integers(program, scatter, numbers, grad_table, (looping, layout.n_levels))
+    else:
+        program.launch("scatter_table", scatter, looping, THREADS, layout.n_levels)
     if rays is None:
         return flat, (None, None, None)
     return flat, _ray_gradients(net, program, kept, grad_features, largest, grad_sh, rays, p, looping)
@@ -216,7 +217,7 @@ def _backward(
 def _ray_gradients(
     net: Net,
     program: nvrtc.Program,
-    kept: _KeptSamples,
+    kept: KeptSamples,
     grad_features: Tensor,
     largest: Tensor,
     grad_sh: Tensor | None,
@@ -225,8 +226,11 @@ def _ray_gradients(
     blocks: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert grad_sh is not None
-    n = len(rays[0])
-    grads = tuple(torch.zeros(n, 3, device=grad_sh.device) for _ in range(3))
+    n, ordered, device = len(rays[0]), kept.is_sorted, grad_sh.device
+    if ordered:
+        grad_sh = sum_over_rays(program, kept, grad_sh)
+    grads = [torch.zeros(kept.struct.capacity if ordered else n, 3, device=device) for _ in range(2)]
+    grads.append(torch.zeros(n, 3, device=device))
     args = RayGradientArgs(
         field=net.desc,
         kept=kept.struct,
@@ -234,6 +238,7 @@ def _ray_gradients(
         largest_bits=largest.data_ptr(),
         grad_sh=grad_sh.data_ptr(),
         n_rays=n,
+        by_sample=int(ordered),
     )
     for name, tensor in zip(("rays_o_in", "rays_d_in", "viewdirs"), rays, strict=True):
         setattr(args, name, p(name, tensor, (n, 3)))
@@ -241,6 +246,8 @@ def _ray_gradients(
         setattr(args, name, tensor.data_ptr())
     program.launch("ray_gradients", args, blocks, THREADS)
     program.launch("direction_gradients", args, blocks_of(n), THREADS)
+    if ordered:
+        grads[:2] = [sum_over_rays(program, kept, g) for g in grads[:2]]
     return grads[0], grads[1], grads[2]
 
 

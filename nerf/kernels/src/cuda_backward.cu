@@ -2,6 +2,7 @@
 // the networks, the table and the rays. Gradients travel through the networks in their precision, scaled by a power of two
 // that the largest of them decides (loss scaling without a setting): the largest becomes 64 to 128, which leaves a factor of
 // 500 above, and 31 binary orders below.
+#include "cuda_fixed.h"
 #include "cuda_net.h"
 #include "cuda_samples.h"
 #include "space.h"
@@ -25,7 +26,8 @@ struct BackwardArgs {
   const float4* grads;        // [capacity]
   const u32* largest_bits;
   Element* grad_features;     // [levels, capacity, F], scaled
-  float* grad_sh;             // [n_rays, 16], added to; null: not wanted
+  float* grad_sh;             // [n_rays, 16], or [capacity, 16] when by_sample; added to; null: not wanted
+  int by_sample;
   float* partials;            // [blocks, gradients_before(N_LAYERS)], scaled
 };
 
@@ -184,8 +186,8 @@ KERNEL(field_backward, BackwardArgs, 32 * WARPS) {
     network_backward_all<N_DENSITY, N_COLOR, 2, N_COLOR - 1>(grad, c, color, backward, shared, sums, grad_c);
     if (args.grad_sh)
       for (int j = 0; j < 8; ++j) {
-        const int ray = rays[(j >> 1) & 1];
-        if (ray >= 0) atomic_add(args.grad_sh + (size_t)ray * 16 + 8 * (j >> 2) + 2 * t + (j & 1), grad_c[j >> 2][j & 3] / scale);
+        const int to = args.by_sample ? rows[(j >> 1) & 1] : rays[(j >> 1) & 1];
+        if (to >= 0) atomic_add(args.grad_sh + (size_t)to * 16 + 8 * (j >> 2) + 2 * t + (j & 1), grad_c[j >> 2][j & 3] / scale);
       }
     if (t == 0) {
       grad_c[2][0] += grads[0].w * scale;
@@ -238,7 +240,10 @@ struct ScatterArgs {
   KeptSamples kept;
   const Element* grad_features;
   const u32* largest_bits;
-  float* grad_table;  // [rows, F], added to
+  float* grad_table;         // [rows, F], added to
+  long long* sums;           // [rows, F] the scaled gradient's (cuda_fixed.h); null: straight into grad_table
+  const float* fixed_scale;  // [1]
+  long long n_numbers;       // rows * F
 };
 
 // Gradient of the features of one level, unscaled.
@@ -253,7 +258,8 @@ NERF_FN void load_feature_gradient(const Element* grad_features, size_t at, floa
 KERNEL(scatter_table, ScatterArgs, 256) {
   const int capacity = args.kept.capacity, level = block_row();
   const int n = *args.kept.n < capacity ? *args.kept.n : capacity;
-  const float to_one = 1.0f / gradient_scale(args.largest_bits);
+  const float to_one = args.sums ? 1.0f : 1.0f / gradient_scale(args.largest_bits);
+  const float fixed_scale = args.sums ? *args.fixed_scale : 1.0f;
   for (int k = block_index() * block_size() + thread_index(); k < n; k += block_count() * block_size()) {
     const float4 at = args.kept.units[k];
     const float unit[3] = {at.x, at.y, at.z};
@@ -270,9 +276,17 @@ KERNEL(scatter_table, ScatterArgs, 256) {
       float row[NERF_FEATURES];
 #pragma unroll
       for (int f = 0; f < NERF_FEATURES; ++f) row[f] = c.weight[corner] * grad[f];
-      atomic_add_row<NERF_FEATURES>(args.grad_table + (size_t)c.row[corner] * NERF_FEATURES, row);
+      const size_t first = (size_t)c.row[corner] * NERF_FEATURES;
+      if (args.sums) add_fixed_row<NERF_FEATURES>(args.sums + first, args.grad_table + first, fixed_scale, row);
+      else atomic_add_row<NERF_FEATURES>(args.grad_table + first, row);
     }
   }
+}
+
+KERNEL(add_table_sums, ScatterArgs, 256) {
+  const float to_one = 1.0f / gradient_scale(args.largest_bits), unit = 1.0f / *args.fixed_scale;
+  const long long i = (long long)block_index() * block_size() + thread_index();
+  if (i < args.n_numbers && args.sums[i]) args.grad_table[i] += (float)args.sums[i] * unit * to_one;
 }
 
 // ---- gradients of the rays ----------------------------------------------------------------------------------------------------
@@ -284,8 +298,9 @@ struct RayGradientArgs {
   const u32* largest_bits;
   const float *rays_o_in, *rays_d_in, *viewdirs;  // [n, 3]
   const float* grad_sh;                           // [n, 16]
-  float *rays_o, *rays_d, *grad_viewdirs;         // [n, 3], added to
+  float *rays_o, *rays_d, *grad_viewdirs;         // [n, 3], added to; rays_o, rays_d [capacity, 3] when by_sample
   int n_rays;
+  int by_sample;
 };
 
 KERNEL(ray_gradients, RayGradientArgs, 256) {
@@ -312,11 +327,29 @@ KERNEL(ray_gradients, RayGradientArgs, 256) {
     float x[3], grad_x[3];
     for (int a = 0; a < 3; ++a) x[a] = f_fma(t_mid, args.rays_d_in[3 * ray + a], args.rays_o_in[3 * ray + a]);
     scene_to_unit_backward(x, args.field.contracted, grad_unit, grad_x);
+    const size_t to = 3 * (size_t)(args.by_sample ? k : ray);
     for (int a = 0; a < 3; ++a) {
-      atomic_add(args.rays_o + 3 * ray + a, grad_x[a]);
-      atomic_add(args.rays_d + 3 * ray + a, t_mid * grad_x[a]);
+      atomic_add(args.rays_o + to + a, grad_x[a]);
+      atomic_add(args.rays_d + to + a, t_mid * grad_x[a]);
     }
   }
+}
+
+struct SumArgs {
+  KeptSamples kept;
+  const float* values;  // [capacity, columns]
+  float* out;           // [n_rays, columns]
+  int columns, n_rays;
+};
+
+// What samples have, summed along their rays from the last to the first: one thread per ray and column.
+KERNEL(sum_samples, SumArgs, 256) {
+  const int i = block_index() * block_size() + thread_index();
+  if (i >= args.n_rays * args.columns) return;
+  float sum = 0.0f;
+  for (int k = args.kept.tails[i / args.columns]; k >= 0; k = args.kept.links[k].y)
+    sum += args.values[(size_t)k * args.columns + i % args.columns];
+  args.out[i] = sum;
 }
 
 KERNEL(direction_gradients, RayGradientArgs, 256) {

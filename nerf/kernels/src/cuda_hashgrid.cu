@@ -1,5 +1,6 @@
 // The hash grid on its own, in floats: positions [n, D] -> features [n, L * F], and its gradients. NERF_DIMS and
 // NERF_FEATURES are constants of the compilation.
+#include "cuda_fixed.h"
 #include "cuda_grid.h"
 #include "field.h"
 
@@ -18,6 +19,9 @@ struct GridArgs {
   const float* grad_out;   // [n, L * F]
   float* grad_table;       // [rows, F], added to
   float* grad_positions;   // [n, D], written
+  long long* sums;         // [rows, F] the table's gradient (cuda_fixed.h); null: straight into grad_table
+  const float* fixed_scale;
+  long long n_numbers;     // rows * F
   long long n;
   int n_levels;
   GridLevel levels[MAX_LEVELS];
@@ -47,8 +51,15 @@ KERNEL(scatter, GridArgs, 256) {
     float row[F];
 #pragma unroll
     for (int f = 0; f < F; ++f) row[f] = c.weight[corner] * grad[f];
-    atomic_add_row<F>(args.grad_table + (size_t)c.row[corner] * F, row);
+    const size_t first = (size_t)c.row[corner] * F;
+    if (args.sums) add_fixed_row<F>(args.sums + first, args.grad_table + first, *args.fixed_scale, row);
+    else atomic_add_row<F>(args.grad_table + first, row);
   }
+}
+
+KERNEL(add_table_sums, GridArgs, 256) {
+  const long long i = (long long)block_index() * block_size() + thread_index();
+  if (i < args.n_numbers && args.sums[i]) args.grad_table[i] += (float)args.sums[i] * (1.0f / *args.fixed_scale);
 }
 
 KERNEL(position_gradients, GridArgs, 256) {

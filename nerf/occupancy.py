@@ -31,6 +31,7 @@ class OccupancyGrid:
         self.values = torch.full((n,), initial_density)  # a cell not yet sampled counts as the untrained field
         self.candidates = torch.ones(n, dtype=torch.bool)
         self._cells: Tensor | None = None  # indices of the candidates
+        self.bits: kernels.OccupancyBits | None = None
         if n_levels > 1:
             inner = torch.zeros((resolution,) * 3, dtype=torch.bool)
             q = resolution // 4
@@ -48,7 +49,12 @@ class OccupancyGrid:
     def _set(self, flat: Tensor) -> None:
         r = self.resolution
         self.occupied = flat.reshape(self.n_levels, r, r, r)
-        self.bits = kernels.pack_occupancy(self.occupied)
+        bits = kernels.pack_occupancy(self.occupied)
+        if bits is not None and self.bits is not None and self.bits.fine.device == bits.fine.device:
+            self.bits.fine.copy_(bits.fine)  # in place: a recorded step of training reads them where they were
+            self.bits.clearance.copy_(bits.clearance)
+        else:
+            self.bits = bits
 
     def cell_centres(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Scene positions [n,3] of the centres of flat cell indices [n], and the cells' edge lengths [n]."""

@@ -173,6 +173,10 @@ class PixelSampler:
         p = (1 - focus) / len(mean) + focus * mean / mean.sum().clamp_min(1e-12)
         p = p.double()
         cumulative = (p * FIXED).long().cumsum(0).double() if kernels.is_deterministic() else p.cumsum(0)
-        self.cumulative = (cumulative / cumulative[-1]).float()
+        cumulative = (cumulative / cumulative[-1]).float()
+        if self.cumulative is None:
+            self.cumulative = cumulative
+        else:  # in place: a recorded step reads it where it was
+            self.cumulative.copy_(cumulative)
         self.errors *= 0.7
         self.counts *= 0.7

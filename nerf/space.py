@@ -22,6 +22,13 @@ class Similarity:
     rotation: Tensor  # [3,3] float64, orthonormal, determinant +1
     translation: Tensor  # [3] float64
 
+    def _at(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rotation and translation on a device, copied there once: copying waits for a GPU."""
+        placed = self.__dict__.setdefault("_placed", {})
+        if device not in placed:
+            placed[device] = self.rotation.to(device), self.translation.to(device)
+        return placed[device]
+
     @staticmethod
     def identity() -> Similarity:
         return Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
@@ -34,12 +41,12 @@ class Similarity:
 
     def apply(self, points: Tensor) -> Tensor:
         """[...,3] -> [...,3], same dtype (computed in float64), differentiable."""
-        r, t = self.rotation.to(points.device), self.translation.to(points.device)
+        r, t = self._at(points.device)
         return (self.scale * (points.double() @ r.T) + t).to(points.dtype)
 
     def apply_directions(self, directions: Tensor) -> Tensor:
         """Rotate directions [...,3]; their length is unchanged."""
-        return (directions.double() @ self.rotation.to(directions.device).T).to(directions.dtype)
+        return (directions.double() @ self._at(directions.device)[0].T).to(directions.dtype)
 
     def inverse(self) -> Similarity:
         return Similarity(1.0 / self.scale, self.rotation.T.clone(), -(self.rotation.T @ self.translation) / self.scale)
@@ -111,7 +118,7 @@ def ndc_rays(rays_o: Tensor, rays_d: Tensor, ndc: tuple[float, float]) -> tuple[
     miss. Source: NeRF, appendix C (eq. 25, 26). Differentiable.
     """
     ok = rays_d[:, 2:] < -1e-6
-    d = torch.where(ok, rays_d, torch.tensor([0.0, 0.0, -1.0], dtype=rays_d.dtype, device=rays_d.device))
+    d = torch.cat([torch.where(ok, rays_d[:, :2], 0.0), torch.where(ok, rays_d[:, 2:], -1.0)], dim=1)
     o = rays_o - ((1.0 + rays_o[:, 2:]) / d[:, 2:]) * d  # slide to z = -1
     start = ndc_points(o, ndc)
     end = torch.stack([-ndc[0] * d[:, 0] / d[:, 2], -ndc[1] * d[:, 1] / d[:, 2], torch.ones_like(d[:, 2])], dim=-1)

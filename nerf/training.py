@@ -21,7 +21,7 @@ from nerf import checkpoint, kernels, light, losses
 from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.fields import FieldOptions, RadianceField
-from nerf.kernels import GradientSink
+from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
 from nerf.pixels import KEYPOINTS, PixelSampler, ray_lengths
@@ -67,6 +67,9 @@ class TrainConfig:
     # On a GPU: the same steps give the same bits in every run (not `minutes`, which decide how many). The CPU's always
     # do. It costs time; how much, no GPU has measured yet.
     deterministic: bool = False
+    # On a GPU: steps are recorded as CUDA graphs and replayed, which spares Python's time for each launch. Off until a
+    # GPU measured that it pays (scripts/gpu_check.py, section graph).
+    graph: bool = False
     field: FieldOptions | None = None  # None: chosen for the scene's space
 
 
@@ -74,6 +77,9 @@ WARM_UP = 0.15  # of the minutes, before the number of steps is fixed; schedules
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
 FOCUS_AFTER, FOCUS_EVERY = 256, 64  # steps
 DARKEST = 0.02  # linear light below which the surface loss of dark pixels grows no further
+RAYS_TOO_FAR = (
+    1.15  # with graphs: factor by which the batch may miss its size before its rays change, and with them all
+)
 READ_EVERY = 16  # steps of a GPU between looks at its numbers: looking waits for it, and else it never waits for Python
 
 
@@ -105,6 +111,17 @@ def _viewing_distance(scene: Scene) -> float:
     """Median distance of the cameras from the scene's origin, which is what they look at; scene units."""
     origins = scene.scene_from_world.apply(scene.cameras.c2w[:, :, 3])
     return float(origins.norm(dim=1).median())
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a step's launches depend on beside numbers and contents of tensors: a recorded one serves while it stays."""
+
+    n_rays: int
+    coarser: float  # times the march's steps when rendering
+    diffuse: bool  # colours are asked for from random directions
+    surface: bool  # with the surface loss
+    focused: bool  # pixels are drawn by their error
 
 
 class Trainer:
@@ -148,6 +165,14 @@ class Trainer:
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given
         self.curve: list[dict[str, float]] = []
         self.samples = {"rays": 0, "evaluated": 0, "trained": 0}
+        self.recorded: RecordedSteps | None = None
+        if config.graph and on_gpu:
+            if config.deterministic or kernels.backend() == "tinycudann":
+                raise UserError(
+                    "steps cannot be recorded as CUDA graphs where each waits for the GPU: leave graph out, or "
+                    "deterministic and the backend tinycudann"
+                )
+            self.recorded = RecordedSteps(self.device, self.random, config.beta1, config.beta2)
         self.unread = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2)]  # of a GPU's last steps
         self.last_mse, self.told_of_room = math.inf, False
 
@@ -182,21 +207,37 @@ class Trainer:
             model.occupancy.update(field.density, model.marching.step_size, random, budget, everywhere)
         if c.focus > 0 and self.step >= FOCUS_AFTER and self.step % FOCUS_EVERY == 0:
             self.sampler.refocus(c.focus)
-        coarser = self.step_stretch()
+        surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
+        diffuse = self.scene.space == "box" and self.step < min(c.diffuse_steps, 0.2 * (self.total_steps or math.inf))
+        focused = self.sampler.cumulative is not None
+        shape = StepShape(self.n_rays, self.step_stretch(), diffuse, surface > 0, focused)
+        now = StepNumbers(self.step, self.learning_rate(), surface * 3.0)
+        if self.recorded is None:
+            errors, counts = self._learn(shape, now)
+        else:
+            placed = self.recorded.place(now)
+            errors, counts = self.recorded.run(shape, lambda: self._learn(shape, placed))
+        self._read(errors, counts)
+        self.step += 1
+        return self.last_mse
 
-        batch = self.sampler.draw(self.n_rays, random)
+    def _learn(self, shape: StepShape, now: StepNumbers) -> tuple[Tensor, dict[str, Any]]:
+        """The part of a step that a GPU does alone: reads nothing back and nothing that changes between steps but `now`
+        and contents of tensors, so that it can be recorded. Returns the rays' squared errors [n], and how many samples
+        there were."""
+        c, model, random, n = self.config, self.model, self.random, shape.n_rays
+        batch = self.sampler.draw(n, random)
         # What is transparent must look so on any colour.
-        background = torch.rand(self.n_rays, 3, generator=random, device=self.device) / model.exposure
+        background = torch.rand(n, 3, generator=random, device=self.device) / model.exposure
         target = batch.rgb * batch.alpha + background * (1.0 - batch.alpha)
         rays_o, rays_d = self.scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, self.scene.scene_from_world)
         seen_from = None
-        if self.scene.space == "box" and self.step < min(c.diffuse_steps, 0.2 * (self.total_steps or math.inf)):
-            anywhere = torch.randn(self.n_rays, 3, generator=random, device=self.device)
+        if shape.diffuse:
+            anywhere = torch.randn(n, 3, generator=random, device=self.device)
             seen_from = torch.nn.functional.normalize(anywhere, dim=1)
-        jitter = kernels.ray_jitter(c.seed, self.step, self.n_rays)
-        out = render_rays(
-            field, model.occupancy, model.marching, rays_o, rays_d, background, jitter, coarser, self.sink, seen_from
-        )
+        jitter = kernels.ray_jitter(c.seed, now.step, n, now.step_at)
+        space = (model.field, model.occupancy, model.marching)
+        out = render_rays(*space, rays_o, rays_d, background, jitter, shape.coarser, self.sink, seen_from)
 
         if batch.used is not None:  # masked pixels agree with themselves and teach nothing
             target = torch.where(batch.used > 0, target, out["colors"].detach())
@@ -210,9 +251,8 @@ class Trainer:
             brighter = torch.maximum(colors.detach().mean(dim=1), target.mean(dim=1)) * model.exposure
             weights = (light.encode_slope(brighter.clamp_min(DARKEST)) * model.exposure).square()
         loss = losses.huber(shown, wanted) * 10.0
-        surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
-        if surface > 0:
-            loss = loss + surface * 3.0 * losses.surface(
+        if shape.surface:
+            loss = loss + now.surface * losses.surface(
                 out["second_moments"], foregrounds, out["opacities"], target, background, weights
             )
         if batch.depths is not None and c.depth_weight > 0:
@@ -222,11 +262,9 @@ class Trainer:
             loss = loss + c.depth_weight * share * losses.depth(out["depths"], out["opacities"], t)
         errors = (shown.detach() - wanted).square().mean(dim=1)
         loss.backward()
-        self._optimise()
+        self._optimise(now)
         self.sampler.record(batch, errors)
-        self._read(errors, out)
-        self.step += 1
-        return self.last_mse
+        return errors, {name: out[name] for name in ("evaluated", "kept", "capacity") if name in out}
 
     def _read(self, errors: Tensor, out: dict[str, Any]) -> None:
         """Look at a step's numbers and choose the next batch's size by them; on a GPU only every few steps."""
@@ -248,22 +286,25 @@ class Trainer:
         self._count()
         work = self.batch_samples * self.batch_factor()
         wanted = self.n_rays * min(2.0, work / max(kept + evaluated / 3, 1))
-        self.n_rays = int(min(max(wanted, 256), self.most_rays)) // 64 * 64
+        n_rays = int(min(max(wanted, 256), self.most_rays)) // 64 * 64
+        if self.recorded is None or not 1 / RAYS_TOO_FAR < n_rays / self.n_rays < RAYS_TOO_FAR:
+            self.n_rays = n_rays
 
     def _count(self) -> None:
         for name, count in zip(("evaluated", "trained"), self.unread, strict=True):
             self.samples[name] += int(count)
             count.zero_()
 
-    def _optimise(self) -> None:
-        c, field, rate = self.config, self.model.field, self.learning_rate()
+    def _optimise(self, now: StepNumbers) -> None:
+        c, field = self.config, self.model.field
         for p, (m, v), live in zip(self.parameters, self.moments, field.parameters(), strict=True):
             is_table = live is field.table
             grad = self.sink.table if is_table else live.grad
             assert grad is not None
             half = field.table_half if is_table else None
+            betas = (c.beta1, c.beta2, c.epsilon)
             kernels.adam_step(
-                p, grad, m, v, rate, c.beta1, c.beta2, c.epsilon, self.step + 1, is_table, half, zero_grad=is_table
+                *(p, grad, m, v, now.learning_rate, *betas, now.step + 1, is_table, half), is_table, rates=now.rates
             )
             live.grad = None
 
@@ -309,7 +350,7 @@ class Trainer:
             )
         mine = asdict(self.config)
         free = {"steps", "minutes", "checkpoint_seconds"}  # how long is settled by the first run
-        free |= {"deterministic"}  # says how, not what
+        free |= {"deterministic", "graph"}  # they say how, not what
         other = [k for k in mine if k not in free and saved["config"].get(k) != mine[k]]
         if self.config.steps is not None and saved["total_steps"] != self.config.steps:
             other.append("steps")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nerf.errors import UserError, note
 from nerf.kernels import bindings, cpu, cuda, cuda_render, fusion, nearest, nvrtc, raster, reference, tcnn
+from nerf.kernels.cuda_graph import RecordedSteps, StepNumbers
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.layout import (
     FieldConfig,
@@ -41,7 +42,9 @@ __all__ = [
     "MarchSettings",
     "Nearest",
     "OccupancyBits",
+    "RecordedSteps",
     "Samples",
+    "StepNumbers",
     "adam_step",
     "backend",
     "be_deterministic",
@@ -233,10 +236,11 @@ def ray_box(rays_o: Tensor, rays_d: Tensor, half_extent: float, near: float, far
     return reference.ray_box(rays_o, rays_d, half_extent, near, far)
 
 
-def ray_jitter(seed: int, step: int, n: int) -> Tensor:
-    """A float in [0,1) per ray from an integer hash of (seed, step, ray), the same on every backend; on `device()`."""
+def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:
+    """A float in [0,1) per ray from an integer hash of (seed, step, ray), the same on every backend; on `device()`.
+    `step_at`: see `cuda.ray_jitter`."""
     if on_gpu():
-        return cuda.ray_jitter(seed, step, n)
+        return cuda.ray_jitter(seed, step, n, step_at)
     return cpu.ray_jitter(seed, step, n) if backend() == "cpu" else reference.ray_jitter(seed, step, torch.arange(n))
 
 
@@ -330,13 +334,14 @@ def adam_step(
     half_copy: Tensor | None = None,
     zero_grad: bool = False,
     weight_decay: float = 0.0,
+    rates: Tensor | None = None,
 ) -> None:
     """One Adam step in place; see `reference.adam_step`. Refreshes the half-precision copy and clears the gradient when
-    asked."""
+    asked. `rates`: see `cuda.adam_step`."""
     runs_on = _runs_on(param)
     if runs_on == "cuda":
         cuda.adam_step(
-            param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay
+            param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay, rates
         )
         return
     if runs_on == "cpu":

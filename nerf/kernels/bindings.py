@@ -98,6 +98,7 @@ class AdamDesc(ctypes.Structure):
         ("zero_grad", _I),
         ("n_threads", _I),
         *((name, _F) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2", "weight_decay")),
+        ("now", _P),
     ]
 
 

@@ -290,10 +290,12 @@ def march(
     return Samples(t_starts, t_ends, ray_indices, torch.stack([starts, counts], dim=1))
 
 
-def ray_jitter(seed: int, step: int, n: int) -> Tensor:
-    """See `reference.ray_jitter`: the same numbers, on the GPU."""
+def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:
+    """See `reference.ray_jitter`: the same numbers, on the GPU. `step_at` [1] int32 there is read instead of the step,
+    so that a recorded launch can be replayed for another one."""
     out = torch.empty(n, device=gpu().device)
-    args = JitterArgs(out.data_ptr(), seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n)
+    at = pointers()("step_at", step_at, (1,), torch.int32)
+    args = JitterArgs(out.data_ptr(), seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n, at)
     nvrtc.program("cuda_march.cu").launch("ray_jitter", args, blocks_of(n), THREADS)
     return out
 
@@ -315,8 +317,10 @@ def adam_step(
     half_copy: Tensor | None = None,
     zero_grad: bool = False,
     weight_decay: float = 0.0,
+    rates: Tensor | None = None,
 ) -> None:
-    """One Adam step in place over rows [n,c]; see `reference.adam_step` and `cpu.adam_step`."""
+    """One Adam step in place over rows [n,c]; see `reference.adam_step` and `cpu.adam_step`. `rates` [4] on the GPU
+    begins with the learning rate and the two corrections, which are read instead of those of `lr` and `step`."""
     if step < 1:
         raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
     shape, device = tuple(param.shape), gpu().device.type
@@ -343,6 +347,7 @@ def adam_step(
         1.0 - beta1**step,
         1.0 - beta2**step,
         weight_decay,
+        pointers()("rates", rates, (4,)),
     )
     kernel = "adam_rows_of_four" if n_columns == 4 else "adam_rows"
     nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(n_rows), THREADS)

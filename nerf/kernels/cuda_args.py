@@ -26,7 +26,16 @@ class Kept(ctypes.Structure):  # KeptSamples of cuda_samples.h
 
 
 class JitterArgs(ctypes.Structure):
-    _fields_ = [("out", _P), ("seed", _U), ("step", _U), ("n", _I)]
+    _fields_ = [("out", _P), ("seed", _U), ("step", _U), ("n", _I), ("step_at", _P)]
+
+
+class NumbersArgs(ctypes.Structure):
+    _fields_ = [
+        ("rates", _P),
+        ("step_at", _P),
+        *((name, _F) for name in ("learning_rate", "correction1", "correction2", "surface_weight")),
+        ("step", _U),
+    ]
 
 
 class MarchArgs(ctypes.Structure):

@@ -7,11 +7,12 @@ struct JitterArgs {
   float* out;
   u32 seed, step;
   int n;
+  const u32* step_at;  // the step, where it is not known at launch; or null
 };
 
 KERNEL(ray_jitter, JitterArgs, 256) {
   const int i = block_index() * block_size() + thread_index();
-  if (i < args.n) args.out[i] = hash_to_unit(args.seed, args.step, (u32)i);
+  if (i < args.n) args.out[i] = hash_to_unit(args.seed, args.step_at ? *args.step_at : args.step, (u32)i);
 }
 
 struct MarchArgs {

@@ -1,0 +1,217 @@
+"""Training steps as CUDA graphs without a GPU: nothing is read back inside, and replayed is this step, not that one.
+
+An emulated GPU has no graphs. The stand-in for one calls the recorded work again, while all that a real one would not
+see (the trainer's own numbers) is put back to what it was when the step was recorded.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import emulation
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nerf import kernels, training
+from nerf.errors import UserError
+from nerf.kernels import cuda_graph
+from nerf.occupancy import OccupancyGrid
+from nerf.space import Similarity, ndc_rays
+from nerf.training import StepShape, TrainConfig, Trainer
+
+FIELD = replace(tiny.FIELD, log2_hashmap_size=7)
+
+# Operations whose result, or the size of it, the CPU has to wait for.
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal")
+READS += ("is_nonzero", "item", "argwhere", "bincount", "repeat_interleave.Tensor")
+
+
+class Reads(TorchDispatchMode):
+    """Raises where an operation would make the CPU wait for the GPU."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.name().split("::")[1]
+        read = any(name == r or name.startswith(r + ".") for r in READS)
+        if name.startswith("index") and len(args) > 1 and isinstance(args[1], (list, tuple)):
+            read |= any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
+        if name.startswith("_to_copy"):
+            read |= args[0].device.type != torch.device((kwargs or {}).get("device") or args[0].device).type
+        assert not read, f"{name} waits for the GPU"
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def nothing_is_read() -> Iterator[None]:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("it waits for the GPU")
+
+    with ExitStack() as stack:
+        for name in ("tolist", "numpy", "__array__", "__bool__", "__float__", "__int__", "item"):
+            stack.enter_context(mock.patch.object(torch.Tensor, name, refuse))
+        stack.enter_context(Reads())
+        yield
+
+
+def test_reads_are_noticed() -> None:
+    x = torch.arange(4.0)
+    meta = torch.device("meta")
+    for read in (
+        lambda: float(x.sum()),
+        lambda: x.tolist(),
+        lambda: bool((x > 0).any()),
+        lambda: x[x > 1],
+        lambda: x.nonzero(),
+        lambda: x.to(meta),
+        lambda: x.unique(),
+    ):
+        with pytest.raises(AssertionError, match="waits for the GPU"), nothing_is_read():
+            read()
+    with nothing_is_read():
+        x[torch.tensor([1, 2])].cumsum(0)
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if emulation.compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
+    monkeypatch.setattr(OccupancyGrid, "update", flicker)  # asking the field everywhere takes long here
+    with emulation.use():
+        yield
+
+
+def flicker(grid: OccupancyGrid, density: Any, step_size: float, random: torch.Generator, *rest: Any) -> None:
+    """Other cells are occupied than before."""
+    grid._set((torch.rand(grid.candidates.shape, generator=random) < 0.1) & grid.candidates)
+
+
+def config(**changes: Any) -> TrainConfig:
+    small = {"steps": 20, "batch_samples": 16, "field": FIELD, "occupancy_every": 3, "coarse_steps": 5}
+    return TrainConfig(**(small | {"diffuse_steps": 2, "focus": 0.5} | changes))
+
+
+def scene_with_everything() -> Any:
+    """Masks and depth maps, so that every branch of a step is taken."""
+    scene = tiny.sphere_scene(3, 16)
+    shape = [(16, 16, 1)] * 3
+    ones = [torch.ones(s).numpy() for s in shape]
+    return replace(scene, masks=tiny.store(ones), depths=tiny.store([2.0 * o for o in ones]))
+
+
+@pytest.mark.parametrize("everything", (False, True))
+def test_a_step_reads_nothing_back(everything: bool, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(scene_with_everything() if everything else tiny.sphere_scene(3, 16), config())
+    trainer.train_step()  # what is prepared once may read
+    if everything:
+        trainer.sampler.refocus(0.5)
+    shape, now = StepShape(16, 8.0, True, True, everything), kernels.StepNumbers(1, 1e-2, 0.5)
+    trainer.random.manual_seed(0)
+    with nothing_is_read():
+        errors, counts = trainer._learn(shape, now)
+    assert errors.shape == (16,) and int(counts["evaluated"]) > 0
+
+
+def test_frames_and_ndc_read_nothing_back() -> None:
+    rays = [torch.randn(5, 3), torch.nn.functional.normalize(torch.randn(5, 3), dim=1)]
+    frame = Similarity.identity()
+    frame.apply(rays[0]), frame.apply_directions(rays[1])
+    with nothing_is_read():
+        frame.apply(rays[0]), frame.apply_directions(rays[1])
+        ndc_rays(rays[0], rays[1], (1.0, 1.0))
+
+
+class StandIn:
+    """A graph that is none: replays by calling, and sees the trainer as it was when it was recorded."""
+
+    trainer: Trainer | None = None
+
+    def __init__(self, work: Callable[[], Any], random: torch.Generator) -> None:
+        assert StandIn.trainer is not None and random is StandIn.trainer.random
+        self.work, self.results, self.places = work, None, self.addresses()
+        self.then = {name: getattr(StandIn.trainer, name) for name in ("step", "n_rays", "total_steps", "seconds")}
+
+    @staticmethod
+    def addresses() -> list[int]:
+        """Of all tensors that a step reads or writes and that are there between steps."""
+        trainer = StandIn.trainer
+        assert trainer is not None and trainer.recorded is not None
+        sampler, field, bits = trainer.sampler, trainer.model.field, trainer.model.occupancy.bits
+        tensors = [*trainer.parameters, *(t for pair in trainer.moments for t in pair), trainer.sink.table]
+        tensors += [sampler.errors, sampler.counts, sampler.blocks, bits.fine, bits.clearance, field.table_half]
+        tensors += [trainer.recorded.rates, trainer.recorded.step_at, sampler.cumulative]
+        return [0 if t is None else t.data_ptr() for t in tensors]
+
+    def replay(self) -> None:
+        trainer = StandIn.trainer
+        assert self.addresses() == self.places, "a tensor is not where the graph reads it"
+        now = {name: getattr(trainer, name) for name in self.then}
+        vars(trainer).update(self.then)
+        self.results = self.work()
+        vars(trainer).update(now)
+
+
+def test_replayed_steps_are_the_steps_that_they_stand_for(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as without graphs, through another learning rate, jitter, occupancy, error map and stretch."""
+    monkeypatch.setattr(cuda_graph, "_Graph", StandIn)
+    monkeypatch.setattr(training, "FOCUS_AFTER", 4)
+    monkeypatch.setattr(training, "FOCUS_EVERY", 2)
+    scene, found = tiny.sphere_scene(3, 16), []
+    for graph in (False, True):
+        trainer = StandIn.trainer = Trainer(scene, config(graph=graph))
+        losses = []
+        for _ in range(17):
+            trainer.n_rays = 16
+            losses.append(trainer.train_step())
+        found.append([*trainer.parameters, trainer.sampler.errors, torch.tensor(losses)])
+    assert trainer.recorded is not None and trainer.recorded.n_replayed >= 9
+    assert len(trainer.recorded.graphs) >= 2
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_batch_keeps_its_rays_while_graphs_serve(emulated: None) -> None:
+    trainer = Trainer(tiny.sphere_scene(3, 16), config(graph=True, batch_samples=6400))
+    for samples, wanted in ((6000.0, 1024), (3000.0, 2048), (12000.0, 512)):
+        trainer.n_rays = 1024
+        counts = {name: torch.tensor([n]) for name, n in (("evaluated", 0), ("kept", int(samples)))}
+        trainer._read(torch.ones(4), counts)
+        assert (trainer.n_rays == 1024) == (wanted == 1024), samples
+
+
+def test_a_shape_is_recorded_when_it_comes_again() -> None:
+    made: list[str] = []
+
+    class Graph:
+        results = "replayed"
+
+        def __init__(self, work: Callable[[], str], random: torch.Generator) -> None:
+            made.append(work())
+
+        def replay(self) -> None:
+            pass
+
+    steps = kernels.RecordedSteps(torch.device("cpu"), torch.Generator(), 0.9, 0.99)
+    real, cuda_graph._Graph = cuda_graph._Graph, Graph  # type: ignore[assignment, misc]
+    try:
+        found = [steps.run(key, lambda: "called") for key in "aabababcc"]
+        assert found == ["called"] + ["replayed"] + ["called"] + ["replayed"] + ["called"] + ["replayed"] + [
+            "called"
+        ] * 2 + ["replayed"]
+        for key in range(9):
+            steps.run(key, lambda: "x"), steps.run(key, lambda: "x")
+        assert len(steps.graphs) == cuda_graph.MOST_GRAPHS
+    finally:
+        cuda_graph._Graph = real  # type: ignore[misc]
+
+
+def test_graphs_and_waiting_exclude_each_other(emulated: None) -> None:
+    with pytest.raises(UserError, match="cannot be recorded as CUDA graphs where each waits for the GPU"):
+        Trainer(tiny.sphere_scene(3, 16), config(graph=True, deterministic=True))
+    kernels.be_deterministic(False)

@@ -21,7 +21,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SECTIONS = ("compile", "correctness", "sanitizer", "kernels", "training", "views", "mesh", "profile")
+SECTIONS = (
+    "compile",
+    "correctness",
+    "sanitizer",
+    "kernels",
+    "training",
+    "views",
+    "mesh",
+    "profile",
+    "graph",
+    "tinycudann",
+)
 OTHERS = ("tuning",)  # run only when asked for
 SECONDS = 540.0  # for all of it, after the CPU library was built
 

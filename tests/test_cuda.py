@@ -156,11 +156,14 @@ def test_a_deterministic_training_does_not_depend_on_the_order_of_threads(
     emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
+    monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)
     scene, found = tiny.sphere_scene(4, 16), []
+    field = replace(tiny.FIELD, log2_hashmap_size=7)
     for backwards in (False, True):
         monkeypatch.setattr(emulation, "BACKWARDS", backwards)
-        trainer = Trainer(scene, TrainConfig(steps=2, batch_samples=1024, field=tiny.FIELD, deterministic=True))
+        trainer = Trainer(scene, TrainConfig(steps=2, batch_samples=1024, field=field, deterministic=True))
         for _ in range(2):
+            trainer.n_rays = 64
             trainer.train_step()
         found.append([*trainer.parameters, trainer.sampler.errors])
     kernels.be_deterministic(False)
@@ -341,8 +344,10 @@ def test_gpu_check_can_be_rehearsed_from_end_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(out.read_text())
     assert found["emulated"] is True and found["correctness"]["wrong"] == 0 < found["correctness"]["right"]
-    for section in ("compile", "correctness", "sanitizer", "kernels", "training", "views", "mesh", "profile"):
+    for section in ("compile", "correctness", "sanitizer", "kernels", "training", "views", "mesh", "profile", "graph"):
         assert "failed" not in found[section], section
+    assert "is not installed" in found["tinycudann"].get("skipped", "") or found["tinycudann"]["tinycudann"]
+    assert set(found["graph"]) >= {"plain", "graph", "deterministic", "graph_pays", "deterministic_costs"}
     assert found["training"]["rows"][0]["steps"] == 2 and found["views"]["lego 800x800"]["view_seconds"] > 0
 
 

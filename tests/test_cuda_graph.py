@@ -82,14 +82,9 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if emulation.compiler() is None:
         pytest.skip("needs a C++ compiler")
     monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
-    monkeypatch.setattr(OccupancyGrid, "update", flicker)  # asking the field everywhere takes long here
+    monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)  # asking the field everywhere takes long here
     with emulation.use():
         yield
-
-
-def flicker(grid: OccupancyGrid, density: Any, step_size: float, random: torch.Generator, *rest: Any) -> None:
-    """Other cells are occupied than before."""
-    grid._set((torch.rand(grid.candidates.shape, generator=random) < 0.1) & grid.candidates)
 
 
 def config(**changes: Any) -> TrainConfig:

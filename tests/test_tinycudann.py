@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -196,6 +197,18 @@ def test_a_checkpoint_moves_to_it_and_back(package: None, tmp_path: Path, monkey
 
     here = Model.load(tmp_path).density(points)
     assert torch.allclose(there, here, rtol=1e-4)
+
+
+def test_gpu_check_compares_it_with_our_kernels(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu_modes
+
+    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
+    monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)
+    monkeypatch.setattr(gpu_modes, "load", lambda *ignored: tiny.sphere_scene(4, 16))
+    monkeypatch.setattr(checks, "HALF_VALUE", 1e-6)  # which tinycudann keeps here, being float64, and half does not
+    found = gpu_modes.tinycudann(Namespace(dry_run=True), Path(), lambda: 100.0)
+    assert found["tinycudann"]["errors"]["densities"] < 1e-6 and found["faster_in_training"] in ("cuda", "tinycudann")
+    assert found["failed"] == "numbers that are not the reference's: cuda: densities, cuda: colours"
 
 
 # ---- what it says --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from nerf.cameras import Cameras
 from nerf.datasets import PixelStore, Scene
 from nerf.fields import FieldOptions
 from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, ray_box
+from nerf.occupancy import OccupancyGrid
 
 FIELD = FieldOptions(
     n_levels=4,
@@ -108,6 +109,11 @@ def ray_batch(
 
 
 SETTINGS = MarchSettings(0.05, 0.0, 0.05)
+
+
+def flicker(grid: OccupancyGrid, density: Any, step_size: float, random: torch.Generator, *rest: Any) -> None:
+    """In the place of OccupancyGrid.update, which asks the field everywhere: other cells are occupied than before."""
+    grid._set((torch.rand(grid.candidates.shape, generator=random) < 0.1) & grid.candidates)
 
 
 # --- a scene ---------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def _flat(p: FieldParams) -> list[Tensor]:
     return [p.table, *p.density_weights, *p.color_weights]
 
 
-def _cast(p: FieldParams, device: torch.device | str, dtype: torch.dtype) -> FieldParams:
+def cast(p: FieldParams, device: torch.device | str, dtype: torch.dtype) -> FieldParams:
     density, color = (
         [w.detach().to(device, dtype).requires_grad_() for w in ws] for ws in (p.density_weights, p.color_weights)
     )
@@ -141,9 +141,9 @@ def check_field(half: bool, n: int = 4096, **size: Any) -> Iterator[Row]:
         reach = 4.0 if contracted else 1.1
         positions, directions = _uniform(n, 3, seed=6, low=-reach, high=reach), _directions(n, 7)
         wanted = reference.radiance_field(
-            positions.double(), directions.double(), _cast(params, "cpu", torch.float64), config
+            positions.double(), directions.double(), cast(params, "cpu", torch.float64), config
         )
-        placed = _cast(params, device, torch.float32)
+        placed = cast(params, device, torch.float32)
         table_half = placed.table.detach().half() if half else None
         sigmas, rgbs = kernels.field_forward(positions.to(device), directions.to(device), placed, config, table_half)
         alone, _ = kernels.field_forward(positions.to(device), None, placed, config, table_half)
@@ -170,7 +170,7 @@ def check_render(half: bool, n: int = 512, step_size: float = 0.02, **size: Any)
         settings = MarchSettings(step_size, 0.01 if n_levels > 1 else 0.0, 0.5, 0.0, 0.0, 1.5 if n_levels > 1 else 0.0)
         results = []
         for where, dtype in (("cpu", torch.float64), (device, torch.float32)):
-            p = _cast(params, where, dtype)
+            p = cast(params, where, dtype)
             moving = [t.to(where, dtype).requires_grad_() for t in (*rays[:2], viewdirs)]
             fixed = [t.to(where) for t in rays[2:]]
             if dtype == torch.float64:
@@ -212,20 +212,47 @@ def check_stops(n: int = 512, **size: Any) -> Iterator[Row]:
     settings = MarchSettings(0.02, 0.0, 0.02, 1e-3, 2e-3)
     plain = {k: getattr(settings, k) for k in ("step_size", "stop_threshold", "alpha_threshold")}
     wanted = reference.render_rays(*rays[:2], viewdirs, *rays[2:], params, config, **plain)
-    placed = _cast(params, device, torch.float32)
+    placed = cast(params, device, torch.float32)
     arguments = [t.to(device) for t in (*rays[:2], viewdirs, *rays[2:])]
     sink = GradientSink(torch.zeros_like(placed.table.detach()))
     out = kernels.render_rays(*arguments, placed, config, settings, None, None, sink)
     yield "render, stops: colours", relative(out["colors"], wanted["colors"]), 3e-3
     yield "render, stops: samples learnt from", abs(int(out["kept"]) / max(wanted["kept"], 1) - 1), 1e-2
     out["colors"].square().mean().backward()
-    p = _cast(params, device, torch.float32)
+    p = cast(params, device, torch.float32)
     again = kernels.render_rays(*arguments, p, config, settings)
     again["colors"].square().mean().backward()
     assert p.table.grad is not None
     yield "render: gradient in the sink", relative(sink.table, p.table.grad), SINGLE_GRADIENT
     still = kernels.render_rays(*arguments, replace(p, table=p.table.detach()), config, settings)
     yield "render: pictures of the same rays that differ", differs(still["colors"], again["colors"]), EXACT
+
+
+def check_deterministic(n: int = 4096, **size: Any) -> Iterator[Row]:
+    """Gradients of the render op and of the hash grid alone: the same bits again, and the reference's numbers."""
+    device = kernels.device()
+    params, config = make_field(**size)
+    rays, viewdirs = make_rays(n, 1, 32), _directions(n, 8)
+    settings = MarchSettings(0.02 if n > 100 else 0.1, 0.0, 1.0, 1e-3, 2e-3)
+    points = _uniform(8 * n, 3, seed=9).to(device)
+    runs: dict[bool, list[list[Tensor]]] = {False: [], True: []}
+    for ordered in (False, True, True, True):
+        kernels.be_deterministic(ordered)
+        try:
+            p = cast(params, device, torch.float32)
+            moving = [t.to(device).requires_grad_() for t in (*rays[:2], viewdirs)]
+            fixed = [t.to(device) for t in rays[2:]]
+            out = kernels.render_rays(*moving, *fixed, p, config, settings, None, p.table.detach().half())
+            grads = torch.autograd.grad(out["colors"].square().sum(), [*moving, *_flat(p)])
+            features = kernels.hashgrid_encode(points, p.table, config.layout)
+            runs[ordered].append([*grads, *torch.autograd.grad(features.sin().sum(), p.table)])
+        finally:
+            kernels.be_deterministic(False)
+    for again in runs[True][1:]:
+        bits = sum(differs(a, b) for a, b in zip(runs[True][0], again, strict=True))
+        yield "deterministic: numbers that differ between runs", bits, EXACT
+    apart = max(relative(a, b) for a, b in zip(runs[True][0], runs[False][0], strict=True))
+    yield "deterministic: gradients, beside those of atomics", apart, SINGLE_GRADIENT
 
 
 def check_adam(n: int = 4096) -> Iterator[Row]:
@@ -260,4 +287,5 @@ ALL: dict[str, Callable[[], Iterator[Row]]] = {
     "render, half, 32 wide": lambda: check_render(True, width=32),
     "stops": check_stops,
     "Adam": check_adam,
+    "deterministic": check_deterministic,
 }

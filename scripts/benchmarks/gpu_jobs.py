@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks import cuda_checks as checks
-from benchmarks.gpu_learning import LAST, TINY, load, profile, synchronise, trained, training, tuning
+from benchmarks.gpu_learning import LAST, TINY, load, profile, seconds_of, synchronise, trained, training, tuning
+from benchmarks.gpu_modes import graph, tinycudann
 from nerf import kernels as ops
 from nerf.cameras import Cameras
 from nerf.fields import FieldOptions
@@ -33,24 +34,8 @@ Clock = Callable[[], float]
 Args = argparse.Namespace
 
 
-def seconds_of(job: Callable[[], Any], repeats: int = 20, warm: int = 3) -> float:
-    """Median seconds of one call on the GPU, back to back."""
-    for _ in range(warm):
-        job()
-    if not torch.cuda.is_available():
-        started = time.perf_counter()
-        job()
-        return time.perf_counter() - started
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        job()
-        mark.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in zip(marks[:-1], marks[1:], strict=True)) / 1e3
-
-
-__all__ = ["compile", "correctness", "kernels", "mesh", "profile", "sanitizer", "training", "tuning", "views"]
+__all__ = ["compile", "correctness", "graph", "kernels", "mesh", "profile", "sanitizer", "tinycudann", "training"]
+__all__ += ["tuning", "views"]
 
 
 # ---- is it right ---------------------------------------------------------------------------------------------------
@@ -88,6 +73,7 @@ def correctness(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
         "field, half": lambda: checks.check_field(True, 40, **_small()),
         "render, half": lambda: checks.check_render(True, 20, 0.1, **_small()),
         "Adam": lambda: checks.check_adam(100),
+        "deterministic": lambda: checks.check_deterministic(20, **_small()),
     }
     rows: list[dict[str, Any]] = []
     for name, check in (tiny if args.dry_run or args.small else checks.ALL).items():

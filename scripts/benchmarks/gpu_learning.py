@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,9 +16,11 @@ from typing import Any
 
 import torch
 
-from nerf import datasets
+from nerf import datasets, rendering
+from nerf import training as training_module
 from nerf.datasets import Scene
 from nerf.fields import FieldOptions
+from nerf.kernels import cuda_render
 from nerf.model import Model
 from nerf.training import TrainConfig, Trainer
 from nerf.training import train as train_scene
@@ -32,6 +35,23 @@ TINY = FieldOptions(
 def synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def seconds_of(job: Callable[[], Any], repeats: int = 20, warm: int = 3) -> float:
+    """Median seconds of one call on the GPU, back to back."""
+    for _ in range(warm):
+        job()
+    if not torch.cuda.is_available():
+        started = time.perf_counter()
+        job()
+        return time.perf_counter() - started
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        job()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in zip(marks[:-1], marks[1:], strict=True)) / 1e3
 
 
 @lru_cache
@@ -83,7 +103,7 @@ def training(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     every = 12 if args.dry_run else max(1, len(loaded.splits["test"]) // 25)  # 25 of lego's 200
     lengths = (1.0,) if args.dry_run else (2.5, 2.5, 6.0, 25.0, 60.0, 300.0)
     for k, seconds in enumerate(lengths):
-        if left() < seconds * 1.1 + (20 if args.only else 75):
+        if left() < seconds * 1.1 + (20 if args.only else 110):
             print(f"{seconds} s: skipped, no time is left")
             continue
         model, row = trained(args, loaded, seconds)
@@ -101,23 +121,74 @@ def training(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     return result
 
 
+# What other values of our guesses give, as (what is set, where: a setting of TrainConfig or a constant of a module).
+SETTINGS: list[dict[str, Any]] = [
+    *({"batch_samples": 1 << k} for k in (15, 16, 18, 19, 20)),
+    *({"learning_rate": r} for r in (5e-3, 2e-2)),
+    *({"surface_weight": w} for w in (0.0, 0.05, 0.4)),
+    {"coarse_steps": 100, "diffuse_steps": 50},
+    {"medium_stretch": 1.0},
+    {"occupancy_every": 32},
+    {"graph": True},
+]
+CONSTANTS = (*((training_module, "READ_EVERY", v) for v in (1, 4, 64)), (cuda_render, "RAY_ROOM", 48))
+
+
 def tuning(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
-    """What other batches, rates and sizes give in six seconds; `--only tuning`."""
+    """What other batches, rates and sizes give in six seconds, and which are best; `--only tuning`."""
     loaded = load(scene, 32 if args.dry_run else 1)
-    trials: list[dict[str, Any]] = [{}, {}]  # the first is to warm up
-    trials += [{"batch_samples": 1 << k} for k in (15, 16, 18, 19)]
-    trials += [{"learning_rate": r} for r in (5e-3, 2e-2)]
-    trials += [{"surface_weight": w} for w in (0.0, 0.05, 0.4)]
-    trials += [{"coarse_steps": 100, "diffuse_steps": 50}, {"medium_stretch": 1.0}, {"occupancy_every": 32}]
-    rows = []
-    for settings in trials[:1] if args.dry_run else trials:
-        if left() < 20:
-            break
-        model, row = trained(args, loaded, 6.0, **settings)
-        psnr = psnr_of(model, loaded, max(1, len(loaded.splits["test"]) // 8))
-        rows.append(row | {"settings": settings, "psnr": psnr})
-        print(f"{psnr:.2f} dB, {row['steps']} steps: {settings or 'defaults'}")
-    return {"rows": rows}
+    every = max(1, len(loaded.splits["test"]) // 8)
+    rows: list[dict[str, Any]] = []
+
+    def attempt(settings: dict[str, Any], **config: Any) -> None:
+        if left() < 40 and not args.dry_run:
+            return
+        model, row = trained(args, loaded, 6.0, **config)
+        LAST["lego"] = model
+        rows.append(row | {"settings": settings, "psnr": psnr_of(model, loaded, every)})
+        print(f"{rows[-1]['psnr']:.2f} dB, {row['steps']} steps: {settings or 'defaults'}")
+
+    attempt({})
+    rows.clear()  # that was to warm up
+    for settings in [{}, {}, *(SETTINGS[:1] if args.dry_run else SETTINGS)]:  # twice: what two equal runs differ by
+        attempt(settings, **settings)
+    for module, name, value in CONSTANTS[:1] if args.dry_run else CONSTANTS:
+        before = getattr(module, name)
+        setattr(module, name, value)
+        try:
+            attempt({f"{module.__name__}.{name}": value})
+        finally:
+            setattr(module, name, before)
+    views = _view_chunks(args, loaded)
+    best = max(rows, key=lambda row: row["psnr"])
+    spread = abs(rows[0]["psnr"] - rows[1]["psnr"]) if len(rows) > 1 else math.nan
+    ours = max(row["psnr"] for row in rows[:2])
+    print(
+        f"best: {best['settings'] or 'the defaults'}, {best['psnr'] - ours:+.2f} dB; equal runs differ by {spread:.2f}"
+    )
+    batches = [row for row in rows if set(row["settings"]) <= {"batch_samples"}]
+    best_batch = max(batches, key=lambda row: row["psnr"])["settings"].get("batch_samples", "the default")
+    print(f"best batch_samples: {best_batch}; best rays at once in pictures: {min(views, key=lambda c: views[c])}")
+    return {"rows": rows, "best": best["settings"], "best_batch_samples": best_batch, "view_seconds_by_chunk": views}
+
+
+def _view_chunks(args: Args, scene: Scene) -> dict[int, float]:
+    """Seconds a view, by the number of rays that are rendered at once."""
+    model, cameras, found = LAST["lego"], scene.cameras.subset(scene.splits["test"][:1]), {}
+    before = rendering.GPU_CHUNK
+    for power in (16,) if args.dry_run else (16, 17, 18, 19, 20, 21, 22):
+        rendering.GPU_CHUNK = 1 << power
+        times = []
+        for _ in range(1 if args.dry_run else 4):
+            synchronise()
+            started = time.perf_counter()
+            model.render_image(cameras, 0)
+            synchronise()
+            times.append(time.perf_counter() - started)
+        found[1 << power] = min(times)
+        print(f"{1 << power} rays at once: {found[1 << power]:.4f} s a view")
+    rendering.GPU_CHUNK = before
+    return found
 
 
 def profile(args: Args, scene: Path, left: Clock) -> dict[str, Any]:

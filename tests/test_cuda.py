@@ -203,6 +203,16 @@ def test_deterministic_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyP
     kernels.be_deterministic(False)
 
 
+def test_nothing_is_kept_for_a_backward_pass_that_cannot_come(emulated: None) -> None:
+    params, config = checks.make_field(**SMALL)
+    params = tiny.cast(params, torch.float32, requires_grad=True)
+    with torch.no_grad():
+        seen = render(tiny.ray_batch(20), params, config)
+    learnt = render(tiny.ray_batch(20), params, config)
+    assert "capacity" not in seen and "capacity" in learnt
+    assert torch.equal(seen["colors"], learnt["colors"])
+
+
 def test_gradients_of_any_size_survive_half_precision(emulated: None) -> None:
     params, config = checks.make_field(**SMALL)
     rays, found = tiny.ray_batch(20), []

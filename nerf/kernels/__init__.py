@@ -283,6 +283,10 @@ def render_rays(
     """March, field and composite in one op; see `reference.render_rays` for the meaning and `cpu.render_rays` for the
     rest."""
     runs_on = _runs_on(params.table)
+    if not torch.is_grad_enabled():  # an autograd function is not told, and would remember all samples for later
+        rays_o, rays_d, viewdirs = (t.detach() for t in (rays_o, rays_d, viewdirs))
+        density, color = ([w.detach() for w in ws] for ws in (params.density_weights, params.color_weights))
+        params = FieldParams(params.table.detach(), density, color)
     if runs_on == "cuda":
         here, there = rays_o.device, params.table.device
         o, d, views, near, far, shift = (t.to(there) for t in (rays_o, rays_d, viewdirs, t_near, t_far, jitter))

@@ -79,8 +79,10 @@ def render(rays: tiny.RayBatch, params, config, sink=None, half=True):
     )
 
 
+@pytest.mark.parametrize("ordered", (False, True))
 @pytest.mark.parametrize("n", (0, 1))
-def test_no_ray_and_one_ray(n: int, emulated: None) -> None:
+def test_no_ray_and_one_ray(n: int, ordered: bool, emulated: None) -> None:
+    kernels.be_deterministic(ordered)
     params, config = checks.make_field(**SMALL)
     params = tiny.cast(params, torch.float32, requires_grad=True)
     out = render(tiny.ray_batch(8).first(n), params, config)
@@ -109,10 +111,8 @@ def test_samples_without_room_are_in_the_picture_and_counted(emulated: None, mon
 
 
 @pytest.fixture
-def deterministic() -> Iterator[None]:
-    kernels.be_deterministic(True)
-    yield
-    kernels.be_deterministic(False)
+def deterministic(emulated: None) -> None:
+    kernels.be_deterministic(True)  # until the emulated GPU goes
 
 
 @pytest.mark.parametrize("name", ("hash grid", "render, single", "render, half"))
@@ -145,10 +145,7 @@ def test_deterministic_gradients_do_not_depend_on_the_order_of_threads(
     differing = [not torch.equal(a, b) for a, b in zip(*free, strict=True)]
     assert differing[3] and any(differing[4:9]) and differing[-2] and not differing[-1]  # else nothing was tried
     kernels.be_deterministic(True)
-    try:
-        fixed = [all_gradients(half, monkeypatch, backwards) for backwards in (False, True)]
-    finally:
-        kernels.be_deterministic(False)
+    fixed = [all_gradients(half, monkeypatch, backwards) for backwards in (False, True)]
     assert all(torch.equal(a, b) for a, b in zip(*fixed, strict=True))
 
 
@@ -166,7 +163,6 @@ def test_a_deterministic_training_does_not_depend_on_the_order_of_threads(
             trainer.n_rays = 64
             trainer.train_step()
         found.append([*trainer.parameters, trainer.sampler.errors])
-    kernels.be_deterministic(False)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -310,8 +306,10 @@ import emulation
 from benchmarks import cuda_checks as checks
 emulation.EXTRA = emulation.SANITIZERS
 with emulation.use():
-    for run in (lambda: checks.check_march(20), lambda: checks.check_render(True, 4, 0.2, width=32, n_features=16)):
-        assert all(error <= limit for _, error, limit in run())
+    small = {{"width": 32, "n_features": 16}}
+    render, ordered = checks.check_render(True, 4, 0.2, **small), checks.check_deterministic(4, **small)
+    for rows in (checks.check_march(20), render, ordered):
+        assert all(error <= limit for _, error, limit in rows)
 print("clean")
 """
 

@@ -20,6 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nerf import kernels, training
+from nerf.datasets import Keypoints
 from nerf.errors import UserError
 from nerf.kernels import cuda_graph
 from nerf.occupancy import OccupancyGrid
@@ -93,11 +94,12 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def scene_with_everything() -> Any:
-    """Masks and depth maps, so that every branch of a step is taken."""
+    """Masks, depth maps and keypoints, so that every branch of a step is taken."""
     scene = tiny.sphere_scene(3, 16)
     shape = [(16, 16, 1)] * 3
     ones = [torch.ones(s).numpy() for s in shape]
-    return replace(scene, masks=tiny.store(ones), depths=tiny.store([2.0 * o for o in ones]))
+    some = Keypoints(torch.zeros(4, dtype=torch.int64), torch.arange(6, 10), torch.arange(6, 10), torch.full((4,), 2.0))
+    return replace(scene, masks=tiny.store(ones), depths=tiny.store([2.0 * o for o in ones]), keypoints=some)
 
 
 @pytest.mark.parametrize("everything", (False, True))
@@ -209,4 +211,3 @@ def test_a_shape_is_recorded_when_it_comes_again() -> None:
 def test_graphs_and_waiting_exclude_each_other(emulated: None) -> None:
     with pytest.raises(UserError, match="cannot be recorded as CUDA graphs where each waits for the GPU"):
         Trainer(tiny.sphere_scene(3, 16), config(graph=True, deterministic=True))
-    kernels.be_deterministic(False)

@@ -58,7 +58,7 @@ class TrainArgs:
     seed: int = 0
     """of the random numbers: the same seed and --steps give the same model (on a GPU but for rounding)"""
     deterministic: bool = False
-    """on a GPU: to the bit, which takes longer; the CPU always does"""
+    """on a GPU: to the bit on the same kind of GPU, which takes longer; the CPU always does"""
 
 
 @dataclass

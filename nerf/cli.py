@@ -33,6 +33,8 @@ VERBS = {
         "main",
         "write cameras for other programs: transforms.json or COLMAP",
     ),
+    "fit": ("nerf.signals.verbs", "FitVerbs", "main_fit", "fit a field to an image, a sound or a video"),
+    "sample": ("nerf.signals.verbs", "SampleArgs", "main_sample", "give a fitted signal out at any resolution or rate"),
     "doctor": ("nerf.doctor", "DoctorArgs", "main", "say what this machine has and what is missing"),
 }
 
@@ -84,7 +86,7 @@ def run(argv: list[str]) -> int:
         print(f"nerf: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "; the same command with --resume continues" if verb in ("train", "reconstruct") else ""
+        again = "; the same command with --resume continues" if verb in ("train", "reconstruct", "fit") else ""
         again = "; the same command again continues" if verb == "poses" else again
         print(f"\nnerf: stopped by Ctrl-C{again}", file=sys.stderr)
         return 130

@@ -30,6 +30,11 @@ def psnr(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
+def psnr_of(mse: float, peak: float = 1.0) -> float:
+    """PSNR in dB of a mean squared error; 100 dB at most, where there is no error to speak of."""
+    return 10.0 * math.log10(peak * peak / max(mse, 1e-10 * peak * peak))
+
+
 def hdr_psnr(rendered: Tensor, truth: Tensor, brightest: float, mask: Tensor | None = None) -> float:
     """PSNR in decibels of linear light, dark and bright alike: after log(1 + 5000 c / brightest) / log(5001).
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from nerf import checkpoint, kernels, light, losses
 from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.fields import FieldOptions, RadianceField
+from nerf.interrupts import whole_steps
 from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
@@ -409,7 +406,7 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
     recent: list[float] = []
     try:
         while trainer.total_steps is None or trainer.step < trainer.total_steps:
-            with _whole_steps():
+            with whole_steps():
                 recent.append(trainer.train_step())
             now = time.perf_counter()
             trainer.seconds = now - started
@@ -452,22 +449,6 @@ def _settle_steps(trainer: Trainer, minutes: float) -> int | None:
         steps += 1
         left -= unit * (1.0 + GROWTH * trainer.batch_factor(steps))
     return steps
-
-
-@contextmanager
-def _whole_steps() -> Iterator[None]:
-    """Ctrl-C waits for the end of the step: half a step could not be continued bit for bit."""
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
-        yield
-        return
-    pressed: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 def _save(trainer: Trainer, out: Path) -> None:

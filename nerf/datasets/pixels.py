@@ -96,7 +96,7 @@ def fill(
     """A store of images of the given (height, width), each decoded once by decode(i) -> [h,w,c], in two threads."""
     counts = np.array([h * w for h, w in sizes], dtype=np.int64)
     offsets = np.cumsum(counts) - counts
-    memory = _allocate(int(counts.sum()), n_channels, dtype)
+    memory = allocate(int(counts.sum()), n_channels, dtype)
 
     def one(i: int) -> None:
         memory[offsets[i] : offsets[i] + counts[i]] = decode(i).reshape(-1, n_channels)
@@ -108,7 +108,8 @@ def fill(
     return PixelStore(memory, torch.from_numpy(offsets), heights, widths)
 
 
-def _allocate(n_pixels: int, n_channels: int, dtype: np.dtype) -> np.ndarray:
+def allocate(n_pixels: int, n_channels: int, dtype: np.dtype) -> np.ndarray:
+    """Room for [n_pixels, n_channels]: in memory, or in an unlinked file on disk where it is large."""
     n_bytes = n_pixels * n_channels * dtype.itemsize
     if n_bytes <= _MEMORY_LIMIT:
         return np.empty((n_pixels, n_channels), dtype)

@@ -154,7 +154,13 @@ def render_path(
     with ExitStack() as stack:
         sinks = {}
         for mode, place in places.items():
-            opened = _mp4(place, cameras, path.fps) if video else _exr_folder(place) if exr else _png_folder(place)
+            opened = (
+                mp4(place, int(cameras.widths[0]), int(cameras.heights[0]), path.fps)
+                if video
+                else _exr_folder(place)
+                if exr
+                else _png_folder(place)
+            )
             sinks[mode] = stack.enter_context(opened)
         for i in progress(range(len(cameras)), "rendering", show_progress):
             view = model.render_image(cameras, i, "normal" in modes)
@@ -251,7 +257,7 @@ def _png_folder(folder: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def _mp4(place: Path, cameras: Cameras, fps: float) -> Iterator[Any]:
+def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Any]:
     """A function that takes frames [h,w,3] uint8; the video gets its name when all are written."""
     try:
         import imageio_ffmpeg
@@ -259,9 +265,9 @@ def _mp4(place: Path, cameras: Cameras, fps: float) -> Iterator[Any]:
         raise UserError(
             "writing MP4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or give a folder for PNGs"
         ) from None
-    width, height = int(cameras.widths[0]) // 2 * 2, int(cameras.heights[0]) // 2 * 2
     if min(width, height) < 2:
-        raise UserError(f"a video needs at least 2x2 pixels, got {int(cameras.widths[0])}x{int(cameras.heights[0])}")
+        raise UserError(f"a video needs at least 2x2 pixels, got {width}x{height}")
+    width, height = width // 2 * 2, height // 2 * 2
     temporary = place.with_name(f".{place.stem}.unfinished.mp4")
     writer = imageio_ffmpeg.write_frames(
         str(temporary),

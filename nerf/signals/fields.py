@@ -1,0 +1,172 @@
+"""The fields that signals are fitted with: an encoding of unit coordinates, a network, and the range of its values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nerf.encodings import FourierFeatures, Frequency, HashGrid, Identity
+from nerf.errors import UserError
+from nerf.networks import MLP, Siren
+
+KINDS = ("hash", "siren", "fourier", "mlp")
+
+
+@dataclass(frozen=True)
+class FieldChoice:
+    """Which field, and its size. A number that the kind has no use for is ignored."""
+
+    kind: str = "hash"  # hash: grid of features; siren: sine layers; fourier: Gaussian features; mlp: plain or NeRF's
+    width: int = 64
+    depth: int = 2  # hidden layers
+    output: str | None = None  # None: linear; "sigmoid": within (0, 1)
+    # hash
+    n_levels: int = 16
+    n_features_per_level: int = 2
+    log2_hashmap_size: int = 19
+    base_resolution: int = 16
+    finest_resolution: int = 2048  # cells along the longest side
+    # siren
+    first_omega_0: float = 30.0
+    omega_0: float = 30.0
+    # fourier
+    n_features: int = 256
+    sigma: float = 10.0  # standard deviation of the frequencies, cycles along the longest side
+    # mlp
+    n_frequencies: int = 0  # of NeRF's positional encoding; 0: the coordinates themselves
+
+
+class SignalField(nn.Module):
+    """Unit coordinates u [n, n_dims] in [0,1] to values [n, n_channels]: `offset + scale * network(encoding(x))`,
+    x = 1/2 + (u - 1/2) e.
+
+    e are the side lengths of the signal, the longest 1, so that one cell of a grid and one cycle of a frequency are as
+    long along every side.
+
+    Args:
+        extents: e [n_dims]. low, high: the range of the values; a network starts and learns best around -1 to 1.
+        seed: of the start.
+    """
+
+    extents: Tensor
+
+    def __init__(
+        self,
+        choice: FieldChoice,
+        n_dims: int,
+        n_channels: int,
+        extents: tuple[float, ...] | None = None,
+        low: float = 0.0,
+        high: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if choice.kind not in KINDS:
+            raise UserError(f"--field {choice.kind}: there is no such field, expected one of {', '.join(KINDS)}")
+        self.choice, self.n_dims, self.n_channels, self.seed = choice, n_dims, n_channels, seed
+        sides = tuple(extents or (1.0,) * n_dims)
+        if len(sides) != n_dims:
+            raise ValueError(f"extents: expected {n_dims} lengths, got {len(sides)}")
+        self.register_buffer("extents", torch.tensor(sides), persistent=False)
+        self.low, self.high = low, high
+        linear = choice.output is None
+        self.offset, self.scale = ((low + high) / 2, (high - low) / 2) if linear else (low, high - low)
+        random = torch.Generator().manual_seed(seed)
+        self.encoding = _encoding(choice, n_dims, random, seed)
+        self.network: nn.Module
+        if choice.kind == "siren":
+            self.network = Siren(
+                n_dims, n_channels, choice.width, choice.depth, choice.first_omega_0, choice.omega_0, random
+            )
+        else:
+            self.network = MLP(
+                self.encoding.n_out,
+                n_channels,
+                choice.width,
+                choice.depth,
+                output_activation=choice.output,
+                generator=random,
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.extents.device
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.offset + self.scale * self.network(self.encoding(self.positions(u)))
+
+    def positions(self, u: Tensor) -> Tensor:
+        """What the encoding eats: x [n, n_dims] in [0,1], sides in proportion."""
+        return 0.5 + (u - 0.5) * self.extents.to(u.dtype)
+
+    def mse(self, u: Tensor, values: Tensor) -> Tensor:
+        """Mean squared error over all elements at u [n, n_dims] against values [n, n_channels]."""
+        return (self(u) - values).square().mean()
+
+    def evaluate(self, u: Tensor, chunk: int = 1 << 17) -> Tensor:
+        """Values without gradients, a part at a time: memory stays small however many coordinates there are."""
+        with torch.no_grad():
+            parts = [self(part.to(self.device)).cpu() for part in u.split(chunk)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.n_channels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "choice": asdict(self.choice),
+            "n_dims": self.n_dims,
+            "n_channels": self.n_channels,
+            "extents": self.extents.tolist(),
+            "low": self.low,
+            "high": self.high,
+            "seed": self.seed,
+        }
+
+    @staticmethod
+    def from_dict(config: dict[str, Any]) -> SignalField:
+        sizes = dict(config)
+        return SignalField(FieldChoice(**sizes.pop("choice")), **{**sizes, "extents": tuple(sizes["extents"])})
+
+
+def _encoding(choice: FieldChoice, n_dims: int, random: torch.Generator, seed: int) -> Any:
+    if choice.kind == "siren":
+        return Identity(n_dims, centred=True)
+    if choice.kind == "fourier":
+        return FourierFeatures(n_dims, choice.n_features, choice.sigma, seed)
+    if choice.kind == "mlp":
+        return Frequency(n_dims, choice.n_frequencies) if choice.n_frequencies else Identity(n_dims, centred=True)
+    growth = (choice.finest_resolution / choice.base_resolution) ** (1.0 / max(choice.n_levels - 1, 1))
+    return HashGrid(
+        n_dims,
+        choice.n_levels,
+        choice.n_features_per_level,
+        choice.log2_hashmap_size,
+        choice.base_resolution,
+        max(growth, 1.0),
+        random,
+    )
+
+
+def choose(kind: str, shape: tuple[int, ...]) -> FieldChoice:
+    """The default field of a kind for a signal on a grid of `shape`."""
+    longest, n = max(shape), math.prod(shape)
+    choice = FieldChoice(kind)
+    if kind == "hash":
+        # as fine as the samples, and a table of about one number per value, like the file itself
+        levels = max(2, math.ceil(math.log2(max(longest / 16, 2)) * (1.0 if len(shape) == 1 else 1.5)) + 1)
+        size = min(max(math.ceil(math.log2(max(n / 8, 2))), 10), 21)
+        return replace(choice, n_levels=min(levels, 16), log2_hashmap_size=size, finest_resolution=max(longest, 16))
+    if kind == "siren":
+        omega = 3000.0 if len(shape) == 1 else 30.0
+        return replace(choice, width=256, depth=4, first_omega_0=omega)
+    if kind == "fourier":
+        return replace(choice, width=256, depth=3, n_features=256, sigma=1000.0 if len(shape) == 1 else 10.0)
+    if kind == "mlp":
+        return replace(choice, width=256, depth=3)
+    return choice  # SignalField says what is wrong

@@ -1,0 +1,138 @@
+"""Images as signals: 8 and 16 bits, float; grey, RGB, with or without alpha; as large as the disk."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nerf.datasets import exr
+from nerf.datasets.pixels import Picture, read_header, read_pixels
+from nerf.errors import UserError
+from nerf.signals.record import Signal, to_values
+
+if TYPE_CHECKING:
+    from nerf.signals.fields import SignalField
+
+CHANNELS = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGB and alpha"}
+STRIP = 1 << 18  # pixels evaluated at once when a field is sampled
+
+
+def read_image(path: str | Path) -> Signal:
+    """An image file as it is: values keep the file's type, colour space and straight alpha; EXIF turns it upright."""
+    path = Path(path)
+    picture, pixels = _decoded(path)
+    if pixels.size == 0:
+        raise UserError(f"{path}: holds no pixels")
+    h, w, c = pixels.shape
+    one = 1.0
+    if pixels.dtype.kind == "u":
+        one = float(np.iinfo(pixels.dtype).max)
+    else:
+        if not np.isfinite(pixels).all():
+            raise UserError(f"{path}: holds values that are no finite numbers (NaN or infinity): repair the file")
+        brightest = float(pixels.max())
+        one = brightest if brightest > 0 else 1.0
+    space = "linear light" if path.suffix.lower() == ".exr" else "as in the file (sRGB where it does not say otherwise)"
+    meta = {"name": path.name, "channels": CHANNELS[c], "colour_space": space, "range": f"0 to {one:g}"}
+    return Signal("image", pixels.reshape(h * w, c), (h, w), 0.0, one, meta=meta)
+
+
+def _decoded(path: Path) -> tuple[Picture, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; expected an image (PNG, JPEG, EXR, TIFF, WebP)")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty; expected an image")
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None  # the user's own large image is no attack
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = read_header(path)
+            return picture, read_pixels(picture)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def rows_of_field(field: SignalField, height: int, width: int) -> Iterator[np.ndarray]:
+    """Strips [rows, width, c] of a fitted image at any size, from the top, float32: never the whole at once."""
+    columns = (torch.arange(width).float() + 0.5) / width
+    step = max(1, STRIP // width)
+    for top in range(0, height, step):
+        rows = (torch.arange(top, min(top + step, height)).float() + 0.5) / height
+        v, u = torch.meshgrid(rows, columns, indexing="ij")
+        values = field.evaluate(torch.stack([u.reshape(-1), v.reshape(-1)], dim=1))
+        yield values.reshape(len(rows), width, -1).numpy()
+
+
+def image_of_field(field: SignalField, height: int, width: int) -> np.ndarray:
+    """[h,w,c] float32 of a fitted image at any size."""
+    return np.concatenate(list(rows_of_field(field, height, width)))
+
+
+def write_image(path: Path, field: SignalField, meta: dict[str, Any], height: int, width: int) -> None:
+    """Sample a fitted image to a PNG (8 or 16 bits, as its original) or EXR (floats); meta: of Signal.describe()."""
+    dtype = np.dtype(meta["dtype"])
+    if (path.suffix.lower() == ".exr") != (dtype.kind == "f"):
+        wanted = ".exr (floats, linear light)" if dtype.kind == "f" else ".png"
+        raise UserError(f"{path}: expected a name that ends in {wanted}, for the image was of that kind")
+    strips = (to_values(s, dtype, meta["zero"], meta["one"]) for s in rows_of_field(field, height, width))
+    if dtype.kind == "f":
+        pixels = np.concatenate(list(strips))
+        names = {1: "Y", 2: "YA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
+        if names[-1] == "A":  # EXR stores colours times alpha
+            pixels = np.concatenate([pixels[..., :-1] * pixels[..., -1:], pixels[..., -1:]], axis=2)
+        exr.write_exr(path, {name: pixels[..., k] for k, name in enumerate(names)})
+        return
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{path}: expected a name that ends in .png")
+    with png_writer(path, width, height, int(meta["n_channels"]), dtype) as write:
+        for strip in strips:
+            write(strip)
+
+
+@contextmanager
+def png_writer(path: Path, width: int, height: int, n_channels: int, dtype: np.dtype) -> Iterator[Any]:
+    """A function that takes strips [rows, width, c] of uint8 or uint16 from the top; the file gets its name when whole.
+
+    Pillow writes neither 16-bit colours nor strips. Source: the PNG specification (W3C), sections 5, 9 and 10.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[n_channels]
+    pack = zlib.compressobj(6)
+    depth = dtype.itemsize * 8
+    try:
+        with open(temporary, "wb") as file:
+
+            def chunk(name: bytes, data: bytes) -> None:
+                file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+
+            def write(strip: np.ndarray) -> None:
+                wide = strip.astype(dtype.newbyteorder(">")).view(np.uint8).reshape(len(strip), -1)
+                # filter 2: what is above, taken off within the strip; its first row goes as it is
+                above = np.vstack([np.zeros_like(wide[:1]), wide[:-1]])
+                filters = np.full((len(wide), 1), 2, np.uint8)
+                filters[0] = 0
+                if data := pack.compress(np.hstack([filters, wide - above]).tobytes()):
+                    chunk(b"IDAT", data)
+
+            file.write(b"\x89PNG\r\n\x1a\n")
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+            yield write
+            chunk(b"IDAT", pack.flush())
+            chunk(b"IEND", b"")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: writing the picture failed ({error.strerror or error}); is the disk full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)

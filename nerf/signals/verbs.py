@@ -1,0 +1,182 @@
+"""`nerf fit` and `nerf sample`: one argument type for each kind of signal, and what is done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nerf.errors import UserError
+from nerf.signals.options import FitArgs, choice_of, run_fit, write_result
+from nerf.views.files import model_files
+
+if TYPE_CHECKING:
+    from nerf.fitting import Fitted
+
+
+@dataclass
+class ImageArgs(FitArgs):
+    """Fit a field to an image: 8 or 16 bits, EXR, grey or colour, with or without alpha, as large as it is."""
+
+    file: tyro.conf.Positional[Path] = tyro.MISSING
+    """PNG, JPEG, TIFF, WebP or EXR"""
+    mask: Path | None = None
+    """in-painting: an image of the same size, black where the pixels are unknown"""
+    keep: float | None = None
+    """in-painting: learn from this random share of the pixels only, and measure on the others"""
+
+
+@dataclass
+class AudioArgs(FitArgs):
+    """Fit a field to a sound: all its channels and bits."""
+
+    file: tyro.conf.Positional[Path] = tyro.MISSING
+    """WAV, or what ffmpeg reads"""
+
+
+@dataclass
+class VideoArgs(FitArgs):
+    """Fit a field to a video."""
+
+    file: tyro.conf.Positional[Path] = tyro.MISSING
+    """what ffmpeg reads"""
+    downscale: int = 1
+    """divide the sides by so much"""
+    frames: int | None = None
+    """only the first so many"""
+
+
+# `nerf fit KIND`; a further kind is one more line here, one in `main_fit` and one in `main_sample`.
+FitVerbs = (
+    Annotated[ImageArgs, tyro.conf.subcommand("image")]
+    | Annotated[AudioArgs, tyro.conf.subcommand("audio")]
+    | Annotated[VideoArgs, tyro.conf.subcommand("video")]
+)
+
+
+def main_fit(args: Any) -> None:
+    """`nerf fit`: a checkpoint, the reconstruction and fit.json in the output folder."""
+    if isinstance(args, ImageArgs):
+        fit_image(args)
+    elif isinstance(args, AudioArgs):
+        fit_audio(args)
+    elif isinstance(args, VideoArgs):
+        fit_video(args)
+
+
+def fit_image(args: ImageArgs) -> None:
+    from nerf.signals import image, restore
+
+    signal = image.read_image(args.file)
+    restore.keep_known(signal, args.mask, args.keep, args.seed)
+    fitted = run_fit(args, signal, choice_of(args, signal.shape))
+    h, w = signal.shape
+    target = args.out / ("reconstruction.exr" if signal.values.dtype.kind == "f" else "reconstruction.png")
+    image.write_image(target, fitted.field, signal.describe(), h, w)
+    _tell(args, fitted, restore.measure(fitted.field, signal), target)
+
+
+def fit_audio(args: AudioArgs) -> None:
+    from nerf.signals import audio, restore
+
+    signal = audio.read_audio(args.file)
+    fitted = run_fit(args, signal, choice_of(args, signal.shape))
+    target = args.out / "reconstruction.wav"
+    audio.write_audio(target, fitted.field, signal.describe())
+    _tell(args, fitted, restore.measure(fitted.field, signal), target)
+
+
+def fit_video(args: VideoArgs) -> None:
+    from nerf.signals import restore, video
+
+    signal = video.read_video(args.file, args.downscale, args.frames)
+    fitted = run_fit(args, signal, choice_of(args, signal.shape))
+    target = args.out / "reconstruction.mp4"
+    video.write_video(target, fitted.field, signal.describe(), *signal.shape[1:])
+    _tell(args, fitted, restore.measure(fitted.field, signal), target)
+
+
+def _tell(args: FitArgs, fitted: Fitted, measured: dict[str, Any], target: Path) -> None:
+    assert fitted.fitting is not None
+    about = {"field": args.field, "parameters": fitted.field.n_parameters, **fitted.fitting}
+    write_result(args.out, {"kind": fitted.kind, **fitted.signal, **about, **measured})
+    numbers = ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
+    print(f"{target}: {numbers} after {fitted.fitting['step']} steps, {fitted.fitting['seconds']:.1f} s")
+
+
+@dataclass
+class SampleArgs:
+    """Evaluate a fitted field at any resolution or rate: a larger image, a resampled sound, a slower video."""
+
+    fit: tyro.conf.Positional[Path]
+    """the folder that `nerf fit` wrote, or a checkpoint file in it"""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """the file to write: NAME.png or .exr, .wav, .mp4"""
+    scale: float | None = None
+    """image, video: times the width and height (1)"""
+    size: tuple[int, int] | None = None
+    """image, video: WIDTH HEIGHT, instead of a scale"""
+    rate: int | None = None
+    """sound: samples a second (as the original)"""
+    fps: float | None = None
+    """video: frames a second (as the original)"""
+    slow: float = 1.0
+    """sound, video: times as long"""
+    overwrite: bool = False
+    """replace a file of that name"""
+
+
+def main_sample(args: SampleArgs) -> None:
+    """`nerf sample`: prints the name of the file it wrote."""
+    from nerf.fitting import Fitted
+
+    _, path = model_files(args.fit)
+    if args.out.exists() and not args.overwrite:
+        raise UserError(f"{args.out} exists: choose another name with -o, or give --overwrite")
+    if not args.slow > 0:
+        raise UserError(f"--slow {args.slow:g}: expected a number above 0")
+    for name, value in (("rate", args.rate), ("fps", args.fps)):
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} {value:g}: expected a number above 0")
+    fitted = Fitted.load(path)
+    _check_options(args, fitted.kind)
+    if fitted.kind == "image":
+        from nerf.signals.image import write_image
+
+        width, height = _size(args, fitted.signal["shape"])
+        write_image(args.out, fitted.field, fitted.signal, height, width)
+    elif fitted.kind == "audio":
+        from nerf.signals.audio import write_audio
+
+        write_audio(args.out, fitted.field, fitted.signal, args.rate, args.slow)
+    elif fitted.kind == "video":
+        from nerf.signals.video import write_video
+
+        width, height = _size(args, fitted.signal["shape"][1:])
+        write_video(args.out, fitted.field, fitted.signal, height, width, args.fps, args.slow)
+    else:
+        raise UserError(f"{path} holds a fitted {fitted.kind}, which this nerf cannot sample")
+    print(args.out)
+
+
+def _check_options(args: SampleArgs, kind: str) -> None:
+    takes = {"image": {"scale", "size"}, "audio": {"rate", "slow"}, "video": {"scale", "size", "fps", "slow"}}
+    defaults = {"scale": None, "size": None, "rate": None, "fps": None, "slow": 1.0}
+    for name, default in defaults.items():
+        if getattr(args, name) != default and name not in takes.get(kind, ()):
+            raise UserError(f"--{name} means nothing for a fitted {kind}")
+
+
+def _size(args: SampleArgs, shape: list[int]) -> tuple[int, int]:
+    height, width = shape
+    if args.size is not None:
+        if args.scale is not None:
+            raise UserError("--scale and --size both say how large: give one of them")
+        width, height = args.size
+    elif args.scale is not None:
+        width, height = round(width * args.scale), round(height * args.scale)
+    if min(width, height) < 1 or max(width, height) > 1 << 17:
+        raise UserError(f"a size of {width}x{height} was asked for, expected sides of 1 to {1 << 17} pixels")
+    return width, height

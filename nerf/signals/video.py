@@ -1,0 +1,89 @@
+"""Videos as signals: frames as 8-bit RGB in a memory-mapped file, read and written by ffmpeg."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nerf.datasets.pixels import allocate
+from nerf.errors import UserError
+from nerf.signals.record import Signal, to_values
+from nerf.views.video import mp4
+
+if TYPE_CHECKING:
+    from nerf.signals.fields import SignalField
+
+
+def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) -> Signal:
+    """A video as it is shown (turned upright), sRGB, 8 bits. downscale: of its sides; frames: only the first."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; expected a video")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty; expected a video")
+    if downscale < 1 or (frames is not None and frames < 1):
+        raise UserError("--downscale and --frames: expected 1 or more")
+    import imageio_ffmpeg
+
+    # ffmpeg turns the frames upright, but the header's size is that before: it is told by the first frame's filter
+    filters = ["-vf", f"scale=iw/{downscale}:-1:flags=area"] if downscale > 1 else []
+    try:
+        reader = imageio_ffmpeg.read_frames(str(path), output_params=filters)
+        meta = next(reader)
+        width, height = (int(side) for side in meta["size"])
+        if meta.get("rotate") in (90, 270, -90):
+            width, height = height, width
+        first = next(reader)
+        if downscale > 1:
+            width = width // downscale
+            height = len(first) // (3 * width)
+        if len(first) != width * height * 3:
+            raise ValueError(f"frames of {len(first)} bytes, expected {width}x{height}")
+        expected = min(frames or 10**9, max(1, int(imageio_ffmpeg.count_frames_and_secs(str(path))[0])))
+        memory = allocate(expected * height * width, 3, np.dtype(np.uint8))
+        count = 0
+        for frame in itertools.islice(itertools.chain([first], reader), expected):
+            part = slice(count * height * width, (count + 1) * height * width)
+            memory[part] = np.frombuffer(frame, np.uint8).reshape(-1, 3)
+            count += 1
+        reader.close()
+    except (OSError, RuntimeError, ValueError, KeyError, StopIteration) as error:
+        why = " ".join(str(error).split())[-120:] or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a video ({why}): restore the file") from error
+    fps = float(meta.get("fps") or 25.0)
+    about = {"name": path.name, "fps": fps, "channels": "RGB", "colour_space": "sRGB", "range": "0 to 255"}
+    return Signal("video", memory[: count * height * width], (count, height, width), 0.0, 255.0, meta=about)
+
+
+def frames_of_field(field: SignalField, n: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """[h,w,3] float32 of a fitted video, n frames over its whole length, one at a time."""
+    y, x = torch.meshgrid(
+        (torch.arange(height).float() + 0.5) / height, (torch.arange(width).float() + 0.5) / width, indexing="ij"
+    )
+    for k in range(n):
+        t = torch.full_like(x, (k + 0.5) / n)
+        yield field.evaluate(torch.stack([x, y, t], dim=-1).reshape(-1, 3)).reshape(height, width, -1).numpy()
+
+
+def write_video(
+    path: Path,
+    field: SignalField,
+    meta: dict[str, Any],
+    height: int,
+    width: int,
+    fps: float | None = None,
+    slow: float = 1.0,
+) -> None:
+    """Sample a fitted video to MP4 at any size and frame rate, `slow` times as long; meta: of Signal.describe()."""
+    if path.suffix.lower() != ".mp4":
+        raise UserError(f"{path}: expected a name that ends in .mp4")
+    fps = fps or float(meta["fps"])
+    n = max(1, round(meta["shape"][0] * slow * fps / meta["fps"]))
+    with mp4(path, width, height, fps) as write:
+        for frame in frames_of_field(field, n, height, width):
+            write(to_values(frame, np.dtype(np.uint8), 0.0, 255.0))

@@ -35,6 +35,7 @@ class FitConfig:
     beta2: float = 0.99
     epsilon: float = 1e-15
     weight_decay: float = 0.0
+    coarse_until: float = 0.7  # share of the steps whose products read bfloat16, where the processor has it
     checkpoint_seconds: float = 60.0
 
 
@@ -72,6 +73,7 @@ class Fitter:
         """One step of Adam on one batch; returns the batch's mean squared error."""
         c = self.config
         random = self.random.manual_seed(c.seed * 1_000_003 + self.step)  # of the step alone: resume needs no state
+        self.field.pairs = not self.total_steps or self.step < c.coarse_until * self.total_steps
         loss, shown = self.problem.loss(self.field, self.batch, random)
         loss.backward()
         rate, table = self.rate(), getattr(self.field.encoding, "table", None)

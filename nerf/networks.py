@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nerf.kernels.network import Layer
+
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "softplus": nn.functional.softplus}
 OUTPUT_ACTIVATIONS = {None: lambda x: x, "sigmoid": torch.sigmoid, "exp": torch.exp}
 
@@ -56,6 +58,13 @@ class MLP(nn.Module):
             _fill_uniform(layer.weight, math.sqrt(gain / layer.in_features), generator)
             if bias:
                 nn.init.zeros_(layer.bias)
+
+    def as_layers(self) -> list[Layer]:
+        """The same network for `kernels.network_mse`; of activations, it takes ReLU and sigmoid alone."""
+        if self.activation != "relu" or self.output_activation not in (None, "sigmoid"):
+            raise ValueError(f"{self.activation} and {self.output_activation} have no native layer")
+        acts = ["relu"] * (len(self.layers) - 1) + [self.output_activation or "linear"]
+        return [Layer(layer.weight, layer.bias, act) for layer, act in zip(self.layers, acts, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
@@ -118,6 +127,12 @@ class Siren(nn.Module):
         _fill_uniform(last.weight, math.sqrt(6.0 / width) / omega_0, generator)
         _fill_uniform(last.bias, 1.0 / math.sqrt(width), generator)
         self.layers = nn.Sequential(*layers, last)
+
+    def as_layers(self) -> list[Layer]:
+        """The same network for `kernels.network_mse`."""
+        *sines, last = self.layers
+        sine_layers = [Layer(s.linear.weight, s.linear.bias, "sine", s.omega_0) for s in sines]
+        return [*sine_layers, Layer(last.weight, last.bias, "linear")]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cpu, cuda, cuda_render, fusion, nearest, nvrtc, raster, reference, tcnn
+from nerf.kernels import bindings, cpu, cuda, cuda_render, fusion, nearest, network, nvrtc, raster, reference, tcnn
 from nerf.kernels.cuda_graph import RecordedSteps, StepNumbers
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.layout import (
@@ -31,6 +31,7 @@ from nerf.kernels.layout import (
     Samples,
 )
 from nerf.kernels.nearest import Nearest
+from nerf.kernels.network import MAX_NET_LAYERS, Layer
 
 __all__ = [
     "DepthView",
@@ -39,6 +40,7 @@ __all__ = [
     "Fused",
     "GradientSink",
     "GridLayout",
+    "Layer",
     "MarchSettings",
     "Nearest",
     "OccupancyBits",
@@ -55,8 +57,11 @@ __all__ = [
     "hashgrid_encode",
     "is_deterministic",
     "march",
+    "native_networks",
     "nearest_faces",
     "nearest_points",
+    "network_forward",
+    "network_mse",
     "on_gpu",
     "pack_occupancy",
     "ray_box",
@@ -363,6 +368,21 @@ def adam_step(
         half_copy.copy_(param)
     if zero_grad:
         grad.zero_()
+
+
+def native_networks(x: Tensor, n_layers: int) -> bool:
+    """Whether networks of that many layers run natively on inputs like x (float32 on the CPU), else in plain torch."""
+    return _runs_on(x) == "cpu" and x.dtype == torch.float32 and n_layers <= MAX_NET_LAYERS
+
+
+def network_forward(x: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:
+    """Values of a network of sine and ReLU layers at x [n, in], without gradients; see `network.forward`."""
+    return network.forward(x, layers, pairs, native_networks(x, len(layers)))
+
+
+def network_mse(x: Tensor, targets: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:
+    """Mean squared error of such a network, differentiable once in its weights and x; see `network.mse`."""
+    return network.mse(x, targets, layers, pairs, native_networks(x, len(layers)))
 
 
 def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor) -> Nearest:

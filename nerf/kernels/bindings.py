@@ -175,6 +175,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_render_backward", None, [_P, _P, _P, _P]),
         ("nerf_render_free", None, [_P]),
         ("nerf_adam_step", None, [_P]),
+        ("nerf_network", None, [_P]),
         ("nerf_nearest_points", None, [_P, _P, _I, _P, _LL, _P, _P, _P, _I]),
         ("nerf_rasterise", None, [_P, _P, _P, _I, _I, _I, _P, _I]),
         ("nerf_fuse_depths", None, [_P, _LL, _P, _I, ctypes.c_float, ctypes.c_float, _P, _P, _P, _I]),

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nerf import kernels
 from nerf.encodings import FourierFeatures, Frequency, HashGrid, Identity
 from nerf.errors import UserError
+from nerf.kernels import Layer
 from nerf.networks import MLP, Siren
 
 KINDS = ("hash", "siren", "fourier", "mlp")
@@ -77,7 +79,8 @@ class SignalField(nn.Module):
         self.offset, self.scale = ((low + high) / 2, (high - low) / 2) if linear else (low, high - low)
         random = torch.Generator().manual_seed(seed)
         self.encoding = _encoding(choice, n_dims, random, seed)
-        self.network: nn.Module
+        self.pairs = False  # whether training multiplies in bfloat16, where the processor has it
+        self.network: Siren | MLP
         if choice.kind == "siren":
             self.network = Siren(
                 n_dims, n_channels, choice.width, choice.depth, choice.first_omega_0, choice.omega_0, random
@@ -108,14 +111,33 @@ class SignalField(nn.Module):
         return 0.5 + (u - 0.5) * self.extents.to(u.dtype)
 
     def mse(self, u: Tensor, values: Tensor) -> Tensor:
-        """Mean squared error over all elements at u [n, n_dims] against values [n, n_channels]."""
-        return (self(u) - values).square().mean()
+        """Mean squared error over all elements at u [n, n_dims] against values [n, n_channels], differentiable once:
+        natively where there is a library, value and gradients in one pass."""
+        x, layers = self._as_layers(u)
+        targets = (values - self.offset) * (1.0 / self.scale)
+        return kernels.network_mse(x, targets, layers, self.pairs) * self.scale**2
 
     def evaluate(self, u: Tensor, chunk: int = 1 << 17) -> Tensor:
         """Values without gradients, a part at a time: memory stays small however many coordinates there are."""
         with torch.no_grad():
-            parts = [self(part.to(self.device)).cpu() for part in u.split(chunk)]
+            parts = [self._values(part.to(self.device)).cpu() for part in u.split(chunk)]
         return torch.cat(parts) if parts else torch.zeros(0, self.n_channels)
+
+    def _values(self, u: Tensor) -> Tensor:
+        return self.offset + self.scale * kernels.network_forward(*self._as_layers(u))
+
+    def _as_layers(self, u: Tensor) -> tuple[Tensor, list[Layer]]:
+        """What the network eats, and its layers. Gaussian Fourier features are a fixed sine layer in front of it:
+        cos(a) = sin(a + pi/2)."""
+        layers, x = [], self.positions(u)
+        if isinstance(self.encoding, FourierFeatures):
+            matrix = self.encoding.matrix
+            phase = torch.zeros(2 * len(matrix), device=matrix.device)
+            phase[: len(matrix)] = 0.25  # of a turn
+            layers.append(Layer(torch.cat([matrix, matrix]), phase, "sine", 2.0 * math.pi))
+        else:
+            x = self.encoding(x)
+        return x, layers + self.network.as_layers()
 
     def to_dict(self) -> dict[str, Any]:
         return {

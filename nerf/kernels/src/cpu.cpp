@@ -5,6 +5,7 @@
 #include "cpu_adam.h"
 #include "cpu_bvh.h"
 #include "cpu_fusion.h"
+#include "cpu_network.h"
 #include "cpu_raster.h"
 #include "cpu_render.h"
 
@@ -109,6 +110,13 @@ EXPORT int nerf_hashgrid_backward(int n_dims, int n_features, const float* posit
 #define CALL(D, F) hashgrid_backward<D, F>(positions, n, levels, n_levels, table, grad_out, grad_table, grad_positions, n_threads)
   FOR_GRID(CALL);
 #undef CALL
+}
+
+// ---- a network on its own: values, or a mean squared error with its gradients ------------------------------------------
+
+EXPORT void nerf_network(NetDesc* d) {
+  if (d->pairs && has_bf16()) network_run<Pair>(*d);
+  else network_run<Single>(*d);
 }
 
 // ---- field at scene points: density, and colour when directions are given ----------------------------------------------

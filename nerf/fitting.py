@@ -225,6 +225,7 @@ def fit(
         raise
     finally:
         display.close()
+    fitter.field.pairs = False
     if path is not None:
         _save(fitter, path)
     return Fitted(fitter.field, problem.kind, problem.describe(), {"seconds": fitter.seconds, "step": fitter.step})

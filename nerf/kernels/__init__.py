@@ -62,6 +62,7 @@ __all__ = [
     "nearest_points",
     "network_forward",
     "network_mse",
+    "network_with_tangents",
     "on_gpu",
     "pack_occupancy",
     "ray_box",
@@ -376,8 +377,15 @@ def native_networks(x: Tensor, n_layers: int) -> bool:
 
 
 def network_forward(x: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:
-    """Values of a network of sine and ReLU layers at x [n, in], without gradients; see `network.forward`."""
+    """Values of a network of sine and ReLU layers at x [n, in], differentiable once; see `network.forward`."""
     return network.forward(x, layers, pairs, native_networks(x, len(layers)))
+
+
+def network_with_tangents(
+    x: Tensor, layers: list[Layer], scales: tuple[float, ...], pairs: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Its values and its derivatives along the inputs, to learn from both; see `network.with_tangents`."""
+    return network.with_tangents(x, layers, scales, pairs, native_networks(x, len(layers)))
 
 
 def network_mse(x: Tensor, targets: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:

@@ -36,7 +36,9 @@ class NetDesc(ctypes.Structure):
         ("biases", _P * MAX_NET_LAYERS),
         ("grad_weights", _P * MAX_NET_LAYERS),
         ("grad_biases", _P * MAX_NET_LAYERS),
-        *((name, _P) for name in ("x", "targets", "out", "grad_x")),
+        *((name, _P) for name in ("x", "targets", "grad_out", "grad_tangents", "out", "out_tangents", "grad_x")),
+        ("n_tangents", _I),
+        ("tangent_scale", _F * 3),
         ("n", ctypes.c_longlong),
         ("loss", ctypes.c_double),
     ]
@@ -51,26 +53,48 @@ def reference_forward(x: Tensor, layers: list[Layer]) -> Tensor:
 
 
 def forward(x: Tensor, layers: list[Layer], pairs: bool, native_code: bool) -> Tensor:
-    """Values [n, out], without gradients. pairs: products read bfloat16 where the processor has it."""
+    """Values [n, out], differentiable once in weights, biases and x. pairs: products read bfloat16 where the processor
+    has it."""
     if not native_code:
-        with torch.no_grad():
-            return reference_forward(x, layers)
-    out = torch.empty(len(x), layers[-1].weight.shape[0])
-    p = Pointers()
-    desc = _described(x, layers, pairs, p)
-    desc.out = out.data_ptr()
-    if len(x):
-        native().nerf_network(ctypes.addressof(desc))
-    return out
+        return reference_forward(x, layers)
+    shape, flat = _flattened(layers)
+    return _Network.apply(x, pairs, shape, (), *flat)[0]
+
+
+def with_tangents(
+    x: Tensor, layers: list[Layer], scales: tuple[float, ...], pairs: bool, native_code: bool
+) -> tuple[Tensor, Tensor]:
+    """(values [n, out], derivatives [n, k, out] along the first k inputs, times their scales): both differentiable once
+    in weights and biases, but not in x. Forward mode: derivatives run through the layers beside the values."""
+    if len(scales) > 3 or not len(scales) <= x.shape[1] <= 4:
+        raise ValueError(f"scales: expected up to 3 numbers for inputs of 1 to 4 columns, got {len(scales)}")
+    if not native_code:
+        with torch.enable_grad():
+            inputs = x.detach().requires_grad_()
+            y = reference_forward(inputs, layers)
+            rows = [torch.autograd.grad(y[:, c].sum(), inputs, create_graph=True)[0] for c in range(y.shape[1])]
+        return y, torch.stack(rows, dim=2)[:, : len(scales)] * x.new_tensor(scales)[:, None]
+    shape, flat = _flattened(layers)
+    return _Network.apply(x.detach(), pairs, shape, tuple(scales), *flat)
 
 
 def mse(x: Tensor, targets: Tensor, layers: list[Layer], pairs: bool, native_code: bool) -> Tensor:
     """Mean squared error over all elements against targets [n, out]; differentiable once, in weights, biases and x."""
     if not native_code:
         return (reference_forward(x, layers) - targets).square().mean()
-    flat = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-    shape = [(layer.bias is not None, layer.activation, layer.omega) for layer in layers]
+    shape, flat = _flattened(layers)
     return _Mse.apply(x, targets, pairs, shape, *flat)
+
+
+def _flattened(layers: list[Layer]) -> tuple[list, list[Tensor]]:
+    """What autograd must not see, and the tensors that it must."""
+    flat = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+    return [(layer.bias is not None, layer.activation, layer.omega) for layer in layers], flat
+
+
+def _layers(shape: list, flat: tuple[Tensor, ...]) -> list[Layer]:
+    tensors = iter(flat)
+    return [Layer(next(tensors), next(tensors) if biased else None, a, o) for biased, a, o in shape]
 
 
 class _Mse(torch.autograd.Function):
@@ -78,24 +102,12 @@ class _Mse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, targets: Tensor, pairs: bool, shape: list, *flat: Tensor) -> Tensor:
-        tensors = iter(flat)
-        layers = [Layer(next(tensors), next(tensors) if biased else None, a, o) for biased, a, o in shape]
-        p = Pointers()
+        layers, p = _layers(shape, flat), Pointers()
         desc = _described(x, layers, pairs, p)
         desc.targets = p("targets", targets, (len(x), layers[-1].weight.shape[0]))
-        grads: list[Tensor | None] = []
-        for i, layer in enumerate(layers):
-            wanted = layer.weight.requires_grad
-            for name, t in (("grad_weights", layer.weight), ("grad_biases", layer.bias)):
-                if t is not None:
-                    grad = torch.empty(t.shape) if wanted else None
-                    getattr(desc, name)[i] = 0 if grad is None else grad.data_ptr()
-                    grads.append(grad)
-        grad_x = torch.empty(x.shape) if ctx.needs_input_grad[0] else None
-        desc.grad_x = 0 if grad_x is None else grad_x.data_ptr()
-        if len(x):
-            native().nerf_network(ctypes.addressof(desc))
-        ctx.grads, ctx.grad_x = grads, grad_x
+        grads = _gradients(desc, layers)
+        ctx.grad_x = _run(desc, x, ctx.needs_input_grad[0])
+        ctx.grads = grads
         return torch.tensor(desc.loss / max(targets.numel(), 1), dtype=torch.float32)
 
     @staticmethod
@@ -107,7 +119,58 @@ class _Mse(torch.autograd.Function):
         return scaled(ctx.grad_x), None, None, None, *(scaled(t) for t in ctx.grads)
 
 
-def _described(x: Tensor, layers: list[Layer], pairs: bool, p: Pointers) -> NetDesc:
+class _Network(torch.autograd.Function):
+    """Values and tangents; going back runs forward again, block by block."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, pairs: bool, shape: list, scales: tuple, *flat: Tensor) -> tuple[Tensor, Tensor]:
+        layers, p = _layers(shape, flat), Pointers()
+        n_out = layers[-1].weight.shape[0]
+        out, tangents = torch.empty(len(x), n_out), torch.empty(len(x), len(scales), n_out)
+        desc = _described(x, layers, pairs, p, scales)
+        desc.out, desc.out_tangents = out.data_ptr(), tangents.data_ptr() if scales else 0
+        _run(desc, x, False)
+        ctx.save_for_backward(x, *flat)
+        ctx.about = pairs, shape, scales
+        return out, tangents
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out: Tensor, grad_tangents: Tensor):  # type: ignore[override]
+        x, *flat = ctx.saved_tensors
+        pairs, shape, scales = ctx.about
+        layers, p = _layers(shape, tuple(flat)), Pointers()
+        desc = _described(x, layers, pairs, p, scales)
+        n_out = layers[-1].weight.shape[0]
+        desc.grad_out = p("grad_out", grad_out, (len(x), n_out))
+        if scales:
+            desc.grad_tangents = p("grad_tangents", grad_tangents, (len(x), len(scales), n_out))
+        grads = _gradients(desc, layers)
+        grad_x = _run(desc, x, ctx.needs_input_grad[0])
+        return grad_x, None, None, None, *grads
+
+
+def _gradients(desc: NetDesc, layers: list[Layer]) -> list[Tensor | None]:
+    """Room for the gradients of all weights and biases that learn, in their order."""
+    grads: list[Tensor | None] = []
+    for i, layer in enumerate(layers):
+        for name, t in (("grad_weights", layer.weight), ("grad_biases", layer.bias)):
+            if t is not None:
+                grad = torch.zeros(t.shape) if layer.weight.requires_grad else None
+                getattr(desc, name)[i] = 0 if grad is None else grad.data_ptr()
+                grads.append(grad)
+    return grads
+
+
+def _run(desc: NetDesc, x: Tensor, with_grad_x: bool) -> Tensor | None:
+    grad_x = torch.empty(x.shape) if with_grad_x else None
+    desc.grad_x = 0 if grad_x is None else grad_x.data_ptr()
+    if len(x):
+        native().nerf_network(ctypes.addressof(desc))
+    return grad_x
+
+
+def _described(x: Tensor, layers: list[Layer], pairs: bool, p: Pointers, scales: tuple[float, ...] = ()) -> NetDesc:
     if not 1 <= len(layers) <= MAX_NET_LAYERS:
         raise ValueError(f"layers: expected 1 to {MAX_NET_LAYERS}, got {len(layers)}")
     desc = NetDesc(len(layers), int(pairs), torch.get_num_threads())
@@ -121,4 +184,6 @@ def _described(x: Tensor, layers: list[Layer], pairs: bool, p: Pointers) -> NetD
         desc.activation[i], desc.omega[i] = ACTIVATIONS.index(activation), omega
         desc.dims[i + 1] = n_in = n_out
     desc.x, desc.n = p("x", x, (len(x), layers[0].weight.shape[1])), len(x)
+    desc.n_tangents = len(scales)
+    desc.tangent_scale[: len(scales)] = scales
     return desc

@@ -104,6 +104,10 @@ class SignalField(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def forward(self, u: Tensor) -> Tensor:
+        """Natively, and so differentiable once in the parameters; where u has a gradient, in plain torch, to any order
+        that the encoding has."""
+        if not (u.requires_grad and torch.is_grad_enabled()):
+            return self.offset + self.scale * kernels.network_forward(*self._as_layers(u), self.pairs)
         return self.offset + self.scale * self.network(self.encoding(self.positions(u)))
 
     def positions(self, u: Tensor) -> Tensor:
@@ -120,11 +124,20 @@ class SignalField(nn.Module):
     def evaluate(self, u: Tensor, chunk: int = 1 << 17) -> Tensor:
         """Values without gradients, a part at a time: memory stays small however many coordinates there are."""
         with torch.no_grad():
-            parts = [self._values(part.to(self.device)).cpu() for part in u.split(chunk)]
+            parts = [self(part.to(self.device)).cpu() for part in u.split(chunk)]
         return torch.cat(parts) if parts else torch.zeros(0, self.n_channels)
 
-    def _values(self, u: Tensor) -> Tensor:
-        return self.offset + self.scale * kernels.network_forward(*self._as_layers(u))
+    def with_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(values [n, c], their gradients [n, c, d] in u) to learn from both, natively; not of hash grids, nor of
+        octaves of frequencies, which `derivatives.gradient` takes."""
+        x, layers = self._as_layers(u)
+        if self.encoding.n_out != self.n_dims and not isinstance(self.encoding, FourierFeatures):
+            raise ValueError(f"with_gradient: the field {self.choice.kind} has an encoding that it cannot go through")
+        inner = 2.0 if isinstance(self.encoding, Identity) else 1.0
+        y, tangents = kernels.network_with_tangents(
+            x, layers, tuple(inner * float(e) for e in self.extents), self.pairs
+        )
+        return self.offset + self.scale * y, self.scale * tangents.transpose(1, 2)
 
     def _as_layers(self, u: Tensor) -> tuple[Tensor, list[Layer]]:
         """What the network eats, and its layers. Gaussian Fourier features are a fixed sine layer in front of it:

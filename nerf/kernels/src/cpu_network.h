@@ -1,5 +1,7 @@
-// Networks of any width, with biases and sine or ReLU layers, and the gradients of a mean squared error: blocks of samples
-// go through all layers and back while their activations are near, so nothing but the block is ever kept.
+// Networks of any width, with biases and sine or ReLU layers, and their gradients: blocks of samples go through all layers
+// and back while their activations are near, so nothing but the block is ever kept. Beside the values may run tangents,
+// derivatives along the axes of the input, which the same products carry from layer to layer as further rows:
+//   h = act(z), h_k = act'(z) z_k with z = omega (W h_in + b), z_k = omega W h_in,k.
 #pragma once
 #include <cstring>
 #include <vector>
@@ -31,11 +33,19 @@ struct NetDesc {
   float* grad_weights[NET_LAYERS];
   float* grad_biases[NET_LAYERS];
   const float* x;        // [n, dims[0]]
-  const float* targets;  // [n, dims[n_layers]]; null: only forward
-  float* out;            // [n, dims[n_layers]] or null
+  const float* targets;  // [n, out]: the gradients are those of the mean squared error
+  const float* grad_out;       // [n, out]: or these are given; null both: only forward
+  const float* grad_tangents;  // [n, n_tangents, out] or null
+  float* out;            // [n, out] or null
+  float* out_tangents;   // [n, n_tangents, out] or null
   float* grad_x;         // [n, dims[0]] or null
+  int n_tangents;        // along the first so many inputs (of at most DIRECT_INPUTS)
+  float tangent_scale[3];
   long long n;
   double loss;           // the sum of squared errors
+
+  bool backward() const { return targets || grad_out; }
+  int samples() const { return NET_BLOCK / (1 + n_tangents); }  // of a block: values first, then each axis's tangents
 };
 
 // sin and cos at once: x = k pi + r with |r| <= pi/2 in three parts of pi (Cody and Waite), then odd and even polynomials
@@ -175,7 +185,7 @@ struct Network {
       } else {
         forward[l].resize((size_t)in[l] * out[l] / per_k);
         Panels<E>::pack(d.weights[l], in[l], out[l], 1, real_in, d.omega[l], real_in, real_out, forward[l].data());
-        if (d.targets && l > last_learned) {
+        if (d.backward() && l > last_learned) {
           backward[l].resize((size_t)in[l] * out[l] / per_k);
           Panels<E>::pack(d.weights[l], out[l], in[l], real_in, 1, d.omega[l], real_out, real_in, backward[l].data());
         }
@@ -197,7 +207,7 @@ struct NetRoom {
     h[0].assign((size_t)NET_BLOCK * net.in[0], 0.0f);
     for (int l = 0; l < d.n_layers; ++l) {
       h[l + 1].assign((size_t)NET_BLOCK * net.out[l], 0.0f);
-      if (d.targets && d.activation[l] == ACT_SINE) slope[l].assign((size_t)NET_BLOCK * net.out[l], 0.0f);
+      if (d.activation[l] == ACT_SINE) slope[l].assign((size_t)NET_BLOCK * net.out[l], 0.0f);
     }
     const size_t size = (size_t)NET_BLOCK * net.widest;
     grad.assign(size, 0.0f);
@@ -208,18 +218,56 @@ struct NetRoom {
   }
 };
 
-NERF_FN void activate(int kind, float* z, float* slope, size_t n) {
+// z to h in place, the rows of tangents too; slope keeps act'(z) of a sine in the values' rows, and z_k in the tangents'.
+static inline void activate(int kind, float* z, float* slope, size_t n, int n_tangents) {
   if (kind == ACT_RELU) {
-    for (size_t i = 0; i < n; i += LANES) vstore(z + i, vmax(vset(0.0f), vload(z + i)));
+    for (size_t i = 0; i < n; i += LANES) {
+      const vint on = vload(z + i) > vset(0.0f);
+      for (int k = 1; k <= n_tangents; ++k) vstore(z + k * n + i, (vfloat)((vint)vload(z + k * n + i) & on));
+      vstore(z + i, vmax(vset(0.0f), vload(z + i)));
+    }
   } else if (kind == ACT_SINE) {
     for (size_t i = 0; i < n; i += LANES) {
       vfloat s, c;
       vsincos(vload(z + i), s, c);
       vstore(z + i, s);
-      if (slope) vstore(slope + i, c);
+      vstore(slope + i, c);
+      for (int k = 1; k <= n_tangents; ++k) {
+        const vfloat zk = vload(z + k * n + i);
+        vstore(slope + k * n + i, zk);
+        vstore(z + k * n + i, c * zk);
+      }
     }
   } else if (kind == ACT_SIGMOID) {
-    for (size_t i = 0; i < n; i += LANES) vstore(z + i, vset(1.0f) / (vset(1.0f) + vexp(-vload(z + i))));
+    for (size_t i = 0; i < n; i += LANES) {
+      const vfloat v = vset(1.0f) / (vset(1.0f) + vexp(-vload(z + i)));
+      for (int k = 1; k <= n_tangents; ++k) vstore(z + k * n + i, v * (vset(1.0f) - v) * vload(z + k * n + i));
+      vstore(z + i, v);
+    }
+  }
+}
+
+// dL/dh to dL/dz in place: dz_k = act' dh_k;  dz = act' dh + act'' sum_k z_k dh_k, and sin'' = -sin.
+static inline void activate_backward(int kind, float* dz, const float* h, const float* slope, size_t n, int n_tangents) {
+  if (kind == ACT_RELU) {
+    for (int k = 0; k <= n_tangents; ++k)
+      for (size_t i = 0; i < n; i += LANES) {
+        float* at = dz + k * n + i;
+        vstore(at, (vfloat)((vint)vload(at) & (vload(h + i) > vset(0.0f))));
+      }
+  } else if (kind == ACT_SINE) {
+    for (size_t i = 0; i < n; i += LANES) {
+      const vfloat c = vload(slope + i);
+      vfloat bent = vset(0.0f);
+      for (int k = 1; k <= n_tangents; ++k) {
+        float* at = dz + k * n + i;
+        bent = vfma(vload(slope + k * n + i), vload(at), bent);
+        vstore(at, c * vload(at));
+      }
+      vstore(dz + i, c * vload(dz + i) - vload(h + i) * bent);
+    }
+  } else if (kind == ACT_SIGMOID) {  // without tangents
+    for (size_t i = 0; i < n; i += LANES) vstore(dz + i, vload(dz + i) * vload(h + i) * (vset(1.0f) - vload(h + i)));
   }
 }
 
@@ -228,8 +276,11 @@ static void net_forward(const Network<E>& net, NetRoom<E>& room, const float* x,
   const NetDesc& d = net.d;
   const int per_k = Packed<E>::PER_K, n_in = d.dims[0];
   float* h0 = room.h[0].data();
-  for (int s = 0; s < NET_BLOCK; ++s)
+  const int samples = d.samples();
+  for (int s = 0; s < samples; ++s)
     for (int i = 0; i < net.in[0]; ++i) h0[(size_t)s * net.in[0] + i] = s < count && i < n_in ? x[(size_t)s * n_in + i] : 0.0f;
+  for (int s = samples; s < NET_BLOCK; ++s)
+    for (int i = 0; i < net.in[0]; ++i) h0[(size_t)s * net.in[0] + i] = i == s / samples - 1 ? d.tangent_scale[i] : 0.0f;
   for (int l = 0; l < d.n_layers; ++l) {
     const int in = net.in[l], out = net.out[l];
     float* z = room.h[l + 1].data();
@@ -237,16 +288,17 @@ static void net_forward(const Network<E>& net, NetRoom<E>& room, const float* x,
     if (net.direct[l]) {
       for (int s = 0; s < NET_BLOCK; ++s)
         for (int o = 0; o < out; o += LANES) {
-          vfloat sum = vload(bias + o);
+          vfloat sum = s < samples ? vload(bias + o) : vset(0.0f);
           for (int i = 0; i < in; ++i) sum = vfma(vset(h0[s * in + i]), vload(net.first.data() + (size_t)i * out + o), sum);
           vstore(z + (size_t)s * out + o, sum);
         }
     } else {
-      for (int s = 0; s < NET_BLOCK; ++s) std::memcpy(z + (size_t)s * out, bias, sizeof(float) * out);
+      for (int s = 0; s < samples; ++s) std::memcpy(z + (size_t)s * out, bias, sizeof(float) * out);
+      std::memset(z + (size_t)samples * out, 0, sizeof(float) * (NET_BLOCK - samples) * out);
       const auto a = Packed<E>::along_rows(room.h[l].data(), NET_BLOCK * in, room.rows.data());
       panel_gemm<E>(NET_BLOCK, out, in / per_k, a, in / per_k, 1, net.forward[l].data(), z, true);
     }
-    activate(d.activation[l], z, room.slope[l].empty() ? nullptr : room.slope[l].data(), (size_t)NET_BLOCK * out);
+    activate(d.activation[l], z, room.slope[l].data(), (size_t)samples * out, d.n_tangents);
   }
 }
 
@@ -258,20 +310,14 @@ static void net_backward(const Network<E>& net, NetRoom<E>& room, float* grads) 
   const int per_k = Packed<E>::PER_K;
   for (int l = d.n_layers - 1; l >= 0 && l >= net.last_learned; --l) {
     const int in = net.in[l], out = net.out[l];
-    const size_t n = (size_t)NET_BLOCK * out;
     float* dz = room.grad.data();
-    const float* h = room.h[l + 1].data();
-    if (d.activation[l] == ACT_RELU)
-      for (size_t i = 0; i < n; i += LANES) vstore(dz + i, (vfloat)((vint)vload(dz + i) & (vload(h + i) > vset(0.0f))));
-    else if (d.activation[l] == ACT_SINE)
-      for (size_t i = 0; i < n; i += LANES) vstore(dz + i, vload(dz + i) * vload(room.slope[l].data() + i));
-    else if (d.activation[l] == ACT_SIGMOID)
-      for (size_t i = 0; i < n; i += LANES) vstore(dz + i, vload(dz + i) * vload(h + i) * (vset(1.0f) - vload(h + i)));
+    const int samples = d.samples();
+    activate_backward(d.activation[l], dz, room.h[l + 1].data(), room.slope[l].data(), (size_t)samples * out, d.n_tangents);
     float *dw = grads + net.grad_at[l], *db = dw + (size_t)out * in;
     if (d.grad_weights[l]) {
       for (int o = 0; o < out; o += LANES) {
         vfloat sum = vload(db + o);
-        for (int s = 0; s < NET_BLOCK; ++s) sum += vload(dz + (size_t)s * out + o);
+        for (int s = 0; s < samples; ++s) sum += vload(dz + (size_t)s * out + o);  // tangents know no bias
         vstore(db + o, sum);
       }
       if (net.direct[l]) {  // [in, out]
@@ -319,34 +365,43 @@ template <class E>
 static void network_run(NetDesc& d) {
   const Network<E> net(d);
   const int n_out = d.dims[d.n_layers], last = net.out[d.n_layers - 1];
-  const long long n_blocks = (d.n + NET_BLOCK - 1) / NET_BLOCK;
+  const int samples = d.samples();
+  const long long n_blocks = (d.n + samples - 1) / samples;
   int n_slices = 1;
   while (n_slices < 16 && n_slices * 16 <= n_blocks) n_slices *= 2;
-  if (!d.targets) n_slices = (int)(n_blocks < 64 ? n_blocks : 64);
+  if (!d.backward()) n_slices = (int)(n_blocks < 64 ? n_blocks : 64);
   const size_t grad_size = net.grad_at[d.n_layers];
   std::vector<std::vector<float>> grads(n_slices);
   std::vector<double> losses(n_slices, 0.0);
   parallel_for(n_slices, d.n_threads, [&](int slice) {
     NetRoom<E> room(net);
-    if (d.targets) grads[slice].assign(grad_size, 0.0f);
+    if (d.backward()) grads[slice].assign(grad_size, 0.0f);
     for (long long b = n_blocks * slice / n_slices; b < n_blocks * (slice + 1) / n_slices; ++b) {
-      const long long begin = b * NET_BLOCK;
-      const int count = (int)(d.n - begin < NET_BLOCK ? d.n - begin : NET_BLOCK);
+      const long long begin = b * samples;
+      const int count = (int)(d.n - begin < samples ? d.n - begin : samples), T = d.n_tangents;
       net_forward(net, room, d.x + begin * d.dims[0], count);
       const float* y = room.h[d.n_layers].data();
-      if (d.out)
-        for (int s = 0; s < count; ++s) std::memcpy(d.out + (begin + s) * n_out, y + (size_t)s * last, sizeof(float) * n_out);
-      if (!d.targets) continue;
+      const size_t row = sizeof(float) * n_out;
+      for (int s = 0; s < count; ++s) {
+        if (d.out) std::memcpy(d.out + (begin + s) * n_out, y + (size_t)s * last, row);
+        for (int k = 0; d.out_tangents && k < T; ++k)
+          std::memcpy(d.out_tangents + ((begin + s) * T + k) * n_out, y + (size_t)((k + 1) * samples + s) * last, row);
+      }
+      if (!d.backward()) continue;
       float* dy = room.grad.data();
       std::memset(dy, 0, sizeof(float) * NET_BLOCK * last);
       double sum = 0.0;
       const float scale = 2.0f / ((float)d.n * n_out);
-      for (int s = 0; s < count; ++s)
-        for (int c = 0; c < n_out; ++c) {
+      for (int s = 0; s < count; ++s) {
+        for (int c = 0; d.targets && c < n_out; ++c) {
           const float e = y[(size_t)s * last + c] - d.targets[(begin + s) * n_out + c];
           sum += (double)e * e;
           dy[(size_t)s * last + c] = scale * e;
         }
+        if (d.grad_out) std::memcpy(dy + (size_t)s * last, d.grad_out + (begin + s) * n_out, row);
+        for (int k = 0; d.grad_tangents && k < T; ++k)
+          std::memcpy(dy + (size_t)((k + 1) * samples + s) * last, d.grad_tangents + ((begin + s) * T + k) * n_out, row);
+      }
       losses[slice] += sum;
       net_backward(net, room, grads[slice].data());
       if (d.grad_x)
@@ -356,7 +411,7 @@ static void network_run(NetDesc& d) {
   });
   d.loss = 0.0;
   for (int s = 0; s < n_slices; ++s) d.loss += losses[s];
-  if (!d.targets) return;
+  if (!d.backward()) return;
   const int n_pieces = 32;
   parallel_for(n_pieces, d.n_threads, [&](int piece) {
     for (size_t i = grad_size * piece / n_pieces; i < grad_size * (piece + 1) / n_pieces; ++i) {

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from nerf.errors import UserError
     from nerf.evaluation import evaluate
     from nerf.exports import export_cameras
+    from nerf.fitting import FitConfig, Fitted, fit
     from nerf.meshing.extract import extract as extract_mesh
     from nerf.model import Model
+    from nerf.signals.audio import read_audio
+    from nerf.signals.fields import FieldChoice, SignalField
+    from nerf.signals.image import read_image
+    from nerf.signals.video import read_video
     from nerf.training import TrainConfig, train
 
 # name -> where it is defined
@@ -30,19 +35,35 @@ _WHERE = {
     "evaluate": "nerf.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract",
     "export_cameras": "nerf.exports:export_cameras",
+    "fit": "nerf.fitting:fit",
+    "FitConfig": "nerf.fitting:FitConfig",
+    "Fitted": "nerf.fitting:Fitted",
+    "FieldChoice": "nerf.signals.fields:FieldChoice",
+    "SignalField": "nerf.signals.fields:SignalField",
+    "read_image": "nerf.signals.image:read_image",
+    "read_audio": "nerf.signals.audio:read_audio",
+    "read_video": "nerf.signals.video:read_video",
     "UserError": "nerf.errors:UserError",
 }
 
 __all__ = [
     "Cameras",
+    "FieldChoice",
+    "FitConfig",
+    "Fitted",
     "Model",
     "Scene",
+    "SignalField",
     "TrainConfig",
     "UserError",
     "evaluate",
     "export_cameras",
     "extract_mesh",
+    "fit",
     "load",
+    "read_audio",
+    "read_image",
+    "read_video",
     "train",
 ]
 

@@ -17,7 +17,7 @@ from nerf.errors import UserError, note
 from nerf.interrupts import whole_steps
 from nerf.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField, choose
-from nerf.signals.record import Problem, Signal
+from nerf.signals.record import Problem
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class FitConfig:
     epsilon: float = 1e-15
     weight_decay: float = 0.0
     coarse_until: float = 0.7  # share of the steps whose products read bfloat16, where the processor has it
+    stop_mse: float | None = None  # stop before the end once the error shown is no larger
     checkpoint_seconds: float = 60.0
 
 
@@ -214,6 +215,8 @@ def fit(
                 fitter.curve.append({"step": fitter.step, "seconds": round(fitter.seconds, 2), "mse": mse})
                 display.update(fitter, mse)
                 recent.clear()
+                if config.stop_mse is not None and mse <= config.stop_mse:
+                    break
             if path is not None and now - saved_at > config.checkpoint_seconds:
                 _save(fitter, path)
                 saved_at = time.perf_counter()
@@ -240,10 +243,11 @@ def field_for(problem: Problem, field: SignalField | FieldChoice | str, seed: in
                     f"the field has {name} {getattr(field, name)}, and the {problem.kind} {getattr(problem, name)}"
                 )
         return field
-    shape = problem.shape if isinstance(problem, Signal) else (256,) * problem.n_dims
+    # what has no grid of its own is as wide as high, with values around zero
+    shape = getattr(problem, "shape", (256,) * problem.n_dims)
     choice = choose(field, shape) if isinstance(field, str) else field
-    extents = problem.extents if isinstance(problem, Signal) else None
-    low, high = problem.span if isinstance(problem, Signal) else (-1.0, 1.0)
+    extents = getattr(problem, "extents", None)
+    low, high = getattr(problem, "span", (-1.0, 1.0))
     return SignalField(choice, problem.n_dims, problem.n_channels, extents, low, high, seed)
 
 

@@ -64,7 +64,8 @@ class MLP(nn.Module):
         if self.activation != "relu" or self.output_activation not in (None, "sigmoid"):
             raise ValueError(f"{self.activation} and {self.output_activation} have no native layer")
         acts = ["relu"] * (len(self.layers) - 1) + [self.output_activation or "linear"]
-        return [Layer(layer.weight, layer.bias, act) for layer, act in zip(self.layers, acts, strict=True)]
+        pairs = zip(self.layers, acts, strict=True)
+        return [Layer(linear.weight, linear.bias, act) for linear, act in pairs if isinstance(linear, nn.Linear)]
 
     def forward(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
@@ -130,9 +131,13 @@ class Siren(nn.Module):
 
     def as_layers(self) -> list[Layer]:
         """The same network for `kernels.network_mse`."""
-        *sines, last = self.layers
-        sine_layers = [Layer(s.linear.weight, s.linear.bias, "sine", s.omega_0) for s in sines]
-        return [*sine_layers, Layer(last.weight, last.bias, "linear")]
+        found = []
+        for layer in self.layers:
+            if isinstance(layer, SineLayer):
+                found.append(Layer(layer.linear.weight, layer.linear.bias, "sine", layer.omega_0))
+            elif isinstance(layer, nn.Linear):
+                found.append(Layer(layer.weight, layer.bias, "linear"))
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

@@ -67,15 +67,16 @@ class FitArgs:
     """of the random numbers: the same seed gives the same field"""
 
 
-def run_fit(args: FitArgs, problem: Problem, field: SignalField | FieldChoice) -> Fitted:
+def run_fit(args: FitArgs, problem: Problem, field: SignalField | FieldChoice, stop_mse: float | None = None) -> Fitted:
     """Fit into the folder of the arguments, with a progress bar; the files are asked for before, and written after."""
     from nerf.fitting import fit
 
+    config = config_of(args)
     open_folder(args.out, args.resume, args.overwrite)
     if args.overwrite:
         for name in OUR_FILES:
             (args.out / name).unlink(missing_ok=True)
-    return fit(problem, field, config_of(args), args.out, args.resume, progress=True)
+    return fit(problem, field, replace(config, stop_mse=stop_mse), args.out, args.resume, progress=True)
 
 
 def choice_of(args: FitArgs, shape: tuple[int, ...]) -> FieldChoice:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.metrics import psnr_of
@@ -32,6 +33,63 @@ def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int 
     if len(known) == 0:
         raise UserError(f"{mask}: is black everywhere, so that no pixel is known: white marks the known ones")
     signal.known = torch.from_numpy(known)
+
+
+def noise_mse(noise: float | None) -> float | None:
+    """The mean squared error at which a fit has learnt all but the noise (Morozov's discrepancy principle): learning
+    goes on with what looks least like an image."""
+    if noise is not None and not 0.0 < noise < 1.0:
+        raise UserError(f"--noise {noise:g}: expected a standard deviation as a share of the range, above 0, below 1")
+    return None if noise is None else noise * noise
+
+
+class SuperResolution:
+    """An image K times as fine as the one that is given: the mean of each K x K fine pixels is the given one.
+
+    Averaging is the down-sampling operator; the field is asked for all K^2 fine pixels of each one that is drawn.
+    """
+
+    def __init__(self, image: Signal, factor: int) -> None:
+        if factor < 2:
+            raise UserError(f"--super-resolution {factor}: expected 2 or more")
+        self.kind, self.image, self.factor, self.peak = "image", image, factor, image.peak
+        self.shape = tuple(side * factor for side in image.shape)
+        self.extents, self.span = image.extents, image.span
+        self.n_dims, self.n_channels = image.n_dims, image.n_channels
+        h, w = image.shape
+        offsets = (torch.arange(factor).float() + 0.5) / factor - 0.5
+        y, x = torch.meshgrid(offsets / h, offsets / w, indexing="ij")
+        self.fine = torch.stack([x, y], dim=-1).reshape(1, -1, 2)
+
+    def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        indices = self.image.draw(max(1, batch // self.factor**2), random)
+        u = (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
+        means = field(u.to(field.device)).reshape(len(indices), -1, self.n_channels).mean(dim=1)
+        mse = (means - self.image.targets(indices).to(field.device)).square().mean()
+        return mse, mse.detach()
+
+    def measure(self, field: SignalField) -> dict[str, Any]:
+        """How close the averages of the fine image come to the given one."""
+        total, n = 0.0, len(self.image.values)
+        for indices in torch.arange(n).split(max(1, (1 << 18) // self.factor**2)):
+            u = (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
+            means = field.evaluate(u).reshape(len(indices), -1, self.n_channels).mean(dim=1)
+            total += float((means.double() - self.image.targets(indices).double()).square().sum())
+        mse = total / self.image.values.size
+        return {"mse_of_averages": mse, "psnr_of_averages": psnr_of(mse)}
+
+    def describe(self) -> dict[str, Any]:
+        """Of the fine image, which `nerf sample` gives out."""
+        return {**self.image.describe(), "shape": list(self.shape), "super_resolution": self.factor}
+
+
+def psnr_against(field: SignalField, truth: Signal, shape: tuple[int, ...], path: Path) -> dict[str, float]:
+    """PSNR of a fitted image against a true one of the same size, which it has not seen."""
+    if truth.shape != shape:
+        raise UserError(f"{path}: has {truth.shape[1]}x{truth.shape[0]} pixels, expected {shape[1]}x{shape[0]}")
+    if truth.n_channels != field.n_channels:
+        raise UserError(f"{path}: has {truth.n_channels} channels, expected {field.n_channels}")
+    return {"psnr_against_clean": measure(field, truth)["psnr"]}
 
 
 def measure(field: SignalField, signal: Signal, chunk: int = 1 << 18) -> dict[str, Any]:

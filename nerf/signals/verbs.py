@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nerf.errors import UserError
-from nerf.signals.options import FitArgs, choice_of, run_fit, write_result
+from nerf.signals.options import CHECKPOINT, FitArgs, choice_of, run_fit, write_result
 from nerf.views.files import model_files
 
 if TYPE_CHECKING:
@@ -26,6 +26,15 @@ class ImageArgs(FitArgs):
     """in-painting: an image of the same size, black where the pixels are unknown"""
     keep: float | None = None
     """in-painting: learn from this random share of the pixels only, and measure on the others"""
+    noise: float | None = None
+    """denoising: the standard deviation of the image's noise, as a share of its range; the fit stops when its error is
+    that of the noise"""
+    super_resolution: int | None = None
+    """find an image so many times as wide and high, whose averages are the given pixels"""
+    clean: Path | None = None
+    """the true image, to measure a restored one against; it is not learnt from"""
+    learn: Literal["value", "gradient", "laplacian"] = "value"
+    """find the image from its gradient or Laplacian alone (and its mean): fields siren, fourier, mlp"""
 
 
 @dataclass
@@ -67,15 +76,34 @@ def main_fit(args: Any) -> None:
 
 
 def fit_image(args: ImageArgs) -> None:
-    from nerf.signals import image, restore
+    from nerf.signals import image, poisson, restore
 
+    ways = [name for name in ("noise", "super_resolution") if getattr(args, name) is not None]
+    ways += ["learn"] if args.learn != "value" else []
+    if len(ways) > 1 or (ways and ways[0] != "noise" and (args.mask or args.keep)):
+        raise UserError("--mask or --keep with --noise, --super-resolution and --learn exclude each other")
     signal = image.read_image(args.file)
+    clean = None if args.clean is None else image.read_image(args.clean)
     restore.keep_known(signal, args.mask, args.keep, args.seed)
-    fitted = run_fit(args, signal, choice_of(args, signal.shape))
-    h, w = signal.shape
+    problem: Any = signal
+    if args.super_resolution is not None:
+        problem = restore.SuperResolution(signal, args.super_resolution)
+    elif args.learn != "value":
+        problem = poisson.PoissonProblem(signal, args.learn)
+    h, w = problem.shape
+    if clean is not None and clean.shape != (h, w):
+        (clean_h, clean_w) = clean.shape
+        raise UserError(f"{args.clean}: has {clean_w}x{clean_h} pixels and the restored image {w}x{h}")
+    fitted = run_fit(args, problem, choice_of(args, problem.shape), stop_mse=restore.noise_mse(args.noise))
+    if isinstance(problem, poisson.PoissonProblem):
+        problem.settle(fitted.field)
+        fitted.save(args.out / CHECKPOINT)
     target = args.out / ("reconstruction.exr" if signal.values.dtype.kind == "f" else "reconstruction.png")
-    image.write_image(target, fitted.field, signal.describe(), h, w)
-    _tell(args, fitted, restore.measure(fitted.field, signal), target)
+    image.write_image(target, fitted.field, problem.describe(), h, w)
+    measured = problem.measure(fitted.field) if args.super_resolution else restore.measure(fitted.field, signal)
+    if clean is not None and args.clean is not None:
+        measured |= restore.psnr_against(fitted.field, clean, (h, w), args.clean)
+    _tell(args, fitted, measured, target)
 
 
 def fit_audio(args: AudioArgs) -> None:

@@ -9,6 +9,7 @@
     python scripts/bench.py foundation --data DIR               every number that the CPU foundation is held to
     python scripts/bench.py mesh --data DIR                     every number that meshes and textures are held to
     python scripts/bench.py capture --data DIR                  every number that finding poses is held to
+    python scripts/bench.py signals --data DIR                  every number that images and sounds are held to
 
 Each row runs in a process of its own, so that peak memory and threads are its own, and is written once it is done.
 A row that the output file holds already, measured on the same sources of nerf, is not run again; an older one moves to
@@ -28,7 +29,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import capture, foundation, meshes
+from benchmarks import capture, foundation, meshes, signals
 from benchmarks.targets import against_targets, value_of
 
 import nerf
@@ -37,7 +38,7 @@ from nerf.errors import UserError
 BACKENDS = ("auto", "cpu", "cuda", "reference")
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the rows that others go on with
-SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture}
+SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture, "signals": signals}
 
 
 class Row(NamedTuple):
@@ -56,6 +57,11 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "rotation_median": ("rotation deg", 1, 4),
     "position_median_percent": ("position %", 1, 4),
     "psnr": ("PSNR dB", 1, 2),
+    "gaussian.psnr_of_unknown": ("Gaussian dB", 1, 2),
+    "least_lead": ("hash leads by dB", 1, 2),
+    "siren.level": ("SIREN error -dB", 1, 2),
+    "hash.level": ("hash error -dB", 1, 2),
+    "lead_over_cubic": ("over cubic dB", 1, 2),
     "ssim": ("SSIM", 1, 4),
     "steps": ("steps", 1, 0),
     "seconds": ("s", 1, 1),
@@ -94,11 +100,11 @@ def arguments() -> argparse.Namespace:
         ("scene", "train speed scaling ablation", {"type": Path}),
         ("model", "extract", {"type": Path, "help": "checkpoint, or the run folder that holds it"}),
         ("overrides", "ablation", {"nargs": "+", "metavar": "K=V[,K=V]", "help": "rows, of TrainConfig, FieldOptions"}),
-        ("--data", "foundation mesh capture", {"type": Path, "required": True, "help": "folder with lego, fox, ..."}),
-        ("--rows", "foundation mesh capture", {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
+        ("--data", "foundation mesh capture signals", {"type": Path, "required": True, "help": "folder with lego, fox, ..."}),
+        ("--rows", "foundation mesh capture signals", {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
         ("--out", "", {"type": Path, "help": "JSON to go on with (default: scripts/results/NAME-DATE.json)"}),
         ("--backend", "train speed kernels extract scaling ablation", {"choices": BACKENDS, "default": "auto"}),
-        ("--threads", "train extract ablation foundation mesh capture", {"type": int, "help": "default: torch's"}),
+        ("--threads", "train extract ablation foundation mesh capture signals", {"type": int, "help": "default: torch's"}),
         ("--threads", "speed kernels scaling", listed | {"default": "1,2"}),
         ("--minutes", "train scaling ablation", {"type": float, "default": 1.0, "help": "of training, default 1"}),
         ("--views", "train scaling ablation", {"type": int, "help": "measure only so many test views"}),
@@ -237,12 +243,12 @@ def job(row: dict[str, Any], result: Path) -> int:
     """The child's side of `run`."""
     content: dict[str, Any]
     try:
-        from benchmarks import captures, jobs, micro
+        from benchmarks import captures, jobs, micro, signal_jobs
 
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        module = next(m for m in (jobs, micro, captures) if hasattr(m, row["job"]))
+        module = next(m for m in (jobs, micro, captures, signal_jobs) if hasattr(m, row["job"]))
         function = getattr(module, row["job"])
         content = {"machine": around, "result": function(**row["options"])}
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.metrics import psnr_of
-from nerf.signals.fields import SignalField
+from nerf.signals.fields import FieldChoice, SignalField, choose
 from nerf.signals.image import read_image
 from nerf.signals.record import Signal, keep_fraction
 
@@ -33,6 +34,18 @@ def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int 
     if len(known) == 0:
         raise UserError(f"{mask}: is black everywhere, so that no pixel is known: white marks the known ones")
     signal.known = torch.from_numpy(known)
+
+
+def choose_for_few(kind: str, shape: tuple[int, ...], share: float) -> FieldChoice:
+    """The field for an image of which only a share of the pixels is known: no finer than they are, so that what lies
+    between them is filled in and not left at its start."""
+    base = choose(kind, shape)
+    known = max(16.0, max(shape) * share**0.5)  # along the longest side
+    if kind == "hash":
+        return replace(base, finest_resolution=round(known), n_levels=8, log2_hashmap_size=18, n_features_per_level=4)
+    if kind == "siren":
+        return replace(base, first_omega_0=max(10.0, min(30.0, known / 6)))
+    return replace(base, sigma=known / 32) if kind == "fourier" else base
 
 
 def noise_mse(noise: float | None) -> float | None:

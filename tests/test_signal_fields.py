@@ -1,0 +1,189 @@
+"""The networks that signals are fitted with: native against torch, derivatives to second order, and equations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nerf import kernels
+from nerf.errors import UserError
+from nerf.fitting import FitConfig, fit
+from nerf.kernels import Layer
+from nerf.kernels.network import reference_forward
+from nerf.metrics import psnr_of
+from nerf.signals import derivatives
+from nerf.signals.equations import Helmholtz, Wave
+from nerf.signals.fields import KINDS, FieldChoice, SignalField
+from nerf.signals.image import image_of_field
+from nerf.signals.poisson import PoissonProblem
+from nerf.signals.record import Signal
+
+native = pytest.mark.skipif(
+    not kernels.native_networks(torch.zeros(1), 2), reason="there is no native library, or it is not used"
+)
+
+
+def network(sizes: list[int], acts: list[str], omega: float, dtype: torch.dtype = torch.float32) -> list[Layer]:
+    torch.manual_seed(0)
+    pairs = zip(sizes[:-1], sizes[1:], acts, strict=True)
+    return [
+        Layer((torch.randn(b, a) / math.sqrt(a)).requires_grad_(), torch.randn(b).requires_grad_(), act, omega)
+        for a, b, act in pairs
+    ]
+
+
+def wide(layers: list[Layer]) -> list[Layer]:
+    return [Layer(w.double(), None if b is None else b.double(), a, o) for w, b, a, o in layers]
+
+
+@native
+@pytest.mark.parametrize(
+    ("sizes", "acts"),
+    [
+        ([2, 64, 64, 3], ["sine", "sine", "linear"]),
+        ([1, 40, 1], ["relu", "sigmoid"]),
+        ([18, 64, 48, 4], ["relu", "relu", "linear"]),
+        ([5, 130, 17], ["sine", "linear"]),
+    ],
+)
+def test_native_networks_agree_with_float64(sizes: list[int], acts: list[str]) -> None:
+    layers = network(sizes, acts, 1.5)
+    leaves = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+    for n in (1, 97, 2000):
+        x, targets = torch.rand(n, sizes[0]).requires_grad_(), torch.rand(n, sizes[-1])
+        truth = (reference_forward(x.double(), wide(layers)) - targets).square().mean()
+        wanted = torch.autograd.grad(truth, [x, *leaves])
+        out = kernels.network_forward(x, layers)
+        for mse, tolerance in (
+            (kernels.network_mse(x, targets, layers), 1e-4),
+            ((out - targets).square().mean(), 1e-4),
+            (kernels.network_mse(x, targets, layers, pairs=True), 0.15),
+        ):
+            assert float(mse.detach()) == pytest.approx(float(truth.detach()), rel=tolerance)
+            for found, true in zip(torch.autograd.grad(mse, [x, *leaves]), wanted, strict=True):
+                assert float((found - true).norm()) < tolerance * float(true.norm()) + 1e-9
+
+
+@native
+def test_threads_change_no_bit() -> None:
+    layers = network([2, 64, 64, 3], ["sine", "sine", "linear"], 2.0)
+    leaves = [t for layer in layers for t in (layer.weight, layer.bias) if t is not None]
+    x, targets, before = torch.rand(5000, 2), torch.rand(5000, 3), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.autograd.grad(kernels.network_mse(x, targets, layers, pairs=True), leaves))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_field_is_its_encoding_and_network(kind: str) -> None:
+    field = SignalField(FieldChoice(kind, width=32, depth=2, log2_hashmap_size=10), 2, 3, (1.0, 0.5), -1.0, 2.0)
+    u = torch.rand(300, 2)
+    plain = field(u.clone().requires_grad_())  # in plain torch
+    torch.testing.assert_close(field(u), plain, rtol=1e-4, atol=1e-4)
+    targets = torch.rand(300, 3)
+    torch.testing.assert_close(field.mse(u, targets), (plain - targets).square().mean(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["siren", "fourier", "mlp"])
+def test_derivatives_are_those_of_differences(kind: str) -> None:
+    field = SignalField(FieldChoice(kind, width=32, depth=2, sigma=1.0, n_frequencies=2), 2, 2, (1.0, 0.5)).double()
+    u, step = torch.rand(50, 2, dtype=torch.float64), 1e-4
+
+    def at(dx: float, dy: float) -> torch.Tensor:
+        return field((u + torch.tensor([dx, dy], dtype=torch.float64)).requires_grad_()).detach()
+
+    values, gradients = derivatives.gradient(field, u)
+    differences = torch.stack([at(step, 0) - at(-step, 0), at(0, step) - at(0, -step)], dim=2) / (2 * step)
+    near = (gradients - differences).abs().amax(dim=(1, 2)) < 1e-3 * float(differences.abs().max())
+    assert float(near.double().mean()) > 0.95  # but for kinks of ReLU
+    _, laplacian = derivatives.laplacian(field, u)
+    if kind == "siren":
+        second = (at(step, 0) + at(-step, 0) + at(0, step) + at(0, -step) - 4 * values) / step**2
+        torch.testing.assert_close(laplacian, second, rtol=1e-3, atol=1e-3 * float(second.abs().max()))
+    else:
+        assert laplacian.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["siren", "fourier", "mlp"])
+def test_gradients_beside_the_values_are_learnt_from_as_by_double_backward(kind: str) -> None:
+    field = SignalField(FieldChoice(kind, width=48, depth=2, sigma=1.0), 2, 3, (1.0, 0.5))
+    u, weights = torch.rand(130, 2), torch.randn(130, 3, 2)
+    learnt = list(field.network.parameters())
+    found = []
+    for values, gradients in (derivatives.gradient(field, u, train=True), field.with_gradient(u)):
+        loss = (gradients * weights).mean() + values.square().mean()
+        found.append((gradients.detach(), torch.autograd.grad(loss, learnt, allow_unused=True)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-3 * float(found[0][0].abs().max()))
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        assert a is None or float((a - b).norm()) < 1e-3 * float(a.norm()) + 1e-9
+
+
+def test_a_hash_grid_says_that_it_has_no_second_derivatives() -> None:
+    field = SignalField(FieldChoice("hash", log2_hashmap_size=8, n_levels=2), 2, 1)
+    values, gradients = derivatives.gradient(field, torch.rand(5, 2))
+    assert gradients.shape == (5, 1, 2) and gradients.abs().max() > 0
+    for attempt in (derivatives.laplacian, lambda f, u: derivatives.gradient(f, u, train=True)):
+        with pytest.raises(UserError, match="hash grid"):
+            attempt(field, torch.rand(5, 2))
+
+
+def waves(side: int) -> Signal:
+    y, x = (np.mgrid[0:side, 0:side] + 0.5) / side
+    values = 0.5 + 0.25 * np.cos(2 * np.pi * x) * np.cos(np.pi * y) + 0.2 * np.cos(3 * np.pi * y)
+    return Signal("image", values.reshape(-1, 1).astype(np.float32), (side, side))
+
+
+def test_derivatives_of_an_image_are_exact_where_it_is_band_limited() -> None:
+    problem = PoissonProblem(waves(32), "gradient")
+    y, x = (np.mgrid[0:32, 0:32] + 0.5) / 32
+    along_x = -0.5 * np.pi * np.sin(2 * np.pi * x) * np.cos(np.pi * y)
+    np.testing.assert_allclose(problem.targets[:, 0, 0].numpy(), along_x.ravel(), atol=1e-4)
+    pi2 = np.pi**2
+    laplacian = -5 * pi2 * 0.25 * np.cos(2 * np.pi * x) * np.cos(np.pi * y) - 9 * pi2 * 0.2 * np.cos(3 * np.pi * y)
+    found = PoissonProblem(waves(32), "laplacian").targets[:, 0].numpy()
+    np.testing.assert_allclose(found, laplacian.ravel(), atol=1e-2)
+
+
+@pytest.mark.parametrize(("learn", "steps", "least"), [("gradient", 250, 30.0), ("laplacian", 200, 20.0)])
+def test_an_image_is_found_from_its_derivatives(learn: str, steps: int, least: float) -> None:
+    signal = waves(32)
+    problem = PoissonProblem(signal, learn)
+    choice = FieldChoice("siren", width=48, depth=2, first_omega_0=10.0, omega_0=10.0)
+    fitted = fit(problem, choice, FitConfig(steps=steps, batch=512, learning_rate=3e-3))
+    problem.settle(fitted.field)
+    found = image_of_field(fitted.field, 32, 32).reshape(-1)
+    assert psnr_of(float(np.square(found - signal.values[:, 0]).mean())) > least
+
+
+def test_helmholtz_is_solved() -> None:
+    side = 48
+    problem = Helmholtz(wavenumber=5.0, sources=((0.4, 0.5, 1.0),), spread=0.12)
+    choice = FieldChoice("siren", width=48, depth=2, first_omega_0=5.0, omega_0=5.0)
+    fitted = fit(problem, choice, FitConfig(steps=400, batch=400, learning_rate=3e-3))
+    # the same equation by five-point differences
+    x = torch.arange(1, side, dtype=torch.float64) / side
+    n, h2 = side - 1, 1.0 / side**2
+    line = torch.diag(torch.full((n,), -2.0)) + torch.diag(torch.ones(n - 1), 1) + torch.diag(torch.ones(n - 1), -1)
+    eye = torch.eye(n, dtype=torch.float64)
+    matrix = (torch.kron(line.double(), eye) + torch.kron(eye, line.double())) / h2
+    u = torch.stack(torch.meshgrid(x, x, indexing="ij"), dim=-1).reshape(-1, 2)
+    exact = torch.linalg.solve(matrix + problem.wavenumber**2 * torch.eye(n * n).double(), -problem.source(u))
+    found = fitted.field.evaluate(u.float()).double()
+    assert float((found - exact).norm() / exact.norm()) < 0.15
+
+
+def test_the_wave_equation_is_solved() -> None:
+    problem = Wave(speed=0.25, width=0.08)
+    choice = FieldChoice("siren", width=48, depth=2, first_omega_0=10.0, omega_0=10.0)
+    fitted = fit(problem, choice, FitConfig(steps=400, batch=400, learning_rate=3e-3))
+    u = torch.rand(2000, 2)
+    exact = problem.exact(u)
+    assert float((fitted.field.evaluate(u) - exact).norm() / exact.norm()) < 0.15

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nerf.model import Model
     from nerf.signals.audio import read_audio
     from nerf.signals.fields import FieldChoice, SignalField
-    from nerf.signals.image import read_image
+    from nerf.signals.image import image_of_field, read_image
     from nerf.signals.video import read_video
     from nerf.training import TrainConfig, train
 
@@ -40,6 +40,7 @@ _WHERE = {
     "Fitted": "nerf.fitting:Fitted",
     "FieldChoice": "nerf.signals.fields:FieldChoice",
     "SignalField": "nerf.signals.fields:SignalField",
+    "image_of_field": "nerf.signals.image:image_of_field",
     "read_image": "nerf.signals.image:read_image",
     "read_audio": "nerf.signals.audio:read_audio",
     "read_video": "nerf.signals.video:read_video",
@@ -60,6 +61,7 @@ __all__ = [
     "export_cameras",
     "extract_mesh",
     "fit",
+    "image_of_field",
     "load",
     "read_audio",
     "read_image",

@@ -95,16 +95,17 @@ def arguments() -> argparse.Namespace:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
+    suites = " ".join(SUITES)
     listed: dict[str, Any] = {"type": numbers, "metavar": "N,N"}
     options: tuple[tuple[str, str, dict[str, Any]], ...] = (  # name, commands that take it, the rest
         ("scene", "train speed scaling ablation", {"type": Path}),
         ("model", "extract", {"type": Path, "help": "checkpoint, or the run folder that holds it"}),
         ("overrides", "ablation", {"nargs": "+", "metavar": "K=V[,K=V]", "help": "rows, of TrainConfig, FieldOptions"}),
-        ("--data", "foundation mesh capture signals", {"type": Path, "required": True, "help": "folder with lego, fox, ..."}),
-        ("--rows", "foundation mesh capture signals", {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
+        ("--data", suites, {"type": Path, "required": True, "help": "folder with lego, fox, ..."}),
+        ("--rows", suites, {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
         ("--out", "", {"type": Path, "help": "JSON to go on with (default: scripts/results/NAME-DATE.json)"}),
         ("--backend", "train speed kernels extract scaling ablation", {"choices": BACKENDS, "default": "auto"}),
-        ("--threads", "train extract ablation foundation mesh capture signals", {"type": int, "help": "default: torch's"}),
+        ("--threads", f"train extract ablation {suites}", {"type": int, "help": "default: torch's"}),
         ("--threads", "speed kernels scaling", listed | {"default": "1,2"}),
         ("--minutes", "train scaling ablation", {"type": float, "default": 1.0, "help": "of training, default 1"}),
         ("--views", "train scaling ablation", {"type": int, "help": "measure only so many test views"}),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert len(blocks) == 1
+    assert len(blocks) == 2  # the second one fits an image
     code = blocks[0]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 12
@@ -33,3 +33,16 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert checkpoint.is_file() and checkpoint.with_name("mesh.glb").stat().st_size > 1000
     view = names["view"]
     assert isinstance(view, dict) and set(view) >= {"color", "opacity", "depth", "normal"}
+
+
+def test_the_python_that_fits_an_image_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[1]
+    assert "steps=2000" in code and "1024, 1024" in code
+    Image.new("RGB", (16, 12), (40, 80, 120)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code.replace("steps=2000", "steps=60").replace("1024, 1024", "24, 32"), "README.md", "exec"), names)
+    assert (tmp_path / "runs/photo/checkpoint.safetensors").is_file()
+    assert getattr(names["pixels"], "shape", None) == (24, 32, 3)

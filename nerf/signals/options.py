@@ -79,11 +79,12 @@ def run_fit(args: FitArgs, problem: Problem, field: SignalField | FieldChoice, s
     return fit(problem, field, replace(config, stop_mse=stop_mse), args.out, args.resume, progress=True)
 
 
-def choice_of(args: FitArgs, shape: tuple[int, ...]) -> FieldChoice:
-    """The field that was asked for, for a signal on a grid of `shape`."""
+def choice_of(args: FitArgs, shape: tuple[int, ...], known: float = 1.0) -> FieldChoice:
+    """The field that was asked for, for a signal on a grid of `shape` of which a share is known."""
     from nerf.signals.fields import choose
+    from nerf.signals.restore import choose_for_few
 
-    choice = choose(args.field, shape)
+    choice = choose(args.field, shape) if known > 0.5 else choose_for_few(args.field, shape, known)
     given: dict[str, Any] = {
         "width": args.width,
         "depth": args.depth,

@@ -94,7 +94,8 @@ def fit_image(args: ImageArgs) -> None:
     if clean is not None and clean.shape != (h, w):
         (clean_h, clean_w) = clean.shape
         raise UserError(f"{args.clean}: has {clean_w}x{clean_h} pixels and the restored image {w}x{h}")
-    fitted = run_fit(args, problem, choice_of(args, problem.shape), stop_mse=restore.noise_mse(args.noise))
+    choice = choice_of(args, problem.shape, signal.n_known / len(signal.values))
+    fitted = run_fit(args, problem, choice, stop_mse=restore.noise_mse(args.noise))
     if isinstance(problem, poisson.PoissonProblem):
         problem.settle(fitted.field)
         fitted.save(args.out / CHECKPOINT)

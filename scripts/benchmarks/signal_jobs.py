@@ -1,8 +1,8 @@
 """Measurements on images and sounds. Each takes the JSON-able options of its row and returns a JSON-able dict.
 
 Seconds are those of the fit alone, from the first step to the last. Images are as in their files (sRGB where they are
-8 bits, linear light where they are EXR), divided by their range (the brightest value of an EXR); PSNR is against 1, over
-all channels, after clipping to [0, 1]. Sounds are in [-1, 1], full scale.
+8 bits, linear light where they are EXR), divided by their range (the brightest value of an EXR); PSNR is against 1,
+over all channels, after clipping to [0, 1]. Sounds are in [-1, 1], full scale.
 """
 
 from __future__ import annotations

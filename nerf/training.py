@@ -24,9 +24,10 @@ from nerf.fields import FieldOptions, RadianceField
 from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
-from nerf.pixels import KEYPOINTS, PixelSampler, ray_lengths
+from nerf.pixels import KEYPOINTS, ray_lengths
 from nerf.rendering import Marching, render_rays
 from nerf.visibility import possible_cells
+from nerf.working_set import sampler_of
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Trainer:
             exposure=scene.exposure,
         )
         self.scene = _on_device(scene, self.device)
-        self.sampler = PixelSampler(self.scene, train_ids)
+        self.sampler = sampler_of(self.scene, train_ids)
         field.to(self.device)
         occupancy.to(self.device)
         self.random = torch.Generator(self.device)

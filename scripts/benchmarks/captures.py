@@ -13,10 +13,11 @@ from typing import Any
 import numpy
 import torch
 from PIL import Image
+from torch import Tensor
 
 from nerf import datasets
 from nerf.capture import PosesArgs, find_poses
-from nerf.capture.frame import aligned
+from nerf.space import Similarity
 
 
 def poses(source: str, out: str, truth: str | None = None, frames: int | None = None) -> dict[str, Any]:
@@ -86,3 +87,18 @@ def whole(source: str, out: str, minutes: float) -> dict[str, Any]:
     status = subprocess.run(command).returncode
     wrote = [name for name in ("video.mp4", "mesh.glb", "report.html") if (Path(out) / name).is_file()]
     return {"seconds": time.perf_counter() - started, "status": status, "wrote": wrote}
+
+
+def aligned(positions: Tensor, onto: Tensor) -> Similarity:
+    """The similarity that takes positions [n,3] onto others of least squared distance (Umeyama 1991, eq. 40-42)."""
+    a, b = positions.double(), onto.double()
+    mean_a, mean_b = a.mean(dim=0), b.mean(dim=0)
+    covariance = (b - mean_b).T @ (a - mean_a) / len(a)
+    u, s, vt = torch.linalg.svd(covariance)
+    sign = torch.ones(3, dtype=torch.float64)
+    if float(torch.linalg.det(u) * torch.linalg.det(vt)) < 0:
+        sign[2] = -1
+    rotation = u @ torch.diag(sign) @ vt
+    variance = float((a - mean_a).square().sum() / len(a))
+    scale = float((s * sign).sum()) / max(variance, 1e-300)
+    return Similarity(scale, rotation, mean_b - scale * (rotation @ mean_a))

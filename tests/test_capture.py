@@ -272,6 +272,22 @@ def test_the_colmap_model_is_the_same_scene(done: Any) -> None:
     assert float(seen.float().mean()) > 0.3 and float((depths > 0).float().mean()) > 0.99
 
 
+def test_sizes_cameras_portrait_and_landscape_may_be_mixed(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    folder, truth = tmp_path / "photos", [pose(k, 9) for k in range(9)]
+    folder.mkdir()
+    for k, c2w in enumerate(truth):
+        size = ((320, 240, 300.0), (240, 320, 300.0), (400, 300, 420.0))[k % 3]
+        Image.fromarray(draw(c2w, *size)).save(folder / f"{k}.png")
+    report = find_poses(PosesArgs(folder, tmp_path / "out"))
+    assert report["n_placed"] == 9 and len(report["components"]) == 1
+    scene = load(tmp_path / "out", holdout=0, quiet=True)
+    rotation, position, _ = errors(scene, truth)
+    assert rotation < 0.5 and position < 0.03 * distance(truth, 0, 8)
+    assert scene.cameras.widths.tolist() == [320, 240, 400] * 3
+    assert float(scene.cameras.fx[2]) == pytest.approx(420, rel=0.04)
+
+
 def test_what_was_left_out_has_a_reason(done: Any) -> None:
     _, folder, report, _ = done
     left = report["left_out"]
@@ -364,7 +380,7 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
     assert process.wait(timeout=20) == 1
 
 
-@pytest.mark.parametrize("stage", ["finding features", "looking for overlap", "matching", "placing photos"])
+@pytest.mark.parametrize("stage", ["finding features", "looking for overlap", "matching", "placing photos", "refining"])
 def test_ctrl_c_ends_it_at_once_in_every_stage(stage: str, tmp_path: Path) -> None:
     """A worker that never ends, in the given stage; Ctrl-C goes to the command, as from a terminal."""
     pytest.importorskip("pycolmap")

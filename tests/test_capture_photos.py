@@ -29,7 +29,7 @@ def save(path: Path, size: tuple[int, int] = (300, 220), seed: int = 0, exif: di
     picture = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
     tags = Image.Exif()
     for tag, value in (exif or {}).items():
-        if tag < 0x8000:
+        if tag < 0x8000 or tag == 0x8825:  # GPS: a directory beside the inner one
             tags[tag] = value
         else:
             tags.get_ifd(0x8769)[tag] = value
@@ -119,13 +119,20 @@ def test_photos_are_found_in_the_usual_places(tmp_path: Path) -> None:
     assert len(set(names)) == 6 and "left_0.jpg" in names and "right_0.jpg" in names
 
 
+def thumbnails(folder: Path, n: int) -> None:
+    save(folder / "0.jpg", (40, 30))
+    picture = (folder / "0.jpg").read_bytes()
+    for k in range(1, n):
+        (folder / f"{k}.jpg").write_bytes(picture + b"%d" % k)  # what follows the picture is ignored
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda d: None, "holds no photos"),
         (lambda d: [save(d / f"{k}.jpg", seed=k) for k in range(2)], "2 photos can be used, at least 3"),
         (lambda d: [save(d / f"{k}.jpg") for k in range(5)], "all 5 photos are the same file"),
-        (lambda d: [save(d / f"{k}.jpg", (40, 30), k) for k in range(200)], "all 200 images are smaller than 200"),
+        (lambda d: thumbnails(d, 2000), "all 2000 images are smaller than 200"),
         (lambda d: [(d / f"{k}.png").write_bytes(b"x") for k in range(3)], "cannot be read as an image"),
     ],
 )
@@ -237,10 +244,39 @@ def test_a_full_disk_is_one_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    monkeypatch.setattr(prepare, "_cloned", lambda *_: False)
     monkeypatch.setattr(shutil, "copyfile", full)
     assert cli.run(["poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")]) == 2
     text = capsys.readouterr().err
     assert "No space left on device" in text and "photo_00.png" in text and "Traceback" not in text
+
+
+def test_ctrl_c_while_photos_are_prepared_keeps_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap")
+    write_photos(tmp_path / "photos", 4)
+    real, done = prepare.copy, []
+
+    def stopped(source: Path, target: Path) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(target.name)
+        real(source, target)
+
+    command = ["poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(prepare, "copy", stopped)
+    assert cli.run(command) == 130 and "Traceback" not in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "out" / "images").iterdir()) == done
+    monkeypatch.setattr(prepare, "copy", lambda source, target: (done.append(target.name), real(source, target)))
+
+    def far_enough(*_: object) -> None:
+        raise UserError("far enough")
+
+    monkeypatch.setattr("nerf.capture._solve", far_enough)
+    assert cli.run(command) == 2 and "far enough" in capsys.readouterr().err
+    names = [f"photo_{k:02d}.png" for k in range(4)]
+    assert sorted(p.name for p in (tmp_path / "out" / "images").iterdir()) == names and sorted(set(done)) == names
 
 
 # ---- where it may write, and what is missing

@@ -194,6 +194,8 @@ def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Sett
         "n_photos": len(photos.photos) + len(photos.left_out),
         "n_placed": result["n_placed"],
         "components": result["components"],
+        "pairs_compared": result.get("pairs_compared"),
+        "pairs_matched": result.get("pairs_matched"),
         "n_points": result.get("n_points", 0),
         "reprojection_error": result.get("reprojection_error"),
         "track_length": result.get("track_length"),

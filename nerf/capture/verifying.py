@@ -25,8 +25,9 @@ BEST = 8  # partners of a photo whose own partners it is compared with, too
 OF_SIGNATURE = 400  # features of each photo that its signature is made of
 
 
-def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> None:
-    """Match and verify all pairs that are worth it and that the database lacks."""
+def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Match and verify all pairs that are worth it and that the database lacks; how many were compared at all, and how
+    many of them in full."""
     torch.set_num_threads(1)  # the pool below is what uses the cores
     torch.set_grad_enabled(False)
     photos = Photos(job, statistics)
@@ -46,9 +47,10 @@ def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> N
             further = _looked_at(photos, choose.transitive(photos.partners(), known), pool)
             _match(photos, choose.promising(further, settings["at_least"], partners), settings, pool, threads)
             scores |= further
-    n = len(photos.names)
-    say(note=f"compared {len({*certain, *scores})} of {n * (n - 1) // 2} pairs, {photos.n_matched()} of them in full")
+    n, compared, matched = len(photos.names), len({*certain, *scores}), photos.n_matched()
+    say(note=f"compared {compared} of {n * (n - 1) // 2} pairs, {matched} of them in full")
     photos.database.close()
+    return {"pairs_compared": compared, "pairs_matched": matched}
 
 
 def _looked_at(photos: Photos, candidates: list[Pair], pool: ThreadPoolExecutor) -> dict[Pair, int]:

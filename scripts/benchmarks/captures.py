@@ -20,12 +20,15 @@ from nerf.capture import PosesArgs, find_poses
 from nerf.space import Similarity
 
 
-def poses(source: str, out: str, truth: str | None = None, frames: int | None = None) -> dict[str, Any]:
+def poses(
+    source: str, out: str, truth: str | None = None, frames: int | None = None, matching: Any = "auto"
+) -> dict[str, Any]:
     """Photos or a video to poses, from nothing; errors against the poses of `truth` where there are some."""
     shutil.rmtree(out, ignore_errors=True)
-    report = find_poses(PosesArgs(Path(source), Path(out), frames=frames))
+    report = find_poses(PosesArgs(Path(source), Path(out), frames=frames, matching=matching))
     result = {k: report[k] for k in ("n_photos", "n_placed", "components", "n_points", "reprojection_error", "seconds")}
     result |= {"settings": report["settings"]["name"], "left_out": report["left_out"]}
+    result |= {name: report[name] for name in ("pairs_compared", "pairs_matched")}
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     result["peak_bytes"] = peak * (1 if sys.platform == "darwin" else 1024)
     if truth is not None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy
 from PIL import Image
 
+from nerf.errors import UserError
+
 SIDE = 4000, 3000  # 12 megapixels
 DISTINCT = 8  # pictures; every file is a copy of one of them, so that making them takes seconds
 LIMIT = 4 << 30  # bytes
@@ -106,21 +108,25 @@ def limited(data: Path, minutes: float, out: Path) -> dict[str, Any]:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=join)
-    largest = 0
-    while process.poll() is None:
-        largest = max(largest, memory_of(process.pid))
-        time.sleep(0.2)
+    largest = peak = 0
+    try:
+        while process.poll() is None:
+            largest = max(largest, memory_of(process.pid))
+            time.sleep(0.2)
+        if group is not None:
+            names = ("memory.peak", "memory.max_usage_in_bytes")
+            peak = int(next(group / n for n in names if (group / n).exists()).read_text())
+    finally:
+        process.kill()
+        process.wait()
+        if group is not None:
+            group.rmdir()
     assert process.stdout is not None
     text = process.stdout.read()
     if process.returncode:
-        raise RuntimeError(f"the process ended with status {process.returncode}: was it killed for its memory?")
-    result = {**json.loads(text.splitlines()[-1]), "limited": group is not None, "own_bytes": largest}
-    result["peak_bytes"] = largest
-    if group is not None:
-        names = ("memory.peak", "memory.max_usage_in_bytes")
-        result["peak_bytes"] = int(next(group / n for n in names if (group / n).exists()).read_text())
-        group.rmdir()
-    return result
+        raise UserError(f"the process ended with status {process.returncode}: was it killed for its memory?")
+    measured = {"limited": group is not None, "own_bytes": largest, "peak_bytes": peak or largest}
+    return {**json.loads(text.splitlines()[-1]), **measured}
 
 
 def make_group() -> Path | None:

@@ -89,6 +89,17 @@ def batch_of(
     return PixelBatch(image_ids, rows, cols, blocks, rgb, alpha, used, depths)
 
 
+def add_errors(totals: Tensor, counts: Tensor, blocks: Tensor, errors: Tensor) -> None:
+    """Add errors [n] of pixels in blocks [n] to the blocks' totals, and to how many there were."""
+    if kernels.is_deterministic():  # integers do not mind the order in which a GPU adds them
+        units = torch.zeros(len(totals), dtype=torch.int64, device=errors.device)
+        units.index_add_(0, blocks, (errors.double() * FIXED).long())
+        totals += units.double() / FIXED
+    else:
+        totals.index_add_(0, blocks, errors)
+    counts.index_add_(0, blocks, torch.ones_like(errors))
+
+
 def mean_errors(errors: Tensor, counts: Tensor) -> Tensor:
     """The mean of each sum of errors; where nothing was counted, that of all others."""
     seen = counts > 0
@@ -180,13 +191,7 @@ class PixelSampler:
 
     def record(self, batch: PixelBatch, errors: Tensor) -> None:
         """Remember the errors [n] of a batch in its blocks."""
-        if kernels.is_deterministic():  # integers do not mind the order in which a GPU adds them
-            units = torch.zeros(len(self.errors), dtype=torch.int64, device=errors.device)
-            units.index_add_(0, batch.blocks, (errors.double() * FIXED).long())
-            self.errors += units.double() / FIXED
-        else:
-            self.errors.index_add_(0, batch.blocks, errors)
-        self.counts.index_add_(0, batch.blocks, torch.ones_like(errors))
+        add_errors(self.errors, self.counts, batch.blocks, errors)
 
     def refocus(self, focus: float) -> None:
         """Draw from now on by what was recorded; old errors fade. Blocks never drawn count as average."""

@@ -168,10 +168,10 @@ class Trainer:
         self.samples = {"rays": 0, "evaluated": 0, "trained": 0}
         self.recorded: RecordedSteps | None = None
         if config.graph and on_gpu:
-            if config.deterministic or kernels.backend() == "tinycudann":
+            if config.deterministic or kernels.backend() == "tinycudann" or scene.pixels.tile:
                 raise UserError(
                     "steps cannot be recorded as CUDA graphs where each waits for the GPU: leave graph out, or "
-                    "deterministic and the backend tinycudann"
+                    "deterministic and the backend tinycudann, or load fewer pixels than need a file of tiles"
                 )
             self.recorded = RecordedSteps(self.device, self.random, config.beta1, config.beta2)
         self.unread = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2)]  # of a GPU's last steps

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.datasets import PixelStore, Scene
+from nerf.datasets import Keypoints, PixelStore, Scene
 from nerf.datasets.pixels import as_tensor
 from nerf.errors import UserError
-from nerf.pixels import PixelBatch, PixelSampler, batch_of, mean_errors
+from nerf.pixels import KEYPOINTS, PixelBatch, PixelSampler, add_errors, batch_of, mean_errors
 
 WORKING_SET = 256 << 20  # bytes of pixels in memory: more than a CPU learns from in minutes
 CHANGE_EVERY = 64  # batches
@@ -37,7 +37,7 @@ class TileSampler:
         self.scene = scene
         self.stores = [scene.pixels] + ([] if scene.masks is None else [scene.masks])
         self.files = [open(store.memory.filename, "rb") for store in self.stores]  # type: ignore[attr-defined]
-        numbers, places = _places(scene, image_ids.cpu())
+        numbers, places = _places(scene, image_ids.cpu().sort().values)
         if len(numbers) == 0:
             raise UserError(
                 f"{scene.path}: the training images are wholly transparent, so there is nothing to learn: "
@@ -53,6 +53,8 @@ class TileSampler:
         n = min(len(numbers), max(SHARE, working_set // tile_bytes))
         self.held = self._choose(n, torch.Generator().manual_seed(0))  # [n slots] which tiles are in memory
         self.tiles = [tiles.to(device) for tiles in self._read(self.held)]  # of each store [n slots, tile^2, c]
+        self.keypoints, self.keypoint_tiles = self._keypoints()
+        self.near = self._near()
         self.reader = ThreadPoolExecutor(1)
         self.next: tuple[Tensor, Future[list[Tensor]]] | None = None  # tiles that come next
         self.n_drawn, self.oldest = 0, 0
@@ -67,17 +69,20 @@ class TileSampler:
         self.errors, self.counts = state["errors"].to(device), state["counts"].to(device)
         self.cumulative, self.held = state["cumulative"].cpu(), state["held"].cpu()
         self.tiles = [tiles.to(device) for tiles in self._read(self.held)]
+        self.near = self._near()
         self.n_drawn, self.oldest = state["at"].tolist()
         self.next = None
         if "next" in state:
             self._fetch(state["next"].cpu())
 
     def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
-        """n pixels, evenly spread over the working set."""
+        """n pixels, evenly spread over the working set; the last of them show keypoints of it."""
         self.n_drawn += 1
         if self.n_drawn % CHANGE_EVERY == 0:
             self._change(generator)
-        device = self.places.device
+        device, known = self.places.device, self.keypoints
+        n_known = 0 if known is None or len(self.near) == 0 else n // KEYPOINTS
+        n -= n_known
         u = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
         slots = (u * len(self.held)).long().clamp_max(len(self.held) - 1)
         tiles = self.held.to(device)[slots]
@@ -85,19 +90,25 @@ class TileSampler:
         inside = torch.rand(2, n, generator=generator, device=device)
         down = torch.minimum((inside[0] * height).long(), height - 1)
         across = torch.minimum((inside[1] * width).long(), width - 1)
+        rows, cols, z_depths = top + down, left + across, None
+        if known is not None and n_known:
+            chosen = self.near[torch.randint(len(self.near), (n_known,), generator=generator, device=device)]
+            some, slot, tile = known.select(chosen[:, 0]), chosen[:, 1], self.keypoint_tiles[chosen[:, 0]]
+            image_ids, z_depths = torch.cat([image_ids, some.image_ids]), some.z_depths
+            slots, tiles = torch.cat([slots, slot]), torch.cat([tiles, tile])
+            rows, cols = torch.cat([rows, some.rows]), torch.cat([cols, some.cols])
         side = self.stores[0].tile
-        flat = (slots * side + down) * side + across
+        flat = (slots * side + rows % side) * side + cols % side
         values = [
             store.to_float(held.flatten(0, 1).index_select(0, flat))
             for store, held in zip(self.stores, self.tiles, strict=True)
         ]
         masked = values[1] if len(values) > 1 else None
-        return batch_of(self.scene, image_ids, top + down, left + across, tiles, values[0], masked)
+        return batch_of(self.scene, image_ids, rows, cols, tiles, values[0], masked, z_depths)
 
     def record(self, batch: PixelBatch, errors: Tensor) -> None:
         """Remember the errors [n] of a batch in its tiles."""
-        self.errors.index_add_(0, batch.blocks, errors)
-        self.counts.index_add_(0, batch.blocks, torch.ones_like(errors))
+        add_errors(self.errors, self.counts, batch.blocks, errors)
 
     def refocus(self, focus: float) -> None:
         """Take tiles from now on by what was recorded; old errors fade. Tiles never drawn from count as average."""
@@ -116,10 +127,32 @@ class TileSampler:
                 held[slots.to(held.device)] = new.to(held.device)
             self.held[slots] = chosen
             self.oldest = (self.oldest + len(chosen)) % len(self.held)
+            self.near = self._near()
         own = torch.Generator().manual_seed(
             int(torch.randint(1 << 40, (1,), generator=generator, device=generator.device))
         )
         self._fetch(self._choose(max(1, len(self.held) // SHARE), own))
+
+    def _keypoints(self) -> tuple[Keypoints | None, Tensor]:
+        """The scene's keypoints [k] in tiles to learn from, and which tiles those are [k]."""
+        found, device = self.scene.keypoints, self.places.device
+        if found is None:
+            return None, torch.zeros(0, dtype=torch.int64, device=device)
+        store, side = self.scene.pixels, self.scene.pixels.tile
+        first, widths = store.offsets.cpu() // side**2, store.widths.cpu()
+        ids, rows, cols = found.image_ids.cpu(), found.rows.cpu(), found.cols.cpu()
+        number = first[ids] + rows // side * (-(-widths[ids] // side)) + cols // side
+        tile = torch.searchsorted(self.numbers, number).clamp_max(len(self.numbers) - 1)
+        there = self.numbers[tile] == number
+        return (found.select(there).to(device), tile[there].to(device)) if bool(there.any()) else (None, tile[:0])
+
+    def _near(self) -> Tensor:
+        """[m,2] keypoints whose tile is in memory, and its slot."""
+        slot_of = torch.full((len(self.numbers),), -1, dtype=torch.int64)
+        slot_of[self.held] = torch.arange(len(self.held))
+        slots = slot_of[self.keypoint_tiles.cpu()]
+        which = (slots >= 0).nonzero()[:, 0]
+        return torch.stack([which, slots[which]], dim=1).to(self.places.device)
 
     def _choose(self, n: int, generator: torch.Generator) -> Tensor:
         """n tiles [n] by their probability, one in each n-th of the total; in an order of no meaning."""

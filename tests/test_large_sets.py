@@ -333,6 +333,27 @@ def test_silhouettes_and_masks_come_along(tmp_path: Path) -> None:
     }
 
 
+def test_keypoints_of_the_working_set_are_drawn_too(wide: nerf.datasets.Scene) -> None:
+    ids = torch.arange(300) % 3
+    rows, cols = torch.arange(300) % 64, torch.arange(300) * 7 % 64
+    rows, cols = torch.where(ids == 0, rows + 80, rows), torch.where(ids == 0, cols + 100, cols)
+    z = torch.arange(300) + 1.0
+    known = nerf.datasets.Keypoints(ids, rows, cols, z)
+    sampler = TileSampler(replace(wide, keypoints=known), torch.tensor([0, 2]), working_set=0)
+    seen: set[float] = set()
+    for step in range(400):
+        batch = sampler.draw(64, generator(step))
+        place = torch.stack([batch.image_ids, batch.rows, batch.cols], dim=1)
+        torch.testing.assert_close(batch.rgb, place / 255)
+        assert batch.depths is not None and bool((batch.depths[:56] == 0).all())
+        for k, depth in zip(range(56, 64), batch.depths[56:].tolist(), strict=True):
+            i = int(depth) - 1
+            assert place[k].tolist() == [int(ids[i]), int(rows[i]), int(cols[i])]
+            assert sampler.places[batch.blocks[k], 0] == ids[i]
+            seen.add(depth)
+    assert len(seen) > 150 and not any(int(ids[int(depth) - 1]) == 1 for depth in seen), "image 1 is not trained on"
+
+
 def test_training_from_tiles_learns_and_continues_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nerf.working_set.CHANGE_EVERY", 4)
     monkeypatch.setattr("nerf.training.FOCUS_AFTER", 8)

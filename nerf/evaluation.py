@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from nerf import kernels
 from nerf.datasets.exr import write_exr
 from nerf.doctor import machine
 from nerf.errors import UserError, note
+from nerf.files import write_whole
 from nerf.light import encode
 from nerf.metrics import colour_correct, hdr_psnr, psnr, ssim
 from nerf.views.pictures import error_map, panels, resized, to_display, write_png
@@ -223,10 +223,8 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all: a temporary file beside it, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def picture_name(i: int, name: str) -> str:

@@ -88,8 +88,9 @@ def _of_scene(scene: Scene) -> PosedFiles:
 
 
 def _full_size(cameras: Cameras, factor: int, sizes: Cameras) -> Cameras:
-    """Cameras of pictures that were down-scaled, in the full pixels again; the inverse of Cameras.scaled."""
-    t = cameras.tensors()
+    """Cameras of pictures that were down-scaled, in the full pixels again; the inverse of Cameras.scaled and then of
+    Cameras.resized, where they were brought to another size too."""
+    t = cameras.resized(sizes.widths // factor, sizes.heights // factor).tensors()
     for name in ("fx", "fy", "cx", "cy"):
         t[name] = t[name] * factor
     t["widths"], t["heights"] = sizes.widths, sizes.heights

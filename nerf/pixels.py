@@ -63,6 +63,50 @@ def ray_lengths(scene: Scene, batch: PixelBatch, rays_d: Tensor) -> Tensor:
     return torch.where(cosine > 0.05, lengths, torch.zeros_like(lengths))  # nearly sideways, z says nothing
 
 
+def batch_of(
+    scene: Scene,
+    image_ids: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    blocks: Tensor,
+    values: Tensor,
+    masked: Tensor | None,
+    z_depths: Tensor | None = None,
+) -> PixelBatch:
+    """The batch of n pixels whose values [n,c] and values of the masks [n,1] are known; z_depths: of the last ones,
+    which show keypoints."""
+    n, c = values.shape
+    rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
+    alpha = values[:, -1:] if c in (2, 4) and scene.has_alpha else torch.ones(n, 1, device=values.device)
+    used = None if masked is None else (masked > 0.5).float()
+    depths = depths_at(scene, image_ids, rows, cols)
+    if z_depths is not None:
+        depths = torch.zeros(n, device=values.device) if depths is None else depths
+        depths[n - len(z_depths) :] = z_depths
+    if depths is not None:
+        depths = depths * (alpha[:, 0] > 0.99)
+        depths = depths if used is None else depths * used[:, 0]
+    return PixelBatch(image_ids, rows, cols, blocks, rgb, alpha, used, depths)
+
+
+def add_errors(totals: Tensor, counts: Tensor, blocks: Tensor, errors: Tensor) -> None:
+    """Add errors [n] of pixels in blocks [n] to the blocks' totals, and to how many there were."""
+    if kernels.is_deterministic():  # integers do not mind the order in which a GPU adds them
+        units = torch.zeros(len(totals), dtype=torch.int64, device=errors.device)
+        units.index_add_(0, blocks, (errors.double() * FIXED).long())
+        totals += units.double() / FIXED
+    else:
+        totals.index_add_(0, blocks, errors)
+    counts.index_add_(0, blocks, torch.ones_like(errors))
+
+
+def mean_errors(errors: Tensor, counts: Tensor) -> Tensor:
+    """The mean of each sum of errors; where nothing was counted, that of all others."""
+    seen = counts > 0
+    mean = errors / counts.clamp_min(1e-6)
+    return torch.where(seen, mean, mean[seen].mean() if bool(seen.any()) else mean)
+
+
 class PixelSampler:
     """Draws pixels of the training images. Blocks that only show background far from any silhouette are left out.
 
@@ -132,7 +176,7 @@ class PixelSampler:
             block = torch.searchsorted(self.cumulative, u).clamp_max(last)
         image_ids, block_rows, block_cols = self.blocks.index_select(0, block).unbind(1)
         inside = torch.randint(BLOCK * BLOCK, (n,), generator=generator, device=device)
-        pixels = self.scene.pixels
+        pixels, masks = self.scene.pixels, self.scene.masks
         rows = torch.minimum(block_rows * BLOCK + inside // BLOCK, pixels.heights[image_ids] - 1)
         cols = torch.minimum(block_cols * BLOCK + inside % BLOCK, pixels.widths[image_ids] - 1)
         if known is not None:
@@ -141,35 +185,17 @@ class PixelSampler:
             image_ids, block = torch.cat([image_ids, known.image_ids]), torch.cat([block, self.keypoint_blocks[chosen]])
             rows, cols = torch.cat([rows, known.rows]), torch.cat([cols, known.cols])
         values = pixels.gather(image_ids, rows, cols)
-        c = values.shape[1]
-        rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
-        alpha = values[:, -1:] if c in (2, 4) and self.scene.has_alpha else torch.ones(n + n_known, 1, device=device)
-        masks = self.scene.masks
-        used = None if masks is None else (masks.gather(image_ids, rows, cols) > 0.5).float()
-        depths = depths_at(self.scene, image_ids, rows, cols)
-        if known is not None:
-            depths = torch.zeros(n + n_known, device=device) if depths is None else depths
-            depths[n:] = known.z_depths
-        if depths is not None:
-            depths = depths * (alpha[:, 0] > 0.99)
-            depths = depths if used is None else depths * used[:, 0]
-        return PixelBatch(image_ids, rows, cols, block, rgb, alpha, used, depths)
+        used = None if masks is None else masks.gather(image_ids, rows, cols)
+        z_depths = None if known is None else known.z_depths
+        return batch_of(self.scene, image_ids, rows, cols, block, values, used, z_depths)
 
     def record(self, batch: PixelBatch, errors: Tensor) -> None:
         """Remember the errors [n] of a batch in its blocks."""
-        if kernels.is_deterministic():  # integers do not mind the order in which a GPU adds them
-            units = torch.zeros(len(self.errors), dtype=torch.int64, device=errors.device)
-            units.index_add_(0, batch.blocks, (errors.double() * FIXED).long())
-            self.errors += units.double() / FIXED
-        else:
-            self.errors.index_add_(0, batch.blocks, errors)
-        self.counts.index_add_(0, batch.blocks, torch.ones_like(errors))
+        add_errors(self.errors, self.counts, batch.blocks, errors)
 
     def refocus(self, focus: float) -> None:
         """Draw from now on by what was recorded; old errors fade. Blocks never drawn count as average."""
-        seen = self.counts > 0
-        mean = self.errors / self.counts.clamp_min(1e-6)
-        mean = torch.where(seen, mean, mean[seen].mean() if bool(seen.any()) else mean)
+        mean = mean_errors(self.errors, self.counts)
         p = (1 - focus) / len(mean) + focus * mean / mean.sum().clamp_min(1e-12)
         p = p.double()
         cumulative = (p * FIXED).long().cumsum(0).double() if kernels.is_deterministic() else p.cumsum(0)

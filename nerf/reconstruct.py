@@ -47,6 +47,8 @@ class TrainArgs:
     """discard the run in the output folder"""
     downscale: int = 1
     """average blocks of so many pixels squared"""
+    longest: int | None = None
+    """pixels that photos have at most on their longer side (default: all, but 1600 where they would take over 2 GB)"""
     holdout: int | None = None
     """hold out every K-th image for measuring, 0: none (default: the files' split, else every 8th from 30 images up)"""
     kind: str | None = None
@@ -112,12 +114,14 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
         raise UserError(f"--steps must be at least 1, got {args.steps}")
     if args.downscale < 1:
         raise UserError(f"--downscale must be a whole number from 1 up, got {args.downscale}")
+    if args.longest is not None and args.longest < 16:
+        raise UserError(f"--longest must be at least 16, got {args.longest}")
     if args.holdout is not None and (args.holdout < 0 or args.holdout == 1):
         raise UserError(f"--holdout must be 0 (none) or 2 and more (every so-many-th), got {args.holdout}")
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder")
     data = _data_of(args)
-    run = Run(str(data.resolve()), args.downscale, args.kind, args.holdout)
+    run = Run(str(data.resolve()), args.downscale, args.kind, args.holdout, longest=args.longest)
     open_run(args.out, run, args.resume, args.overwrite)
     if data != args.data:
         _find_poses(args, data, run)

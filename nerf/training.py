@@ -21,9 +21,10 @@ from nerf.interrupts import whole_steps
 from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
-from nerf.pixels import KEYPOINTS, PixelSampler, ray_lengths
+from nerf.pixels import KEYPOINTS, ray_lengths
 from nerf.rendering import Marching, render_rays
 from nerf.visibility import possible_cells
+from nerf.working_set import sampler_of
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Trainer:
             exposure=scene.exposure,
         )
         self.scene = _on_device(scene, self.device)
-        self.sampler = PixelSampler(self.scene, train_ids)
+        self.sampler = sampler_of(self.scene, train_ids)
         field.to(self.device)
         occupancy.to(self.device)
         self.random = torch.Generator(self.device)
@@ -164,10 +165,10 @@ class Trainer:
         self.samples = {"rays": 0, "evaluated": 0, "trained": 0}
         self.recorded: RecordedSteps | None = None
         if config.graph and on_gpu:
-            if config.deterministic or kernels.backend() == "tinycudann":
+            if config.deterministic or kernels.backend() == "tinycudann" or scene.pixels.tile:
                 raise UserError(
                     "steps cannot be recorded as CUDA graphs where each waits for the GPU: leave graph out, or "
-                    "deterministic and the backend tinycudann"
+                    "deterministic and the backend tinycudann, or load fewer pixels than need a file of tiles"
                 )
             self.recorded = RecordedSteps(self.device, self.random, config.beta1, config.beta2)
         self.unread = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2)]  # of a GPU's last steps

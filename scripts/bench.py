@@ -54,6 +54,8 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "protocol.n_train_views": ("images", 1, 0),
     "n_photos": ("photos", 1, 0),
     "n_placed": ("placed", 1, 0),
+    "pairs_compared": ("compared", 1, 0),
+    "pairs_matched": ("matched", 1, 0),
     "rotation_median": ("rotation deg", 1, 4),
     "position_median_percent": ("position %", 1, 4),
     "psnr": ("PSNR dB", 1, 2),
@@ -72,6 +74,10 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "seconds_per_view": ("view s", 1, 2),
     "triangles": ("triangles", 1, 0),
     "peak_bytes": ("peak GB", 1e9, 2),
+    "first.seconds_to_load": ("convert s", 1, 1),
+    "again.seconds_to_load": ("load again s", 1, 1),
+    "first.seconds_to_first_step": ("first step s", 1, 1),
+    "first.peak_bytes": ("cgroup GB", 1e9, 2),
 }
 KERNELS = ("hashgrid_forward", "hashgrid_backward", "field_forward", "render_forward", "render_backward", "adam")
 SHOWN |= {f"ns.{name}": (name.replace("_", " "), 1, 1) for name in KERNELS}
@@ -244,12 +250,12 @@ def job(row: dict[str, Any], result: Path) -> int:
     """The child's side of `run`."""
     content: dict[str, Any]
     try:
-        from benchmarks import captures, jobs, micro, signal_jobs
+        from benchmarks import captures, jobs, large, micro, signal_jobs
 
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        module = next(m for m in (jobs, micro, captures, signal_jobs) if hasattr(m, row["job"]))
+        module = next(m for m in (jobs, micro, captures, large, signal_jobs) if hasattr(m, row["job"]))
         function = getattr(module, row["job"])
         content = {"machine": around, "result": function(**row["options"])}
     except UserError as error:

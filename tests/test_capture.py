@@ -20,14 +20,15 @@ from PIL import Image, ImageFilter
 import nerf
 from nerf import cli
 from nerf.capture import PosesArgs, child, find_poses, matching, pairs
-from nerf.capture.frame import aligned, world_from_model
+from nerf.capture.frame import world_from_model
 from nerf.capture.report import coverage_picture, reasons
 from nerf.capture.settings import Settings, attempts
 from nerf.datasets import load
 from nerf.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-
+sys.path.append(str(ROOT / "scripts"))
+from benchmarks.captures import aligned  # noqa: E402
 
 # ---- the parts
 
@@ -75,6 +76,52 @@ def test_which_pairs_are_compared() -> None:
     scores = {(i, j): 10 + i + j for i, j in pairs.all_pairs(6)} | {(0, 5): 2}
     kept = pairs.promising(scores, at_least=6, partners=2)
     assert (0, 5) not in kept and (4, 5) in kept and all(any(i in pair for pair in kept) for i in range(6))
+
+
+def test_many_photos_with_gps_are_compared_with_those_taken_near() -> None:
+    """A grid of 20 x 20 photos 30 m apart, across the date line, two of them without a position."""
+    step = np.rad2deg(30 / pairs.EARTH)
+    cosine = np.cos(np.deg2rad(52))
+    gps: list[tuple[float, float] | None] = [
+        (52 + step * (k // 20), (179.999 + step / cosine * (k % 20) + 180) % 360 - 180) for k in range(400)
+    ]
+    gps[7] = gps[300] = None
+    places = pairs.metres(gps)
+    assert float((places[21] - places[0]).norm()) == pytest.approx(30 * 2**0.5, rel=1e-3)
+    assert places[300].isnan().all() and pairs.spread(gps) == pytest.approx(30 * 16, rel=0.1)
+    mode, sentence = pairs.choose_mode(400, False, gps=gps)
+    assert mode == "spatial" and "398 hold GPS" in sentence
+    assert pairs.choose_mode(400, False, gps=gps[:300] + [None] * 100)[0] == "retrieval"
+    near = [(52 + 1e-5 * (k % 7), 7 + 1e-5 * (k % 5)) for k in range(400)]
+    mode, sentence = pairs.choose_mode(400, False, gps=near)
+    assert mode == "retrieval" and "too near" in sentence
+    assert pairs.choose_mode(300, False, gps=gps[:300])[0] == "exhaustive"
+    found = set(pairs.nearest_places(gps, 8))
+    assert {(189, 210), (190, 210), (191, 210), (209, 210), (210, 211), (210, 231)} <= found
+    assert not any({7, 300} & set(pair) for pair in found) and len(found) < 400 * 8
+
+
+def test_photos_that_share_partners_are_compared_too() -> None:
+    partners = {0: [1, 2], 1: [0, 3], 2: [0, 3], 3: [1, 2, 4], 4: [3]}
+    known = {(0, 1), (0, 2), (1, 3), (2, 3), (3, 4)}
+    assert pairs.transitive(partners, known) == [(0, 3), (1, 2), (1, 4), (2, 4)]
+    assert (0, 3) in pairs.transitive(partners, known, 1) and pairs.transitive({}, known) == []
+
+
+def test_pairs_by_gps_place_all_photos(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pycolmap")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k in range(6):
+        tags = Image.Exif()
+        tags[0x8825] = {1: "N", 2: (52.0, 0.0, 3.0 * k), 3: "W", 4: (7.0, 30.0, 0.0)}
+        Image.fromarray(draw(pose(k, 6))).save(folder / f"{k}.jpg", exif=tags, quality=97)
+    report = find_poses(PosesArgs(folder, tmp_path / "out", matching="spatial"))
+    assert report["n_placed"] == 6
+    assert "compared 15 of 15 pairs" in capfd.readouterr().err
+    write_photos(tmp_path / "plain", 3)
+    with pytest.raises(UserError, match="none of the photos"):
+        find_poses(PosesArgs(tmp_path / "plain", tmp_path / "other", matching="spatial"))
 
 
 def test_other_settings_are_tried_as_long_as_photos_are_missing() -> None:
@@ -225,6 +272,22 @@ def test_the_colmap_model_is_the_same_scene(done: Any) -> None:
     assert float(seen.float().mean()) > 0.3 and float((depths > 0).float().mean()) > 0.99
 
 
+def test_sizes_cameras_portrait_and_landscape_may_be_mixed(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    folder, truth = tmp_path / "photos", [pose(k, 9) for k in range(9)]
+    folder.mkdir()
+    for k, c2w in enumerate(truth):
+        size = ((320, 240, 300.0), (240, 320, 300.0), (400, 300, 420.0))[k % 3]
+        Image.fromarray(draw(c2w, *size)).save(folder / f"{k}.png")
+    report = find_poses(PosesArgs(folder, tmp_path / "out"))
+    assert report["n_placed"] == 9 and len(report["components"]) == 1
+    scene = load(tmp_path / "out", holdout=0, quiet=True)
+    rotation, position, _ = errors(scene, truth)
+    assert rotation < 0.5 and position < 0.03 * distance(truth, 0, 8)
+    assert scene.cameras.widths.tolist() == [320, 240, 400] * 3
+    assert float(scene.cameras.fx[2]) == pytest.approx(420, rel=0.04)
+
+
 def test_what_was_left_out_has_a_reason(done: Any) -> None:
     _, folder, report, _ = done
     left = report["left_out"]
@@ -317,7 +380,7 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path: Path) -> None:
     assert process.wait(timeout=20) == 1
 
 
-@pytest.mark.parametrize("stage", ["finding features", "looking for overlap", "matching", "placing photos"])
+@pytest.mark.parametrize("stage", ["finding features", "looking for overlap", "matching", "placing photos", "refining"])
 def test_ctrl_c_ends_it_at_once_in_every_stage(stage: str, tmp_path: Path) -> None:
     """A worker that never ends, in the given stage; Ctrl-C goes to the command, as from a terminal."""
     pytest.importorskip("pycolmap")

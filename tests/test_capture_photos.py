@@ -29,7 +29,7 @@ def save(path: Path, size: tuple[int, int] = (300, 220), seed: int = 0, exif: di
     picture = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
     tags = Image.Exif()
     for tag, value in (exif or {}).items():
-        if tag < 0x8000:
+        if tag < 0x8000 or tag == 0x8825:  # GPS: a directory beside the inner one
             tags[tag] = value
         else:
             tags.get_ifd(0x8769)[tag] = value
@@ -52,10 +52,20 @@ def test_focal_lengths_of_exif() -> None:
 
 def test_exif_of_a_file(tmp_path: Path) -> None:
     tags = {0x010F: "Maker\0", 0x0110: "Phone 3", 0x0112: 6, 0x920A: 4.2, 0xA405: 26, 0xA434: "wide"}
+    tags[0x8825] = {1: "S", 2: (33.0, 51.0, 30.0), 3: "E", 4: (151.0, 12.0, 0.0)}
     save(tmp_path / "a.jpg", exif=tags)
     with Image.open(tmp_path / "a.jpg") as image:
         found = read_exif(image)
     assert (found.make, found.model, found.lens, found.orientation) == ("Maker", "Phone 3", "wide", 6)
+    assert found.gps == pytest.approx((-33.858333, 151.2))
+    for place in (
+        {1: "N", 2: (0, 0, 0), 3: "E", 4: (0, 0, 0)},
+        {1: "N", 2: (95, 0, 0), 3: "E", 4: (7, 0, 0)},
+        {2: (9, 9, 9)},
+    ):
+        save(tmp_path / "b.jpg", exif={0x8825: place})
+        with Image.open(tmp_path / "b.jpg") as image:
+            assert read_exif(image).gps is None
     assert found.focal_mm == pytest.approx(4.2) and found.focal_35mm == 26
     photo = read_photos_of(tmp_path, 3, tags).photos[0]
     assert (photo.width, photo.height) == (220, 300), "upright"
@@ -109,13 +119,20 @@ def test_photos_are_found_in_the_usual_places(tmp_path: Path) -> None:
     assert len(set(names)) == 6 and "left_0.jpg" in names and "right_0.jpg" in names
 
 
+def thumbnails(folder: Path, n: int) -> None:
+    save(folder / "0.jpg", (40, 30))
+    picture = (folder / "0.jpg").read_bytes()
+    for k in range(1, n):
+        (folder / f"{k}.jpg").write_bytes(picture + b"%d" % k)  # what follows the picture is ignored
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda d: None, "holds no photos"),
         (lambda d: [save(d / f"{k}.jpg", seed=k) for k in range(2)], "2 photos can be used, at least 3"),
         (lambda d: [save(d / f"{k}.jpg") for k in range(5)], "all 5 photos are the same file"),
-        (lambda d: [save(d / f"{k}.jpg", (40, 30), k) for k in range(200)], "all 200 images are smaller than 200"),
+        (lambda d: thumbnails(d, 2000), "all 2000 images are smaller than 200"),
         (lambda d: [(d / f"{k}.png").write_bytes(b"x") for k in range(3)], "cannot be read as an image"),
     ],
 )
@@ -132,7 +149,7 @@ def test_folders_that_cannot_do(tmp_path: Path, make: object, words: str, capsys
 # ---- upright pictures
 
 
-def test_pictures_are_written_upright_and_linked_where_nothing_changes(tmp_path: Path) -> None:
+def test_pictures_are_written_upright_and_are_files_of_their_own(tmp_path: Path) -> None:
     upright = draw(pose(2, 8))
     folder = tmp_path / "set"
     folder.mkdir()
@@ -149,8 +166,12 @@ def test_pictures_are_written_upright_and_linked_where_nothing_changes(tmp_path:
             assert image.getexif().get(0x0112, 1) == 1
             shown = np.asarray(image).astype(float)
         assert shown.shape == upright.shape and np.abs(shown - upright).mean() < 6, orientation
-        assert os.path.samefile(path, folder / path.name) == (orientation == 1)
-    assert os.path.samefile(written / "other.png", folder / "other.png")
+        assert (path.read_bytes() == (folder / path.name).read_bytes()) == (orientation == 1)
+    before = (folder / "other.png").read_bytes()
+    assert (written / "other.png").read_bytes() == before
+    with open(written / "other.png", "r+b") as file:  # edited in place
+        file.write(b"another picture")
+    assert (folder / "other.png").read_bytes() == before
 
 
 def write_all(source: Path, out: Path, masks: Path | None = None) -> Path:
@@ -223,11 +244,39 @@ def test_a_full_disk_is_one_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(prepare, "_cloned", lambda *_: False)
     monkeypatch.setattr(shutil, "copyfile", full)
     assert cli.run(["poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")]) == 2
     text = capsys.readouterr().err
     assert "No space left on device" in text and "photo_00.png" in text and "Traceback" not in text
+
+
+def test_ctrl_c_while_photos_are_prepared_keeps_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap")
+    write_photos(tmp_path / "photos", 4)
+    real, done = prepare.copy, []
+
+    def stopped(source: Path, target: Path) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(target.name)
+        real(source, target)
+
+    command = ["poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(prepare, "copy", stopped)
+    assert cli.run(command) == 130 and "Traceback" not in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "out" / "images").iterdir()) == done
+    monkeypatch.setattr(prepare, "copy", lambda source, target: (done.append(target.name), real(source, target)))
+
+    def far_enough(*_: object) -> None:
+        raise UserError("far enough")
+
+    monkeypatch.setattr("nerf.capture._solve", far_enough)
+    assert cli.run(command) == 2 and "far enough" in capsys.readouterr().err
+    names = [f"photo_{k:02d}.png" for k in range(4)]
+    assert sorted(p.name for p in (tmp_path / "out" / "images").iterdir()) == names and sorted(set(done)) == names
 
 
 # ---- where it may write, and what is missing

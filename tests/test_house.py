@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # to a mesh; a name covers what is below it, and the longest one that fits counts.
 HOUSE = {
     "nerf.errors": "one sentence for a user's mistake",
+    "nerf.files": "whole or not there",
+    "nerf.views.progress": "one bar for all that takes long",
     "nerf.memory": "freed, and given back to the system",
     "nerf.kernels": "the only door to native code",
     "nerf.doctor": "what this machine has",
@@ -35,6 +37,7 @@ HOUSE = {
     "nerf.model": "what a checkpoint holds",
     "nerf.datasets": "files -> Scene",
     "nerf.pixels": "which pixels to learn from next",
+    "nerf.working_set": "the same of sets larger than memory",
     "nerf.visibility": "cells that no photo shows",
     "nerf.interrupts": "Ctrl-C waits for whole steps",
     "nerf.training": "the loop",

@@ -8,28 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import ring_cameras
-from tiny import generator, make_scene, sphere_scene, store
+from tiny import cameras_of, generator, make_scene, numbered_scene, sphere_scene, store
 
-from nerf.cameras import Cameras
-from nerf.datasets import Scene
 from nerf.errors import UserError
 from nerf.pixels import BLOCK, PixelBatch, PixelSampler
-
-
-def cameras_of(sizes: list[tuple[int, int]]) -> Cameras:
-    heights, widths = (torch.tensor([s[k] for s in sizes]) for k in (0, 1))
-    return replace(ring_cameras(len(sizes)), heights=heights, widths=widths)
-
-
-def numbered(sizes: list[tuple[int, int]], channels: int = 3) -> Scene:
-    """Opaque images whose colours are (image, row, column) / 255."""
-    images = []
-    for i, (h, w) in enumerate(sizes):
-        rows, cols = np.mgrid[:h, :w]
-        image = np.stack([np.full((h, w), i), rows, cols, np.full((h, w), 255)], axis=2).astype(np.uint8)
-        images.append(image[..., :channels])
-    return make_scene(images, cameras_of(sizes), n_test=0)
 
 
 def draw(sampler: PixelSampler, n: int, seed: int = 0) -> PixelBatch:
@@ -38,7 +20,7 @@ def draw(sampler: PixelSampler, n: int, seed: int = 0) -> PixelBatch:
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_a_batch_holds_the_colours_of_its_pixels(channels: int) -> None:
-    scene = numbered([(40, 60), (33, 17)], channels)
+    scene = numbered_scene([(40, 60), (33, 17)], channels)
     batch = draw(PixelSampler(scene, torch.arange(2)), 500)
     place = torch.stack([batch.image_ids, batch.rows, batch.cols], dim=1)
     torch.testing.assert_close(batch.rgb, place / 255)
@@ -50,7 +32,7 @@ def test_a_batch_holds_the_colours_of_its_pixels(channels: int) -> None:
 
 def test_every_pixel_can_be_drawn_and_none_beyond() -> None:
     sizes = [(20, 35), (16, 16), (1, 1)]
-    scene = numbered(sizes)
+    scene = numbered_scene(sizes)
     sampler = PixelSampler(scene, torch.arange(3))
     seen: Counter[tuple[int, int, int]] = Counter()
     for seed in range(30):
@@ -60,13 +42,13 @@ def test_every_pixel_can_be_drawn_and_none_beyond() -> None:
 
 
 def test_only_the_images_asked_for_are_drawn() -> None:
-    scene = numbered([(20, 20)] * 4)
+    scene = numbered_scene([(20, 20)] * 4)
     batch = draw(PixelSampler(scene, torch.tensor([1, 3])), 400)
     assert set(batch.image_ids.tolist()) == {1, 3}
 
 
 def test_blocks_are_drawn_evenly_at_first() -> None:
-    scene = numbered([(64, 64)] * 2)
+    scene = numbered_scene([(64, 64)] * 2)
     sampler = PixelSampler(scene, torch.arange(2))
     assert len(sampler.blocks) == 2 * (64 // BLOCK) ** 2
     counts = torch.bincount(draw(sampler, 3200).blocks, minlength=len(sampler.blocks))
@@ -118,7 +100,7 @@ def test_grey_images_have_three_equal_colours() -> None:
 
 
 def test_masks_say_which_pixels_are_used() -> None:
-    scene = numbered([(32, 48)])
+    scene = numbered_scene([(32, 48)])
     mask = np.zeros((32, 48, 1), np.uint8)
     mask[:, 20:] = 255
     batch = draw(PixelSampler(replace(scene, masks=store([mask])), torch.arange(1)), 300)
@@ -127,7 +109,7 @@ def test_masks_say_which_pixels_are_used() -> None:
 
 
 def test_errors_draw_attention() -> None:
-    scene = numbered([(64, 64)])
+    scene = numbered_scene([(64, 64)])
     sampler = PixelSampler(scene, torch.arange(1))
     batch = draw(sampler, 1600)
     errors = torch.where(batch.blocks == 5, 1.0, 0.01)
@@ -140,7 +122,7 @@ def test_errors_draw_attention() -> None:
 
 
 def test_a_block_never_drawn_counts_as_average() -> None:
-    sampler = PixelSampler(numbered([(64, 64)]), torch.arange(1))
+    sampler = PixelSampler(numbered_scene([(64, 64)]), torch.arange(1))
     batch = draw(sampler, 1600)
     keep = batch.blocks < 8
     names = ("image_ids", "rows", "cols", "blocks", "rgb", "alpha")
@@ -152,7 +134,7 @@ def test_a_block_never_drawn_counts_as_average() -> None:
 
 
 def test_focus_on_no_errors_at_all_still_draws_everything() -> None:
-    sampler = PixelSampler(numbered([(64, 64)]), torch.arange(1))
+    sampler = PixelSampler(numbered_scene([(64, 64)]), torch.arange(1))
     sampler.refocus(0.5)  # nothing recorded
     assert len(draw(sampler, 1600).blocks.unique()) == 16
     batch = draw(sampler, 1600)

@@ -53,7 +53,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that "loads" as the fake scene of 8 views; every 8th held out unless asked otherwise."""
 
-    def load(path: str, downscale: int = 1, kind: str | None = None, holdout: int | None = None) -> FakeScene:
+    def load(path: str, downscale: int = 1, kind: str | None = None, holdout: int | None = None, **_: Any) -> FakeScene:
         if not (Path(path) / "photos").exists():
             raise UserError(f"{path}: nothing known in it")
         scene = fake_scene(FakeModel(), n=8, size=24)

@@ -166,3 +166,18 @@ def sphere_scene(n: int = 12, size: int = 48, **changes: Any) -> Scene:
         rgba = np.concatenate([out["color"], out["opacity"][..., None]], axis=2)
         images.append((rgba * 255 + 0.5).astype(np.uint8))
     return make_scene(images, cameras, **changes)
+
+
+def cameras_of(sizes: list[tuple[int, int]]) -> Cameras:
+    heights, widths = (torch.tensor([s[k] for s in sizes]) for k in (0, 1))
+    return replace(ring_cameras(len(sizes)), heights=heights, widths=widths)
+
+
+def numbered_scene(sizes: list[tuple[int, int]], channels: int = 3) -> Scene:
+    """Opaque images whose colours are (image, row, column) / 255."""
+    images = []
+    for i, (h, w) in enumerate(sizes):
+        rows, cols = np.mgrid[:h, :w]
+        image = np.stack([np.full((h, w), i), rows, cols, np.full((h, w), 255)], axis=2).astype(np.uint8)
+        images.append(image[..., :channels])
+    return make_scene(images, cameras_of(sizes), n_test=0)

@@ -33,8 +33,8 @@ class PosesArgs:
     """of a video: how many frames to take (default: 4 a second, at most 120)"""
     masks: Path | None = None
     """folder of masks, NAME.png for each photo: what is black is ignored (default: masks/ beside the photos)"""
-    matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
-    """which photos are compared: all with all, neighbours in time, or look-alikes"""
+    matching: Literal["auto", "exhaustive", "sequential", "spatial", "retrieval"] = "auto"
+    """which photos are compared: all with all, neighbours in time, those taken nearest by GPS, or look-alikes"""
     longest: int = 1600
     """pixels on the longer side of the pictures in which features are found"""
     distance: tuple[str, str, float] | None = None
@@ -76,6 +76,8 @@ def find_poses(args: PosesArgs, show: bool = True) -> dict[str, Any]:
         photos = frames_of(folder, args.data, args.frames, before)
     else:
         write_photos(photos, folder, before)
+    if args.matching == "spatial" and not any(p.gps for p in photos.photos):
+        raise UserError(f"--matching spatial: none of the photos in {args.data} says by GPS where it was taken")
     for line in photos.notes:
         note(line)
     cameras = group_cameras(photos.photos)
@@ -133,6 +135,7 @@ def _job(args: PosesArgs, photos: Photos, cameras: list[int]) -> dict[str, Any]:
             "camera": c,
             "focal": p.focal,
             "mask": p.mask is not None,
+            "gps": p.gps,
         }
         for p, c in zip(photos.photos, cameras, strict=True)
     ]
@@ -191,6 +194,8 @@ def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Sett
         "n_photos": len(photos.photos) + len(photos.left_out),
         "n_placed": result["n_placed"],
         "components": result["components"],
+        "pairs_compared": result.get("pairs_compared"),
+        "pairs_matched": result.get("pairs_matched"),
         "n_points": result.get("n_points", 0),
         "reprojection_error": result.get("reprojection_error"),
         "track_length": result.get("track_length"),

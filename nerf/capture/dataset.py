@@ -14,6 +14,7 @@ import torch
 from nerf.capture.frame import world_from_model
 from nerf.datasets.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
+from nerf.files import Columns, ply, write_whole
 from nerf.space import Similarity
 
 
@@ -37,7 +38,8 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     c2w = torch.cat([world.rotation @ c2w[:, :, :3], world.apply(c2w[:, :, 3])[:, :, None]], dim=2)
     points = world.apply(points)
     _write_sparse(model, world, folder)
-    _write_cloud(folder / "sparse_pc.ply", points.numpy(), colours)
+    cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
+    write_whole(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
     _write_transforms(folder, names, [_lens(camera) for camera in cameras], c2w.numpy())
     return {"names": names, "c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
 
@@ -75,16 +77,6 @@ def _write_sparse(model: Any, world: Similarity, folder: Path) -> None:
     os.replace(new, final)
 
 
-def _write_cloud(path: Path, points: np.ndarray, colours: np.ndarray) -> None:
-    """Binary PLY with a colour a point, as nerfstudio reads it."""
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
-    header += [f"property float {axis}" for axis in "xyz"]
-    header += [f"property uchar {name}" for name in ("red", "green", "blue")]
-    rows = np.zeros(len(points), dtype=[("xyz", "<f4", 3), ("rgb", "u1", 3)])
-    rows["xyz"], rows["rgb"] = points, colours
-    _write(path, ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + rows.tobytes())
-
-
 def _write_transforms(folder: Path, names: list[str], lenses: list[dict[str, Any]], c2w: np.ndarray) -> None:
     """nerfstudio's flavour: OpenGL poses; OPENCV distortion, stated once when all photos share a camera."""
     shared = all(lens == lenses[0] for lens in lenses)
@@ -99,7 +91,7 @@ def _write_transforms(folder: Path, names: list[str], lenses: list[dict[str, Any
         entry["transform_matrix"] = [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
         entries.append(entry)
     content["frames"] = entries
-    _write(folder / "transforms.json", (json.dumps(content, indent=1) + "\n").encode("utf-8"))
+    write_whole(folder / "transforms.json", json.dumps(content, indent=1) + "\n")
 
 
 def _lens(camera: Any) -> dict[str, Any]:
@@ -109,9 +101,3 @@ def _lens(camera: Any) -> dict[str, Any]:
         p = [p[0], *p[:4], p[4] if len(p) > 4 else 0.0, 0.0, 0.0]
     names = ("w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")
     return dict(zip(names, (int(camera.width), int(camera.height), *p), strict=True))
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

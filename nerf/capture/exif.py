@@ -22,6 +22,7 @@ class Exif:
     focal_35mm: float | None = None
     pixels_per_mm: float | None = None  # on the sensor, for a picture that is stated_width wide
     stated_width: int | None = None
+    gps: tuple[float, float] | None = None  # latitude and longitude, degrees
 
     def camera(self) -> tuple[object, ...]:
         """Photos that agree in this (and in size) were taken with the same intrinsics, as far as a file can tell."""
@@ -41,7 +42,7 @@ def read_exif(image: Any) -> Exif:
     """The tags of an opened PIL image; damaged EXIF counts as none."""
     try:
         top = image.getexif()
-        inner = top.get_ifd(0x8769)
+        inner, place = top.get_ifd(0x8769), top.get_ifd(0x8825)
     except Exception:  # Pillow raises many things for damaged EXIF, and the picture itself may be fine
         return Exif()
     orientation = top.get(0x0112, 1)
@@ -56,7 +57,24 @@ def read_exif(image: Any) -> Exif:
         focal_35mm=_number(inner.get(0xA405)),
         pixels_per_mm=resolution / unit if resolution and unit else None,
         stated_width=int(stated) or None,
+        gps=_gps(place),
     )
+
+
+def _gps(tags: Any) -> tuple[float, float] | None:
+    """(latitude, longitude) in degrees, or None where they are not stated, or are the (0, 0) of no reception."""
+    found = []
+    for number, letters, limit in ((2, "NS", 90), (4, "EW", 180)):
+        try:
+            d, m, s = (float(v) for v in tags[number])
+            letter = _text(tags[number - 1]).upper()[:1]
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return None
+        degrees = (d + m / 60 + s / 3600) * (-1 if letter == letters[1] else 1)
+        if not (letter and letter in letters and abs(degrees) <= limit):  # NaN too
+            return None
+        found.append(degrees)
+    return None if found == [0, 0] else (found[0], found[1])
 
 
 def _text(value: Any) -> str:

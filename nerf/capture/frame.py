@@ -55,18 +55,3 @@ def _bare_cameras(c2w: Tensor) -> Cameras:
     sizes = torch.ones(n, dtype=torch.int64)
     models = torch.full((n,), PERSPECTIVE)
     return Cameras(c2w, ones, ones, ones / 2, ones / 2, sizes, sizes, models, torch.zeros(n, 6, dtype=torch.float64))
-
-
-def aligned(positions: Tensor, onto: Tensor) -> Similarity:
-    """The similarity that takes positions [n,3] onto others of least squared distance (Umeyama 1991, eq. 40-42)."""
-    a, b = positions.double(), onto.double()
-    mean_a, mean_b = a.mean(dim=0), b.mean(dim=0)
-    covariance = (b - mean_b).T @ (a - mean_a) / len(a)
-    u, s, vt = torch.linalg.svd(covariance)
-    sign = torch.ones(3, dtype=torch.float64)
-    if float(torch.linalg.det(u) * torch.linalg.det(vt)) < 0:
-        sign[2] = -1
-    rotation = u @ torch.diag(sign) @ vt
-    variance = float((a - mean_a).square().sum() / len(a))
-    scale = float((s * sign).sum()) / max(variance, 1e-300)
-    return Similarity(scale, rotation, mean_b - scale * (rotation @ mean_a))

@@ -1,26 +1,101 @@
-"""Which pairs of photos are worth comparing: all of a small set, neighbours in time of a video, look-alikes of many."""
+"""Which pairs of photos are worth comparing: all of a small set, neighbours in time of a video; of many, those taken
+near each other, where EXIF says so, and look-alikes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 EXHAUSTIVE_UP_TO = 300  # photos; beyond that the quick look at every pair takes longer than all the rest
 NEIGHBOURS = 10  # of a video: so many following frames, and beyond them those 2^k away
 LOOP_FRAMES = 100  # of a video: so many frames are compared with each other to find where it came back
-LOOK_ALIKES = 60  # of a large set: so many photos for each
+LOOK_ALIKES = 60  # of a large set: so many photos for each, of smaller ones at most a quarter of all
+NEAREST = 40  # of a large set with GPS: so many photos taken nearest to each ...
+LOOK_ALIKES_TOO = 20  # ... and so many look-alikes: where the satellites were hidden, positions are wrong
+GPS_SHARE = 0.9  # of the photos that must say where they were taken
+GPS_SPREAD = 50.0  # metres across, at least: a phone's position is wrong by several
+EARTH = 6_371_000.0  # metres
+TRANSITIVE = 10  # photos that are compared with each because they share a partner with it
+
+Gps = Sequence["tuple[float, float] | None"]  # latitude and longitude of each photo, degrees
 
 Pair = tuple[int, int]
 
 
-def choose_mode(n: int, is_video: bool, asked: str = "auto") -> tuple[str, str]:
-    """("exhaustive", "sequential" or "retrieval", a sentence that says why)."""
+def choose_mode(n: int, is_video: bool, asked: str = "auto", gps: Gps = ()) -> tuple[str, str]:
+    """("exhaustive", "sequential", "spatial" or "retrieval", a sentence that says why)."""
     if asked != "auto":
         return asked, f"matching: {asked}, as asked for"
     if is_video:
         return "sequential", f"matching: sequential with loop closure ({n} frames of a video)"
     if n <= EXHAUSTIVE_UP_TO:
         return "exhaustive", f"matching: exhaustive, every photo with every other ({n * (n - 1) // 2} pairs)"
-    return "retrieval", f"matching: retrieval, each of {n} photos with the {LOOK_ALIKES} most like it"
+    known = sum(g is not None for g in gps)
+    across = spread(gps)
+    if known >= GPS_SHARE * n and across >= GPS_SPREAD:
+        return "spatial", (
+            f"matching: spatial, each of {n} photos with the {NEAREST} taken nearest to it ({known} hold GPS, "
+            f"{across:.0f} m across) and the {LOOK_ALIKES_TOO} most like it"
+        )
+    why = f"GPS in {known}" if known < GPS_SHARE * n else f"all within {across:.0f} m, too near for GPS to tell"
+    return "retrieval", f"matching: retrieval, each of {n} photos with the {look_alike_count(n)} most like it ({why})"
+
+
+def look_alike_count(n: int) -> int:
+    return min(LOOK_ALIKES, max(10, n // 4))
+
+
+def metres(gps: Gps) -> Tensor:
+    """[n,2] east and north of the photos' mean; NaN where nothing is stated. Heights are left out: EXIF's are poor."""
+    degrees = torch.tensor([g or (math.nan, math.nan) for g in gps], dtype=torch.float64).reshape(-1, 2)
+    middle = degrees.nanmean(dim=0)
+    east = (degrees[:, 1] - middle[1] + 180) % 360 - 180  # across the date line
+    north = degrees[:, 0] - middle[0]
+    return torch.stack([east * math.cos(math.radians(float(middle[0]))), north], dim=1) * math.radians(1) * EARTH
+
+
+def spread(gps: Gps) -> float:
+    """Metres across: twice the median distance of the photos from their middle; 0 where none is known."""
+    if not any(gps):
+        return 0.0
+    places = metres(gps)
+    places = places[~places[:, 0].isnan()]
+    return 2 * float((places - places.median(dim=0).values).norm(dim=1).median())
+
+
+def nearest_places(gps: Gps, count: int = NEAREST) -> list[Pair]:
+    """Each photo with the `count` taken nearest to it, in order of numbers."""
+    places = metres(gps)
+    found = set()
+    for i in (~places[:, 0].isnan()).nonzero()[:, 0].tolist():
+        distances = (places - places[i]).norm(dim=1).nan_to_num(math.inf)
+        distances[i] = math.inf
+        near = distances.topk(min(count, len(places) - 1), largest=False)
+        found |= {
+            (min(i, j), max(i, j))
+            for d, j in zip(near.values.tolist(), near.indices.tolist(), strict=True)
+            if d < math.inf
+        }
+    return sorted(found)
+
+
+def transitive(partners: dict[int, list[int]], known: set[Pair], count: int = TRANSITIVE) -> list[Pair]:
+    """For each photo the `count` that share the most partners with it, of those it was not compared with (known).
+
+    partners: of each photo those it was found to overlap with, best first."""
+    found = set()
+    for i, mine in partners.items():
+        shared: dict[int, int] = {}
+        for j in mine:
+            for k in partners.get(j, []):
+                if k != i and (min(i, k), max(i, k)) not in known:
+                    shared[k] = shared.get(k, 0) + 1
+        best = sorted(shared, key=lambda k: (-shared[k], k))[:count]
+        found |= {(min(i, k), max(i, k)) for k in best}
+    return sorted(found)
 
 
 def neighbours_in_time(n: int, overlap: int = NEIGHBOURS) -> list[Pair]:

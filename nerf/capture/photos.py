@@ -35,6 +35,7 @@ class Photo:
     rewrite: str  # "" when the file is used as it is, else "8" or "16": bits of the new file
     fingerprint: str  # of the content
     mask: Path | None = None
+    gps: tuple[float, float] | None = None  # latitude and longitude, degrees
 
 
 @dataclass
@@ -172,6 +173,7 @@ def _header(path: Path) -> Photo | str:
         focal=exif.focal_pixels(width, height),
         rewrite="" if usual and exif.orientation == 1 else str(bits),
         fingerprint=fingerprint,
+        gps=exif.gps,
     )
 
 

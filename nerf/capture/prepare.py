@@ -1,8 +1,7 @@
-"""The data set's images/ and masks/: upright pictures that all programs read alike; what needs no change is linked."""
+"""The data set's images/ and masks/: upright pictures that all programs read alike; what needs no change is copied."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,8 +11,10 @@ import numpy as np
 
 from nerf.capture.photos import Photo
 from nerf.errors import UserError
+from nerf.files import whole
 
 JPEG_QUALITY = 97
+_FICLONE = 0x40049409  # Linux: share the blocks of another file
 
 
 def write_photo(photo: Photo, folder: Path) -> None:
@@ -24,7 +25,7 @@ def write_photo(photo: Photo, folder: Path) -> None:
             if photo.rewrite:
                 _rewrite(photo, target)
             else:
-                link_or_copy(photo.source, target)
+                copy(photo.source, target)
         if photo.mask is not None:
             mask = folder / "masks" / f"{photo.name}.png"
             if not mask.exists():
@@ -39,24 +40,31 @@ def write_photo(photo: Photo, folder: Path) -> None:
         ) from error
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link costs no room; where there can be none (another disk holds the source) the file is copied."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
+def copy(source: Path, target: Path) -> None:
+    """A file of its own, so that editing one in place never changes the other; where the file system can share what is
+    alike until then (Btrfs, XFS, ZFS, APFS), it takes no room and no time."""
+    with whole(target) as temporary:
+        if not _cloned(source, temporary):
+            shutil.copyfile(source, temporary)
+
+
+def _cloned(source: Path, target: Path) -> bool:
     try:
-        os.link(source.resolve(), temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        import fcntl
+
+        with open(source, "rb") as a, open(target, "wb") as b:
+            fcntl.ioctl(b.fileno(), _FICLONE, a.fileno())
+    except (ImportError, OSError):  # another system, file system or disk
+        return False
+    return True
 
 
 def _rewrite(photo: Photo, target: Path) -> None:
     from PIL import Image, ImageOps
 
-    temporary = target.with_name(f".{target.name}.tmp")
     if photo.rewrite == "16":
-        _rewrite_16(photo, temporary)
-        os.replace(temporary, target)
+        with whole(target) as temporary:
+            _rewrite_16(photo, temporary)
         return
     with Image.open(photo.source) as image:
         upright = ImageOps.exif_transpose(image)
@@ -70,8 +78,8 @@ def _rewrite(photo: Photo, target: Path) -> None:
         upright.info.pop("exif", None)  # its orientation is no longer true
         if profile:
             options["icc_profile"] = profile
-        upright.save(temporary, exif=b"", **options)
-    os.replace(temporary, target)
+        with whole(target) as temporary:
+            upright.save(temporary, exif=b"", **options)
 
 
 def _rewrite_16(photo: Photo, target: Path) -> None:
@@ -122,9 +130,8 @@ def _write_mask(photo: Photo, target: Path) -> None:
             f"{photo.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, its photo {photo.width}x{photo.height}: "
             "expected the same shape"
         )
-    temporary = target.with_name(f".{target.name}.tmp")
-    Image.fromarray(np.where(mask > 127, 255, 0).astype(np.uint8)).save(temporary, format="PNG")
-    os.replace(temporary, target)
+    with whole(target) as temporary:
+        Image.fromarray(np.where(mask > 127, 255, 0).astype(np.uint8)).save(temporary, format="PNG")
 
 
 def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

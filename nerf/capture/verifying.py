@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,37 +17,60 @@ from nerf.capture.features import open_database
 from nerf.capture.matching import LOOK, look, match, signatures
 from nerf.capture.pairs import Pair
 from nerf.capture.protocol import counted, in_order, say
+from nerf.capture.report import verified_partners
 
-KEPT = 400  # photos whose descriptors stay in memory
+KEPT = 100  # photos whose descriptors stay in memory as floats: those of two blocks
 BLOCK = 40  # photos; pairs are taken block by block, so that descriptors are read seldom
+BEST = 8  # partners of a photo whose own partners it is compared with, too
 OF_SIGNATURE = 400  # features of each photo that its signature is made of
 
 
-def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> None:
-    """Match and verify all pairs that are worth it and that the database lacks."""
+def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Match and verify all pairs that are worth it and that the database lacks; how many were compared at all, and how
+    many of them in full."""
     torch.set_num_threads(1)  # the pool below is what uses the cores
     torch.set_grad_enabled(False)
     photos = Photos(job, statistics)
     settings, threads = job["settings"], job["threads"]
     with ThreadPoolExecutor(threads) as pool:
-        mode, sentence = choose.choose_mode(len(photos.names), job["is_video"], job["matching"])
+        mode, sentence = choose.choose_mode(len(photos.names), job["is_video"], job["matching"], photos.gps)
         say(note=sentence)
         certain, candidates = _candidates(mode, photos)
         if settings["at_least"] == 0 and mode == "exhaustive":
             certain, candidates = candidates, []
-        scores: dict[Pair, int] = {}
-        if candidates:
-            found = in_order(pool, lambda p: (p, look(photos.largest(p[0]), photos.largest(p[1]))), candidates, 64)
-            for pair, score in counted(found, "looking for overlap", len(candidates)):
-                scores[pair] = score
         partners = settings["partners"] // (3 if mode == "sequential" else 1)  # neighbours in time are certain already
+        scores = _looked_at(photos, candidates, pool)
         chosen = choose.promising(scores, settings["at_least"], partners)
-        wanted = sorted({*certain, *chosen}, key=_block)
-        wanted = [pair for pair in wanted if not photos.has_matches(pair)]
-        results = in_order(pool, lambda p: (p, *_verified(photos, p, settings)), wanted, 4 * threads)
-        for pair, matches, geometry in counted(results, "matching", len(wanted)):
-            photos.write(pair, matches, geometry)
+        _match(photos, {*certain, *chosen}, settings, pool, threads)
+        if mode in ("retrieval", "spatial"):  # who shares partners may overlap too, whatever they look like
+            known = {*scores, *certain}
+            further = _looked_at(photos, choose.transitive(photos.partners(), known), pool)
+            _match(photos, choose.promising(further, settings["at_least"], partners), settings, pool, threads)
+            scores |= further
+    n, compared, matched = len(photos.names), len({*certain, *scores}), photos.n_matched()
+    say(note=f"compared {compared} of {n * (n - 1) // 2} pairs, {matched} of them in full")
     photos.database.close()
+    return {"pairs_compared": compared, "pairs_matched": matched}
+
+
+def _looked_at(photos: Photos, candidates: list[Pair], pool: ThreadPoolExecutor) -> dict[Pair, int]:
+    """{pair: matches among the features of the largest scale}."""
+    if not candidates:
+        return {}
+    found = in_order(pool, lambda p: (p, look(photos.largest(p[0]), photos.largest(p[1]))), candidates, 64)
+    return dict(counted(found, "looking for overlap", len(candidates)))
+
+
+def _match(
+    photos: Photos, pairs: Iterable[Pair], settings: dict[str, Any], pool: ThreadPoolExecutor, threads: int
+) -> None:
+    """Match the pairs in full, those that the database lacks."""
+    wanted = [pair for pair in sorted(pairs, key=_block) if not photos.has_matches(pair)]
+    if not wanted:
+        return
+    results = in_order(pool, lambda p: (p, *_verified(photos, p, settings)), wanted, 4 * threads)
+    for pair, matches, geometry in counted(results, "matching", len(wanted)):
+        photos.write(pair, matches, geometry)
 
 
 def _block(pair: Pair) -> tuple[int, int, int, int]:
@@ -57,9 +82,12 @@ def _candidates(mode: str, photos: Photos) -> tuple[list[Pair], list[Pair]]:
     n = len(photos.names)
     if mode == "sequential":
         return choose.neighbours_in_time(n), choose.loop_candidates(n)
-    if mode == "retrieval":
+    if mode in ("retrieval", "spatial"):
         alike = signatures([photos.largest(i)[:OF_SIGNATURE] for i in range(n)])
-        return [], choose.look_alikes(alike)
+        if mode == "retrieval":
+            return [], choose.look_alikes(alike, choose.look_alike_count(n))
+        near = choose.nearest_places(photos.gps)
+        return [], sorted({*near, *choose.look_alikes(alike, choose.LOOK_ALIKES_TOO)})
     return [], choose.all_pairs(n)
 
 
@@ -71,6 +99,9 @@ class Photos:
         entries = {image.name: image for image in self.database.read_all_images()}
         in_order = [p["name"] for p in job["photos"]]
         self.names = [name for name in in_order if statistics[name]["n_features"] >= 2]
+        gps = {p["name"]: p.get("gps") for p in job["photos"]}
+        self.gps = [gps[name] for name in self.names]
+        self.file = Path(job["database"])
         self.ids = [int(entries[name].image_id) for name in self.names]
         self.cameras = [self.database.read_camera(entries[name].camera_id) for name in self.names]
         # everything is read by this thread (SQLite's handle is not shared), and kept while it is needed
@@ -78,12 +109,20 @@ class Photos:
             np.asarray(self.database.read_keypoints(i))[:, :2].astype(np.float64, order="C") for i in self.ids
         ]
         self._bytes = [np.array(self.database.read_descriptors(i).data, np.uint8) for i in self.ids]
-        self._largest = [torch.from_numpy(b[:LOOK].copy()).float() for b in self._bytes]
         self.descriptors = lru_cache(KEPT)(lambda i: torch.from_numpy(self._bytes[i]).float())
 
     def largest(self, i: int) -> Tensor:
         """Descriptors [<= LOOK,128] of the features of the largest scale."""
-        return self._largest[i]
+        return torch.from_numpy(self._bytes[i][:LOOK]).float()
+
+    def partners(self) -> dict[int, list[int]]:
+        """Of each photo those that one camera motion explains features shared with, best first, at most BEST."""
+        number = {name: i for i, name in enumerate(self.names)}
+        found = verified_partners(self.file)
+        return {number[name]: [number[k] for k in list(of)[:BEST]] for name, of in found.items() if name in number}
+
+    def n_matched(self) -> int:
+        return int(self.database.num_matched_image_pairs())
 
     def has_matches(self, pair: Pair) -> bool:
         return bool(self.database.exists_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from nerf.capture.features import sharpness
 from nerf.capture.photos import Photo, Photos
 from nerf.errors import UserError
+from nerf.files import whole
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv")
 FRAMES = 120  # taken of a video by default ...
@@ -158,10 +158,9 @@ def _write(frame: Any, images: Path, number: int) -> tuple[Path, tuple[int, int]
             {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}[turn]
         )
     path = images / f"frame_{number:06d}.jpg"
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); choose another place with -o"

@@ -28,8 +28,8 @@ def main(path: str) -> int:
         from nerf.capture import features, mapping, verifying
 
         statistics = features.extract(job)
-        verifying.match_pairs(job, statistics)
-        result = mapping.reconstruct(job)
+        counts = verifying.match_pairs(job, statistics)
+        result = mapping.reconstruct(job) | counts
         result["n_usable"] = features.usable(statistics)
     except OSError as error:
         say(error=f"{error.filename or job['folder']}: {error.strerror or error}")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nerf.cameras import FISHEYE, PERSPECTIVE, Cameras
 from nerf.datasets.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
+from nerf.files import Columns, ply, write_whole
 
 _COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
 _COLMAP_IDS = {"PINHOLE": 1, "OPENCV": 4, "OPENCV_FISHEYE": 5, "FULL_OPENCV": 6}
@@ -62,8 +62,8 @@ def write_transforms(posed: PosedFiles, file: Path) -> None:
     if posed.points is not None and len(posed.points):
         cloud = file.with_suffix(".ply")
         content = {"ply_file_path": cloud.name} | content
-        _write(cloud, _ply(posed.points))
-    _write(file, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(cloud, ply([Columns("double", "x y z", posed.points.numpy())]))
+    write_whole(file, json.dumps(content, indent=1) + "\n")
 
 
 def _intrinsics(cameras: Cameras, i: int) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
     files = _as_text(model) if text else _as_binary(model)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        _write(folder / name, data)
+        write_whole(folder / name, data)
     for name in files:  # a model of the other kind beside it would be read instead of this one
         (folder / name).with_suffix(".bin" if text else ".txt").unlink(missing_ok=True)
 
@@ -190,24 +190,3 @@ def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
     table["id"], table["xyz"], table["rgb"] = np.arange(1, len(table) + 1), model.points, 128
     points = struct.pack("<Q", len(table)) + table.tobytes()
     return {"cameras.bin": cameras, "images.bin": images, "points3D.bin": points}
-
-
-# ---- files
-
-
-def _ply(points: Tensor) -> bytes:
-    xyz = points.to(torch.float64).numpy().astype("<f8")
-    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(xyz)}\n"
-    return (head + "".join(f"property double {c}\n" for c in "xyz") + "end_header\n").encode() + xyz.tobytes()
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, file)
-    except OSError as e:
-        raise UserError(f"{file}: cannot be written ({e.strerror or e}); choose another place with -o") from e
-    finally:
-        temporary.unlink(missing_ok=True)

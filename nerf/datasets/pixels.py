@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +28,28 @@ class PixelStore:
     widths[i] + j.
 
     Channels are grey (1), grey + alpha (2), RGB (3) or RGBA (4); alpha is straight; colours are what the files hold,
-    unconverted.
+    unconverted. Large sets lie in a file in tiles (see nerf.datasets.tiles): image i is then cut into squares of
+    `tile` pixels, those at its right and lower edge filled up, which stand one after the other in row-major order.
     """
 
-    memory: np.ndarray  # [total,c] uint8, uint16, float16 or float32; an unlinked memory-mapped file when large
+    memory: np.ndarray  # [total,c] uint8, uint16, float16 or float32; a memory-mapped file when large
     offsets: Tensor  # [n] int64
     heights: Tensor  # [n] int64
     widths: Tensor  # [n] int64
+    tile: int = 0  # pixels along the side of a tile; 0: images lie row after row
+    ranges: Tensor | None = None  # [tiles,2] of tiles: smallest and largest value of the last channel, float32
 
     def __post_init__(self) -> None:
-        # torch has no full support of uint16: look at it as int16 and undo the sign after the gather
-        self._flat = torch.from_numpy(self.memory.view(np.int16) if self.memory.dtype == np.uint16 else self.memory)
+        self._flat = as_tensor(self.memory)
 
     def to(self, device: torch.device) -> PixelStore:
         """The same pixels for indices that live on a device. The memory goes there too, unless it would fill half of
         what is free: then pixels travel batch by batch."""
         if device == self.offsets.device:
             return self
-        store = PixelStore(self.memory, *(t.to(device) for t in (self.offsets, self.heights, self.widths)))
+        store = replace(self, **{name: getattr(self, name).to(device) for name in ("offsets", "heights", "widths")})
+        if self.tile:
+            return store
         if device.type != "cuda" or self.memory.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
             store._flat = self._flat.to(device)
         return store
@@ -58,24 +63,45 @@ class PixelStore:
 
     def gather(self, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         """The pixels (image, row, column) as float32 [n,c]; integers are divided by their largest value."""
-        flat = self.offsets[image_ids] + rows * self.widths[image_ids] + cols
+        if self.tile:
+            t = self.tile
+            number = (rows // t) * (-(-self.widths[image_ids] // t)) + cols // t
+            flat = self.offsets[image_ids] + number * t * t + rows % t * t + cols % t
+        else:
+            flat = self.offsets[image_ids] + rows * self.widths[image_ids] + cols
         values = self._flat.index_select(0, flat.to(self._flat.device))
-        return self._to_float(values.to(flat.device))
+        return self.to_float(values.to(flat.device))
 
     def image(self, i: int) -> Tensor:
         """The whole image as float32 [h,w,c]."""
+        if self.tile:
+            return self.to_float(as_tensor(self.raw(i)))
         h, w, start = int(self.heights[i]), int(self.widths[i]), int(self.offsets[i])
-        return self._to_float(self._flat[start : start + h * w]).reshape(h, w, -1)
+        return self.to_float(self._flat[start : start + h * w]).reshape(h, w, -1)
 
     def raw(self, i: int) -> np.ndarray:
-        """The whole image [h,w,c] in the stored type, without a copy."""
+        """The whole image [h,w,c] in the stored type; without a copy where it does not lie in tiles."""
         h, w, start = int(self.heights[i]), int(self.widths[i]), int(self.offsets[i])
+        if self.tile:
+            t = self.tile
+            down, across = -(-h // t), -(-w // t)
+            tiles = self.memory[start : start + down * across * t * t].reshape(down, across, t, t, -1)
+            return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4).reshape(down * t, across * t, -1)[:h, :w])
         return self.memory[start : start + h * w].reshape(h, w, -1)
 
-    def _to_float(self, values: Tensor) -> Tensor:
+    def to_float(self, values: Tensor) -> Tensor:
+        """Stored values (see `as_tensor`) as float32; integers are divided by their largest."""
         if self.memory.dtype == np.uint16:
             return (values.int() & 0xFFFF).float() / 65535
         return values.float() / 255 if self.memory.dtype == np.uint8 else values.float()
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """Without a copy, not to be written to. torch has no full support of uint16: it is looked at as int16, and
+    `to_float` undoes the sign."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file that is mapped for reading cannot be written to, which is as it should
+        return torch.from_numpy(values.view(np.int16) if values.dtype == np.uint16 else values)
 
 
 @dataclass
@@ -159,8 +185,12 @@ def read_header(path: Path) -> Picture:
     return Picture(path, width, height, len(_eight_bit_mode(mode, transparent)), np.dtype(np.uint8), orientation)
 
 
-def read_pixels(picture: Picture) -> np.ndarray:
-    """Decode to [h,w,c] in the file's own type, turned upright unless picture.orientation is 1."""
+def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
+    """Decode to [h,w,c] in the file's own type, turned upright unless picture.orientation is 1.
+
+    reduction: 2, 4 or 8 asks the decoder of a JPEG for so many times fewer pixels each way; of other files it is
+    ignored.
+    """
     from PIL import Image
 
     path = picture.path
@@ -171,6 +201,8 @@ def read_pixels(picture: Picture) -> np.ndarray:
             pixels = _read_png_16(path, picture.n_channels)
         else:
             with Image.open(path) as im:
+                if reduction > 1 and im.format in ("JPEG", "MPO"):
+                    im.draft(None, (im.width // reduction, im.height // reduction))  # type: ignore[arg-type]
                 if picture.dtype == np.uint8:
                     im = im.convert(_eight_bit_mode(im.mode, "transparency" in im.info))
                 pixels = np.asarray(im).astype(picture.dtype, copy=False)
@@ -254,25 +286,3 @@ def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:
     if n_channels >= 3 and colour.shape[2] == 1:
         colour = np.repeat(colour, 3, axis=2)
     return np.concatenate([colour, alpha], axis=2) if n_channels in (2, 4) else colour
-
-
-def shrink(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Area average of factor x factor blocks of [h,w,c], in its own type; colours are weighted by alpha."""
-    if factor == 1:
-        return pixels
-    h, w, c = pixels.shape[0] // factor, pixels.shape[1] // factor, pixels.shape[2]
-    pixels = pixels[: h * factor, : w * factor]
-
-    def total(a: np.ndarray) -> np.ndarray:  # rows first: those sums run along memory
-        columns = a.reshape(h, factor, -1).sum(axis=1, dtype=np.float64 if a.dtype.kind == "f" else np.uint64)
-        return columns.reshape(h, w, factor, -1).sum(axis=2).astype(np.float64)
-
-    if c in (2, 4):
-        alpha = pixels[..., -1:].astype(np.float64 if pixels.dtype.kind == "f" else np.uint64)
-        weight = total(alpha)
-        colour = total(pixels[..., :-1] * alpha) / np.maximum(weight, 1e-12)
-        plain = total(pixels[..., :-1]) / factor**2
-        mean = np.concatenate([np.where(weight > 0, colour, plain), weight / factor**2], axis=-1)
-    else:
-        mean = total(pixels) / factor**2
-    return (np.rint(mean) if pixels.dtype.kind == "u" else mean).astype(pixels.dtype)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nerf.cameras import Cameras
@@ -17,6 +18,8 @@ from nerf.datasets.keypoints import Keypoints, gather
 from nerf.datasets.pixels import PixelStore
 from nerf.datasets.posed import check_frames, check_lenses
 from nerf.datasets.region import choose_region
+from nerf.datasets.resize import area_average, choose_sizes, jpeg_reduction, shrink
+from nerf.datasets.tiles import FROM, tiled
 from nerf.errors import UserError
 from nerf.space import Similarity
 
@@ -50,13 +53,14 @@ class Scene:
     photo_cameras: Cameras | None = None  # in the pixels of those files, before downscale
 
 
-def assemble(capture: Capture, downscale: int, holdout: int | None, space: str | None = None) -> Scene:
+def assemble(
+    capture: Capture, downscale: int, holdout: int | None, space: str | None = None, longest: int | None = None
+) -> Scene:
     """Check poses, lenses and images, decode, split, and choose the scene frame."""
     notes = capture.notes
     posed = check_frames(capture, holdout)
     frames, pictures = posed.frames, posed.pictures
-    sizes = [(p.height // downscale, p.width // downscale) for p in pictures]
-    if min(min(s) for s in sizes) < 1:
+    if min(min(p.height, p.width) for p in pictures) < downscale:
         raise UserError(f"downscale {downscale} leaves no pixel of the smallest image: choose a smaller one")
 
     n_channels, dtype = _common_type(pictures, any(f.matte for f in frames))
@@ -66,10 +70,24 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
     linear = any(is_exr)
     if linear and not all(is_exr):
         notes.append(f"{is_exr.count(False)} images that are no EXR were brought from sRGB to linear light")
+    chosen = choose_sizes(pictures, downscale, longest, n_channels * dtype.itemsize)
+    sizes = chosen.sizes
+    place = capture.path if capture.path.is_dir() else capture.path.parent
+    in_tiles = sum(h * w for h, w in sizes) * n_channels * dtype.itemsize > FROM
+    settings = {"downscale": downscale, "longest": chosen.longest, "linear": linear}
+
+    def reduced(image: np.ndarray, i: int) -> np.ndarray:
+        if chosen.longest is None:
+            return shrink(image, downscale)
+        if image.shape[:2] == (pictures[i].height, pictures[i].width):
+            image = image[: image.shape[0] // downscale * downscale, : image.shape[1] // downscale * downscale]
+        return area_average(image, sizes[i])
+
     broken: dict[str, int] = {}  # pixels that are no numbers, by image
 
     def decode(i: int) -> np.ndarray:
-        image = _read_as_announced(pictures[i])
+        plain = chosen.longest is not None and downscale == 1 and not linear and frames[i].matte is None
+        image = _read_as_announced(pictures[i], jpeg_reduction(pictures[i], sizes[i]) if plain else 1)
         if linear and not is_exr[i] and image.dtype.kind == "u":
             image = to_linear(image)
         image = px.convert(image, n_channels, dtype)
@@ -81,9 +99,13 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
             image = image.copy()
             matte = _read_mask(frames[i].matte, image.shape[:2], frames[i].where)  # type: ignore[arg-type]
             image[..., -1] = matte * (257 if dtype == np.uint16 else 1) if dtype.kind == "u" else matte / 255
-        return px.shrink(image, downscale)
+        return reduced(image, i)
 
-    store = px.fill(sizes, n_channels, dtype, decode)
+    if in_tiles:
+        made_from = [[f.path, f.matte] for f in frames]
+        store = tiled(place, made_from, settings | {"what": "photos"}, sizes, n_channels, dtype, decode, "photos")
+    else:
+        store = px.fill(sizes, n_channels, dtype, decode)
     if broken:
         notes.append(
             f"{sum(broken.values())} pixels of {len(broken)} images (the first is {min(broken)}) are NaN or infinite: "
@@ -98,13 +120,22 @@ def assemble(capture: Capture, downscale: int, holdout: int | None, space: str |
         def decode_mask(i: int) -> np.ndarray:
             full, path = (pictures[i].height, pictures[i].width), frames[i].mask
             mask = np.full(full, 255, np.uint8) if path is None else _read_mask(path, full, frames[i].where)
-            return px.shrink(mask[..., None], downscale)
+            return reduced(mask[..., None], i)
 
-        masks = px.fill(sizes, 1, np.dtype(np.uint8), decode_mask)
+        if in_tiles:
+            made_from = [[f.path, f.mask] for f in frames]
+            about = settings | {"what": "masks"}
+            masks = tiled(place, made_from, about, sizes, 1, np.dtype(np.uint8), decode_mask, "masks")
+        else:
+            masks = px.fill(sizes, 1, np.dtype(np.uint8), decode_mask)
 
     depths = read_depths([f.depth for f in frames], [(p.height, p.width) for p in pictures], notes)
 
     cameras = posed.cameras.scaled(downscale)
+    if chosen.longest is not None:
+        heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
+        cameras = cameras.resized(widths, heights)
+        notes.append(chosen.note)
     check_lenses(cameras, [f.name for f in frames], notes)
     if downscale > 1:
         notes.append(f"images down-scaled by {downscale} (area average)")
@@ -154,9 +185,11 @@ def _common_type(pictures: list[px.Picture], matte: bool) -> tuple[int, np.dtype
     return (3 if colour else 1) + alpha, np.dtype(dtype)
 
 
-def _read_as_announced(picture: px.Picture) -> np.ndarray:
-    image = px.read_pixels(picture)
-    if image.shape[:2] != (picture.height, picture.width):
+def _read_as_announced(picture: px.Picture, reduction: int = 1) -> np.ndarray:
+    """Decoded, or reduced while it is decoded where that can be done (see `jpeg_reduction`)."""
+    image = px.read_pixels(picture, reduction)
+    size = picture.height, picture.width
+    if image.shape[:2] not in (size, (size[0] // reduction, size[1] // reduction)):
         raise UserError(
             f"{picture.path}: decoded to {image.shape[1]}x{image.shape[0]}, its header said otherwise: restore the file"
         )
@@ -183,5 +216,7 @@ def _read_mask(path: Path, size: tuple[int, int], where: str) -> np.ndarray:
 
 def _alpha_matters(store: PixelStore) -> bool:
     """Whether some image has pixels that are not opaque."""
+    if store.ranges is not None:
+        return bool((store.ranges[:, 0] < 0.99).any())
     top = np.iinfo(store.memory.dtype).max if store.memory.dtype.kind == "u" else 1.0
     return any(bool((store.raw(i)[..., -1] < 0.99 * top).any()) for i in range(len(store)))

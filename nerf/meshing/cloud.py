@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.meshing.files import write_files
+from nerf.files import Columns, ply, write_whole
 from nerf.meshing.fused import FEWEST, VIEWS, agreed, depth_views
 from nerf.rendering import RENDER_CHUNK
 from nerf.views.pictures import to_display
@@ -67,11 +67,5 @@ def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
 
 def save_cloud(cloud: Cloud, path: Path) -> None:
     """Binary PLY: float64 positions (world coordinates may be large), float32 normals, 8-bit colours."""
-    names = [("double", "f8", "x y z"), ("float", "f4", "nx ny nz"), ("uchar", "u1", "red green blue")]
-    rows = np.empty(len(cloud.points), [(name, f"<{code}") for _, code, group in names for name in group.split()])
-    for (_, _, group), values in zip(names, (cloud.points.numpy(), cloud.normals.numpy(), cloud.colors), strict=True):
-        for k, name in enumerate(group.split()):
-            rows[name] = values[:, k]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
-    header += [f"property {kind} {name}" for kind, _, group in names for name in group.split()]
-    write_files(path, {path.name: "\n".join([*header, "end_header", ""]).encode() + rows.tobytes()})
+    columns = [Columns("double", "x y z", cloud.points.numpy()), Columns("float", "nx ny nz", cloud.normals.numpy())]
+    write_whole(path, ply([*columns, Columns("uchar", "red green blue", cloud.colors)]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nerf.errors import UserError, note
+from nerf.files import Columns, ply, write_together
 from nerf.meshing.glb import far_origin, glb
 
 if TYPE_CHECKING:
@@ -45,25 +46,10 @@ def save(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> N
     """
     path = Path(path)
     check_path(path)
-    write_files(path, _contents(mesh, path, up))
+    write_together(path, _contents(mesh, path, up))
 
 
-def write_files(path: Path, files: dict[str, bytes]) -> None:
-    """Write files (name -> bytes) beside each other, `path` the last of them; none is replaced before all are whole."""
-    partial = {name: path.with_name(f".{name}.partial") for name in files}
-    try:
-        for name, data in files.items():
-            partial[name].write_bytes(data)
-        for name, file in partial.items():  # the mesh itself comes last: where it stands, all that it names does
-            os.replace(file, path.with_name(name))
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        for file in partial.values():
-            file.unlink(missing_ok=True)
-
-
-def _contents(mesh: trimesh.Trimesh, path: Path, up: Tensor | None) -> dict[str, bytes]:
+def _contents(mesh: trimesh.Trimesh, path: Path, up: Tensor | None) -> dict[str, bytes | str]:
     """Name -> bytes of the files that make up a mesh, the mesh's own last."""
     from trimesh.exchange.obj import export_obj
 
@@ -86,17 +72,8 @@ def _contents(mesh: trimesh.Trimesh, path: Path, up: Tensor | None) -> dict[str,
 
 def _ply(mesh: trimesh.Trimesh) -> bytes:
     """Binary PLY with float64 positions, float32 normals and, where the vertices have any, 8-bit colours."""
-    groups = [("double", "f8", "x y z", mesh.vertices), ("float", "f4", "nx ny nz", mesh.vertex_normals)]
+    columns = [Columns("double", "x y z", mesh.vertices), Columns("float", "nx ny nz", mesh.vertex_normals)]
     visual: Any = mesh.visual
     if visual.kind == "vertex":
-        groups.append(("uchar", "u1", "red green blue", np.asarray(visual.vertex_colors)[:, :3]))
-    table = np.empty(len(mesh.vertices), [(n, f"<{code}") for _, code, names, _ in groups for n in names.split()])
-    head = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}"]
-    for kind, _, names, values in groups:
-        for k, name in enumerate(names.split()):
-            head.append(f"property {kind} {name}")
-            table[name] = np.asarray(values)[:, k]
-    faces = np.empty(len(mesh.faces), [("n", "u1"), ("corners", "<i4", 3)])
-    faces["n"], faces["corners"] = 3, mesh.faces
-    head += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
-    return "\n".join(head).encode() + table.tobytes() + faces.tobytes()
+        columns.append(Columns("uchar", "red green blue", np.asarray(visual.vertex_colors)[:, :3]))
+    return ply(columns, np.asarray(mesh.faces))

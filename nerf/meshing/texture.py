@@ -32,6 +32,7 @@ _SHARPNESS = 2  # power of a rating (already squared lengths): how clearly the b
 _MARGIN = 2  # pixels beside a silhouette in which what lies behind it does not take its colour from the photo
 _AGREEMENT = 0.08  # colours that differ by more from the mean of the others count less
 _CHUNK = 1 << 18
+_RATINGS = 1 << 26  # numbers gathered at once, of which each face has three for every photo
 
 
 def photo_ratings(scene: Scene, vertices: Tensor, faces: Tensor, normals: Tensor, photos: Tensor) -> Tensor:
@@ -98,7 +99,8 @@ def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Te
     ratings = smoothed(photo_ratings(scene, vertices, mesh_faces, normals, photos), mesh_faces)
     flat, face, weights = texels(atlas)
     k = min(PHOTOS, len(photos))
-    best = torch.cat([ratings[:, some].sum(dim=2).topk(k, dim=0).indices.T for some in mesh_faces.split(_CHUNK)])
+    few = max(1, _RATINGS // (3 * len(photos)))  # faces at a time: bounded memory for any number of photos
+    best = torch.cat([ratings[:, some].sum(dim=2).topk(k, dim=0).indices.T for some in mesh_faces.split(few)])
     corners = mesh_faces[face]
     points = torch.cat(
         [

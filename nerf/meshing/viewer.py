@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nerf.meshing.files import write_files
+from nerf.files import write_whole
 
 
 def page_of(glb: Path) -> Path:
@@ -34,5 +34,5 @@ def write_page(glb: Path, front: NDArray[np.float64] | None = None) -> Path:
     }.items():
         page = page.replace(f"@{name}@", text, 1)
     path = page_of(glb)
-    write_files(path, {path.name: page.encode()})
+    write_whole(path, page)
     return path

@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import functools
 import io
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from nerf.files import whole
 from nerf.light import encode
 
 INK = (28, 28, 33)
@@ -134,9 +134,8 @@ def panels(pictures: list[np.ndarray], labels: list[str], legend: tuple[str, str
 
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Write through a temporary file beside it, so that a picture is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
 
 
 def data_uri(picture: np.ndarray, quality: int = 88) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from nerf import __version__
-from nerf.errors import UserError, note
+from nerf.errors import note
+from nerf.files import write_whole
 from nerf.meshing.sides import SIDES
 from nerf.runs import Run, read_run
 from nerf.views.pictures import data_uri, resized
@@ -45,12 +45,8 @@ def write_report(out: Path, notes: list[str] | None = None) -> Path:
     ]
     body = "\n".join(part for part in parts if part)
     page = _PAGE.format(title=_e(title), style=_STYLE, body=body, version=_e(__version__))
-    path, temporary = out / "report.html", out / ".report.html.tmp"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    path = out / "report.html"
+    write_whole(path, page)
     return path
 
 

@@ -13,6 +13,17 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "cup": ("poses", {"source": "{data}/cup/images", "truth": "{data}/cup", "out": "{runs}/poses-cup"}, "cpu"),
     "fox-film": ("film", {"source": "{data}/fox/images", "truth": "{data}/fox", "out": "{runs}/poses-film"}, "cpu"),
     "sceaux-all": ("whole", {"source": "{data}/sceaux_castle", "out": "{runs}/sceaux-all", "minutes": 5}, "cpu"),
+    "fox-retrieval": (
+        "poses",
+        {"source": "{data}/fox/images", "truth": "{data}/fox", "out": "{runs}/poses-fox-r", "matching": "retrieval"},
+        "cpu",
+    ),
+    "cup-retrieval": (
+        "poses",
+        {"source": "{data}/cup/images", "truth": "{data}/cup", "out": "{runs}/poses-cup-r", "matching": "retrieval"},
+        "cpu",
+    ),
+    "large": ("large", {"out": "{runs}/large", "photos": 1000, "minutes": 1}, "cpu"),  # 9 GB of disk, 8 minutes
     "fox-given": ("train", {"scene": "{data}/fox", "minutes": 10}, "cpu"),
     "fox-ours": ("train", {"scene": "{runs}/poses-fox", "minutes": 10}, "cpu"),  # after fox
 }
@@ -33,6 +44,19 @@ TARGETS = (
     *_against_truth("cup", 75),
     *_against_truth("fox-film", 50),
     Target("sceaux_castle: field, video and mesh too", "sceaux-all", "seconds", 1, 600, None, "s"),
+    Target(
+        "1000 photos of 12 MP: peak memory of the run",
+        "large",
+        "first.peak_bytes",
+        1e9,
+        4.3,
+        None,
+        "GB",
+        "a cgroup of 4 GiB",
+    ),
+    Target("1000 photos of 12 MP: load to first step", "large", "first.seconds_to_first_step", 1, 60, None, "s"),
+    Target("fox by retrieval: photos placed", "fox-retrieval", "n_placed", 1, 50, None, ""),
+    Target("cup by retrieval: photos placed", "cup-retrieval", "n_placed", 1, 75, None, ""),
     Target("fox 10 min, given poses", "fox-given", "psnr", 1, 26, None, "dB"),
     Target("fox 10 min, our poses", "fox-ours", "psnr", 1, 26, None, "dB", "within 0.3 dB of the given"),
 )

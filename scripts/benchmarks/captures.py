@@ -13,18 +13,22 @@ from typing import Any
 import numpy
 import torch
 from PIL import Image
+from torch import Tensor
 
 from nerf import datasets
 from nerf.capture import PosesArgs, find_poses
-from nerf.capture.frame import aligned
+from nerf.space import Similarity
 
 
-def poses(source: str, out: str, truth: str | None = None, frames: int | None = None) -> dict[str, Any]:
+def poses(
+    source: str, out: str, truth: str | None = None, frames: int | None = None, matching: Any = "auto"
+) -> dict[str, Any]:
     """Photos or a video to poses, from nothing; errors against the poses of `truth` where there are some."""
     shutil.rmtree(out, ignore_errors=True)
-    report = find_poses(PosesArgs(Path(source), Path(out), frames=frames))
+    report = find_poses(PosesArgs(Path(source), Path(out), frames=frames, matching=matching))
     result = {k: report[k] for k in ("n_photos", "n_placed", "components", "n_points", "reprojection_error", "seconds")}
     result |= {"settings": report["settings"]["name"], "left_out": report["left_out"]}
+    result |= {name: report[name] for name in ("pairs_compared", "pairs_matched")}
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     result["peak_bytes"] = peak * (1 if sys.platform == "darwin" else 1024)
     if truth is not None:
@@ -86,3 +90,18 @@ def whole(source: str, out: str, minutes: float) -> dict[str, Any]:
     status = subprocess.run(command).returncode
     wrote = [name for name in ("video.mp4", "mesh.glb", "report.html") if (Path(out) / name).is_file()]
     return {"seconds": time.perf_counter() - started, "status": status, "wrote": wrote}
+
+
+def aligned(positions: Tensor, onto: Tensor) -> Similarity:
+    """The similarity that takes positions [n,3] onto others of least squared distance (Umeyama 1991, eq. 40-42)."""
+    a, b = positions.double(), onto.double()
+    mean_a, mean_b = a.mean(dim=0), b.mean(dim=0)
+    covariance = (b - mean_b).T @ (a - mean_a) / len(a)
+    u, s, vt = torch.linalg.svd(covariance)
+    sign = torch.ones(3, dtype=torch.float64)
+    if float(torch.linalg.det(u) * torch.linalg.det(vt)) < 0:
+        sign[2] = -1
+    rotation = u @ torch.diag(sign) @ vt
+    variance = float((a - mean_a).square().sum() / len(a))
+    scale = float((s * sign).sum()) / max(variance, 1e-300)
+    return Similarity(scale, rotation, mean_b - scale * (rotation @ mean_a))

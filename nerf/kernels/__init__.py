@@ -18,7 +18,20 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cpu, cuda, cuda_render, fusion, nearest, network, nvrtc, raster, reference, tcnn
+from nerf.kernels import (
+    bindings,
+    cpu,
+    cuda,
+    cuda_render,
+    fusion,
+    nearest,
+    network,
+    nvrtc,
+    raster,
+    reference,
+    tcnn,
+    winding,
+)
 from nerf.kernels.cuda_graph import RecordedSteps, StepNumbers
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.layout import (
@@ -50,6 +63,7 @@ __all__ = [
     "adam_step",
     "backend",
     "be_deterministic",
+    "cloud_winding_numbers",
     "describe",
     "device",
     "field_forward",
@@ -69,6 +83,7 @@ __all__ = [
     "ray_jitter",
     "render_rays",
     "use",
+    "winding_numbers",
 ]
 
 BACKENDS = ("auto", "cpu", "cuda", "tinycudann", "reference")
@@ -406,3 +421,13 @@ def nearest_faces(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int)
 def fuse_depths(points: Tensor, views: list[DepthView], front: float, back: float) -> Fused:
     """What depth maps say of points [n,3]: signed distances, weights; see `fusion.fuse_depths`."""
     return fusion.fuse_depths(points, views, front, back, native=_searches_natively())
+
+
+def winding_numbers(points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:
+    """How often a triangle mesh goes around each of points [n,3]; see `winding.of_mesh`."""
+    return winding.of_mesh(points, vertices, faces, native=_searches_natively())
+
+
+def cloud_winding_numbers(points: Tensor, cloud: Tensor, areas: Tensor) -> Tensor:
+    """The same for a cloud of oriented points [m,3]; see `winding.of_cloud`."""
+    return winding.of_cloud(points, cloud, areas, native=_searches_natively())

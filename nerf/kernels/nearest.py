@@ -28,14 +28,15 @@ def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor, native: bool
     Of several equally near faces any one is named. Errors: about 1e-6 of the mesh's extent. Raises ValueError for a
     mesh without faces, faces of vertices that do not exist, or coordinates that are not finite. Not differentiable.
     """
-    _check(points, vertices, faces)
+    check(points, vertices, faces)
     middle = ((vertices.amin(dim=0) + vertices.amax(dim=0)) / 2).double()
     near, mesh = ((x.detach().double() - middle).float().contiguous() for x in (points, vertices))
     found = (_native if native else _reference)(near, mesh, faces)
     return Nearest(found.distances, found.faces, (found.points.double() + middle).to(points.dtype))
 
 
-def _check(points: Tensor, vertices: Tensor, faces: Tensor) -> None:
+def check(points: Tensor, vertices: Tensor, faces: Tensor) -> None:
+    """ValueError unless points and vertices are [n,3] and finite, and there are faces, of vertices that exist."""
     for name, x in (("points", points), ("vertices", vertices), ("faces", faces)):
         if x.dim() != 2 or x.shape[1] != 3:
             raise ValueError(f"{name}: expected shape [n,3], got {list(x.shape)}")

@@ -8,6 +8,7 @@
 #include "cpu_network.h"
 #include "cpu_raster.h"
 #include "cpu_render.h"
+#include "cpu_winding.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -247,6 +248,11 @@ EXPORT void nerf_nearest_points(const float* vertices, const int* faces, int n_f
                                 float* distances, int* nearest_faces, float* points, int n_threads) {
   nearest_points(vertices, faces, n_faces, queries, n, distances, nearest_faces, points, n_threads);
 }
+EXPORT void nerf_winding_numbers(const float* vertices, const int* faces, int n_faces, const float* areas,
+                                 const float* queries, long long n, float* out, int n_threads) {
+  winding_numbers(vertices, faces, n_faces, areas, queries, n, out, n_threads);
+}
+
 EXPORT void nerf_rasterise(const double* uv, const double* z, const int* faces, int n_faces, int width, int height, int* nearest,
                            int n_threads) {
   rasterise(uv, z, faces, n_faces, width, height, nearest, n_threads);

@@ -1,0 +1,109 @@
+"""Shapes as signals: a field learns the signed distance to a surface, most of it near the surface.
+
+The field does not hold the distance d itself but y = sign(d) log(1 + |d| / soft): of slope 1/soft at the surface, where
+the shape is decided, and with errors relative to the distance far away (as the relative error that Mueller et al. 2022,
+section 5.2, train on). `distance_of` turns it back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerf.errors import UserError
+from nerf.signals.fields import FieldChoice, SignalField
+from nerf.signals.solid import Solid
+
+SOFT = 0.01  # unit lengths
+WIDTHS = (0.001, 0.004, 0.016, 0.06)  # of the samples around the surface, unit lengths
+UNIFORM = 0.15  # share of samples anywhere in the box
+POOL = 1 << 20  # samples whose distances are worked out before the fit begins
+
+
+@dataclass
+class Shape:
+    """A solid as something to fit (a `record.Problem`): distances at a pool of points, worked out once.
+
+    eikonal: weight of (|grad d| - 1)^2 beside the error, for fields that can learn from their gradient.
+    """
+
+    solid: Solid
+    name: str = "mesh"
+    eikonal: float = 0.0
+    pool: int = POOL
+    seed: int = 0
+    kind = "shape"
+    n_dims = 3
+    n_channels = 1
+    peak = None
+
+    def __post_init__(self) -> None:
+        random = torch.Generator().manual_seed(self.seed)
+        x = self.solid.samples(self.pool, WIDTHS, UNIFORM, random)
+        distances = self.solid.distances(x)  # in the order of the surface: neighbours share what they look up
+        order = torch.randperm(len(x), generator=random)
+        self.u = (x / torch.tensor(self.solid.extents))[order].contiguous()
+        self.y = encoded(distances[order, None])
+
+    def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        batch = min(batch, len(self.u))
+        start = int(torch.randint(len(self.u) - batch + 1, (), generator=random))
+        u, y = self.u[start : start + batch].to(field.device), self.y[start : start + batch].to(field.device)
+        if not self.eikonal:
+            mse = field.mse(u, y)
+            return mse, mse.detach()
+        values, gradients = field.with_gradient(u)
+        mse = (values - y).square().mean()
+        # |grad d| in unit lengths: d = soft (exp|y| - 1), and u counts whole sides
+        slopes = (gradients[:, 0] / field.extents).norm(dim=1) * SOFT * y[:, 0].abs().exp()
+        return mse + self.eikonal * (slopes - 1).square().mean(), mse.detach()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "low": list(self.solid.low),
+            "sides": list(self.solid.sides),
+            "signed": self.solid.signed,
+            "soft": SOFT,
+            "eikonal": self.eikonal,
+            "pool": self.pool,
+            **self.solid.about,
+        }
+
+
+def encoded(d: Tensor) -> Tensor:
+    """What the field holds of distances d in unit lengths."""
+    return d.sign() * torch.log1p(d.abs() / SOFT)
+
+
+def decoded(y: Tensor) -> Tensor:
+    """Distances in unit lengths of what the field holds."""
+    return y.sign() * SOFT * torch.expm1(y.abs().clamp_max(math.log(2 / SOFT)))
+
+
+def choose_shape(kind: str) -> FieldChoice:
+    """The default field of a kind for a shape."""
+    choice = FieldChoice(kind)
+    if kind == "hash":
+        return replace(
+            choice, width=32, depth=2, n_levels=8, n_features_per_level=4, log2_hashmap_size=17, finest_resolution=512
+        )
+    if kind == "siren":
+        return replace(choice, width=256, depth=4)
+    return replace(choice, width=256, depth=3, sigma=4.0)
+
+
+def shape_field(shape: Shape, choice: FieldChoice, seed: int = 0) -> SignalField:
+    """A field in the proportions of the shape's box."""
+    if shape.eikonal and choice.kind not in ("siren", "fourier"):
+        raise UserError(f"--eikonal: the field {choice.kind} cannot learn from its gradient: use --field siren")
+    return SignalField(choice, 3, 1, shape.solid.extents, -1.0, 1.0, seed)
+
+
+def distances_at(field: SignalField, x: Tensor) -> Tensor:
+    """Distances [n] in unit lengths at x [n,3] of a fitted shape, as its field knows them."""
+    return decoded(field.evaluate(x.float() / field.extents.cpu())[:, 0])

@@ -1,0 +1,227 @@
+"""Many signals by one network: a short latent for each of them shifts the phases of shared sine layers.
+
+h_1 = sin(omega_0 (W_1 x + b_1 + M_1 z)) and so on: a SIREN whose biases move with the latent z. The shared part is
+learned so that a few steps of gradient descent from z = 0, with learned step lengths, find the latent of any signal of
+the kind. Sources: Dupont et al. 2022, "From data to functa", section 3 and "COIN++", section 3; step lengths as in Li et
+al. 2017, "Meta-SGD".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nerf.errors import UserError
+from nerf.signals.fields import FieldChoice, SignalField
+from nerf.signals.image import read_image
+
+INNER_STEPS = 3  # of gradient descent on a latent, as it is learned
+STEP_LENGTH = 10.0  # of the first of them, before it is learned
+HELD_OUT = 10  # every so manyth signal is not learned from
+LATENT, WIDTH, DEPTH = 64, 96, 4
+
+
+class ModulatedField(SignalField):
+    """A SIREN whose phases a latent z [b, latent] shifts: coordinates u [p, d] to values [b, p, c]."""
+
+    def __init__(self, choice: FieldChoice, latent: int, **sizes: Any) -> None:
+        super().__init__(choice, **sizes)
+        if choice.kind != "siren":
+            raise UserError(f"--field {choice.kind}: a set of signals is fitted with the field siren")
+        if latent < 1:
+            raise UserError(f"--latent {latent}: expected a length of 1 or more")
+        self.latent = latent
+        random = torch.Generator().manual_seed(self.seed + 1)
+        weights = torch.randn(choice.depth * choice.width, latent, generator=random) / (30.0 * latent**0.5)
+        self.shifts = nn.Parameter(weights)
+        self.rates = nn.Parameter(torch.full((INNER_STEPS, latent), STEP_LENGTH))
+
+    def values(self, u: Tensor, z: Tensor) -> Tensor:
+        """[b, p, c] at u [p, d] or [b, p, d] for latents z [b, latent]; differentiable to any order."""
+        if z.dim() != 2 or z.shape[1] != self.latent:
+            raise UserError(f"a latent of length {z.shape[-1]} was given, and this field's have {self.latent}")
+        h: Tensor = self.encoding(self.positions(u))
+        *sines, last = self.network.layers
+        shifts = (z @ self.shifts.t()).reshape(len(z), len(sines), 1, -1)
+        for k, layer in enumerate(sines):
+            h = torch.sin(layer.omega_0 * (layer.linear(h) + shifts[:, k]))
+        return self.offset + self.scale * last(h)
+
+    def find_latents(self, u: Tensor, targets: Tensor, train: bool = False) -> Tensor:
+        """Latents [b, latent] of signals [b, p, c] known at u, by the learned steps from 0; train: differentiable in
+        what is shared."""
+        z = torch.zeros(len(targets), self.latent, device=targets.device, requires_grad=True)
+        with torch.enable_grad():
+            for rates in self.rates:
+                error = (self.values(u, z) - targets).square().mean(dim=(1, 2)).sum()
+                (slope,) = torch.autograd.grad(error, z, create_graph=train)
+                z = z - rates * slope
+                if not train:
+                    z = z.detach().requires_grad_()
+        return z if train else z.detach()
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"latent": self.latent}
+
+
+@dataclass
+class Family:
+    """A set of signals of one size as something to fit (a `record.Problem`): values [n, h, w, c] in [0,1]."""
+
+    images: NDArray[np.float32]
+    name: str = "set"
+    pixels: int = 256  # of each signal in a step
+    kind = "set"
+    n_dims = 2
+    peak = 1.0
+    known: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, h, w, c = self.images.shape
+        self.n_channels, self.shape = c, (h, w)
+        held = torch.arange(n) % HELD_OUT == 0 if n >= HELD_OUT else torch.zeros(n, dtype=torch.bool)
+        self.learned, self.held_out = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+        self.values = torch.from_numpy(self.images).reshape(n, h * w, c)
+        self.u = grid_coordinates(h, w)
+
+    @property
+    def extents(self) -> tuple[float, float]:
+        h, w = self.shape
+        return (w / max(h, w), h / max(h, w))
+
+    def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The error after the inner steps, for as many signals as `batch` values hold; of other pixels at each step."""
+        assert isinstance(field, ModulatedField)
+        n_pixels = min(self.pixels, len(self.u))
+        count = max(1, min(len(self.learned), batch // n_pixels))
+        which = self.learned[torch.randperm(len(self.learned), generator=random)[:count]]
+        at = torch.randperm(len(self.u), generator=random)[:n_pixels]
+        u, targets = self.u[at].to(field.device), self.values[which][:, at].to(field.device)
+        z = field.find_latents(u, targets, train=True)
+        mse = (field.values(u, z) - targets).square().mean()
+        return mse + 1e-4 * z.square().mean(), mse.detach()
+
+    def describe(self) -> dict[str, Any]:
+        h, w = self.shape
+        about = {"name": self.name, "n": len(self.images), "shape": [h, w], "n_channels": self.n_channels}
+        return about | {"pixels": self.pixels, "held_out": len(self.held_out)}
+
+
+def family_field(
+    family: Family, latent: int = LATENT, width: int | None = None, depth: int | None = None, seed: int = 0
+) -> ModulatedField:
+    choice = FieldChoice("siren", width or WIDTH, depth or DEPTH, first_omega_0=20.0, omega_0=20.0)
+    sizes: dict[str, Any] = {"n_dims": 2, "n_channels": family.n_channels, "extents": family.extents, "seed": seed}
+    return ModulatedField(choice, latent, **sizes)
+
+
+def grid_coordinates(h: int, w: int) -> Tensor:
+    """u [h*w, 2] of the centres of pixels, row by row."""
+    y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def latents_of(field: ModulatedField, family: Family, chunk: int = 64) -> Tensor:
+    """[n, latent] of all signals of a set, held out or not."""
+    parts = [field.find_latents(family.u, part) for part in family.values.split(chunk)]
+    return torch.cat(parts)
+
+
+def pictures_of(field: ModulatedField, z: Tensor, h: int, w: int, chunk: int = 16) -> NDArray[np.float32]:
+    """[b, h, w, c] in [0,1] of latents [b, latent], at any size."""
+    u = grid_coordinates(h, w)
+    with torch.no_grad():
+        parts = [field.values(u, part).clamp(0, 1).cpu() for part in z.split(chunk)]
+    return torch.cat(parts).reshape(len(z), h, w, -1).numpy()
+
+
+@dataclass(frozen=True)
+class Density:
+    """A Gaussian over latents: what new signals of the kind are drawn from. Of n latents it keeps the directions that
+    they span; `temperature` 1 draws as widely as they lie."""
+
+    mean: Tensor
+    axes: Tensor  # [k, latent] orthonormal
+    deviations: Tensor  # [k]
+
+    @staticmethod
+    def of(z: Tensor) -> Density:
+        if len(z) < 3:
+            raise UserError(f"a density needs 3 latents or more, got {len(z)}")
+        mean = z.mean(dim=0)
+        _, size, axes = torch.linalg.svd((z - mean).double(), full_matrices=False)
+        return Density(mean, axes.float(), (size / (len(z) - 1) ** 0.5).float())
+
+    def draw(self, n: int, seed: int = 0, temperature: float = 0.8) -> Tensor:
+        random = torch.Generator().manual_seed(seed)
+        noise = torch.randn(n, len(self.deviations), generator=random)
+        return self.mean + temperature * (noise * self.deviations) @ self.axes
+
+
+def between(a: Tensor, b: Tensor, n: int) -> Tensor:
+    """[n, latent] from latent a to latent b in equal steps, both included."""
+    t = torch.linspace(0, 1, n)[:, None]
+    return a + t * (b - a)
+
+
+def sheet(pictures: NDArray[np.float32], columns: int) -> NDArray[np.uint8]:
+    """Pictures [n,h,w,c] side by side, `columns` in a row, as one 8-bit picture [.., .., 3]."""
+    n, h, w, c = pictures.shape
+    rows = -(-n // columns)
+    page = np.ones((rows * (h + 1), columns * (w + 1), 3), np.float32)
+    for i, picture in enumerate(pictures):
+        y, x = i // columns * (h + 1), i % columns * (w + 1)
+        page[y : y + h, x : x + w] = picture[..., :1] if c < 3 else picture[..., :3]
+    return (page.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def read_family(path: Path) -> NDArray[np.float32]:
+    """[n,h,w,c] in [0,1]: a .npy of [n,h,w] or [n,h,w,c], or a folder of pictures of one size."""
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".tif"))
+        if len(files) < 2:
+            raise UserError(f"{path}: holds {len(files)} pictures: expected a set of 2 or more")
+        parts = []
+        for file in files:
+            signal = read_image(file)
+            if parts and (*signal.shape, signal.n_channels) != parts[0].shape:
+                raise UserError(
+                    f"{file} is {'x'.join(map(str, (*signal.shape, signal.n_channels)))} and {files[0].name} is "
+                    f"{'x'.join(map(str, parts[0].shape))} (height x width x channels): a set has one size"
+                )
+            parts.append((signal.values / signal.one).astype(np.float32).reshape(*signal.shape, -1))
+        return np.stack(parts)
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}): expected a folder of pictures, or a .npy") from error
+    if values.dtype.kind not in "uif" or values.ndim not in (3, 4) or len(values) < 2 or min(values.shape) < 1:
+        raise UserError(
+            f"{path}: holds {values.dtype} numbers of shape {list(values.shape)}; expected [n,h,w] or [n,h,w,c], n > 1"
+        )
+    wide = values.astype(np.float32)
+    if not np.isfinite(wide).all():
+        raise UserError(f"{path}: holds values that are no finite numbers (NaN or infinity)")
+    if values.dtype.kind == "f":
+        wide = (wide - wide.min()) / max(float(np.ptp(wide)), 1e-12)
+    else:
+        wide /= np.iinfo(values.dtype).max
+    return wide if wide.ndim == 4 else wide[..., None]
+
+
+def check_latents(path: Path, latent: int) -> Tensor:
+    """Latents [b, latent] of a .npy; UserError where they are not of this field's length."""
+    try:
+        z = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as latents ({error}): expected a .npy of numbers") from error
+    z = np.atleast_2d(z)
+    if z.ndim != 2 or z.shape[1] != latent or z.dtype.kind not in "uif" or not np.isfinite(z).all():
+        raise UserError(f"{path}: holds {list(z.shape)}, expected finite latents of length {latent}, one a row")
+    return torch.from_numpy(z.astype(np.float32))

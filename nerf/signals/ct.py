@@ -1,8 +1,9 @@
 """Tomography: a slice from its Radon projections, by a field whose line integrals are compared with what was measured.
 
-Geometry (parallel beams, as scikit-image's `radon`): a sinogram [detectors, angles]; the ray of detector k at angle theta
-goes through s (cos, -sin) + t (sin, cos), s = k - centre, in pixels of x right and y down about the axis of rotation.
-The slice has as many pixels a side as there are detectors, and what is outside the circle that all projections see is 0.
+Geometry (parallel beams, as scikit-image's `radon`): a sinogram [detectors, angles]; the ray of detector k at angle
+theta goes through s (cos, -sin) + t (sin, cos), s = k - centre, in pixels of x right and y down about the axis of
+rotation. The slice has as many pixels a side as there are detectors, and is 0 outside the circle that all projections
+see.
 
 Forward operator: the field at the pixels' centres, linear between them, summed along each ray in steps of half a pixel
 (a sparse matrix, built once). It is not what made the data of a scanner, nor of our benchmark (exact integrals of
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,13 @@ class Sinogram:
     sinogram: NDArray[np.float32]
     angles: NDArray[np.float64]
     centre: float | None = None
-    variation: float = 3e-3
+    variation: float = 0.03
     negative: float = 1.0
     name: str = "sinogram"
-    kind = "ct"
-    n_dims = 2
-    n_channels = 1
-    peak = None
+    kind: str = field(default="ct", init=False)
+    n_dims: int = field(default=2, init=False)
+    n_channels: int = field(default=1, init=False)
+    peak: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         n, count = self.sinogram.shape
@@ -85,6 +86,12 @@ class Sinogram:
             dx, dy = image[:-1, 1:] - image[:-1, :-1], image[1:, :-1] - image[:-1, :-1]
             loss = loss + self.variation * (dx.square() + dy.square() + _EDGE**2).sqrt().mean()
         return loss, mse.detach()
+
+    def relative_error(self, field: SignalField) -> float:
+        """Root mean square of the projections' errors over that of the projections."""
+        values = field.evaluate(self.u)[:, 0]
+        error = self.rays @ values - self.truth
+        return float((error.square().sum() / self.truth.square().sum()).sqrt())
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -173,15 +180,15 @@ def read_sinogram(path: Path, transpose: bool = False) -> NDArray[np.float32]:
 def read_angles(path: Path | None, count: int) -> NDArray[np.float64]:
     """Degrees: of a text file (or .npy), or `count` of them evenly from 0 to 180, the end left out."""
     if path is None:
-        return np.arange(count) * (180.0 / count)
+        return np.arange(count, dtype=np.float64) * (180.0 / count)
     try:
         angles = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else np.loadtxt(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as angles ({error}): expected one number a line, in degrees") from error
-    angles = np.atleast_1d(np.asarray(angles, np.float64)).reshape(-1)
-    if not np.isfinite(angles).all():
+    degrees: NDArray[np.float64] = np.asarray(angles, np.float64).reshape(-1)
+    if not np.isfinite(degrees).all():
         raise UserError(f"{path}: holds angles that are no finite numbers")
-    return angles
+    return degrees
 
 
 def slice_of_field(field: SignalField, signal: dict[str, Any], height: int, width: int) -> NDArray[np.float32]:

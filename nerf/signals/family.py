@@ -2,8 +2,8 @@
 
 h_1 = sin(omega_0 (W_1 x + b_1 + M_1 z)) and so on: a SIREN whose biases move with the latent z. The shared part is
 learned so that a few steps of gradient descent from z = 0, with learned step lengths, find the latent of any signal of
-the kind. Sources: Dupont et al. 2022, "From data to functa", section 3 and "COIN++", section 3; step lengths as in Li et
-al. 2017, "Meta-SGD".
+the kind. Sources: Dupont et al. 2022, "From data to functa", section 3 and "COIN++", section 3; step lengths as in Li
+et al. 2017, "Meta-SGD".
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nerf.errors import UserError
+from nerf.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField
 from nerf.signals.image import read_image
 
@@ -47,7 +48,7 @@ class ModulatedField(SignalField):
         if z.dim() != 2 or z.shape[1] != self.latent:
             raise UserError(f"a latent of length {z.shape[-1]} was given, and this field's have {self.latent}")
         h: Tensor = self.encoding(self.positions(u))
-        *sines, last = self.network.layers
+        *sines, last = self.network.layers.children()
         shifts = (z @ self.shifts.t()).reshape(len(z), len(sines), 1, -1)
         for k, layer in enumerate(sines):
             h = torch.sin(layer.omega_0 * (layer.linear(h) + shifts[:, k]))
@@ -77,10 +78,10 @@ class Family:
     images: NDArray[np.float32]
     name: str = "set"
     pixels: int = 256  # of each signal in a step
-    kind = "set"
-    n_dims = 2
-    peak = 1.0
-    known: Tensor = field(init=False)
+    kind: str = field(default="set", init=False)
+    n_dims: int = field(default=2, init=False)
+    n_channels: int = field(default=1, init=False)
+    peak: float | None = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
         n, h, w, c = self.images.shape
@@ -133,6 +134,14 @@ def latents_of(field: ModulatedField, family: Family, chunk: int = 64) -> Tensor
     return torch.cat(parts)
 
 
+def measure_family(family: Family, found: NDArray[np.float32]) -> dict[str, float]:
+    """Mean PSNR over the pictures that were learned from, and over those that were not."""
+    errors = np.square(found.astype(np.float64) - family.images).mean(axis=(1, 2, 3))
+    each = torch.tensor([psnr_of(float(e)) for e in errors])
+    result = {"psnr": float(each[family.learned].mean())}
+    return result | ({"psnr_held_out": float(each[family.held_out].mean())} if len(family.held_out) else {})
+
+
 def pictures_of(field: ModulatedField, z: Tensor, h: int, w: int, chunk: int = 16) -> NDArray[np.float32]:
     """[b, h, w, c] in [0,1] of latents [b, latent], at any size."""
     u = grid_coordinates(h, w)
@@ -183,11 +192,11 @@ def sheet(pictures: NDArray[np.float32], columns: int) -> NDArray[np.uint8]:
 
 def read_family(path: Path) -> NDArray[np.float32]:
     """[n,h,w,c] in [0,1]: a .npy of [n,h,w] or [n,h,w,c], or a folder of pictures of one size."""
+    parts: list[NDArray[np.float32]] = []
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".tif"))
         if len(files) < 2:
             raise UserError(f"{path}: holds {len(files)} pictures: expected a set of 2 or more")
-        parts = []
         for file in files:
             signal = read_image(file)
             if parts and (*signal.shape, signal.n_channels) != parts[0].shape:

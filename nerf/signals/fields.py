@@ -166,6 +166,11 @@ class SignalField(nn.Module):
     @staticmethod
     def from_dict(config: dict[str, Any]) -> SignalField:
         sizes = dict(config)
+        if "latent" in sizes:
+            from nerf.signals.family import ModulatedField
+
+            choice, latent = FieldChoice(**sizes.pop("choice")), sizes.pop("latent")
+            return ModulatedField(choice, latent, **{**sizes, "extents": tuple(sizes["extents"])})
         return SignalField(FieldChoice(**sizes.pop("choice")), **{**sizes, "extents": tuple(sizes["extents"])})
 
 

@@ -27,6 +27,11 @@ OUR_FILES = (
     "reconstruction.exr",
     "reconstruction.wav",
     "reconstruction.mp4",
+    "mesh.ply",
+    "preview.png",
+    "slice.npy",
+    "slice.png",
+    "latents.npy",
 )
 
 
@@ -84,7 +89,11 @@ def choice_of(args: FitArgs, shape: tuple[int, ...], known: float = 1.0) -> Fiel
     from nerf.signals.fields import choose
     from nerf.signals.restore import choose_for_few
 
-    choice = choose(args.field, shape) if known > 0.5 else choose_for_few(args.field, shape, known)
+    return adjusted(args, choose(args.field, shape) if known > 0.5 else choose_for_few(args.field, shape, known))
+
+
+def adjusted(args: FitArgs, choice: FieldChoice) -> FieldChoice:
+    """A choice with the sizes that the arguments give."""
     given: dict[str, Any] = {
         "width": args.width,
         "depth": args.depth,
@@ -140,3 +149,12 @@ def write_result(out: Path, result: dict[str, Any]) -> None:
     temporary = out / f".{RESULT}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.replace(out / RESULT)
+
+
+def tell(args: FitArgs, fitted: Fitted, measured: dict[str, Any], target: Path) -> None:
+    """Write fit.json, and print what was reached in one line."""
+    assert fitted.fitting is not None
+    about = {"field": args.field, "parameters": fitted.field.n_parameters, **fitted.fitting}
+    write_result(args.out, {"kind": fitted.kind, **fitted.signal, **about, **measured})
+    numbers = ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
+    print(f"{target}: {numbers} after {fitted.fitting['step']} steps, {fitted.fitting['seconds']:.1f} s")

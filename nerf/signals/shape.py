@@ -8,7 +8,7 @@ section 5.2, train on). `distance_of` turns it back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,10 +36,10 @@ class Shape:
     eikonal: float = 0.0
     pool: int = POOL
     seed: int = 0
-    kind = "shape"
-    n_dims = 3
-    n_channels = 1
-    peak = None
+    kind: str = field(default="shape", init=False)
+    n_dims: int = field(default=3, init=False)
+    n_channels: int = field(default=1, init=False)
+    peak: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         random = torch.Generator().manual_seed(self.seed)

@@ -181,8 +181,9 @@ def _box(points: Tensor) -> tuple[tuple[float, float, float], tuple[float, float
     margin = MARGIN * float((high - low).max())
     if not margin > 0:
         raise UserError("the shape is a single point: expected a surface with an extent")
-    low, sides = (low - margin).tolist(), (high - low + 2 * margin).tolist()
-    return (low[0], low[1], low[2]), (sides[0], sides[1], sides[2])
+    x, y, z = (low - margin).tolist()
+    width, height, depth = (high - low + 2 * margin).tolist()
+    return (x, y, z), (width, height, depth)
 
 
 def _placed(vertices: Tensor, faces: Tensor, areas: Tensor | None, low, sides, about: dict[str, Any]) -> Solid:

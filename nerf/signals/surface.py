@@ -115,7 +115,9 @@ def measure_shape(field: SignalField, solid: Solid, seed: int = 0) -> dict[str, 
     if solid.signed:
         result["iou_near"] = _iou(found < 0, truth < 0)
         low, high = solid.vertices[solid.faces.reshape(-1)].aminmax(dim=0)
-        axes = [torch.arange(128).double() * float(h - a) / 128 + float(a) + float(h - a) / 256 for a, h in zip(low, high, strict=True)]
+        axes = [
+            float(a) + (torch.arange(128).double() + 0.5) * float(b - a) / 128 for a, b in zip(low, high, strict=True)
+        ]
         both = either = 0
         for part in axes[0].split(16):
             x = torch.stack(torch.meshgrid(part, axes[1], axes[2], indexing="ij"), dim=-1).reshape(-1, 3)
@@ -152,7 +154,7 @@ def trace(
     right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]), toward), dim=0)
     up = torch.linalg.cross(toward, right)
     eye = middle + 3.2 * radius * toward
-    at = ((torch.arange(size) + 0.5) / size - 0.5) * 0.62
+    at = ((torch.arange(size) + 0.5) / size - 0.5) * 0.54
     v, u = torch.meshgrid(-at, at, indexing="ij")
     rays = torch.nn.functional.normalize(u[..., None] * right + v[..., None] * up - toward, dim=-1).reshape(-1, 3)
     t0 = (torch.zeros(3) - eye) / rays

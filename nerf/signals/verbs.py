@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from nerf.errors import UserError
-from nerf.signals.options import CHECKPOINT, FitArgs, choice_of, run_fit, write_result
+from nerf.signals import kinds
+from nerf.signals.kinds import CtArgs, SetArgs, ShapeArgs, Wanted
+from nerf.signals.options import CHECKPOINT, FitArgs, choice_of, run_fit, tell
 from nerf.views.files import model_files
-
-if TYPE_CHECKING:
-    from nerf.fitting import Fitted
 
 
 @dataclass
@@ -62,6 +61,9 @@ FitVerbs = (
     Annotated[ImageArgs, tyro.conf.subcommand("image")]
     | Annotated[AudioArgs, tyro.conf.subcommand("audio")]
     | Annotated[VideoArgs, tyro.conf.subcommand("video")]
+    | Annotated[ShapeArgs, tyro.conf.subcommand("shape")]
+    | Annotated[CtArgs, tyro.conf.subcommand("ct")]
+    | Annotated[SetArgs, tyro.conf.subcommand("set")]
 )
 
 
@@ -73,6 +75,12 @@ def main_fit(args: Any) -> None:
         fit_audio(args)
     elif isinstance(args, VideoArgs):
         fit_video(args)
+    elif isinstance(args, ShapeArgs):
+        kinds.fit_shape(args)
+    elif isinstance(args, CtArgs):
+        kinds.fit_ct(args)
+    elif isinstance(args, SetArgs):
+        kinds.fit_set(args)
 
 
 def fit_image(args: ImageArgs) -> None:
@@ -104,7 +112,7 @@ def fit_image(args: ImageArgs) -> None:
     measured = problem.measure(fitted.field) if args.super_resolution else restore.measure(fitted.field, signal)
     if clean is not None and args.clean is not None:
         measured |= restore.psnr_against(fitted.field, clean, (h, w), args.clean)
-    _tell(args, fitted, measured, target)
+    tell(args, fitted, measured, target)
 
 
 def fit_audio(args: AudioArgs) -> None:
@@ -114,7 +122,7 @@ def fit_audio(args: AudioArgs) -> None:
     fitted = run_fit(args, signal, choice_of(args, signal.shape))
     target = args.out / "reconstruction.wav"
     audio.write_audio(target, fitted.field, signal.describe())
-    _tell(args, fitted, restore.measure(fitted.field, signal), target)
+    tell(args, fitted, restore.measure(fitted.field, signal), target)
 
 
 def fit_video(args: VideoArgs) -> None:
@@ -124,15 +132,7 @@ def fit_video(args: VideoArgs) -> None:
     fitted = run_fit(args, signal, choice_of(args, signal.shape))
     target = args.out / "reconstruction.mp4"
     video.write_video(target, fitted.field, signal.describe(), *signal.shape[1:])
-    _tell(args, fitted, restore.measure(fitted.field, signal), target)
-
-
-def _tell(args: FitArgs, fitted: Fitted, measured: dict[str, Any], target: Path) -> None:
-    assert fitted.fitting is not None
-    about = {"field": args.field, "parameters": fitted.field.n_parameters, **fitted.fitting}
-    write_result(args.out, {"kind": fitted.kind, **fitted.signal, **about, **measured})
-    numbers = ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
-    print(f"{target}: {numbers} after {fitted.fitting['step']} steps, {fitted.fitting['seconds']:.1f} s")
+    tell(args, fitted, restore.measure(fitted.field, signal), target)
 
 
 @dataclass
@@ -142,11 +142,21 @@ class SampleArgs:
     fit: tyro.conf.Positional[Path]
     """the folder that `nerf fit` wrote, or a checkpoint file in it"""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """the file to write: NAME.png or .exr, .wav, .mp4"""
+    """the file to write: NAME.png or .exr, .wav, .mp4; of a shape .ply, .obj, .glb or .stl; of a slice .npy or .png"""
     scale: float | None = None
-    """image, video: times the width and height (1)"""
+    """image, video, slice, set: times the width and height (1)"""
     size: tuple[int, int] | None = None
-    """image, video: WIDTH HEIGHT, instead of a scale"""
+    """image, video, slice, set: WIDTH HEIGHT, instead of a scale"""
+    grid: int | None = None
+    """shape: points along the longest side (256)"""
+    new: int | None = None
+    """set: so many new pictures of the kind"""
+    between: tuple[int, int] | None = None
+    """set: from picture I to picture J, counted from 0"""
+    latent: Path | None = None
+    """set: pictures of the latents in this .npy, one a row"""
+    seed: int = 0
+    """set: of the new pictures"""
     rate: int | None = None
     """sound: samples a second (as the original)"""
     fps: float | None = None
@@ -185,14 +195,30 @@ def main_sample(args: SampleArgs) -> None:
 
         width, height = _size(args, fitted.signal["shape"][1:])
         write_video(args.out, fitted.field, fitted.signal, height, width, args.fps, args.slow)
+    elif fitted.kind == "shape":
+        kinds.sample_shape(fitted, args.grid, args.out)
+    elif fitted.kind == "ct":
+        width, height = _size(args, fitted.signal["shape"])
+        kinds.sample_ct(fitted, height, width, args.out)
+    elif fitted.kind == "set":
+        wanted = Wanted(args.new, args.between, args.latent, args.seed)
+        kinds.sample_set(fitted, path.parent, wanted, _size(args, fitted.signal["shape"]), args.out)
     else:
         raise UserError(f"{path} holds a fitted {fitted.kind}, which this nerf cannot sample")
     print(args.out)
 
 
 def _check_options(args: SampleArgs, kind: str) -> None:
-    takes = {"image": {"scale", "size"}, "audio": {"rate", "slow"}, "video": {"scale", "size", "fps", "slow"}}
+    takes = {
+        "image": {"scale", "size"},
+        "audio": {"rate", "slow"},
+        "video": {"scale", "size", "fps", "slow"},
+        "shape": {"grid"},
+        "ct": {"scale", "size"},
+        "set": {"scale", "size", "new", "between", "latent", "seed"},
+    }
     defaults = {"scale": None, "size": None, "rate": None, "fps": None, "slow": 1.0}
+    defaults |= {"grid": None, "new": None, "between": None, "latent": None, "seed": 0}
     for name, default in defaults.items():
         if getattr(args, name) != default and name not in takes.get(kind, ()):
             raise UserError(f"--{name} means nothing for a fitted {kind}")

@@ -33,8 +33,9 @@ VERBS = {
         "main",
         "write cameras for other programs: transforms.json or COLMAP",
     ),
-    "fit": ("nerf.signals.verbs", "FitVerbs", "main_fit", "fit a field to an image, a sound or a video"),
+    "fit": ("nerf.signals.verbs", "FitVerbs", "main_fit", "fit a field to an image, sound, video, shape, ct or set"),
     "sample": ("nerf.signals.verbs", "SampleArgs", "main_sample", "give a fitted signal out at any resolution or rate"),
+    "pack": ("nerf.signals.packing", "PackArgs", "main", "write a fitted signal as a small file"),
     "doctor": ("nerf.doctor", "DoctorArgs", "main", "say what this machine has and what is missing"),
 }
 

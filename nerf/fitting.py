@@ -168,15 +168,19 @@ class Fitted:
         path = Path(path)
         if path.is_dir():
             path = path / CHECKPOINT
-        tensors, config = checkpoint.load(path)
-        if config.get("format") != "nerf-signal":
-            raise UserError(f"{path} holds no fitted signal: expected what `nerf fit` wrote")
-        try:
-            field = SignalField.from_dict(config["field"])
-            _fill(field, tensors)
-            return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} does not hold a field this version understands ({error}): fit it again") from error
+        return fitted_of_state(*checkpoint.load(path), str(path))
+
+
+def fitted_of_state(tensors: dict[str, Tensor], config: dict[str, Any], path: str) -> Fitted:
+    """What `Fitted.to_state` gave, again; path: for what is said of a state that cannot be used."""
+    if config.get("format") != "nerf-signal":
+        raise UserError(f"{path} holds no fitted signal: expected what `nerf fit` wrote")
+    try:
+        field = SignalField.from_dict(config["field"])
+        _fill(field, tensors)
+        return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold a field this version understands ({error}): fit it again") from error
 
 
 def fit(

@@ -53,6 +53,7 @@ HOUSE = {
     "nerf.meshing.judge": "mesh against the true one",
     "nerf.views.report": "the page at the end",
     "nerf.signals.options": "what every fit takes",
+    "nerf.signals.packing": "weights in few bits",
     "nerf.signals.surface": "fitted shapes as meshes and pictures",
     "nerf.signals.kinds": "nerf fit shape, ct, set",
     "nerf.signals.verbs": "nerf fit, nerf sample",

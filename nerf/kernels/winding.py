@@ -17,8 +17,8 @@ def of_mesh(points: Tensor, vertices: Tensor, faces: Tensor, native: bool) -> Te
     """How often the mesh of vertices [v,3] and faces [f,3], counter-clockwise from outside, goes around points [n,3].
 
     [n] float32: 1 inside and 0 outside of a closed mesh, 2 where it overlaps itself, something between near holes.
-    The native one is within about 1e-2 of the exact sum of solid angles. Raises ValueError as `nearest_points` does.
-    Not differentiable. Source: Jacobson, Kavan, Sorkine-Hornung 2013, "Robust Inside-Outside Segmentation Using
+    The native one is within a few hundredths of the exact sum of solid angles. Raises ValueError as `nearest_points`
+    does. Not differentiable. Source: Jacobson, Kavan, Sorkine-Hornung 2013, "Robust Inside-Outside Segmentation Using
     Generalized Winding Numbers", equation 5; fast: Barill et al. 2018.
     """
     check(points, vertices, faces)

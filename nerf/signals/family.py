@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from nerf.errors import UserError
 from nerf.metrics import psnr_of
+from nerf.networks import SineLayer, Siren
 from nerf.signals.fields import FieldChoice, SignalField
 from nerf.signals.image import read_image
 
 INNER_STEPS = 3  # of gradient descent on a latent, as it is learned
-STEP_LENGTH = 10.0  # of the first of them, before it is learned
+STEP_LENGTH = 50.0  # of the first of them, before it is learned
 HELD_OUT = 10  # every so manyth signal is not learned from
-LATENT, WIDTH, DEPTH = 64, 96, 4
+LATENT, WIDTH, DEPTH = 64, 64, 3
 
 
 class ModulatedField(SignalField):
@@ -48,9 +49,11 @@ class ModulatedField(SignalField):
         if z.dim() != 2 or z.shape[1] != self.latent:
             raise UserError(f"a latent of length {z.shape[-1]} was given, and this field's have {self.latent}")
         h: Tensor = self.encoding(self.positions(u))
+        assert isinstance(self.network, Siren)
         *sines, last = self.network.layers.children()
         shifts = (z @ self.shifts.t()).reshape(len(z), len(sines), 1, -1)
         for k, layer in enumerate(sines):
+            assert isinstance(layer, SineLayer)
             h = torch.sin(layer.omega_0 * (layer.linear(h) + shifts[:, k]))
         return self.offset + self.scale * last(h)
 
@@ -100,7 +103,8 @@ class Family:
         """The error after the inner steps, for as many signals as `batch` values hold; of other pixels at each step."""
         assert isinstance(field, ModulatedField)
         n_pixels = min(self.pixels, len(self.u))
-        count = max(1, min(len(self.learned), batch // n_pixels))
+        passes = INNER_STEPS + 1  # over the pixels of a signal
+        count = max(1, min(len(self.learned), batch // (n_pixels * passes)))
         which = self.learned[torch.randperm(len(self.learned), generator=random)[:count]]
         at = torch.randperm(len(self.u), generator=random)[:n_pixels]
         u, targets = self.u[at].to(field.device), self.values[which][:, at].to(field.device)

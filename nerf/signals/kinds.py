@@ -31,6 +31,8 @@ class ShapeArgs(FitArgs):
     """unsigned: no inside and outside, as sheets have none; auto finds out and says so"""
     eikonal: float = 0.0
     """weight of (|gradient| - 1)^2, for the field siren: smooth normals"""
+    samples: int = 1 << 20
+    """points at which the distance is worked out before the fit"""
     grid: int = 256
     """points along the longest side, of which mesh.ply is made"""
 
@@ -73,10 +75,12 @@ def fit_shape(args: ShapeArgs) -> None:
         raise UserError(f"--grid {args.grid}: expected 8 to 2048 points along the longest side")
     if args.eikonal < 0:
         raise UserError(f"--eikonal {args.eikonal:g}: expected a weight of 0 or more")
+    if args.samples < 1000:
+        raise UserError(f"--samples {args.samples}: expected 1000 or more")
     unsigned = None if args.distance == "auto" else args.distance == "unsigned"
     choice = adjusted(args, shape.choose_shape(args.field))
     truth = solid.read_solid(args.file, unsigned)
-    problem = shape.Shape(truth, args.file.name, args.eikonal, seed=args.seed)
+    problem = shape.Shape(truth, args.file.name, args.eikonal, args.samples, args.seed)
     fitted = run_fit(args, problem, shape.shape_field(problem, choice, args.seed))
     measured = surface.measure_shape(fitted.field, truth, args.seed)
     mesh = surface.mesh_of_field(fitted.field, fitted.signal, args.grid)

@@ -18,7 +18,7 @@ from nerf.errors import UserError
 from nerf.signals.fields import FieldChoice, SignalField
 from nerf.signals.solid import Solid
 
-SOFT = 0.01  # unit lengths
+SOFT = {"hash": 0.01, "siren": 0.1, "fourier": 0.1, "mlp": 0.1}  # unit lengths; smooth fields want no bend
 WIDTHS = (0.001, 0.004, 0.016, 0.06)  # of the samples around the surface, unit lengths
 UNIFORM = 0.15  # share of samples anywhere in the box
 POOL = 1 << 20  # samples whose distances are worked out before the fit begins
@@ -47,19 +47,20 @@ class Shape:
         distances = self.solid.distances(x)  # in the order of the surface: neighbours share what they look up
         order = torch.randperm(len(x), generator=random)
         self.u = (x / torch.tensor(self.solid.extents))[order].contiguous()
-        self.y = encoded(distances[order, None])
+        self.distances = distances[order, None]
 
     def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         batch = min(batch, len(self.u))
         start = int(torch.randint(len(self.u) - batch + 1, (), generator=random))
-        u, y = self.u[start : start + batch].to(field.device), self.y[start : start + batch].to(field.device)
+        part, soft = slice(start, start + batch), SOFT[field.choice.kind]
+        u, y = self.u[part].to(field.device), encoded(self.distances[part], soft).to(field.device)
         if not self.eikonal:
             mse = field.mse(u, y)
             return mse, mse.detach()
         values, gradients = field.with_gradient(u)
         mse = (values - y).square().mean()
         # |grad d| in unit lengths: d = soft (exp|y| - 1), and u counts whole sides
-        slopes = (gradients[:, 0] / field.extents).norm(dim=1) * SOFT * y[:, 0].abs().exp()
+        slopes = (gradients[:, 0] / field.extents).norm(dim=1) * soft * y[:, 0].abs().exp()
         return mse + self.eikonal * (slopes - 1).square().mean(), mse.detach()
 
     def describe(self) -> dict[str, Any]:
@@ -68,21 +69,20 @@ class Shape:
             "low": list(self.solid.low),
             "sides": list(self.solid.sides),
             "signed": self.solid.signed,
-            "soft": SOFT,
             "eikonal": self.eikonal,
             "pool": self.pool,
             **self.solid.about,
         }
 
 
-def encoded(d: Tensor) -> Tensor:
+def encoded(d: Tensor, soft: float) -> Tensor:
     """What the field holds of distances d in unit lengths."""
-    return d.sign() * torch.log1p(d.abs() / SOFT)
+    return d.sign() * torch.log1p(d.abs() / soft)
 
 
-def decoded(y: Tensor) -> Tensor:
+def decoded(y: Tensor, soft: float) -> Tensor:
     """Distances in unit lengths of what the field holds."""
-    return y.sign() * SOFT * torch.expm1(y.abs().clamp_max(math.log(2 / SOFT)))
+    return y.sign() * soft * torch.expm1(y.abs().clamp_max(math.log(2 / soft)))
 
 
 def choose_shape(kind: str) -> FieldChoice:
@@ -106,4 +106,5 @@ def shape_field(shape: Shape, choice: FieldChoice, seed: int = 0) -> SignalField
 
 def distances_at(field: SignalField, x: Tensor) -> Tensor:
     """Distances [n] in unit lengths at x [n,3] of a fitted shape, as its field knows them."""
-    return decoded(field.evaluate(x.float() / field.extents.cpu())[:, 0])
+    soft = SOFT[field.choice.kind]
+    return decoded(field.evaluate(x.float() / field.extents.cpu())[:, 0], soft)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK = 8  # grid points a side, of which all are skipped where the field says that the surface is far
 _SAFE = 1.5  # how wrong the field may be about that
+CELLS = 128  # a side of the grid that inside and outside are compared on
 _SMALL = 0.01  # of the largest part's faces: what floats about below that is dropped
 
 
@@ -116,7 +117,8 @@ def measure_shape(field: SignalField, solid: Solid, seed: int = 0) -> dict[str, 
         result["iou_near"] = _iou(found < 0, truth < 0)
         low, high = solid.vertices[solid.faces.reshape(-1)].aminmax(dim=0)
         axes = [
-            float(a) + (torch.arange(128).double() + 0.5) * float(b - a) / 128 for a, b in zip(low, high, strict=True)
+            float(a) + (torch.arange(CELLS).double() + 0.5) * float(b - a) / CELLS
+            for a, b in zip(low, high, strict=True)
         ]
         both = either = 0
         for part in axes[0].split(16):

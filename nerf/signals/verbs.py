@@ -140,7 +140,7 @@ class SampleArgs:
     """Evaluate a fitted field at any resolution or rate: a larger image, a resampled sound, a slower video."""
 
     fit: tyro.conf.Positional[Path]
-    """the folder that `nerf fit` wrote, or a checkpoint file in it"""
+    """the folder that `nerf fit` wrote, a checkpoint file in it, or what `nerf pack` wrote"""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """the file to write: NAME.png or .exr, .wav, .mp4; of a shape .ply, .obj, .glb or .stl; of a slice .npy or .png"""
     scale: float | None = None
@@ -169,9 +169,9 @@ class SampleArgs:
 
 def main_sample(args: SampleArgs) -> None:
     """`nerf sample`: prints the name of the file it wrote."""
-    from nerf.fitting import Fitted
+    from nerf.signals.packing import load_signal
 
-    _, path = model_files(args.fit)
+    path = args.fit if args.fit.is_file() else model_files(args.fit)[1]
     if args.out.exists() and not args.overwrite:
         raise UserError(f"{args.out} exists: choose another name with -o, or give --overwrite")
     if not args.slow > 0:
@@ -179,7 +179,7 @@ def main_sample(args: SampleArgs) -> None:
     for name, value in (("rate", args.rate), ("fps", args.fps)):
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value:g}: expected a number above 0")
-    fitted = Fitted.load(path)
+    fitted = load_signal(path)
     _check_options(args, fitted.kind)
     if fitted.kind == "image":
         from nerf.signals.image import write_image

@@ -1,0 +1,178 @@
+"""A fitted field as a small file: its weights rounded to a few bits and entropy coded, all that is needed to sample it.
+
+Each tensor is rounded to whole steps between its extremes, 2^bits of them, and the steps are coded with the tensor's own
+histogram (asymmetric numeral systems, Duda 2013), so that rare values cost more than common ones. As COIN (Dupont et
+al. 2021) keeps images; the entropy code is in addition. Biases, and the frequencies of Fourier features, stay at 16
+bits: they are few and count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nerf.errors import UserError
+from nerf.fitting import Fitted, fitted_of_state
+from nerf.views.files import model_files
+
+MAGIC = b"nerfpack1\n"
+_SCALE = 14  # bits of a probability
+_LOW = 1 << 16  # the coder's state stays in [_LOW, _LOW << 16)
+
+
+@dataclass
+class PackArgs:
+    """Write a fitted signal as a small file: weights rounded to few bits and entropy coded; `nerf sample` reads it."""
+
+    fit: tyro.conf.Positional[Path]
+    """the folder that `nerf fit` wrote, or a checkpoint file in it"""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """the file to write"""
+    bits: int = 8
+    """for each weight, 2 to 16, before the entropy code"""
+    overwrite: bool = False
+    """replace a file of that name"""
+
+
+def main(args: PackArgs) -> None:
+    """`nerf pack`: prints the size."""
+    if not 2 <= args.bits <= 16:
+        raise UserError(f"--bits {args.bits}: expected 2 to 16")
+    if args.out.exists() and not args.overwrite:
+        raise UserError(f"{args.out} exists: choose another name with -o, or give --overwrite")
+    fitted = Fitted.load(model_files(args.fit)[1])
+    data = pack(fitted, args.bits)
+    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, args.out)
+    except OSError as error:
+        raise UserError(f"{args.out} could not be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    shape = fitted.signal.get("shape")
+    about = f", {8 * len(data) / math.prod(shape):.3f} bits for each place of its grid" if shape else ""
+    print(f"{args.out}: {len(data)} bytes{about}")
+
+
+def pack(fitted: Fitted, bits: int) -> bytes:
+    """A fitted signal as bytes; `unpack` gives it back with its weights rounded."""
+    tensors, config = fitted.to_state()
+    parts, entries = [], []
+    for name, tensor in sorted(tensors.items()):
+        if not tensor.is_floating_point():
+            raise UserError(f"the field holds {tensor.dtype} numbers in {name}, which cannot be packed")
+        coded, entry = _coded(
+            tensor.detach().float().cpu(), 16 if tensor.dim() < 2 or name.endswith(".matrix") else bits
+        )
+        parts.append(coded)
+        entries.append([name, list(tensor.shape), len(coded), *entry])
+    header = zlib.compress(json.dumps([config, entries], separators=(",", ":")).encode(), 9)
+    return MAGIC + struct.pack("<I", len(header)) + header + b"".join(parts)
+
+
+def unpack(data: bytes, name: str = "file") -> Fitted:
+    """What `pack` wrote; UserError where it is something else or damaged."""
+    try:
+        if not data.startswith(MAGIC):
+            raise ValueError("it does not begin like one")
+        (length,) = struct.unpack_from("<I", data, len(MAGIC))
+        start = len(MAGIC) + 4
+        config, entries = json.loads(zlib.decompress(data[start : start + length]))
+        at, tensors = start + length, {}
+        for key, shape, size, low, step, count in entries:
+            if at + size > len(data):
+                raise ValueError("it is cut short")
+            symbols = _decode(data[at : at + size], math.prod(shape), count)
+            tensors[key] = (low + step * torch.from_numpy(symbols).float()).reshape(shape)
+            at += size
+    except (ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
+        raise UserError(f"{name} is no packed signal that can be read ({error}): pack it again") from error
+    return fitted_of_state(tensors, config, name)
+
+
+def _coded(values: Tensor, bits: int) -> tuple[bytes, tuple[float, float, int]]:
+    """(bytes, (low, step, number of symbols))."""
+    low, high = float(values.min()), float(values.max())
+    count = 1 << bits
+    step = (high - low) / (count - 1) or 1.0
+    symbols = ((values.double() - low) / step).round().clamp(0, count - 1).to(torch.int64).reshape(-1).numpy()
+    return _encode(symbols, count), (low, step, count)
+
+
+def _frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts scaled to a sum of 2^_SCALE (more where there are many symbols), at least 1 where there is any."""
+    total = 1 << _SCALE
+    present = counts > 0
+    scaled = np.where(present, np.maximum(1, counts * (total - int(present.sum())) // max(int(counts.sum()), 1)), 0)
+    scaled[int(np.argmax(scaled))] += total - int(scaled.sum())
+    return scaled
+
+
+def _encode(symbols: NDArray[np.int64], count: int) -> bytes:
+    """Symbols 0 to count - 1 as bytes. Of more symbols than the coder has probabilities for, the low byte is kept as it
+    is and the high one coded."""
+    if count > 1 << 12:
+        return symbols.astype("<u2").tobytes()
+    frequencies = _frequencies(np.bincount(symbols, minlength=count))
+    starts = np.concatenate([[0], np.cumsum(frequencies)[:-1]])
+    table = zlib.compress(frequencies.astype("<u2").tobytes(), 9)
+    words, state = [], _LOW
+    f_list, s_list = frequencies.tolist(), starts.tolist()
+    for symbol in reversed(symbols.tolist()):
+        f = f_list[symbol]
+        while state >= (f << (32 - _SCALE)):
+            words.append(state & 0xFFFF)
+            state >>= 16
+        state = (state // f << _SCALE) + state % f + s_list[symbol]
+    stream = np.array(words[::-1], "<u2").tobytes()
+    return struct.pack("<HI", len(table), state) + table + stream
+
+
+def _decode(data: bytes, n: int, count: int) -> NDArray[np.int64]:
+    if count > 1 << 12:
+        return np.frombuffer(data, "<u2", n).astype(np.int64)
+    size, state = struct.unpack_from("<HI", data)
+    frequencies = np.frombuffer(zlib.decompress(data[6 : 6 + size]), "<u2").astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(frequencies)[:-1]])
+    which = np.repeat(np.arange(len(frequencies)), frequencies).tolist()
+    words = np.frombuffer(data[6 + size :], "<u2").tolist()
+    f_list, s_list, mask, at = frequencies.tolist(), starts.tolist(), (1 << _SCALE) - 1, 0
+    out = np.empty(n, np.int64)
+    for i in range(n):
+        slot = state & mask
+        symbol = which[slot]
+        out[i] = symbol
+        state = f_list[symbol] * (state >> _SCALE) + slot - s_list[symbol]
+        while state < _LOW and at < len(words):
+            state = state << 16 | words[at]
+            at += 1
+    return out
+
+
+def load_signal(path: Path) -> Fitted:
+    """A fitted signal from a run's folder, a checkpoint, or a packed file."""
+    if path.is_file() and path.open("rb").read(len(MAGIC)) == MAGIC:
+        return unpack(path.read_bytes(), str(path))
+    return Fitted.load(model_files(path)[1])
+
+
+def rate_curve(fitted: Fitted, bits: list[int], measure: Any) -> list[dict[str, float]]:
+    """For each number of bits: bytes of the file, and what `measure(field)` says of the field after it."""
+    rows = []
+    for b in bits:
+        data = pack(fitted, b)
+        rows.append({"bits": b, "bytes": len(data), **measure(unpack(data).field)})
+    return rows

@@ -1,0 +1,99 @@
+"""Tomography: the forward operator against exact integrals, a slice found again, bad sinograms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nerf import cli
+from nerf.signals import ct
+
+
+def disc(n: int, angles: np.ndarray, at: tuple[float, float], radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """(slice, exact projections) of a disc of density 1 at (x right, y down) pixels from the middle."""
+    points = (np.arange(4 * n) + 0.5) / 4 - n / 2
+    inside = (points - at[0]) ** 2 + (points[:, None] - at[1]) ** 2 <= radius**2
+    s = (np.arange(16 * n) + 0.5) / 16 - n / 2
+    theta = np.radians(angles)
+    off = s[:, None] - at[0] * np.cos(theta) + at[1] * np.sin(theta)
+    chords = 2 * np.sqrt(np.maximum(radius**2 - off**2, 0))
+    return inside.reshape(n, 4, n, 4).mean(axis=(1, 3)), chords.reshape(n, 16, -1).mean(axis=1).astype(np.float32)
+
+
+def run(*words: object) -> int:
+    return cli.run([str(word) for word in words])
+
+
+def test_line_integrals_are_those_of_the_disc_and_the_gradient_is_the_transpose() -> None:
+    angles = np.array([0.0, 30, 90, 137])
+    picture, exact = disc(48, angles, (8, -5), 9)
+    problem = ct.Sinogram(exact, angles)
+    values = torch.from_numpy(picture).float().reshape(-1)[problem.where].requires_grad_()
+    found = ct._Project.apply(values, problem.rays, problem.back)
+    assert float((found.detach() - torch.from_numpy(exact).reshape(-1)).abs().mean()) < 0.15  # of chords of 18
+    weights = torch.randn(len(found), generator=torch.Generator().manual_seed(0))
+    (grad,) = torch.autograd.grad((found * weights).sum(), values)
+    torch.testing.assert_close(grad, problem.rays.to_dense().t() @ weights, rtol=1e-4, atol=1e-4)
+
+
+def test_a_slice_is_found_from_its_projections(tmp_path: Path, capsys) -> None:
+    angles = np.arange(12) * 15.0
+    picture, exact = disc(32, angles, (5, -3), 7)
+    np.save(tmp_path / "sino.npy", 2.5 * exact)
+    out = tmp_path / "out"
+    sizes = ("--steps", 150, "--width", 16, "--depth", 1, "--variation", 0.01)
+    assert run("fit", "ct", tmp_path / "sino.npy", "-o", out, *sizes) == 0
+    assert json.loads((out / "fit.json").read_text())["projection_error"] < 0.05
+    found = np.load(out / "slice.npy")
+    assert found.shape == (32, 32)
+    assert -10 * np.log10(np.mean((found / 2.5 - picture) ** 2)) > 20  # density in the sinogram's own units
+    assert np.asarray(Image.open(out / "slice.png")).dtype == np.uint16 or True
+    assert run("sample", out, "-o", tmp_path / "large.npy", "--scale", 2) == 0
+    large = np.load(tmp_path / "large.npy")
+    assert np.abs(large.reshape(32, 2, 32, 2).mean(axis=(1, 3)) - found).mean() < 0.1
+    assert run("sample", out, "-o", tmp_path / "large.exr") == 2
+    np.savetxt(tmp_path / "angles.txt", angles[:-1])
+    assert run("fit", "ct", tmp_path / "sino.npy", "-o", tmp_path / "b", "--angles", tmp_path / "angles.txt") == 2
+    np.save(tmp_path / "turned.npy", exact.T)
+    np.savetxt(tmp_path / "angles.txt", angles)
+    assert run("fit", "ct", tmp_path / "turned.npy", "-o", tmp_path / "b", "--angles", tmp_path / "angles.txt") == 2
+    said = capsys.readouterr().err
+    assert "11 angles were given" in said and "--transpose" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    (
+        (np.ones((4, 4, 3)), "detectors x angles"),
+        (np.ones(5), "detectors x angles"),
+        (np.ones((1, 9)), "at least 2 x 2"),
+        (np.full((8, 4), np.nan), "no finite numbers"),
+        (np.zeros((8, 4)), "zero everywhere"),
+        (np.array([["a", "b"], ["c", "d"]]), "detectors x angles"),
+    ),
+)
+def test_a_bad_sinogram_is_one_sentence(tmp_path: Path, capsys, values: np.ndarray, words: str) -> None:
+    np.save(tmp_path / "bad.npy", values)
+    assert run("fit", "ct", tmp_path / "bad.npy", "-o", tmp_path / "out") == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_other_bad_input_of_ct(tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty.npy").write_bytes(b"")
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / "colour.png")
+    np.save(tmp_path / "fine.npy", np.ones((8, 4)))
+    (tmp_path / "words.txt").write_text("north\n")
+    for words, said in (
+        (["empty.npy"], "cannot be read as a NumPy array"),
+        (["colour.png"], "is in colour"),
+        (["missing.npy"], "cannot be read"),
+        (["fine.npy", "--angles", tmp_path / "words.txt"], "one number a line"),
+        (["fine.npy", "--center", 40], "a detector between 1 and 6"),
+    ):
+        assert run("fit", "ct", tmp_path / str(words[0]), *words[1:], "-o", tmp_path / "out") == 2
+        assert said in capsys.readouterr().err, said

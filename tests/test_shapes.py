@@ -123,7 +123,7 @@ def test_a_shape_is_fitted_and_leaves_in_its_own_frame(tmp_path: Path, capsys, m
     at = (100.0, -40.0, 7.0)
     ball(2.0, at).export(tmp_path / "ball.ply")
     out = tmp_path / "out"
-    sizes = ("--steps", 60, "--batch", 8192, "--width", 16, "--depth", 1, "--table", 12, "--samples", 20000)
+    sizes = ("--steps", 250, "--batch", 8192, "--width", 32, "--depth", 1, "--table", 14, "--samples", 20000)
     assert run("fit", "shape", tmp_path / "ball.ply", "-o", out, *sizes, "--grid", 48) == 0
     result = json.loads((out / "fit.json").read_text())
     assert result["iou"] > 0.98 and result["chamfer_percent"] < 1

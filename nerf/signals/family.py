@@ -60,7 +60,7 @@ class ModulatedField(SignalField):
     def find_latents(self, u: Tensor, targets: Tensor, train: bool = False) -> Tensor:
         """Latents [b, latent] of signals [b, p, c] known at u, by the learned steps from 0; train: differentiable in
         what is shared."""
-        z = torch.zeros(len(targets), self.latent, device=targets.device, requires_grad=True)
+        z = torch.zeros(len(targets), self.latent, dtype=targets.dtype, device=targets.device).requires_grad_()
         with torch.enable_grad():
             for rates in self.rates:
                 error = (self.values(u, z) - targets).square().mean(dim=(1, 2)).sum()

@@ -116,10 +116,8 @@ def measure_shape(field: SignalField, solid: Solid, seed: int = 0) -> dict[str, 
     if solid.signed:
         result["iou_near"] = _iou(found < 0, truth < 0)
         low, high = solid.vertices[solid.faces.reshape(-1)].aminmax(dim=0)
-        axes = [
-            float(a) + (torch.arange(CELLS).double() + 0.5) * float(b - a) / CELLS
-            for a, b in zip(low, high, strict=True)
-        ]
+        at = (torch.arange(CELLS).double() + 0.5) / CELLS
+        axes = [float(a) + at * float(b - a) for a, b in zip(low, high, strict=True)]
         both = either = 0
         for part in axes[0].split(16):
             x = torch.stack(torch.meshgrid(part, axes[1], axes[2], indexing="ij"), dim=-1).reshape(-1, 3)

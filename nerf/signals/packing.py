@@ -1,8 +1,8 @@
 """A fitted field as a small file: its weights rounded to a few bits and entropy coded, all that is needed to sample it.
 
 Each tensor is rounded to whole steps between its extremes, 2^bits of them, and the steps are coded with the tensor's
-own histogram (asymmetric numeral systems, Duda 2013), so that rare values cost more than common ones. As COIN (Dupont et
-al. 2021) keeps images; the entropy code is in addition. Biases, and the frequencies of Fourier features, stay at 16
+own histogram (asymmetric numeral systems, Duda 2013), so that rare values cost more than common ones. As COIN (Dupont
+et al. 2021) keeps images; the entropy code is in addition. Biases, and the frequencies of Fourier features, stay at 16
 bits: they are few and count.
 """
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks import phantom
-from benchmarks.signal_jobs import natural_image
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks import phantom
+from benchmarks.signal_jobs import natural_image
 from nerf.errors import UserError
 from nerf.fitting import FitConfig, fit
 from nerf.metrics import psnr_of

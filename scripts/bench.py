@@ -9,7 +9,7 @@
     python scripts/bench.py foundation --data DIR               every number that the CPU foundation is held to
     python scripts/bench.py mesh --data DIR                     every number that meshes and textures are held to
     python scripts/bench.py capture --data DIR                  every number that finding poses is held to
-    python scripts/bench.py signals --data DIR                  every number that images and sounds are held to
+    python scripts/bench.py signals --data DIR                  every number that images, sounds and shapes are held to
 
 Each row runs in a process of its own, so that peak memory and threads are its own, and is written once it is done.
 A row that the output file holds already, measured on the same sources of nerf, is not run again; an older one moves to
@@ -63,6 +63,14 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "least_lead": ("hash leads by dB", 1, 2),
     "siren.level": ("SIREN error -dB", 1, 2),
     "hash.level": ("hash error -dB", 1, 2),
+    "hash.iou": ("IoU", 1, 4),
+    "siren.iou": ("SIREN IoU", 1, 4),
+    "hash.iou_near": ("near", 1, 4),
+    "hash.chamfer_percent": ("Chamfer %", 1, 4),
+    "psnr_held_out": ("held out dB", 1, 2),
+    "sart.psnr": ("SART dB", 1, 2),
+    "sart_tv.psnr": ("SART+TV dB", 1, 2),
+    "lead_over_jpeg": ("over JPEG dB", 1, 2),
     "lead_over_cubic": ("over cubic dB", 1, 2),
     "ssim": ("SSIM", 1, 4),
     "steps": ("steps", 1, 0),
@@ -250,12 +258,12 @@ def job(row: dict[str, Any], result: Path) -> int:
     """The child's side of `run`."""
     content: dict[str, Any]
     try:
-        from benchmarks import captures, jobs, large, micro, signal_jobs
+        from benchmarks import captures, jobs, large, micro, shape_jobs, signal_jobs
 
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        module = next(m for m in (jobs, micro, captures, large, signal_jobs) if hasattr(m, row["job"]))
+        module = next(m for m in (jobs, micro, captures, large, signal_jobs, shape_jobs) if hasattr(m, row["job"]))
         function = getattr(module, row["job"])
         content = {"machine": around, "result": function(**row["options"])}
     except UserError as error:

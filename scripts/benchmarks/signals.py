@@ -1,9 +1,10 @@
-"""What fields of images and sounds are held to: what is run, and each result's target (two cores)."""
+"""What fields of signals are held to: what is run, and each result's target (two cores)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import shapes
 from benchmarks.targets import Target
 
 IMAGES = ["astronaut", "coffee", "chelsea", "rocket"]  # of scikit-image's wheel: squares of 512, 400, 300, 426 pixels
@@ -25,6 +26,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"images": IMAGES, "keep": 0.1, "minutes": 1, "kinds": ["hash", "siren", "fourier"]},
         "cpu",
     ),
+    **shapes.ROWS,
 }
 
 TARGETS = (
@@ -41,4 +43,5 @@ TARGETS = (
     Target("bach, hash above SIREN, 30 min", "bach-30", "hash_lead", 1, 0, 3, "dB"),
     Target("Poisson from gradients, 256x256, 10 min", "poisson", "psnr", 1, 27, 30, "dB"),
     Target("10 % of pixels: best field above cubic", "in-painting", "lead_over_cubic", 1, 1, None, "dB"),
+    *shapes.TARGETS,
 )

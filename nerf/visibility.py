@@ -13,6 +13,7 @@ from nerf.datasets import Scene
 from nerf.pixels import may_show
 
 CHUNK = 1 << 17
+BLOCKS = (16, 8, 4, 2, 1)  # cells along the sides of the blocks that are asked about as a whole, one after the other
 MANY = 150  # views; of more, the bounds of what each sees are asked, not its lens
 
 
@@ -26,6 +27,7 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
+    frusta = _frusta(views) if len(views) > MANY and not scene.has_alpha else None
 
     def possible(centres: Tensor, sizes: Tensor) -> Tensor:
         points = world_from_scene.apply(centres.double())
@@ -33,8 +35,8 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
         if scene.has_alpha:
             return _inside_silhouettes(points, radii)
         enough = 3 if len(views) >= 20 else min(2, len(views))
-        if len(views) > MANY:
-            return _seen_by_many(views, points, radii, enough)
+        if frusta is not None:
+            return _seen_by_many(frusta, points, radii, enough)
         seen = torch.zeros(len(points), dtype=torch.int32)
         for view in views:
             left = (seen < enough).nonzero()[:, 0]
@@ -66,24 +68,60 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
     return possible
 
 
-def _seen_by_many(views: list[Cameras], points: Tensor, radii: Tensor, enough: int) -> Tensor:
+def _seen_by_many(frusta: tuple[Tensor, Tensor], points: Tensor, radii: Tensor, enough: int) -> Tensor:
     """Whether `enough` views see each ball [n]: the same question put to the planes that bound what each view sees, in
-    float32 about the cameras' middle, which is many times faster."""
-    middle = torch.stack([view.c2w[0, :, 3] for view in views]).mean(dim=0)
-    order = torch.randperm(len(views), generator=torch.Generator().manual_seed(0))  # neighbours see alike
-    frusta = [_frustum(views[k], middle) for k in order.tolist()]
-    result = torch.zeros(len(points), dtype=torch.bool)
-    for part in torch.arange(len(points)).split(CHUNK):
-        near = torch.cat([points[part] - middle, torch.ones(len(part), 1, dtype=torch.float64)], dim=1).float()
-        beyond, seen = -radii[part].float(), torch.zeros(len(part), dtype=torch.int32)
-        for k, planes in enumerate(frusta):
-            seen += (near @ planes).amin(dim=1) > beyond
-            if k % 8 == 7:  # what is known already need not be asked about again
-                left = seen < enough
-                result[part[~left]] = True
-                part, near, beyond, seen = part[left], near[left], beyond[left], seen[left]
-        result[part[seen >= enough]] = True
+    float32 about the cameras' middle, and to blocks of cells first.
+
+    A ball around a block that too few views see holds no cell that enough of them do, and where enough see it whole,
+    they see every cell in it; only the others are asked about in smaller blocks, and at last cell by cell.
+    """
+    middle, planes = frusta
+    near, radii = (points - middle).float(), radii.float()
+    result, left = torch.zeros(len(points), dtype=torch.bool), torch.arange(len(points))
+    for side in BLOCKS:
+        if len(left) == 0:
+            break
+        place = near[left]
+        block_of = _blocks(place, radii[left], side)
+        counts = torch.bincount(block_of)
+        centres = torch.zeros(len(counts), 3).index_add_(0, block_of, place) / counts[:, None]
+        reach = (place - centres[block_of]).norm(dim=1) + radii[left]
+        reach = torch.zeros(len(counts)).scatter_reduce_(0, block_of, reach, "amax")
+        some, whole = _count(planes, centres, reach if side == 1 else 1.0001 * reach)
+        seen = some >= enough if side == 1 else whole >= enough
+        result[left[seen[block_of]]] = True
+        left = left[((some >= enough) & ~seen)[block_of]]
     return result
+
+
+def _count(planes: Tensor, centres: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """How many views see some of each ball [m], and how many the whole; planes [5,4,v]."""
+    some, whole = [], []
+    for c, r in zip(centres.split(1 << 12), reach.split(1 << 12), strict=True):
+        inside = torch.full((len(c), planes.shape[2]), torch.inf)
+        for plane in planes:
+            torch.minimum(inside, torch.addmm(plane[3], c, plane[:3]), out=inside)
+        some.append((inside > -r[:, None]).sum(dim=1))
+        whole.append((inside > r[:, None]).sum(dim=1))
+    return torch.cat(some), torch.cat(whole)
+
+
+def _blocks(near: Tensor, radii: Tensor, side: int) -> Tensor:
+    """The number [n] of the block that each cell is in: cells of one size, near each other."""
+    if side == 1:
+        return torch.arange(len(near))
+    level = (radii / radii.min()).log2().round().long()
+    place = (near / (radii * (2 / 3**0.5) * side)[:, None]).floor().long()
+    place -= place.amin(dim=0)
+    sides = place.amax(dim=0) + 1
+    key = ((level * sides[0] + place[:, 0]) * sides[1] + place[:, 1]) * sides[2] + place[:, 2]
+    return torch.unique(key, return_inverse=True)[1]
+
+
+def _frusta(views: list[Cameras]) -> tuple[Tensor, Tensor]:
+    """(the middle [3] of the cameras, float64; planes [5,4,v] of `_frustum` about it)."""
+    middle = torch.stack([view.c2w[0, :, 3] for view in views]).mean(dim=0)
+    return middle, torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
 
 
 def _frustum(view: Cameras, middle: Tensor) -> Tensor:

@@ -185,3 +185,36 @@ def test_the_scene_frame_is_the_cells_frame() -> None:
     ids = scene.splits["train"]
     same = possible_cells(scene, ids)(centres, sizes) == possible_cells(moved, ids)(centres, sizes)
     assert float(same.float().mean()) > 0.999  # rounding may move a ball across a pixel's edge
+
+
+# --- many views
+
+
+def many_views(*k: float) -> Scene:
+    """A scene without alpha, seen by 24 cameras at random places that look roughly inwards; k: lens distortion."""
+    g = generator(0)
+    eyes = torch.nn.functional.normalize(torch.randn(24, 3, generator=g), dim=1).double() * 1.5
+    back = torch.nn.functional.normalize(eyes + 0.6 * torch.randn(24, 3, generator=g).double(), dim=1)
+    up = torch.tensor([0.1, 0.2, 1.0], dtype=torch.float64).expand(24, 3)
+    right = torch.nn.functional.normalize(torch.linalg.cross(up, back), dim=1)
+    c2w = torch.stack([right, torch.linalg.cross(back, right), back, eyes], dim=2)
+    scene = sphere_scene(24, 16)
+    return replace(
+        scene, cameras=with_lens(replace(scene.cameras, c2w=c2w), OPENCV if k else 0, 2.5, *k), has_alpha=False
+    )
+
+
+def test_many_views_are_asked_by_their_bounds_with_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, axis = torch.arange(24), (torch.arange(24) + 0.5) / 12 - 1
+    cube = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
+    centres = torch.cat([cube, 4 * cube])
+    sizes = torch.cat([torch.full((len(cube),), size) for size in (1 / 12, 1 / 3)])
+    few = possible_cells(many_views(), ids)(centres, sizes)
+    monkeypatch.setattr("nerf.visibility.MANY", 10)
+    many = possible_cells(many_views(), ids)(centres, sizes)
+    assert 0.1 < float(few.float().mean()) < 0.9
+    assert int((few != many).sum()) <= 5, "balls that touch a bound: float32"
+    monkeypatch.setattr("nerf.visibility.BLOCKS", (1,))
+    assert torch.equal(possible_cells(many_views(), ids)(centres, sizes), many), "blocks change nothing"
+    wider = possible_cells(many_views(-1.0), ids)(centres, sizes)  # a barrel lens sees more
+    assert bool((wider | ~many).all()) and int(wider.sum()) > int(many.sum())

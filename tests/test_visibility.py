@@ -213,7 +213,8 @@ def test_many_views_are_asked_by_their_bounds_with_the_same_answer(monkeypatch: 
     monkeypatch.setattr("nerf.visibility.MANY", 10)
     many = possible_cells(many_views(), ids)(centres, sizes)
     assert 0.1 < float(few.float().mean()) < 0.9
-    assert int((few != many).sum()) <= 5, "balls that touch a bound: float32"
+    # Few views are generous with balls beside a camera: those count as seen whatever their direction.
+    assert int((many & ~few).sum()) <= 2 and int((few & ~many).sum()) < 1e-3 * len(few)
     monkeypatch.setattr("nerf.visibility.BLOCKS", (1,))
     assert torch.equal(possible_cells(many_views(), ids)(centres, sizes), many), "blocks change nothing"
     wider = possible_cells(many_views(-1.0), ids)(centres, sizes)  # a barrel lens sees more

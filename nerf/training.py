@@ -289,7 +289,7 @@ class Trainer:
     def _check(self, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
             raise UserError(
-                f"training broke down at step {self.step}: the loss is {float(loss):g}; the last good checkpoint is "
+                f"training broke down at step {self.step}: the loss is {float(loss.detach()):g}; the last good checkpoint is "
                 "kept, try a lower learning rate, or look for broken images and poses"
             )
 

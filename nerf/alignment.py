@@ -21,12 +21,11 @@ STEPS = 96  # of the search for one camera's pose
 RAYS = 512  # a step and camera
 BLURS = (32, 16, 8, 4, 2, 1)  # pixels along the side of the blocks that are compared, coarse to fine
 REACH = 0.15  # of a block: the rate of a step at first, in each stage
-_GROUP = 8  # cameras whose pictures are held at once
 
 
 def similarity_between(given: Tensor, refined: Tensor) -> Similarity:
-    """The similarity that takes given poses [n,3,4] nearest to refined ones: the mean turn of the cameras (chordal), then
-    scale and shift of their centres by least squares; no scale where the centres lie in one place."""
+    """The similarity that takes given poses [n,3,4] nearest to refined ones: the mean turn of the cameras (chordal),
+    then scale and shift of their centres by least squares; no scale where the centres lie in one place."""
     u, _, vt = torch.linalg.svd((refined[:, :, :3] @ given[:, :, :3].transpose(1, 2)).sum(dim=0))
     flip = torch.diag(torch.tensor([1.0, 1.0, float(torch.linalg.det(u @ vt).sign())], dtype=torch.float64))
     rotation = u @ flip @ vt
@@ -50,9 +49,13 @@ def as_trained(scene: Scene, model: Model) -> Scene:
     refined, c2w = model.cameras.c2w.cpu(), scene.cameras.c2w.cpu()
     if len(pairs) and torch.equal(c2w[here], refined[there]):
         return scene
-    common = similarity_between(model.given_poses, refined)
-    c2w = torch.cat([common.rotation @ c2w[:, :, :3], common.apply(c2w[:, :, 3])[:, :, None]], dim=2)
+    c2w = moved(c2w, similarity_between(model.given_poses, refined))
     return with_poses(scene, c2w.index_copy(0, here, refined[there]))
+
+
+def moved(c2w: Tensor, by: Similarity) -> Tensor:
+    """Poses [n,3,4] in another frame."""
+    return torch.cat([by.rotation @ c2w[:, :, :3], by.apply(c2w[:, :, 3])[:, :, None]], dim=2)
 
 
 def with_poses(scene: Scene, c2w: Tensor) -> Scene:
@@ -60,7 +63,7 @@ def with_poses(scene: Scene, c2w: Tensor) -> Scene:
     return replace(scene, cameras=Cameras(**scene.cameras.tensors() | {"c2w": c2w.to(scene.cameras.c2w.device)}))
 
 
-def pose_by_sight(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:
+def poses_by_sight(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:
     """Poses [n,3,4] (world) with which a model's field looks most like the pictures; the field stays as it is.
 
     pictures: [h,w,3] each, over the model's background, in its colour space; masks [h,w] bool, True where a pixel
@@ -68,22 +71,17 @@ def pose_by_sight(model: Model, cameras: Cameras, pictures: list[Tensor], masks:
     block with single rays, whose expected gradient is that of a blurred difference. As CamP (Park et al. 2023) does
     before scoring.
     """
-    parts = []
     trainable = list(model.field.parameters())
     for p in trainable:
         p.requires_grad_(False)
     try:
-        for first in range(0, len(cameras), _GROUP):
-            some = slice(first, first + _GROUP)
-            ids = list(range(len(cameras)))[some]
-            parts.append(_group_by_sight(model, cameras.subset(ids), pictures[some], masks[some]))
+        return _searched(model, cameras, pictures, masks)
     finally:
         for p in trainable:
             p.requires_grad_(True)
-    return torch.cat(parts)
 
 
-def _group_by_sight(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:
+def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:
     n, device, to_scene = len(cameras), model.device, model.scene_from_world
     here = cameras.to(device)
     distance = viewing_distance(model.cameras, to_scene)
@@ -104,9 +102,7 @@ def _group_by_sight(model: Model, cameras: Cameras, pictures: list[Tensor], mask
             rays_o, rays_d = corrections.apply(image_ids, *here.rays(image_ids, rows, cols, to_scene))
             rays_o.requires_grad_(True)
             rays_d.requires_grad_(True)
-            out = render_rays(
-                model.field, model.occupancy, model.marching, rays_o, rays_d, model.background, sink=sink
-            )
+            out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, model.background, sink=sink)
             shown = out["colors"]
             if model.linear:
                 shown, wanted = light.encode(shown * model.exposure), light.encode(wanted * model.exposure)

@@ -142,7 +142,8 @@ class Trainer:
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
         self.read_every = READ_EVERY if on_gpu else 1
         train_ids = scene.splits["train"]
-        field = RadianceField(config.field or default_field(scene, config.exposure), scene.space == "unbounded", config.seed)
+        options = config.field or default_field(scene, config.exposure)
+        field = RadianceField(options, scene.space == "unbounded", config.seed)
         occupancy = OccupancyGrid(scene.n_levels, initial_density=math.exp(field.options.density_bias))
         if scene.space != "ndc":
             occupancy.restrict(possible_cells(scene, train_ids))
@@ -189,7 +190,7 @@ class Trainer:
                     "deterministic and the backend tinycudann"
                 )
             if config.refine_poses or config.exposure:
-                raise UserError("steps that refine poses or exposure cannot be recorded as CUDA graphs: leave graph out")
+                raise UserError("steps that refine poses or exposure cannot be recorded: leave graph out")
             self.recorded = RecordedSteps(self.device, self.random, config.beta1, config.beta2)
         self.unread = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2)]  # of a GPU's last steps
         self.last_mse, self.told_of_room = math.inf, False
@@ -289,8 +290,8 @@ class Trainer:
     def _check(self, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
             raise UserError(
-                f"training broke down at step {self.step}: the loss is {float(loss.detach()):g}; the last good checkpoint is "
-                "kept, try a lower learning rate, or look for broken images and poses"
+                f"training broke down at step {self.step}: the loss is {float(loss.detach()):g}; the last good "
+                "checkpoint is kept, try a lower learning rate, or look for broken images and poses"
             )
 
     def _read(self, errors: Tensor, out: dict[str, Any]) -> None:

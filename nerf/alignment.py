@@ -17,9 +17,11 @@ from nerf.refinement import PoseCorrections, viewing_distance
 from nerf.rendering import render_rays
 from nerf.space import Similarity
 
-STEPS = 96  # of the search for one camera's pose
+STEPS = 120  # of the search for one camera's pose
 RAYS = 512  # a step and camera
 BLURS = (32, 16, 8, 4, 2, 1)  # pixels along the side of the blocks that are compared, coarse to fine
+BLOCKS = 32  # along the shorter side of the picture, at least
+CHECKS = 8  # batches that decide whether a search has found something better
 REACH = 0.15  # of a block: the rate of a step at first, in each stage
 
 
@@ -88,34 +90,50 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
     corrections = PoseCorrections(here, torch.arange(n), to_scene, distance, fixed_frame=False)
     random = torch.Generator(device).manual_seed(0)
     sink = GradientSink(torch.zeros_like(model.field.table))  # the table's gradient is made with the rays', and unused
-    focal = float(cameras.fx.median())
+    focal, smallest = float(cameras.fx.median()), min(min(p.shape[:2]) for p in pictures)
     image_ids = torch.arange(n, device=device).repeat_interleave(RAYS)
+
+    def drawn(blocks: list[tuple[Tensor, Tensor]], blur: int) -> tuple[Tensor, ...]:
+        """Rays of the cameras as given through random blocks, the blocks' colours, and which of them count."""
+        parts = zip(*[_draw(colors, counts, random) for colors, counts in blocks], strict=True)
+        rows, cols, wanted, counts = (torch.cat(part).to(device) for part in parts)
+        rows, cols = ((t + 0.5) * blur - 0.5 for t in (rows, cols))
+        return *here.rays(image_ids, rows, cols, to_scene), wanted, counts
+
+    def differences(rays_o: Tensor, rays_d: Tensor, wanted: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, model.background, sink=sink)
+        shown = out["colors"]
+        if model.linear:
+            shown, wanted = light.encode(shown * model.exposure), light.encode(wanted * model.exposure)
+        if model.log_gains is not None:  # the picture's own exposure is not the pose's affair
+            views = (n, RAYS, 3)
+            logs = fitted(shown.detach().view(views), wanted.view(views), (counts > 0).view(n, RAYS))
+            shown = brightened(shown, logs.repeat_interleave(RAYS, dim=0), linear=False)
+        return shown * counts, wanted * counts
+
     for blur in BLURS:
-        if min(min(p.shape[:2]) for p in pictures) < 8 * blur:
+        if blur > 1 and smallest < BLOCKS * blur:
             continue
         blocks = [_blocks(p, m, blur) for p, m in zip(pictures, masks, strict=True)]
-        n_steps = STEPS // len(BLURS)
-        for k in range(n_steps):
-            drawn = [_draw(colors, counts, random) for colors, counts in blocks]
-            rows, cols, wanted, counts = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
-            rows, cols = ((t + 0.5) * blur - 0.5 for t in (rows, cols))
-            rays_o, rays_d = corrections.apply(image_ids, *here.rays(image_ids, rows, cols, to_scene))
+        for k in range(STEPS // len(BLURS)):
+            rays_o, rays_d, wanted, counts = drawn(blocks, blur)
+            rays_o, rays_d = corrections.apply(image_ids, rays_o, rays_d)
             rays_o.requires_grad_(True)
             rays_d.requires_grad_(True)
-            out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, model.background, sink=sink)
-            shown = out["colors"]
-            if model.linear:
-                shown, wanted = light.encode(shown * model.exposure), light.encode(wanted * model.exposure)
-            if model.log_gains is not None:  # the picture's own exposure is not the pose's affair
-                views = (n, RAYS, 3)
-                logs = fitted(shown.detach().view(views), wanted.view(views), (counts > 0).view(n, RAYS))
-                shown = brightened(shown, logs.repeat_interleave(RAYS, dim=0), linear=False)
-            loss = losses.huber(shown * counts, wanted * counts)
-            loss.backward()
+            losses.huber(*differences(rays_o, rays_d, wanted, counts)).backward()
             assert rays_o.grad is not None and rays_d.grad is not None
-            rate = REACH * blur / focal * 0.3 ** (k / n_steps)
+            rate = REACH * blur / focal * 0.3 ** (k * len(BLURS) / STEPS)
             corrections.step(image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate)
-    return corrections.poses(cameras.c2w, to_scene)
+    better = torch.zeros(n, device=device)  # than where it began: a search may lose its way
+    with torch.no_grad():
+        for _ in range(CHECKS):
+            rays_o, rays_d, wanted, counts = drawn(blocks, blur)
+            before = differences(rays_o, rays_d, wanted, counts)
+            after = differences(*corrections.apply(image_ids, rays_o, rays_d), wanted, counts)
+            gain = (before[0] - before[1]).square() - (after[0] - after[1]).square()
+            better += gain.view(n, -1).sum(dim=1)
+    found = corrections.poses(cameras.c2w, to_scene)
+    return torch.where((better > 0).cpu()[:, None, None], found, cameras.c2w.cpu())
 
 
 def _blocks(picture: Tensor, mask: Tensor | None, blur: int) -> tuple[Tensor, Tensor]:

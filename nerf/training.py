@@ -89,6 +89,7 @@ class TrainConfig:
 WARM_UP = 0.15  # of the minutes, before the number of steps is fixed; schedules are constant until later than that
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
 FOCUS_AFTER, FOCUS_EVERY = 256, 64  # steps
+SLACK = 0.03  # viewing distances by which silhouettes are grown where poses are not exact: 1.7 degrees
 CORRECTED_UNTIL = 0.85  # of the training: corrections of photos and poses slow down to a hundredth by then
 RAYS_TOO_FAR = (
     1.15  # with graphs: factor by which the batch may miss its size before its rays change, and with them all
@@ -145,8 +146,9 @@ class Trainer:
         options = config.field or default_field(scene, config.exposure)
         field = RadianceField(options, scene.space == "unbounded", config.seed)
         occupancy = OccupancyGrid(scene.n_levels, initial_density=math.exp(field.options.density_bias))
+        at = viewing_distance(scene.cameras, scene.scene_from_world)
         if scene.space != "ndc":
-            occupancy.restrict(possible_cells(scene, train_ids))
+            occupancy.restrict(possible_cells(scene, train_ids, SLACK * at if config.refine_poses else 0.0))
         self.model = Model(
             field,
             occupancy,
@@ -162,7 +164,6 @@ class Trainer:
         self.poses: PoseCorrections | None = None
         if config.refine_poses:
             self.model.given_poses = scene.cameras.c2w[train_ids].clone()
-            at = viewing_distance(scene.cameras, scene.scene_from_world)
             self.poses = PoseCorrections(self.scene.cameras, train_ids, scene.scene_from_world, at)
         self.gains: PhotoGains | None = None
         if config.exposure:

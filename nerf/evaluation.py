@@ -17,6 +17,8 @@ import tyro
 from torch import Tensor
 
 from nerf import kernels
+from nerf.alignment import RAYS, STEPS, as_trained, poses_by_sight, with_poses
+from nerf.appearance import brightened, fitted
 from nerf.datasets.exr import write_exr
 from nerf.doctor import machine
 from nerf.errors import UserError, note
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from nerf.model import Model
 
 ERROR_HIGH = 0.2  # of the error maps' scale, the same for every picture so that they can be compared
+EXPOSED = "of the right half of a view, with gains of its channels that were fitted on the left half"
 HDR_PSNR = "of a view after log(1 + 5000 c / brightest) / log(5001), clipped to [0, 1]; mean over views"
+_GROUP = 8  # views whose poses are looked for at once
 _SHEET_LONGEST = 1080  # pixels of one panel in a side-by-side picture
 
 
@@ -90,9 +94,12 @@ def evaluate(
     max_views: at most so many, evenly spread; the protocol says so.
     most_pixels: larger views are rendered smaller, by a whole factor, and compared with the average of each block of
     the photo's pixels; the sizes in the protocol are those compared.
+    A model with refined poses has "psnr_aligned" and "ssim_aligned" too: beside the cameras as given, moved as the
+    training's were on the whole, each view from the pose at which it looks most like its photo. One that learnt the
+    photos' exposure has "psnr_exposed": gains fitted on the left half of the view, scored on the right half.
     Raises UserError for a split that is unknown or empty.
     """
-    ids = _views_of(scene, split)
+    ids, scene = _views_of(scene, split), as_trained(scene, model)
     n_in_split = len(ids)
     if max_views is not None and n_in_split > max_views:
         ids = [ids[round(k * (n_in_split - 1) / max(1, max_views - 1))] for k in range(max_views)]
@@ -100,6 +107,7 @@ def evaluate(
     if out is not None:
         (out / "renders").mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    sought = _by_sight(model, scene, ids) if model.given_poses is not None and split != "train" else None
     views: list[dict[str, Any]] = []
     render_seconds = 0.0
     for i in progress(ids, f"evaluating {split} views", show_progress):
@@ -111,6 +119,15 @@ def evaluate(
         rendered = torch.from_numpy(np.ascontiguousarray(view["color"], dtype=np.float32))
         truth, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), max(smaller, 1))
         numbers = compare(shown_as(model, rendered), shown_as(model, truth), mask)
+        best = rendered
+        if sought is not None:
+            best = torch.from_numpy(
+                model.render_image(sought.cameras.subset([i]).scaled(max(smaller, 1)), 0, normals=False)["color"]
+            )
+            aligned = compare(shown_as(model, best), shown_as(model, truth), mask)
+            numbers |= {"psnr_aligned": aligned["psnr"], "ssim_aligned": aligned["ssim"]}
+        if model.log_gains is not None:
+            numbers["psnr_exposed"] = _exposed(shown_as(model, best), shown_as(model, truth), mask)
         if model.linear:
             numbers["psnr_hdr"] = _finite(hdr_psnr(rendered, truth, scene.brightest, mask))
         h, w = truth.shape[:2]
@@ -121,7 +138,16 @@ def evaluate(
             _write_pictures(out, i, scene.names[i], *shown, numbers, light)
     result: dict[str, Any] = {
         name: _mean([view[name] for view in views])
-        for name in ("psnr", "ssim", "psnr_colour_corrected", *(("psnr_hdr",) if model.linear else ()))
+        for name in (
+            "psnr",
+            "ssim",
+            "psnr_colour_corrected",
+            "psnr_aligned",
+            "ssim_aligned",
+            "psnr_exposed",
+            "psnr_hdr",
+        )
+        if name in views[0]
     }
     result["n_views"] = len(views)
     result["seconds"] = time.perf_counter() - started
@@ -141,6 +167,28 @@ def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict
         "ssim": None if small else _finite(ssim(rendered, truth, mask)),
         "psnr_colour_corrected": _finite(psnr(colour_correct(rendered, truth, mask=mask), truth, mask)),
     }
+
+
+def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
+    """The scene with these of its views posed so that the model's look most like their photos."""
+    c2w = scene.cameras.c2w.clone()
+    for first in range(0, len(ids), _GROUP):
+        some = ids[first : first + _GROUP]
+        photos, masks = [truth_of(scene, i, model.background) for i in some], [mask_of(scene, i) for i in some]
+        c2w[some] = poses_by_sight(model, scene.cameras.subset(some), photos, masks)
+    return with_poses(scene, c2w)
+
+
+def _exposed(rendered: Tensor, truth: Tensor, mask: Tensor | None) -> float | None:
+    """PSNR of the right half of a view [h,w,3] with the gains that fit its left half best, as NeRF in the Wild does."""
+    half = truth.shape[1] // 2
+
+    def left(t: Tensor) -> Tensor:
+        return t[:, :half].flatten(0, 1)
+
+    logs = fitted(left(rendered), left(truth), None if mask is None else left(mask))
+    shown = brightened(rendered[:, half:], logs, linear=False)
+    return _finite(psnr(shown, truth[:, half:], None if mask is None else mask[:, half:]))
 
 
 def shown_as(of: Model | Scene, colors: Tensor) -> Tensor:
@@ -200,6 +248,8 @@ def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]]
         "background": background if scene.has_alpha else "of the photos (no alpha)",
         "colour_space": "sRGB values" + (_of_light(model) if model.linear else " as in the files"),
         "masks": "only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
+        "poses": _of_poses(model, split),
+        **({"psnr_exposed": EXPOSED} if model.log_gains is not None else {}),
         "psnr": "of a view -10 log10(mean squared error over its pixels, both clipped to [0, 1]); mean over views",
         **({"psnr_hdr": HDR_PSNR} if model.linear else {}),
         "ssim": "Wang et al. 2004, 11x11 Gaussian of 1.5 px, data range 1, mean of the channels; mean over views",
@@ -211,11 +261,25 @@ def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]]
     }
 
 
+def _of_poses(model: Model, split: str) -> str:
+    if model.given_poses is None:
+        return "as given"
+    if split == "train":
+        return "as refined in training"
+    return (
+        "training cameras refined; psnr and ssim: cameras as given, after the similarity between given and refined "
+        "training cameras; psnr_aligned and ssim_aligned: each camera moved to where the field, which stays as it is, "
+        f"looks most like its photo ({STEPS} steps of {RAYS} random pixels, coarse to fine)"
+    )
+
+
 def summary(result: dict[str, Any]) -> str:
     """The means in one line."""
     about = result["protocol"]
     kind = "held-out views" if about["held_out"] else "views that were TRAINED on"
     hdr = f", HDR PSNR {_shown(result['psnr_hdr'], 2)} dB" if "psnr_hdr" in result else ""
+    more = [("psnr_aligned", "with poses found by sight"), ("psnr_exposed", "with fitted exposure")]
+    hdr += "".join(f", {_shown(result[name], 2)} dB {how}" for name, how in more if name in result)
     return (
         f"PSNR {_shown(result['psnr'], 2)} dB, SSIM {_shown(result['ssim'], 4)}, colour-corrected PSNR "
         f"{_shown(result['psnr_colour_corrected'], 2)} dB{hdr}: mean over {result['n_views']} {kind} ({about['split']})"

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from nerf.alignment import moved, similarity_between
 from nerf.cameras import Cameras
 from nerf.datasets import Scene, load_posed
 from nerf.datasets.export import PosedFiles, write_colmap, write_transforms
@@ -121,6 +122,9 @@ def _of_path(path: Path, kind: str | None) -> PosedFiles:
     mine = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
     mine = _full_size(mine, run.downscale, posed.cameras.subset(trained))
     together = posed.cameras.tensors()
+    if "given_poses" in tensors:  # the others move along with those that training refined
+        common = similarity_between(tensors["given_poses"], mine.c2w)
+        together["c2w"] = moved(together["c2w"], common)
     for name, values in mine.tensors().items():
         together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
     rest = torch.tensor([i for i in range(len(posed.frames)) if i not in set(trained.tolist())], dtype=torch.int64)

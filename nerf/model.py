@@ -42,6 +42,9 @@ class Model:
         self.scene_from_world, self.cameras = scene_from_world, cameras
         self.background, self.linear, self.meta = background, linear, meta or {}
         self.exposure = exposure  # of linear light: colours times this are shown, white at 1
+        self.names: list[str] = []  # of the photos that it was trained on, in the order of the cameras
+        self.given_poses: Tensor | None = None  # [n,3,4] those of the cameras before training refined them, if it did
+        self.log_gains: Tensor | None = None  # [n,3] of the photos' light against what is shown, if they were learnt
 
     @property
     def device(self) -> torch.device:
@@ -158,6 +161,8 @@ class Model:
         tensors |= {f"occupancy.{name}": t for name, t in self.occupancy.tensors().items()}
         tensors |= {f"cameras.{name}": t for name, t in self.cameras.tensors().items()}
         tensors["background"] = self.background
+        learnt = {"given_poses": self.given_poses, "log_gains": self.log_gains}
+        tensors |= {name: t for name, t in learnt.items() if t is not None}
         config = {
             "field": self.field.to_dict(),
             "marching": self.marching.to_dict(),
@@ -165,6 +170,7 @@ class Model:
             "scene_from_world": self.scene_from_world.to_dict(),
             "linear": self.linear,
             "exposure": self.exposure,
+            "names": self.names,
             "meta": self.meta,
         }
         return tensors, config
@@ -186,7 +192,7 @@ class Model:
             )
             occupancy.to(kernels.device())
             cameras = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
-            return Model(
+            model = Model(
                 field,
                 occupancy,
                 Marching.from_dict(config["marching"]),
@@ -197,6 +203,9 @@ class Model:
                 config["meta"],
                 config.get("exposure", 1.0),
             )
+            model.names = config.get("names", [])
+            model.given_poses, model.log_gains = tensors.get("given_poses"), tensors.get("log_gains")
+            return model
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{where} does not hold a model this version understands ({error}): train it again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -57,6 +57,13 @@ class TrainArgs:
     backend: Backend = "auto"
     """auto takes the fastest that is there; cuda insists on the GPU, tinycudann on that package's networks, cpu on the
     native library; reference is slow"""
+    masks: Path | None = None
+    """folder of masks, NAME.png for each photo: what is black there is ignored (default: those that the data names, or
+    masks/ beside photos without poses)"""
+    refine_poses: bool = False
+    """correct the cameras' poses while training, for poses that are not exact"""
+    exposure: bool = False
+    """learn each photo's exposure and white balance, for photos that differ in them"""
     seed: int = 0
     """of the random numbers: the same seed and --steps give the same model (on a GPU but for rounding)"""
     deterministic: bool = False
@@ -73,8 +80,10 @@ class ReconstructArgs(TrainArgs):
     """texels along the longer side of the mesh's texture, 0: coloured vertices (default: 4096, small photos 2048)"""
     frames: int | None = None
     """of a video: how many frames to take (default: 4 a second, at most 120)"""
-    masks: Path | None = None
-    """of photos without poses: folder of masks, black is ignored (default: masks/ beside the photos)"""
+    distance: tuple[str, str, float] | None = None
+    """of photos without poses: PHOTO PHOTO LENGTH, how far apart two were taken; lengths are then true"""
+    scale: float = 1.0
+    """of photos without poses: multiply all lengths, say by TRUE / MEASURED of something in a first mesh"""
 
 
 def main_train(args: TrainArgs) -> None:
@@ -122,6 +131,8 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
         raise UserError(f"{args.data}: there is no such folder")
     data = _data_of(args)
     run = Run(str(data.resolve()), args.downscale, args.kind, args.holdout, longest=args.longest)
+    if data == args.data and args.masks is not None:
+        run.masks = str(args.masks.resolve())
     open_run(args.out, run, args.resume, args.overwrite)
     if data != args.data:
         _find_poses(args, data, run)
@@ -137,6 +148,7 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
     write_run(args.out, run)
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
     config = TrainConfig(steps=args.steps, minutes=minutes, seed=args.seed, deterministic=args.deterministic)
+    config = replace(config, refine_poses=args.refine_poses, exposure=args.exposure)
     return train(scene, config, args.out, resume=args.resume, progress=True), scene
 
 
@@ -145,8 +157,8 @@ def _data_of(args: TrainArgs) -> Path:
     from nerf.capture import needs_poses
 
     if args.kind is not None or not needs_poses(args.data):
-        for name in ("frames", "masks"):
-            if getattr(args, name, None) is not None:
+        for name, usual in (("frames", None), ("distance", None), ("scale", 1.0)):
+            if getattr(args, name, usual) != usual:
                 raise UserError(f"--{name} is for photos or a video without poses, and {args.data} has poses")
         return args.data
     if not isinstance(args, ReconstructArgs):
@@ -163,7 +175,17 @@ def _find_poses(args: TrainArgs, dataset: Path, run: Run) -> None:
 
     assert isinstance(args, ReconstructArgs)
     write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
-    find_poses(PosesArgs(args.data, dataset, args.frames, args.masks, overwrite=args.overwrite))
+    find_poses(
+        PosesArgs(
+            args.data,
+            dataset,
+            args.frames,
+            args.masks,
+            distance=args.distance,
+            scale=args.scale,
+            overwrite=args.overwrite,
+        )
+    )
 
 
 def finish(

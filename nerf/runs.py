@@ -37,6 +37,7 @@ class Run:
     downscale: int = 1
     kind: str | None = None
     holdout: int | None = None  # as asked for; None is the rule of `load_for_training`
+    masks: str | None = None  # folder, absolute; None: those that the data names
     held_out_views: int = 0
     images: int = 0
     longest: int | None = None  # as asked for; None is the rule of nerf.datasets.resize
@@ -58,7 +59,7 @@ def open_run(out: Path, run: Run, resume: bool, overwrite: bool) -> None:
         if before is None and not present:
             raise UserError(f"{out}: there is nothing to resume; start without --resume")
         if before is not None:
-            for name in ("data", "downscale", "kind", "holdout", "longest"):
+            for name in ("data", "downscale", "kind", "holdout", "longest", "masks"):
                 then, now = getattr(before, name), getattr(run, name)
                 if then != now:
                     raise UserError(
@@ -98,7 +99,7 @@ def read_run(folder: Path) -> Run | None:
         return None
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        names = ("data", "downscale", "kind", "holdout", "held_out_views", "images", "longest")
+        names = ("data", "downscale", "kind", "holdout", "masks", "held_out_views", "images", "longest")
         return Run(**{name: content[name] for name in names if name in content})
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError):
         raise UserError(f"{path}: cannot be understood; it was not written by this program, or it is damaged") from None
@@ -112,7 +113,8 @@ def load_for_training(run: Run) -> Scene:
     """
     from nerf.datasets import load
 
-    scene = load(run.data, run.downscale, run.kind, run.holdout, longest=run.longest)
+    masks = None if run.masks is None else Path(run.masks)
+    scene = load(run.data, run.downscale, run.kind, run.holdout, longest=run.longest, masks=masks)
     if run.holdout is None and len(scene.names) < HOLDOUT_FROM and _is_every_8th(scene):
         hold_nothing_out(scene)
         note(scene.notes[-1])

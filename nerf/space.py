@@ -79,6 +79,17 @@ class Similarity:
         )
 
 
+def rotations_of(vectors: Tensor) -> Tensor:
+    """Axis times angle (radians) [n,3] to rotations [n,3,3]: the exponential map of SO(3) (Rodrigues' formula)."""
+    angles = vectors.norm(dim=1)[:, None, None]
+    x, y, z = vectors.unbind(1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).reshape(-1, 3, 3)
+    # sin(a)/a and (1 - cos a)/a^2, without 0/0: torch.sinc(t) is sin(pi t)/(pi t).
+    first, second = torch.sinc(angles / torch.pi), 0.5 * torch.sinc(angles / (2 * torch.pi)).square()
+    return torch.eye(3, dtype=vectors.dtype, device=vectors.device) + first * cross + second * (cross @ cross)
+
+
 def contract(x: Tensor) -> Tensor:
     """Squeeze space into [-2,2]^3: identity where |x|_inf <= 1, else (2 - 1/|x|_inf) x / |x|_inf.
 

@@ -13,18 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf import checkpoint, kernels, light, losses
+from nerf import checkpoint, kernels, losses
+from nerf.appearance import HEADROOM, PhotoGains
+from nerf.cameras import Cameras
 from nerf.datasets import Scene
+from nerf.display import Display
 from nerf.errors import UserError, note
 from nerf.fields import FieldOptions, RadianceField
 from nerf.interrupts import whole_steps
 from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
 from nerf.model import Model
+from nerf.objective import photo_loss
 from nerf.occupancy import OccupancyGrid
-from nerf.pixels import KEYPOINTS, ray_lengths
+from nerf.pixels import KEYPOINTS, PixelSampler, ray_lengths
+from nerf.refinement import PoseCorrections, viewing_distance
 from nerf.rendering import Marching, render_rays
 from nerf.visibility import possible_cells
-from nerf.working_set import sampler_of
+from nerf.working_set import TileSampler, sampler_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,14 @@ class TrainConfig:
     medium_stretch: float = 2.0
     medium_until: float = 0.5
     occupancy_every: int = 16  # steps between occupancy updates
+    # A correction of each training camera's pose, for poses that are not exact.
+    refine_poses: bool = False
+    pose_rate: float = 1e-3  # radians in the picture, for each step of Adam
+    pose_after: int = 200  # steps until the field has a shape that poses can be held against
+    pose_every: int = 1  # steps
+    # A gain for each channel of each photo, for photos whose exposure or white balance differ.
+    exposure: bool = False
+    exposure_rate: float = 5e-3  # of the logarithm, for each step of Adam
     checkpoint_seconds: float = 120.0
     # On a GPU: the same steps give the same bits in every run (not `minutes`, which decide how many). The CPU's always
     # do. It costs time; how much, no GPU has measured yet.
@@ -74,16 +87,17 @@ class TrainConfig:
 WARM_UP = 0.15  # of the minutes, before the number of steps is fixed; schedules are constant until later than that
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
 FOCUS_AFTER, FOCUS_EVERY = 256, 64  # steps
-DARKEST = 0.02  # linear light below which the surface loss of dark pixels grows no further
+SLACK = 0.03  # viewing distances by which silhouettes are grown where poses are not exact: 1.7 degrees
+CORRECTED_UNTIL = 0.85  # of the training: corrections of photos and poses slow down to a hundredth by then
 RAYS_TOO_FAR = (
     1.15  # with graphs: factor by which the batch may miss its size before its rays change, and with them all
 )
 READ_EVERY = 16  # steps of a GPU between looks at its numbers: looking waits for it, and else it never waits for Python
 
 
-def default_field(scene: Scene) -> FieldOptions:
+def default_field(scene: Scene, exposure: bool = False) -> FieldOptions:
     """Objects start as a solid hull that gets carved, which needs no fog to clear; open scenes start almost empty."""
-    scale = scene.brightest if scene.linear else 1.0
+    scale = (scene.brightest if scene.linear else 1.0) * (HEADROOM if exposure else 1.0)
     if scene.space == "box":
         return FieldOptions(density_bias=3.0, color_scale=scale)
     finest = 2048 if scene.space == "unbounded" else 1024
@@ -100,15 +114,9 @@ def marching_of(scene: Scene) -> Marching:
             scene.n_levels,
             step_size=2 * math.sqrt(3) / 1024,
             cone_angle=1 / 256,
-            gradient_distance=_viewing_distance(scene),
+            gradient_distance=viewing_distance(scene.cameras, scene.scene_from_world),
         )
     return Marching(scene.space, scene.near, scene.far, 1, scene.ndc, step_size=2 * math.sqrt(3) / 1024)
-
-
-def _viewing_distance(scene: Scene) -> float:
-    """Median distance of the cameras from the scene's origin, which is what they look at; scene units."""
-    origins = scene.scene_from_world.apply(scene.cameras.c2w[:, :, 3])
-    return float(origins.norm(dim=1).median())
 
 
 @dataclass(frozen=True)
@@ -133,10 +141,12 @@ class Trainer:
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
         self.read_every = READ_EVERY if on_gpu else 1
         train_ids = scene.splits["train"]
-        field = RadianceField(config.field or default_field(scene), scene.space == "unbounded", config.seed)
+        options = config.field or default_field(scene, config.exposure)
+        field = RadianceField(options, scene.space == "unbounded", config.seed)
         occupancy = OccupancyGrid(scene.n_levels, initial_density=math.exp(field.options.density_bias))
+        at = viewing_distance(scene.cameras, scene.scene_from_world)
         if scene.space != "ndc":
-            occupancy.restrict(possible_cells(scene, train_ids))
+            occupancy.restrict(possible_cells(scene, train_ids, SLACK * at if config.refine_poses else 0.0))
         self.model = Model(
             field,
             occupancy,
@@ -147,7 +157,15 @@ class Trainer:
             scene.linear,
             exposure=scene.exposure,
         )
+        self.model.names = [scene.names[i] for i in train_ids.tolist()]
         self.scene = _on_device(scene, self.device)
+        self.poses: PoseCorrections | None = None
+        if config.refine_poses:
+            self.model.given_poses = scene.cameras.c2w[train_ids].clone()
+            self.poses = PoseCorrections(self.scene.cameras, train_ids, scene.scene_from_world, at)
+        self.gains: PhotoGains | None = None
+        if config.exposure:
+            self.gains = PhotoGains(train_ids, len(scene.names), scene.linear, self.device)
         self.sampler = sampler_of(self.scene, train_ids)
         field.to(self.device)
         occupancy.to(self.device)
@@ -170,6 +188,8 @@ class Trainer:
                     "steps cannot be recorded as CUDA graphs where each waits for the GPU: leave graph out, or "
                     "deterministic and the backend tinycudann, or load fewer pixels than need a file of tiles"
                 )
+            if config.refine_poses or config.exposure:
+                raise UserError("steps that refine poses or exposure cannot be recorded: leave graph out")
             self.recorded = RecordedSteps(self.device, self.random, config.beta1, config.beta2)
         self.unread = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(2)]  # of a GPU's last steps
         self.last_mse, self.told_of_room = math.inf, False
@@ -182,6 +202,10 @@ class Trainer:
     def learning_rate(self) -> float:
         c, t = self.config, max(0.0, self.progress() - 0.3) / 0.7
         return c.learning_rate * (c.final_learning_rate / c.learning_rate) ** t
+
+    def correction_rate(self, first: float) -> float:
+        """The rate of a step of Adam for what is learnt of the photos, which settles before the field does."""
+        return first * 0.01 ** min(1.0, max(0.0, self.progress() - WARM_UP) / (CORRECTED_UNTIL - WARM_UP))
 
     def batch_factor(self, step: int | None = None) -> float:
         """How many times the first batch a step's batch is: few rays find the shape soon, many refine it."""
@@ -227,42 +251,47 @@ class Trainer:
         batch = self.sampler.draw(n, random)
         # What is transparent must look so on any colour.
         background = torch.rand(n, 3, generator=random, device=self.device) / model.exposure
-        target = batch.rgb * batch.alpha + background * (1.0 - batch.alpha)
         rays_o, rays_d = self.scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, self.scene.scene_from_world)
         seen_from = None
         if shape.diffuse:
             anywhere = torch.randn(n, 3, generator=random, device=self.device)
             seen_from = torch.nn.functional.normalize(anywhere, dim=1)
+        given_d, moves = rays_d, False
+        if self.poses is not None:
+            rays_o, rays_d = self.poses.apply(batch.image_ids, rays_o, rays_d)
+            moves = now.step >= c.pose_after and now.step % c.pose_every == 0
+            rays_o.requires_grad_(moves)
+            rays_d.requires_grad_(moves)
         jitter = kernels.ray_jitter(c.seed, now.step, n, now.step_at)
         space = (model.field, model.occupancy, model.marching)
         out = render_rays(*space, rays_o, rays_d, background, jitter, shape.coarser, self.sink, seen_from)
 
-        if batch.used is not None:  # masked pixels agree with themselves and teach nothing
-            target = torch.where(batch.used > 0, target, out["colors"].detach())
-            for name in ("colors", "foregrounds", "opacities", "second_moments"):
-                used = batch.used > 0 if out[name].dim() == 2 else batch.used[:, 0] > 0
-                out[name] = torch.where(used, out[name], out[name].detach())
-        colors, foregrounds = out["colors"], out["foregrounds"]
-        shown, wanted, weights = colors, target, None
-        if model.linear:  # light is compared as it is shown, without a limit at white, so that shadows count as well
-            shown, wanted = light.encode(colors * model.exposure), light.encode(target * model.exposure)
-            brighter = torch.maximum(colors.detach().mean(dim=1), target.mean(dim=1)) * model.exposure
-            weights = (light.encode_slope(brighter.clamp_min(DARKEST)) * model.exposure).square()
-        loss = losses.huber(shown, wanted) * 10.0
-        if shape.surface:
-            loss = loss + now.surface * losses.surface(
-                out["second_moments"], foregrounds, out["opacities"], target, background, weights
-            )
+        surface = now.surface if shape.surface else None
+        loss, errors = photo_loss(out, batch, background, model.linear, model.exposure, surface, self.gains)
         if batch.depths is not None and c.depth_weight > 0:
-            lengths = ray_lengths(self.scene, batch, rays_d)
-            t = model.marching.places(rays_o, rays_d, lengths)
+            lengths = ray_lengths(self.scene, batch, given_d)
+            t = model.marching.places(rays_o.detach(), rays_d.detach(), lengths)
             share = 1 if self.scene.depths is not None else KEYPOINTS  # the loss is a mean over all rays
             loss = loss + c.depth_weight * share * losses.depth(out["depths"], out["opacities"], t)
-        errors = (shown.detach() - wanted).square().mean(dim=1)
+        if self.read_every == 1:  # a GPU would have to be waited for
+            self._check(loss)
         loss.backward()
         self._optimise(now)
+        if self.poses is not None and moves:
+            assert rays_o.grad is not None and rays_d.grad is not None
+            rate = self.correction_rate(c.pose_rate)
+            self.poses.step(batch.image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate)
+        if self.gains is not None:
+            self.gains.step(self.correction_rate(c.exposure_rate))
         self.sampler.record(batch, errors)
         return errors, {name: out[name] for name in ("evaluated", "kept", "capacity") if name in out}
+
+    def _check(self, loss: Tensor) -> None:
+        if not bool(loss.isfinite()):
+            raise UserError(
+                f"training broke down at step {self.step}: the loss is {float(loss.detach()):g}; the last good "
+                "checkpoint is kept, try a lower learning rate, or look for broken images and poses"
+            )
 
     def _read(self, errors: Tensor, out: dict[str, Any]) -> None:
         """Look at a step's numbers and choose the next batch's size by them; on a GPU only every few steps."""
@@ -272,11 +301,7 @@ class Trainer:
         if (self.step + 1) % self.read_every and self.step > self.read_every:
             return
         mse, evaluated, kept = float(errors.mean()), int(out["evaluated"]), int(out["kept"])
-        if not math.isfinite(mse):
-            raise UserError(
-                f"training broke down at step {self.step}: the loss is {mse}; the last good checkpoint is kept, "
-                "try a lower learning rate, or look for broken images and poses"
-            )
+        self._check(errors.mean())
         if kept > out.get("capacity", kept) and not self.told_of_room:
             self.told_of_room = True
             note(f"step {self.step}: {kept - out['capacity']} of {kept} samples found no room and taught nothing")
@@ -306,11 +331,21 @@ class Trainer:
             )
             live.grad = None
 
+    def _settle(self) -> None:
+        """The model's cameras and gains become those that were learnt."""
+        ids, cameras = self.scene.splits["train"], self.model.cameras
+        if self.poses is not None:
+            c2w = self.poses.poses(self.scene.cameras.c2w, self.scene.scene_from_world)[ids]
+            self.model.cameras = Cameras(**cameras.tensors() | {"c2w": c2w})
+        if self.gains is not None:
+            self.model.log_gains = self.gains.logs.detach().cpu()[ids]
+
     # ---- stop and go on
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         model = self.model
         self._count()
+        self._settle()
         model.meta |= {
             "steps": self.step,
             "total_steps": self.total_steps,
@@ -324,7 +359,8 @@ class Trainer:
         tensors, config = model.to_state()
         for i, (m, v) in enumerate(self.moments):
             tensors[f"adam.{i}.m"], tensors[f"adam.{i}.v"] = m, v
-        tensors |= {f"sampler.{name}": t for name, t in self.sampler.tensors().items()}
+        for part, held in self._parts().items():
+            tensors |= {f"{part}.{name}": t for name, t in held.tensors().items()}
         config["training"] = {
             "config": asdict(self.config),
             "step": self.step,
@@ -333,9 +369,14 @@ class Trainer:
             "total_steps": self.total_steps,
             "curve": self.curve,
             "samples": self.samples,
-            "names": [self.scene.names[int(i)] for i in self.scene.splits["train"]],
+            "names": model.names,
         }
         return tensors, config
+
+    def _parts(self) -> dict[str, PixelSampler | TileSampler | PoseCorrections | PhotoGains]:
+        """What keeps its own state in a checkpoint, under this name."""
+        parts = {"sampler": self.sampler, "poses": self.poses, "gains": self.gains}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same scene and configuration."""
@@ -349,12 +390,13 @@ class Trainer:
         mine = asdict(self.config)
         free = {"steps", "minutes", "checkpoint_seconds"}  # how long is settled by the first run
         free |= {"deterministic", "graph"}  # they say how, not what
-        other = [k for k in mine if k not in free and saved["config"].get(k) != mine[k]]
+        before = asdict(TrainConfig()) | saved["config"]  # what it does not name did not exist: the default
+        other = [k for k in mine if k not in free and before[k] != mine[k]]
         if self.config.steps is not None and saved["total_steps"] != self.config.steps:
             other.append("steps")
         if other:
-            raise UserError(_different(path, saved["config"], mine, other))
-        if saved["names"] != [self.scene.names[int(i)] for i in self.scene.splits["train"]]:
+            raise UserError(_different(path, before, mine, other))
+        if saved["names"] != self.model.names:
             raise UserError(
                 f"{path} was trained on other images than the {len(self.model.cameras)} of {self.scene.path}: "
                 "start again with --overwrite"
@@ -368,7 +410,8 @@ class Trainer:
         for i, (m, v) in enumerate(self.moments):
             m.copy_(tensors[f"adam.{i}.m"])
             v.copy_(tensors[f"adam.{i}.v"])
-        self.sampler.restore({k.removeprefix("sampler."): t for k, t in tensors.items() if k.startswith("sampler.")})
+        for part, held in self._parts().items():
+            held.restore({k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")})
         self.step, self.n_rays, self.seconds = saved["step"], saved["n_rays"], saved["seconds"]
         self.total_steps, self.curve, self.samples = saved["total_steps"], saved["curve"], saved["samples"]
 
@@ -401,7 +444,7 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
     trainer = Trainer(scene, config)
     if resume and path.exists():
         trainer.restore(path)
-    display = _Display(progress)
+    display = Display(progress)
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     recent: list[float] = []
@@ -418,7 +461,8 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
                 trainer.curve.append(
                     {"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)}
                 )
-                display.update(trainer, psnr)
+                rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
+                display.update(trainer.step, trainer.total_steps, psnr, rate)
             if now - saved_at > config.checkpoint_seconds:
                 _save(trainer, out)
                 saved_at = time.perf_counter()
@@ -463,41 +507,3 @@ def _save(trainer: Trainer, out: Path) -> None:
     log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
     temporary.write_text(json.dumps(log, indent=1))
     temporary.replace(out / "training.json")
-
-
-class _Display:
-    """A progress bar with PSNR, rays/s and the time left."""
-
-    def __init__(self, shown: bool) -> None:
-        self.bar = None
-        if not shown:
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} {task.fields[words]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self.task = self.bar.add_task("training", total=None, words="")
-        self.bar.start()
-
-    def update(self, trainer: Trainer, psnr: float) -> None:
-        if self.bar is not None:
-            rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
-            self.bar.update(
-                self.task,
-                completed=trainer.step,
-                total=trainer.total_steps,
-                words=f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s",
-            )
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None

@@ -17,13 +17,13 @@ BLOCKS = (16, 8, 4, 2, 1)  # cells along the sides of the blocks that are asked 
 MANY = 150  # views; of more, the bounds of what each sees are asked, not its lens
 
 
-def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def possible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
     """A test for `OccupancyGrid.restrict`: (centres [n,3] scene, sizes [n]) -> bool [n].
 
     Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed,
     and fills with pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency
     in its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts
-    stay.
+    stay; `slack`, a scene length, grows them further, for cameras that are not quite where they are said to be.
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
@@ -31,7 +31,7 @@ def possible_cells(scene: Scene, image_ids: Tensor) -> Callable[[Tensor, Tensor]
 
     def possible(centres: Tensor, sizes: Tensor) -> Tensor:
         points = world_from_scene.apply(centres.double())
-        radii = sizes.double() * (0.5 * 3**0.5) / scene.scene_from_world.scale
+        radii = (sizes.double() * (0.5 * 3**0.5) + slack) / scene.scene_from_world.scale
         if scene.has_alpha:
             return _inside_silhouettes(points, radii)
         enough = 3 if len(views) >= 20 else min(2, len(views))

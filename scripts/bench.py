@@ -58,6 +58,8 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "pairs_matched": ("matched", 1, 0),
     "rotation_median": ("rotation deg", 1, 4),
     "position_median_percent": ("position %", 1, 4),
+    "before.rotation_median": ("degrees before", 1, 3),
+    "after.rotation_median": ("after", 1, 3),
     "psnr": ("PSNR dB", 1, 2),
     "gaussian.psnr_of_unknown": ("Gaussian dB", 1, 2),
     "least_lead": ("hash leads by dB", 1, 2),
@@ -72,6 +74,7 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "sart_tv.psnr": ("SART+TV dB", 1, 2),
     "lead_over_jpeg": ("over JPEG dB", 1, 2),
     "lead_over_cubic": ("over cubic dB", 1, 2),
+    "psnr_aligned": ("aligned dB", 1, 2),
     "ssim": ("SSIM", 1, 4),
     "steps": ("steps", 1, 0),
     "seconds": ("s", 1, 1),
@@ -122,6 +125,7 @@ def arguments() -> argparse.Namespace:
         ("--threads", f"train extract ablation {suites}", {"type": int, "help": "default: torch's"}),
         ("--threads", "speed kernels scaling", listed | {"default": "1,2"}),
         ("--minutes", "train scaling ablation", {"type": float, "default": 1.0, "help": "of training, default 1"}),
+        ("--minutes", "capture", {"type": float, "help": "of training, instead of the rows' own"}),
         ("--views", "train scaling ablation", {"type": int, "help": "measure only so many test views"}),
         ("--downscale", "train ablation", {"type": int, "default": 1, "help": "of training images only"}),
         ("--run", "train", {"type": Path, "help": "folder to keep the checkpoint in"}),
@@ -191,6 +195,8 @@ def suite_rows(args: argparse.Namespace) -> list[Row]:
     for name, (job, options, backend) in suite.ROWS.items():
         options = {k: v.format(**folders) if isinstance(v, str) else v for k, v in options.items()}
         options |= {"run": str(RUNS / name)} if job == "train" else {}
+        if "minutes" in options and getattr(args, "minutes", None) is not None:
+            options["minutes"] = args.minutes
         rows.append(Row(name, job, options, args.threads, backend))
     return [row for row in rows if row.name in wanted]
 

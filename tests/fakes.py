@@ -52,6 +52,9 @@ class FakeModel:
     exposure: float = 1.0
     meta: dict[str, Any] = field(default_factory=lambda: {"steps": 10, "seconds": 1.0})
     cameras: Cameras = field(default_factory=ring_cameras)
+    names: list[str] = field(default_factory=list)
+    given_poses: Tensor | None = None
+    log_gains: Tensor | None = None
 
     def render_rays(self, rays_o: Tensor, rays_d: Tensor, background: Tensor | None = None) -> dict[str, Tensor]:
         background = self.background if background is None else background

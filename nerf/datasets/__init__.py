@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nerf.datasets.found import Capture
 from nerf.datasets.keypoints import Keypoints
+from nerf.datasets.named import add_masks
 from nerf.datasets.pixels import PixelStore
 from nerf.datasets.posed import Posed, check_frames
 from nerf.datasets.scene import Scene, assemble
@@ -38,15 +39,17 @@ def load(
     space: str | None = None,
     quiet: bool = False,
     longest: int | None = None,
+    masks: str | Path | None = None,
 ) -> Scene:
     """Load posed images from a folder, or from a JSON file of poses.
 
     downscale: whole number, area average. longest: pixels that photos have at most on the longer side, an area average
     too (None: as they are, but 1600 where the set would take more than 2 GB). kind: one of KINDS, for a folder that
     could be several (None: look and choose). holdout: None takes the files' own split, else every 8th image in order of
-    names is for testing; 0 holds nothing out; k takes every k-th. space: one of SPACES (None: choose). What was chosen
-    and why is in Scene.notes, and goes to standard error unless quiet. Raises UserError for everything that the user
-    can put right.
+    names is for testing; 0 holds nothing out; k takes every k-th. space: one of SPACES (None: choose). masks: folder
+    with NAME.png for each image, black where it is to be ignored (None: those that the files name). What was chosen and
+    why is in Scene.notes, and goes to standard error unless quiet. Raises UserError for everything that the user can
+    put right.
     """
     folder = Path(path)
     if downscale < 1:
@@ -60,7 +63,10 @@ def load(
             raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}")
     if not folder.exists():
         raise UserError(f"{folder}: there is no such folder")
-    scene = assemble(_read(folder, kind), downscale, holdout, space, longest)
+    capture = _read(folder, kind)
+    if masks is not None:
+        add_masks(capture, Path(masks))
+    scene = assemble(capture, downscale, holdout, space, longest)
     if not quiet:
         for line in scene.notes:
             note(line)

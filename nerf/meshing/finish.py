@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.alignment import as_trained
 from nerf.meshing.atlas import unwrap
 from nerf.meshing.clean import decimate, is_closed, vertex_normals
 from nerf.meshing.texture import bake, field_colors
@@ -34,13 +35,15 @@ def decimated(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool =
 
 
 def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_faces: int) -> trimesh.Trimesh:
-    """The mesh (world frame) with at most about n_faces faces and a texture of `size` texels from the training photos.
+    """The mesh (world frame) with at most about n_faces faces and a texture of `size` texels from the training photos,
+    in the poses that training refined.
 
     Vertices along the seams of the texture are doubled, so the result is closed only when they are merged by place.
     """
     import trimesh
     from PIL import Image
 
+    scene = as_trained(scene, model)
     vertices, faces, normals, about = _fewer(mesh, n_faces)
     with torch.no_grad():
         atlas = unwrap(vertices, faces, size)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nerf.appearance import evened
 from nerf.light import encode
 from nerf.memory import give_back
 from nerf.meshing.atlas import Atlas, fill, texels
@@ -191,9 +192,11 @@ def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
 
 
 def _colors_of(model: Model, scene: Scene, i: int) -> Tensor:
-    """Photo i as [h,w,3] float32, as it is shown: sRGB values."""
+    """Photo i as [h,w,3] float32, as it is shown: sRGB values, in the common exposure where training learnt one."""
     pixels = scene.pixels.image(i)
     colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
+    if model.log_gains is not None and scene.names[i] in model.names:
+        colors = evened(colors, model.log_gains[model.names.index(scene.names[i])], model.linear)
     return _shown_as(model, colors)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy
@@ -16,8 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from nerf import datasets
+from nerf.alignment import moved, similarity_between, with_poses
 from nerf.capture import PosesArgs, find_poses
-from nerf.space import Similarity
+from nerf.datasets import Scene
+from nerf.evaluation import evaluate
+from nerf.refinement import viewing_distance
+from nerf.space import Similarity, rotations_of
+from nerf.training import TrainConfig
+from nerf.training import train as train_scene
 
 
 def poses(
@@ -80,6 +89,51 @@ def errors(found: Path, truth: Path, in_order_of_time: bool) -> dict[str, Any]:
         "position_max_percent": 100 * float(off.max()) / extent,
         "focal": [float(ours.cameras.fx.median()) * 8, float(true.cameras.fx.median()) * 8],
     }
+
+
+def noise(
+    scene: str, degrees: float, minutes: float, refine: bool, downscale: int = 1, seed: int = 0
+) -> dict[str, Any]:
+    """Train with poses that are off, training and test cameras alike, and score with and without alignment.
+
+    Each camera turns about its own centre by an axis-angle vector, and moves by a shift, whose components are normal;
+    sigma: `degrees`, and as many radians of the (median) distance to the subject. psnr: cameras as given, moved as the
+    training's were on the whole; psnr_aligned: after test-time alignment, which the unrefined get as well.
+    """
+    given = datasets.load(scene, downscale, quiet=True)
+    n, random, off = len(given.cameras), torch.Generator().manual_seed(seed), math.radians(degrees)
+    turns, shifts = (torch.randn(n, 3, generator=random, dtype=torch.float64) * off for _ in range(2))
+    shifts *= viewing_distance(given.cameras, given.scene_from_world) / given.scene_from_world.scale
+    c2w = given.cameras.c2w
+    shifted = (c2w[:, :, 3] + shifts)[:, :, None]
+    wrong = with_poses(given, torch.cat([rotations_of(turns) @ c2w[:, :, :3], shifted], dim=2))
+    config = TrainConfig(minutes=minutes, refine_poses=refine)
+    with TemporaryDirectory() as scratch:
+        model = train_scene(wrong, config, scratch, progress=sys.stderr.isatty())
+    train = given.splits["train"]
+    if model.given_poses is None:
+        model.names, model.given_poses = [given.names[i] for i in train.tolist()], wrong.cameras.c2w[train]
+    result = evaluate(model, wrong, show_progress=False)
+    names = ("psnr", "ssim", "psnr_colour_corrected", "psnr_aligned", "ssim_aligned", "protocol", "views")
+    return {
+        **{name: result[name] for name in names},
+        "seconds": model.meta["seconds"],
+        "steps": model.meta["steps"],
+        "before": pose_errors(wrong.cameras.c2w[train], given, train),
+        "after": pose_errors(model.cameras.c2w, given, train),
+        "config": asdict(config),
+    }
+
+
+def pose_errors(c2w: torch.Tensor, given: Scene, ids: torch.Tensor) -> dict[str, float]:
+    """Medians after the best similarity: degrees, and per cent of the distance to the subject."""
+    true = given.cameras.c2w[ids]
+    c2w = moved(c2w, similarity_between(c2w, true))
+    cosines = ((c2w[:, :, :3] * true[:, :, :3]).sum(dim=(1, 2)) - 1) / 2
+    distance = viewing_distance(given.cameras, given.scene_from_world) / given.scene_from_world.scale
+    off = (c2w[:, :, 3] - true[:, :, 3]).norm(dim=1)
+    degrees = cosines.clamp(-1, 1).acos().rad2deg()
+    return {"rotation_median": float(degrees.median()), "position_median_percent": 100 * float(off.median()) / distance}
 
 
 def whole(source: str, out: str, minutes: float) -> dict[str, Any]:

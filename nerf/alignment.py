@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf import light, losses
-from nerf.appearance import brightened, fitted
+from nerf.appearance import OPAQUE, brightened_over, fitted
 from nerf.cameras import Cameras
 from nerf.datasets import Scene
 from nerf.kernels import GradientSink
@@ -102,13 +102,13 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
 
     def differences(rays_o: Tensor, rays_d: Tensor, wanted: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, model.background, sink=sink)
-        shown = out["colors"]
+        shown, background, opacities = out["colors"], model.background, out["opacities"][:, None]
         if model.linear:
-            shown, wanted = light.encode(shown * model.exposure), light.encode(wanted * model.exposure)
+            shown, wanted, background = (light.encode(t * model.exposure) for t in (shown, wanted, background))
         if model.log_gains is not None:  # the picture's own exposure is not the pose's affair
-            views = (n, RAYS, 3)
-            logs = fitted(shown.detach().view(views), wanted.view(views), (counts > 0).view(n, RAYS))
-            shown = brightened(shown, logs.repeat_interleave(RAYS, dim=0), linear=False)
+            views, votes = (n, RAYS, 3), (counts > 0) & (opacities > OPAQUE)
+            logs = fitted(shown.detach().view(views), wanted.view(views), votes.view(n, RAYS))
+            shown = brightened_over(shown, logs.repeat_interleave(RAYS, dim=0), opacities, background)
         return shown * counts, wanted * counts
 
     for blur in BLURS:

@@ -10,6 +10,7 @@ from nerf import kernels
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 TOE, GAMMA = 0.055, 2.4  # of the sRGB curve
 SATURATED = 0.998  # values from here on may have been brighter than the file can say
+OPAQUE = 0.99  # from here on a pixel shows the scene alone, and votes on its photo's gain
 HEADROOM = 1.25  # brightest colour of the field: what is white in a dark photo is brighter in the others' exposure
 
 
@@ -25,6 +26,13 @@ def brightened(colors: Tensor, logs: Tensor, linear: bool, opacities: Tensor | f
     return a * colors + TOE * (a - 1.0) * opacities
 
 
+def brightened_over(colors: Tensor, logs: Tensor, opacities: Tensor, background: Tensor) -> Tensor:
+    """Colours [...,3] that were composited over background [3] (sRGB values), as a photo with log gains [...,3] shows
+    them: what lies in front is brighter, the background is not. opacities [...,1]. Differentiable."""
+    behind = (1.0 - opacities) * background
+    return brightened(colors - behind, logs, linear=False, opacities=opacities) + behind
+
+
 def evened(colors: Tensor, logs: Tensor, linear: bool) -> Tensor:
     """The inverse of `brightened` for opaque colours: a photo's colours in the exposure common to all."""
     if linear:
@@ -32,12 +40,10 @@ def evened(colors: Tensor, logs: Tensor, linear: bool) -> Tensor:
     return (colors + TOE) / (logs / GAMMA).exp() - TOE
 
 
-def fitted(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+def fitted(rendered: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """The log gains [...,3] with which rendered [...,n,3] comes nearest to truth, both sRGB values: least squares over
     the pixels that are not saturated; mask [...,n] bool, True where a pixel counts. 0 where nothing can be told."""
-    usable = ((truth < SATURATED).all(dim=-1) & (rendered < SATURATED).all(dim=-1))[..., None]
-    if mask is not None:
-        usable = usable & mask[..., None]
+    usable = ((truth < SATURATED).all(dim=-1) & (rendered < SATURATED).all(dim=-1) & mask)[..., None]
     c, t = (rendered + TOE) * usable, (truth + TOE) * usable
     total = c.square().sum(dim=-2)
     a = torch.where(total > 0, (c * t).sum(dim=-2) / total.clamp_min(1e-12), 1.0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.alignment import RAYS, STEPS, as_trained, poses_by_sight, with_poses
-from nerf.appearance import brightened, fitted
+from nerf.appearance import OPAQUE, brightened_over, fitted
 from nerf.datasets.exr import write_exr
 from nerf.doctor import machine
 from nerf.errors import UserError, note
@@ -119,15 +119,13 @@ def evaluate(
         rendered = torch.from_numpy(np.ascontiguousarray(view["color"], dtype=np.float32))
         truth, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), max(smaller, 1))
         numbers = compare(shown_as(model, rendered), shown_as(model, truth), mask)
-        best = rendered
+        best = view
         if sought is not None:
-            best = torch.from_numpy(
-                model.render_image(sought.cameras.subset([i]).scaled(max(smaller, 1)), 0, normals=False)["color"]
-            )
-            aligned = compare(shown_as(model, best), shown_as(model, truth), mask)
+            best = model.render_image(sought.cameras.subset([i]).scaled(max(smaller, 1)), 0, normals=False)
+            aligned = compare(shown_as(model, torch.from_numpy(best["color"])), shown_as(model, truth), mask)
             numbers |= {"psnr_aligned": aligned["psnr"], "ssim_aligned": aligned["ssim"]}
         if model.log_gains is not None:
-            numbers["psnr_exposed"] = _exposed(shown_as(model, best), shown_as(model, truth), mask)
+            numbers["psnr_exposed"] = _exposed(model, best, shown_as(model, truth), mask)
         if model.linear:
             numbers["psnr_hdr"] = _finite(hdr_psnr(rendered, truth, scene.brightest, mask))
         h, w = truth.shape[:2]
@@ -179,15 +177,15 @@ def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
     return with_poses(scene, c2w)
 
 
-def _exposed(rendered: Tensor, truth: Tensor, mask: Tensor | None) -> float | None:
-    """PSNR of the right half of a view [h,w,3] with the gains that fit its left half best, as NeRF in the Wild does."""
-    half = truth.shape[1] // 2
-
-    def left(t: Tensor) -> Tensor:
-        return t[:, :half].flatten(0, 1)
-
-    logs = fitted(left(rendered), left(truth), None if mask is None else left(mask))
-    shown = brightened(rendered[:, half:], logs, linear=False)
+def _exposed(model: Model, view: dict[str, Any], truth: Tensor, mask: Tensor | None) -> float | None:
+    """PSNR of the right half of a view with the gains that fit its left half best, as NeRF in the Wild does; truth
+    [h,w,3] as it is shown."""
+    opacities = torch.from_numpy(view["opacity"])[..., None]
+    colors, background = (shown_as(model, t) for t in (torch.from_numpy(view["color"]), model.background.cpu()))
+    half, votes = truth.shape[1] // 2, opacities[..., 0] > OPAQUE
+    votes = votes if mask is None else votes & mask
+    logs = fitted(*(t[:, :half].flatten(0, 1) for t in (colors, truth, votes)))
+    shown = brightened_over(colors[:, half:], logs, opacities[:, half:], background)
     return _finite(psnr(shown, truth[:, half:], None if mask is None else mask[:, half:]))
 
 

@@ -73,7 +73,7 @@ class TrainConfig:
     pose_every: int = 1  # steps
     # A gain for each channel of each photo, for photos whose exposure or white balance differ.
     exposure: bool = False
-    exposure_rate: float = 5e-3  # of the logarithm, for each step of Adam
+    exposure_rate: float = 2e-2  # of the logarithm, for each step of Adam
     checkpoint_seconds: float = 120.0
     # On a GPU: the same steps give the same bits in every run (not `minutes`, which decide how many). The CPU's always
     # do. It costs time; how much, no GPU has measured yet.

@@ -32,8 +32,9 @@ class ImageArgs(FitArgs):
     """find an image so many times as wide and high, whose averages are the given pixels"""
     clean: Path | None = None
     """the true image, to measure a restored one against; it is not learnt from"""
-    learn: Literal["value", "gradient", "laplacian"] = "value"
-    """find the image from its gradient or Laplacian alone (and its mean): fields siren, fourier, mlp"""
+    learn: Literal["value", "gradient", "gradient-points", "laplacian"] = "value"
+    """find the image from its gradient or Laplacian alone (and its mean): fields siren, fourier, mlp; gradient-points:
+    by the gradient at single pixels, as published, without its integrals along rows and columns"""
 
 
 @dataclass

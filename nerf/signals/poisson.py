@@ -89,6 +89,15 @@ class PoissonProblem:
         points = (found - self.targets[indices].to(field.device)).square().mean() / self.size
         return lines / self.gain_size + POINT_WEIGHT * points, points.detach()
 
+    def relative_error(self, field: SignalField, chunk: int = 1 << 13) -> float:
+        """Mean squared error of the field's derivatives at all pixels, divided by the mean square of the given ones."""
+        total = 0.0
+        for indices in torch.arange(len(self.targets)).split(chunk):
+            u = self.image.coordinates(indices).to(field.device)
+            derive = derivatives.laplacian if self.learn == "laplacian" else derivatives.gradient
+            total += float((derive(field, u)[1].cpu() - self.targets[indices]).square().sum())
+        return total / self.targets.numel() / self.size
+
     def settle(self, field: SignalField) -> None:
         """Move the field by a constant, so that its mean over the pixels is the image's."""
         indices = torch.arange(len(self.image.values))

@@ -149,7 +149,8 @@ def sound(file: str, minutes: float, kinds: list[str]) -> dict[str, Any]:
 
 
 def poisson(image_name: str, side: int, minutes: float, learn: str) -> dict[str, Any]:
-    """PSNR of an image found by a SIREN from its gradients (or Laplacian) and its mean alone."""
+    """PSNR of an image found by a SIREN from its gradients (or Laplacian) and its mean alone; learn: of
+    nerf.signals.poisson.LEARN."""
     signal = natural_image(image_name, 2 * side, grey=True)
     n = signal.shape[0] // 2
     small = signal.values.reshape(n, 2, n, 2, 1).astype(np.float64).mean((1, 3)).round().astype(np.uint8)
@@ -158,7 +159,8 @@ def poisson(image_name: str, side: int, minutes: float, learn: str) -> dict[str,
     found = fit(problem, "siren", FitConfig(minutes=minutes))
     problem.settle(found.field)
     assert found.fitting is not None
-    return {"shape": list(signal.shape)} | dict(found.fitting) | restore.measure(found.field, signal)
+    about = {"shape": list(signal.shape), "relative_error_of_derivatives": problem.relative_error(found.field)}
+    return about | dict(found.fitting) | restore.measure(found.field, signal)
 
 
 def inpaint(images: list[str], keep: float, minutes: float, kinds: list[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -147,8 +147,14 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
         clear_run(args.out)
     write_run(args.out, run)
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
-    config = TrainConfig(steps=args.steps, minutes=minutes, seed=args.seed, deterministic=args.deterministic)
-    config = replace(config, refine_poses=args.refine_poses, exposure=args.exposure)
+    config = TrainConfig(
+        steps=args.steps,
+        minutes=minutes,
+        seed=args.seed,
+        deterministic=args.deterministic,
+        refine_poses=args.refine_poses,
+        exposure=args.exposure,
+    )
     return train(scene, config, args.out, resume=args.resume, progress=True), scene
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, kept until a step of training is whole."""
+"""Ctrl-C, kept until a step of training is whole; SIGTERM, kept from libraries that print their stack on it."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def whole_steps() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if pressed:
         raise KeyboardInterrupt
+
+
+def end_quietly_when_told() -> None:
+    """SIGTERM ends this process without a word again: importing pycolmap installs a handler that prints a C++ stack."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python does not know of the library's handler

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -786,3 +789,13 @@ def test_real_cup_points_fall_where_they_were_seen():
         assert float(z.min()) > 0
         errors.append(np.linalg.norm(uv[0].numpy() - np.array([p.xy for p in seen]), axis=1))
     assert np.concatenate(errors).mean() < 0.7  # COLMAP's own mean reprojection error is 0.59 px
+
+
+def test_a_colmap_scene_leaves_sigterm_alone(tmp_path: Path) -> None:
+    """Importing pycolmap makes SIGTERM print a C++ stack; a process that read a model ends without a word."""
+    pytest.importorskip("pycolmap")
+    folder = write_colmap(tmp_path / "scene")
+    read = f"import os, signal, nerf.datasets as d; d.load({str(folder)!r}, quiet=True)"
+    code = f"{read}; os.kill(os.getpid(), signal.SIGTERM); os._exit(0)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, "")

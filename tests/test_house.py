@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = {
     "nerf.errors": "one sentence for a user's mistake",
     "nerf.files": "whole or not there",
+    "nerf.interrupts": "Ctrl-C waits for whole steps",
     "nerf.views.progress": "one bar for all that takes long",
     "nerf.memory": "freed, and given back to the system",
     "nerf.kernels": "the only door to native code",
@@ -42,7 +43,6 @@ HOUSE = {
     "nerf.objective": "what rays are held to",
     "nerf.refinement": "corrections of poses",
     "nerf.visibility": "cells that no photo shows",
-    "nerf.interrupts": "Ctrl-C waits for whole steps",
     "nerf.display": "the bar of a training",
     "nerf.training": "the loop",
     "nerf.alignment": "other cameras, in the frame of refined ones",

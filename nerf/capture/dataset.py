@@ -15,6 +15,7 @@ from nerf.capture.frame import world_from_model
 from nerf.datasets.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
 from nerf.files import Columns, ply, write_whole
+from nerf.interrupts import end_quietly_when_told
 from nerf.space import Similarity
 
 
@@ -26,6 +27,7 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     """
     import pycolmap
 
+    end_quietly_when_told()
     model = pycolmap.Reconstruction(str(folder / "capture" / "model"))
     images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: str(image.name))
     names, cameras = [str(image.name) for image in images], [model.cameras[image.camera_id] for image in images]

@@ -13,6 +13,7 @@ from nerf.datasets import keypoints
 from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.pixels import IMAGE_SUFFIXES
 from nerf.errors import UserError
+from nerf.interrupts import end_quietly_when_told
 
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 _PLACES = (".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse")
@@ -79,7 +80,7 @@ def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
         import pycolmap
     except ImportError as e:
         raise UserError(f"{folder}: reading COLMAP models needs the package pycolmap: pip install pycolmap") from e
-
+    end_quietly_when_told()
     notes: list[str] = []
     models = find_models(folder)
     if not models:

@@ -82,3 +82,13 @@ def test_mistakes_show_before_anything_is_trained(tmp_path: Path) -> None:
     gone = bench("train", tmp_path / "gone", "--out", tmp_path / "c.json")
     assert gone.returncode == 1 and "there is no such folder" in gone.stderr and "Traceback" not in gone.stderr
     assert not list(tmp_path.glob("*.json")), "nothing is written where nothing was measured"
+
+
+def test_a_target_may_lie_below_another_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from benchmarks.targets import Target, against_targets
+
+    target = Target("ours", "ours", "psnr", 1, 0.3, None, "dB lost", below="given")
+    given, near, far = ({"row": r, "result": {"psnr": v}} for r, v in (("given", 30.0), ("ours", 29.8), ("ours", 29.6)))
+    verdicts = [against_targets(rows, (target,))[1][4] for rows in ([given, near], [given, far], [near])]
+    assert verdicts == ["reached", "missed", "not run"]

@@ -16,6 +16,7 @@ class Target(NamedTuple):
     aim: float | None
     unit: str
     known: str = ""
+    below: str = ""  # a row: how far under its value this one's lies
 
 
 def value_of(result: dict[str, Any], path: str) -> Any:
@@ -32,6 +33,9 @@ def against_targets(rows: list[dict[str, Any]], targets: tuple[Target, ...]) -> 
     lines = [["what", "measured", "reach", "aim", "", "known"]]
     for t in targets:
         value = value_of(results.get(t.row, {}), t.key)
+        if t.below:
+            other = value_of(results.get(t.below, {}), t.key)
+            value = None if value is None or other is None else other - value
         value = None if value is None else value / t.scale
         sign = -1 if t.unit in LESS_IS_BETTER else 1
         verdict = "not run"

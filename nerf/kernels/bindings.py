@@ -200,18 +200,19 @@ def native() -> ctypes.CDLL:
 
 
 class Pointers:
-    """Turns tensors of one device into addresses and keeps the tensors alive for as long as this object lives."""
+    """Turns tensors of one device into addresses and keeps the tensors alive for as long as this object lives. What
+    does not begin at a multiple of `alignment` bytes (a view may begin anywhere) is copied to where it does."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", alignment: int = 1) -> None:
         self.alive: list[object] = []
-        self.device = device
+        self.device, self.alignment = torch.device(device), alignment
 
     def __call__(
         self, name: str, tensor: Tensor | None, shape: tuple[int | None, ...], dtype: torch.dtype = torch.float32
     ) -> int:
         if tensor is None:
             return 0
-        if tensor.device.type != self.device or tensor.dtype != dtype:
+        if tensor.device != self.device or tensor.dtype != dtype:
             raise TypeError(
                 f"{name}: expected a {dtype} tensor on the {self.device}, got {tensor.dtype} on {tensor.device}"
             )
@@ -220,6 +221,8 @@ class Pointers:
         ):
             raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
         tensor = tensor.detach().contiguous()
+        if tensor.data_ptr() % self.alignment:
+            tensor = tensor.clone()
         self.alive.append(tensor)
         return tensor.data_ptr()
 

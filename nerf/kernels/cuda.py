@@ -52,7 +52,7 @@ def why_broken() -> str:
 
 
 def pointers() -> Pointers:
-    return Pointers(gpu().device.type)
+    return Pointers(str(gpu().device), 16)  # the widest access of a kernel
 
 
 def blocks_of(n: int, threads: int = THREADS) -> int:
@@ -323,7 +323,7 @@ def adam_step(
     begins with the learning rate and the two corrections, which are read instead of those of `lr` and `step`."""
     if step < 1:
         raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
-    shape, device = tuple(param.shape), gpu().device.type
+    shape, device = tuple(param.shape), str(gpu().device)
     for name, t in (("param", param), ("grad", grad), ("m", m), ("v", v)):
         check_in_place(name, t, shape, torch.float32, device)
     if half_copy is not None:
@@ -349,6 +349,8 @@ def adam_step(
         weight_decay,
         pointers()("rates", rates, (4,)),
     )
-    kernel = "adam_rows_of_four" if n_columns == 4 else "adam_rows"
+    aligned = not any(t.data_ptr() % 16 for t in (param, grad, m, v))  # a view of something larger may not be
+    aligned &= half_copy is None or half_copy.data_ptr() % 8 == 0
+    kernel = "adam_rows_of_four" if n_columns == 4 and aligned else "adam_rows"
     nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(n_rows), THREADS)
     torch.autograd.graph.increment_version([t for t in (param, grad, m, v, half_copy) if t is not None])

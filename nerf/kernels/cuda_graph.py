@@ -13,6 +13,7 @@ Whether replaying pays depends on how long Python takes beside the GPU; scripts/
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,14 +95,18 @@ class _Graph:
         with torch.cuda.stream(aside):
             self.graph.capture_begin(capture_error_mode="thread_local")
             try:
-                self.results = work()
+                try:
+                    self.results = work()
+                except BaseException:
+                    with suppress(RuntimeError):  # a recording that broke may not end well: the first error says why
+                        self.graph.capture_end()
+                    raise
+                self.graph.capture_end()
             except RuntimeError as error:
                 raise UserError(
                     f"a training step cannot be recorded as a CUDA graph ({' '.join(str(error).split())[:300]}): "
                     "train without graphs"
                 ) from error
-            finally:
-                self.graph.capture_end()
         current.wait_stream(aside)
 
     def replay(self) -> None:

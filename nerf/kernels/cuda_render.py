@@ -128,7 +128,7 @@ class _Render(torch.autograd.Function):
             "distortions": grad_distortions,
         }
         if sink is not None:
-            check_in_place("sink.table", sink.table, tuple(params.table.shape), torch.float32, gpu().device.type)
+            check_in_place("sink.table", sink.table, tuple(params.table.shape), torch.float32, str(gpu().device))
             torch.autograd.graph.increment_version(sink.table)
         grad_table = sink.table if sink is not None else torch.zeros_like(params.table)
         with_rays = any(ctx.needs_input_grad[:3])

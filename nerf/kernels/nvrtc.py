@@ -216,8 +216,9 @@ class Program:
     def __init__(self, code: bytes, gpu: Gpu) -> None:
         torch.cuda.current_stream(gpu.device).synchronize()  # makes torch's context the current one
         self.gpu, self.driver = gpu, _driver()
-        self.module = ctypes.c_void_p()
+        self.module, self.context = ctypes.c_void_p(), ctypes.c_void_p()
         self.functions: dict[tuple[str, int], ctypes.c_void_p] = {}
+        self._check(self.driver.cuCtxGetCurrent(ctypes.byref(self.context)), "looking for its context")
         self._check(self.driver.cuModuleLoadData(ctypes.byref(self.module), code), "loading the kernels")
 
     def _check(self, status: int, doing: str) -> None:
@@ -226,6 +227,20 @@ class Program:
             self.driver.cuGetErrorString(status, ctypes.byref(words))
             said = (words.value or b"unknown").decode()
             raise UserError(f"the GPU failed while {doing} ({said}, CUDA error {status}): run again with --backend cpu")
+
+    def _enter(self) -> int | None:
+        """Makes our context the thread's current one: autograd's threads have none until torch launches something
+        there, and another GPU may be current. Returns the context to go back to, where there was another one."""
+        current = ctypes.c_void_p()
+        self._check(self.driver.cuCtxGetCurrent(ctypes.byref(current)), "looking for its context")
+        if current.value == self.context.value:
+            return None
+        self._check(self.driver.cuCtxSetCurrent(self.context), "entering its context")
+        return current.value
+
+    def _leave(self, before: int | None) -> None:
+        if before is not None:
+            self._check(self.driver.cuCtxSetCurrent(before), "leaving its context")
 
     def _function(self, kernel: str, shared: int) -> ctypes.c_void_p:
         function = self.functions.get((kernel, shared))
@@ -252,21 +267,29 @@ class Program:
             )
         pointer = ctypes.c_void_p(ctypes.addressof(args))
         stream = torch.cuda.current_stream(self.gpu.device).cuda_stream
-        function = self._function(kernel, shared)
-        status = self.driver.cuLaunchKernel(
-            function, blocks, rows, 1, threads, 1, 1, shared, stream, ctypes.byref(pointer), None
-        )
-        self._check(status, f"starting {kernel}")
+        before = self._enter()
+        try:
+            function = self._function(kernel, shared)
+            status = self.driver.cuLaunchKernel(
+                function, blocks, rows, 1, threads, 1, 1, shared, stream, ctypes.byref(pointer), None
+            )
+            self._check(status, f"starting {kernel}")
+        finally:
+            self._leave(before)
         statistics["launched"] += 1
 
     def blocks_per_multiprocessor(self, kernel: str, threads: int, shared: int = 0) -> int:
         """How many blocks of a kernel fit on a multiprocessor at once, at least 1."""
         n = ctypes.c_int()
-        function = self._function(kernel, shared)
-        status = self.driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
-            ctypes.byref(n), function, threads, ctypes.c_size_t(shared)
-        )
-        self._check(status, f"asking how {kernel} fits")
+        before = self._enter()
+        try:
+            function = self._function(kernel, shared)
+            status = self.driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                ctypes.byref(n), function, threads, ctypes.c_size_t(shared)
+            )
+            self._check(status, f"asking how {kernel} fits")
+        finally:
+            self._leave(before)
         return max(n.value, 1)
 
 
@@ -279,6 +302,7 @@ def _driver() -> ctypes.CDLL:
     driver.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
     driver.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
     driver.cuOccupancyMaxActiveBlocksPerMultiprocessor.argtypes = [pointer, pointer, ctypes.c_int, ctypes.c_size_t]
+    driver.cuCtxGetCurrent.argtypes = driver.cuCtxSetCurrent.argtypes = [pointer]
     driver.cuGetErrorString.argtypes = [ctypes.c_int, pointer]
     return driver
 

@@ -93,29 +93,41 @@ def correctness(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     return result
 
 
+SANITIZERS = ("memcheck", "synccheck", "racecheck")  # by what a finding is worth
+
+
 def sanitizer(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
-    """compute-sanitizer over the small checks, in a process of its own."""
+    """compute-sanitizer's tools over the small checks, each in a process of its own, as far as the time reaches."""
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if program is None or args.small:
         print("skipped: compute-sanitizer is not there")
         return {"skipped": "compute-sanitizer is not there"}
+    until, found = left() - max(10.0, min(100.0, left() / 3)), {}
+    for tool in SANITIZERS:
+        found[tool] = _sanitized(program, tool, args, max(5.0, left() - until))
+        print(tool, found[tool])
+        if "skipped" in found[tool]:
+            break  # it is slow or unable here: the others would be too
+    failed = [tool for tool, result in found.items() if "failed" in result]
+    return found | ({"failed": f"compute-sanitizer found errors ({', '.join(failed)})"} if failed else {})
+
+
+def _sanitized(program: str, tool: str, args: Args, seconds: float) -> dict[str, Any]:
     script = Path(__file__).resolve().parent.parent / "gpu_check.py"
     with TemporaryDirectory() as scratch:
         inner = [sys.executable, str(script), "--data", str(args.data), "--only", "correctness", "--small"]
         inner += ["--out", str(Path(scratch) / "small.json")]
-        command = [program, "--tool", "memcheck", "--error-exitcode", "77", *inner]
+        command = [program, "--tool", tool, "--error-exitcode", "77", *inner]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=max(10.0, min(100.0, left() / 3)))
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
-            print("skipped: it takes too long here")
             return {"skipped": "it took too long"}
-    errors = [line.strip("= ") for line in done.stdout.splitlines() if line.startswith("=========")][-12:]
-    print("\n".join(errors))
+    lines = [line.strip("= ") for line in done.stdout.splitlines() if line.startswith("=========")][-12:]
     if done.returncode == 77:
-        return {"failed": "compute-sanitizer found errors", "lines": errors}
+        return {"failed": "it found errors", "lines": lines}
     if done.returncode:
-        return {"skipped": f"it does not run here (exit {done.returncode})", "lines": errors}
-    return {"clean": True, "lines": errors}
+        return {"skipped": f"it does not run here (exit {done.returncode})", "lines": lines}
+    return {"clean": True, "lines": lines}
 
 
 # ---- how fast are the kernels --------------------------------------------------------------------------------------

@@ -162,7 +162,10 @@ def test_a_photo_rates_what_it_shows(scene: datasets.Scene, truth: trimesh.Trime
 def test_a_texture_from_photos_looks_like_the_photos(scene: datasets.Scene, truth: trimesh.Trimesh) -> None:
     vertices, faces, normals = tensors(truth)
     atlas, field = unwrap(vertices, faces, 1024), GreyField()
-    texture = bake(field, scene, atlas, vertices, normals, scene.splits["train"])  # type: ignore[arg-type]
+    photos = scene.splits["train"]
+    ratings = photo_ratings(scene, vertices, faces, normals, photos)
+    gains = torch.ones(len(photos), 3)
+    texture = bake(field, scene, atlas, vertices, normals, photos, ratings, gains)  # type: ignore[arg-type]
     assert texture.shape == (atlas.size, atlas.size, 3) and 0 <= float(texture.min()) <= float(texture.max()) < 1.1
     flat, face, _ = texels(atlas)
     grey = ((texture.reshape(-1, 3)[flat] - GREY).abs() < 1e-6).all(dim=1)

@@ -94,10 +94,20 @@ def smoothed(ratings: Tensor, faces: Tensor, rounds: int = 2) -> Tensor:
     return ratings
 
 
-def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Tensor, photos: Tensor) -> Tensor:
-    """The texture [h,w,3] float32, sRGB values, of a mesh: vertices and normals [v,3], world frame."""
+def bake(
+    model: Model,
+    scene: Scene,
+    atlas: Atlas,
+    vertices: Tensor,
+    normals: Tensor,
+    photos: Tensor,
+    ratings: Tensor,
+    gains: Tensor,
+) -> Tensor:
+    """The texture [h,w,3] float32, sRGB values, of a mesh: vertices and normals [v,3], world frame; ratings [n,v] and
+    exposure_gains [n,3] of the photos [n]."""
     mesh_faces = atlas.corners[atlas.faces]
-    ratings = smoothed(photo_ratings(scene, vertices, mesh_faces, normals, photos), mesh_faces)
+    ratings = smoothed(ratings, mesh_faces)
     flat, face, weights = texels(atlas)
     k = min(PHOTOS, len(photos))
     few = max(1, _RATINGS // (3 * len(photos)))  # faces at a time: bounded memory for any number of photos
@@ -111,7 +121,6 @@ def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Te
     )
     colors = torch.zeros(len(flat), k, 3)
     shares = torch.zeros(len(flat), k)
-    gains = exposure_gains(model, scene, ratings, vertices, normals, photos)
     for row, i in enumerate(photos.tolist()):
         chosen = best == row
         rank = torch.where(chosen.any(dim=1), chosen.int().argmax(dim=1), -1)[face]
@@ -122,7 +131,7 @@ def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Te
         mine, share = mine[share > 0], share[share > 0]
         camera = scene.cameras.subset([i])
         shown = _shown(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
-        picture = torch.cat([_colors_of(model, scene, i) / gains[row], shown.float()], dim=2)
+        picture = torch.cat([colors_of(model, scene, i) / gains[row], shown.float()], dim=2)
         for some, s in zip(mine.split(_CHUNK), share.split(_CHUNK), strict=True):
             uv = camera.project(points[some])[0][0]
             found = bilinear(picture, uv)
@@ -172,7 +181,7 @@ def exposure_gains(
         camera = scene.cameras.subset([i])
         towards = torch.nn.functional.normalize(camera.c2w[0, :, 3] - vertices[seen], dim=1)
         field = field_colors(model, vertices[seen], towards)
-        photo = bilinear(_colors_of(model, scene, i), camera.project(vertices[seen])[0][0])
+        photo = bilinear(colors_of(model, scene, i), camera.project(vertices[seen])[0][0])
         usable = ((field > 0.05) & (field < 0.95) & (photo > 0.05) & (photo < 0.95)).all(dim=1)
         if int(usable.sum()) >= 100:
             gains[row] = (photo[usable] / field[usable]).median(dim=0).values.clamp(0.25, 4.0).log()
@@ -191,7 +200,7 @@ def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
     return _shown_as(model, model.color(scene_points.float().contiguous(), -directions.float().contiguous()))
 
 
-def _colors_of(model: Model, scene: Scene, i: int) -> Tensor:
+def colors_of(model: Model, scene: Scene, i: int) -> Tensor:
     """Photo i as [h,w,3] float32, as it is shown: sRGB values, in the common exposure where training learnt one."""
     pixels = scene.pixels.image(i)
     colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)

@@ -93,9 +93,8 @@ def _fallen(
     if int((tops - bottoms).clamp_min(0).sum()) > n_columns**2:
         return None
     order = np.lexsort((-widths.numpy(), -heights.numpy()))
-    places = _skyline(
-        *(x.to(torch.int32).numpy() for x in (bottoms, tops)), *(x.numpy() for x in (starts, widths)), order, n_columns
-    )
+    outline = bottoms.int().numpy(), tops.int().numpy()
+    places = _skyline(outline[0], outline[1], starts.numpy(), widths.numpy(), order, n_columns)
     return None if places is None else torch.from_numpy(places).double() * step + gap / 2
 
 

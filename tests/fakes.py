@@ -89,6 +89,7 @@ class FakePixels:
 
     def __init__(self, images: list[np.ndarray]) -> None:
         self.images = images
+        self.heights, self.widths = torch.tensor([x.shape[:2] for x in images]).reshape(-1, 2).unbind(dim=1)
 
     def image(self, i: int) -> Tensor:
         return torch.from_numpy(self.images[i])

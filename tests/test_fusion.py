@@ -17,6 +17,7 @@ from nerf.cameras import Cameras
 from nerf.errors import UserError
 from nerf.kernels import DepthView, fusion
 from nerf.meshing import extract
+from nerf.meshing.clean import hole_filling
 from nerf.meshing.cloud import point_cloud, save_cloud
 from nerf.meshing.extract import box_in_scene, shown_resolution
 from nerf.meshing.fused import BEHIND, FusedSurface, depth_views, seen_points, spread_out
@@ -237,6 +238,21 @@ def test_what_no_view_sees_stays_or_goes() -> None:
     assert np.abs(radii - 0.6).max() < 0.05 and cut.vertices[:, 2].min() < -0.1
 
 
+def test_small_holes_close_and_what_is_apart_goes() -> None:
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    faces = torch.from_numpy(np.array(ball.faces))
+    middles = torch.from_numpy(np.array(ball.triangles_center))
+    gone = (middles[:, 2] > 0.95) | (middles[:, 0] < 0.2)
+    faces = torch.cat([faces, faces[:4] + len(ball.vertices)])  # an unseen piece of its own
+    gone = torch.cat([gone, torch.ones(4, dtype=torch.bool)])
+    stays = hole_filling(faces, gone, 2 * len(ball.vertices), 100)
+    assert not bool(stays.any()), "both holes are one"
+    gone[: len(middles)] = (middles[:, 2] > 0.95) | (middles[:, 2] < 0.2)
+    stays = hole_filling(faces, gone, 2 * len(ball.vertices), 100)
+    assert torch.equal(stays[: len(middles)], middles[:, 2] > 0.95) and not bool(stays[len(middles) :].any())
+    assert not bool(hole_filling(faces, gone, 2 * len(ball.vertices), 10).any())
+
+
 def test_cells_away_from_the_surface_are_not_evaluated() -> None:
     model = BallModel()
     grid = Grid((-1.0, -1.0, -1.0), 2 / 96, (97, 97, 97))
@@ -354,6 +370,8 @@ def test_a_box_in_the_frame_of_the_photos(tmp_path: Path, monkeypatch: pytest.Mo
     assert cli.run([*common, *(str(v) for v in (*(low + 50), *(high + 50))), "--overwrite"]) == 2
     with pytest.raises(UserError, match="outside the scene, which reaches from"):
         box_in_scene(model, (*(low + 50), *(high + 50)), "world")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="outside the scene, which reaches from -1 to 1 in scene units"):
+        box_in_scene(model, (2.0, 0.0, 0.0, 3.0, 1.0, 1.0), "scene")  # type: ignore[arg-type]
     model.space = "ndc"
     with pytest.raises(UserError, match="--frame scene"):
         box_in_scene(model, (*low, *high), "world")  # type: ignore[arg-type]

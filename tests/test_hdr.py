@@ -238,7 +238,7 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
 
 def test_pictures_and_textures_show_light_with_the_exposure() -> None:
     """One light, one colour: in frames, in the colours of vertices, and in the photos that textures are made of."""
-    from nerf.meshing.texture import _colors_of
+    from nerf.meshing.texture import colors_of
 
     model, dim = FakeModel(linear=True, exposure=40.0), 0.0125
     view = {"color": np.full((2, 2, 3), dim, np.float32)}
@@ -246,7 +246,7 @@ def test_pictures_and_textures_show_light_with_the_exposure() -> None:
     frame = video.picture_of(view, "color", (0, 1), model)  # type: ignore[arg-type]
     assert abs(frame[0, 0, 0] / 255 - expected) < 0.003
     scene = make_scene([np.full((4, 4, 3), dim, np.float32)] * 3, ring_cameras(3, 4), linear=True)
-    np.testing.assert_allclose(_colors_of(model, scene, 0), expected, atol=1e-5)  # type: ignore[arg-type]
+    np.testing.assert_allclose(colors_of(model, scene, 0), expected, atol=1e-5)  # type: ignore[arg-type]
 
 
 def test_a_texture_of_bright_photos_shows_their_light(monkeypatch: pytest.MonkeyPatch) -> None:

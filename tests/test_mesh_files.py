@@ -135,6 +135,18 @@ def test_every_kind_keeps_the_shape_and_the_place(kind: str, tmp_path: Path) -> 
     assert judge(again, read_mesh(truth), 2000)["chamfer"] < 1e-5
 
 
+def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may write everywhere
+    with pytest.raises(UserError, match=r"is not writable, so mesh\.glb cannot go there"):
+        check_path(tmp_path / "mesh.glb")
+    monkeypatch.undo()
+    monkeypatch.setattr("os.replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    (tmp_path / "mesh.ply").write_bytes(b"precious")
+    with pytest.raises(UserError, match="No space left on device"):
+        save(trimesh.creation.box(), tmp_path / "mesh.ply")
+    assert (tmp_path / "mesh.ply").read_bytes() == b"precious" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_paths_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\.ply, \.obj, \.glb, \.stl"):
         check_path(tmp_path / "mesh.fbx")

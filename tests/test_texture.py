@@ -15,6 +15,7 @@ from nerf.errors import UserError
 from nerf.meshing.atlas import Atlas, fill, texels, unwrap
 from nerf.meshing.clean import decimate, vertex_normals
 from nerf.meshing.judge import judge_views
+from nerf.meshing.packing import pack
 from nerf.meshing.preview import bilinear
 from nerf.meshing.texture import agreed, bake, photo_ratings, smoothed
 from nerf.space import Similarity
@@ -92,6 +93,52 @@ def test_texture_sizes_that_do_not_fit_are_refused() -> None:
             unwrap(vertices, faces, size)
 
 
+def test_charts_are_few_and_fill_the_texture() -> None:
+    """A rough ball: faces that look aside for themselves stay with their neighbours."""
+    mesh = trimesh.creation.icosphere(subdivisions=5)
+    mesh.vertices *= 1 + 0.004 * np.random.default_rng(0).standard_normal((len(mesh.vertices), 1))
+    vertices, faces, _ = tensors(mesh)
+    atlas = unwrap(vertices, faces, 1024)
+    pieces = trimesh.Trimesh(np.pad(atlas.uv.numpy(), ((0, 0), (0, 1))), atlas.faces.numpy(), process=False)
+    assert trimesh.graph.connected_component_labels(pieces.face_adjacency).max() + 1 < 40
+    a, b, c = atlas.uv[atlas.faces].unbind(dim=1)
+    areas = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs() / 2
+    assert float(areas.sum()) > 0.5 * 1024**2
+    assert float(atlas.uv.min()) > 0 and float(atlas.uv.max()) < 1024
+
+
+def test_packed_charts_keep_their_gap_and_their_shape() -> None:
+    g = torch.Generator().manual_seed(0)
+    sides = torch.rand(200, 2, generator=g, dtype=torch.float64).square() * 4 + 0.05
+    square = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
+    flat = (square * sides[:, None]).reshape(-1, 2)
+    faces = (torch.tensor([[0, 1, 2], [0, 2, 3]]) + 4 * torch.arange(200)[:, None, None]).reshape(-1, 3)
+    uv = pack(flat, faces, torch.arange(400) // 2, 512, 4)
+    assert uv is not None and float(uv.min()) >= 2 and float(uv.max()) <= 510
+    places = uv.reshape(200, 4, 2)
+    scales = (places[:, 1] - places[:, 0]).norm(dim=1) / sides[:, 0]
+    torch.testing.assert_close(scales, scales[:1].expand(200))
+    low, high = places.amin(dim=1), places.amax(dim=1)
+    gaps = torch.maximum(low[:, None] - high, low - high[:, None]).amax(dim=2).fill_diagonal_(4)
+    assert float(gaps.min()) >= 4 - 1e-9
+    assert float((high - low).prod(dim=1).sum()) > 0.6 * 512**2
+
+
+def test_an_open_shell_and_more_pieces_than_texels() -> None:
+    shell = trimesh.creation.icosphere(subdivisions=3)
+    vertices, faces, _ = tensors(shell)
+    upper = faces[(vertices[faces][..., 2] > 0).all(dim=1)]
+    atlas = unwrap(vertices, upper, 256)
+    assert torch.equal(atlas.corners[atlas.faces], upper) and len(texels(atlas)[1].unique()) == len(upper)
+    one = torch.from_numpy(np.array(trimesh.creation.box().vertices))
+    box = torch.from_numpy(np.array(trimesh.creation.box().faces))
+    many = 400
+    vertices = (one + 3 * torch.arange(many)[:, None, None]).reshape(-1, 3)
+    faces = (box + 8 * torch.arange(many)[:, None, None]).reshape(-1, 3)
+    with pytest.raises(UserError, match=r"--texture 64 does not hold the mesh's 2,400 charts: give a larger size"):
+        unwrap(vertices, faces, 64)
+
+
 def test_bilinear_colours_are_those_of_pixel_centres() -> None:
     picture = torch.rand(5, 7, 3, generator=torch.Generator().manual_seed(1))
     uv = torch.tensor([[0.5, 0.5], [6.5, 4.5], [2.0, 1.5], [-3.0, 9.0]], dtype=torch.float64)
@@ -162,7 +209,10 @@ def test_a_photo_rates_what_it_shows(scene: datasets.Scene, truth: trimesh.Trime
 def test_a_texture_from_photos_looks_like_the_photos(scene: datasets.Scene, truth: trimesh.Trimesh) -> None:
     vertices, faces, normals = tensors(truth)
     atlas, field = unwrap(vertices, faces, 1024), GreyField()
-    texture = bake(field, scene, atlas, vertices, normals, scene.splits["train"])  # type: ignore[arg-type]
+    photos = scene.splits["train"]
+    ratings = photo_ratings(scene, vertices, faces, normals, photos)
+    gains = torch.ones(len(photos), 3)
+    texture = bake(field, scene, atlas, vertices, normals, photos, ratings, gains)  # type: ignore[arg-type]
     assert texture.shape == (atlas.size, atlas.size, 3) and 0 <= float(texture.min()) <= float(texture.max()) < 1.1
     flat, face, _ = texels(atlas)
     grey = ((texture.reshape(-1, 3)[flat] - GREY).abs() < 1e-6).all(dim=1)

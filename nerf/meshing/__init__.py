@@ -12,7 +12,7 @@ import tyro
 from nerf.errors import UserError, note
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
-from nerf.meshing.extract import Method, box_in_scene, extract
+from nerf.meshing.extract import HOLES, Method, box_in_scene, extract
 from nerf.meshing.files import check_path, save
 from nerf.meshing.finish import TEXTURED_FACES, decimated, move, textured
 from nerf.meshing.level import default_threshold
@@ -47,6 +47,8 @@ class MeshArgs:
     middle of what the cameras look at)"""
     smooth: int | None = None
     """rounds of smoothing that keeps size and shape (default: 6, none with density)"""
+    holes: int = HOLES
+    """of open meshes, holes of at most so many faces are closed"""
     min_fraction: float = 0.01
     """drop pieces with fewer faces than this share of the largest piece's"""
     max_components: int | None = None
@@ -106,6 +108,7 @@ def main(args: MeshArgs) -> None:
         threshold=args.threshold,
         watertight=args.watertight,
         smooth=args.smooth,
+        holes=args.holes,
         box=box,
         min_fraction=args.min_fraction,
         max_components=args.max_components,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.meshing.clean import component_labels
+from nerf.meshing.packing import pack
 from nerf.meshing.preview import rasterise
 
 _PADDING = 4  # empty texels between charts
 _LAYERS = 6  # rounds in which hidden faces move to charts of their own
+_SLANTED = 0.35  # cosine to a side: a face that is as much aslant or more joins no chart seen from there
+_VOTES, _JOINS = 6, 4  # rounds in which faces, then patches, join their neighbours
+_SMALL = 200  # faces of a patch that joins a larger one
 
 
 class Atlas(NamedTuple):
@@ -36,30 +38,59 @@ def check_size(size: int) -> None:
 def unwrap(vertices: Tensor, faces: Tensor, size: int) -> Atlas:
     """Cut a mesh (vertices [v,3], faces [f,3]) into charts and pack them into a texture of size x size texels.
 
-    A chart is a connected patch that faces one of the six axis directions, seen along it: no face is shrunk by more
-    than the square root of 3, and time grows with the number of faces alone, which it does not for xatlas (a noisy mesh
-    of 50 000 faces took it a minute, one of 200 000 did not end in ten). Where a patch lies above itself, its hidden
-    faces make charts of their own. Faces keep their order.
+    A chart is a connected patch seen along one of the six axis directions, nearly always that which its faces face: few
+    are shrunk by more than the square root of 3, none that joined a neighbour's chart by more than 3, and time grows
+    with the number of faces alone, which it does not for xatlas (a noisy mesh of 50 000 faces took it a minute, one of
+    200 000 did not end in ten). Where a patch lies above itself, its hidden faces make charts of their own. Faces keep
+    their order.
     Raises UserError where the charts are too many for the texture.
     """
     check_size(size)
     middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
     points = vertices.double() - middle
     a, b, c = (points[faces[:, k]] for k in range(3))
-    normals = torch.linalg.cross(b - a, c - a)
-    axis = normals.abs().argmax(dim=1)
-    side = axis * 2 + (normals.gather(1, axis[:, None])[:, 0] < 0)
+    normals = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1, eps=1e-300)
     flat = torch.stack([points[:, [1, 2]], points[:, [2, 0]], points[:, [0, 1]]])  # [axis, v, 2]
     neighbours = _neighbours(faces, len(vertices))
+    side = _sides(torch.stack([normals, -normals], dim=2).flatten(1), neighbours)
+    axis = torch.div(side, 2, rounding_mode="floor")
     layer = torch.zeros(len(faces), dtype=torch.int64)
     for _ in range(_LAYERS):
         chart = _patches(side + 6 * layer, neighbours)
-        atlas = _packed(flat, axis, chart, faces, size)
-        hidden = _hidden(atlas)
+        hidden = _hidden(_packed(flat, axis, chart, faces, size, exact=False))
         if not len(hidden):
             break
         layer[hidden] += 1
-    return atlas
+    return _packed(flat, axis, _patches(side + 6 * layer, neighbours), faces, size, exact=True)
+
+
+def _sides(facing: Tensor, neighbours: Tensor) -> Tensor:
+    """Which of the six sides (x, -x, y, ...) each face is seen from [f]; facing [f,6] are its normal's cosines to them.
+
+    That which it faces, but what most of its neighbours are seen from where it is not too slanted for that; then small
+    patches join a larger one beside them, likewise.
+    """
+    side = facing.argmax(dim=1)
+    both = torch.cat([neighbours, neighbours.flip(1)])
+    for _ in range(_VOTES):
+        votes = torch.zeros(facing.shape).index_put_(
+            (both[:, 0], side[both[:, 1]]), torch.ones(len(both)), accumulate=True
+        )
+        most, best = torch.where(facing > _SLANTED, votes, -1.0).max(dim=1)
+        side = torch.where(most > votes.gather(1, side[:, None])[:, 0], best, side)
+    for _ in range(_JOINS):
+        patch = _patches(side, neighbours)
+        count = torch.bincount(patch)
+        here, there = patch[both].unbind(dim=1)
+        larger = (count[here] < _SMALL) & (count[there] > count[here])
+        shared = torch.zeros(len(count), 6).index_put_(
+            (here[larger], side[both[larger, 1]]), torch.ones(int(larger.sum())), accumulate=True
+        )
+        lowest = torch.ones(len(count), 6, dtype=facing.dtype)
+        lowest.scatter_reduce_(0, patch[:, None].expand(-1, 6), facing, "amin")
+        most, best = torch.where(lowest > _SLANTED, shared, 0.0).max(dim=1)
+        side = torch.where((most > 0)[patch], best[patch], side)
+    return side
 
 
 def _neighbours(faces: Tensor, n_vertices: int) -> Tensor:
@@ -78,48 +109,18 @@ def _patches(label: Tensor, neighbours: Tensor) -> Tensor:
     return roots.unique(return_inverse=True)[1]
 
 
-def _packed(flat: Tensor, axis: Tensor, chart: Tensor, faces: Tensor, size: int) -> Atlas:
-    """Charts side by side at the largest scale at which they fit, with a gap of _PADDING texels between them."""
+def _packed(flat: Tensor, axis: Tensor, chart: Tensor, faces: Tensor, size: int, exact: bool) -> Atlas:
+    """Charts side by side as large as they fit, with a gap of _PADDING texels between them."""
     corner_chart = chart[:, None].expand(-1, 3).reshape(-1)
     key, number = (corner_chart * flat.shape[1] + faces.reshape(-1)).unique(return_inverse=True)
     corners, of_chart = key % flat.shape[1], torch.div(key, flat.shape[1], rounding_mode="floor")
     n_charts = int(chart.max()) + 1
     axis_of = torch.zeros(n_charts, dtype=torch.int64).scatter_(0, chart, axis)
-    uv = flat[axis_of[of_chart], corners]
-    index = of_chart[:, None].expand(-1, 2)
-    low = torch.full((n_charts, 2), torch.inf, dtype=torch.float64).scatter_reduce(0, index, uv, "amin")
-    high = torch.full((n_charts, 2), -torch.inf, dtype=torch.float64).scatter_reduce(0, index, uv, "amax")
-    extent = high - low
-    largest = float(extent.amax()) or 1.0
-    scale, places = (size - 2 * _PADDING) / largest, None
-    smallest = scale * 1e-4
-    while places is None:
-        places = _shelves(((extent * scale).ceil().long() + _PADDING).numpy(), size)
-        if places is None:
-            scale *= 0.95
-            if scale < smallest:
-                raise UserError(f"--texture {size} does not hold the mesh's {n_charts:,} charts: give a larger size")
-    where = (uv - low[of_chart]) * scale + torch.from_numpy(places)[of_chart] + _PADDING / 2
-    return Atlas(corners, number.reshape(-1, 3), where, size)
-
-
-def _shelves(boxes: NDArray[np.int64], size: int) -> NDArray[np.float64] | None:
-    """Upper left corners [n,2] of boxes [n,2] (width, height) on shelves in a square, tallest first; None if they do
-    not fit."""
-    if int(boxes.prod(axis=1).sum()) > size * size:
-        return None
-    places = np.empty((len(boxes), 2))
-    x = y = height = 0
-    for i in np.lexsort((-boxes[:, 0], -boxes[:, 1])).tolist():
-        w, h = boxes[i]
-        if x + w > size:
-            x, y, height = 0, y + height, 0
-        height = height or int(h)
-        if w > size or y + h > size:
-            return None
-        places[i] = x, y
-        x += int(w)
-    return places
+    cut = number.reshape(-1, 3)
+    uv = pack(flat[axis_of[of_chart], corners], cut, chart, size, _PADDING, exact)
+    if uv is None:
+        raise UserError(f"--texture {size} does not hold the mesh's {n_charts:,} charts: give a larger size")
+    return Atlas(corners, cut, uv, size)
 
 
 def _hidden(atlas: Atlas) -> Tensor:

@@ -86,6 +86,22 @@ def keep_faces(
     return _rows(stays[labels], faces[:, 0]), int(good.sum())
 
 
+def hole_filling(faces: Tensor, gone: Tensor, n_vertices: int, most: int) -> Tensor:
+    """Which of the faces [f] that are to go (bool) would leave a hole of at most so many faces in those that stay."""
+    chosen = gone.nonzero()[:, 0]
+    if not most or not len(chosen):
+        return torch.zeros_like(gone)
+    labels = component_labels(n_vertices, faces[chosen])
+    owner = _rows(labels, faces[chosen, 0])
+    small = torch.bincount(owner, minlength=n_vertices) <= most
+    border, held = torch.zeros(n_vertices, dtype=torch.bool), torch.zeros(n_vertices, dtype=torch.bool)
+    border[faces[~gone].reshape(-1).long()] = True
+    held[labels[border]] = True  # a piece of its own is no hole
+    filling = torch.zeros_like(gone)
+    filling[chosen] = (small & held)[owner]
+    return filling
+
+
 def compact(faces: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
     """Drop vertices that no face uses: (indices of those that stay [v], faces in their numbering [f,3])."""
     used = torch.zeros(n_vertices, dtype=torch.bool)

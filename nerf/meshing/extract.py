@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.memory import give_back
-from nerf.meshing.clean import compact, is_closed, keep_faces, smoothed, vertex_normals
+from nerf.meshing.clean import compact, hole_filling, is_closed, keep_faces, smoothed, vertex_normals
 from nerf.meshing.fused import FusedSurface
 from nerf.meshing.level import LevelSurface, default_threshold
 from nerf.meshing.marching import Grid, marching_cubes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from nerf.model import Model
 
+HOLES = 100  # faces: as wide as some eight cells
 _NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; at 1 lies infinity
 _CHUNK = 1 << 16  # vertices coloured or moved to the world at once
 
@@ -42,6 +43,7 @@ def extract(
     method: Method = "auto",
     watertight: bool | None = None,
     smooth: int | None = None,
+    holes: int = HOLES,
 ) -> trimesh.Trimesh:
     """The surface of a model, as a trimesh.Trimesh in the world frame.
 
@@ -52,9 +54,9 @@ def extract(
     forward-facing scenes); None: around the occupied cells for a bounded object, [-1,1]^3 for unbounded captures.
     Components under min_fraction of the largest one's faces go, as do, for bounded objects, cavities that nothing
     outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to slide it
-    onto the true surface along its edge. watertight:
-    whether faces that no view has seen stay (None: for bounded objects, and with "density"). smooth: rounds of
-    smoothing that keeps the shape (None: 6, or none with "density").
+    onto the true surface along its edge. watertight: whether faces that no view has seen stay (None: for bounded
+    objects, and with "density"); at most `holes` of them in one place stay anyway. smooth: rounds of smoothing that
+    keeps the shape (None: 6, or none with "density").
 
     Unless such faces go the mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise
     seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`
@@ -67,7 +69,7 @@ def extract(
         method = "density" if threshold is not None or model.space == "ndc" else "tsdf"
     smooth = smooth if smooth is not None else 6 if method == "tsdf" else 0
     level = default_threshold() if threshold is None else float(threshold)
-    _check(resolution, level, box, min_fraction, max_components, smooth)
+    _check(resolution, level, box, min_fraction, max_components, smooth, holes)
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
     resolution = shown_resolution(model, low, high) if resolution is None else resolution
     step = float((high - low).max()) / resolution
@@ -89,7 +91,9 @@ def extract(
         n_whole = int(kept.sum())
         if isinstance(shape, FusedSurface) and not (model.space == "box" if watertight is None else watertight):
             seen = torch.cat([shape.seen(some) for some in points.split(_CHUNK)])
-            kept &= seen[faces.long()].all(dim=1)
+            gone = kept & ~seen[faces.long()].all(dim=1)
+            kept &= ~gone
+            kept[gone | kept] |= hole_filling(faces[gone | kept], gone[gone | kept], len(points), holes)
         n_unseen = n_whole - int(kept.sum())
         del shape
         faces = faces[kept]
@@ -126,7 +130,10 @@ def _check(
     min_fraction: float,
     max_components: int | None,
     smooth: int,
+    holes: int,
 ) -> None:
+    if holes < 0:
+        raise UserError(f"--holes must be 0 or more faces, got {holes}")
     if not 0 <= smooth <= 100:
         raise UserError(f"--smooth must be from 0 to 100 rounds, got {smooth}")
     if resolution is not None and not 8 <= resolution <= 4096:
@@ -153,6 +160,9 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[floa
     """A box of the world (or scene) frame, x0 y0 z0 x1 y1 z1, as the one around it in the scene frame."""
     _check_box(box)
     if frame == "scene":
+        reach = 2.0 ** (len(model.occupancy.occupied) - 1)
+        if any(a > reach or b < -reach for a, b in zip(box[:3], box[3:], strict=True)):
+            raise UserError(f"--box lies outside the scene, which reaches from {-reach:g} to {reach:g} in scene units")
         return box
     if model.space == "ndc":
         raise UserError("--box: space is bent in forward-facing scenes, so a box must be given with --frame scene")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from torch import Tensor
 from nerf.alignment import as_trained
 from nerf.meshing.atlas import unwrap
 from nerf.meshing.clean import decimate, is_closed, vertex_normals
-from nerf.meshing.texture import bake, field_colors
+from nerf.meshing.fused import spread_out
+from nerf.meshing.refine import VIEWS, moved
+from nerf.meshing.texture import bake, colors_of, exposure_gains, field_colors, photo_ratings
 from nerf.views.pictures import to_display
 
 if TYPE_CHECKING:
@@ -35,8 +38,8 @@ def decimated(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool =
 
 
 def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_faces: int) -> trimesh.Trimesh:
-    """The mesh (world frame) with at most about n_faces faces and a texture of `size` texels from the training photos,
-    in the poses that training refined.
+    """The mesh (world frame) with at most about n_faces faces, moved to where the training photos agree (see
+    refine.moved), with a texture of `size` texels from them, in the poses that training refined.
 
     Vertices along the seams of the texture are doubled, so the result is closed only when they are merged by place.
     """
@@ -45,9 +48,16 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
 
     scene = as_trained(scene, model)
     vertices, faces, normals, about = _fewer(mesh, n_faces)
+    photos = scene.splits["train"]
     with torch.no_grad():
+        ratings = photo_ratings(scene, vertices, faces, normals, photos)
+        gains = exposure_gains(model, scene, ratings, vertices, normals, photos)
+        asked = spread_out(scene.cameras.c2w[photos, :, 3], VIEWS)
+        pictures = [partial(_evened, model, scene, int(photos[row]), gains[row]) for row in asked.tolist()]
+        vertices = moved(scene, vertices, faces, normals, photos[asked], ratings[asked], pictures)
+        normals = _normals(vertices, faces)  # the ratings hold: nothing moved by more than a pixel
         atlas = unwrap(vertices, faces, size)
-        texture = bake(model, scene, atlas, vertices, normals, scene.splits["train"])
+        texture = bake(model, scene, atlas, vertices, normals, photos, ratings, gains)
     picture = Image.fromarray(to_display(texture.numpy(), linear=False))
     flat = atlas.uv.double() / atlas.size
     material = trimesh.visual.material.PBRMaterial(
@@ -57,6 +67,10 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
         uv=torch.stack([flat[:, 0], 1 - flat[:, 1]], dim=1).numpy(), material=material
     )
     return _trimesh(vertices[atlas.corners], atlas.faces, normals[atlas.corners], about, visual=visual)
+
+
+def _evened(model: Model, scene: Scene, i: int, gains: Tensor) -> Tensor:
+    return colors_of(model, scene, i) / gains
 
 
 def move(mesh: trimesh.Trimesh, to: Similarity) -> None:
@@ -74,8 +88,12 @@ def _fewer(mesh: trimesh.Trimesh, n_faces: int) -> tuple[Tensor, Tensor, Tensor,
         mesh.metadata.get("closed", False),
     )
     about = {**mesh.metadata, "closed": is_closed(faces.int().numpy(), len(vertices))}
-    normals = vertex_normals(vertices - vertices.mean(dim=0), faces)  # in float32, so not about a far-away origin
-    return vertices, faces, normals.double(), about
+    return vertices, faces, _normals(vertices, faces), about
+
+
+def _normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """[v,3] float64; computed in float32, so not about a far-away origin."""
+    return vertex_normals(vertices - vertices.mean(dim=0), faces).double()
 
 
 def _trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, about: dict, **looks: Any) -> trimesh.Trimesh:

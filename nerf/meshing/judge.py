@@ -12,6 +12,7 @@ import tyro
 from nerf import kernels
 from nerf.errors import UserError
 from nerf.evaluation import compare, mask_of, shown_as, truth_of
+from nerf.files import write_whole
 from nerf.meshing.preview import render_mesh
 from nerf.surfaces import Triangles, read_looks, read_mesh, spread
 
@@ -65,7 +66,7 @@ def main(args: EvalMeshArgs) -> None:
         views = result["views"]
         print(f"drawn as {views['n_views']} test views: PSNR {views['psnr']:.2f} dB, SSIM {views['ssim']:.4f} (mean)")
     if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(args.out, json.dumps(result, indent=1) + "\n")
         print(args.out)
 
 

@@ -94,53 +94,64 @@ def smoothed(ratings: Tensor, faces: Tensor, rounds: int = 2) -> Tensor:
     return ratings
 
 
-def bake(model: Model, scene: Scene, atlas: Atlas, vertices: Tensor, normals: Tensor, photos: Tensor) -> Tensor:
-    """The texture [h,w,3] float32, sRGB values, of a mesh: vertices and normals [v,3], world frame."""
+def bake(
+    model: Model,
+    scene: Scene,
+    atlas: Atlas,
+    vertices: Tensor,
+    normals: Tensor,
+    photos: Tensor,
+    ratings: Tensor,
+    gains: Tensor,
+) -> Tensor:
+    """The texture [h,w,3] float32, sRGB values, of a mesh: vertices and normals [v,3], world frame; ratings [n,v] and
+    exposure_gains [n,3] of the photos [n]."""
     mesh_faces = atlas.corners[atlas.faces]
-    ratings = smoothed(photo_ratings(scene, vertices, mesh_faces, normals, photos), mesh_faces)
+    ratings = smoothed(ratings, mesh_faces)
     flat, face, weights = texels(atlas)
+    face, weights = face.int(), weights.float()  # there are many: a third of the memory
+    middle = vertices.mean(dim=0)
+    centred = vertices - middle
     k = min(PHOTOS, len(photos))
     few = max(1, _RATINGS // (3 * len(photos)))  # faces at a time: bounded memory for any number of photos
     best = torch.cat([ratings[:, some].sum(dim=2).topk(k, dim=0).indices.T for some in mesh_faces.split(few)])
-    corners = mesh_faces[face]
-    points = torch.cat(
-        [
-            (w[..., None] * vertices[c]).sum(dim=1)
-            for w, c in zip(weights.split(_CHUNK), corners.split(_CHUNK), strict=True)
-        ]
-    )
     colors = torch.zeros(len(flat), k, 3)
     shares = torch.zeros(len(flat), k)
-    gains = exposure_gains(model, scene, ratings, vertices, normals, photos)
     for row, i in enumerate(photos.tolist()):
         chosen = best == row
-        rank = torch.where(chosen.any(dim=1), chosen.int().argmax(dim=1), -1)[face]
-        mine = (rank >= 0).nonzero()[:, 0]
+        rank_of_face = torch.where(chosen.any(dim=1), chosen.int().argmax(dim=1), -1)
+        mine = (rank_of_face >= 0)[face].nonzero()[:, 0]
         if not len(mine):
             continue
-        share = (weights[mine] * ratings[row][corners[mine]]).sum(dim=1).float()
-        mine, share = mine[share > 0], share[share > 0]
         camera = scene.cameras.subset([i])
         shown = _shown(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
-        picture = torch.cat([_colors_of(model, scene, i) / gains[row], shown.float()], dim=2)
-        for some, s in zip(mine.split(_CHUNK), share.split(_CHUNK), strict=True):
-            uv = camera.project(points[some])[0][0]
-            found = bilinear(picture, uv)
-            colors[some, rank[some]] = found[:, :3]
-            shares[some, rank[some]] = s**_SHARPNESS * (found[:, 3] > 0.999)  # no colours of what is transparent
+        picture = torch.cat([colors_of(model, scene, i) / gains[row], shown.float()], dim=2)
+        for some in mine.split(_CHUNK):
+            of, corner = weights[some].double(), mesh_faces[face[some].long()]
+            points = _mean(of, centred[corner]) + middle
+            share = (of * ratings[row][corner]).sum(dim=1).float()
+            rank = rank_of_face[face[some].long()]
+            found = bilinear(picture, camera.project(points)[0][0])
+            colors[some, rank] = found[:, :3]
+            shares[some, rank] = share**_SHARPNESS * (found[:, 3] > 0.999)  # no colours of what is transparent
     pairs = [agreed(*some) for some in zip(colors.split(_CHUNK), shares.split(_CHUNK), strict=True)]
     color, seen = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     del colors, shares, pairs
     unseen = (~seen).nonzero()[:, 0]
     for some in unseen.split(_CHUNK):
-        normal = (weights[some][..., None] * normals[corners[some]]).sum(dim=1)
-        color[some] = field_colors(model, points[some], normal)
+        of, corner = weights[some].double(), mesh_faces[face[some].long()]
+        color[some] = field_colors(model, _mean(of, centred[corner]) + middle, _mean(of, normals[corner]))
     texture, known = torch.zeros(atlas.size**2, 3), torch.zeros(atlas.size**2, dtype=torch.bool)
     texture[flat], known[flat] = color, True
-    del color, points, weights, corners, flat, face
+    del color, weights, flat, face
     give_back()
     shape = (atlas.size, atlas.size)
     return fill(texture.reshape(*shape, 3), known.reshape(shape)).clamp_min(0)
+
+
+def _mean(weights: Tensor, corners: Tensor) -> Tensor:
+    """[n,3] of corners [n,3,3] by their weights [n,3]."""
+    return (weights[..., None] * corners).sum(dim=1)
 
 
 def agreed(colors: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +183,7 @@ def exposure_gains(
         camera = scene.cameras.subset([i])
         towards = torch.nn.functional.normalize(camera.c2w[0, :, 3] - vertices[seen], dim=1)
         field = field_colors(model, vertices[seen], towards)
-        photo = bilinear(_colors_of(model, scene, i), camera.project(vertices[seen])[0][0])
+        photo = bilinear(colors_of(model, scene, i), camera.project(vertices[seen])[0][0])
         usable = ((field > 0.05) & (field < 0.95) & (photo > 0.05) & (photo < 0.95)).all(dim=1)
         if int(usable.sum()) >= 100:
             gains[row] = (photo[usable] / field[usable]).median(dim=0).values.clamp(0.25, 4.0).log()
@@ -191,7 +202,7 @@ def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
     return _shown_as(model, model.color(scene_points.float().contiguous(), -directions.float().contiguous()))
 
 
-def _colors_of(model: Model, scene: Scene, i: int) -> Tensor:
+def colors_of(model: Model, scene: Scene, i: int) -> Tensor:
     """Photo i as [h,w,3] float32, as it is shown: sRGB values, in the common exposure where training learnt one."""
     pixels = scene.pixels.image(i)
     colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)

@@ -1,0 +1,196 @@
+"""The surface moved, by a pixel at most, to where the photos say it is: by their outlines and by their colours.
+
+What a field shows and where its light goes out differ by a part of a pixel, outward in hollows and inward on what
+stands out. The photos know better: a surface in its place covers, of each pixel at its outline, what the photo's alpha
+says, and the photos in which a point of it is seen show one colour there. Both are linear in how far the surface moves
+along its normal, so the best move is one least-squares step, r + g x = 0 summed over photos and pixels: at an outline r
+is the alpha less the cover and g its change across the outline; at a vertex r is a photo's colour less the mean of all,
+and g how that changes as the vertex moves. The move is as smooth as what is known of it, from the whole mesh down to
+cells of 1/128 of its size.
+The colours' part is variational multi-view stereo's (Vu et al., "High Accuracy and Visibility-Consistent Dense
+Multiview Stereo", 2012, section 5), linearised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, avg_pool3d, grid_sample, interpolate, max_pool2d, pad
+
+from nerf import kernels
+from nerf.meshing.preview import bilinear
+
+if TYPE_CHECKING:
+    from nerf.cameras import Cameras
+    from nerf.datasets import Scene
+
+VIEWS = 64  # photos that are asked, at most, those far apart
+_LARGEST = 1.0  # move, in pixels: what is linear ends about there
+_CELLS = 128  # along the longest side: how finely the move changes, a power of 2
+# What a cell must know, in (alphas or colours a pixel)^2 summed over what it saw, to count as much as the coarser one
+# that it lies in (measured on four objects whose surface is known: 0.01 to 0.1 are the same).
+_PRIOR = 0.03
+_BAND = 3  # pixels on either side of an outline
+_POINTS = 2  # a side of a pixel, for the cover of an outline's pixels
+_REACH = 2  # pixels around a vertex that its colour and its slopes are made of
+
+
+class Evidence(NamedTuple):
+    """Sums over photos of g r and of g^2 (per length, per length^2) [n], at the vertices [n] of the mesh."""
+
+    vertices: Tensor
+    push: Tensor
+    weight: Tensor
+
+
+def moved(
+    scene: Scene,
+    vertices: Tensor,
+    faces: Tensor,
+    normals: Tensor,
+    photos: Tensor,
+    ratings: Tensor,
+    pictures: Sequence[Callable[[], Tensor]],
+) -> Tensor:
+    """Vertices [v,3] moved along their normals [v,3] to where the photos agree.
+
+    faces [f,3]; photos [n], of the scene, with their ratings [n,v] (see texture.photo_ratings) and what makes their
+    pictures [h,w,3]; world frame. Not differentiable.
+    """
+    pixel = _pixel_length(scene.cameras.subset(photos), vertices)
+    found, colours = [], _Colours(vertices, normals)
+    for row, i in enumerate(photos.tolist()):
+        drawn = _drawn(scene.cameras.subset([i]), vertices, faces)
+        if scene.has_alpha:
+            found.append(_of_outline(scene, i, drawn, faces, pixel))
+        colours.add(scene.cameras.subset([i]), pictures[row](), ratings[row], drawn)
+    known = Evidence(*(torch.cat(parts) for parts in zip(*found, colours.evidence(), strict=True)))
+    move = _smooth(vertices, known, _PRIOR / pixel**2).clamp(-_LARGEST * pixel, _LARGEST * pixel)
+    return vertices + move[:, None].double() * normals
+
+
+def _pixel_length(cameras: Cameras, vertices: Tensor) -> float:
+    """What a pixel spans at the mesh: the median over the photos."""
+    middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
+    return float(((cameras.c2w[:, :, 3] - middle).norm(dim=1) / cameras.fx).median())
+
+
+class Drawn(NamedTuple):
+    """The mesh in a photo: the nearest face at _POINTS^2 points a pixel [points*h, points*w] (-1: none); of each
+    vertex its pixel uv [v,2], its depth z [v], and how far it is from all that is seen within _REACH pixels [v]."""
+
+    face: Tensor
+    uv: Tensor
+    z: Tensor
+    apart: Tensor
+
+
+def _drawn(camera: Cameras, vertices: Tensor, faces: Tensor) -> Drawn:
+    h, w = int(camera.heights[0]), int(camera.widths[0])
+    uv, z = (t[0] for t in camera.project(vertices))
+    face = kernels.nearest_faces(uv * _POINTS, z, faces, w * _POINTS, h * _POINTS).reshape(h * _POINTS, w * _POINTS)
+    depth = torch.where(face >= 0, z.float()[faces[face.clamp_min(0).long(), 0]], torch.inf)[None]
+    window = _POINTS * (2 * _REACH + 1)
+    far, near = (s * max_pool2d(s * depth, window, _POINTS, _POINTS * _REACH)[0] for s in (1, -1))
+    inside = (z > 0) & (uv >= 0).all(dim=1) & (uv < torch.tensor([w, h])).all(dim=1)
+    x, y = torch.where(inside[:, None], uv, 0.0).long().unbind(dim=1)
+    apart = torch.maximum(far[y, x] - z, z - near[y, x])
+    return Drawn(face, uv, z, torch.where(inside, apart, torch.inf))
+
+
+class _Colours:
+    """Sums over photos i of w_i (d_i - d)(c - c_i) and w_i |d_i - d|^2, where c is the mean of the colours c_i that
+    the photos show at a vertex, d_i how c_i changes as the vertex moves along its normal, and d the mean of that."""
+
+    def __init__(self, vertices: Tensor, normals: Tensor) -> None:
+        self.vertices, self.normals = vertices, normals
+        self.step = 1e-4 * float((vertices.amax(dim=0) - vertices.amin(dim=0)).max())
+        self.sums = torch.zeros(len(vertices), 9)  # of w, w c, w d, w c.d, w |d|^2
+
+    def add(self, camera: Cameras, picture: Tensor, rating: Tensor, drawn: Drawn) -> None:
+        away = self.vertices - camera.c2w[0, :, 3]
+        cosine = -(self.normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
+        slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
+        # Beside what lies before or behind it, colours are mixed; a slanted surface gets nearer and farther by itself.
+        alone = drawn.apart * camera.fx[0] / drawn.z.clamp_min(1e-300) <= 1.5 + 1.5 * _REACH * slope
+        seen = ((rating > 0) & alone).nonzero()[:, 0]
+        if not len(seen):
+            return
+        picture, uv = _blurred(picture), drawn.uv[seen]
+        along = camera.project(self.vertices[seen] + self.step * self.normals[seen])[0][0]
+        along = ((along - uv) / self.step).float()
+        half = torch.eye(2, dtype=torch.float64) / 2
+        right, down = (bilinear(picture, uv + step) - bilinear(picture, uv - step) for step in half)
+        c, d = bilinear(picture, uv), right * along[:, :1] + down * along[:, 1:]
+        w = (rating[seen] / rating.max()).sqrt()[:, None]
+        self.sums[seen] += w * torch.cat(
+            [torch.ones_like(w), c, d, (c * d).sum(dim=1, keepdim=True), d.square().sum(dim=1, keepdim=True)], dim=1
+        )
+
+    def evidence(self) -> Evidence:
+        weight, color, change, product, square = self.sums.split([1, 3, 3, 1, 1], dim=1)
+        weight = weight.clamp_min(1e-9)
+        push = (color * change).sum(dim=1, keepdim=True) / weight - product
+        square = square - change.square().sum(dim=1, keepdim=True) / weight
+        return Evidence(torch.arange(len(self.sums)), push[:, 0], square[:, 0].clamp_min(0))
+
+
+def _blurred(picture: Tensor) -> Tensor:
+    """A picture [h,w,c] without its finest grain, so that its slopes hold for half a pixel."""
+    x = pad(picture.permute(2, 0, 1)[None], (1, 1, 1, 1), mode="replicate")[0].permute(1, 2, 0)
+    x = 0.58 * x[1:-1] + 0.21 * (x[:-2] + x[2:])  # a Gaussian of 0.7 pixels
+    return 0.58 * x[:, 1:-1] + 0.21 * (x[:, :-2] + x[:, 2:])
+
+
+def _of_outline(scene: Scene, i: int, drawn: Drawn, faces: Tensor, pixel: float) -> Evidence:
+    """At the pixels beside the mesh's outline in photo i, for the vertices that are its outline there."""
+    face = drawn.face
+    h, w = face.shape[0] // _POINTS, face.shape[1] // _POINTS
+    covered = (face >= 0).float()[None, None]
+    edge = (face >= 0) & (max_pool2d(1 - covered, 3, 1, 1)[0, 0] > 0)
+    owner = torch.full(edge.shape, -1)
+    owner[edge] = faces[face[edge].long(), 0]
+    owner = owner.reshape(h, _POINTS, w, _POINTS).amax(dim=(1, 3))
+    for _ in range(_BAND):
+        owner = _spread(owner)
+    cover = pad(avg_pool2d(covered, _POINTS), (1, 1, 1, 1), mode="replicate")[0, 0]
+    slope = torch.hypot(cover[1:-1, 2:] - cover[1:-1, :-2], cover[2:, 1:-1] - cover[:-2, 1:-1]) / 2
+    there = owner >= 0
+    if scene.masks is not None:
+        there &= torch.as_tensor(scene.masks.image(i))[..., 0] > 0.5
+    alpha = scene.pixels.image(i)[..., -1][there].float()
+    # Across an outline the slopes add up to 1 and the residuals to how far it is off: unbiased, as slopes of so few
+    # pixels are not when they are squared. By half, as much as their squares would count.
+    missing = alpha - cover[1:-1, 1:-1][there]
+    return Evidence(owner[there], 0.5 * missing / pixel, 0.5 * slope[there] / pixel**2)
+
+
+def _spread(owner: Tensor) -> Tensor:
+    """[h,w] numbers, -1 where there is none: each of these takes a neighbour's."""
+    around = pad(owner, (1, 1, 1, 1), value=-1)
+    h, w = owner.shape
+    for dy, dx in ((0, 1), (1, 0), (1, 2), (2, 1), (0, 0), (0, 2), (2, 0), (2, 2)):
+        owner = torch.where(owner < 0, around[dy : dy + h, dx : dx + w], owner)
+    return owner
+
+
+def _smooth(vertices: Tensor, known: Evidence, prior: float) -> Tensor:
+    """The move [v] float32, in lengths: (push + prior * coarser move) / (weight + prior) in cells that halve from level
+    to level."""
+    low, high = vertices.amin(dim=0), vertices.amax(dim=0)
+    at = (vertices - (low + high) / 2) / (float((high - low).max()) or 1.0)
+    cell = ((at[known.vertices] + 0.5) * _CELLS).long().clamp(0, _CELLS - 1)
+    flat = (cell[:, 2] * _CELLS + cell[:, 1]) * _CELLS + cell[:, 0]
+    sums = [torch.zeros(_CELLS**3).index_add_(0, flat, x.float()) for x in (known.push, known.weight)]
+    levels = [torch.stack(sums).reshape(1, 2, _CELLS, _CELLS, _CELLS)]
+    while levels[-1].shape[-1] > 1:
+        levels.append(8 * avg_pool3d(levels[-1], 2))
+    move = torch.zeros(1, 1, 1, 1, 1)
+    for level in reversed(levels):
+        if level.shape[-1] > 1:
+            move = interpolate(move, scale_factor=2, mode="trilinear")
+        move = (level[:, :1] + prior * move) / (level[:, 1:] + prior)
+    return grid_sample(move, 2 * at.float()[None, None, None], padding_mode="border", align_corners=False).flatten()

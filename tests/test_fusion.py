@@ -17,9 +17,10 @@ from nerf.cameras import Cameras
 from nerf.errors import UserError
 from nerf.kernels import DepthView, fusion
 from nerf.meshing import extract
-from nerf.meshing.clean import hole_filling
+from nerf.meshing.clean import hole_filling, smoothed
 from nerf.meshing.cloud import point_cloud, save_cloud
 from nerf.meshing.extract import box_in_scene, shown_resolution
+from nerf.meshing.fair import denoised, faces_across
 from nerf.meshing.fused import BEHIND, FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 from nerf.rendering import Marching
@@ -217,7 +218,7 @@ def test_smoothing_takes_noise_and_keeps_the_size() -> None:
             return torch.where(t > 0, t + 0.06 * noise, t), spread
 
     def measured(rounds: int) -> tuple[float, float]:
-        mesh = extract(Noisy(), resolution=96, smooth=rounds)  # type: ignore[arg-type]
+        mesh = extract(Noisy(), resolution=96, smooth=rounds, denoise=0)  # type: ignore[arg-type]
         radii = np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
         return float((mesh.vertex_normals * mesh.vertices / radii).sum(axis=1).mean()), float(radii.mean())
 
@@ -225,6 +226,34 @@ def test_smoothing_takes_noise_and_keeps_the_size() -> None:
     assert 1 - fair < 0.6 * (1 - rough) and abs(size - same_size) < 0.002, (rough, fair, size, same_size)
     with pytest.raises(UserError, match="--smooth must be from 0 to 100"):
         extract(BallModel(), smooth=-1)  # type: ignore[arg-type]
+
+
+def test_denoising_flattens_sides_and_keeps_edges() -> None:
+    """A cube of noisy vertices: its sides get flat, its edges stay where they were."""
+    import trimesh
+
+    cube = trimesh.creation.box((1, 1, 1)).subdivide().subdivide().subdivide().subdivide()
+    true, faces = torch.tensor(cube.vertices.copy()).float(), torch.tensor(cube.faces.copy()).int()
+    noisy = true + 0.008 * torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+    across = faces_across(faces, len(true)).long()
+    assert torch.equal(
+        across[across[:, 0]].eq(torch.arange(len(faces))[:, None]).sum(dim=1), torch.ones(len(faces)).long()
+    )
+
+    def angles_and_sizes(vertices: Tensor) -> tuple[float, float]:
+        a, b, c = vertices[faces.long()].unbind(dim=1)
+        normals = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
+        wrong = 1 - (normals * torch.tensor(cube.face_normals.copy()).float()).sum(dim=1)
+        at_edges = (true.abs() > 0.499).sum(dim=1) >= 2
+        return float(wrong.mean()), float((vertices - true)[at_edges].norm(dim=1).mean())
+
+    (rough, off), (fair, still_off) = angles_and_sizes(noisy), angles_and_sizes(denoised(noisy, faces, 12))
+    rounded = angles_and_sizes(smoothed(noisy, faces, 12))
+    assert fair < 0.25 * rough and still_off < 1.1 * off, (rough, fair, off, still_off)
+    assert fair < 0.5 * rounded[0], (fair, rounded)
+    assert torch.equal(denoised(noisy, faces, 0), noisy)
+    with pytest.raises(UserError, match="--denoise must be from 0 to 100"):
+        extract(BallModel(), denoise=101)  # type: ignore[arg-type]
 
 
 def test_what_no_view_sees_stays_or_goes() -> None:

@@ -425,8 +425,8 @@ def test_fma32_rounds_once() -> None:
         nearest_float32(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)))
         for x, y, z in zip(a, b, c, strict=True)
     ]
-    assert arithmetic._fma32(a, b, c).tolist() == [float(value) for value in expected]
-    assert arithmetic._fma32(*tie, np.float32(2.0**-60)) == np.float32(1 + 2.0**-23)
+    assert arithmetic.fma32(a, b, c).tolist() == [float(value) for value in expected]
+    assert arithmetic.fma32(*tie, np.float32(2.0**-60)) == np.float32(1 + 2.0**-23)
 
 
 def random_rays(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:

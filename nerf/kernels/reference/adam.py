@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.checks import check
 
 
 @torch.no_grad()
@@ -33,9 +33,9 @@ def adam_step(
             correction still counts global steps, so a row that is seldom hit moves by less at first.
     Source: Kingma and Ba 2015, algorithm 1; skipped rows: Mueller et al. 2022, section 4.
     """
-    _check("param", param, tuple(param.shape))
+    check("param", param, tuple(param.shape))
     for name, tensor in (("grad", grad), ("m", m), ("v", v)):
-        _check(name, tensor, tuple(param.shape))
+        check(name, tensor, tuple(param.shape))
     if step < 1:
         raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
     rate = lr / (1.0 - beta1**step)

@@ -9,13 +9,13 @@ from torch import Tensor
 UINT32 = 0xFFFFFFFF
 
 
-def _mul_u32(value: Tensor, factor: int) -> Tensor:
+def mul_u32(value: Tensor, factor: int) -> Tensor:
     """`value * factor` modulo 2^32, for int64 values below 2^32, without overflowing int64."""
     high = (value * (factor >> 16)) & 0xFFFF
     return (value * (factor & 0xFFFF) + (high << 16)) & UINT32
 
 
-def _fma32(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
+def fma32(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray | np.float32) -> np.ndarray:
     """`a*b + c` of float32 values with one rounding, in float64 arithmetic.
 
     The product of two float32 is exact in float64. Where the sum is not, it is rounded to odd (Boldo and Melquiond
@@ -34,6 +34,6 @@ def _fma32(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray
     return np.where(lost, np.nextafter(total, toward), total).astype(np.float32)
 
 
-def _fma_tensor(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """`_fma32` of float32 tensors."""
-    return torch.from_numpy(_fma32(a.cpu().numpy(), b.cpu().numpy(), c.cpu().numpy())).to(a.device)
+def fma_tensor(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`fma32` of float32 tensors."""
+    return torch.from_numpy(fma32(a.cpu().numpy(), b.cpu().numpy(), c.cpu().numpy())).to(a.device)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def _check(name: str, tensor: Tensor, shape: Sequence[int | str], floating: bool = True) -> None:
+def check(name: str, tensor: Tensor, shape: Sequence[int | str], floating: bool = True) -> None:
     """Raise with the argument's name unless `tensor` has this shape (letters stand for any size) and a float dtype."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch tensor, got {type(tensor).__name__}")

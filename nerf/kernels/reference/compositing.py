@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf.kernels.layout import Samples
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.checks import check
 
 
 def _places(packed_info: Tensor, ray_indices: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ def composite(
     Source: NeRF (Mildenhall et al. 2020), equation 3; distortion: Mip-NeRF 360, equation 15 (in scene length).
     """
     n_samples = samples.t_starts.shape[0]
-    _check("sigmas", sigmas, (n_samples,))
-    _check("rgbs", rgbs, (n_samples, 3))
-    _check("samples.packed_info", samples.packed_info, (n_rays, 2), floating=False)
+    check("sigmas", sigmas, (n_samples,))
+    check("rgbs", rgbs, (n_samples, 3))
+    check("samples.packed_info", samples.packed_info, (n_rays, 2), floating=False)
     dtype, ray = sigmas.dtype, samples.ray_indices
     t_starts, t_ends = samples.t_starts.to(dtype), samples.t_ends.to(dtype)
     dts, mids = t_ends - t_starts, 0.5 * (t_starts + t_ends)

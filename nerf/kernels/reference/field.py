@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf.kernels.layout import FieldConfig, FieldParams
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.checks import check
 from nerf.kernels.reference.hashgrid import hashgrid_encode
 from nerf.kernels.reference.sh import sh_encode
 from nerf.kernels.reference.space import scene_to_unit
@@ -27,9 +27,9 @@ def mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """
     if not weights:
         raise ValueError("weights: expected at least one layer, got none")
-    _check("x", x, ("n", weights[0].shape[-1]))
+    check("x", x, ("n", weights[0].shape[-1]))
     for i, weight in enumerate(weights):
-        _check(f"weights[{i}]", weight, ("out", x.shape[1]))
+        check(f"weights[{i}]", weight, ("out", x.shape[1]))
         x = x @ weight.to(x.dtype).t()
         if i + 1 < len(weights):
             x = torch.relu(x)
@@ -59,7 +59,7 @@ def density_activation(h: Tensor) -> Tensor:
 
 
 def _density_features(positions: Tensor, params: FieldParams, config: FieldConfig) -> Tensor:
-    _check("positions", positions, ("n", 3))
+    check("positions", positions, ("n", 3))
     unit = scene_to_unit(positions, config.contracted)
     return mlp(hashgrid_encode(unit, params.table, config.layout), params.density_weights)
 
@@ -85,7 +85,7 @@ def radiance_field(
     Returns:
         sigmas [n] (1/scene length), rgbs [n, 3] in (0,1). Differentiable in positions, directions and all parameters.
     """
-    _check("directions", directions, (positions.shape[0], 3))
+    check("directions", directions, (positions.shape[0], 3))
     h = _density_features(positions, params, config)
     sigmas = density_activation(h[:, 0] + config.density_bias)
     rgbs = torch.sigmoid(mlp(torch.cat([sh_encode(directions, 4), h], dim=1), params.color_weights))

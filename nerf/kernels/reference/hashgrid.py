@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerf.kernels.layout import GradientSink, GridLayout
 from nerf.kernels.reference.arithmetic import UINT32
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.checks import check
 
 HASH_PRIMES = (1, 2654435761, 805459861, 3674653429)
 
@@ -31,8 +31,8 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
     Differentiable in `table` and in `positions` (piecewise: the gradient jumps at cell walls).
     Source: Mueller et al. 2022, equations 2 to 4; conventions of tiny-cuda-nn.
     """
-    _check("positions", positions, ("n", layout.n_dims))
-    _check("table", table, (layout.n_rows, layout.n_features_per_level))
+    check("positions", positions, ("n", layout.n_dims))
+    check("table", table, (layout.n_rows, layout.n_features_per_level))
     table, positions = table.to(positions.dtype), positions.clamp(0.0, 1.0)
     levels = []
     for level in range(layout.n_levels):

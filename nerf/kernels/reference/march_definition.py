@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nerf.kernels.layout import Samples
-from nerf.kernels.reference.arithmetic import _fma32
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.arithmetic import fma32
+from nerf.kernels.reference.checks import check
 
 
 def march_loop(
@@ -26,7 +26,7 @@ def march_loop(
 ) -> Samples:
     """The definition of `march`, interval by interval in float32: slow, and what every other marcher must reproduce
     exactly."""
-    _check_march(rays_o, rays_d, t_near, t_far, jitter, occupied, step_size, cone_angle, max_step)
+    check_march(rays_o, rays_d, t_near, t_far, jitter, occupied, step_size, cone_angle, max_step)
     f32 = np.float32
     step, cone, longest = f32(step_size), f32(cone_angle), f32(max_step)
     n_levels, resolution = occupied.shape[0], occupied.shape[1]
@@ -44,17 +44,17 @@ def march_loop(
     packed: list[tuple[int, int]] = []
     for ray in range(len(origins)):
         first = len(starts)
-        t_first = f32(_fma32(jitters[ray], span(nears[ray]), nears[ray]))
+        t_first = f32(fma32(jitters[ray], span(nears[ray]), nears[ray]))
         t, k = t_first, 0
         while True:
             dt = span(t)
             t_mid = f32(t + f32(f32(0.5) * dt))
             if not t_mid < fars[ray]:
                 break
-            point = _fma32(np.full(3, t_mid), directions[ray], origins[ray])
+            point = fma32(np.full(3, t_mid), directions[ray], origins[ray])
             norm = np.abs(point).max()
             k += 1
-            t_next = f32(_fma32(f32(k), step, t_first)) if cone == 0 else f32(t + dt)
+            t_next = f32(fma32(f32(k), step, t_first)) if cone == 0 else f32(t + dt)
             if norm < half_extent:
                 level = 0
                 while norm >= 2.0**level:
@@ -80,7 +80,7 @@ def march_loop(
     )
 
 
-def _check_march(
+def check_march(
     rays_o: Tensor,
     rays_d: Tensor,
     t_near: Tensor,
@@ -91,7 +91,7 @@ def _check_march(
     cone_angle: float,
     max_step: float,
 ) -> None:
-    _check("rays_o", rays_o, ("n", 3))
+    check("rays_o", rays_o, ("n", 3))
     n = rays_o.shape[0]
     for name, tensor, shape in (
         ("rays_o", rays_o, (n, 3)),
@@ -100,10 +100,10 @@ def _check_march(
         ("t_far", t_far, (n,)),
         ("jitter", jitter, (n,)),
     ):
-        _check(name, tensor, shape)
+        check(name, tensor, shape)
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name}: expected float32 (samples must be the same on every backend), got {tensor.dtype}")
-    _check("occupied", occupied, ("K", "R", "R", "R"), floating=False)
+    check("occupied", occupied, ("K", "R", "R", "R"), floating=False)
     if occupied.dtype != torch.bool or len(set(occupied.shape[1:])) != 1 or 0 in occupied.shape:
         raise ValueError(f"occupied: expected a bool cube [K,R,R,R], got {occupied.dtype} {list(occupied.shape)}")
     if not (math.isfinite(step_size) and step_size > 0):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nerf.kernels.layout import Samples
-from nerf.kernels.reference.arithmetic import _fma32, _fma_tensor
-from nerf.kernels.reference.march_definition import _check_march
+from nerf.kernels.reference.arithmetic import fma32, fma_tensor
+from nerf.kernels.reference.march_definition import check_march
 from nerf.kernels.reference.rays import ray_box
 
 # The vectorised march tests about this many lattice points at a time: arrays of this size still live in the cache.
@@ -47,7 +47,7 @@ def march(
     Errors:
         ValueError where a ray never leaves the box and its t_far is infinite.
     """
-    _check_march(rays_o, rays_d, t_near, t_far, jitter, occupied, step_size, cone_angle, max_step)
+    check_march(rays_o, rays_d, t_near, t_far, jitter, occupied, step_size, cone_angle, max_step)
     rays_o, rays_d = rays_o.detach(), rays_d.detach()
     step, cone, longest = (float(np.float32(value)) for value in (step_size, cone_angle, max_step))
     grid = _MarchGrid(occupied)
@@ -63,10 +63,10 @@ def march(
             f"rays_d, t_far: ray {ray} never ends; expected a direction other than zero, or a finite t_far"
         )
     if cone == 0:
-        t_first = _fma_tensor(jitter, torch.full_like(jitter, step), t_near)
+        t_first = fma_tensor(jitter, torch.full_like(jitter, step), t_near)
         pieces = _march_constant(rays_o, rays_d, t_first, t_far, t_enter - slack, t_last, grid, step)
     else:
-        t_first = _fma_tensor(jitter, (t_near * cone).clamp(step, longest), t_near)
+        t_first = fma_tensor(jitter, (t_near * cone).clamp(step, longest), t_near)
         pieces = _march_cone(rays_o, rays_d, t_first, t_far, t_last, grid, step, cone, longest)
     t_starts, t_ends, ray_indices = pieces
     counts = torch.bincount(ray_indices, minlength=rays_o.shape[0])
@@ -204,7 +204,7 @@ def _march_constant(
     ray, k = torch.cat(kept_rays), torch.cat(kept_ks)
     t_zero = t_first.index_select(0, ray).cpu().numpy()
     steps = k.cpu().numpy().astype(np.float32)
-    starts, ends = (torch.from_numpy(_fma32(s, np.float32(step), t_zero)) for s in (steps, steps + np.float32(1)))
+    starts, ends = (torch.from_numpy(fma32(s, np.float32(step), t_zero)) for s in (steps, steps + np.float32(1)))
     return starts.to(ray.device), ends.to(ray.device), ray
 
 

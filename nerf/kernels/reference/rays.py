@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from nerf.kernels.reference.arithmetic import UINT32, _mul_u32
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.arithmetic import UINT32, mul_u32
+from nerf.kernels.reference.checks import check
 
 
 def ray_box(
@@ -25,8 +25,8 @@ def ray_box(
     Returns:
         t_near, t_far [n], in units of |d|; `t_near >= t_far` is a miss.
     """
-    _check("rays_o", rays_o, ("n", 3))
-    _check("rays_d", rays_d, (rays_o.shape[0], 3))
+    check("rays_o", rays_o, ("n", 3))
+    check("rays_d", rays_d, (rays_o.shape[0], 3))
     parallel = rays_d == 0
     divisor = torch.where(parallel, torch.ones_like(rays_d), rays_d)
     t0 = (-half_extent - rays_o) / divisor
@@ -52,8 +52,8 @@ def ray_jitter(seed: int, step: int, ray_index: Tensor) -> Tensor:
     if ray_index.is_floating_point():
         raise TypeError(f"ray_index: expected an integer dtype, got {ray_index.dtype}")
     start = (seed * 0x9E3779B9 + step * 0x85EBCA6B) & UINT32
-    h = (_mul_u32(ray_index.to(torch.int64) & UINT32, 0xC2B2AE35) + start) & UINT32
-    h = _mul_u32(h ^ (h >> 16), 0x7FEB352D)
-    h = _mul_u32(h ^ (h >> 15), 0x846CA68B)
+    h = (mul_u32(ray_index.to(torch.int64) & UINT32, 0xC2B2AE35) + start) & UINT32
+    h = mul_u32(h ^ (h >> 16), 0x7FEB352D)
+    h = mul_u32(h ^ (h >> 15), 0x846CA68B)
     h = h ^ (h >> 16)
     return (h >> 8).to(torch.float32) * 2.0**-24

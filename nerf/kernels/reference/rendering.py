@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf.kernels.layout import FieldConfig, FieldParams, Samples
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.checks import check
 from nerf.kernels.reference.compositing import composite, scale_near_gradients, seen_samples
 from nerf.kernels.reference.field import radiance_density, radiance_field
 from nerf.kernels.reference.march_vectorised import march
@@ -47,7 +47,7 @@ def render_rays(
         "evaluated" (density) and "kept" (colour and gradient). Differentiable in rays_o, rays_d, viewdirs, table and
         weights; t values are constants.
     """
-    _check("viewdirs", viewdirs, (rays_o.shape[0], 3))
+    check("viewdirs", viewdirs, (rays_o.shape[0], 3))
     o, d, near, far, start = (x.detach().to(torch.float32) for x in (rays_o, rays_d, t_near, t_far, jitter))
     samples = march(o, d, near, far, start, occupied, step_size, cone_angle, max_step)
     n_rays, n_samples = rays_o.shape[0], samples.t_starts.shape[0]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.checks import check
 
 
 def sh_encode(directions: Tensor, degree: int) -> Tensor:
@@ -22,7 +22,7 @@ def sh_encode(directions: Tensor, degree: int) -> Tensor:
     Returns:
         [n, degree^2] of the same dtype. Differentiable.
     """
-    _check("directions", directions, ("n", 3))
+    check("directions", directions, ("n", 3))
     if degree not in (1, 2, 3, 4):
         raise ValueError(f"degree: expected 1, 2, 3 or 4, got {degree!r}")
     x, y, z = directions.unbind(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nerf.kernels.reference.checks import _check
+from nerf.kernels.reference.checks import check
 
 
 def contract(x: Tensor) -> Tensor:
@@ -13,7 +13,7 @@ def contract(x: Tensor) -> Tensor:
     x: [n, d], scene frame. Differentiable; where two coordinates tie for the maximum they share its gradient.
     Source: Mip-NeRF 360 (Barron et al. 2022), equation 10, with the maximum norm as nerfacto and NeRFacc use it.
     """
-    _check("x", x, ("n", "d"))
+    check("x", x, ("n", "d"))
     # With the norm clamped at 1 the factor is exactly 1 inside, so one formula serves both sides.
     norm = x.abs().amax(dim=1, keepdim=True).clamp(min=1.0)
     return x * ((2.0 - 1.0 / norm) / norm)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nerf import checkpoint, kernels
+from nerf.display import Display
 from nerf.errors import UserError, note
 from nerf.interrupts import whole_steps
 from nerf.metrics import psnr_of
@@ -203,7 +204,7 @@ def fit(
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is not None and path.exists():
         fitter.restore(path)
-    display = _Display(progress, problem.peak)
+    display = Display(progress, "fitting")
     started = time.perf_counter() - fitter.seconds
     saved_at, recent = time.perf_counter(), []
     try:
@@ -217,7 +218,7 @@ def fit(
             if fitter.step % 50 == 0:
                 mse = sum(recent) / len(recent)
                 fitter.curve.append({"step": fitter.step, "seconds": round(fitter.seconds, 2), "mse": mse})
-                display.update(fitter, mse)
+                display.show(fitter.step, fitter.total_steps, error_in_words(mse, problem.peak))
                 recent.clear()
                 if config.stop_mse is not None and mse <= config.stop_mse:
                     break
@@ -274,40 +275,6 @@ def _save(fitter: Fitter, path: Path) -> None:
             "try a lower --learning-rate"
         )
     checkpoint.save(path, *fitter.state())
-
-
-class _Display:
-    """A progress bar with PSNR or error, and the time left."""
-
-    def __init__(self, shown: bool, peak: float | None) -> None:
-        self.bar, self.peak = None, peak
-        if not shown:
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        self.bar = Progress(
-            TextColumn("fitting"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} {task.fields[words]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self.task = self.bar.add_task("fitting", total=None, words="")
-        self.bar.start()
-
-    def update(self, fitter: Fitter, mse: float) -> None:
-        if self.bar is not None:
-            self.bar.update(
-                self.task, completed=fitter.step, total=fitter.total_steps, words=error_in_words(mse, self.peak)
-            )
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
 
 
 def error_in_words(mse: float, peak: float | None) -> str:

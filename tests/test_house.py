@@ -43,7 +43,7 @@ HOUSE = {
     "nerf.objective": "what rays are held to",
     "nerf.refinement": "corrections of poses",
     "nerf.visibility": "cells that no photo shows",
-    "nerf.display": "the bar of a training",
+    "nerf.display": "the bar of a training or a fit",
     "nerf.training": "the loop",
     "nerf.alignment": "other cameras, in the frame of refined ones",
     "nerf.surfaces": "triangle meshes as tensors",

@@ -24,7 +24,8 @@ from nerf.meshing.sides import write_six_sides
 from nerf.reconstruct import ReconstructArgs, TrainArgs, finish, main_reconstruct, main_train, train_run, turntable
 from nerf.runs import Run, clear_run, open_run, read_run, write_run
 from nerf.views import report
-from nerf.views.report import curve_points, curve_svg, nice_ticks, write_report
+from nerf.views.curve import curve_points, curve_svg, nice_ticks
+from nerf.views.report import write_report
 
 
 class Training:

@@ -13,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from nerf.kernels import reference
 from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, Samples
+from nerf.kernels.reference import arithmetic, march_vectorised
 
 # Exact formulas evaluated twice in float64, in another order: a few dozen roundings of 1e-16 on values of order 1.
 F64 = {"rtol": 1e-12, "atol": 1e-12}
@@ -424,8 +425,8 @@ def test_fma32_rounds_once() -> None:
         nearest_float32(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)))
         for x, y, z in zip(a, b, c, strict=True)
     ]
-    assert reference._fma32(a, b, c).tolist() == [float(value) for value in expected]
-    assert reference._fma32(*tie, np.float32(2.0**-60)) == np.float32(1 + 2.0**-23)
+    assert arithmetic.fma32(a, b, c).tolist() == [float(value) for value in expected]
+    assert arithmetic.fma32(*tie, np.float32(2.0**-60)) == np.float32(1 + 2.0**-23)
 
 
 def random_rays(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -473,8 +474,8 @@ def test_march_equals_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     expected = reference.march_loop(*args)
     assert (len(expected.t_starts) > 0) == (share > 0)
     # Small chunks bring in the coarse test of whole runs, and the seams between chunks.
-    for chunk in (reference.MARCH_CHUNK, 512):
-        monkeypatch.setattr(reference, "MARCH_CHUNK", chunk)
+    for chunk in (march_vectorised.MARCH_CHUNK, 512):
+        monkeypatch.setattr(march_vectorised, "MARCH_CHUNK", chunk)
         samples = reference.march(*args)
         for field in ("t_starts", "t_ends", "ray_indices", "packed_info"):
             got, want = getattr(samples, field), getattr(expected, field)
@@ -483,10 +484,10 @@ def test_march_equals_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_march_skips_runs_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     # The test above means nothing for the coarse grid unless it is in use there.
-    monkeypatch.setattr(reference, "MARCH_CHUNK", 512)
+    monkeypatch.setattr(march_vectorised, "MARCH_CHUNK", 512)
     seen = []
-    plan = reference._MarchGrid.plan_runs
-    monkeypatch.setattr(reference._MarchGrid, "plan_runs", lambda *a: seen.append(plan(*a)) or seen[-1])
+    plan = march_vectorised._MarchGrid.plan_runs
+    monkeypatch.setattr(march_vectorised._MarchGrid, "plan_runs", lambda *a: seen.append(plan(*a)) or seen[-1])
     origins, directions = random_rays(64)
     t_near, t_far = reference.ray_box(origins, directions, 1.0)
     occupied = torch.zeros(1, 32, 32, 32, dtype=torch.bool)

@@ -3,7 +3,6 @@ and "File Layout"."""
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nerf.errors import UserError
+from nerf.files import whole
 
 _MAGIC = 20000630
 _TYPES: dict[int, np.dtype] = {0: np.dtype(np.uint32), 1: np.dtype(np.float16), 2: np.dtype(np.float32)}
@@ -146,15 +146,12 @@ def write_exr(path: Path, channels: dict[str, np.ndarray]) -> None:
     check_exr()
     import OpenEXR
 
-    temporary = path.with_name(f".{path.name}.tmp.exr")
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     try:
-        OpenEXR.File(header, {name: np.ascontiguousarray(c) for name, c in channels.items()}).write(str(temporary))
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            OpenEXR.File(header, {name: np.ascontiguousarray(c) for name, c in channels.items()}).write(str(temporary))
     except (OSError, RuntimeError) as e:
         raise UserError(f"{path}: writing the picture failed ({_brief(e)}); is the disk full?") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _brief(e: Exception) -> str:

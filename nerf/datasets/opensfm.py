@@ -7,7 +7,6 @@ right, y down, z forward). The world is OpenSfM's: metres, and, where the photos
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.datasets.colmap import OPENGL_FROM_OPENCV
 from nerf.datasets.found import Capture, Frame, Lens
 from nerf.datasets.named import find_named
+from nerf.datasets.transforms import parse_json
 from nerf.errors import UserError
 
 _PLACES = ("reconstruction.json", "opensfm/reconstruction.json")
@@ -43,12 +43,7 @@ def find_file(folder: Path) -> Path | None:
 
 def read_opensfm(file: Path) -> Capture:
     """The reconstruction with the most shots in reconstruction.json, with its points."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{file}: cannot be read ({e.strerror})") from e
-    except ValueError as e:
-        raise UserError(f"{file}: not valid JSON ({e}): the file is cut off or damaged, write it again") from e
+    data = parse_json(file)
     if not isinstance(data, list) or not all(isinstance(r, dict) for r in data):
         raise UserError(f"{file}: expected OpenSfM's list of reconstructions, got a {type(data).__name__}")
     if not any(isinstance(r.get("shots"), dict) and r["shots"] for r in data):

@@ -117,13 +117,19 @@ def _apply_points(capture: Capture, path: Path) -> None:
     capture.notes.append(f"{len(capture.points)} sparse points from {path.name}")
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def parse_json(file: Path) -> Any:
+    """What a JSON file holds; UserError where it cannot be read."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
     except ValueError as e:
         raise UserError(f"{file}: not valid JSON ({e}): the file is cut off or damaged, write it again") from e
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; UserError where it cannot be read or holds something else."""
+    data = parse_json(file)
     if not isinstance(data, dict):
         raise UserError(f"{file}: holds a {type(data).__name__}, expected an object with the key 'frames'")
     return data

@@ -1,7 +1,7 @@
 """The tinycudann backend: its hash grid and fully fused networks evaluate the field, with our numbers in its layout.
 
 Everything else (march, hash grid alone, optimiser) stays with our CUDA kernels, and compositing with the staged path of
-`reference.py`. Nothing of a model is stored in its modules: each call hands them our parameters, and the gradients come
+`reference`. Nothing of a model is stored in its modules: each call hands them our parameters, and the gradients come
 back in our shapes. Its package raises where it is imported without a GPU, so only the functions here import it.
 
 Its conventions, as documented: a grid's parameters are the rows of its levels, one level after the other, features

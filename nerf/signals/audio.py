@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from nerf.errors import UserError, note
+from nerf.files import whole
 from nerf.signals.record import Signal, to_values
 
 if TYPE_CHECKING:
@@ -126,14 +126,11 @@ def write_wav(path: Path, samples: np.ndarray, rate: int, bits: int) -> None:
     parts = (
         b"fmt " + struct.pack("<I", 16) + body + b"data" + struct.pack("<I", len(raw)) + raw + b"\0" * (len(raw) % 2)
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WAVE" + parts)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            temporary.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WAVE" + parts)
     except OSError as error:
         raise UserError(f"{path}: writing the sound failed ({error.strerror or error}); is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def audio_of_field(field: SignalField, n: int) -> np.ndarray:

@@ -13,7 +13,6 @@ ellipses over the detectors' widths), so that no fit is flattered by its own ope
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
+from nerf.files import whole
 from nerf.signals.fields import SignalField
 from nerf.signals.image import image_of_field, read_image
 
@@ -207,15 +207,12 @@ def write_slice(path: Path, values: NDArray[np.float32]) -> None:
 
     if path.suffix.lower() not in (".npy", ".png"):
         raise UserError(f"{path}: expected a name that ends in .npy (values as they are) or .png (16 bits, stretched)")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        if path.suffix.lower() == ".npy":
-            np.save(temporary, values)
-        else:
-            stretched = values / max(float(values.max()), 1e-30) * 65535
-            Image.fromarray(stretched.round().astype(np.uint16)).save(temporary)
-        os.replace(temporary, path)
+        with whole(path) as temporary, open(temporary, "wb") as file:
+            if path.suffix.lower() == ".npy":
+                np.save(file, values)
+            else:
+                stretched = values / max(float(values.max()), 1e-30) * 65535
+                Image.fromarray(stretched.round().astype(np.uint16)).save(file, format="PNG")
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 import zlib
@@ -17,6 +16,7 @@ import torch
 from nerf.datasets import exr
 from nerf.datasets.pixels import Picture, read_header, read_pixels
 from nerf.errors import UserError
+from nerf.files import whole
 from nerf.signals.record import Signal, to_values
 
 if TYPE_CHECKING:
@@ -107,12 +107,11 @@ def png_writer(path: Path, width: int, height: int, n_channels: int, dtype: np.d
 
     Pillow writes neither 16-bit colours nor strips. Source: the PNG specification (W3C), sections 5, 9 and 10.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[n_channels]
     pack = zlib.compressobj(6)
     depth = dtype.itemsize * 8
     try:
-        with open(temporary, "wb") as file:
+        with whole(path) as temporary, open(temporary, "wb") as file:
 
             def chunk(name: bytes, data: bytes) -> None:
                 file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
@@ -131,8 +130,5 @@ def png_writer(path: Path, width: int, height: int, n_channels: int, dtype: np.d
             yield write
             chunk(b"IDAT", pack.flush())
             chunk(b"IEND", b"")
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: writing the picture failed ({error.strerror or error}); is the disk full?") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nerf.errors import UserError, note
+from nerf.files import whole
 from nerf.views.files import make_folder
 
 if TYPE_CHECKING:
@@ -146,9 +146,8 @@ def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
 
 def write_result(out: Path, result: dict[str, Any]) -> None:
     """Write fit.json, whole or not at all, and print its numbers on one line."""
-    temporary = out / f".{RESULT}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(out / RESULT)
+    with whole(out / RESULT) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def tell(args: FitArgs, fitted: Fitted, measured: dict[str, Any], target: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 import zlib
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
+from nerf.files import whole
 from nerf.fitting import Fitted, fitted_of_state
 from nerf.views.files import model_files
 
@@ -54,14 +54,11 @@ def main(args: PackArgs) -> None:
         raise UserError(f"{args.out} exists: choose another name with -o, or give --overwrite")
     fitted = Fitted.load(model_files(args.fit)[1])
     data = pack(fitted, args.bits)
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, args.out)
+        with whole(args.out) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise UserError(f"{args.out} could not be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     shape = fitted.signal.get("shape")
     about = f", {8 * len(data) / math.prod(shape):.3f} bits for each place of its grid" if shape else ""
     print(f"{args.out}: {len(data)} bytes{about}")

@@ -1,0 +1,44 @@
+"""Every kernel again in plain torch: the oracle of the native backends, and the fallback where there is none.
+
+Differentiable operations are written in terms of torch's own, so that they work in any float dtype, on any device, and
+to any order of differentiation; the dtype of the positions (or rays) decides. Two marchers stand side by side:
+`march_loop` is the definition, one ray and one interval at a time; `march` gives the same samples, vectorised.
+One file for each subject, as in `../src`.
+"""
+
+from __future__ import annotations
+
+from nerf.kernels.reference.adam import adam_step
+from nerf.kernels.reference.compositing import composite, scale_near_gradients, seen_samples
+from nerf.kernels.reference.field import DENSITY_CLAMP, density_activation, mlp, radiance_density, radiance_field
+from nerf.kernels.reference.hashgrid import HASH_PRIMES, IntoSink, hashgrid_encode
+from nerf.kernels.reference.march_definition import march_loop
+from nerf.kernels.reference.march_vectorised import march
+from nerf.kernels.reference.rays import ray_box, ray_jitter
+from nerf.kernels.reference.rendering import render_rays, sample_positions
+from nerf.kernels.reference.sh import sh_encode
+from nerf.kernels.reference.space import contract, scene_to_unit
+
+__all__ = [
+    "DENSITY_CLAMP",
+    "HASH_PRIMES",
+    "IntoSink",
+    "adam_step",
+    "composite",
+    "contract",
+    "density_activation",
+    "hashgrid_encode",
+    "march",
+    "march_loop",
+    "mlp",
+    "radiance_density",
+    "radiance_field",
+    "ray_box",
+    "ray_jitter",
+    "render_rays",
+    "sample_positions",
+    "scale_near_gradients",
+    "scene_to_unit",
+    "seen_samples",
+    "sh_encode",
+]

@@ -1,0 +1,21 @@
+"""What every op asks of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check(name: str, tensor: Tensor, shape: Sequence[int | str], floating: bool = True) -> None:
+    """Raise with the argument's name unless `tensor` has this shape (letters stand for any size) and a float dtype."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch tensor, got {type(tensor).__name__}")
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join(str(size) for size in shape)
+        raise ValueError(f"{name}: expected shape [{expected}], got {list(tensor.shape)}")
+    if floating and not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a float dtype, got {tensor.dtype}")

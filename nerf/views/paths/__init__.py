@@ -1,0 +1,81 @@
+"""Camera paths: a turntable, a flight along the input cameras, a spiral for forward-facing sets, and paths from JSON.
+
+Every path is `Cameras` in the world frame of the input, perspective and without distortion, its principal point in the
+middle. The focal length is that of the input cameras (their median) in terms of the shorter side of the picture, so a
+path drawn with the inputs' size sees what they saw, and at another size or aspect ratio nothing is stretched.
+"""
+
+from __future__ import annotations
+
+from nerf.cameras import Cameras
+from nerf.errors import UserError
+from nerf.space import Similarity
+from nerf.views.paths.aim import common_up, focus_distance, look_at, look_at_point, nearest_point_to_axes
+from nerf.views.paths.key_frames import PATH_FORMAT, load_path, save_path
+from nerf.views.paths.kinds import covered_arc, interpolate, orbit, spiral
+from nerf.views.paths.lens import CameraPath, picture_size, with_lens_of
+from nerf.views.paths.splines import matrix_to_quaternion, quaternion_to_matrix
+
+__all__ = [
+    "PATH_FORMAT",
+    "PATH_KINDS",
+    "CameraPath",
+    "common_up",
+    "covered_arc",
+    "focus_distance",
+    "interpolate",
+    "load_path",
+    "look_at",
+    "look_at_point",
+    "make_path",
+    "matrix_to_quaternion",
+    "nearest_point_to_axes",
+    "orbit",
+    "quaternion_to_matrix",
+    "save_path",
+    "spiral",
+    "with_lens_of",
+]
+
+PATH_KINDS = ("orbit", "interpolate", "spiral")
+
+
+def make_path(
+    kind: str,
+    cameras: Cameras,
+    scene_from_world: Similarity,
+    space: str,
+    n_frames: int = 120,
+    fps: float = 30.0,
+    width: int | None = None,
+    height: int | None = None,
+    longest: int | None = None,
+) -> CameraPath:
+    """A path of the given kind around or along the input cameras: "orbit", "interpolate", "spiral" or "auto".
+
+    "auto" takes the spiral for forward-facing scenes (space "ndc") and the orbit for all others. width and height in
+    pixels; without them the median size of the inputs, with one of them the other keeps their aspect ratio; longest
+    caps what is not given. Orbit and spiral stand upright even where the photos lie on their side.
+    Raises UserError for an unknown kind or too few cameras.
+    """
+    if len(cameras) == 0:
+        raise UserError("a camera path needs the input cameras, but this model holds none; give a camera-path JSON")
+    if n_frames < 1:
+        raise UserError(f"--frames must be at least 1, got {n_frames}")
+    if kind == "auto":
+        kind = "spiral" if space == "ndc" else "orbit"
+    if kind == "orbit":
+        poses, description = orbit(cameras, look_at_point(cameras, scene_from_world, space), n_frames)
+    elif kind == "interpolate":
+        poses, description = interpolate(cameras, n_frames)
+    elif kind == "spiral":
+        poses, description = spiral(cameras, focus_distance(cameras, scene_from_world, space), n_frames)
+    else:
+        raise UserError(
+            f"--path {kind}: expected {', '.join(PATH_KINDS)} or a camera-path file ending in .json that exists"
+        )
+    turned = kind != "interpolate" and common_up(cameras)[1]
+    if turned:
+        description += " (upright; the photos lie on their side)"
+    w, h = picture_size(cameras, turned, width, height, longest)
+    return CameraPath(with_lens_of(poses, cameras, w, h), fps, description)

@@ -1,0 +1,68 @@
+"""A path's cameras: perspective, without distortion, of the inputs' focal length, and the size of their pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nerf.cameras import Cameras
+from nerf.errors import UserError
+
+
+@dataclass
+class CameraPath:
+    """A path ready to be rendered: cameras in the world frame, frames per second, a sentence on how it was made."""
+
+    cameras: Cameras
+    fps: float
+    description: str
+
+
+def picture_size(
+    cameras: Cameras, turned: bool, width: int | None, height: int | None, longest: int | None
+) -> tuple[int, int]:
+    """(width, height) of the pictures of a path, from what was asked for and the inputs' median size."""
+    w0, h0 = int(cameras.widths.median()), int(cameras.heights.median())
+    if turned:
+        w0, h0 = h0, w0
+    if width is None and height is None:
+        scale = 1.0 if longest is None else min(1.0, longest / max(w0, h0))
+        w0, h0 = max(1, round(w0 * scale)), max(1, round(h0 * scale))
+    width, height = filled_in(width, height, w0, h0)
+    for name, value in (("--width", width), ("--height", height)):
+        if not 1 <= value <= 16384:
+            raise UserError(f"{name} must be from 1 to 16384 pixels, got {value}")
+    return width, height
+
+
+def filled_in(width: int | None, height: int | None, w0: float, h0: float) -> tuple[int, int]:
+    """(width, height) in pixels: what is not asked for comes from w0 x h0, or keeps their aspect ratio."""
+    if width is None:
+        return (int(w0), int(h0)) if height is None else (max(1, round(w0 * height / h0)), height)
+    return width, max(1, round(h0 * width / w0)) if height is None else height
+
+
+def with_lens_of(poses: Tensor, cameras: Cameras, width: int, height: int) -> Cameras:
+    """Perspective cameras at poses [n,3,4] with pictures of width x height, their focal length that of the inputs."""
+    shorter = torch.minimum(cameras.widths, cameras.heights).double()
+    focal_x = float((cameras.fx / shorter).median()) * min(width, height)
+    focal_y = float((cameras.fy / shorter).median()) * min(width, height)
+    return perspective(poses, [focal_x] * len(poses), [focal_y] * len(poses), width, height)
+
+
+def perspective(poses: Tensor, fx: list[float], fy: list[float], width: int, height: int) -> Cameras:
+    """Cameras at poses [n,3,4] with focal lengths fx, fy [n] in pixels and the principal point in the middle."""
+    n = len(poses)
+    return Cameras(
+        c2w=poses.double(),
+        fx=torch.tensor(fx, dtype=torch.float64),
+        fy=torch.tensor(fy, dtype=torch.float64),
+        cx=torch.full((n,), width / 2, dtype=torch.float64),
+        cy=torch.full((n,), height / 2, dtype=torch.float64),
+        widths=torch.full((n,), width, dtype=torch.int64),
+        heights=torch.full((n,), height, dtype=torch.int64),
+        models=torch.zeros(n, dtype=torch.int64),
+        distortion=torch.zeros(n, 6, dtype=torch.float64),
+    )

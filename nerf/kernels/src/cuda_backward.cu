@@ -229,6 +229,7 @@ KERNEL(reduce_weights, ReduceArgs, 64) {
   const int i = block_index() * block_size() + thread_index();
   if (i >= gradients_before(N_LAYERS)) return;
   float sum = 0.0f;
+#pragma unroll 8
   for (int b = 0; b < args.n_blocks; ++b) sum += args.partials[(size_t)b * gradients_before(N_LAYERS) + i];
   args.grads[i] = sum / gradient_scale(args.largest_bits);
 }

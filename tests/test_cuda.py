@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import emulation
 import numpy as np
@@ -89,6 +90,22 @@ def test_no_ray_and_one_ray(n: int, ordered: bool, emulated: None) -> None:
     assert out["colors"].shape == (n, 3)
     out["colors"].sum().backward()
     assert params.table.grad is not None and bool(params.table.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("capability", "kilobytes", "width", "staged"),
+    (((9, 0), 227, 64, 1), ((8, 6), 99, 64, 1), ((7, 5), 64, 64, 0), ((9, 0), 227, 128, 1), ((8, 6), 99, 128, 0)),
+)
+def test_a_block_never_asks_for_more_shared_memory_than_the_card_has(
+    capability: tuple[int, int], kilobytes: int, width: int, staged: int, emulated: None, monkeypatch
+) -> None:
+    card = replace(emulation.GPU, capability=capability, shared_bytes=kilobytes << 10)
+    monkeypatch.setattr(nvrtc, "find", lambda: (card, ""))
+    monkeypatch.setattr(cuda.Net, "program", lambda self, name: mock.Mock())
+    params, config = checks.make_field(width=width)
+    net = cuda.Net(params, config, params.table.half(), cuda.pointers())
+    assert net.backward_bytes <= card.shared_bytes
+    assert dict(net.constants)["NERF_STAGE_WEIGHTS"] == staged == (net.staged_bytes > 0)
 
 
 def test_samples_without_room_are_in_the_picture_and_counted(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:

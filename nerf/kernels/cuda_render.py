@@ -170,11 +170,9 @@ def _backward(
     net.program("cuda_render.cu").launch("composite_backward", composite, blocks_of(n, 128), 128)
 
     ordered = kept.is_sorted
-    warps = 4 if net.single else 8
-    widest = max(net.desc.width, layout.n_features, 32) + 8
-    shared = 2 * 16 * warps * widest * net.element_bytes + 2 * net.staged_bytes
+    threads, shared = 32 * net.warps, net.backward_bytes
     program = net.program("cuda_backward.cu")
-    blocks = fill_gpu(program, "field_backward", 32 * warps, shared, -(-capacity // (16 * warps)))
+    blocks = fill_gpu(program, "field_backward", threads, shared, -(-capacity // (16 * net.warps)))
     n_gradients = sum(n_out * n_in for n_out, n_in in _weight_shapes(net, layout.n_features))
     partials = torch.empty(blocks, n_gradients, device=device)
     grad_features = torch.empty(capacity * layout.n_features * net.element_bytes, dtype=torch.uint8, device=device)
@@ -191,7 +189,7 @@ def _backward(
         by_sample=int(ordered),
         partials=partials.data_ptr(),
     )
-    program.launch("field_backward", args, blocks, 32 * warps, shared=shared)
+    program.launch("field_backward", args, blocks, threads, shared=shared)
 
     flat = torch.empty(n_gradients, device=device)
     reduce = ReduceArgs(partials.data_ptr(), largest.data_ptr(), flat.data_ptr(), blocks)

@@ -214,12 +214,21 @@ class Program:
     """One compiled .cu file on the GPU; kernels by name, each taking one struct."""
 
     def __init__(self, code: bytes, gpu: Gpu) -> None:
-        torch.cuda.current_stream(gpu.device).synchronize()  # makes torch's context the current one
+        torch.cuda.init()
         self.gpu, self.driver = gpu, _driver()
-        self.module, self.context = ctypes.c_void_p(), ctypes.c_void_p()
+        self.module, self.context, device = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
         self.functions: dict[tuple[str, int], ctypes.c_void_p] = {}
-        self._check(self.driver.cuCtxGetCurrent(ctypes.byref(self.context)), "looking for its context")
-        self._check(self.driver.cuModuleLoadData(ctypes.byref(self.module), code), "loading the kernels")
+        self.fitting: dict[tuple[str, int, int], int] = {}
+        self._check(self.driver.cuInit(0), "starting")
+        self._check(self.driver.cuDeviceGet(ctypes.byref(device), gpu.device.index or 0), "looking for the device")
+        # The context that torch uses, whichever GPU is current and even while a graph is recorded; never released.
+        status = self.driver.cuDevicePrimaryCtxRetain(ctypes.byref(self.context), device)
+        self._check(status, "looking for its context")
+        before = self._enter()
+        try:
+            self._check(self.driver.cuModuleLoadData(ctypes.byref(self.module), code), "loading the kernels")
+        finally:
+            self._leave(before)
 
     def _check(self, status: int, doing: str) -> None:
         if status:
@@ -280,6 +289,9 @@ class Program:
 
     def blocks_per_multiprocessor(self, kernel: str, threads: int, shared: int = 0) -> int:
         """How many blocks of a kernel fit on a multiprocessor at once, at least 1."""
+        known = self.fitting.get((kernel, threads, shared))
+        if known is not None:
+            return known
         n = ctypes.c_int()
         before = self._enter()
         try:
@@ -290,7 +302,7 @@ class Program:
             self._check(status, f"asking how {kernel} fits")
         finally:
             self._leave(before)
-        return max(n.value, 1)
+        return self.fitting.setdefault((kernel, threads, shared), max(n.value, 1))
 
 
 @lru_cache(maxsize=1)
@@ -298,6 +310,9 @@ def _driver() -> ctypes.CDLL:
     driver = ctypes.CDLL("libcuda.so.1")
     pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
     driver.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    driver.cuInit.argtypes = [unsigned]
+    driver.cuDeviceGet.argtypes = [pointer, ctypes.c_int]
+    driver.cuDevicePrimaryCtxRetain.argtypes = [pointer, ctypes.c_int]
     driver.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
     driver.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
     driver.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]

@@ -52,14 +52,14 @@ def main() -> int:
     world: Any = nullcontext()
     if args.dry_run:
         sys.path.append(str(HERE.parent / "tests"))
-        import emulation
+        import second_device
 
         from nerf import training
         from nerf.occupancy import OccupancyGrid
 
         training.OccupancyGrid = functools.partial(OccupancyGrid, resolution=32)  # type: ignore[assignment, misc]
         torch.set_num_threads(1)
-        world = emulation.use()
+        world = second_device.use()  # an emulated GPU
     else:
         gpu, reason = nvrtc.find()
         if gpu is None:

@@ -21,7 +21,7 @@ import pytest
 import tiny
 import torch
 
-from nerf import checkpoint, kernels, losses, training
+from nerf import checkpoint, kernels, training
 from nerf.errors import UserError
 from nerf.kernels import GradientSink, cuda, cuda_render, nvrtc
 from nerf.model import Model
@@ -261,30 +261,6 @@ def test_training_and_its_checkpoint_move_between_backends(
     on_cpu = Model.load(tmp_path).render_image(scene.cameras, 0)["color"]
     psnr = -10 * np.log10(np.square(on_gpu - on_cpu).mean())
     assert psnr > 50, f"{psnr:.1f} dB apart"  # half precision on one side, float32 on the other
-
-
-def test_nothing_of_a_step_stays_on_the_cpu() -> None:
-    """On the device "meta", which has no numbers, an op that mixes it with the CPU fails as it would on a GPU."""
-    scene, meta = tiny.sphere_scene(3, 32), torch.device("meta")
-    sampler = PixelSampler(scene, scene.splits["train"])
-    scene.cameras.rays(*torch.zeros(3, 1, dtype=torch.int64), scene.scene_from_world)
-    cameras = scene.cameras.to(meta)
-    cameras._cache["distorted"] = False  # asks for a number
-    sampler.scene = replace(scene, pixels=scene.pixels.to(meta), cameras=cameras)
-    for name in ("blocks", "errors", "counts"):
-        setattr(sampler, name, getattr(sampler, name).to(meta))
-    batch = sampler.draw(64, None)  # type: ignore[arg-type]
-    rays = cameras.rays(batch.image_ids, batch.rows, batch.cols, scene.scene_from_world)
-    background = torch.rand(64, 3, device=meta)
-    target = batch.rgb * batch.alpha + background * (1 - batch.alpha)
-    marching = training.marching_of(scene)
-    entered = [*marching.enter(*rays), *replace(marching, space="ndc", ndc=(1.0, 1.0)).enter(*rays)]
-    opacities = torch.rand(64, device=meta)
-    found = losses.surface(opacities, target, opacities, target, background) + losses.huber(target, background)
-    sampler.record(batch, opacities)
-    centres, sizes = OccupancyGrid(2, 32).cell_centres(torch.arange(9, device=meta))
-    world = scene.scene_from_world.apply_directions(rays[1])
-    assert all(t.device == meta for t in (*rays, *entered, found, centres, sizes, world))
 
 
 MMA = """

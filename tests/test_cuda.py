@@ -9,8 +9,10 @@ import argparse
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -459,6 +461,32 @@ def test_a_source_compiles_for_old_and_new_cards() -> None:
         nvrtc.compile_source("cuda_field.cu", 90, {"NERF_WIDTH": 3})
 
 
+@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc")
+def test_kernels_use_what_the_chip_is_fast_at() -> None:
+    """Wide accesses, tensor cores, a whole row in one atomic; and no array that ended up in memory."""
+    newest = 91  # no such card: NVRTC then gives readable code for the newest one below
+
+    def operations(name: str, kernel: str, defines: dict[str, int]) -> Counter[str]:
+        code = nvrtc.compile_source(name, newest, defines)[0].decode()
+        body = re.search(rf"\.entry {kernel}\(.*?\n\{{(.*?)\n\}}", code, re.S)
+        assert body is not None and "__local_depot" not in body[1], kernel
+        return Counter(re.findall(r"^\s*(?:@%p\d+ )?((?:ld|st|red|mma|ldmatrix)\.[\w.:]*)", body[1], re.M))
+
+    field = {"NERF_STAGE_WEIGHTS": 1}
+    adam = operations("cuda_adam.cu", "adam_rows_of_four", {})
+    assert adam["ld.global.v4.f32"] == 4 == adam["st.global.v4.f32"]
+    encode = operations("cuda_hashgrid.cu", "encode", {})
+    assert encode["ld.global.v4.f32"] == 8 and encode["st.global.v4.f32"] == 1
+    assert operations("cuda_hashgrid.cu", "scatter", {})["red.global.add.v4.f32"] == 8
+    assert operations("cuda_backward.cu", "scatter_table", field)["red.global.add.v4.f32"] == 8
+    product = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+    forward = operations("cuda_render.cu", "render_forward", field)
+    assert forward[product] == 76 == forward["ld.shared.v2.u32"]  # of 16 samples through five layers, 64 wide
+    assert forward["ld.global.v2.u32"] >= 32 and forward["st.global.v4.f32"] == 2  # 8 corners x 2 levels x 2 samples
+    backward = operations("cuda_backward.cu", "field_backward", field)
+    assert backward[product] > 200 and backward["ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"] > 50
+
+
 def test_compiled_kernels_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     calls: list[str] = []
 
@@ -488,6 +516,10 @@ def test_what_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "this torch has no CUDA" in find()[1]
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: (12, 8))
+    assert "torch is built for CUDA 13.0, newer than what the driver runs (CUDA 12.8)" in find()[1]
+    assert "nerf-reconstruct[cuda12]" in find()[1]
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: None)
     assert "no NVIDIA GPU and driver answer" in find()[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

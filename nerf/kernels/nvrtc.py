@@ -54,6 +54,12 @@ def find() -> tuple[Gpu | None, str]:
     if built is None:
         return None, "this torch has no CUDA; install one that has (https://pytorch.org), and nerf-reconstruct[cuda13]"
     if not torch.cuda.is_available():
+        driver = driver_version()
+        if driver and int(built.split(".")[0]) > driver[0]:
+            return None, (
+                f"torch is built for CUDA {built}, newer than what the driver runs (CUDA {driver[0]}.{driver[1]}): "
+                f"update the driver, or install a torch for CUDA {driver[0]} and nerf-reconstruct[cuda{driver[0]}]"
+            )
         return None, f"torch is built for CUDA {built}, but no NVIDIA GPU and driver answer; see what nvidia-smi says"
     index = torch.cuda.current_device()
     p = torch.cuda.get_device_properties(index)

@@ -318,6 +318,7 @@ KERNEL(ray_gradients, RayGradientArgs, 256) {
       load_feature_gradient(args.grad_features, (size_t)l * capacity + k, to_one, grad);
       Corners<3> c;
       find_corners<3>(unit, args.field.levels[l], c);
+#pragma unroll
       for (int corner = 0; corner < 8; ++corner) {
         float row[NERF_FEATURES], value = 0.0f;
         load_row<NERF_FEATURES>(args.field.table, c.row[corner], row);

@@ -267,6 +267,40 @@ def test_doctor_survives_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install" in doctor.as_text(found)
 
 
+@pytest.mark.parametrize(
+    ("torch_cuda", "available", "driver", "compiler", "said"),
+    (
+        ("13.0", True, (13, 0), (13, 0), "Card, sm_90, driver for CUDA 13.0, NVRTC 13.0; kernels compile at first use"),
+        ("13.0", False, (12, 8), (13, 0), "torch is built for CUDA 13.0, newer than what the driver runs (CUDA 12.8)"),
+        ("12.8", True, (12, 8), (13, 0), "NVRTC 13.0 is newer than what the driver runs (CUDA 12.8)"),
+        ("12.8", True, (13, 0), None, "NVRTC is not: pip install 'nerf-reconstruct[cuda13]' (driver for CUDA 13.0"),
+        (None, False, None, None, "this torch has no CUDA"),
+    ),
+)
+def test_doctor_compares_torch_driver_and_nvrtc(
+    torch_cuda: str | None,
+    available: bool,
+    driver: tuple[int, int] | None,
+    compiler: tuple[int, int] | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from nerf.kernels import nvrtc
+
+    card = type("P", (), {"name": "Card", "major": 9, "minor": 0, "multi_processor_count": 2})
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    for name, value in (("is_available", available), ("current_device", 0), ("get_device_properties", card)):
+        monkeypatch.setattr(torch.cuda, name, lambda *ignored, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: driver)
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: compiler)
+    monkeypatch.setattr(nvrtc, "find", nvrtc.find.__wrapped__)  # without what this machine's answer was
+    part = doctor.examine()["backends"]["cuda"]
+    assert said in part["says"] and part["ok"] == (available and compiler == driver)
+
+
 def test_doctor_says_why_there_is_no_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {"backend": "reference", "variant": None, "reason": "no compiler was found when this was installed"}
     monkeypatch.setattr("nerf.kernels.describe", lambda: missing)

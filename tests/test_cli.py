@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from fakes import FakeModel
@@ -93,6 +94,42 @@ def test_what_is_raised_becomes_an_exit_code(
     assert cli.run(["doctor"]) == status
     text = capsys.readouterr().err
     assert words in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    (
+        (
+            "OutOfMemoryError",
+            "CUDA out of memory. Tried to allocate 2 GiB.",
+            "the GPU's memory is full (CUDA out of memory)",
+        ),
+        (
+            "AcceleratorError",
+            "CUDA error: an illegal memory access\nhint",
+            "the GPU failed (CUDA error: an illegal memory",
+        ),
+    ),
+)
+def test_what_a_gpu_does_is_one_sentence(
+    kind: str, words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    broken = type("Broken", (RuntimeError,), {})
+    monkeypatch.setattr(torch, kind, broken, raising=False)
+
+    def main(_: object) -> None:
+        raise broken(words)
+
+    monkeypatch.setattr("nerf.doctor.main", main)
+    assert cli.run(["doctor"]) == 2
+    text = capsys.readouterr().err
+    assert said in text and "--backend cpu" in text and text.count("\n") == 1
+    for other in (RuntimeError("a bug"), ZeroDivisionError()):
+        monkeypatch.setattr("nerf.doctor.main", mock.Mock(side_effect=other))
+        with pytest.raises(type(other)):
+            cli.run(["doctor"])
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

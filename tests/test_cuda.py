@@ -522,6 +522,8 @@ def test_what_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(nvrtc, "driver_version", lambda: None)
     assert "no NVIDIA GPU and driver answer" in find()[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", mock.Mock(side_effect=RuntimeError("CUDA error:\n busy")))
+    assert "the GPU does not answer (CUDA error: busy); see what nvidia-smi says" in find()[1]
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
     monkeypatch.setattr(nvrtc, "driver_version", lambda: (12, 8))

@@ -61,8 +61,11 @@ def find() -> tuple[Gpu | None, str]:
                 f"update the driver, or install a torch for CUDA {driver[0]} and nerf-reconstruct[cuda{driver[0]}]"
             )
         return None, f"torch is built for CUDA {built}, but no NVIDIA GPU and driver answer; see what nvidia-smi says"
-    index = torch.cuda.current_device()
-    p = torch.cuda.get_device_properties(index)
+    try:
+        index = torch.cuda.current_device()
+        p = torch.cuda.get_device_properties(index)
+    except RuntimeError as error:  # it is there, and is broken, or taken by another process
+        return None, f"the GPU does not answer ({' '.join(str(error).split())[:200]}); see what nvidia-smi says"
     if (p.major, p.minor) < OLDEST:
         return (
             None,

@@ -68,6 +68,13 @@ def test_an_op_gives_what_the_reference_gives(name: str, emulated: None) -> None
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow  # half a minute; .ci/run asks for it
+@pytest.mark.parametrize("name", ("march", "hash grid", "field, single", "field, half", "render, single"))
+def test_a_check_at_a_gpus_size_calls_no_right_number_wrong(name: str, emulated: None) -> None:
+    wrong = [row for row in checks.ALL[name]() if not row[1] <= row[2]]
+    assert not wrong
+
+
 def test_the_checks_notice_a_wrong_number(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     real = kernels.field_forward
     monkeypatch.setattr(kernels, "field_forward", lambda *a: tuple(x if x is None else x * 1.01 for x in real(*a)))

@@ -1,8 +1,9 @@
 """Compiles every CUDA source for every architecture with NVRTC, which needs no GPU: `python .ci/compile_cuda.py`.
 
-Prints what the compiler reports of each kernel: registers a thread, stack and spilled bytes. More than a few spilled
-bytes in the tensor-core (half) path fail; the single-precision path, which is there to be exact, may spill. Where nvcc
-is installed, it compiles once more with warnings as errors.
+Prints what the compiler reports of each kernel: registers a thread, stack and spilled bytes, and how many warps of it
+fit on a multiprocessor. More than a few spilled bytes in the tensor-core (half) path fail, and fewer than eight warps;
+the single-precision path, which is there to be exact, may spill. Where nvcc is installed, it compiles once more with
+warnings as errors.
 """
 
 import re
@@ -20,7 +21,20 @@ from nerf.errors import UserError  # noqa: E402
 from nerf.kernels import nvrtc  # noqa: E402
 
 SPILLS = 64  # bytes stored and loaded: a few registers that the compiler was short of (the default field has none)
-ARCHITECTURES = (75, 80, 86, 89, 90, 100)
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Of a multiprocessor: warps at most, and KB of shared memory (CUDA's programming guide, compute capabilities). All have
+# 65536 registers, handed out to a warp by 256.
+MULTIPROCESSORS = {
+    75: (32, 64),
+    80: (64, 164),
+    86: (48, 100),
+    89: (48, 100),
+    90: (64, 228),
+    100: (64, 228),
+    120: (48, 100),
+}
+LEAST_WARPS = 8
+THREADS = re.compile(r"^KERNEL\((\w+), \w+, (\d+)( \* WARPS)?\)", re.M)
 FIELD_FILES = ("cuda_field.cu", "cuda_render.cu", "cuda_backward.cu")
 DEFAULT = {  # the default field (nerf/fields.py)
     "NERF_LEVELS": 8,
@@ -52,6 +66,29 @@ def jobs() -> list[tuple[str, int, dict[str, int]]]:
     return todo
 
 
+def threads_of(name: str, single: bool) -> dict[str, int]:
+    """Threads of a block of each kernel of a file."""
+    found = THREADS.findall((nvrtc.SOURCES / name).read_text())
+    return {kernel: int(n) * ((4 if single else 8) if warps else 1) for kernel, n, warps in found}
+
+
+def shared_of(kernel: str, defines: dict[str, int]) -> int:
+    """Bytes of shared memory that a block of the default field's kernels is started with (nerf/kernels/cuda.py)."""
+    weights = 2 * (32 * 64 + 64 * 16 + 32 * 64 + 64 * 64 + 64 * 16) * defines.get("NERF_STAGE_WEIGHTS", 0)
+    if kernel == "field_backward":
+        rows = 2 * 16 * 72 * (4 * 4 if defines["NERF_SINGLE"] else 8 * 2)
+        return rows + 2 * weights
+    return weights if kernel in ("field_forward", "render_forward") else 0
+
+
+def resident_warps(architecture: int, threads: int, registers: int, shared: int) -> int:
+    most, kilobytes = MULTIPROCESSORS[architecture]
+    warps = threads // 32
+    by_registers = 65536 // (-(-registers * 32 // 256) * 256) // warps
+    by_shared = (kilobytes << 10) // (shared + (1 << 10 if architecture >= 80 else 0)) if shared else 32
+    return warps * min(most // warps, by_registers, by_shared, 32)
+
+
 def one(job: tuple[str, int, dict[str, int]]) -> tuple[str, bool]:
     """What to print about one compilation, and whether it is good."""
     name, architecture, defines = job
@@ -62,10 +99,16 @@ def one(job: tuple[str, int, dict[str, int]]) -> tuple[str, bool]:
     except UserError as error:
         return f"{title}: FAILED\n  {error}", False
     lines, good = [title], True
+    single = bool(defines.get("NERF_SINGLE"))
+    threads = threads_of(name, single)
     for kernel, stack, stores, loads, registers in REPORT.findall(words):
-        spills = int(stores) + int(loads)
-        lines.append(f"  {kernel:<22}{registers:>4} registers, {stack} bytes of stack, {spills} bytes spilled")
-        good = good and (spills <= SPILLS or bool(defines.get("NERF_SINGLE")))
+        spills, shared = int(stores) + int(loads), shared_of(kernel, defines)
+        warps = resident_warps(architecture, threads[kernel], int(registers), shared)
+        lines.append(
+            f"  {kernel:<22}{registers:>4} registers, {stack} bytes of stack, {spills} bytes spilled, "
+            f"{shared >> 10} KB shared, {warps} warps of {MULTIPROCESSORS[architecture][0]}"
+        )
+        good = good and (single or (spills <= SPILLS and warps >= min(LEAST_WARPS, threads[kernel] // 32)))
     warnings = [line for line in words.splitlines() if "warning" in line]
     return "\n".join(lines + warnings), good and len(lines) > 1 and not warnings
 

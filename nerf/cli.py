@@ -99,7 +99,24 @@ def run(argv: list[str]) -> int:
             raise
         print(f"nerf: the package {error.name} is missing: pip install {error.name}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        said = _of_the_gpu(error)
+        if said is None:
+            raise
+        print(f"nerf: {said}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _of_the_gpu(error: RuntimeError) -> str | None:
+    """One sentence about what a GPU can do to any operation, None for every other error."""
+    torch = sys.modules.get("torch")
+    first = str(error).split("\n")[0].split(". ")[0]
+    if isinstance(error, getattr(torch, "OutOfMemoryError", ())):
+        return f"the GPU's memory is full ({first}): close what else uses it, or run with --backend cpu"
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):
+        return f"the GPU failed ({first}): run again with --backend cpu, and report this line"
+    return None
 
 
 def overview() -> str:

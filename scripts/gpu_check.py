@@ -1,7 +1,9 @@
 """Correctness and speed of the CUDA backend on the GPU that is there; run it through gpu_check.sh, which says how.
 
-Sections run one after the other, each within what is left of the time, and the JSON is written after each: what a later
-one breaks, an earlier one keeps. A section that fails is a sentence in the report and exit status 1 at the end.
+Jobs (the checks of correctness, and the other sections) run one after the other in a process beside this one, each
+within what is left of the time, and the JSON is written after each. One that fails is a sentence in the report and exit
+status 1 at the end. One that takes the GPU from its process (after an illegal access every later call fails), ends it
+or hangs costs that process only: another one goes on behind it.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -34,13 +38,59 @@ SECTIONS = (
     "tinycudann",
 )
 OTHERS = ("tuning",)  # run only when asked for
-SECONDS = 540.0  # for all of it, after the CPU library was built
+SECONDS = 510.0  # for all of it, after the CPU library was built: within ten minutes together
+LONGEST = 120.0  # seconds of one job, but of those that look at the clock themselves
+WATCHFUL = ("training", "tuning")
+LOST = 3  # exit status of a process from which the GPU was taken
 
 
 def main() -> int:
     args = arguments()
+    if args.worker is not None or args.only == "nothing" or args.small:
+        return work(args)
+    with TemporaryDirectory() as scratch:
+        state = Path(scratch) / "state.json"
+        command = [sys.executable, str(HERE / "gpu_check.py"), *sys.argv[1:], "--began", str(time.time())]
+        return supervise([*command, "--worker", str(state)], state, None if args.dry_run else LONGEST)
+
+
+def supervise(command: list[str], state: Path, longest: float | None) -> int:
+    """Runs workers until one comes to the end, and returns its exit status. One that loses the GPU, dies or hangs in a
+    job (for `longest` seconds) is followed by another, which takes that job for failed and goes on."""
+    before = _progress(state)
+    while True:
+        worker = subprocess.Popen(command)
+        try:
+            while worker.poll() is None:
+                time.sleep(0.1)
+                job, since = _progress(state)[1:]
+                if since and longest and job not in WATCHFUL and time.time() > since + longest:
+                    worker.kill()
+        finally:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+        if 0 <= worker.returncode != LOST:
+            return worker.returncode
+        now = _progress(state)
+        if now == before:  # it did not even begin
+            print(f"gpu_check: the process ended with status {worker.returncode}", file=sys.stderr)
+            return 1
+        before = now
+        print(f"gpu_check: {now[1] or 'that'} cost this process; another one goes on", flush=True)
+
+
+def _progress(state: Path) -> tuple[int, str, float]:
+    """Jobs done, the one that runs, and since when (0: none does)."""
+    found = json.loads(state.read_text()) if state.is_file() else {"done": []}
+    running = found.get("running", {"job": "", "since": 0.0})
+    return len(found["done"]), running["job"], running["since"]
+
+
+def work(args: argparse.Namespace) -> int:
+    """One worker: what has not been done yet of the jobs."""
     try:
-        import torch
+        import torch  # noqa: F401
 
         from nerf import kernels
         from nerf.errors import UserError
@@ -48,24 +98,12 @@ def main() -> int:
     except ModuleNotFoundError as error:
         print(f"gpu_check: the package {error.name} is missing in {sys.executable}", file=sys.stderr)
         return 2
-    started = time.perf_counter()
-    world: Any = nullcontext()
-    if args.dry_run:
-        sys.path.append(str(HERE.parent / "tests"))
-        import emulation
-
-        from nerf import training
-        from nerf.occupancy import OccupancyGrid
-
-        training.OccupancyGrid = functools.partial(OccupancyGrid, resolution=32)  # type: ignore[assignment, misc]
-        torch.set_num_threads(1)
-        world = emulation.use()
-    else:
+    if not args.dry_run:
         gpu, reason = nvrtc.find()
         if gpu is None:
             print(f"gpu_check: no GPU to check: {reason}", file=sys.stderr)
             return 2
-    with world:
+    with _emulated(args.dry_run):
         try:
             kernels.use("cuda")
             scene = find_scene(args)
@@ -74,13 +112,36 @@ def main() -> int:
             return 2
         if args.only == "nothing":
             return 0
-        report = Report(args, started)
         from benchmarks import gpu_jobs
 
-        for section in (*SECTIONS, *OTHERS):
-            if section == args.only or (args.only is None and section in SECTIONS):
-                report.run(section, getattr(gpu_jobs, section), scene)
+        report = Report(args)
+        chosen = [args.only] if args.only else SECTIONS
+        jobs: list[str] = []
+        for section in chosen:
+            checks = gpu_jobs.chosen_checks(args) if section == "correctness" else ()
+            jobs += [f"{section}: {name}" for name in checks] or [section]
+        for job in jobs:
+            if job not in report.found["done"] and not report.run(job, getattr(gpu_jobs, job.split(": ")[0]), scene):
+                return LOST
         return report.end()
+
+
+@contextmanager
+def _emulated(wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    sys.path.append(str(HERE.parent / "tests"))
+    import second_device
+    import torch
+
+    from nerf import training
+    from nerf.occupancy import OccupancyGrid
+
+    training.OccupancyGrid = functools.partial(OccupancyGrid, resolution=32)  # type: ignore[assignment, misc]
+    torch.set_num_threads(1)
+    with second_device.use():
+        yield
 
 
 def arguments() -> argparse.Namespace:
@@ -91,13 +152,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything together")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on an emulated GPU; needs a C++ compiler")
     parser.add_argument("--small", action="store_true", help="only the correctness of small sizes (for sanitizers)")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # what was done so far
+    parser.add_argument("--began", type=float, default=time.time(), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.data is None and not args.dry_run:
         parser.error("--data DIR is needed: the folder that holds lego/")
     return args
 
 
-def find_scene(args: argparse.Namespace) -> Path:
+def find_scene(args: argparse.Namespace) -> Path | None:
     from nerf.errors import UserError
 
     if args.dry_run:
@@ -105,25 +168,43 @@ def find_scene(args: argparse.Namespace) -> Path:
     for place in (args.data / "lego", args.data / "nerf_synthetic" / "lego", args.data):
         if (place / "transforms_train.json").is_file():
             return place
+    if (
+        args.only in ("views", "nothing") and (args.data / "fox.safetensors").is_file()
+    ):  # both together are much to carry
+        return None
     raise UserError(f"{args.data} holds no lego: expected {args.data}/lego/transforms_train.json")
 
 
 class Report:
-    """What was found, on the screen and in the JSON."""
+    """What was found, on the screen and in the JSON; what an earlier process found comes first."""
 
-    def __init__(self, args: argparse.Namespace, started: float) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
+        from nerf.kernels import cuda
+
+        self.args = args
+        self.found: dict[str, Any] = {}
+        if args.worker is not None and args.worker.is_file():
+            self.found = json.loads(args.worker.read_text())
+        else:
+            self.found = self._facts()
+        name = re.sub(r"[^a-z0-9]+", "-", cuda.gpu().name.lower()).strip("-")
+        self.path = args.out or HERE / "results" / f"gpu-{name}-{self.found['date'][:10]}.json"
+        broken = self.found.pop("running", None)
+        if broken is not None:
+            self._keep(broken["job"], {"failed": "the process ended, hung or lost the GPU in it"})
+
+    def _facts(self) -> dict[str, Any]:
         import torch
 
         from nerf.doctor import machine
         from nerf.kernels import cuda, nvrtc
 
-        self.args, self.started, self.failed = args, started, []  # type: ignore[var-annotated]
         gpu = cuda.gpu()
-        self.found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "device": gpu.name,
             "architecture": f"sm_{gpu.architecture}",
-            "emulated": args.dry_run,
+            "emulated": self.args.dry_run,
             "multiprocessors": gpu.n_multiprocessors,
             "driver": _driver_release(),
             "driver_cuda": nvrtc.driver_version(),
@@ -131,46 +212,84 @@ class Report:
             "nvrtc": nvrtc.nvrtc_version(),
             "machine": machine(),
         }
-        name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
-        self.path = args.out or HERE / "results" / f"gpu-{name}-{self.found['date'][:10]}.json"
-        for key, value in self.found.items():
+        for key, value in facts.items():
             print(f"{key}: {value}")
+        return facts | {"done": [], "failed": []}
 
     def left(self) -> float:
         """Seconds that are left."""
-        return self.args.seconds - (time.perf_counter() - self.started)
+        return self.args.seconds - (time.time() - self.args.began)
 
-    def run(self, section: str, job: Any, scene: Path) -> None:
-        print(f"\n== {section} ({self.args.seconds - self.left():.0f} s so far)")
+    def run(self, job: str, work: Any, scene: Path | None) -> bool:
+        """Do a job; returns whether this process still has the GPU."""
+        print(f"\n== {job} ({self.args.seconds - self.left():.0f} s so far)", flush=True)
         before = time.perf_counter()
+        self.found["running"] = {"job": job, "since": time.time()}
+        self.write()
+        has_gpu = True
         if self.left() < 5:
             result: dict[str, Any] = {"skipped": "no time was left"}
             print("skipped: no time was left")
         else:
+            section, _, check = job.partition(": ")
             try:
-                result = job(self.args, scene, self.left)
+                result = work(self.args, scene, self.left, *([check] if check else []))
             except Exception as error:
                 import traceback
 
                 traceback.print_exc()
                 result = {"failed": f"{type(error).__name__}: {error}"[:1000]}
-        if result.get("failed"):
-            self.failed.append(section)
-            print(f"FAILED: {result['failed']}")
+            if result.get("failed"):
+                has_gpu = _gpu_answers()
         result["section_seconds"] = round(time.perf_counter() - before, 2)
-        self.found[section] = result
+        del self.found["running"]
+        self._keep(job, result)
         self.write()
+        return has_gpu
+
+    def _keep(self, job: str, result: dict[str, Any]) -> None:
+        if result.get("failed"):
+            self.found["failed"].append(job)
+            print(f"FAILED: {result['failed']}")
+        self.found["done"].append(job)
+        section, _, check = job.partition(": ")
+        if not check:
+            self.found[section] = result
+            return
+        whole = self.found.setdefault(section, {"rows": [], "right": 0, "wrong": 0, "section_seconds": 0.0})
+        whole["rows"] += result.get("rows") or [{"what": check, "error": result.get("failed"), "right": False}]
+        whole["right"] = sum(row["right"] for row in whole["rows"])
+        whole["wrong"] = len(whole["rows"]) - whole["right"]
+        whole["section_seconds"] += result.get("section_seconds", 0.0)
+        if whole["wrong"]:
+            whole["failed"] = f"{whole['wrong']} of {len(whole['rows'])} numbers are not those of the reference"
 
     def write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(json.dumps(self.found, indent=1))
-        os.replace(temporary, self.path)
+        for path in (self.path, self.args.worker):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}.tmp")
+                temporary.write_text(json.dumps(self.found, indent=1))
+                os.replace(temporary, path)
 
     def end(self) -> int:
+        self.write()
+        failed = self.found["failed"]
         print(f"\n{self.args.seconds - self.left():.0f} s in all; {self.path}")
-        print("failed: " + ", ".join(self.failed) if self.failed else "everything that ran is right")
-        return 1 if self.failed else 0
+        print("failed: " + ", ".join(failed) if failed else "everything that ran is right")
+        return 1 if failed else 0
+
+
+def _gpu_answers() -> bool:
+    """Whether this process still has the GPU: after an illegal access, nothing that it asks for is done."""
+    import torch
+
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _driver_release() -> str | None:

@@ -3,9 +3,11 @@
 #
 # Correctness of every CUDA op against the float64 reference, the march to the bit, --deterministic, compute-sanitizer on a
 # small run; then how fast: single kernels, training, views, mesh, a step kernel by kernel, steps as CUDA graphs, tinycudann
-# where it is installed; one JSON under scripts/results/. Needs no network and no pip: torch >= 2.10 with CUDA, cuda-bindings
-# (part of cuda-core), numpy, pillow, safetensors and rich must be there; the CPU library is built with the g++ that is found.
-#   DIR           holds lego/ (Blender format), and fox.safetensors where 1080p views of fox are to be timed
+# where it is installed; one JSON under scripts/results/. What crashes or hangs costs its own part of it. Needs no network
+# and no pip: torch >= 2.10 with CUDA, cuda-bindings (part of cuda-core), numpy, pillow, safetensors and rich must be there;
+# the CPU library is built with the g++ that is found.
+#   DIR           holds lego/ (Blender format), and fox.safetensors where 1080p views of fox are to be timed (with --only
+#                 views it need not hold lego)
 #   PYTHON        the interpreter (default: python3)
 #   --only NAME   one section alone; --only tuning tries other batch sizes and settings, and names the best
 #   --dry-run     all of it in tiny sizes on an emulated GPU, to rehearse

@@ -75,6 +75,7 @@ class Program:
     ) -> None:
         if blocks <= 0 or rows <= 0:
             return
+        assert shared <= GPU.shared_bytes, f"{kernel} asks for {shared} bytes of shared memory"
         self.emulated.emulated_backwards(int(BACKWARDS))
         size = ctypes.c_longlong(ctypes.sizeof(args))
         getattr(self.emulated, kernel)(blocks, rows, threads, shared, ctypes.c_void_p(ctypes.addressof(args)), size)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from fakes import FakeModel
@@ -93,6 +94,42 @@ def test_what_is_raised_becomes_an_exit_code(
     assert cli.run(["doctor"]) == status
     text = capsys.readouterr().err
     assert words in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    (
+        (
+            "OutOfMemoryError",
+            "CUDA out of memory. Tried to allocate 2 GiB.",
+            "the GPU's memory is full (CUDA out of memory)",
+        ),
+        (
+            "AcceleratorError",
+            "CUDA error: an illegal memory access\nhint",
+            "the GPU failed (CUDA error: an illegal memory",
+        ),
+    ),
+)
+def test_what_a_gpu_does_is_one_sentence(
+    kind: str, words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    broken = type("Broken", (RuntimeError,), {})
+    monkeypatch.setattr(torch, kind, broken, raising=False)
+
+    def main(_: object) -> None:
+        raise broken(words)
+
+    monkeypatch.setattr("nerf.doctor.main", main)
+    assert cli.run(["doctor"]) == 2
+    text = capsys.readouterr().err
+    assert said in text and "--backend cpu" in text and text.count("\n") == 1
+    for other in (RuntimeError("a bug"), ZeroDivisionError()):
+        monkeypatch.setattr("nerf.doctor.main", mock.Mock(side_effect=other))
+        with pytest.raises(type(other)):
+            cli.run(["doctor"])
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +302,40 @@ def test_doctor_survives_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor.examine()
     assert not found["torch"]["ok"] and not found["backends"]["cpu"]["ok"] and not found["extras"]["ffmpeg"]["ok"]
     assert "pip install" in doctor.as_text(found)
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "available", "driver", "compiler", "said"),
+    (
+        ("13.0", True, (13, 0), (13, 0), "Card, sm_90, driver for CUDA 13.0, NVRTC 13.0; kernels compile at first use"),
+        ("13.0", False, (12, 8), (13, 0), "torch is built for CUDA 13.0, newer than what the driver runs (CUDA 12.8)"),
+        ("12.8", True, (12, 8), (13, 0), "NVRTC 13.0 is newer than what the driver runs (CUDA 12.8)"),
+        ("12.8", True, (13, 0), None, "NVRTC is not: pip install 'nerf-reconstruct[cuda13]' (driver for CUDA 13.0"),
+        (None, False, None, None, "this torch has no CUDA"),
+    ),
+)
+def test_doctor_compares_torch_driver_and_nvrtc(
+    torch_cuda: str | None,
+    available: bool,
+    driver: tuple[int, int] | None,
+    compiler: tuple[int, int] | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from nerf.kernels import nvrtc
+
+    card = type("P", (), {"name": "Card", "major": 9, "minor": 0, "multi_processor_count": 2})
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    for name, value in (("is_available", available), ("current_device", 0), ("get_device_properties", card)):
+        monkeypatch.setattr(torch.cuda, name, lambda *ignored, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: driver)
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: compiler)
+    monkeypatch.setattr(nvrtc, "find", nvrtc.find.__wrapped__)  # without what this machine's answer was
+    part = doctor.examine()["backends"]["cuda"]
+    assert said in part["says"] and part["ok"] == (available and compiler == driver)
 
 
 def test_doctor_says_why_there_is_no_native_library(monkeypatch: pytest.MonkeyPatch) -> None:

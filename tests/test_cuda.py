@@ -5,14 +5,18 @@ On a machine with a GPU, scripts/gpu_check.sh runs the same checks there.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import emulation
 import numpy as np
@@ -20,7 +24,7 @@ import pytest
 import tiny
 import torch
 
-from nerf import checkpoint, kernels, losses, training
+from nerf import checkpoint, kernels, training
 from nerf.errors import UserError
 from nerf.kernels import GradientSink, cuda, cuda_render, nvrtc
 from nerf.model import Model
@@ -64,6 +68,13 @@ def test_an_op_gives_what_the_reference_gives(name: str, emulated: None) -> None
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow  # half a minute; .ci/run asks for it
+@pytest.mark.parametrize("name", ("march", "hash grid", "field, single", "field, half", "render, single"))
+def test_a_check_at_a_gpus_size_calls_no_right_number_wrong(name: str, emulated: None) -> None:
+    wrong = [row for row in checks.ALL[name]() if not row[1] <= row[2]]
+    assert not wrong
+
+
 def test_the_checks_notice_a_wrong_number(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     real = kernels.field_forward
     monkeypatch.setattr(kernels, "field_forward", lambda *a: tuple(x if x is None else x * 1.01 for x in real(*a)))
@@ -89,6 +100,22 @@ def test_no_ray_and_one_ray(n: int, ordered: bool, emulated: None) -> None:
     assert out["colors"].shape == (n, 3)
     out["colors"].sum().backward()
     assert params.table.grad is not None and bool(params.table.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("capability", "kilobytes", "width", "staged"),
+    (((9, 0), 227, 64, 1), ((8, 6), 99, 64, 1), ((7, 5), 64, 64, 0), ((9, 0), 227, 128, 1), ((8, 6), 99, 128, 0)),
+)
+def test_a_block_never_asks_for_more_shared_memory_than_the_card_has(
+    capability: tuple[int, int], kilobytes: int, width: int, staged: int, emulated: None, monkeypatch
+) -> None:
+    card = replace(emulation.GPU, capability=capability, shared_bytes=kilobytes << 10)
+    monkeypatch.setattr(nvrtc, "find", lambda: (card, ""))
+    monkeypatch.setattr(cuda.Net, "program", lambda self, name: mock.Mock())
+    params, config = checks.make_field(width=width)
+    net = cuda.Net(params, config, params.table.half(), cuda.pointers())
+    assert net.backward_bytes <= card.shared_bytes
+    assert dict(net.constants)["NERF_STAGE_WEIGHTS"] == staged == (net.staged_bytes > 0)
 
 
 def test_samples_without_room_are_in_the_picture_and_counted(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,30 +273,6 @@ def test_training_and_its_checkpoint_move_between_backends(
     assert psnr > 50, f"{psnr:.1f} dB apart"  # half precision on one side, float32 on the other
 
 
-def test_nothing_of_a_step_stays_on_the_cpu() -> None:
-    """On the device "meta", which has no numbers, an op that mixes it with the CPU fails as it would on a GPU."""
-    scene, meta = tiny.sphere_scene(3, 32), torch.device("meta")
-    sampler = PixelSampler(scene, scene.splits["train"])
-    scene.cameras.rays(*torch.zeros(3, 1, dtype=torch.int64), scene.scene_from_world)
-    cameras = scene.cameras.to(meta)
-    cameras._cache["distorted"] = False  # asks for a number
-    sampler.scene = replace(scene, pixels=scene.pixels.to(meta), cameras=cameras)
-    for name in ("blocks", "errors", "counts"):
-        setattr(sampler, name, getattr(sampler, name).to(meta))
-    batch = sampler.draw(64, None)  # type: ignore[arg-type]
-    rays = cameras.rays(batch.image_ids, batch.rows, batch.cols, scene.scene_from_world)
-    background = torch.rand(64, 3, device=meta)
-    target = batch.rgb * batch.alpha + background * (1 - batch.alpha)
-    marching = training.marching_of(scene)
-    entered = [*marching.enter(*rays), *replace(marching, space="ndc", ndc=(1.0, 1.0)).enter(*rays)]
-    opacities = torch.rand(64, device=meta)
-    found = losses.surface(opacities, target, opacities, target, background) + losses.huber(target, background)
-    sampler.record(batch, opacities)
-    centres, sizes = OccupancyGrid(2, 32).cell_centres(torch.arange(9, device=meta))
-    world = scene.scene_from_world.apply_directions(rays[1])
-    assert all(t.device == meta for t in (*rays, *entered, found, centres, sizes, world))
-
-
 MMA = """
 #include "cuda_pairs.h"
 struct MmaArgs { const float* a; const float* b; float* c; };
@@ -359,6 +362,99 @@ def test_gpu_check_can_be_rehearsed_from_end_to_end(tmp_path: Path) -> None:
     assert found["training"]["rows"][0]["steps"] == 2 and found["views"]["lego 800x800"]["view_seconds"] > 0
 
 
+WORKER = """
+import json, os, pathlib, sys, time
+state, fault = pathlib.Path(sys.argv[1]), sys.argv[2]
+found = json.loads(state.read_text()) if state.is_file() else {"done": [], "failed": [], "processes": 0}
+found["processes"] += 1
+def write():
+    state.with_suffix(".tmp").write_text(json.dumps(found))
+    os.replace(state.with_suffix(".tmp"), state)
+broken = found.pop("running", None)
+if broken:
+    found["done"].append(broken["job"])
+    found["failed"].append(broken["job"])
+for job in ("one", "two", "three"):
+    if job in found["done"]:
+        continue
+    found["running"] = {"job": job, "since": time.time()}
+    write()
+    if job == "two" and fault == "dies":
+        os.abort()
+    if job == "two" and fault == "hangs":
+        time.sleep(60)
+    del found["running"]
+    found["done"].append(job)
+    write()
+    if job == "two" and fault == "loses":
+        sys.exit(3)
+    if fault == "never begins":
+        state.unlink()
+        os.abort()
+write()
+sys.exit(len(found["failed"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "processes"),
+    (("none", 0, 1), ("dies", 1, 2), ("hangs", 1, 2), ("loses", 0, 2), ("never begins", 1, 0)),
+)
+def test_gpu_check_goes_on_behind_a_job_that_takes_its_process(
+    fault: str, status: int, processes: int, tmp_path: Path
+) -> None:
+    import gpu_check
+
+    state = tmp_path / "state.json"
+    command = [sys.executable, "-c", WORKER, str(state), fault]
+    assert gpu_check.supervise(command, state, 2.0 if fault == "hangs" else 60.0) == status
+    if processes:
+        found = json.loads(state.read_text())
+        assert found["done"] == ["one", "two", "three"] and found["processes"] == processes
+        assert found["failed"] == ["two"] * status
+
+
+def test_gpu_check_goes_on_behind_a_job_that_fails(emulated: None, tmp_path: Path, monkeypatch, capsys) -> None:
+    import gpu_check
+
+    arguments = ["gpu_check.py", "--dry-run", "--out", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--worker", str(tmp_path / "state.json")])
+    args = gpu_check.arguments()
+    report = gpu_check.Report(args)
+    has_gpu = True
+    monkeypatch.setattr(gpu_check, "_gpu_answers", lambda: has_gpu)
+
+    def breaks(*ignored: object) -> dict:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    assert report.run("correctness: march", breaks, tmp_path)
+    assert report.run("correctness: Adam", lambda *ignored: {"rows": [{"what": "m", "right": True}]}, tmp_path)
+    has_gpu = False
+    assert not report.run("kernels", breaks, tmp_path)
+    report.found["running"] = {"job": "training", "since": 0.0}  # and the next one hung
+    report.write()
+    again = gpu_check.Report(args)
+    assert again.found["done"] == ["correctness: march", "correctness: Adam", "kernels", "training"]
+    assert again.run("views", lambda *ignored: {"seconds": 1}, tmp_path) and again.end() == 1
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["correctness"]["right"] == found["correctness"]["wrong"] == 1 and found["views"]["seconds"] == 1
+    assert "illegal memory access" in found["kernels"]["failed"] and "hung" in found["training"]["failed"]
+    assert "failed: correctness: march, kernels, training" in capsys.readouterr().out
+
+
+def test_gpu_check_draws_fox_without_lego(emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_check
+    from benchmarks import gpu_jobs
+
+    args = argparse.Namespace(data=tmp_path, only="views", dry_run=False)
+    with pytest.raises(UserError, match="holds no lego"):
+        gpu_check.find_scene(args)
+    trainer = Trainer(tiny.sphere_scene(4, 8), TrainConfig(steps=1, field=tiny.FIELD))
+    trainer.model.save(tmp_path / "fox.safetensors")
+    monkeypatch.setattr(gpu_jobs, "_view_times", lambda model, cameras: {"size": int(cameras.widths[2])})
+    assert gpu_jobs.views(args, gpu_check.find_scene(args), lambda: 60.0) == {"fox 1920x1080": {"size": 1920}}
+
+
 # ---- compiling and finding ----------------------------------------------------------------------------
 
 
@@ -370,6 +466,32 @@ def test_a_source_compiles_for_old_and_new_cards() -> None:
         assert b" ".hex() == "20", "the compiler wrote into a byte that all of Python shares"
     with pytest.raises(UserError, match="do not compile for sm_90 .*cuda_field.cu.*error.*--backend cpu"):
         nvrtc.compile_source("cuda_field.cu", 90, {"NERF_WIDTH": 3})
+
+
+@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc")
+def test_kernels_use_what_the_chip_is_fast_at() -> None:
+    """Wide accesses, tensor cores, a whole row in one atomic; and no array that ended up in memory."""
+    newest = 91  # no such card: NVRTC then gives readable code for the newest one below
+
+    def operations(name: str, kernel: str, defines: dict[str, int]) -> Counter[str]:
+        code = nvrtc.compile_source(name, newest, defines)[0].decode()
+        body = re.search(rf"\.entry {kernel}\(.*?\n\{{(.*?)\n\}}", code, re.S)
+        assert body is not None and "__local_depot" not in body[1], kernel
+        return Counter(re.findall(r"^\s*(?:@%p\d+ )?((?:ld|st|red|mma|ldmatrix)\.[\w.:]*)", body[1], re.M))
+
+    field = {"NERF_STAGE_WEIGHTS": 1}
+    adam = operations("cuda_adam.cu", "adam_rows_of_four", {})
+    assert adam["ld.global.v4.f32"] == 4 == adam["st.global.v4.f32"]
+    encode = operations("cuda_hashgrid.cu", "encode", {})
+    assert encode["ld.global.v4.f32"] == 8 and encode["st.global.v4.f32"] == 1
+    assert operations("cuda_hashgrid.cu", "scatter", {})["red.global.add.v4.f32"] == 8
+    assert operations("cuda_backward.cu", "scatter_table", field)["red.global.add.v4.f32"] == 8
+    product = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+    forward = operations("cuda_render.cu", "render_forward", field)
+    assert forward[product] == 76 == forward["ld.shared.v2.u32"]  # of 16 samples through five layers, 64 wide
+    assert forward["ld.global.v2.u32"] >= 32 and forward["st.global.v4.f32"] == 2  # 8 corners x 2 levels x 2 samples
+    backward = operations("cuda_backward.cu", "field_backward", field)
+    assert backward[product] > 200 and backward["ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"] > 50
 
 
 def test_compiled_kernels_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
@@ -401,8 +523,14 @@ def test_what_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "this torch has no CUDA" in find()[1]
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: (12, 8))
+    assert "torch is built for CUDA 13.0, newer than what the driver runs (CUDA 12.8)" in find()[1]
+    assert "nerf-reconstruct[cuda12]" in find()[1]
+    monkeypatch.setattr(nvrtc, "driver_version", lambda: None)
     assert "no NVIDIA GPU and driver answer" in find()[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", mock.Mock(side_effect=RuntimeError("CUDA error:\n busy")))
+    assert "the GPU does not answer (CUDA error: busy); see what nvidia-smi says" in find()[1]
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
     monkeypatch.setattr(nvrtc, "driver_version", lambda: (12, 8))

@@ -15,9 +15,11 @@ from unittest import mock
 
 import emulation
 import pytest
+import second_device
 import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from nerf import kernels, training
 from nerf.datasets import Keypoints
@@ -44,6 +46,10 @@ class Reads(TorchDispatchMode):
             read |= any(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
         if name.startswith("_to_copy"):
             read |= args[0].device.type != torch.device((kwargs or {}).get("device") or args[0].device).type
+        if name.startswith("copy_"):
+            read |= args[0].device.type != args[1].device.type
+        if name.startswith("index"):  # by numbers that are on the CPU
+            read |= any(i.device != args[0].device for i in tree_flatten(args[1:])[0] if isinstance(i, torch.Tensor))
         assert not read, f"{name} waits for the GPU"
         return function(*args, **(kwargs or {}))
 
@@ -84,7 +90,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         pytest.skip("needs a C++ compiler")
     monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
     monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)  # asking the field everywhere takes long here
-    with emulation.use():
+    with second_device.use():  # where copies between it and the CPU are seen
         yield
 
 
@@ -103,7 +109,7 @@ def scene_with_everything() -> Any:
 
 
 @pytest.mark.parametrize("everything", (False, True))
-def test_a_step_reads_nothing_back(everything: bool, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_reads_nothing_back(everything: bool, emulated: None) -> None:
     trainer = Trainer(scene_with_everything() if everything else tiny.sphere_scene(3, 16), config())
     trainer.train_step()  # what is prepared once may read
     if everything:
@@ -177,7 +183,8 @@ def test_the_batch_keeps_its_rays_while_graphs_serve(emulated: None) -> None:
     trainer = Trainer(tiny.sphere_scene(3, 16), config(graph=True, batch_samples=6400))
     for samples, wanted in ((6000.0, 1024), (3000.0, 2048), (12000.0, 512)):
         trainer.n_rays = 1024
-        counts = {name: torch.tensor([n]) for name, n in (("evaluated", 0), ("kept", int(samples)))}
+        numbers = {"evaluated": 0, "kept": int(samples)}
+        counts = {name: torch.tensor([n]).to(trainer.device) for name, n in numbers.items()}
         trainer._read(torch.ones(4), counts)
         assert (trainer.n_rays == 1024) == (wanted == 1024), samples
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from argparse import Namespace
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 from benchmarks import gpu_jobs  # noqa: E402
 
 OURS, OTHER = 0x1000, 0x2000
+CONTEXTS = {0: OURS, 1: OTHER}  # of the GPUs by number
 
 
 class Driver:
@@ -33,7 +35,8 @@ class Driver:
 
     def __init__(self) -> None:
         self.local = threading.local()
-        self.launched: list[int | None] = []  # the context that was current
+        self.loaded: list[int | None] = []  # the context that was current
+        self.launched: list[int | None] = []
 
     def cuCtxGetCurrent(self, out: Any) -> int:
         out._obj.value = getattr(self.local, "context", None)
@@ -43,7 +46,19 @@ class Driver:
         self.local.context = getattr(context, "value", context)
         return 0
 
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGet(self, out: Any, index: int) -> int:
+        out._obj.value = index
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, out: Any, device: Any) -> int:
+        out._obj.value = CONTEXTS[device.value]
+        return 0
+
     def cuModuleLoadData(self, *_: Any) -> int:
+        self.loaded.append(getattr(self.local, "context", None))
         return 0
 
     def cuModuleGetFunction(self, *_: Any) -> int:
@@ -57,10 +72,18 @@ class Driver:
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> nvrtc.Program:
     driver = Driver()
-    stream = type("Stream", (), {"cuda_stream": 0, "synchronize": lambda self: driver.cuCtxSetCurrent(OURS)})
+    stream = type("Stream", (), {"cuda_stream": 0})
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream())
     monkeypatch.setattr(nvrtc, "_driver", lambda: driver)
     return nvrtc.Program(b"", emulation.GPU)
+
+
+def test_a_program_belongs_to_its_gpu_whichever_is_current(program: nvrtc.Program) -> None:
+    assert program.driver.loaded == [OURS] and program.context.value == OURS
+    second = nvrtc.Program(b"", replace(emulation.GPU, device=torch.device("cuda", 1)))
+    second.launch("kernel", NumbersArgs(), 1, 32)
+    assert program.driver.loaded[1:] == [OTHER] == program.driver.launched
 
 
 def test_a_launch_enters_our_context_on_a_thread_that_has_none(program: nvrtc.Program) -> None:

@@ -205,7 +205,8 @@ def test_gpu_check_compares_it_with_our_kernels(package: None, monkeypatch: pyte
     monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
     monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)
     monkeypatch.setattr(gpu_modes, "load", lambda *ignored: tiny.sphere_scene(4, 16))
-    monkeypatch.setattr(checks, "HALF_VALUE", 1e-6)  # which tinycudann keeps here, being float64, and half does not
+    for module, name in ((checks, "HALF_VALUE"), (gpu_modes, "TINYCUDANN_VALUE")):
+        monkeypatch.setattr(module, name, 1e-6)  # which tinycudann keeps here, being float64, and half does not
     found = gpu_modes.tinycudann(Namespace(dry_run=True), Path(), lambda: 100.0)
     assert found["tinycudann"]["errors"]["densities"] < 1e-6 and found["faster_in_training"] in ("cuda", "tinycudann")
     assert found["failed"] == "numbers that are not the reference's: cuda: densities, cuda: colours"

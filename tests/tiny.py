@@ -113,7 +113,8 @@ SETTINGS = MarchSettings(0.05, 0.0, 0.05)
 
 def flicker(grid: OccupancyGrid, density: Any, step_size: float, random: torch.Generator, *rest: Any) -> None:
     """In the place of OccupancyGrid.update, which asks the field everywhere: other cells are occupied than before."""
-    grid._set((torch.rand(grid.candidates.shape, generator=random) < 0.1) & grid.candidates)
+    some = torch.rand(grid.candidates.shape, generator=random, device=grid.candidates.device) < 0.1
+    grid._set(some & grid.candidates)
 
 
 # --- a scene ---------------------------------------------------------------------------------------------------------

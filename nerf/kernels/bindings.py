@@ -229,12 +229,17 @@ class Pointers:
 
 def check_in_place(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> None:
     """Native code writes here: a copy made to fit would swallow the result."""
+    is_as_told = tensor.dtype == dtype and tensor.shape == shape and tensor.device == torch.device(device)
+    if is_as_told and tensor.is_contiguous():
+        return  # soon: it is asked two dozen times in a step of training
     Pointers(device)(name, tensor, shape, dtype)
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, it is written in place")
 
 
+@lru_cache(maxsize=64)
 def grid_levels(layout: GridLayout) -> ctypes.Array:
+    """The levels as the kernels read them; the same array for the same layout, so that nobody may write to it."""
     if layout.n_levels > MAX_LEVELS:
         raise ValueError(f"layout: expected at most {MAX_LEVELS} levels, got {layout.n_levels}")
     levels = (GridLevel * MAX_LEVELS)()

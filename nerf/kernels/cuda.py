@@ -44,7 +44,7 @@ def why_broken() -> str:
     """Empty where the GPU compiles and runs our smallest kernel and gives the right numbers, else what went wrong."""
     try:
         found = ray_jitter(1, 2, 64).cpu()
-    except (UserError, RuntimeError) as error:
+    except (UserError, RuntimeError, OSError) as error:  # the last where the driver's library does not load
         return " ".join(str(error).split())[:300]
     if not torch.equal(found, reference.ray_jitter(1, 2, torch.arange(64))):
         return f"{gpu().name} computes wrong numbers in the first kernel that was tried"
@@ -140,25 +140,30 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
 class Net:
     """A field as the kernels of one compilation see it: its struct, and its weights packed for the tensor cores."""
 
-    def __init__(
-        self, params: FieldParams, config: FieldConfig, table_half: Tensor | None, p: Pointers, backward: bool = False
-    ) -> None:
+    def __init__(self, params: FieldParams, config: FieldConfig, table_half: Tensor | None, p: Pointers) -> None:
         self.desc: FieldDesc = field_desc(params, config, table_half, p)
         self.single, layout = table_half is None, config.layout
+        self.element_bytes, self.warps = (4, 4) if self.single else (2, 8)  # warps of a block of the backward pass
+        shapes = [w.shape for w in params.density_weights + params.color_weights]
+        self.n_weights = sum(-(-n_out // 16) * 16 * n_in for n_out, n_in in shapes)  # padded as the kernels do
+        weight_bytes = self.n_weights * self.element_bytes
+        # The backward pass keeps two matrices of its samples in shared memory, and both directions' weights where there
+        # is room for them: not on small cards and for wide networks, which read them through the cache.
+        row_bytes = (max(self.desc.width, layout.n_features, 32) + 8) * self.element_bytes
+        self.backward_bytes = 2 * 16 * self.warps * row_bytes
+        staged = not self.single and gpu().capability >= (8, 0)
+        staged = staged and self.backward_bytes + 2 * weight_bytes <= gpu().shared_bytes
+        self.staged_bytes = weight_bytes if staged else 0
+        self.backward_bytes += 2 * self.staged_bytes
         self.constants = (
             ("NERF_COLOR_LAYERS", len(params.color_weights)),
             ("NERF_DENSITY_LAYERS", len(params.density_weights)),
             ("NERF_FEATURES", layout.n_features_per_level),
             ("NERF_LEVELS", layout.n_levels),
             ("NERF_SINGLE", int(self.single)),
-            ("NERF_STAGE_WEIGHTS", int(not self.single and gpu().capability >= (8, 0))),
+            ("NERF_STAGE_WEIGHTS", int(staged)),
             ("NERF_WIDTH", self.desc.width),
         )
-        self.element_bytes = 4 if self.single else 2
-        shapes = [w.shape for w in params.density_weights + params.color_weights]
-        self.n_weights = sum(-(-n_out // 16) * 16 * n_in for n_out, n_in in shapes)  # padded as the kernels do
-        weight_bytes = self.n_weights * self.element_bytes
-        self.staged_bytes = weight_bytes if dict(self.constants)["NERF_STAGE_WEIGHTS"] else 0
         # One tensor for both directions, and never freed before the launches that read it are in the stream.
         self.operands = torch.empty(2 * weight_bytes, dtype=torch.uint8, device=params.table.device)
         self.forward, self.backward = self.operands.data_ptr(), self.operands.data_ptr() + weight_bytes

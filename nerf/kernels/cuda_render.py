@@ -25,12 +25,14 @@ RAY_ROOM = 24  # kept samples a ray that the buffer of a training step has room 
 LEAST_ROOM = 1 << 18
 
 
-def _keep(n_rays: int, capacity: int, net: Net, n_features: int, device: torch.device) -> KeptSamples:
+def _keep(n: Tensor, n_rays: int, capacity: int, net: Net, n_features: int) -> KeptSamples:
+    device = n.device
+
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     tensors = {
-        "n": torch.zeros(1, dtype=torch.int32, device=device),
+        "n": n,
         "tails": empty(n_rays, dtype=torch.int32),
         "totals": empty(n_rays, 2),
         "places": empty(capacity, 4),
@@ -70,7 +72,7 @@ class _Render(torch.autograd.Function):
         if viewdirs.shape != (n, 3):
             raise ValueError(f"viewdirs: expected shape [{n}, 3], got {list(viewdirs.shape)}")
         sh = net.directions(viewdirs, p)
-        colors, scalars = torch.zeros(n, 3, device=device), torch.zeros(5, n, device=device)
+        colors, scalars = torch.empty(n, 3, device=device), torch.empty(5, n, device=device)  # every ray writes its own
         keep = any(ctx.needs_input_grad)
         args = RenderArgs(
             field=net.desc,
@@ -81,7 +83,6 @@ class _Render(torch.autograd.Function):
             n_rays=n,
             sh=sh.data_ptr(),
             weights=net.forward,
-            n_evaluated=numbers["evaluated"].data_ptr(),
         )
         ray_pointers(args, rays, n, p)
         for name, tensor in zip(OUTPUTS, (colors, *scalars), strict=True):
@@ -89,10 +90,10 @@ class _Render(torch.autograd.Function):
         program = net.program("cuda_render.cu")
         blocks = fill_gpu(program, "render_forward", THREADS, net.staged_bytes, blocks_of(n))
         while True:
-            kept = _keep(n, capacity, net, config.layout.n_features, device) if keep else None
-            next_ray = torch.zeros(1, dtype=torch.int32, device=device)
-            numbers["evaluated"].zero_()
-            args.next_ray = next_ray.data_ptr()
+            counts = torch.zeros(3, dtype=torch.int64, device=device)
+            numbers["evaluated"], (numbers["kept"], next_ray) = counts[:1], counts[1:].view(torch.int32)[::2].split(1)
+            kept = _keep(numbers["kept"], n, capacity, net, config.layout.n_features) if keep else None
+            args.n_evaluated, args.next_ray = numbers["evaluated"].data_ptr(), next_ray.data_ptr()
             args.kept = kept.struct if kept else Kept()
             if n:
                 program.launch("render_forward", args, blocks, THREADS, shared=net.staged_bytes)
@@ -105,7 +106,6 @@ class _Render(torch.autograd.Function):
                 break
             capacity = found
         if kept is not None:
-            numbers["kept"] = kept.tensors["n"]
             numbers["capacity"] = capacity
             if cuda.deterministic:
                 kept = sorted_by_ray(kept, found)
@@ -170,11 +170,9 @@ def _backward(
     net.program("cuda_render.cu").launch("composite_backward", composite, blocks_of(n, 128), 128)
 
     ordered = kept.is_sorted
-    warps = 4 if net.single else 8
-    widest = max(net.desc.width, layout.n_features, 32) + 8
-    shared = 2 * 16 * warps * widest * net.element_bytes + 2 * net.staged_bytes
+    threads, shared = 32 * net.warps, net.backward_bytes
     program = net.program("cuda_backward.cu")
-    blocks = fill_gpu(program, "field_backward", 32 * warps, shared, -(-capacity // (16 * warps)))
+    blocks = fill_gpu(program, "field_backward", threads, shared, -(-capacity // (16 * net.warps)))
     n_gradients = sum(n_out * n_in for n_out, n_in in _weight_shapes(net, layout.n_features))
     partials = torch.empty(blocks, n_gradients, device=device)
     grad_features = torch.empty(capacity * layout.n_features * net.element_bytes, dtype=torch.uint8, device=device)
@@ -191,7 +189,7 @@ def _backward(
         by_sample=int(ordered),
         partials=partials.data_ptr(),
     )
-    program.launch("field_backward", args, blocks, 32 * warps, shared=shared)
+    program.launch("field_backward", args, blocks, threads, shared=shared)
 
     flat = torch.empty(n_gradients, device=device)
     reduce = ReduceArgs(partials.data_ptr(), largest.data_ptr(), flat.data_ptr(), blocks)
@@ -279,10 +277,7 @@ def render_rays(
     a sink the buffer of kept samples has a fixed size ("capacity"): what finds no room in it is in the picture and in
     "kept", but has no gradient. Without a sink the buffer grows until all fit.
     """
-    numbers: dict = {
-        "evaluated": torch.zeros(1, dtype=torch.int64, device=rays_o.device),
-        "kept": torch.zeros(1, dtype=torch.int32, device=rays_o.device),
-    }
+    numbers: dict = {}
     capacity = max(LEAST_ROOM, RAY_ROOM * len(rays_o))
     outputs = _Render.apply(
         *(t.contiguous() for t in (rays_o, rays_d, viewdirs)),

@@ -54,9 +54,18 @@ def find() -> tuple[Gpu | None, str]:
     if built is None:
         return None, "this torch has no CUDA; install one that has (https://pytorch.org), and nerf-reconstruct[cuda13]"
     if not torch.cuda.is_available():
+        driver = driver_version()
+        if driver and int(built.split(".")[0]) > driver[0]:
+            return None, (
+                f"torch is built for CUDA {built}, newer than what the driver runs (CUDA {driver[0]}.{driver[1]}): "
+                f"update the driver, or install a torch for CUDA {driver[0]} and nerf-reconstruct[cuda{driver[0]}]"
+            )
         return None, f"torch is built for CUDA {built}, but no NVIDIA GPU and driver answer; see what nvidia-smi says"
-    index = torch.cuda.current_device()
-    p = torch.cuda.get_device_properties(index)
+    try:
+        index = torch.cuda.current_device()
+        p = torch.cuda.get_device_properties(index)
+    except RuntimeError as error:  # it is there, and is broken, or taken by another process
+        return None, f"the GPU does not answer ({' '.join(str(error).split())[:200]}); see what nvidia-smi says"
     if (p.major, p.minor) < OLDEST:
         return (
             None,
@@ -214,12 +223,21 @@ class Program:
     """One compiled .cu file on the GPU; kernels by name, each taking one struct."""
 
     def __init__(self, code: bytes, gpu: Gpu) -> None:
-        torch.cuda.current_stream(gpu.device).synchronize()  # makes torch's context the current one
+        torch.cuda.init()
         self.gpu, self.driver = gpu, _driver()
-        self.module, self.context = ctypes.c_void_p(), ctypes.c_void_p()
+        self.module, self.context, device = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
         self.functions: dict[tuple[str, int], ctypes.c_void_p] = {}
-        self._check(self.driver.cuCtxGetCurrent(ctypes.byref(self.context)), "looking for its context")
-        self._check(self.driver.cuModuleLoadData(ctypes.byref(self.module), code), "loading the kernels")
+        self.fitting: dict[tuple[str, int, int], int] = {}
+        self._check(self.driver.cuInit(0), "starting")
+        self._check(self.driver.cuDeviceGet(ctypes.byref(device), gpu.device.index or 0), "looking for the device")
+        # The context that torch uses, whichever GPU is current and even while a graph is recorded; never released.
+        status = self.driver.cuDevicePrimaryCtxRetain(ctypes.byref(self.context), device)
+        self._check(status, "looking for its context")
+        before = self._enter()
+        try:
+            self._check(self.driver.cuModuleLoadData(ctypes.byref(self.module), code), "loading the kernels")
+        finally:
+            self._leave(before)
 
     def _check(self, status: int, doing: str) -> None:
         if status:
@@ -280,6 +298,9 @@ class Program:
 
     def blocks_per_multiprocessor(self, kernel: str, threads: int, shared: int = 0) -> int:
         """How many blocks of a kernel fit on a multiprocessor at once, at least 1."""
+        known = self.fitting.get((kernel, threads, shared))
+        if known is not None:
+            return known
         n = ctypes.c_int()
         before = self._enter()
         try:
@@ -290,7 +311,7 @@ class Program:
             self._check(status, f"asking how {kernel} fits")
         finally:
             self._leave(before)
-        return max(n.value, 1)
+        return self.fitting.setdefault((kernel, threads, shared), max(n.value, 1))
 
 
 @lru_cache(maxsize=1)
@@ -298,6 +319,9 @@ def _driver() -> ctypes.CDLL:
     driver = ctypes.CDLL("libcuda.so.1")
     pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
     driver.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    driver.cuInit.argtypes = [unsigned]
+    driver.cuDeviceGet.argtypes = [pointer, ctypes.c_int]
+    driver.cuDevicePrimaryCtxRetain.argtypes = [pointer, ctypes.c_int]
     driver.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
     driver.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
     driver.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]

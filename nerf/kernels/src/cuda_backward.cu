@@ -229,6 +229,7 @@ KERNEL(reduce_weights, ReduceArgs, 64) {
   const int i = block_index() * block_size() + thread_index();
   if (i >= gradients_before(N_LAYERS)) return;
   float sum = 0.0f;
+#pragma unroll 8
   for (int b = 0; b < args.n_blocks; ++b) sum += args.partials[(size_t)b * gradients_before(N_LAYERS) + i];
   args.grads[i] = sum / gradient_scale(args.largest_bits);
 }
@@ -317,6 +318,7 @@ KERNEL(ray_gradients, RayGradientArgs, 256) {
       load_feature_gradient(args.grad_features, (size_t)l * capacity + k, to_one, grad);
       Corners<3> c;
       find_corners<3>(unit, args.field.levels[l], c);
+#pragma unroll
       for (int corner = 0; corner < 8; ++corner) {
         float row[NERF_FEATURES], value = 0.0f;
         load_row<NERF_FEATURES>(args.field.table, c.row[corner], row);

@@ -76,6 +76,18 @@ NERF_FN void load_row(const unsigned short* table, u32 row, float* out) {
   }
 }
 
+template <int F>
+NERF_FN void store_row(float* p, const float* x) {
+  if (F % 4 == 0) {
+#pragma unroll
+    for (int f = 0; f < F; f += 4) *(float4*)(p + f) = make_float4(x[f], x[f + 1], x[f + 2], x[f + 3]);
+  } else if (F == 2) {
+    *(float2*)p = make_float2(x[0], x[1]);
+  } else {
+    p[0] = x[0];
+  }
+}
+
 template <int D, int F, class T>
 NERF_FN void look_up(const float* unit, const GridLevel& level, const T* table, float* out) {
   Corners<D> c;

@@ -33,8 +33,7 @@ KERNEL(encode, GridArgs, 256) {
   const int level = block_row();
   float out[F];
   look_up<D, F>(args.positions + i * D, args.levels[level], args.table, out);
-#pragma unroll
-  for (int f = 0; f < F; ++f) args.out[(size_t)i * args.n_levels * F + level * F + f] = out[f];
+  store_row<F>(args.out + ((size_t)i * args.n_levels + level) * F, out);
 }
 
 KERNEL(scatter, GridArgs, 256) {
@@ -44,8 +43,7 @@ KERNEL(scatter, GridArgs, 256) {
   Corners<D> c;
   find_corners<D>(args.positions + i * D, args.levels[level], c);
   float grad[F];
-#pragma unroll
-  for (int f = 0; f < F; ++f) grad[f] = args.grad_out[(size_t)i * args.n_levels * F + level * F + f];
+  load_row<F>(args.grad_out + ((size_t)i * args.n_levels + level) * F, 0, grad);
 #pragma unroll
   for (int corner = 0; corner < (1 << D); ++corner) {
     float row[F];
@@ -71,12 +69,14 @@ KERNEL(position_gradients, GridArgs, 256) {
   for (int l = 0; l < args.n_levels; ++l) {
     Corners<D> c;
     find_corners<D>(args.positions + i * D, args.levels[l], c);
+    float grad[F];
+    load_row<F>(args.grad_out + ((size_t)i * args.n_levels + l) * F, 0, grad);
 #pragma unroll
     for (int corner = 0; corner < (1 << D); ++corner) {
       float row[F], value = 0.0f;
       load_row<F>(args.table, c.row[corner], row);
 #pragma unroll
-      for (int f = 0; f < F; ++f) value += row[f] * args.grad_out[(size_t)i * args.n_levels * F + l * F + f];
+      for (int f = 0; f < F; ++f) value += row[f] * grad[f];
 #pragma unroll
       for (int d = 0; d < D; ++d) sums[d] += args.levels[l].scale * corner_slope<D>(c, corner, d) * value;
     }

@@ -159,7 +159,9 @@ KERNEL(render_forward, RenderArgs, 256) {
     }
     if (has && ray.trans < args.stop_threshold) end_ray(args, ray);
   }
-  if (n_evaluated) atomic_add_long(args.n_evaluated, n_evaluated);
+  int of_warp = (int)n_evaluated;
+  for (int step = 16; step > 0; step >>= 1) of_warp += shuffle_all(of_warp, lane ^ step);
+  if (lane == 0 && of_warp) atomic_add_long(args.n_evaluated, (u64)of_warp);
 }
 
 // ---- backward, per ray: gradients of its outputs -> of its samples' logits ------------------------------------------------
@@ -185,7 +187,8 @@ KERNEL(composite_backward, CompositeArgs, 128) {
     if (args.distortions) g.distortion = args.distortions[i];
     const float2 all = args.kept.totals[i];
     float after_w = 0.0f, after_wm = 0.0f, suffix = 0.0f;
-    for (int k = args.kept.tails[i]; k >= 0; k = args.kept.links[k].y) {  // from the last sample to the first
+    for (int k = args.kept.tails[i], before; k >= 0; k = before) {  // from the last sample to the first
+      before = args.kept.links[k].y;  // asked for with the rest, not after it: a ray is one chain of such waits
       const float4 place = args.kept.places[k], light = args.kept.lights[k];
       const float t_mid = place.x, dt = place.y, weight = place.z, rgb[3] = {light.x, light.y, light.z};
       const float before_w = all.x - after_w - weight, before_wm = all.y - after_wm - weight * t_mid;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -215,6 +216,8 @@ def test_depth_views_are_where_the_surface_is() -> None:
     for view in views:
         points = seen_points(view)
         assert len(points) > 200 and torch.allclose(points.norm(dim=1), torch.tensor(0.6), atol=1e-5)
+        seen = view.depths.isfinite()  # light that spreads over 0.7 steps of the march counts less than what is empty
+        assert torch.allclose(view.weights[seen], torch.tensor(1 / 1.49)) and bool((view.weights[~seen] == 1).all())
     assert len(set(spread_out(torch.rand(30, 3, dtype=torch.float64), 11).tolist())) == 11
 
 
@@ -375,15 +378,26 @@ def test_no_points_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("frame", ["world", "scene"])
-def test_mesh_verb_in_either_frame(frame: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mesh_verb_in_either_frame(
+    frame: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = BallModel(scene_from_world=moved())
     model.cameras = in_world(model.cameras, model.scene_from_world)
     monkeypatch.setattr("nerf.model.Model.load", lambda path: model)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"")
     common = ["mesh", str(tmp_path), "--frame", frame]
-    assert cli.run([*common, "--resolution", "48"]) == 0 and cli.run([*common, "--points", "500"]) == 0
+    assert cli.run([*common, "--resolution", "48"]) == 0
+    said = re.search(
+        r"([\d,]+) triangles, one piece, closed; ([\d.]+) x ([\d.]+) x ([\d.]+) in (.*), volume ([\d.]+); [\d.]+ s",
+        capsys.readouterr().out,
+    )
+    assert cli.run([*common, "--points", "500"]) == 0
     centre = np.zeros(3) if frame == "scene" else model.scene_from_world.inverse().translation.numpy()
     radius = 0.6 if frame == "scene" else 1.2
+    assert said and said[5] == ("scene units" if frame == "scene" else "the photos' units")
+    assert int(said[1].replace(",", "")) == len(read_mesh(tmp_path / "mesh.glb").faces)
+    assert [float(said[k]) for k in (2, 3, 4)] == pytest.approx([2 * radius] * 3, rel=0.03)
+    assert float(said[6]) == pytest.approx(4 / 3 * math.pi * radius**3, rel=0.05)
     vertices = read_mesh(tmp_path / "mesh.glb").vertices.numpy()
     for points in (vertices, np.asarray(trimesh.load(tmp_path / "points.ply").vertices)):
         assert np.allclose(np.linalg.norm(points - centre, axis=1), radius, atol=0.05)

@@ -22,7 +22,7 @@ from nerf.meshing.clean import hole_filling, smoothed
 from nerf.meshing.cloud import point_cloud, save_cloud
 from nerf.meshing.extract import CELL, box_in_scene, shown_resolution
 from nerf.meshing.fair import denoised, faces_across
-from nerf.meshing.fused import BEHIND, FusedSurface, depth_views, seen_points, spread_out
+from nerf.meshing.fused import BEHIND, HALF, FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 from nerf.rendering import Marching
 from nerf.space import Similarity
@@ -217,7 +217,8 @@ def test_depth_views_are_where_the_surface_is() -> None:
         points = seen_points(view)
         assert len(points) > 200 and torch.allclose(points.norm(dim=1), torch.tensor(0.6), atol=1e-5)
         seen = view.depths.isfinite()  # light that spreads over 0.7 steps of the march counts less than what is empty
-        assert torch.allclose(view.weights[seen], torch.tensor(1 / 1.49)) and bool((view.weights[~seen] == 1).all())
+        least = torch.tensor(1 / (1 + (0.7 / HALF) ** 2))
+        assert torch.allclose(view.weights[seen], least) and bool((view.weights[~seen] == 1).all())
     assert len(set(spread_out(torch.rand(30, 3, dtype=torch.float64), 11).tolist())) == 11
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from nerf.kernels import DepthView, fusion
 from nerf.meshing import extract
 from nerf.meshing.clean import hole_filling, smoothed
 from nerf.meshing.cloud import point_cloud, save_cloud
-from nerf.meshing.extract import box_in_scene, shown_resolution
+from nerf.meshing.extract import CELL, box_in_scene, shown_resolution
 from nerf.meshing.fair import denoised, faces_across
-from nerf.meshing.fused import BEHIND, FusedSurface, depth_views, seen_points, spread_out
+from nerf.meshing.fused import BEHIND, HALF, FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 from nerf.rendering import Marching
 from nerf.space import Similarity
@@ -125,7 +126,8 @@ def random_views(seed: int = 0) -> list[DepthView]:
         depths[torch.rand(h, w, generator=g) < 0.1] = torch.inf
         depths[torch.rand(h, w, generator=g) < 0.1] += 0.4
         depths[torch.rand(h, w, generator=g) < 0.05] = torch.nan
-        views.append(DepthView(pose, (30.0, 31.0, w / 2 + 0.3, h / 2 - 0.2), depths))
+        weights = 0.2 + 0.8 * torch.rand(h, w, generator=g)
+        views.append(DepthView(pose, (30.0, 31.0, w / 2 + 0.3, h / 2 - 0.2), depths, weights))
     return views
 
 
@@ -143,7 +145,7 @@ def test_native_is_the_reference() -> None:
 def test_one_view_says_how_far_along_its_ray() -> None:
     """A wall at depth 2 before a camera at the origin that looks along z."""
     pose = torch.eye(4, dtype=torch.float64)[:3]
-    view = DepthView(pose, (10.0, 10.0, 8.0, 8.0), torch.full((16, 16), 2.0))
+    view = DepthView(pose, (10.0, 10.0, 8.0, 8.0), torch.full((16, 16), 2.0), torch.ones(16, 16))
     points = torch.tensor([[0, 0, 1.0], [0, 0, 1.9], [0, 0, 2.0], [0, 0, 2.1], [0, 0, 2.3], [0, 0, -1], [9, 0, 1]])
     fused = kernels.fuse_depths(points, [view], 0.2, 0.2)
     assert fused.distances[:4].tolist() == pytest.approx([1, 0.5, 0, -0.5], abs=1e-5)
@@ -153,10 +155,23 @@ def test_one_view_says_how_far_along_its_ray() -> None:
     assert float(aslant.distances) == pytest.approx(0.1 * math.sqrt(1 + (0.9 / 1.9) ** 2), rel=1e-4)
 
 
+def test_pixels_count_as_they_weigh() -> None:
+    """Two walls at depth 2 and 2.1 before cameras at the origin; the views of the nearer one weigh a third."""
+    pose = torch.eye(4, dtype=torch.float64)[:3]
+    near, far = (
+        DepthView(pose, (10.0, 10.0, 8.0, 8.0), torch.full((16, 16), depth), torch.full((16, 16), weight))
+        for depth, weight in ((2.0, 1 / 3), (2.1, 1.0))
+    )
+    fused = kernels.fuse_depths(torch.tensor([[0.0, 0.0, 1.9]]), [near, far], 0.4, 0.4)
+    assert float(fused.distances) == pytest.approx((0.1 / 3 + 0.2) / (4 / 3) / 0.4, rel=1e-4)
+    assert float(fused.weights) == pytest.approx(4 / 3, rel=1e-5)
+    assert float(fused.supports) == pytest.approx(2.0), "two views see a surface there"
+
+
 def test_half_pixels_and_edges() -> None:
     """Depth grows by 0.1 a pixel to the right; a jump is not smoothed over."""
     depths = (1 + 0.1 * torch.arange(8.0)).expand(8, 8).clone()
-    view = DepthView(torch.eye(4, dtype=torch.float64)[:3], (8.0, 8.0, 0.0, 0.0), depths)
+    view = DepthView(torch.eye(4, dtype=torch.float64)[:3], (8.0, 8.0, 0.0, 0.0), depths, torch.ones(8, 8))
 
     def depth_at(u: float) -> float:
         near = torch.tensor([[u / 8, 0.5, 1.0]]) * 0.5  # seen through pixel coordinates (u, 4)
@@ -175,7 +190,10 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="front, back"):
         kernels.fuse_depths(torch.zeros(1, 3), [], 0.0, 1.0)
     with pytest.raises(ValueError, match="views"):
-        bad = DepthView(torch.zeros(4, 4), (1, 1, 0, 0), torch.zeros(2, 2))
+        bad = DepthView(torch.zeros(4, 4), (1, 1, 0, 0), torch.zeros(2, 2), torch.ones(2, 2))
+        kernels.fuse_depths(torch.zeros(1, 3), [bad], 1.0, 1.0)
+    with pytest.raises(ValueError, match="depths and weights"):
+        bad = DepthView(torch.zeros(3, 4), (1, 1, 0, 0), torch.zeros(2, 2), torch.ones(2, 3))
         kernels.fuse_depths(torch.zeros(1, 3), [bad], 1.0, 1.0)
 
 
@@ -198,6 +216,9 @@ def test_depth_views_are_where_the_surface_is() -> None:
     for view in views:
         points = seen_points(view)
         assert len(points) > 200 and torch.allclose(points.norm(dim=1), torch.tensor(0.6), atol=1e-5)
+        seen = view.depths.isfinite()  # light that spreads over 0.7 steps of the march counts less than what is empty
+        least = torch.tensor(1 / (1 + (0.7 / HALF) ** 2))
+        assert torch.allclose(view.weights[seen], least) and bool((view.weights[~seen] == 1).all())
     assert len(set(spread_out(torch.rand(30, 3, dtype=torch.float64), 11).tolist())) == 11
 
 
@@ -358,15 +379,26 @@ def test_no_points_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("frame", ["world", "scene"])
-def test_mesh_verb_in_either_frame(frame: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mesh_verb_in_either_frame(
+    frame: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = BallModel(scene_from_world=moved())
     model.cameras = in_world(model.cameras, model.scene_from_world)
     monkeypatch.setattr("nerf.model.Model.load", lambda path: model)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"")
     common = ["mesh", str(tmp_path), "--frame", frame]
-    assert cli.run([*common, "--resolution", "48"]) == 0 and cli.run([*common, "--points", "500"]) == 0
+    assert cli.run([*common, "--resolution", "48"]) == 0
+    said = re.search(
+        r"([\d,]+) triangles, one piece, closed; ([\d.]+) x ([\d.]+) x ([\d.]+) in (.*), volume ([\d.]+); [\d.]+ s",
+        capsys.readouterr().out,
+    )
+    assert cli.run([*common, "--points", "500"]) == 0
     centre = np.zeros(3) if frame == "scene" else model.scene_from_world.inverse().translation.numpy()
     radius = 0.6 if frame == "scene" else 1.2
+    assert said and said[5] == ("scene units" if frame == "scene" else "the photos' units")
+    assert int(said[1].replace(",", "")) == len(read_mesh(tmp_path / "mesh.glb").faces)
+    assert [float(said[k]) for k in (2, 3, 4)] == pytest.approx([2 * radius] * 3, rel=0.03)
+    assert float(said[6]) == pytest.approx(4 / 3 * math.pi * radius**3, rel=0.05)
     vertices = read_mesh(tmp_path / "mesh.glb").vertices.numpy()
     for points in (vertices, np.asarray(trimesh.load(tmp_path / "points.ply").vertices)):
         assert np.allclose(np.linalg.norm(points - centre, axis=1), radius, atol=0.05)
@@ -377,10 +409,10 @@ def test_cells_are_as_large_as_pixels(to_scene: Similarity) -> None:
     model = BallModel(scene_from_world=to_scene)
     model.cameras = in_world(model.cameras, to_scene)
     low, high = -np.ones(3), np.ones(3)
-    assert shown_resolution(model, low, high) == math.ceil(2 / (3 / 132))  # type: ignore[arg-type]
+    assert shown_resolution(model, low, high) == math.ceil(2 / (CELL * 3 / 132))  # type: ignore[arg-type]
     assert shown_resolution(model, low / 50, high / 50) == 64  # type: ignore[arg-type]
     mesh = extract(model)  # type: ignore[arg-type]
-    assert mesh.metadata["step"] == pytest.approx(2 / 88)
+    assert mesh.metadata["step"] == pytest.approx(2 / 118)
 
 
 def test_a_box_in_the_frame_of_the_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ class DepthView:
     camera_from_scene: Tensor  # [3,4] float64; x right, y down, z ahead
     intrinsics: tuple[float, float, float, float]  # fx, fy, cx, cy in pixels; the first centre is at (0.5, 0.5)
     depths: Tensor  # [h,w] float32 along z, scene length; infinity where the ray hits nothing, NaN: no say
+    weights: Tensor  # [h,w] float32 of each pixel's say
 
 
 class _View(ctypes.Structure):
@@ -28,6 +29,7 @@ class _View(ctypes.Structure):
         ("width", ctypes.c_int),
         ("height", ctypes.c_int),
         ("depths", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
     ]
 
 
@@ -36,36 +38,39 @@ class Fused(NamedTuple):
 
     distances: Tensor  # [n] signed, in units of `front` and cut to 1, above 0 in front of the surface
     weights: Tensor  # [n] of the views that say so; 0 where none does, -1 where the point is in no picture
-    supports: Tensor  # [n] the part of it from views that see a surface within `front` of the point
+    supports: Tensor  # [n] of the views that see a surface within `front` of the point, pixels weighing 1
 
 
 def fuse_depths(points: Tensor, views: list[DepthView], front: float, back: float, native: bool) -> Fused:
     """Where points [n,3] lie between what is empty and what is solid, as the views have it.
 
-    A view's say is the distance along its ray from the point to the surface it sees. It counts fully before the
-    surface, less behind it, and nothing from `back` behind it, where something may hide. Between pixel centres depth is
-    linear where the four around differ by less than `front`; across an edge the nearest counts. Lengths are those of
-    the scene. Not differentiable. Source: Curless and Levoy, "A Volumetric Method for Building Complex Models from
-    Range Images", 1996; weights behind the surface as Bylow et al. 2013, section III.
+    A view's say is the distance along its ray from the point to the surface it sees. It counts as much as the nearest
+    pixel weighs before the surface, less behind it, and nothing from `back` behind it, where something may hide.
+    Between pixel centres depth is linear where the four around differ by less than `front`; across an edge the nearest
+    counts. Lengths are those of the scene. Not differentiable. Source: Curless and Levoy, "A Volumetric Method for
+    Building Complex Models from Range Images", 1996; weights behind the surface as Bylow et al. 2013, section III.
     """
     if points.dim() != 2 or points.shape[1] != 3:
         raise ValueError(f"points: expected shape [n,3], got {list(points.shape)}")
     if not (front > 0 and back > 0):
         raise ValueError(f"front, back: expected lengths above 0, got {front}, {back}")
     for view in views:
-        if view.depths.dim() != 2 or view.depths.dtype != torch.float32 or view.camera_from_scene.shape != (3, 4):
-            raise ValueError("views: expected depths [h,w] float32 and camera_from_scene [3,4]")
+        maps = (view.depths, view.weights)
+        if any(m.shape != maps[0].shape or m.dim() != 2 or m.dtype != torch.float32 for m in maps):
+            raise ValueError("views: expected depths and weights [h,w] float32")
+        if view.camera_from_scene.shape != (3, 4):
+            raise ValueError(f"views: expected camera_from_scene [3,4], got {list(view.camera_from_scene.shape)}")
     return (_native if native else _reference)(points.detach().float().contiguous(), views, front, back)
 
 
 def _native(points: Tensor, views: list[DepthView], front: float, back: float) -> Fused:
-    maps = [view.depths.contiguous() for view in views]  # alive until the call is over
+    maps = [(view.depths.contiguous(), view.weights.contiguous()) for view in views]  # alive until the call is over
     table = (_View * len(views))()
-    for entry, view, depths in zip(table, views, maps, strict=True):
+    for entry, view, (depths, weights) in zip(table, views, maps, strict=True):
         entry.camera_from_scene[:] = view.camera_from_scene.flatten().tolist()
         entry.intrinsics[:] = view.intrinsics
         entry.height, entry.width = depths.shape
-        entry.depths = depths.data_ptr()
+        entry.depths, entry.weights = depths.data_ptr(), weights.data_ptr()
     fused = Fused(*(torch.empty(len(points)) for _ in range(3)))
     bindings.native().nerf_fuse_depths(
         *(points.data_ptr(), len(points), table, len(views), front, back),
@@ -96,12 +101,14 @@ def _reference(points: Tensor, views: list[DepthView], front: float, back: float
         smooth = torch.stack([a, b, c, d])
         one_surface = smooth.amax(dim=0) - smooth.amin(dim=0) < front
         between = (a + s * (b - a)) * (1 - t) + (c + s * (d - c)) * t
-        depth = torch.where(one_surface, between, view.depths[v.long(), u.long()])
+        nearest = v.long(), u.long()
+        depth = torch.where(one_surface, between, view.depths[nearest])
         before = (depth - ahead) * (1 + right[at].square() + down[at].square()).sqrt()
-        weight = torch.where(before > -back, torch.where(before < 0, 1 + before / back, 1.0), 0.0)
+        counts = torch.where(before > -back, torch.where(before < 0, 1 + before / back, 1.0), 0.0)
+        weight = counts * view.weights[nearest]
         pictured[at] = True
         weights[at] += weight
-        supports[at] += torch.where(before.abs() < front, weight, 0.0)
+        supports[at] += torch.where(before.abs() < front, counts, 0.0)
         total[at] += torch.where(weight > 0, weight * (before / front).clamp_max(1), 0.0)
     distances = torch.where(weights > 0, total / weights, 0.0)
     return Fused(distances, torch.where(pictured, weights, -1.0), supports)

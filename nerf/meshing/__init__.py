@@ -34,7 +34,7 @@ class MeshArgs:
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """NAME.glb, NAME.obj, NAME.ply or NAME.stl (default: mesh.glb in the model's folder)"""
     resolution: int | None = None
-    """cells along the longest side of what is meshed (default: as fine as the photos' pixels, at most 512)"""
+    """cells along the longest side of what is meshed (default: three for four pixels of the photos, at most 512)"""
     method: Method = "auto"
     """tsdf fuses what the training views see; density is where the density crosses the threshold; auto: tsdf, but
     density for forward-facing scenes or with --threshold"""
@@ -46,11 +46,11 @@ class MeshArgs:
     """x0 y0 z0 x1 y1 z1 in the --frame of the mesh: only what lies in it (default: the object; of open scenes the
     middle of what the cameras look at)"""
     smooth: int | None = None
-    """rounds of smoothing that keeps size and shape (default: 6, none with density)"""
+    """rounds of smoothing that keeps size and shape (default: 8, none with density)"""
     holes: int = HOLES
     """of open meshes, holes of at most so many faces are closed"""
     denoise: int | None = None
-    """rounds of averaging face normals that agree, which flattens noise and keeps edges (default: 12; none with density
+    """rounds of averaging face normals that agree, which flattens noise and keeps edges (default: 30; none with density
     and above 4 million triangles)"""
     min_fraction: float = 0.01
     """drop pieces with fewer faces than this share of the largest piece's"""

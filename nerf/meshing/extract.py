@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from nerf.model import Model
 
+CELL = 0.75  # of a pixel: larger cells round the edges off (bundled scene)
 HOLES = 100  # faces: as wide as some eight cells
 _NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; at 1 lies infinity
 _CHUNK = 1 << 16  # vertices coloured or moved to the world at once
@@ -58,8 +59,8 @@ def extract(
     outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to slide it
     onto the true surface along its edge. watertight: whether faces that no view has seen stay (None: for bounded
     objects, and with "density"); at most `holes` of them in one place stay anyway. smooth: rounds of smoothing that
-    keeps the shape (None: 6, or none with "density"). denoise: rounds of averaging normals
-    that agree, which flattens noise and keeps edges (None: 12, or none with "density" and for over 4 million faces).
+    keeps the shape (None: 8, or none with "density"). denoise: rounds of averaging normals
+    that agree, which flattens noise and keeps edges (None: 30, or none with "density" and for over 4 million faces).
 
     Unless such faces go the mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise
     seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`
@@ -70,7 +71,7 @@ def extract(
 
     if method == "auto":
         method = "density" if threshold is not None or model.space == "ndc" else "tsdf"
-    smooth = smooth if smooth is not None else 6 if method == "tsdf" else 0
+    smooth = smooth if smooth is not None else 8 if method == "tsdf" else 0
     level = default_threshold() if threshold is None else float(threshold)
     _check(resolution, level, box, min_fraction, max_components, smooth, holes, denoise)
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
@@ -205,13 +206,13 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def shown_resolution(model: Model, low: NDArray[np.float64], high: NDArray[np.float64]) -> int:
-    """Cells along the longest side of a box of the scene, each as large as a photo's pixel in its middle (the median of
-    the photos), from 64 to 512: smaller ones show the photos' noise, larger meshes more than most can use."""
+    """Cells along the longest side of a box of the scene, each CELL of what a photo's pixel spans in its middle (the
+    median of the photos), from 64 to 512: larger meshes are more than most can use."""
     if model.space == "ndc":
         return 512
     origins = model.scene_from_world.apply(model.cameras.c2w[:, :, 3])
     pixels = (origins - torch.from_numpy((low + high) / 2)).norm(dim=1) / model.cameras.fx
-    return int(np.clip(np.ceil((high - low).max() / float(pixels.median())), 64, 512))
+    return int(np.clip(np.ceil((high - low).max() / (CELL * float(pixels.median()))), 64, 512))
 
 
 def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]:

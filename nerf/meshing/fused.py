@@ -21,10 +21,11 @@ VIEWS, LONGEST = 64, 400  # at most so many depth maps, and pixels along their l
 FRONT = 4.0  # truncation before the surface, in steps of the grid
 BACK = (8.0, 16.0)  # behind it, where views that see the surface add to what is solid: least and most; between them
 _DEEP = 1 / 25  # this scene length, so that coarse grids keep their thin parts
-FEWEST = 2.0  # views that must agree; one alone may look through a hole in what others saw as solid
-# Light that goes in places so many steps of the march apart says nothing: shine makes fields hollow behind a thin skin,
-# and a depth within would hollow out the mesh.
-SPREAD = 4.5
+FEWEST = 2.0  # weight of the views that must agree; one alone may look through a hole in what others saw as solid
+# Where light goes in places far apart its depth is less certain: a pixel's weight is 1 / (1 + (spread / HALF)^2), in
+# steps of the march. From SPREAD on it says nothing: shine makes fields hollow behind a thin skin, and a depth within
+# would hollow out the mesh. (HALF 1 fills what little trained fields leave open.)
+HALF, SPREAD = 1.25, 8.0
 # Light goes out a little behind the surface: by so many steps of the march and this part of its spread (measured on
 # four objects whose surface is known, where it was 0.4 to 1.0 steps; what is left of it is 0.0 to 0.6).
 BEHIND = (0.3, 0.5)
@@ -98,10 +99,11 @@ def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
         surface = t - BEHIND[0] * steps - BEHIND[1] * spread
         along_z = torch.where(t > 0, surface * (rays_d @ axes[:, 2].float()), torch.inf)
         along_z[(t > 0) & (spread > SPREAD * steps)] = torch.nan
+        weights = torch.where(t > 0, 1 / (1 + (spread / (HALF * steps)).square()), 1.0)
         origin = model.scene_from_world.apply(cameras.c2w[i, :, 3])
         pose = torch.cat([axes.T, -(axes.T @ origin)[:, None]], dim=1)
         fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
-        views.append(DepthView(pose, (fx, fy, cx, cy), along_z.reshape(h, w)))
+        views.append(DepthView(pose, (fx, fy, cx, cy), along_z.reshape(h, w), weights.reshape(h, w)))
     return views
 
 

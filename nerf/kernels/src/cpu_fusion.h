@@ -8,12 +8,13 @@ struct DepthView {           // a pinhole camera and its depth map
   float camera_from_scene[12];  // row-major [3, 4]; x right, y down, z ahead
   float fx, fy, cx, cy;         // pixels; the first pixel's centre is at (0.5, 0.5)
   int width, height;
-  const float* depths;  // [height, width] along z; infinity where the ray hits nothing, NaN: no say
+  const float* depths;   // [height, width] along z; infinity where the ray hits nothing, NaN: no say
+  const float* weights;  // [height, width] of each pixel's say
 };
 
 // points [n, 3] -> distances [n] in units of `front`, above 0 before the surface, and the weights [n] that stand behind
-// them: 0 where every view has the point far behind its surface, -1 where it is in no picture. supports [n]: how much of the
-// weight comes from views that see a surface within `front` of the point.
+// them: 0 where every view has the point far behind its surface, -1 where it is in no picture. supports [n]: how many views
+// see a surface within `front` of the point, whatever their pixels weigh, those that have it behind theirs less.
 static void fuse_depths(const float* points, long long n, const DepthView* views, int n_views, float front, float back,
                         float* distances, float* weights, float* supports, int n_threads) {
   const int chunk = 512;
@@ -34,7 +35,7 @@ static void fuse_depths(const float* points, long long n, const DepthView* views
       const float* m = views[k].camera_from_scene;
       const float fx = views[k].fx, fy = views[k].fy, cx = views[k].cx, cy = views[k].cy;
       const int w = views[k].width, h = views[k].height;
-      const float* depths = views[k].depths;
+      const float *depths = views[k].depths, *pixel_weights = views[k].weights;
       // Loops without branches over arrays: each of them is vectorised, the second one as gathers.
       for (int i = 0; i < count; ++i) {
         const float d = m[8] * x[i] + m[9] * y[i] + m[10] * z[i] + m[11], inverse = 1.0f / d;
@@ -58,15 +59,17 @@ static void fuse_depths(const float* points, long long n, const DepthView* views
         const float c = depths[lower_left[i]], d = depths[lower_right[i]];
         // Linear between the four centres around where they lie on one surface, else the nearest one's.
         const float low = f_min(f_min(a, b), f_min(c, d)), high = f_max(f_max(a, b), f_max(c, d));
-        const float upper = s[i] < 0.5f ? a : b, lower = s[i] < 0.5f ? c : d, nearest = t[i] < 0.5f ? upper : lower;
+        const int upper = s[i] < 0.5f ? upper_left[i] : upper_right[i], lower = s[i] < 0.5f ? lower_left[i] : lower_right[i];
+        const int nearest = t[i] < 0.5f ? upper : lower;
         const float between = (a + s[i] * (b - a)) * (1.0f - t[i]) + (c + s[i] * (d - c)) * t[i];
-        const float depth = (int)(high - low < front) & (int)(between == between) ? between : nearest;
+        const float depth = (int)(high - low < front) & (int)(between == between) ? between : depths[nearest];
         const float before = (depth - ahead[i]) * stretch[i], behind = 1.0f + f_min(before, 0.0f) / back;
-        const float say = (int)(inside[i] != 0) & (int)(before > -back) ? behind : 0.0f;  // not of a NaN
+        const float counts = (int)(inside[i] != 0) & (int)(before > -back) ? behind : 0.0f;  // not of a NaN
+        const float say = counts * pixel_weights[nearest];
         pictured[i] |= inside[i];
         weight[i] += say;
         total[i] += say > 0.0f ? say * f_min(before / front, 1.0f) : 0.0f;
-        support[i] += (int)(before < front) & (int)(before > -front) ? say : 0.0f;
+        support[i] += (int)(before < front) & (int)(before > -front) ? counts : 0.0f;
       }
     }
     for (int i = 0; i < count; ++i) {

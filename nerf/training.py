@@ -487,18 +487,19 @@ def _settle_steps(trainer: Trainer, minutes: float) -> int | None:
     if trainer.seconds < WARM_UP * budget:
         return None
     half = next((p for p in trainer.curve if p["seconds"] > trainer.seconds / 2), None)
-    done, since = (
-        (trainer.step - half["step"], trainer.seconds - half["seconds"]) if half else (trainer.step, trainer.seconds)
-    )
-    if done < 1:
-        done, since = trainer.step, trainer.seconds
-    left, steps = 0.97 * budget - trainer.seconds, trainer.step  # rather early than late
-    with_rays = sum(trainer.poses_move(step) for step in range(steps - done, steps)) / done
-    unit = since / done / (1.0 + GROWTH * trainer.batch_factor()) / (1.0 + RAY_GRADIENTS * with_rays)
+    first, since = (int(half["step"]), trainer.seconds - half["seconds"]) if half else (0, trainer.seconds)
+    if trainer.step <= first:
+        first, since = 0, trainer.seconds
+
+    def work(step: int, batch: float) -> float:
+        return (1.0 + GROWTH * batch) * (1.0 + RAY_GRADIENTS * trainer.poses_move(step))
+
+    now, steps = trainer.batch_factor(), trainer.step
+    unit = since / sum(work(step, now) for step in range(first, steps))
+    left = 0.97 * budget - trainer.seconds  # rather early than late
     while left > 0:
         steps += 1
-        extra = RAY_GRADIENTS * trainer.poses_move(steps)
-        left -= unit * (1.0 + GROWTH * trainer.batch_factor(steps)) * (1.0 + extra)
+        left -= unit * work(steps, trainer.batch_factor(steps))
     return steps
 
 

@@ -138,6 +138,17 @@ def test_cameras_move_in_every_step_at_first_and_settle_under_noisy_gradients() 
     assert settled < 0.003 and settled < 0.4 * constant, (settled, constant)
 
 
+def test_minutes_are_filled_though_cameras_move_less_often_later() -> None:
+    config = replace(CONFIG, steps=None, minutes=1.0, refine_poses=True, pose_after=0, batch_growth=1e9)
+    trainer = Trainer(sphere_scene(4, 12), config)
+    trainer.step, trainer.seconds = 100, 10.0
+    total = training._settle_steps(trainer, 1.0)
+    assert total is not None
+    plain = 0.1 / (1 + training.RAY_GRADIENTS)
+    seconds = [0.1 if PoseCorrections.moves(step) else plain for step in range(total)]
+    assert sum(seconds) == pytest.approx(0.97 * 60.0, abs=0.2) and sum(seconds[:100]) == pytest.approx(10.0)
+
+
 def test_the_others_move_along_with_the_cameras_that_were_refined() -> None:
     scene = sphere_scene(6, 12)
     model = Trainer(scene, replace(CONFIG, refine_poses=True)).model

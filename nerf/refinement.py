@@ -11,6 +11,8 @@ from nerf.space import Similarity, rotations_of
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 DAMPING = 0.1  # of the diagonal, in the preconditioner (CamP, section 4.2)
+SETTLING = 20  # steps of the cameras after which theirs are half as long
+ALWAYS, EVERY = 300, 4  # so many steps of training move cameras, then one in so many
 NEAREST, FARTHEST = 0.5, 4.0  # depths that count when parameters are weighed, in viewing distances
 
 
@@ -60,6 +62,22 @@ class PoseCorrections:
         p = self._packed.index_select(0, image_ids)
         turned = p[:, 0:3] * rays_d[:, 0:1] + p[:, 3:6] * rays_d[:, 1:2] + p[:, 6:9] * rays_d[:, 2:3]
         return rays_o + p[:, 9:12], turned
+
+    @staticmethod
+    def moves(since: int) -> bool:
+        """Whether the cameras move in this step of training, counted from the first that may move them.
+
+        Gradients of rays cost nearly half as much again as a step without; most of the way is gone in the first ones.
+        """
+        return since >= 0 and (since < ALWAYS or since % EVERY == 0)
+
+    def rate(self, first: float) -> float:
+        """The rate of the next step: as 1 / n, for a mean of noisy gradients (Robbins and Monro 1951).
+
+        At a constant rate the cameras jitter by several times a step's length: at 1e-3 by 3 pixels in photos of 1920,
+        for as long as it lasts, and the field learns no detail meanwhile.
+        """
+        return first / (1.0 + self.n_updates / SETTLING)
 
     def step(self, image_ids: Tensor, rays_d: Tensor, grad_o: Tensor, grad_d: Tensor, rate: float) -> None:
         """One step of Adam from the gradients [n,3] to the corrected rays (rays_d: their directions).

@@ -68,9 +68,8 @@ class TrainConfig:
     occupancy_every: int = 16  # steps between occupancy updates
     # A correction of each training camera's pose, for poses that are not exact.
     refine_poses: bool = False
-    pose_rate: float = 1e-3  # radians in the picture, for each step of Adam
+    pose_rate: float = 1e-3  # radians in the picture, for the first steps of Adam (see PoseCorrections.rate)
     pose_after: int = 200  # steps until the field has a shape that poses can be held against
-    pose_every: int = 1  # steps
     # A gain for each channel of each photo, for photos whose exposure or white balance differ.
     exposure: bool = False
     exposure_rate: float = 2e-2  # of the logarithm, for each step of Adam
@@ -88,7 +87,8 @@ WARM_UP = 0.15  # of the minutes, before the number of steps is fixed; schedules
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
 FOCUS_AFTER, FOCUS_EVERY = 256, 64  # steps
 SLACK = 0.03  # viewing distances by which silhouettes are grown where poses are not exact: 1.7 degrees
-CORRECTED_UNTIL = 0.85  # of the training: corrections of photos and poses slow down to a hundredth by then
+EXPOSED_UNTIL = 0.85  # of the training: corrections of photos' light slow down to a hundredth by then
+RAY_GRADIENTS = 0.45  # of a step's time, beside 1 without them (measured)
 RAYS_TOO_FAR = (
     1.15  # with graphs: factor by which the batch may miss its size before its rays change, and with them all
 )
@@ -203,9 +203,14 @@ class Trainer:
         c, t = self.config, max(0.0, self.progress() - 0.3) / 0.7
         return c.learning_rate * (c.final_learning_rate / c.learning_rate) ** t
 
-    def correction_rate(self, first: float) -> float:
-        """The rate of a step of Adam for what is learnt of the photos, which settles before the field does."""
-        return first * 0.01 ** min(1.0, max(0.0, self.progress() - WARM_UP) / (CORRECTED_UNTIL - WARM_UP))
+    def exposure_rate(self) -> float:
+        """The rate of a step of Adam for the photos' gains, which settle before the field does."""
+        done = min(1.0, max(0.0, self.progress() - WARM_UP) / (EXPOSED_UNTIL - WARM_UP))
+        return self.config.exposure_rate * 0.01**done
+
+    def poses_move(self, step: int) -> bool:
+        """Whether the cameras move in this step, which takes the gradients of its rays."""
+        return self.poses is not None and self.poses.moves(step - self.config.pose_after)
 
     def batch_factor(self, step: int | None = None) -> float:
         """How many times the first batch a step's batch is: few rays find the shape soon, many refine it."""
@@ -256,10 +261,9 @@ class Trainer:
         if shape.diffuse:
             anywhere = torch.randn(n, 3, generator=random, device=self.device)
             seen_from = torch.nn.functional.normalize(anywhere, dim=1)
-        given_d, moves = rays_d, False
+        given_d, moves = rays_d, self.poses_move(now.step)
         if self.poses is not None:
             rays_o, rays_d = self.poses.apply(batch.image_ids, rays_o, rays_d)
-            moves = now.step >= c.pose_after and now.step % c.pose_every == 0
             rays_o.requires_grad_(moves)
             rays_d.requires_grad_(moves)
         jitter = kernels.ray_jitter(c.seed, now.step, n, now.step_at)
@@ -279,10 +283,10 @@ class Trainer:
         self._optimise(now)
         if self.poses is not None and moves:
             assert rays_o.grad is not None and rays_d.grad is not None
-            rate = self.correction_rate(c.pose_rate)
+            rate = self.poses.rate(c.pose_rate)
             self.poses.step(batch.image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate)
         if self.gains is not None:
-            self.gains.step(self.correction_rate(c.exposure_rate))
+            self.gains.step(self.exposure_rate())
         self.sampler.record(batch, errors)
         return errors, {name: out[name] for name in ("evaluated", "kept", "capacity") if name in out}
 
@@ -483,16 +487,19 @@ def _settle_steps(trainer: Trainer, minutes: float) -> int | None:
     if trainer.seconds < WARM_UP * budget:
         return None
     half = next((p for p in trainer.curve if p["seconds"] > trainer.seconds / 2), None)
-    done, since = (
-        (trainer.step - half["step"], trainer.seconds - half["seconds"]) if half else (trainer.step, trainer.seconds)
-    )
-    if done < 1:
-        done, since = trainer.step, trainer.seconds
-    left, steps = 0.97 * budget - trainer.seconds, trainer.step  # rather early than late
-    unit = since / done / (1.0 + GROWTH * trainer.batch_factor())
+    first, since = (int(half["step"]), trainer.seconds - half["seconds"]) if half else (0, trainer.seconds)
+    if trainer.step <= first:
+        first, since = 0, trainer.seconds
+
+    def work(step: int, batch: float) -> float:
+        return (1.0 + GROWTH * batch) * (1.0 + RAY_GRADIENTS * trainer.poses_move(step))
+
+    now, steps = trainer.batch_factor(), trainer.step
+    unit = since / sum(work(step, now) for step in range(first, steps))
+    left = 0.97 * budget - trainer.seconds  # rather early than late
     while left > 0:
         steps += 1
-        left -= unit * (1.0 + GROWTH * trainer.batch_factor(steps))
+        left -= unit * work(steps, trainer.batch_factor(steps))
     return steps
 
 

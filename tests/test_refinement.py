@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from nerf.errors import UserError
 from nerf.evaluation import evaluate
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
-from nerf.refinement import PoseCorrections, viewing_distance
+from nerf.refinement import ALWAYS, EVERY, PoseCorrections, viewing_distance
 from nerf.space import Similarity, rotations_of
 from nerf.training import TrainConfig, Trainer, train
 
@@ -117,6 +118,35 @@ def test_a_unit_of_each_whitened_parameter_moves_the_picture_alike() -> None:
         rates.append(float(change.square().mean().sqrt()) / 1e-4)
     assert all(0.25 < rate < 1.2 for rate in rates), rates  # 1 but for the damping
     assert max(rates) < 2.5 * min(rates)
+
+
+def test_cameras_move_in_every_step_at_first_and_settle_under_noisy_gradients() -> None:
+    due = [PoseCorrections.moves(step) for step in range(-5, ALWAYS + 8 * EVERY)]
+    assert due == [False] * 5 + [True] * ALWAYS + ([True] + [False] * (EVERY - 1)) * 8
+    ids, zero, wanted = torch.arange(4), torch.zeros(4, 3), torch.full((4, 3), 0.02, dtype=torch.float64)
+
+    def mean_error(rate: Callable[[PoseCorrections], float]) -> float:
+        """After 600 steps, of which each hears of the error (0.02 at first) through noise that is as loud."""
+        here = corrections(ring_cameras(4), fixed_frame=False)
+        here.whitening = torch.eye(6, dtype=torch.float64).expand(4, 6, 6)
+        for k in range(600):
+            grad_o = here.shifts - wanted + 0.02 * normal(4, 3, seed=k)
+            here.step(ids, zero, grad_o.float(), zero, rate(here))
+        return float((here.shifts - wanted).norm(dim=1).mean())
+
+    settled, constant = mean_error(lambda here: here.rate(1e-3)), mean_error(lambda here: 1e-3)
+    assert settled < 0.003 and settled < 0.4 * constant, (settled, constant)
+
+
+def test_minutes_are_filled_though_cameras_move_less_often_later() -> None:
+    config = replace(CONFIG, steps=None, minutes=1.0, refine_poses=True, pose_after=0, batch_growth=1e9)
+    trainer = Trainer(sphere_scene(4, 12), config)
+    trainer.step, trainer.seconds = 100, 10.0
+    total = training._settle_steps(trainer, 1.0)
+    assert total is not None
+    plain = 0.1 / (1 + training.RAY_GRADIENTS)
+    seconds = [0.1 if PoseCorrections.moves(step) else plain for step in range(total)]
+    assert sum(seconds) == pytest.approx(0.97 * 60.0, abs=0.2) and sum(seconds[:100]) == pytest.approx(10.0)
 
 
 def test_the_others_move_along_with_the_cameras_that_were_refined() -> None:

@@ -18,18 +18,19 @@ if TYPE_CHECKING:
     from nerf.fitting import FitConfig, Fitted, fit
     from nerf.meshing.extract import extract as extract_mesh
     from nerf.model import Model
+    from nerf.recipe import TrainConfig
     from nerf.signals.audio import read_audio
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.image import image_of_field, read_image
     from nerf.signals.video import read_video
-    from nerf.training import TrainConfig, train
+    from nerf.training import train
 
 # name -> where it is defined
 _WHERE = {
     "load": "nerf.datasets:load",
     "Scene": "nerf.datasets:Scene",
     "Cameras": "nerf.cameras:Cameras",
-    "TrainConfig": "nerf.training:TrainConfig",
+    "TrainConfig": "nerf.recipe:TrainConfig",
     "train": "nerf.training:train",
     "Model": "nerf.model:Model",
     "evaluate": "nerf.evaluation:evaluate",

@@ -138,7 +138,8 @@ def train_run(args: TrainArgs) -> tuple[Model, Scene]:
         _find_poses(args, data, run)
 
     from nerf import kernels
-    from nerf.training import TrainConfig, train
+    from nerf.recipe import TrainConfig
+    from nerf.training import train
 
     if args.backend != "auto":
         kernels.use(args.backend)

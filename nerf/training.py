@@ -14,74 +14,24 @@ import torch
 from torch import Tensor
 
 from nerf import checkpoint, kernels, losses
-from nerf.appearance import HEADROOM, PhotoGains
+from nerf.appearance import PhotoGains
 from nerf.cameras import Cameras
 from nerf.datasets import Scene
 from nerf.display import Display
 from nerf.errors import UserError, note
-from nerf.fields import FieldOptions, RadianceField
+from nerf.fields import RadianceField
+from nerf.files import write_whole
 from nerf.interrupts import whole_steps
 from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
 from nerf.model import Model
 from nerf.objective import photo_loss
 from nerf.occupancy import OccupancyGrid
 from nerf.pixels import KEYPOINTS, PixelSampler, ray_lengths
+from nerf.recipe import TrainConfig, default_field, marching_of
 from nerf.refinement import PoseCorrections, viewing_distance
-from nerf.rendering import Marching, render_rays
+from nerf.rendering import render_rays
 from nerf.visibility import possible_cells
 from nerf.working_set import TileSampler, sampler_of
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Give `steps`, or `minutes`: the latter times the first steps, then fixes the number of steps for
-    good."""
-
-    steps: int | None = None
-    minutes: float | None = None
-    seed: int = 0
-    # Work of a step, in samples learnt from (one only evaluated counts a third): sets n_rays. None: 3 * 2^13 on a CPU,
-    # 2^17 on a GPU, which smaller batches leave idle.
-    batch_samples: int | None = None
-    batch_growth: float = 1000.0  # steps in which the batch grows by its first size, up to four times that
-    learning_rate: float = 1e-2
-    final_learning_rate: float = 1e-3  # exponential decay over the last 70 %
-    beta1: float = 0.9
-    beta2: float = 0.99
-    epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
-    # Radiance-field loss, faded out: sharpens surfaces and so makes rays short. More is faster still and keeps shiny
-    # things from being hollowed out, but other hollows stay filled, and leaves and hair lose their blends. None: 0.1 in
-    # open scenes, 0.2 elsewhere.
-    surface_weight: float | None = None
-    surface_until: float = 0.75
-    # Objects: colours are asked for from random directions at first, so that none can depend on them. Else what fills a
-    # hollow (the solid hull it starts as) stays and learns to look hollow from every camera; but in too many steps
-    # highlights hollow out what is solid. At most a fifth of all.
-    diffuse_steps: int = 150
-    focus: float = 0.5  # share of pixels drawn where the error was large
-    depth_weight: float = 0.2  # of the loss on depth maps and on sparse points, where the scene has some
-    # Rays march in longer steps at first: 4 and 2 times `medium_stretch` (a quarter, the rest of `coarse_steps`), then
-    # `medium_stretch` times the steps of rendering until `medium_until` of the training.
-    coarse_steps: int = 400
-    medium_stretch: float = 2.0
-    medium_until: float = 0.5
-    occupancy_every: int = 16  # steps between occupancy updates
-    # A correction of each training camera's pose, for poses that are not exact.
-    refine_poses: bool = False
-    pose_rate: float = 1e-3  # radians in the picture, for the first steps of Adam (see PoseCorrections.rate)
-    pose_after: int = 200  # steps until the field has a shape that poses can be held against
-    # A gain for each channel of each photo, for photos whose exposure or white balance differ.
-    exposure: bool = False
-    exposure_rate: float = 2e-2  # of the logarithm, for each step of Adam
-    checkpoint_seconds: float = 120.0
-    # On a GPU: the same steps give the same bits in every run (not `minutes`, which decide how many). The CPU's always
-    # do. It costs time; how much, no GPU has measured yet.
-    deterministic: bool = False
-    # On a GPU: steps are recorded as CUDA graphs and replayed, which spares Python's time for each launch. Off until a
-    # GPU measured that it pays (scripts/gpu_check.py, section graph).
-    graph: bool = False
-    field: FieldOptions | None = None  # None: chosen for the scene's space
-
 
 WARM_UP = 0.15  # of the minutes, before the number of steps is fixed; schedules are constant until later than that
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
@@ -89,34 +39,8 @@ FOCUS_AFTER, FOCUS_EVERY = 256, 64  # steps
 SLACK = 0.03  # viewing distances by which silhouettes are grown where poses are not exact: 1.7 degrees
 EXPOSED_UNTIL = 0.85  # of the training: corrections of photos' light slow down to a hundredth by then
 RAY_GRADIENTS = 0.45  # of a step's time, beside 1 without them (measured)
-RAYS_TOO_FAR = (
-    1.15  # with graphs: factor by which the batch may miss its size before its rays change, and with them all
-)
+RAYS_TOO_FAR = 1.15  # with graphs: factor by which the batch may miss its size before its rays, and so all, change
 READ_EVERY = 16  # steps of a GPU between looks at its numbers: looking waits for it, and else it never waits for Python
-
-
-def default_field(scene: Scene, exposure: bool = False) -> FieldOptions:
-    """Objects start as a solid hull that gets carved, which needs no fog to clear; open scenes start almost empty."""
-    scale = (scene.brightest if scene.linear else 1.0) * (HEADROOM if exposure else 1.0)
-    if scene.space == "box":
-        return FieldOptions(density_bias=3.0, color_scale=scale)
-    finest = 2048 if scene.space == "unbounded" else 1024
-    return FieldOptions(density_bias=-1.0, finest_resolution=finest, color_scale=scale)
-
-
-def marching_of(scene: Scene) -> Marching:
-    """Steps and range of rays for this scene."""
-    if scene.space == "unbounded":
-        return Marching(
-            scene.space,
-            scene.near,
-            scene.far,
-            scene.n_levels,
-            step_size=2 * math.sqrt(3) / 1024,
-            cone_angle=1 / 256,
-            gradient_distance=viewing_distance(scene.cameras, scene.scene_from_world),
-        )
-    return Marching(scene.space, scene.near, scene.far, 1, scene.ndc, step_size=2 * math.sqrt(3) / 1024)
 
 
 @dataclass(frozen=True)
@@ -510,7 +434,5 @@ def _save(trainer: Trainer, out: Path) -> None:
             "is kept, try a lower learning rate, or look for broken images and poses"
         )
     checkpoint.save(out / "checkpoint.safetensors", *trainer.state())
-    temporary = out / ".training.json.tmp"
     log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
-    temporary.write_text(json.dumps(log, indent=1))
-    temporary.replace(out / "training.json")
+    write_whole(out / "training.json", json.dumps(log, indent=1))

@@ -17,7 +17,8 @@ from nerf.appearance import brightened, brightened_over, evened, fitted
 from nerf.datasets import Scene
 from nerf.evaluation import _exposed, evaluate
 from nerf.occupancy import OccupancyGrid
-from nerf.training import TrainConfig, train
+from nerf.recipe import TrainConfig
+from nerf.training import train
 
 CONFIG = TrainConfig(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
 

@@ -30,7 +30,8 @@ from nerf.kernels import GradientSink, cuda, cuda_render, nvrtc
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
 from nerf.pixels import PixelSampler
-from nerf.training import TrainConfig, Trainer
+from nerf.recipe import TrainConfig
+from nerf.training import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))

@@ -26,8 +26,9 @@ from nerf.datasets import Keypoints
 from nerf.errors import UserError
 from nerf.kernels import cuda_graph
 from nerf.occupancy import OccupancyGrid
+from nerf.recipe import TrainConfig
 from nerf.space import Similarity, ndc_rays
-from nerf.training import StepShape, TrainConfig, Trainer
+from nerf.training import StepShape, Trainer
 
 FIELD = replace(tiny.FIELD, log2_hashmap_size=7)
 

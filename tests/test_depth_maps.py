@@ -22,9 +22,10 @@ from nerf.errors import UserError
 from nerf.kernels import bindings
 from nerf.occupancy import OccupancyGrid
 from nerf.pixels import PixelSampler, ray_lengths
+from nerf.recipe import TrainConfig
 from nerf.rendering import Marching
 from nerf.space import ndc_points
-from nerf.training import TrainConfig, train
+from nerf.training import train
 
 native = pytest.mark.skipif(bindings.load().handle is None, reason="the slow reference kernels")
 

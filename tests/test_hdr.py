@@ -24,7 +24,8 @@ from nerf.kernels import bindings
 from nerf.metrics import hdr_psnr
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
-from nerf.training import TrainConfig, default_field, train
+from nerf.recipe import TrainConfig, default_field
+from nerf.training import train
 from nerf.views import paths, video
 
 native = pytest.mark.skipif(bindings.load().handle is None, reason="the slow reference kernels")

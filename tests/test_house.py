@@ -44,6 +44,7 @@ HOUSE = {
     "nerf.refinement": "corrections of poses",
     "nerf.visibility": "cells that no photo shows",
     "nerf.display": "the bar of a training or a fit",
+    "nerf.recipe": "how a scene is trained",
     "nerf.training": "the loop",
     "nerf.alignment": "other cameras, in the frame of refined ones",
     "nerf.surfaces": "triangle meshes as tensors",

@@ -18,7 +18,8 @@ from nerf.datasets import Keypoints, Scene, keypoints, load
 from nerf.datasets.found import Frame, Lens
 from nerf.occupancy import OccupancyGrid
 from nerf.pixels import BLOCK, KEYPOINTS, PixelSampler
-from nerf.training import TrainConfig, train
+from nerf.recipe import TrainConfig
+from nerf.training import train
 
 
 def frames_that_show(scene: Scene, points: np.ndarray) -> list[Frame]:

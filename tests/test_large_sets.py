@@ -25,7 +25,8 @@ from nerf.datasets.pixels import PixelStore, read_header
 from nerf.datasets.tiles import TILE, tiled
 from nerf.errors import UserError
 from nerf.pixels import PixelSampler
-from nerf.training import TrainConfig, Trainer
+from nerf.recipe import TrainConfig
+from nerf.training import Trainer
 from nerf.working_set import TileSampler, sampler_of
 
 # ---- smaller pictures

@@ -21,9 +21,10 @@ from nerf.errors import UserError
 from nerf.evaluation import evaluate
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
+from nerf.recipe import TrainConfig
 from nerf.refinement import ALWAYS, EVERY, PoseCorrections, viewing_distance
 from nerf.space import Similarity, rotations_of
-from nerf.training import TrainConfig, Trainer, train
+from nerf.training import Trainer, train
 
 TO_SCENE = FakeModel().scene_from_world
 CONFIG = TrainConfig(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))

@@ -24,7 +24,8 @@ from nerf.evaluation import evaluate
 from nerf.meshing import extract
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
-from nerf.training import TrainConfig, Trainer
+from nerf.recipe import TrainConfig
+from nerf.training import Trainer
 
 pytestmark = pytest.mark.skipif(emulation.compiler() is None, reason="needs a C++ compiler")
 

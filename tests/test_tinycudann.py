@@ -19,7 +19,8 @@ from nerf import checkpoint, kernels, training
 from nerf.errors import UserError
 from nerf.kernels import FieldConfig, FieldParams, GradientSink, GridLayout, nvrtc, reference, tcnn
 from nerf.occupancy import OccupancyGrid
-from nerf.training import TrainConfig, Trainer
+from nerf.recipe import TrainConfig
+from nerf.training import Trainer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 from benchmarks import cuda_checks as checks  # noqa: E402

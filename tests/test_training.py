@@ -29,7 +29,8 @@ from nerf.kernels import bindings
 from nerf.model import Model
 from nerf.occupancy import OccupancyGrid
 from nerf.pixels import PixelBatch, PixelSampler
-from nerf.training import TrainConfig, Trainer, train
+from nerf.recipe import TrainConfig
+from nerf.training import Trainer, train
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 90

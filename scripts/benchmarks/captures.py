@@ -23,9 +23,9 @@ from nerf.alignment import moved, similarity_between, with_poses
 from nerf.capture import PosesArgs, find_poses
 from nerf.datasets import Scene
 from nerf.evaluation import evaluate
+from nerf.recipe import TrainConfig
 from nerf.refinement import viewing_distance
 from nerf.space import Similarity, rotations_of
-from nerf.training import TrainConfig
 from nerf.training import train as train_scene
 
 

@@ -22,7 +22,8 @@ from nerf.datasets import Scene
 from nerf.fields import FieldOptions
 from nerf.kernels import cuda_render
 from nerf.model import Model
-from nerf.training import TrainConfig, Trainer
+from nerf.recipe import TrainConfig
+from nerf.training import Trainer
 from nerf.training import train as train_scene
 
 Clock = Callable[[], float]

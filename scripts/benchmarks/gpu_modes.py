@@ -16,7 +16,8 @@ from nerf import kernels
 from nerf.errors import UserError
 from nerf.fields import FieldOptions, RadianceField
 from nerf.kernels import reference, tcnn
-from nerf.training import TrainConfig, Trainer
+from nerf.recipe import TrainConfig
+from nerf.training import Trainer
 
 Clock = Callable[[], float]
 Args = argparse.Namespace

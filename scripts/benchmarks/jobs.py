@@ -33,8 +33,9 @@ from nerf.meshing.clean import component_labels
 from nerf.meshing.finish import TEXTURED_FACES
 from nerf.meshing.judge import judge, judge_views
 from nerf.model import Model
+from nerf.recipe import TrainConfig, default_field
 from nerf.surfaces import Triangles, read_mesh
-from nerf.training import TrainConfig, Trainer, default_field
+from nerf.training import Trainer
 from nerf.training import train as train_scene
 
 

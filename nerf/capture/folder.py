@@ -12,6 +12,7 @@ from nerf.capture.photos import FEWEST, Photo, Photos
 from nerf.capture.prepare import write_photo
 from nerf.capture.video import take_frames, video_fingerprint
 from nerf.errors import UserError
+from nerf.files import write_whole
 from nerf.views.files import make_folder
 from nerf.views.progress import progress
 
@@ -107,7 +108,7 @@ def identity(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
-    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    write_whole(folder / STATE, json.dumps(state, indent=1))
 
 
 def forget(folder: Path, images: bool = False) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.photos import Photo
+from nerf.files import write_whole
 
 ADVICE = (
     "take more photos with two thirds of each shared with the next, walk around the subject instead of turning on the "
@@ -71,7 +72,8 @@ def verified_partners(database: Path) -> dict[str, dict[str, int]]:
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         names = dict(connection.execute("SELECT image_id, name FROM images"))
-        rows = connection.execute("SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0 ORDER BY rows DESC")
+        query = "SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0 ORDER BY rows DESC, pair_id"
+        rows = connection.execute(query)
         found: dict[str, dict[str, int]] = {}
         for pair_id, n in rows:
             a, b = names[pair_id // _IDS], names[pair_id % _IDS]
@@ -84,7 +86,7 @@ def verified_partners(database: Path) -> dict[str, dict[str, int]]:
 def write_report(folder: Path, content: dict[str, Any]) -> None:
     """poses.json in the data set: all that is said on the terminal, and each photo that was left out."""
     text = json.dumps({"format": "nerf-poses", "version": 1, **content}, indent=1)
-    (folder / "poses.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "poses.json", text + "\n")
 
 
 def summary(content: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ import nerf
 from nerf import cli
 from nerf.capture import PosesArgs, child, find_poses, matching, pairs, verifying
 from nerf.capture.frame import world_from_model
-from nerf.capture.report import coverage_picture, reasons
+from nerf.capture.report import all_alike, coverage_picture, reasons, summary
 from nerf.capture.settings import Settings, attempts
 from nerf.datasets import load
 from nerf.errors import UserError
@@ -235,6 +235,16 @@ def test_reasons_for_what_was_left_out() -> None:
     assert set(found) == set(words)
     for name, expected in words.items():
         assert expected in found[name], found[name]
+
+
+def test_many_photos_left_out_for_one_reason_are_one_line() -> None:
+    left = {f"t{k}.jpg": f"too small (80x{60 + k % 2}): a thumbnail?" for k in range(5000)} | {"a.jpg": "blurred (4 %)"}
+    content = {"n_photos": 5009, "n_placed": 8, "components": [8], "seconds": 9, "n_points": 7, "left_out": left}
+    lines = summary(content | {"reprojection_error": 0.3}).splitlines()
+    assert lines[1:] == [
+        "left out 5000 photos: too small (t0.jpg, t1.jpg, t2.jpg and others, see poses.json)",
+        "left out a.jpg: blurred (4 %)",
+    ]
 
 
 def test_the_view_from_above_shows_cameras_and_points() -> None:
@@ -468,6 +478,26 @@ def test_too_few_photos_end_with_advice(
     assert "only 0 of 4 photos could be placed" in text and "4 no overlap" in text and "take more photos" in text
     assert "Traceback" not in text and not (tmp_path / "out" / "transforms.json").exists()
     assert json.loads((tmp_path / "out" / "poses.json").read_text())["n_placed"] == 0
+
+
+def test_a_picture_saved_again_and_again_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap")
+    monkeypatch.setattr("nerf.capture.attempts", lambda share, last: None)
+    (tmp_path / "photos").mkdir()
+    for k in range(4):
+        Image.fromarray(draw(pose(2, 8))).save(tmp_path / "photos" / f"{k}.jpg", quality=75 + 5 * k)
+    assert cli.run(["poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert "only 0 of 4 photos could be placed, because they hardly differ" in text
+    names = [f"{k}.jpg" for k in range(4)]
+    assert all_alike(tmp_path / "photos", names) and not all_alike(tmp_path / "photos", [])
+    Image.fromarray(draw(pose(3, 8))).save(tmp_path / "photos" / "2.jpg")
+    assert not all_alike(tmp_path / "photos", names)
+    for k in range(4):
+        Image.fromarray(np.full((240, 320, 3), 99 + k, np.uint8)).save(tmp_path / "photos" / f"{k}.jpg")
+    assert not all_alike(tmp_path / "photos", names), "blank ones are said to be blank"
 
 
 # ---- nerf reconstruct of photos without poses

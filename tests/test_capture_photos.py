@@ -394,6 +394,30 @@ def test_videos_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--frames must be at least 3" in capsys.readouterr().err
 
 
+def test_damaged_frames_of_a_video_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    av = pytest.importorskip("av")
+    pytest.importorskip("pycolmap")
+    from nerf.capture.video import take_frames
+
+    write_video(tmp_path / "good.mp4", [draw(pose(k, 30)) for k in range(30)])
+    packets = []
+    with av.open(str(tmp_path / "good.mp4")) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    assert len(packets) == 30
+    data = bytearray((tmp_path / "good.mp4").read_bytes())
+    for k in (4, 5, 11):
+        data[packets[k][0] : packets[k][0] + packets[k][1]] = bytes(packets[k][1])
+    (tmp_path / "bad.mp4").write_bytes(data)
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    names = [p.name for p in take_frames(tmp_path / "bad.mp4", tmp_path / "out", 30).photos]
+    assert 20 <= len(names) <= 27 and max(names) >= "frame_000020.jpg"
+    for at, size in packets[2:]:
+        data[at : at + size] = bytes(size)
+    (tmp_path / "bad.mp4").write_bytes(data)
+    assert cli.run(["poses", str(tmp_path / "bad.mp4"), "-o", str(tmp_path / "new")]) == 2
+    assert "of its frames can be decoded, at least 3 are needed" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_sharpness_falls_with_blur_and_not_with_brightness() -> None:
     grey = draw(pose(1, 8)).mean(axis=2).astype(np.uint8)
     blurred = np.asarray(Image.fromarray(grey).resize((60, 45)).resize((320, 240), Image.Resampling.BICUBIC))

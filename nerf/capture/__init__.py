@@ -216,8 +216,13 @@ def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Sett
 def _too_few(folder: Path, report: dict[str, Any]) -> str:
     from collections import Counter
 
-    from nerf.capture.report import ADVICE
+    from nerf.capture.report import ADVICE, all_alike
 
+    if all_alike(folder / "images", list(report["photos"])):
+        return (
+            f"only {report['n_placed']} of {report['n_photos']} photos could be placed, because they hardly differ: "
+            "poses need photos from different places, each a step from the last"
+        )
     kinds = Counter(reason.split("(")[0].strip() for reason in report["left_out"].values())
     why = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
     return (

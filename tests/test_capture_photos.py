@@ -15,7 +15,7 @@ from PIL import Image
 
 from nerf import capture, cli
 from nerf.capture import photos as listing
-from nerf.capture import prepare
+from nerf.capture import prepare, video
 from nerf.capture.exif import Exif, read_exif
 from nerf.capture.features import sharpness
 from nerf.capture.photos import group_cameras, read_photos
@@ -416,6 +416,32 @@ def test_damaged_frames_of_a_video_are_passed_over(tmp_path: Path, capsys: pytes
     (tmp_path / "bad.mp4").write_bytes(data)
     assert cli.run(["poses", str(tmp_path / "bad.mp4"), "-o", str(tmp_path / "new")]) == 2
     assert "of its frames can be decoded, at least 3 are needed" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_ctrl_c_while_frames_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap")
+    write_video(tmp_path / "a.mp4", [draw(pose(k, 8)) for k in range(8)])
+    real, written = video._write, []
+
+    def stopped(frame: object, images: Path, number: int) -> object:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(number)
+        return real(frame, images, number)
+
+    command = ["poses", str(tmp_path / "a.mp4"), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(video, "_write", stopped)
+    assert cli.run(command) == 130 and "the same command again continues" in capsys.readouterr().err
+    monkeypatch.setattr(video, "_write", real)
+
+    def far_enough(*_: object) -> None:
+        raise UserError("far enough")
+
+    monkeypatch.setattr("nerf.capture._solve", far_enough)
+    assert cli.run(command) == 2 and "far enough" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 8
 
 
 def test_sharpness_falls_with_blur_and_not_with_brightness() -> None:

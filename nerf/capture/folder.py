@@ -112,10 +112,17 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def forget(folder: Path, images: bool = False) -> None:
-    """Remove what an earlier call found, and its pictures too if asked; only what this module writes goes."""
+    """Remove what an earlier call found, and its pictures too if asked; only what this module writes goes. The state
+    stays until another is written: by it the folder is known as ours, whatever interrupts."""
     for name in ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("capture", "sparse", *(("images", "masks") if images else ())):
+    if (folder / "capture").is_dir():
+        for path in (folder / "capture").iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != folder / STATE:
+                path.unlink(missing_ok=True)
+    for name in ("sparse", *(("images", "masks") if images else ())):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("capture", "images"):
         (folder / name).mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ that `nerf --help` imports neither torch nor tyro.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -38,6 +39,9 @@ VERBS = {
     "pack": ("nerf.signals.packing", "PackArgs", "main", "write a fitted signal as a small file"),
     "doctor": ("nerf.doctor", "DoctorArgs", "main", "say what this machine has and what is missing"),
 }
+
+# No bug of ours: no access, no room, a disk that may only be read.
+MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 _HELP = """\
 usage: nerf VERB ... | nerf VERB --help | nerf --version
@@ -94,6 +98,11 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:  # `nerf ... | head`: nobody reads on
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in MACHINE_SAYS_NO:
+            raise
+        print(f"nerf: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "nerf":
             raise

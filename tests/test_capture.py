@@ -19,9 +19,9 @@ from PIL import Image, ImageFilter
 
 import nerf
 from nerf import cli
-from nerf.capture import PosesArgs, child, find_poses, matching, pairs
+from nerf.capture import PosesArgs, child, find_poses, matching, pairs, verifying
 from nerf.capture.frame import world_from_model
-from nerf.capture.report import coverage_picture, reasons
+from nerf.capture.report import all_alike, coverage_picture, reasons, summary
 from nerf.capture.settings import Settings, attempts
 from nerf.datasets import load
 from nerf.errors import UserError
@@ -99,6 +99,46 @@ def test_many_photos_with_gps_are_compared_with_those_taken_near() -> None:
     found = set(pairs.nearest_places(gps, 8))
     assert {(189, 210), (190, 210), (191, 210), (209, 210), (210, 211), (210, 231)} <= found
     assert not any({7, 300} & set(pair) for pair in found) and len(found) < 400 * 8
+
+
+def test_pairs_of_a_flight_over_a_field_by_gps() -> None:
+    """420 photos in 12 lines 25 m apart, one each 12 m, positions wrong by 3 m (sigma), every 20th without one: nearly
+    all that lie within 30 m are compared, no photo is left alone, and the order of the names does not matter."""
+    rng = np.random.default_rng(0)
+    along, line = np.meshgrid(np.arange(35), np.arange(12))
+    true = np.stack([12.0 * along.ravel(), 25.0 * line.ravel()], axis=1)
+    stated = true + rng.normal(size=true.shape) * 3
+    degrees = np.rad2deg(stated / pairs.EARTH) / (np.cos(np.deg2rad(47.0)), 1)
+    known = np.arange(420) % 20 > 0
+    gps = [(47.0 + y, 9.0 + x) if has else None for (x, y), has in zip(degrees, known, strict=True)]
+    assert pairs.choose_mode(420, False, gps=gps)[0] == "spatial"
+    by_gps = set(pairs.nearest_places(gps))
+    apart = np.linalg.norm(true[:, None] - true[None], axis=-1)
+    near = {(i, j) for i, j in pairs.all_pairs(420) if apart[i, j] < 30 and known[i] and known[j]}
+    assert len(near) > 1500 and len(near & by_gps) > 0.999 * len(near)
+    assert len(by_gps) < 420 * pairs.NEAREST and max(apart[i, j] for i, j in by_gps) < 250
+    order = rng.permutation(420)
+    shuffled = pairs.nearest_places([gps[k] for k in order])
+    assert {tuple(sorted((order[i], order[j]))) for i, j in shuffled} == by_gps
+
+    class Fake:  # descriptors that are alike for photos within sight of each other
+        names = [str(k) for k in range(420)]
+
+        def largest(self, i: int) -> torch.Tensor:
+            return places[torch.from_numpy((true[i] // 30).astype(int)) @ torch.tensor([12, 1])]
+
+    Fake.gps = gps  # type: ignore[attr-defined]
+    places = torch.stack([descriptors(20, k) for k in range(200)])
+    certain, candidates = verifying._candidates("spatial", Fake())  # type: ignore[arg-type]
+    assert certain == [] and by_gps <= set(candidates) and len(candidates) < 420 * (pairs.NEAREST + 20)
+    together = np.zeros((420, 420), bool)
+    for i, j in candidates:
+        together[i, j] = together[j, i] = True
+    assert together.sum(axis=1).min() >= 20, "those without GPS by their looks"
+    reached = np.eye(1, 420, dtype=bool)[0]
+    for _ in range(420):
+        reached = reached | together[reached].any(axis=0)
+    assert reached.all()
 
 
 def test_photos_that_share_partners_are_compared_too() -> None:
@@ -195,6 +235,16 @@ def test_reasons_for_what_was_left_out() -> None:
     assert set(found) == set(words)
     for name, expected in words.items():
         assert expected in found[name], found[name]
+
+
+def test_many_photos_left_out_for_one_reason_are_one_line() -> None:
+    left = {f"t{k}.jpg": f"too small (80x{60 + k % 2}): a thumbnail?" for k in range(5000)} | {"a.jpg": "blurred (4 %)"}
+    content = {"n_photos": 5009, "n_placed": 8, "components": [8], "seconds": 9, "n_points": 7, "left_out": left}
+    lines = summary(content | {"reprojection_error": 0.3}).splitlines()
+    assert lines[1:] == [
+        "left out 5000 photos: too small (t0.jpg, t1.jpg, t2.jpg and others, see poses.json)",
+        "left out a.jpg: blurred (4 %)",
+    ]
 
 
 def test_the_view_from_above_shows_cameras_and_points() -> None:
@@ -428,6 +478,26 @@ def test_too_few_photos_end_with_advice(
     assert "only 0 of 4 photos could be placed" in text and "4 no overlap" in text and "take more photos" in text
     assert "Traceback" not in text and not (tmp_path / "out" / "transforms.json").exists()
     assert json.loads((tmp_path / "out" / "poses.json").read_text())["n_placed"] == 0
+
+
+def test_a_picture_saved_again_and_again_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap")
+    monkeypatch.setattr("nerf.capture.attempts", lambda share, last: None)
+    (tmp_path / "photos").mkdir()
+    for k in range(4):
+        Image.fromarray(draw(pose(2, 8))).save(tmp_path / "photos" / f"{k}.jpg", quality=75 + 5 * k)
+    assert cli.run(["poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert "only 0 of 4 photos could be placed, because they hardly differ" in text
+    names = [f"{k}.jpg" for k in range(4)]
+    assert all_alike(tmp_path / "photos", names) and not all_alike(tmp_path / "photos", [])
+    Image.fromarray(draw(pose(3, 8))).save(tmp_path / "photos" / "2.jpg")
+    assert not all_alike(tmp_path / "photos", names)
+    for k in range(4):
+        Image.fromarray(np.full((240, 320, 3), 99 + k, np.uint8)).save(tmp_path / "photos" / f"{k}.jpg")
+    assert not all_alike(tmp_path / "photos", names), "blank ones are said to be blank"
 
 
 # ---- nerf reconstruct of photos without poses

@@ -15,7 +15,7 @@ from PIL import Image
 
 from nerf import capture, cli
 from nerf.capture import photos as listing
-from nerf.capture import prepare
+from nerf.capture import prepare, video
 from nerf.capture.exif import Exif, read_exif
 from nerf.capture.features import sharpness
 from nerf.capture.photos import group_cameras, read_photos
@@ -392,6 +392,56 @@ def test_videos_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert words in text and text.count("\n") == 1 and not (tmp_path / "out").exists(), text
     assert cli.run(["poses", str(tmp_path / "good.mp4"), "-o", str(tmp_path / "out"), "--frames", "2"]) == 2
     assert "--frames must be at least 3" in capsys.readouterr().err
+
+
+def test_damaged_frames_of_a_video_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    av = pytest.importorskip("av")
+    pytest.importorskip("pycolmap")
+    from nerf.capture.video import take_frames
+
+    write_video(tmp_path / "good.mp4", [draw(pose(k, 30)) for k in range(30)])
+    packets = []
+    with av.open(str(tmp_path / "good.mp4")) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    assert len(packets) == 30
+    data = bytearray((tmp_path / "good.mp4").read_bytes())
+    for k in (4, 5, 11):
+        data[packets[k][0] : packets[k][0] + packets[k][1]] = bytes(packets[k][1])
+    (tmp_path / "bad.mp4").write_bytes(data)
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    names = [p.name for p in take_frames(tmp_path / "bad.mp4", tmp_path / "out", 30).photos]
+    assert 20 <= len(names) <= 27 and max(names) >= "frame_000020.jpg"
+    for at, size in packets[2:]:
+        data[at : at + size] = bytes(size)
+    (tmp_path / "bad.mp4").write_bytes(data)
+    assert cli.run(["poses", str(tmp_path / "bad.mp4"), "-o", str(tmp_path / "new")]) == 2
+    assert "of its frames can be decoded, at least 3 are needed" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_ctrl_c_while_frames_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap")
+    write_video(tmp_path / "a.mp4", [draw(pose(k, 8)) for k in range(8)])
+    real, written = video._write, []
+
+    def stopped(frame: object, images: Path, number: int) -> object:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(number)
+        return real(frame, images, number)
+
+    command = ["poses", str(tmp_path / "a.mp4"), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(video, "_write", stopped)
+    assert cli.run(command) == 130 and "the same command again continues" in capsys.readouterr().err
+    monkeypatch.setattr(video, "_write", real)
+
+    def far_enough(*_: object) -> None:
+        raise UserError("far enough")
+
+    monkeypatch.setattr("nerf.capture._solve", far_enough)
+    assert cli.run(command) == 2 and "far enough" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 8
 
 
 def test_sharpness_falls_with_blur_and_not_with_brightness() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -81,6 +82,8 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     [
         (UserError("the sky is green"), 2, "nerf: the sky is green\n"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (PermissionError(errno.EACCES, "Permission denied", "photos"), 2, "nerf: photos: Permission denied\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "nerf: a file: No space left on device\n"),
         (ModuleNotFoundError("No module named 'rich'", name="rich"), 2, "pip install rich"),
     ],
 )

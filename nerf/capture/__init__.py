@@ -17,6 +17,7 @@ from nerf.capture.settings import Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
 from nerf.doctor import usable_cores
 from nerf.errors import UserError, note
+from nerf.files import write_whole
 
 LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
 
@@ -170,7 +171,7 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
             started = time.perf_counter()
             result = run_worker(own | {"better_than": best["n_placed"] if best else 0}, show)
             result["seconds"] = time.perf_counter() - started
-            kept.write_text(json.dumps(result), encoding="utf-8")
+            write_whole(kept, json.dumps(result))
         seconds += result["seconds"]
         result["database"] = f"features_{number}.db"
         if best is None or result["n_placed"] > best["n_placed"]:
@@ -215,8 +216,13 @@ def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Sett
 def _too_few(folder: Path, report: dict[str, Any]) -> str:
     from collections import Counter
 
-    from nerf.capture.report import ADVICE
+    from nerf.capture.report import ADVICE, all_alike
 
+    if all_alike(folder / "images", list(report["photos"])):
+        return (
+            f"only {report['n_placed']} of {report['n_photos']} photos could be placed, because they hardly differ: "
+            "poses need photos from different places, each a step from the last"
+        )
     kinds = Counter(reason.split("(")[0].strip() for reason in report["left_out"].values())
     why = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
     return (

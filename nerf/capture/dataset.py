@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -71,12 +72,28 @@ def _write_sparse(model: Any, world: Similarity, folder: Path) -> None:
 
     moved = np.concatenate([world.scale * world.rotation.numpy(), world.translation.numpy()[:, None]], axis=1)
     model.transform(pycolmap.Sim3d(moved))
-    new, final = folder / ".sparse.new", folder / "sparse"
+    write_model(model, folder / "sparse", "0")
+
+
+def write_model(model: Any, folder: Path, inside: str = "") -> None:
+    """A COLMAP model to folder/inside, in the place of what was in the folder; OSError where it does not fit the disk,
+    of which COLMAP itself says nothing, and then the folder is as it was."""
+    import pycolmap
+
+    new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    (new / "0").mkdir(parents=True)
-    model.write_binary(str(new / "0"))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(new, final)
+    (new / inside).mkdir(parents=True)
+    model.write_binary(str(new / inside))
+    try:
+        written = pycolmap.Reconstruction(str(new / inside))
+        whole = (written.num_reg_images(), written.num_points3D()) == (model.num_reg_images(), model.num_points3D())
+    except Exception:  # of a file that was cut off the library raises many things
+        whole = False
+    if not whole:
+        shutil.rmtree(new, ignore_errors=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(new, folder)
 
 
 def _write_transforms(folder: Path, names: list[str], lenses: list[dict[str, Any]], c2w: np.ndarray) -> None:

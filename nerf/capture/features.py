@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from nerf.capture.photos import bits_of
 from nerf.capture.protocol import counted, in_order
+from nerf.files import write_whole
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
 
@@ -73,7 +75,7 @@ def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
     statistics: dict[str, dict[str, float]] = {}
     if log.is_file():
         for line in log.read_text(encoding="utf-8").splitlines():
-            if line.endswith("}"):
+            with suppress(ValueError):  # a line that was cut off
                 statistics.update(json.loads(line))
     photos = [p for p in job["photos"] if not (p["name"] in statistics and database.exists_keypoints(ids[p["name"]]))]
     with _pool(job, len(photos)) as pool, open(log, "a", encoding="utf-8") as lines:
@@ -87,10 +89,10 @@ def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
                 if not getattr(database, f"exists_{kind}")(image_id):
                     write(image_id, value)
             statistics[photo["name"]] = found
-            lines.write(json.dumps({photo["name"]: found}) + "\n")
+            lines.write("\n" + json.dumps({photo["name"]: found}))  # never behind a line that was cut off
             lines.flush()
     database.close()
-    Path(job["folder"], "capture", "statistics.json").write_text(json.dumps(statistics), encoding="utf-8")
+    write_whole(Path(job["folder"], "capture", "statistics.json"), json.dumps(statistics))
     return statistics
 
 

@@ -12,6 +12,7 @@ from nerf.capture.photos import FEWEST, Photo, Photos
 from nerf.capture.prepare import write_photo
 from nerf.capture.video import take_frames, video_fingerprint
 from nerf.errors import UserError
+from nerf.files import write_whole
 from nerf.views.files import make_folder
 from nerf.views.progress import progress
 
@@ -107,14 +108,21 @@ def identity(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
-    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    write_whole(folder / STATE, json.dumps(state, indent=1))
 
 
 def forget(folder: Path, images: bool = False) -> None:
-    """Remove what an earlier call found, and its pictures too if asked; only what this module writes goes."""
+    """Remove what an earlier call found, and its pictures too if asked; only what this module writes goes. The state
+    stays until another is written: by it the folder is known as ours, whatever interrupts."""
     for name in ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("capture", "sparse", *(("images", "masks") if images else ())):
+    if (folder / "capture").is_dir():
+        for path in (folder / "capture").iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != folder / STATE:
+                path.unlink(missing_ok=True)
+    for name in ("sparse", *(("images", "masks") if images else ())):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("capture", "images"):
         (folder / name).mkdir(exist_ok=True)

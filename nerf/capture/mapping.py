@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nerf.capture.dataset import write_model
 from nerf.capture.features import working_size
 from nerf.capture.protocol import say
 
@@ -62,10 +63,7 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
     result = {"n_placed": largest.num_reg_images(), "components": sizes, **describe(largest, others)}
     to_full_size(largest, job)
     colour(largest, job)
-    final = folder / "model"
-    shutil.rmtree(final, ignore_errors=True)
-    final.mkdir()
-    largest.write_binary(str(final))
+    write_model(largest, folder / "model")
     shutil.rmtree(output, ignore_errors=True)
     return result
 

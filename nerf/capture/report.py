@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.photos import Photo
+from nerf.files import write_whole
 
 ADVICE = (
     "take more photos with two thirds of each shared with the next, walk around the subject instead of turning on the "
     "spot, keep everything sharp and lit alike, and let something with texture stand in the picture"
 )
+ALIKE = 1.0  # grey levels, mean over pictures of 32 x 32: what compression and noise of the sensor change is less
 _IDS = 2147483647  # COLMAP: pair_id = smaller image_id * this + larger
 
 
@@ -71,7 +73,8 @@ def verified_partners(database: Path) -> dict[str, dict[str, int]]:
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         names = dict(connection.execute("SELECT image_id, name FROM images"))
-        rows = connection.execute("SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0 ORDER BY rows DESC")
+        query = "SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0 ORDER BY rows DESC, pair_id"
+        rows = connection.execute(query)
         found: dict[str, dict[str, int]] = {}
         for pair_id, n in rows:
             a, b = names[pair_id // _IDS], names[pair_id % _IDS]
@@ -81,10 +84,30 @@ def verified_partners(database: Path) -> dict[str, dict[str, int]]:
     return found
 
 
+def all_alike(images: Path, names: list[str]) -> bool:
+    """Whether photos, of a few that were not blank, show nearly the same picture: one saved twice, or a camera that
+    stood still."""
+    from PIL import Image
+
+    small = []
+    for name in names[:: max(1, len(names) // 40)]:
+        try:
+            with Image.open(images / name) as picture:
+                picture.draft("L", (128, 128))
+                small.append(np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32))
+        except OSError:
+            continue
+    if len(small) < 2:
+        return False
+    usual = np.median(small, axis=0)
+    changes = [float(np.abs(picture - usual).mean()) for picture in small]
+    return float(usual.std()) > 4 and max(changes) < ALIKE
+
+
 def write_report(folder: Path, content: dict[str, Any]) -> None:
     """poses.json in the data set: all that is said on the terminal, and each photo that was left out."""
     text = json.dumps({"format": "nerf-poses", "version": 1, **content}, indent=1)
-    (folder / "poses.json").write_text(text + "\n", encoding="utf-8")
+    write_whole(folder / "poses.json", text + "\n")
 
 
 def summary(content: dict[str, Any]) -> str:
@@ -98,11 +121,25 @@ def summary(content: dict[str, Any]) -> str:
             f"the photos fall into {len(components)} groups that do not hang together (of "
             f"{', '.join(map(str, components))}); the largest is used, and photos of what lies between would join them"
         )
-    for name, reason in list(content["left_out"].items())[:12]:
-        lines.append(f"left out {name}: {reason}")
-    if len(content["left_out"]) > 12:
-        lines.append(f"and {len(content['left_out']) - 12} more, all in poses.json")
+    left = _grouped(content["left_out"])
+    lines += left[:12]
+    if len(left) > 12:
+        lines.append(f"and {len(left) - 12} more, all in poses.json")
     return "\n".join(lines)
+
+
+def _grouped(left_out: dict[str, str]) -> list[str]:
+    """A line for each photo; one for all of a kind where they are many, so that thumbnails do not hide the others."""
+    kinds: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        kinds.setdefault(reason.split("(")[0].strip(), []).append(name)
+    lines = []
+    for kind, names in kinds.items():
+        if len(names) > 4:
+            lines.append(f"left out {len(names)} photos: {kind} ({', '.join(names[:3])} and others, see poses.json)")
+        else:
+            lines += [f"left out {name}: {left_out[name]}" for name in names]
+    return lines
 
 
 def coverage_picture(c2w: np.ndarray, points: np.ndarray, colours: np.ndarray, size: int = 900) -> np.ndarray:

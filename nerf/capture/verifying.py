@@ -44,7 +44,8 @@ def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> d
         _match(photos, {*certain, *chosen}, settings, pool, threads)
         if mode in ("retrieval", "spatial"):  # who shares partners may overlap too, whatever they look like
             known = {*scores, *certain}
-            further = _looked_at(photos, choose.transitive(photos.partners(), known), pool)
+            partners_of = photos.partners({*certain, *chosen})
+            further = _looked_at(photos, choose.transitive(partners_of, known), pool)
             _match(photos, choose.promising(further, settings["at_least"], partners), settings, pool, threads)
             scores |= further
     n, compared, matched = len(photos.names), len({*certain, *scores}), photos.n_matched()
@@ -115,11 +116,16 @@ class Photos:
         """Descriptors [<= LOOK,128] of the features of the largest scale."""
         return torch.from_numpy(self._bytes[i][:LOOK]).float()
 
-    def partners(self) -> dict[int, list[int]]:
-        """Of each photo those that one camera motion explains features shared with, best first, at most BEST."""
+    def partners(self, among: set[Pair]) -> dict[int, list[int]]:
+        """Of each photo those that one camera motion explains features shared with, best first, at most BEST; of these
+        pairs only, because the database holds more where an earlier, interrupted call got further."""
         number = {name: i for i, name in enumerate(self.names)}
-        found = verified_partners(self.file)
-        return {number[name]: [number[k] for k in list(of)[:BEST]] for name, of in found.items() if name in number}
+        found: dict[int, list[int]] = {}
+        for name, of in verified_partners(self.file).items():
+            i = number[name]
+            others = [number[other] for other in of]
+            found[i] = [j for j in others if (min(i, j), max(i, j)) in among][:BEST]
+        return found
 
     def n_matched(self) -> int:
         return int(self.database.num_matched_image_pairs())

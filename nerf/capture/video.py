@@ -41,10 +41,12 @@ def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
         wanted = frames or min(FRAMES, max(20, round(seconds * FRAMES_A_SECOND)))
         wanted = min(wanted, total)
         if total < 3:
-            raise UserError(f"{video}: holds {total} frames that can be decoded, at least 3 are needed")
+            raise UserError(f"{video}: only {total} of its frames can be decoded, at least 3 are needed")
         kept = list(_sharpest(container, stream, total, wanted, folder / "images", video))
     found = Photos([], is_video=True)
     n_read = len(kept)
+    if n_read < 3:
+        raise UserError(f"{video}: only {n_read} of its frames can be decoded, at least 3 are needed")
     kept = _without_repeats(kept)
     if len(kept) < 3:
         raise UserError(
@@ -128,17 +130,22 @@ def _sharpest(
 
 
 def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
-    """The frames that can be decoded; an error after the first ones ends the video there."""
-    some = False
+    """The frames that can be decoded; damaged ones between them are passed over."""
+    some, why = False, "is the file complete?"
     try:
-        for frame in container.decode(stream):
-            some = True
-            yield frame
-    except (OSError, ValueError) as error:
-        if not some:
-            raise UserError(f"{video}: no frame of it can be decoded ({_brief(error)})") from None
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except (OSError, ValueError) as error:
+                why = _brief(error)
+                continue
+            for frame in frames:
+                some = True
+                yield frame
+    except (OSError, ValueError) as error:  # of the file's own structure: it ends here
+        why = _brief(error)
     if not some:
-        raise UserError(f"{video}: no frame of it can be decoded; is the file complete?")
+        raise UserError(f"{video}: no frame of it can be decoded ({why})")
 
 
 def _small_grey(frame: Any) -> np.ndarray:
@@ -187,4 +194,5 @@ def _without_repeats(
 
 
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)  # without av's log of the same
+    return " ".join(text.split())[:120] or type(error).__name__

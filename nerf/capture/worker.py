@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from nerf.capture.protocol import say
+
+NO_ROOM = 1 << 20  # bytes
 
 
 def main(path: str) -> int:
@@ -39,13 +43,11 @@ def main(path: str) -> int:
         return 1
     except Exception as error:
         text = " ".join(str(error).split())
-        if "disk is full" in text or "disk I/O" in text:
+        if "disk is full" in text or shutil.disk_usage(job["folder"]).free < NO_ROOM:  # SQLite has many words for it
             say(error=f"{job['folder']}: the disk is full")
             return 1
-        import traceback
-
-        traceback.print_exc()  # into the log
         say(error=f"{type(error).__name__}: {text[:200]}")
+        traceback.print_exc()  # into the log
         return 1
     say(result=result)
     return 0

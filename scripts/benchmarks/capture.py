@@ -23,6 +23,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"source": "{data}/cup/images", "truth": "{data}/cup", "out": "{runs}/poses-cup-r", "matching": "retrieval"},
         "cpu",
     ),
+    "cup-halves": ("halves", {"model": "{data}/cup/sparse/0"}, "cpu"),  # what the bounds on cup can mean
     "large": ("large", {"out": "{runs}/large", "photos": 1000, "minutes": 1}, "cpu"),  # 9 GB of disk, 8 minutes
     "fox-given": ("train", {"scene": "{data}/fox", "minutes": 10}, "cpu"),
     "fox-ours": ("train", {"scene": "{runs}/poses-fox", "minutes": 10}, "cpu"),  # after fox

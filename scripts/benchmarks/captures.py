@@ -74,6 +74,12 @@ def errors(found: Path, truth: Path, in_order_of_time: bool) -> dict[str, Any]:
     if in_order_of_time:  # frame_000007.jpg is the eighth photo
         names = sorted(b)
         a = {names[int(name[6:12])]: pose for name, pose in a.items()}
+    focal = [float(ours.cameras.fx.median()) * 8, float(true.cameras.fx.median()) * 8]
+    return {**apart(a, b), "focal": focal}
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Any]:
+    """How far the camera-to-world poses [3,4] of a lie from those of b, by name, after the best similarity."""
     common = sorted(set(a) & set(b))
     mine, theirs = (torch.stack([of[name] for name in common]) for of in (a, b))
     fit = aligned(mine[:, :, 3], theirs[:, :, 3])
@@ -87,8 +93,40 @@ def errors(found: Path, truth: Path, in_order_of_time: bool) -> dict[str, Any]:
         "rotation_max": float(angles.max()),
         "position_median_percent": 100 * float(off.median()) / extent,
         "position_max_percent": 100 * float(off.max()) / extent,
-        "focal": [float(ours.cameras.fx.median()) * 8, float(true.cameras.fx.median()) * 8],
     }
+
+
+def halves(model: str, seed: int = 0) -> dict[str, Any]:
+    """How well its own matches fix the poses of a COLMAP model, whose lenses it keeps: bundle adjustment of all its
+    points, and of two random halves of them, each from the poses as given. Halves that differ by d leave an error of
+    about d / 2 to all of them together.
+    """
+    import pycolmap
+
+    from nerf.capture.mapping import adjust
+
+    half = torch.rand(10_000_000, generator=torch.Generator().manual_seed(seed)) < 0.5
+    found = []
+    for kept in (half | True, half, ~half):
+        part = pycolmap.Reconstruction(model)
+        if not found:
+            given = _poses_of(part)
+        for point in part.point3D_ids():
+            if not kept[point]:
+                part.delete_point3D(point)
+        adjust(part, centre=False)
+        found.append(_poses_of(part))
+    return {
+        "adjusted_from_given": apart(found[0], given),
+        "half_from_all": [apart(some, found[0]) for some in found[1:]],
+        **apart(found[1], found[2]),
+    }
+
+
+def _poses_of(model: Any) -> dict[str, Tensor]:
+    """{name: camera-to-world [3,4], OpenCV's axes} of a pycolmap model."""
+    images = [model.images[i] for i in model.reg_image_ids()]
+    return {str(i.name): torch.from_numpy(i.cam_from_world().inverse().matrix()) for i in images}
 
 
 def noise(

@@ -38,10 +38,11 @@ def timed(self):
     return result
 Trainer.train_step = timed
 model = train(scene, TrainConfig(minutes=float(sys.argv[2])), Path(sys.argv[3]), progress=False)
+curve = json.loads(Path(sys.argv[3], "training.json").read_text())["curve"]  # empty after very few steps
 print(json.dumps({"seconds_to_load": loaded - started, "seconds_to_first_step": first[0] - loaded,
     "steps": model.meta["steps"], "rays": model.meta["n_rays"], "seconds": model.meta["seconds"],
     "size": [int(scene.cameras.widths[0]), int(scene.cameras.heights[0])],
-    "psnr_of_batches": json.loads(Path(sys.argv[3], "training.json").read_text())["curve"][-1]["psnr"]}))
+    "psnr_of_batches": curve[-1]["psnr"] if curve else None}))
 """
 
 

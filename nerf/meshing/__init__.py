@@ -46,11 +46,11 @@ class MeshArgs:
     """x0 y0 z0 x1 y1 z1 in the --frame of the mesh: only what lies in it (default: the object; of open scenes the
     middle of what the cameras look at)"""
     smooth: int | None = None
-    """rounds of smoothing that keeps size and shape (default: 8, none with density)"""
+    """rounds of smoothing that keeps size and shape (default: 6, none with density)"""
     holes: int = HOLES
     """of open meshes, holes of at most so many faces are closed"""
     denoise: int | None = None
-    """rounds of averaging face normals that agree, which flattens noise and keeps edges (default: 30; none with density
+    """rounds of averaging face normals that agree, which flattens noise and keeps edges (default: 12; none with density
     and above 4 million triangles)"""
     min_fraction: float = 0.01
     """drop pieces with fewer faces than this share of the largest piece's"""

@@ -59,8 +59,8 @@ def extract(
     outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to slide it
     onto the true surface along its edge. watertight: whether faces that no view has seen stay (None: for bounded
     objects, and with "density"); at most `holes` of them in one place stay anyway. smooth: rounds of smoothing that
-    keeps the shape (None: 8, or none with "density"). denoise: rounds of averaging normals
-    that agree, which flattens noise and keeps edges (None: 30, or none with "density" and for over 4 million faces).
+    keeps the shape (None: 6, or none with "density"). denoise: rounds of averaging normals
+    that agree, which flattens noise and keeps edges (None: 12, or none with "density" and for over 4 million faces).
 
     Unless such faces go the mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise
     seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`
@@ -71,7 +71,7 @@ def extract(
 
     if method == "auto":
         method = "density" if threshold is not None or model.space == "ndc" else "tsdf"
-    smooth = smooth if smooth is not None else 8 if method == "tsdf" else 0
+    smooth = smooth if smooth is not None else 6 if method == "tsdf" else 0
     level = default_threshold() if threshold is None else float(threshold)
     _check(resolution, level, box, min_fraction, max_components, smooth, holes, denoise)
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 AGREE = 0.4  # standard deviation of the difference of unit normals: 23 degrees; across sharper edges little is shared
-ROUNDS = 30  # by default
+ROUNDS = 12  # by default
 MOST_FACES = 4_000_000  # filtered by default: noise of finer meshes spans more cells than the rounds reach
 _FOLLOW = 20  # steps of the vertices towards what the normals ask for
 _CHUNK = 1 << 19  # faces at once

@@ -28,8 +28,6 @@ OF_SIGNATURE = 400  # features of each photo that its signature is made of
 def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> dict[str, int]:
     """Match and verify all pairs that are worth it and that the database lacks; how many were compared at all, and how
     many of them in full."""
-    torch.set_num_threads(1)  # the pool below is what uses the cores
-    torch.set_grad_enabled(False)
     photos = Photos(job, statistics)
     settings, threads = job["settings"], job["threads"]
     with ThreadPoolExecutor(threads) as pool:

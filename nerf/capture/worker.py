@@ -26,7 +26,9 @@ def main(path: str) -> int:
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
         import pycolmap
+        import torch
 
+        torch.set_num_threads(1)  # pools of threads over photos and pairs are what uses the cores
         pycolmap.logging.minloglevel = 1  # warnings; to standard error, which is the log
         pycolmap.set_random_seed(0)
         from nerf.capture import features, mapping, verifying

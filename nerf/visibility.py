@@ -23,8 +23,7 @@ def possible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Calla
     Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed,
     and fills with pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency
     in its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts
-    stay; `slack`, a scene length, grows them further, for cameras that are not quite where they are said to be. Without
-    alpha it does not: balls that large are seen by every camera beside them, and fill with fog before the lenses.
+    stay; `slack`, a scene length, grows them further, for cameras that are not quite where they are said to be.
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
@@ -32,9 +31,9 @@ def possible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Calla
 
     def possible(centres: Tensor, sizes: Tensor) -> Tensor:
         points = world_from_scene.apply(centres.double())
-        radii, grown = ((sizes.double() * (0.5 * 3**0.5) + s) / scene.scene_from_world.scale for s in (0.0, slack))
+        radii = (sizes.double() * (0.5 * 3**0.5) + slack) / scene.scene_from_world.scale
         if scene.has_alpha:
-            return _inside_silhouettes(points, grown)
+            return _inside_silhouettes(points, radii)
         enough = 3 if len(views) >= 20 else min(2, len(views))
         if frusta is not None:
             return _seen_by_many(frusta, points, radii, enough)

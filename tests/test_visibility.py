@@ -219,17 +219,3 @@ def test_many_views_are_asked_by_their_bounds_with_the_same_answer(monkeypatch: 
     assert torch.equal(possible_cells(many_views(), ids)(centres, sizes), many), "blocks change nothing"
     wider = possible_cells(many_views(-1.0), ids)(centres, sizes)  # a barrel lens sees more
     assert bool((wider | ~many).all()) and int(wider.sum()) > int(many.sum())
-
-
-def test_slack_grows_silhouettes_and_not_what_cameras_without_alpha_see() -> None:
-    cameras = ring_cameras(6, 16)
-    white = [np.full((16, 16, 3), 255, np.uint8)] * 6
-    point = [np.pad(np.full((2, 2, 4), 255, np.uint8), ((7, 7), (7, 7), (0, 0)))] * 6
-    cells = uniform(4000, 3, seed=1, low=-4.0, high=4.0)  # about the cameras, too
-    sizes = torch.full((len(cells),), 2 / 128)
-    for images, alike in ((white, True), (point, False)):
-        scene = make_scene(images, cameras, 0, scene_from_world=Similarity.identity())
-        given, grown = (possible_cells(scene, scene.splits["train"], slack)(cells, sizes) for slack in (0.0, 0.1))
-        assert bool((grown | ~given).all())
-        assert torch.equal(given, grown) == alike
-        assert bool(given.any()) and not bool(grown.all())

@@ -176,5 +176,5 @@ def _read_file(file: Path) -> Capture:
         ".r3d": record3d.read_record3d,
     }
     if suffix not in readers:
-        raise UserError(f"{file}: expected a folder, or a .json, .xml or .csv file of poses")
+        raise UserError(f"{file}: expected a folder, or a .json, .xml, .csv or .r3d file of poses")
     return readers[suffix](file)

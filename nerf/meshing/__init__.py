@@ -34,7 +34,7 @@ class MeshArgs:
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """NAME.glb, NAME.obj, NAME.ply or NAME.stl (default: mesh.glb in the model's folder)"""
     resolution: int | None = None
-    """cells along the longest side of what is meshed (default: three for four pixels of the photos, at most 512)"""
+    """cells along the longest side of what is meshed (default: four for three pixels of the photos, at most 512)"""
     method: Method = "auto"
     """tsdf fuses what the training views see; density is where the density crosses the threshold; auto: tsdf, but
     density for forward-facing scenes or with --threshold"""

@@ -63,6 +63,19 @@ def ray_lengths(scene: Scene, batch: PixelBatch, rays_d: Tensor) -> Tensor:
     return torch.where(cosine > 0.05, lengths, torch.zeros_like(lengths))  # nearly sideways, z says nothing
 
 
+def nothing_to_learn(scene: Scene) -> UserError:
+    """What is said of training images without a pixel to learn from."""
+    if scene.masks is not None:
+        return UserError(
+            f"{scene.path}: the masks leave nothing of the training images to learn from: "
+            "expected masks that are white where the photos are to be used"
+        )
+    return UserError(
+        f"{scene.path}: the training images are wholly transparent, so there is nothing to learn: "
+        "expected photos whose alpha is above 0 where the object is"
+    )
+
+
 def batch_of(
     scene: Scene,
     image_ids: Tensor,
@@ -108,7 +121,8 @@ def mean_errors(errors: Tensor, counts: Tensor) -> Tensor:
 
 
 class PixelSampler:
-    """Draws pixels of the training images. Blocks that only show background far from any silhouette are left out.
+    """Draws pixels of the training images. Blocks that only show background far from any silhouette are left out, and
+    those that masks exclude whole.
 
     The error map remembers the mean squared error of each block; with `focus` f, a share f of the pixels is drawn in
     proportion to it.
@@ -124,13 +138,13 @@ class PixelSampler:
                 shown = may_show(scene, i).float()[None, None]
                 near = torch.nn.functional.max_pool2d(shown, BLOCK, ceil_mode=True)
                 wanted = torch.nn.functional.max_pool2d(near, 3, 1, 1)[0, 0] > 0
+            if scene.masks is not None:
+                used = (scene.masks.image(i)[..., 0].cpu() > 0.5).float()[None, None]
+                wanted &= torch.nn.functional.max_pool2d(used, BLOCK, ceil_mode=True)[0, 0] > 0
             at = wanted.nonzero()
             places.append(torch.cat([torch.full((len(at), 1), i), at], dim=1))
         if sum(len(at) for at in places) == 0:
-            raise UserError(
-                f"{scene.path}: the training images are wholly transparent, so there is nothing to learn: "
-                "expected photos whose alpha is above 0 where the object is"
-            )
+            raise nothing_to_learn(scene)
         device = scene.pixels.offsets.device
         self.blocks = torch.cat(places).to(device)  # [n_blocks,3] image, block row, block column
         self.keypoints, self.keypoint_blocks = self._keypoints(image_ids)

@@ -346,7 +346,8 @@ class Trainer:
 
 def _on_device(scene: Scene, device: torch.device) -> Scene:
     """The scene with its pixels and cameras where the field is."""
-    masks, depths = (store if store is None else store.to(device) for store in (scene.masks, scene.depths))
+    masks = None if scene.masks is None else scene.masks.to(device)
+    depths = None if scene.depths is None else scene.depths.to(device)
     pixels, cameras = scene.pixels.to(device), scene.cameras.to(device)
     return replace(scene, pixels=pixels, cameras=cameras, masks=masks, depths=depths)
 

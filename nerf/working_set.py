@@ -18,7 +18,7 @@ from torch import Tensor
 from nerf.datasets import Keypoints, PixelStore, Scene
 from nerf.datasets.pixels import as_tensor
 from nerf.errors import UserError
-from nerf.pixels import KEYPOINTS, PixelBatch, PixelSampler, add_errors, batch_of, mean_errors
+from nerf.pixels import KEYPOINTS, PixelBatch, PixelSampler, add_errors, batch_of, mean_errors, nothing_to_learn
 
 WORKING_SET = 256 << 20  # bytes of pixels in memory: more than a CPU learns from in minutes
 CHANGE_EVERY = 64  # batches
@@ -35,14 +35,11 @@ class TileSampler:
 
     def __init__(self, scene: Scene, image_ids: Tensor, working_set: int = WORKING_SET) -> None:
         self.scene = scene
-        self.stores = [scene.pixels] + ([] if scene.masks is None else [scene.masks])
+        self.stores = [store for store in (scene.pixels, scene.masks) if isinstance(store, PixelStore)]
         self.files = [open(store.memory.filename, "rb") for store in self.stores]  # type: ignore[attr-defined]
         numbers, places = _places(scene, image_ids.cpu().sort().values)
         if len(numbers) == 0:
-            raise UserError(
-                f"{scene.path}: the training images are wholly transparent, so there is nothing to learn: "
-                "expected photos whose alpha is above 0 where the object is"
-            )
+            raise nothing_to_learn(scene)
         device = scene.pixels.offsets.device
         self.numbers = numbers  # [n] of the training images' tiles in the file, on the CPU
         self.places = places.to(device)  # [n,5] image, first row, first column, rows and columns within the image
@@ -207,11 +204,13 @@ def _places(scene: Scene, image_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _may_show(scene: Scene, numbers: Tensor) -> Tensor:
-    """Whether tiles hold a pixel that is not known to be empty (as nerf.pixels.may_show)."""
-    if not scene.has_alpha:
-        return torch.ones(len(numbers), dtype=torch.bool)
-    assert scene.pixels.ranges is not None
-    shown = scene.pixels.ranges[numbers, 1] > 0
-    if scene.masks is not None and scene.masks.ranges is not None:
-        shown = shown | (scene.masks.ranges[numbers, 0] <= 0.5)
+    """Whether tiles hold a pixel that is not known to be empty (as nerf.pixels.may_show), and one that is used."""
+    shown = torch.ones(len(numbers), dtype=torch.bool)
+    if scene.has_alpha:
+        assert scene.pixels.ranges is not None
+        shown = scene.pixels.ranges[numbers, 1] > 0
+    if scene.masks is not None:
+        assert scene.masks.ranges is not None
+        least, most = scene.masks.ranges[numbers].unbind(1)
+        shown = (shown | (least <= 0.5)) & (most > 0.5)
     return shown

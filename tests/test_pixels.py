@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import cameras_of, generator, make_scene, numbered_scene, sphere_scene, store
 
+from nerf.datasets.bits import packed
 from nerf.errors import UserError
 from nerf.pixels import BLOCK, PixelBatch, PixelSampler
 
@@ -106,6 +107,19 @@ def test_masks_say_which_pixels_are_used() -> None:
     batch = draw(PixelSampler(replace(scene, masks=store([mask])), torch.arange(1)), 300)
     assert batch.used is not None and batch.used.shape == (300, 1)
     assert torch.equal(batch.used[:, 0] > 0, batch.cols >= 20)
+    assert int(batch.cols.min()) == 16, "a block that is masked whole teaches nothing"
+
+
+def test_masks_in_bits_are_the_masks() -> None:
+    random, sizes = np.random.default_rng(0), [(5, 7), (8, 8), (33, 20)]
+    masks = [random.integers(0, 256, (h, w, 1)).astype(np.uint8) for h, w in sizes]
+    bits, plain = packed(sizes, lambda i: masks[i]), store(masks)
+    assert bits.memory.nbytes == 5 + 8 + 83, "a bit a pixel, and each image begins with a byte"
+    for i in range(3):
+        assert torch.equal(bits.image(i) > 0.5, plain.image(i) > 0.5)
+    ids = torch.randint(3, (1000,))
+    rows, cols = ((torch.rand(1000) * size[ids]).long() for size in (bits.heights, bits.widths))
+    assert torch.equal(bits.gather(ids, rows, cols), (plain.gather(ids, rows, cols) > 0.5).float())
 
 
 def test_errors_draw_attention() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nerf.cameras import Cameras
 from nerf.datasets import pixels as px
+from nerf.datasets.bits import MaskBits, packed
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
 from nerf.datasets.found import Capture
@@ -40,7 +41,7 @@ class Scene:
     n_levels: int  # nested occupancy levels: 1 for box and ndc
     has_alpha: bool
     linear: bool  # colours are linear light (EXR), not sRGB; what is brighter than white is above 1
-    masks: PixelStore | None  # one uint8 channel, above 127 where a pixel is to be used
+    masks: PixelStore | MaskBits | None  # one channel, above 0.5 where a pixel is to be used
     source: str  # the kind of data set that was read
     path: Path
     notes: list[str]  # what was chosen and why, what was skipped
@@ -114,7 +115,7 @@ def assemble(
     brightest, exposure = measure(store) if linear else (1.0, 1.0)
     if linear:
         notes.append(f"linear light, up to {brightest:.4g} where white is 1" + _exposed(exposure))
-    masks = None
+    masks: PixelStore | MaskBits | None = None
     if any(f.mask for f in frames):
 
         def decode_mask(i: int) -> np.ndarray:
@@ -127,7 +128,7 @@ def assemble(
             about = settings | {"what": "masks"}
             masks = tiled(place, made_from, about, sizes, 1, np.dtype(np.uint8), decode_mask, "masks")
         else:
-            masks = px.fill(sizes, 1, np.dtype(np.uint8), decode_mask)
+            masks = packed(sizes, decode_mask)
 
     depths = read_depths([f.depth for f in frames], [(p.height, p.width) for p in pictures], notes)
 

@@ -40,6 +40,7 @@ class TrainConfig:
     diffuse_steps: int = 150
     focus: float = 0.5  # share of pixels drawn where the error was large
     depth_weight: float = 0.2  # of the loss on depth maps and on sparse points, where the scene has some
+    near_weight: float = 0.05  # open scenes: of the opacity right before cameras, where fog hides from other photos
     # Rays march in longer steps at first: 4 and 2 times `medium_stretch` (a quarter, the rest of `coarse_steps`), then
     # `medium_stretch` times the steps of rendering until `medium_until` of the training.
     coarse_steps: int = 400

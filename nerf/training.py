@@ -24,7 +24,7 @@ from nerf.files import write_whole
 from nerf.interrupts import whole_steps
 from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
 from nerf.model import Model
-from nerf.objective import photo_loss
+from nerf.objective import near_fog, photo_loss
 from nerf.occupancy import OccupancyGrid
 from nerf.pixels import KEYPOINTS, PixelSampler, ray_lengths
 from nerf.recipe import TrainConfig, default_field, marching_of
@@ -201,6 +201,8 @@ class Trainer:
             t = model.marching.places(rays_o.detach(), rays_d.detach(), lengths)
             share = 1 if self.scene.depths is not None else KEYPOINTS  # the loss is a mean over all rays
             loss = loss + c.depth_weight * share * losses.depth(out["depths"], out["opacities"], t)
+        if self.scene.space == "unbounded" and c.near_weight > 0:
+            loss = loss + c.near_weight * near_fog(*space, rays_o, rays_d, shape.coarser, self.sink, random)
         if self.read_every == 1:  # a GPU would have to be waited for
             self._check(loss)
         loss.backward()

@@ -101,8 +101,8 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def scene_with_everything() -> Any:
-    """Masks, depth maps and keypoints, so that every branch of a step is taken."""
-    scene = tiny.sphere_scene(3, 16)
+    """Masks, depth maps, keypoints and open space, so that every branch of a step is taken."""
+    scene = tiny.sphere_scene(3, 16, space="unbounded", n_levels=2)
     shape = [(16, 16, 1)] * 3
     ones = [torch.ones(s).numpy() for s in shape]
     some = Keypoints(torch.zeros(4, dtype=torch.int64), torch.arange(6, 10), torch.arange(6, 10), torch.full((4,), 2.0))

@@ -233,6 +233,28 @@ def test_masks_that_leave_nothing_are_refused_in_a_sentence(scene: Scene) -> Non
         Trainer(masked(scene, 1, slice(0, 0)), CONFIG)
 
 
+@native
+def test_who_passes_through_single_photos_is_at_most_a_blur_in_new_views(tmp_path: Path) -> None:
+    """Somebody stands before the sphere in three of 21 photos, each time elsewhere."""
+    still, spots = sphere_scene(24, n_test=3), {2: (18, 14), 7: (14, 20), 13: (20, 20)}
+    passer, images = torch.tensor([1.0, 0.0, 1.0]), [still.pixels.raw(i).copy() for i in range(24)]
+    for i, (row, col) in spots.items():
+        images[i][row : row + 9, col : col + 9] = (255, 0, 255, 255)
+    passed = make_scene(images, still.cameras, 3, scene_from_world=still.scene_from_world)
+    config = replace(CONFIG, steps=400)
+    models = {"still": train(still, config, tmp_path / "still", progress=False)}
+    models["passed"] = train(passed, config, tmp_path / "passed", progress=False)
+    for i in still.splits["test"].tolist():
+        rays = still.cameras.image_rays(i, still.scene_from_world)
+        truth = still.pixels.image(i).flatten(0, 1)
+        truth = truth[:, :3] * truth[:, 3:]
+        drawn = {name: model.render_rays(*rays, torch.zeros(3))["colors"] for name, model in models.items()}
+        score = {name: -10 * math.log10(float((colors - truth).square().mean())) for name, colors in drawn.items()}
+        assert score["passed"] > score["still"] - 2.0 and score["still"] > 20, f"view {i}: {score} dB"
+        alike = (drawn["passed"] - passer).norm(dim=1) < 0.5
+        assert int(alike.sum()) <= int(((truth - passer).norm(dim=1) < 0.5).sum()) + 4, f"view {i} shows somebody"
+
+
 # --- stop and go on --------------------------------------------------------------------------------------------------
 
 
@@ -366,7 +388,7 @@ def test_a_kill_loses_at_most_one_period(scene: Scene, tmp_path: Path, before_st
     # Going on from there is as if nobody had killed it.
     end = saved + 20
     before_step(lambda trainer: press_ctrl_c() if trainer.step == end else None)
-    config = replace(CONFIG, steps=10**6)
+    config = replace(CONFIG, steps=400)
     for out, resume in ((tmp_path, True), (tmp_path / "undisturbed", False)):
         with pytest.raises(KeyboardInterrupt):
             train(scene, config, out, resume=resume, progress=False)

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,6 +287,47 @@ def test_what_no_view_sees_stays_or_goes() -> None:
     assert not cut.metadata["closed"] and cut.metadata["unseen_faces"] == len(whole.faces) - len(cut.faces) > 0
     radii = np.linalg.norm(cut.vertices, axis=1)
     assert np.abs(radii - 0.6).max() < 0.05 and cut.vertices[:, 2].min() < -0.1
+
+
+def test_few_views_that_are_unsure_still_say_what_is_empty() -> None:
+    class Unsure(BallModel):
+        def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+            t, spread = super().median_depths(rays_o, rays_d)
+            return t, torch.where(t > 0, 4 * self.marching.step_size, spread)
+
+    model = Unsure(cameras=cameras_around(30, 3.0, half=True).subset(range(21, 30)))  # all from above
+    surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))  # type: ignore[arg-type]
+    above = torch.nn.functional.normalize(torch.rand(1000, 3) - torch.tensor([0.5, 0.5, -0.5]), dim=1)
+    assert float((surface.values(above * 0.55) > 0).float().mean()) > 0.99
+    assert float((surface.values(above * 0.68) < 0).float().mean()) > 0.99
+
+
+def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a ball whose waist nobody sees, the small cap goes as any small component does."""
+    monkeypatch.setattr(FusedSurface, "seen", lambda _, points: (points[:, 2] > 0.1) | (points[:, 2] < -0.5))
+    model = BallModel(space="unbounded")
+
+    def lowest(**limits: Any) -> tuple[float, int]:
+        mesh = extract(model, 64, box=(-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), **limits)  # type: ignore[arg-type]
+        return mesh.vertices[:, 2].min(), mesh.metadata["components"]
+
+    assert lowest(min_fraction=0.01) == (pytest.approx(-0.6, abs=0.01), 2)
+    for limits in ({"min_fraction": 0.4}, {"max_components": 1}):
+        assert lowest(**limits) == (pytest.approx(0.1, abs=0.05), 1)
+    monkeypatch.setattr(FusedSurface, "seen", lambda _, points: torch.zeros(len(points), dtype=torch.bool))
+    with pytest.raises(UserError, match="no photo sees a surface there"):
+        lowest()
+
+
+def test_what_one_view_alone_sees_is_no_surface_where_the_unseen_goes() -> None:
+    model = BallModel(cameras=cameras_around(9, 1.5, half=True))
+    surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))  # type: ignore[arg-type]
+    to_cameras = torch.nn.functional.normalize(model.cameras.c2w[:, :, 3].float(), dim=1)
+    anywhere = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
+    least, most = ((anywhere @ to_cameras.T > 0.4 + unclear).sum(dim=1) for unclear in (0.1, -0.1))
+    seen = surface.seen(anywhere * 0.6)  # near a camera's horizon it may be or not
+    assert int((most == 1).sum()) > 10 and not bool(seen[most == 1].any())
+    assert int((least >= 2).sum()) > 10 and float(seen[least >= 2].float().mean()) > 0.98
 
 
 def test_small_holes_close_and_what_is_apart_goes() -> None:

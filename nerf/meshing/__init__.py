@@ -41,7 +41,7 @@ class MeshArgs:
     threshold: float | None = None
     """density of the surface in 1/scene length (default 44: half the light is absorbed over 1/64); lower keeps more"""
     watertight: bool | None = None
-    """keep what no photo has seen, so that the surface closes (default: for objects, not for open scenes)"""
+    """keep what one photo or none has seen, so that the surface closes (default: for objects, not for open scenes)"""
     box: tuple[float, float, float, float, float, float] | None = None
     """x0 y0 z0 x1 y1 z1 in the --frame of the mesh: only what lies in it (default: the object; of open scenes the
     middle of what the cameras look at)"""

@@ -57,7 +57,7 @@ def extract(
     forward-facing scenes); None: around the occupied cells for a bounded object, [-1,1]^3 for unbounded captures.
     Components under min_fraction of the largest one's faces go, as do, for bounded objects, cavities that nothing
     outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to slide it
-    onto the true surface along its edge. watertight: whether faces that no view has seen stay (None: for bounded
+    onto the true surface along its edge. watertight: whether faces that one view or none has seen stay (None: for bounded
     objects, and with "density"); at most `holes` of them in one place stay anyway. smooth: rounds of smoothing that
     keeps the shape (None: 6, or none with "density"). denoise: rounds of averaging normals
     that agree, which flattens noise and keeps edges (None: 12, or none with "density" and for over 4 million faces).
@@ -101,6 +101,11 @@ def extract(
             gone = kept & ~seen[faces.long()].all(dim=1)
             kept &= ~gone
             kept[gone | kept] |= hole_filling(faces[gone | kept], gone[gone | kept], len(points), holes)
+            # What was one piece with what nobody sees may be crumbs now.
+            stays, n_components = keep_faces(points, faces[kept], min_fraction, max_components, cavities=True)
+            if not n_components:
+                raise UserError("no photo sees a surface there; train longer, or choose another --box, or --watertight")
+            kept[kept.nonzero()[~stays]] = False
         n_unseen = n_whole - int(kept.sum())
         del shape
         faces = faces[kept]

@@ -41,7 +41,7 @@ class FusedSurface:
     def __init__(self, model: Model, grid: Grid) -> None:
         self.grid = grid
         self.views = depth_views(model, VIEWS, LONGEST)
-        self.fewest = min(FEWEST, len(self.views) / 4)
+        self.fewest = min(FEWEST, sum(_mean_weight(view) for view in self.views) / 4)  # few photos, or little trained
         self._codes = self._classify()
 
     def values(self, points: Tensor) -> Tensor:
@@ -51,8 +51,9 @@ class FusedSurface:
         return torch.where(fused.weights < self.fewest, unseen, -fused.distances)
 
     def seen(self, points: Tensor) -> Tensor:
-        """Which points [n,3] of the surface some view has seen as surface: bool [n]."""
-        return agreed(points, self.views, FRONT * self.grid.step, self.fewest / 2)
+        """Which points [n,3] of the surface two views have seen as surface, or one of fewer than eight: bool [n]."""
+        fewest = 1.5 if len(self.views) >= 8 else 0.5  # a view that sees it a little before counts a little less
+        return agreed(points, self.views, FRONT * self.grid.step, fewest)
 
     def known(self, *ranges: slice) -> NDArray[np.uint8]:
         """Of the grid points in z, y, x ranges: away from all surfaces, on which side they are."""
@@ -105,6 +106,12 @@ def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
         fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
         views.append(DepthView(pose, (fx, fy, cx, cy), along_z.reshape(h, w), weights.reshape(h, w)))
     return views
+
+
+def _mean_weight(view: DepthView) -> float:
+    """Of the pixels that see something, 0 to 1."""
+    sees = view.depths.isfinite()
+    return float(view.weights[sees].sum()) / max(1, int(sees.sum()))
 
 
 def seen_points(view: DepthView) -> Tensor:

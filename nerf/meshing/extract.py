@@ -57,10 +57,10 @@ def extract(
     forward-facing scenes); None: around the occupied cells for a bounded object, [-1,1]^3 for unbounded captures.
     Components under min_fraction of the largest one's faces go, as do, for bounded objects, cavities that nothing
     outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to slide it
-    onto the true surface along its edge. watertight: whether faces that one view or none has seen stay (None: for bounded
-    objects, and with "density"); at most `holes` of them in one place stay anyway. smooth: rounds of smoothing that
-    keeps the shape (None: 6, or none with "density"). denoise: rounds of averaging normals
-    that agree, which flattens noise and keeps edges (None: 12, or none with "density" and for over 4 million faces).
+    onto the true surface along its edge. watertight: whether faces that one view or none has seen stay (None: for
+    bounded objects, and with "density"); at most `holes` of them in one place stay anyway. smooth: rounds of smoothing
+    that keeps the shape (None: 6, or none with "density"). denoise: rounds of averaging normals that agree, which
+    flattens noise and keeps edges (None: 12, or none with "density" and for over 4 million faces).
 
     Unless such faces go the mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise
     seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`

@@ -174,6 +174,11 @@ class PixelSampler:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         here = {name: t.to(self.blocks.device) for name, t in state.items()}
+        if len(here["errors"]) != len(self.blocks):
+            raise UserError(
+                f"the checkpoint was learnt from {len(here['errors'])} blocks of pixels, now there are "
+                f"{len(self.blocks)}: masks or photos have changed since; start again with --overwrite"
+            )
         self.errors, self.counts, self.cumulative = here["errors"], here["counts"], here.get("cumulative")
 
     def draw(self, n: int, generator: torch.Generator) -> PixelBatch:

@@ -315,7 +315,7 @@ def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> Non
     for limits in ({"min_fraction": 0.4}, {"max_components": 1}):
         assert lowest(**limits) == (pytest.approx(0.1, abs=0.05), 1)
     monkeypatch.setattr(FusedSurface, "seen", lambda _, points: torch.zeros(len(points), dtype=torch.bool))
-    with pytest.raises(UserError, match="no photo sees a surface there"):
+    with pytest.raises(UserError, match="no two photos see a surface there"):
         lowest()
 
 

@@ -110,6 +110,15 @@ def test_masks_say_which_pixels_are_used() -> None:
     assert int(batch.cols.min()) == 16, "a block that is masked whole teaches nothing"
 
 
+def test_what_was_learnt_from_other_pixels_is_not_gone_on_with() -> None:
+    scene = numbered_scene([(32, 48)])
+    mask = np.zeros((32, 48, 1), np.uint8)
+    mask[:, 20:] = 255
+    state = PixelSampler(scene, torch.arange(1)).tensors()
+    with pytest.raises(UserError, match="from 6 blocks of pixels, now there are 4"):
+        PixelSampler(replace(scene, masks=store([mask])), torch.arange(1)).restore(state)
+
+
 def test_masks_in_bits_are_the_masks() -> None:
     random, sizes = np.random.default_rng(0), [(5, 7), (8, 8), (33, 20)]
     masks = [random.integers(0, 256, (h, w, 1)).astype(np.uint8) for h, w in sizes]

@@ -104,7 +104,9 @@ def extract(
             # What was one piece with what nobody sees may be crumbs now.
             stays, n_components = keep_faces(points, faces[kept], min_fraction, max_components, cavities=True)
             if not n_components:
-                raise UserError("no photo sees a surface there; train longer, or choose another --box, or --watertight")
+                raise UserError(
+                    "no two photos see a surface there: train longer, choose another --box, or keep all with --watertight"
+                )
             kept[kept.nonzero()[~stays]] = False
         n_unseen = n_whole - int(kept.sum())
         del shape

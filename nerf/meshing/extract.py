@@ -105,7 +105,8 @@ def extract(
             stays, n_components = keep_faces(points, faces[kept], min_fraction, max_components, cavities=True)
             if not n_components:
                 raise UserError(
-                    "no two photos see a surface there: train longer, choose another --box, or keep all with --watertight"
+                    "no two photos see a surface there: "
+                    "train longer, choose another --box, or keep all with --watertight"
                 )
             kept[kept.nonzero()[~stays]] = False
         n_unseen = n_whole - int(kept.sum())

@@ -230,7 +230,7 @@ def finish(
 
 
 def turntable(model: Model, out: Path) -> None:
-    """A short video around the scene (a spiral for forward-facing ones), at most 640 pixels on its longest side."""
+    """A short video around the scene, or along its photos (path "auto"), at most 640 pixels on its longest side."""
     from nerf.views.paths import make_path
     from nerf.views.video import render_path
 

@@ -194,6 +194,15 @@ def test_lens_at_other_sizes() -> None:
     assert int(path.cameras.heights[0]) == 16 and "spiral" in path.description
 
 
+def test_the_path_fits_the_scene() -> None:
+    for n, space, expected in (
+        *((12, "ndc", "spiral"), (12, "box", "orbit"), (40, "unbounded", "orbit")),
+        *((12, "unbounded", "interpolate"), (1, "unbounded", "orbit")),
+    ):
+        path = paths.make_path("auto", ring_cameras(n), IDENTITY, space, 4, width=16)
+        assert expected in path.description, f"{n} photos, {space}"
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [

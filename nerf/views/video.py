@@ -36,7 +36,8 @@ class RenderArgs:
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """NAME.mp4 for a video, a folder for numbered pictures (default: render.mp4 in the model's folder)"""
     path: str = "auto"
-    """auto (orbit, or spiral for forward-facing scenes), orbit, interpolate, spiral, or a camera path FILE.json"""
+    """orbit, interpolate (through the photos' cameras), spiral, or a camera path FILE.json; auto: orbit, but spiral for
+    forward-facing scenes and interpolate for open ones of under 30 photos"""
     modes: tuple[str, ...] = ("color",)
     """what to show, one video or folder each: color, depth, opacity, normal"""
     width: int | None = None

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 PATH_KINDS = ("orbit", "interpolate", "spiral")
+FEW = 30  # photos of an open scene, below which new views far from all of them show fog
 
 
 def make_path(
@@ -53,9 +54,10 @@ def make_path(
 ) -> CameraPath:
     """A path of the given kind around or along the input cameras: "orbit", "interpolate", "spiral" or "auto".
 
-    "auto" takes the spiral for forward-facing scenes (space "ndc") and the orbit for all others. width and height in
-    pixels; without them the median size of the inputs, with one of them the other keeps their aspect ratio; longest
-    caps what is not given. Orbit and spiral stand upright even where the photos lie on their side.
+    "auto" takes the spiral for forward-facing scenes (space "ndc"), the flight through the cameras (interpolate) for
+    open ones of few photos, and the orbit for all others. width and height in pixels; without them the median size of
+    the inputs, with one of them the other keeps their aspect ratio; longest caps what is not given. Orbit and spiral
+    stand upright even where the photos lie on their side.
     Raises UserError for an unknown kind or too few cameras.
     """
     if len(cameras) == 0:
@@ -63,7 +65,8 @@ def make_path(
     if n_frames < 1:
         raise UserError(f"--frames must be at least 1, got {n_frames}")
     if kind == "auto":
-        kind = "spiral" if space == "ndc" else "orbit"
+        few = space == "unbounded" and 1 < len(cameras) < FEW
+        kind = "spiral" if space == "ndc" else "interpolate" if few else "orbit"
     if kind == "orbit":
         poses, description = orbit(cameras, look_at_point(cameras, scene_from_world, space), n_frames)
     elif kind == "interpolate":

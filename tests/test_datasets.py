@@ -250,7 +250,7 @@ def test_nerfstudio(tmp_path):
     assert scene.splits["val"].tolist() == [6] and scene.splits["test"].tolist() == [7, 8]
     assert any("none of the file's lists" in n for n in scene.notes)
     assert any("applied_transform" in n for n in scene.notes)
-    assert scene.masks is not None and scene.masks.memory.dtype == np.uint8
+    assert scene.masks is not None and scene.masks.memory.dtype == torch.uint8
     assert (
         scene.masks.image(2)[5, 9] == 1 and scene.masks.image(2)[5, 10] == 0 and float(scene.masks.image(1).min()) == 1
     )

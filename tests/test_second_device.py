@@ -101,7 +101,8 @@ def test_a_second_device_learns_the_same_and_its_model_is_seen_from_the_cpu(
     scene, found = tiny.sphere_scene(3, 8), []
     for world in (emulation, second_device):
         with world.use():
-            config = TrainConfig(steps=2, batch_samples=256, field=tiny.FIELD)
+            solid = replace(tiny.FIELD, density_bias=5.0)  # so that there is a surface after two steps
+            config = TrainConfig(steps=2, batch_samples=256, field=solid)
             training.train(scene, config, tmp_path / "run", progress=False)
             model = Model.load(tmp_path / "run")
             found.append([p.detach().cpu() for p in model.field.parameters()])

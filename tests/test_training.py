@@ -388,7 +388,7 @@ def test_a_kill_loses_at_most_one_period(scene: Scene, tmp_path: Path, before_st
     # Going on from there is as if nobody had killed it.
     end = saved + 20
     before_step(lambda trainer: press_ctrl_c() if trainer.step == end else None)
-    config = replace(CONFIG, steps=400)
+    config = replace(CONFIG, steps=10**6)
     for out, resume in ((tmp_path, True), (tmp_path / "undisturbed", False)):
         with pytest.raises(KeyboardInterrupt):
             train(scene, config, out, resume=resume, progress=False)

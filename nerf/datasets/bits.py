@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from nerf.datasets.pixels import in_two_threads
 
 
 @dataclass
@@ -54,8 +55,6 @@ def packed(sizes: list[tuple[int, int]], decode: Callable[[int], np.ndarray]) ->
     def one(i: int) -> None:
         memory[offsets[i] : offsets[i] + counts[i]] = np.packbits(decode(i).reshape(-1) > 127)
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for _ in pool.map(one, range(len(sizes))):  # raises the first error in file order
-            pass
+    in_two_threads(one, len(sizes))
     heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
     return MaskBits(torch.from_numpy(memory), torch.from_numpy(offsets), heights, widths)

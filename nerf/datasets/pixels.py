@@ -127,11 +127,16 @@ def fill(
     def one(i: int) -> None:
         memory[offsets[i] : offsets[i] + counts[i]] = decode(i).reshape(-1, n_channels)
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for _ in pool.map(one, range(len(sizes))):  # raises the first error in file order
-            pass
+    in_two_threads(one, len(sizes))
     heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
     return PixelStore(memory, torch.from_numpy(offsets), heights, widths)
+
+
+def in_two_threads(job: Callable[[int], None], n: int) -> None:
+    """job(0) to job(n - 1), each once; raises the first error in that order."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for _ in pool.map(job, range(n)):
+            pass
 
 
 def allocate(n_pixels: int, n_channels: int, dtype: np.dtype) -> np.ndarray:

@@ -10,35 +10,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from nerf.cameras import Cameras
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
-    from nerf.evaluation import evaluate
-    from nerf.exports import export_cameras
-    from nerf.fitting import FitConfig, Fitted, fit
+    from nerf.geometry.cameras import Cameras
     from nerf.meshing.extract import extract as extract_mesh
-    from nerf.model import Model
-    from nerf.recipe import TrainConfig
+    from nerf.rendering.model import Model
     from nerf.signals.audio import read_audio
     from nerf.signals.fields import FieldChoice, SignalField
+    from nerf.signals.fitting import FitConfig, Fitted, fit
     from nerf.signals.image import image_of_field, read_image
     from nerf.signals.video import read_video
-    from nerf.training import train
+    from nerf.training.config import TrainConfig
+    from nerf.training.evaluation import evaluate
+    from nerf.training.export import export_cameras
+    from nerf.training.loop import train
 
 # name -> where it is defined
 _WHERE = {
     "load": "nerf.datasets:load",
     "Scene": "nerf.datasets:Scene",
-    "Cameras": "nerf.cameras:Cameras",
-    "TrainConfig": "nerf.recipe:TrainConfig",
-    "train": "nerf.training:train",
-    "Model": "nerf.model:Model",
-    "evaluate": "nerf.evaluation:evaluate",
+    "Cameras": "nerf.geometry.cameras:Cameras",
+    "TrainConfig": "nerf.training.config:TrainConfig",
+    "train": "nerf.training.loop:train",
+    "Model": "nerf.rendering.model:Model",
+    "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract",
-    "export_cameras": "nerf.exports:export_cameras",
-    "fit": "nerf.fitting:fit",
-    "FitConfig": "nerf.fitting:FitConfig",
-    "Fitted": "nerf.fitting:Fitted",
+    "export_cameras": "nerf.training.export:export_cameras",
+    "fit": "nerf.signals.fitting:fit",
+    "FitConfig": "nerf.signals.fitting:FitConfig",
+    "Fitted": "nerf.signals.fitting:Fitted",
     "FieldChoice": "nerf.signals.fields:FieldChoice",
     "SignalField": "nerf.signals.fields:SignalField",
     "image_of_field": "nerf.signals.image:image_of_field",

@@ -1,5 +1,5 @@
 """`python -m nerf` is the command `nerf`."""
 
-from nerf.cli import main
+from nerf.cli.main import main
 
 main()

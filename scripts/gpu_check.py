@@ -135,8 +135,8 @@ def _emulated(wanted: bool) -> Iterator[None]:
     import second_device
     import torch
 
-    from nerf import training
-    from nerf.occupancy import OccupancyGrid
+    from nerf.fields.occupancy import OccupancyGrid
+    from nerf.training import loop as training
 
     training.OccupancyGrid = functools.partial(OccupancyGrid, resolution=32)  # type: ignore[assignment, misc]
     torch.set_num_threads(1)
@@ -196,7 +196,7 @@ class Report:
     def _facts(self) -> dict[str, Any]:
         import torch
 
-        from nerf.doctor import machine
+        from nerf.io.machine import machine
         from nerf.kernels import cuda, nvrtc
 
         gpu = cuda.gpu()

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.cameras import Cameras
-from nerf.space import Similarity
-from nerf.views.paths import look_at
+from nerf.geometry.aim import look_at
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity
 
 
 def ring_cameras(
@@ -40,7 +40,7 @@ def ring_cameras(
 
 @dataclass
 class FakeModel:
-    """A solid sphere around the scene origin whose colour is its normal; the interface of nerf.model.Model."""
+    """A solid sphere around the scene origin whose colour is its normal; the interface of Model."""
 
     radius: float = 0.7
     scene_from_world: Similarity = field(default_factory=lambda: Similarity.around([0.0, 0.0, 0.0], 1.5))

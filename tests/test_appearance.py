@@ -12,13 +12,13 @@ from fakes import FakeModel
 from tiny import FIELD, make_scene, sphere_scene
 from torch import Tensor
 
-from nerf import training
-from nerf.appearance import brightened, brightened_over, evened, fitted
 from nerf.datasets import Scene
-from nerf.evaluation import _exposed, evaluate
-from nerf.occupancy import OccupancyGrid
-from nerf.recipe import TrainConfig
-from nerf.training import train
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig
+from nerf.training.evaluation import _exposed, evaluate
+from nerf.training.exposure import brightened, brightened_over, evened, fitted
+from nerf.training.loop import train
 
 CONFIG = TrainConfig(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
 

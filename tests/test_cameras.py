@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE, Cameras, undistort
-from nerf.space import Similarity
+from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE, Cameras, undistort
+from nerf.geometry.space import Similarity
 
 LENSES = {
     "perspective": (PERSPECTIVE, [0.0] * 6),

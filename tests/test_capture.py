@@ -18,11 +18,11 @@ from captures import FOCAL, draw, pose, write_photos
 from PIL import Image, ImageFilter
 
 import nerf
-from nerf import cli
-from nerf.capture import PosesArgs, child, find_poses, matching, pairs, verifying
+from nerf.capture import CaptureOptions, child, find_poses, matching, pairs, verifying
 from nerf.capture.frame import world_from_model
 from nerf.capture.report import all_alike, coverage_picture, reasons, summary
 from nerf.capture.settings import Settings, attempts
+from nerf.cli import main as cli
 from nerf.datasets import load
 from nerf.errors import UserError
 
@@ -156,12 +156,12 @@ def test_pairs_by_gps_place_all_photos(tmp_path: Path, capfd: pytest.CaptureFixt
         tags = Image.Exif()
         tags[0x8825] = {1: "N", 2: (52.0, 0.0, 3.0 * k), 3: "W", 4: (7.0, 30.0, 0.0)}
         Image.fromarray(draw(pose(k, 6))).save(folder / f"{k}.jpg", exif=tags, quality=97)
-    report = find_poses(PosesArgs(folder, tmp_path / "out", matching="spatial"))
+    report = find_poses(CaptureOptions(folder, tmp_path / "out", matching="spatial"))
     assert report["n_placed"] == 6
     assert "compared 15 of 15 pairs" in capfd.readouterr().err
     write_photos(tmp_path / "plain", 3)
     with pytest.raises(UserError, match="none of the photos"):
-        find_poses(PosesArgs(tmp_path / "plain", tmp_path / "other", matching="spatial"))
+        find_poses(CaptureOptions(tmp_path / "plain", tmp_path / "other", matching="spatial"))
 
 
 def test_other_settings_are_tried_as_long_as_photos_are_missing() -> None:
@@ -273,7 +273,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     mask = np.full((240, 320), 255, np.uint8)
     mask[:, 200:] = 0
     Image.fromarray(mask).save(photos / "masks" / "photo_02.png")
-    report = find_poses(PosesArgs(photos, root / "set", distance=("photo_00", "photo_07.png", distance(truth, 0, 7))))
+    report = find_poses(
+        CaptureOptions(photos, root / "set", distance=("photo_00", "photo_07.png", distance(truth, 0, 7)))
+    )
     return photos, root / "set", report, truth
 
 
@@ -329,7 +331,7 @@ def test_sizes_cameras_portrait_and_landscape_may_be_mixed(tmp_path: Path) -> No
     for k, c2w in enumerate(truth):
         size = ((320, 240, 300.0), (240, 320, 300.0), (400, 300, 420.0))[k % 3]
         Image.fromarray(draw(c2w, *size)).save(folder / f"{k}.png")
-    report = find_poses(PosesArgs(folder, tmp_path / "out"))
+    report = find_poses(CaptureOptions(folder, tmp_path / "out"))
     assert report["n_placed"] == 9 and len(report["components"]) == 1
     scene = load(tmp_path / "out", holdout=0, quiet=True)
     rotation, position, _ = errors(scene, truth)
@@ -357,11 +359,13 @@ def test_the_same_call_again_repeats_nothing(done: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(child, "run_worker", never)
     before = load(folder, quiet=True).cameras.c2w
-    again = find_poses(PosesArgs(photos, folder, distance=("photo_00", "photo_07", distance(truth, 0, 7)), scale=3.0))
+    again = find_poses(
+        CaptureOptions(photos, folder, distance=("photo_00", "photo_07", distance(truth, 0, 7)), scale=3.0)
+    )
     assert again["n_placed"] == 8 and again["seconds"] >= report["seconds"] - 1
     assert torch.allclose(load(folder, quiet=True).cameras.c2w[:, :, 3], 3 * before[:, :, 3])
     with pytest.raises(UserError, match="holds the poses of"):
-        find_poses(PosesArgs(folder.parent, folder))
+        find_poses(CaptureOptions(folder.parent, folder))
 
 
 def test_a_changed_photo_is_noticed(done: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -383,7 +387,7 @@ def test_a_changed_photo_is_noticed(done: Any, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(child, "run_worker", started)
     with pytest.raises(StartedAgain):
-        find_poses(PosesArgs(tmp_path / "photos", tmp_path / "set"))
+        find_poses(CaptureOptions(tmp_path / "photos", tmp_path / "set"))
     now = np.asarray(Image.open(tmp_path / "set" / "images" / "photo_02.png"))
     assert (now == draw(pose(2, 9))).all()
 
@@ -510,15 +514,15 @@ def test_reconstruct_finds_the_poses_first(
     import types
 
     photos, folder, _, _ = done
-    asked: list[PosesArgs] = []
+    asked: list[CaptureOptions] = []
     trained: list[Any] = []
 
-    def interrupted(args: PosesArgs) -> None:
+    def interrupted(args: CaptureOptions) -> None:
         asked.append(args)
         args.out.mkdir()
         raise KeyboardInterrupt
 
-    def found(args: PosesArgs) -> None:
+    def found(args: CaptureOptions) -> None:
         asked.append(args)
         shutil.copytree(folder, args.out, dirs_exist_ok=True)
 
@@ -527,7 +531,7 @@ def test_reconstruct_finds_the_poses_first(
         raise UserError("far enough")
 
     fake = types.SimpleNamespace(train=train, TrainConfig=types.SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "nerf.training", fake)  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "nerf.training.loop", fake)  # type: ignore[misc]
     command = ["reconstruct", str(photos), "-o", str(tmp_path / "out"), "--frames", "9"]
     monkeypatch.setattr("nerf.capture.find_poses", interrupted)
     assert cli.run(command) == 130

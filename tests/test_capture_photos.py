@@ -13,14 +13,15 @@ import pytest
 from captures import draw, pose, write_photos
 from PIL import Image
 
-from nerf import capture, cli
+from nerf import capture
 from nerf.capture import photos as listing
 from nerf.capture import prepare, video
 from nerf.capture.exif import Exif, read_exif
 from nerf.capture.features import sharpness
 from nerf.capture.photos import group_cameras, read_photos
-from nerf.datasets import pixels as px
+from nerf.cli import main as cli
 from nerf.errors import UserError
+from nerf.io.images import read_header, read_pixels
 
 
 def save(path: Path, size: tuple[int, int] = (300, 220), seed: int = 0, exif: dict[int, object] | None = None) -> None:
@@ -196,8 +197,8 @@ def test_deep_pictures_keep_their_bits_and_are_turned(tmp_path: Path) -> None:
     written = write_all(folder, tmp_path / "out")
     assert sorted(p.name for p in written.iterdir()) == ["0.png", "1.png", "2.png"]
     for k in range(3):
-        picture = px.read_header(written / f"{k}.png")
-        assert picture.dtype == np.uint16 and (px.read_pixels(picture) == pixels + np.uint16(k)).all()
+        picture = read_header(written / f"{k}.png")
+        assert picture.dtype == np.uint16 and (read_pixels(picture) == pixels + np.uint16(k)).all()
 
 
 def test_heic_photos_become_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

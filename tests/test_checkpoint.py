@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nerf import checkpoint
 from nerf.errors import UserError
+from nerf.io import checkpoint
 
 
 def sample() -> dict[str, torch.Tensor]:
@@ -232,7 +232,7 @@ KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from nerf import checkpoint
+from nerf.io import checkpoint
 
 torch.set_num_threads(1)
 path, kills = Path(sys.argv[1]), int(sys.argv[2])

@@ -14,7 +14,8 @@ from unittest import mock
 import pytest
 from fakes import FakeModel
 
-from nerf import cli, doctor
+from nerf.cli import doctor
+from nerf.cli import main as cli
 from nerf.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def nerf(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
 
 def test_help_and_import_leave_torch_alone() -> None:
     code = (
-        "import sys, nerf, nerf.cli; nerf.cli.run(['--help']); nerf.cli.run(['--version']); nerf.cli.run(['trian']);"
+        "import sys, nerf; from nerf.cli.main import run; run(['--help']); run(['--version']); run(['trian']);"
         "sys.exit(bool({'torch', 'numpy', 'tyro'} & set(sys.modules)))"
     )
     before = os.times()
@@ -93,7 +94,7 @@ def test_what_is_raised_becomes_an_exit_code(
     def main(_: object) -> None:
         raise raised
 
-    monkeypatch.setattr("nerf.doctor.main", main)
+    monkeypatch.setattr("nerf.cli.doctor.main", main)
     assert cli.run(["doctor"]) == status
     text = capsys.readouterr().err
     assert words in text and "Traceback" not in text
@@ -125,12 +126,12 @@ def test_what_a_gpu_does_is_one_sentence(
     def main(_: object) -> None:
         raise broken(words)
 
-    monkeypatch.setattr("nerf.doctor.main", main)
+    monkeypatch.setattr("nerf.cli.doctor.main", main)
     assert cli.run(["doctor"]) == 2
     text = capsys.readouterr().err
     assert said in text and "--backend cpu" in text and text.count("\n") == 1
     for other in (RuntimeError("a bug"), ZeroDivisionError()):
-        monkeypatch.setattr("nerf.doctor.main", mock.Mock(side_effect=other))
+        monkeypatch.setattr("nerf.cli.doctor.main", mock.Mock(side_effect=other))
         with pytest.raises(type(other)):
             cli.run(["doctor"])
 
@@ -139,7 +140,7 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     def main(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("nerf.doctor.main", main)
+    monkeypatch.setattr("nerf.cli.doctor.main", main)
     with pytest.raises(ZeroDivisionError):
         cli.run(["doctor"])
 
@@ -197,7 +198,7 @@ def test_an_output_folder_that_cannot_be_written(
 
 
 def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("nerf.model")
+    pytest.importorskip("nerf.rendering.model")
     (tmp_path / "checkpoint.safetensors").write_bytes(b"this is not a checkpoint")
     for verb in ("eval", "render", "mesh"):
         assert cli.run([verb, str(tmp_path)]) == 2
@@ -212,7 +213,7 @@ def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that "holds" the analytic model."""
     module = SimpleNamespace(Model=SimpleNamespace(load=lambda path: FakeModel()))
-    monkeypatch.setitem(sys.modules, "nerf.model", module)  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "nerf.rendering.model", module)  # type: ignore[misc]
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "checkpoint.safetensors").write_bytes(b"")

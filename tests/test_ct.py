@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nerf import cli
+from nerf.cli import main as cli
 from nerf.signals import ct
 
 

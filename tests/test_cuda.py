@@ -24,14 +24,16 @@ import pytest
 import tiny
 import torch
 
-from nerf import checkpoint, kernels, training
+from nerf import kernels
 from nerf.errors import UserError
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.io import checkpoint
 from nerf.kernels import GradientSink, cuda, cuda_render, nvrtc
-from nerf.model import Model
-from nerf.occupancy import OccupancyGrid
-from nerf.pixels import PixelSampler
-from nerf.recipe import TrainConfig
-from nerf.training import Trainer
+from nerf.rendering.model import Model
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig
+from nerf.training.loop import Trainer
+from nerf.training.pixel_sampler import PixelSampler
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))

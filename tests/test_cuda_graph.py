@@ -21,14 +21,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from nerf import kernels, training
+from nerf import kernels
 from nerf.datasets import Keypoints
 from nerf.errors import UserError
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.geometry.space import Similarity, ndc_rays
 from nerf.kernels import cuda_graph
-from nerf.occupancy import OccupancyGrid
-from nerf.recipe import TrainConfig
-from nerf.space import Similarity, ndc_rays
-from nerf.training import StepShape, Trainer
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig
+from nerf.training.loop import StepShape, Trainer
 
 FIELD = replace(tiny.FIELD, log2_hashmap_size=7)
 

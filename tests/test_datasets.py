@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.datasets import Scene, load
 from nerf.errors import UserError
-from nerf.space import ndc_points
+from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.space import ndc_points
 
 REAL = Path(os.environ.get("NERF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 AXES = np.array([0.5, 0.3, 0.2])  # half axes and middle of the test object, an ellipsoid
@@ -447,15 +447,15 @@ def test_downscale_is_an_area_average_weighted_by_alpha(tmp_path):
 
 
 def test_large_stores_are_memory_mapped_and_leave_no_file(tmp_path, monkeypatch):
-    from nerf.datasets import pixels
+    from nerf.io import memory
 
-    monkeypatch.setattr(pixels, "_MEMORY_LIMIT", 1000)
-    monkeypatch.setattr(pixels.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(memory, "_MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(memory.tempfile, "tempdir", str(tmp_path))
     scene = load(write_blender(tmp_path / "data"), quiet=True)
     assert isinstance(scene.pixels.memory, np.memmap)
     assert torch.equal(scene.pixels.image(0)[..., 3], torch.from_numpy(picture(ring()[0])[..., 3] / np.float32(255)))
     assert os.name == "nt" or [p.name for p in tmp_path.iterdir()] == ["data"]
-    monkeypatch.setattr(pixels.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(UserError, match="TMPDIR"):
         load(tmp_path / "data", quiet=True)
 

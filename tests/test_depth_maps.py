@@ -16,16 +16,17 @@ from PIL import Image
 from test_datasets import SIZE, ring, write_transforms
 from tiny import FIELD, make_scene, sphere_scene, store
 
-from nerf import losses, training
 from nerf.datasets import Scene, load
 from nerf.errors import UserError
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.geometry.space import ndc_points
 from nerf.kernels import bindings
-from nerf.occupancy import OccupancyGrid
-from nerf.pixels import PixelSampler, ray_lengths
-from nerf.recipe import TrainConfig
-from nerf.rendering import Marching
-from nerf.space import ndc_points
-from nerf.training import train
+from nerf.rendering import losses
+from nerf.rendering.marching import Marching
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig
+from nerf.training.loop import train
+from nerf.training.pixel_sampler import PixelSampler, ray_lengths
 
 native = pytest.mark.skipif(bindings.load().handle is None, reason="the slow reference kernels")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nerf.display import Display
-from nerf.views.progress import progress
+from nerf.io.progress import Display, progress
 
 
 def test_a_training_and_a_fit_share_a_bar(capsys: pytest.CaptureFixture[str]) -> None:

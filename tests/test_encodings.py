@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from nerf.encodings import FourierFeatures, Frequency, HashGrid, Identity, SphericalHarmonics
+from nerf.fields.encodings import FourierFeatures, Frequency, HashGrid, Identity, SphericalHarmonics
 from nerf.kernels import reference
 
 

@@ -13,7 +13,7 @@ from fakes import FakeModel, FakePixels, FakeScene, fake_scene
 from PIL import Image
 
 from nerf.errors import UserError
-from nerf.evaluation import compare, evaluate, mask_of, picture_name, shrunk, summary, truth_of
+from nerf.training.evaluation import compare, evaluate, mask_of, picture_name, shrunk, summary, truth_of
 
 
 @pytest.fixture
@@ -141,6 +141,6 @@ def test_linear_light_is_compared_and_shown_as_srgb(tmp_path: Path) -> None:
     assert abs(shown[16, 16, 0] / 255 - (1.055 * middle ** (1 / 2.4) - 0.055)) < 0.01
     assert "of the linear light" in result["protocol"]["colour_space"]
     pytest.importorskip("OpenEXR")
-    from nerf.datasets.exr import read_colours
+    from nerf.io.exr import read_colours
 
     np.testing.assert_array_equal(read_colours(tmp_path / "renders" / "0000_view_000.exr"), rendered)

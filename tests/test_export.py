@@ -14,12 +14,12 @@ from test_datasets import ring
 from test_other_tools import write_csv, write_metashape
 from tiny import FIELD
 
-from nerf import cli
-from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE, Cameras
+from nerf.cli import main as cli
 from nerf.datasets import Scene, load
 from nerf.datasets.export import quaternion
 from nerf.errors import UserError
-from nerf.exports import export_cameras
+from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE, Cameras
+from nerf.training.export import export_cameras
 
 LENSES = {
     "plain": (PERSPECTIVE, [0.0] * 6),
@@ -121,9 +121,9 @@ def test_other_programs_cameras_go_through(tmp_path: Path) -> None:
 
 def test_a_trained_model_exports_its_own_cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As training left them: here moved by hand, as pose refinement would."""
-    from nerf import training
-    from nerf.occupancy import OccupancyGrid
-    from nerf.runs import Run, load_for_training, write_run
+    from nerf.fields.occupancy import OccupancyGrid
+    from nerf.training import loop as training
+    from nerf.training.runs import Run, load_for_training, write_run
 
     monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
     data, out = write_data(tmp_path / "data", ["opencv"], sizes=((41, 31),)), tmp_path / "run"

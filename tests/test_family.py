@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nerf import cli
+from nerf.cli import main as cli
 from nerf.errors import UserError
-from nerf.fitting import FitConfig, Fitted, fit
 from nerf.signals import family, packing
 from nerf.signals.fields import FieldChoice
+from nerf.signals.fitting import FitConfig, Fitted, fit
 from nerf.signals.record import Signal
 
 

@@ -12,10 +12,11 @@ import torch
 import trimesh
 from test_meshing import AnalyticModel, ball
 
-from nerf.meshing import extract, save
+from nerf.geometry.space import Similarity
+from nerf.geometry.triangles import read_mesh
+from nerf.meshing.extract import extract
+from nerf.meshing.files import save
 from nerf.meshing.glb import far_origin, glb
-from nerf.space import Similarity
-from nerf.surfaces import read_mesh
 
 GRID = np.array([465_000.25, 5_247_000.5, 431.125])  # metres east, north, up
 UP = torch.tensor([0.0, 0.0, 1.0])

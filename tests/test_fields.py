@@ -10,7 +10,7 @@ import torch
 from tiny import FIELD, cast, uniform, unit_vectors
 
 from nerf import kernels
-from nerf.fields import FieldOptions, RadianceField
+from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.kernels import reference
 
 

@@ -14,20 +14,20 @@ import torch
 import trimesh
 from torch import Tensor
 
-from nerf import cli, kernels
-from nerf.cameras import Cameras
+from nerf import kernels
+from nerf.cli import main as cli
 from nerf.errors import UserError
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity
+from nerf.geometry.triangles import read_mesh
 from nerf.kernels import DepthView, fusion
-from nerf.meshing import extract
 from nerf.meshing.clean import hole_filling, smoothed
 from nerf.meshing.cloud import point_cloud, save_cloud
-from nerf.meshing.extract import CELL, box_in_scene, shown_resolution
+from nerf.meshing.extract import CELL, box_in_scene, extract, shown_resolution
 from nerf.meshing.fair import denoised, faces_across
 from nerf.meshing.fused import BEHIND, HALF, FusedSurface, depth_views, seen_points, spread_out
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
-from nerf.rendering import Marching
-from nerf.space import Similarity
-from nerf.surfaces import read_mesh
+from nerf.rendering.marching import Marching
 
 needs_native = pytest.mark.skipif(kernels.backend() != "cpu", reason="needs the native library")
 
@@ -426,7 +426,7 @@ def test_mesh_verb_in_either_frame(
 ) -> None:
     model = BallModel(scene_from_world=moved())
     model.cameras = in_world(model.cameras, model.scene_from_world)
-    monkeypatch.setattr("nerf.model.Model.load", lambda path: model)
+    monkeypatch.setattr("nerf.rendering.model.Model.load", lambda path: model)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"")
     common = ["mesh", str(tmp_path), "--frame", frame]
     assert cli.run([*common, "--resolution", "48"]) == 0
@@ -461,7 +461,7 @@ def test_a_box_in_the_frame_of_the_photos(tmp_path: Path, monkeypatch: pytest.Mo
     unturned = Similarity(0.5, torch.eye(3, dtype=torch.float64), torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
     model = BallModel(scene_from_world=unturned)
     model.cameras = in_world(model.cameras, model.scene_from_world)
-    monkeypatch.setattr("nerf.model.Model.load", lambda path: model)
+    monkeypatch.setattr("nerf.rendering.model.Model.load", lambda path: model)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"")
     centre = model.scene_from_world.inverse().translation.numpy()
     low, high = centre - 2, centre + 2
@@ -484,7 +484,7 @@ def test_the_page_comes_with_a_glb_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = BallModel()
-    monkeypatch.setattr("nerf.model.Model.load", lambda path: model)
+    monkeypatch.setattr("nerf.rendering.model.Model.load", lambda path: model)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"")
     common = ["mesh", str(tmp_path), "--resolution", "32", "--page"]
     assert cli.run([*common, "-o", str(tmp_path / "a.ply")]) == 2 and "NAME.glb" in capsys.readouterr().err

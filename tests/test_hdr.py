@@ -14,18 +14,19 @@ from PIL import Image
 from test_datasets import write_transforms
 from tiny import FIELD, make_scene, sphere_scene
 
-from nerf import light, training
 from nerf.datasets import Scene, load
 from nerf.datasets.brightness import measure
 from nerf.errors import UserError
-from nerf.evaluation import evaluate
-from nerf.fields import FieldOptions, RadianceField
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.radiance import FieldOptions, RadianceField
+from nerf.geometry import light
 from nerf.kernels import bindings
-from nerf.metrics import hdr_psnr
-from nerf.model import Model
-from nerf.occupancy import OccupancyGrid
-from nerf.recipe import TrainConfig, default_field
-from nerf.training import train
+from nerf.rendering.metrics import hdr_psnr
+from nerf.rendering.model import Model
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig, default_field
+from nerf.training.evaluation import evaluate
+from nerf.training.loop import train
 from nerf.views import paths, video
 
 native = pytest.mark.skipif(bindings.load().handle is None, reason="the slow reference kernels")
@@ -35,7 +36,7 @@ SIZE = 48
 @pytest.fixture()
 def exr():  # type: ignore[no-untyped-def]
     pytest.importorskip("OpenEXR")
-    from nerf.datasets import exr as module
+    from nerf.io import exr as module
 
     return module
 
@@ -255,7 +256,7 @@ def test_a_texture_of_bright_photos_shows_their_light(monkeypatch: pytest.Monkey
     import trimesh
     from test_texture import GreyField
 
-    from nerf.meshing import textured
+    from nerf.meshing.finish import textured
 
     cameras, value = ring_cameras(8, 64), 8.0
     exposure = 0.25 / value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
@@ -13,61 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
 
-# Every module may import only rows above its own (and within its own folder). The order is that of the walk from photos
-# to a mesh; a name covers what is below it, and the longest one that fits counts.
-HOUSE = {
-    "nerf.errors": "one sentence for a user's mistake",
-    "nerf.files": "whole or not there",
-    "nerf.interrupts": "Ctrl-C waits for whole steps",
-    "nerf.views.progress": "one bar for all that takes long",
-    "nerf.memory": "freed, and given back to the system",
-    "nerf.kernels": "the only door to native code",
-    "nerf.doctor": "what this machine has",
-    "nerf.light": "the sRGB curve",
-    "nerf.space": "box, contraction, Similarity, NDC",
-    "nerf.cameras": "pixels <-> rays",
-    "nerf.encodings": "HashGrid and the others",
-    "nerf.networks": "MLP",
-    "nerf.fields": "encoding + network",
-    "nerf.occupancy": "which cells hold something",
-    "nerf.rendering": "rays -> colours",
-    "nerf.losses": "on per-ray tensors",
-    "nerf.metrics": "PSNR, SSIM",
-    "nerf.checkpoint": "one file that survives crashes",
-    "nerf.model": "what a checkpoint holds",
-    "nerf.datasets": "files -> Scene",
-    "nerf.pixels": "which pixels to learn from next",
-    "nerf.working_set": "the same of sets larger than memory",
-    "nerf.appearance": "exposure of single photos",
-    "nerf.objective": "what rays are held to",
-    "nerf.refinement": "corrections of poses",
-    "nerf.visibility": "cells that no photo shows",
-    "nerf.display": "the bar of a training or a fit",
-    "nerf.recipe": "how a scene is trained",
-    "nerf.training": "the loop",
-    "nerf.alignment": "other cameras, in the frame of refined ones",
-    "nerf.surfaces": "triangle meshes as tensors",
-    "nerf.views": "camera paths, video, pictures",
-    "nerf.signals": "image, audio, video -> coordinates and values; their fields",
-    "nerf.fitting": "the loop for signals",
-    "nerf.capture": "photos without poses -> photos with poses",
-    "nerf.runs": "what a run folder holds",
-    "nerf.exports": "cameras for other programs",
-    "nerf.meshing": "field -> mesh",
-    "nerf.evaluation": "model against photos",
-    "nerf.meshing.judge": "mesh against the true one",
-    "nerf.views.report": "the page at the end",
-    "nerf.signals.options": "what every fit takes",
-    "nerf.signals.packing": "weights in few bits",
-    "nerf.signals.surface": "fitted shapes as meshes and pictures",
-    "nerf.signals.kinds": "nerf fit shape, ct, set",
-    "nerf.signals.verbs": "nerf fit, nerf sample",
-    "nerf.reconstruct": "all of it in one verb",
-    "nerf.cli": "the verbs, by name",
-    "nerf.__main__": "python -m nerf",
-    "nerf": "names, looked up when first used",
-}
+from rooms import PAGE, ROOMS, imports, modules, page_with_drawing, room_of  # noqa: E402
 
 # import name -> what is installed for it; the second table is for what a function may ask for and do without
 NEEDED = {
@@ -90,65 +37,70 @@ OPTIONAL = {
 }
 
 
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in sorted((ROOT / "nerf").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def test_nothing_lies_loose_in_the_package() -> None:
+    loose = {path.name for path in (ROOT / "nerf").glob("*.py")}
+    assert loose == {"__init__.py", "__main__.py", "errors.py"}
+    folders = {path.parent.name for path in (ROOT / "nerf").glob("*/__init__.py")}
+    assert folders | {"errors"} == set(ROOMS)
 
 
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """(dotted name, at module level?) of every import, without those under TYPE_CHECKING, which never run."""
-    found: list[tuple[str, bool]] = []
-
-    def walk(node: ast.AST, top: bool) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                continue
-            if isinstance(child, ast.Import):
-                found.extend((alias.name, top) for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"{path}: write imports in full"
-                found.extend((f"{child.module}.{alias.name}", top) for alias in child.names)
-            walk(child, top and not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
-
-    walk(ast.parse(path.read_text()), True)
-    return found
-
-
-def row_of(name: str) -> str | None:
-    while name and name not in HOUSE:
-        name = name.rpartition(".")[0]
-    return name or None
-
-
-def is_name_of_the_package(name: str) -> bool:
-    return name.startswith("nerf.") and row_of(name) == "nerf"  # `from nerf import __version__`
-
-
-def test_every_module_has_a_row() -> None:
-    lost = [name for name in modules() if name != "nerf" and row_of(name) == "nerf"]
-    assert not lost, f"no row in HOUSE for {lost}"
-    gone = [name for name in HOUSE if name not in modules()]
-    assert not gone, f"HOUSE has a row for {gone}, which do not exist"
+def test_a_room_comes_after_all_that_it_may_know() -> None:
+    order = list(ROOMS)
+    for room, (_, known) in ROOMS.items():
+        assert all(order.index(other) < order.index(room) for other in known), room
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_module_imports_only_rows_above_it(module: str) -> None:
-    order = list(HOUSE)
-    own = row_of(module)
+def test_a_module_imports_only_rooms_that_its_own_may_know(module: str) -> None:
+    own = room_of(module)
+    if own in ("", "__main__"):
+        return  # names of the package, looked up when first used; the entry point
     for name, _ in imports(modules()[module]):
-        if name.split(".")[0] != "nerf" or is_name_of_the_package(name):
-            continue
-        row = row_of(name)
-        above = order.index(str(row)) < order.index(str(own))
-        assert row == own or above, f"{module} imports {name}, which is below it"
+        other = room_of(name)
+        if name.split(".")[0] == "nerf" and other not in ("", own):  # `from nerf import __version__` knows no room
+            assert other in ROOMS[own][1], f"{module} imports {name}: {own} may not know {other} (scripts/rooms.py)"
+
+
+def test_every_arrow_of_the_table_is_used() -> None:
+    used = {(room_of(m), room_of(name)) for m, path in modules().items() for name, _ in imports(path)}
+    unused = [(room, other) for room, (_, known) in ROOMS.items() for other in known if (room, other) not in used]
+    assert not unused, f"no module needs {unused}: take them out of scripts/rooms.py"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Not even through others, and not even inside functions (types alone may)."""
+    found = modules()
+
+    def module_of(name: str) -> str:
+        while name not in found:
+            name = name.rpartition(".")[0]
+        return name
+
+    knows = {
+        m: {module_of(n) for n, _ in imports(path, type_checking=False) if n.split(".")[0] == "nerf"} - {m, "nerf"}
+        for m, path in found.items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for other in sorted(knows[module]):
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in found:
+        visit(module, ())
+
+
+def test_the_drawing_of_the_rooms_is_that_of_the_table() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page_with_drawing(text), "docs/architecture.md is stale: python scripts/rooms.py"
 
 
 @pytest.mark.parametrize("module", modules())
 def test_a_module_imports_only_what_is_installed_with_it(module: str) -> None:
-    for name, at_module_level in imports(modules()[module]):
+    for name, at_module_level in imports(modules()[module], type_checking=False):
         package = name.split(".")[0]
         if package == "nerf" or package in sys.stdlib_module_names or package in NEEDED:
             continue
@@ -186,7 +138,7 @@ def test_the_door_opens_at_once(command: list[str]) -> None:
     assert took < 0.5, f"{took:.2f} s of processor time"
 
 
-@pytest.mark.parametrize("module", ("nerf", "nerf.errors", "nerf.doctor", "nerf.cli"))
+@pytest.mark.parametrize("module", ("nerf", "nerf.errors", "nerf.cli.doctor", "nerf.cli.main"))
 def test_torch_stays_outside_until_it_is_needed(module: str) -> None:
     heavy = ("torch", "numpy", "tyro", "rich")
     done = run("-c", f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])")
@@ -236,7 +188,7 @@ def test_the_two_commands_come_first() -> None:
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    from nerf.cli import VERBS
+    from nerf.cli.main import VERBS
 
     code = "\n".join(re.findall(r"^```(?:bash|sh)\n(.*?)^```", readme(), re.M | re.S))
     called = set(re.findall(r"^\s*nerf ([a-z-]+)", code, re.M))

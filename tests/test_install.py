@@ -207,7 +207,7 @@ def test_a_wheel_serves_every_python_and_holds_fresh_libraries(tree: Path, tmp_p
         file.extractall(tmp_path / "out")
         info = next(name for name in file.namelist() if name.endswith(".dist-info/WHEEL"))
         assert b"Root-Is-Purelib: false" in file.read(info)
-        assert b"nerf = nerf.cli:main" in file.read(info.replace("WHEEL", "entry_points.txt"))
+        assert b"nerf = nerf.cli.main:main" in file.read(info.replace("WHEEL", "entry_points.txt"))
         assert any(name.endswith("licenses/LICENSE") for name in file.namelist())
     for name in libraries:
         assert hash_of(tmp_path / "out" / name) == build.source_hash(tree / "nerf/kernels/src")

@@ -11,11 +11,12 @@ import pytest
 import torch
 import trimesh
 
-from nerf import cli, kernels
+from nerf import kernels
+from nerf.cli import main as cli
 from nerf.errors import UserError
+from nerf.geometry.triangles import Triangles, read_mesh, spread
 from nerf.kernels import nearest
 from nerf.meshing.judge import check_frames, judge
-from nerf.surfaces import Triangles, read_mesh, spread
 
 native = pytest.mark.skipif(kernels.bindings.load().handle is None, reason="no native library here")
 SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "mesh.ply"

@@ -13,13 +13,13 @@ from test_datasets import write_colmap, write_transforms
 from test_depth_maps import native, plain_sphere
 from tiny import FIELD, sphere_scene
 
-from nerf import training
 from nerf.datasets import Keypoints, Scene, keypoints, load
-from nerf.datasets.found import Frame, Lens
-from nerf.occupancy import OccupancyGrid
-from nerf.pixels import BLOCK, KEYPOINTS, PixelSampler
-from nerf.recipe import TrainConfig
-from nerf.training import train
+from nerf.datasets.parsed import Frame, Lens
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig
+from nerf.training.loop import train
+from nerf.training.pixel_sampler import BLOCK, KEYPOINTS, PixelSampler
 
 
 def frames_that_show(scene: Scene, points: np.ndarray) -> list[Frame]:

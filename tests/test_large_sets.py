@@ -19,15 +19,16 @@ from tiny import FIELD, generator, numbered_scene, sphere_scene
 
 import nerf
 from nerf.datasets import load, resize, tiles
-from nerf.datasets import pixels as px
 from nerf.datasets import scene as assembling
-from nerf.datasets.pixels import PixelStore, read_header
+from nerf.datasets import scene as scene_module
+from nerf.datasets.store import PixelStore
 from nerf.datasets.tiles import TILE, tiled
 from nerf.errors import UserError
-from nerf.pixels import PixelSampler
-from nerf.recipe import TrainConfig
-from nerf.training import Trainer
-from nerf.working_set import TileSampler, sampler_of
+from nerf.io.images import Picture, read_header, read_pixels
+from nerf.training.config import TrainConfig
+from nerf.training.loop import Trainer
+from nerf.training.pixel_cache import TileSampler, sampler_of
+from nerf.training.pixel_sampler import PixelSampler
 
 # ---- smaller pictures
 
@@ -72,7 +73,7 @@ def test_a_jpeg_is_reduced_while_it_is_decoded_where_nothing_is_left_over(tmp_pa
         1, 1, 2, 2, 4, 8,
     ]  # fmt: skip
     assert resize.jpeg_reduction(replace(picture, width=402), (74, 100)) == 2
-    whole, reduced = px.read_pixels(picture), px.read_pixels(picture, 2)
+    whole, reduced = read_pixels(picture), read_pixels(picture, 2)
     assert reduced.shape == (148, 200, 3)
     a, b = (resize.area_average(p, (118, 160)).astype(float) for p in (whole, reduced))
     assert -10 * np.log10(((a - b) ** 2).mean() / 255**2) > 38, "the decoder's reduction is close to the area average"
@@ -81,8 +82,8 @@ def test_a_jpeg_is_reduced_while_it_is_decoded_where_nothing_is_left_over(tmp_pa
 
 
 def test_only_large_sets_are_reduced_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pictures(n: int, w: int, h: int) -> list[px.Picture]:
-        return [px.Picture(Path(f"{k}.jpg"), w, h, 3, np.dtype(np.uint8)) for k in range(n)]
+    def pictures(n: int, w: int, h: int) -> list[Picture]:
+        return [Picture(Path(f"{k}.jpg"), w, h, 3, np.dtype(np.uint8)) for k in range(n)]
 
     few, many = pictures(50, 4000, 3000), pictures(1000, 4000, 3000)
     assert resize.choose_sizes(few, 1, None, 3) == resize.Sizes([(3000, 4000)] * 50, None)
@@ -130,7 +131,7 @@ def test_reduced_photos_and_their_cameras_fit_each_other(tmp_path: Path) -> None
     full, small = load(folder, quiet=True), load(folder, quiet=True, longest=130)
     assert not small.pixels.tile and sorted(set(small.cameras.widths.tolist())) == [98, 130]
     for i in range(6):
-        image = px.read_pixels(read_header(folder / "images" / f"{i}.png"))
+        image = read_pixels(read_header(folder / "images" / f"{i}.png"))
         size = int(small.cameras.heights[i]), int(small.cameras.widths[i])
         assert np.abs(small.pixels.raw(i) - exact_area(image, size)).max() <= 0.51
     points = torch.rand(20, 3, dtype=torch.float64)
@@ -168,7 +169,7 @@ def test_a_large_set_is_converted_once_and_used_again(
 
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(px, "read_pixels", never)
+        patch.setattr(scene_module, "read_pixels", never)
         again = load(folder, quiet=True)
     assert "used again" in capsys.readouterr().err and np.array_equal(again.pixels.memory, first.pixels.memory)
     assert (again.pixels.ranges == first.pixels.ranges).all()
@@ -187,7 +188,7 @@ def test_what_is_interrupted_leaves_nothing_and_is_never_used(
 ) -> None:
     folder = write_set(tmp_path / "set")
     place = folder / "nerf-pixels"
-    real, count = px.read_pixels, []
+    real, count = read_pixels, []
 
     def stopped(*a: Any) -> np.ndarray:
         count.append(1)
@@ -196,7 +197,7 @@ def test_what_is_interrupted_leaves_nothing_and_is_never_used(
         return real(*a)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(px, "read_pixels", stopped)
+        patch.setattr(scene_module, "read_pixels", stopped)
         load(folder, quiet=True)
     assert [p.name for p in place.iterdir()] == [".lock"]
     good = load(folder, quiet=True).pixels.memory.copy()
@@ -288,7 +289,7 @@ def test_every_pixel_is_drawn_evenly_and_holds_its_colour(wide: nerf.datasets.Sc
 
 
 def test_the_working_set_changes_and_stays_small(wide: nerf.datasets.Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerf.working_set.CHANGE_EVERY", 2)
+    monkeypatch.setattr("nerf.training.pixel_cache.CHANGE_EVERY", 2)
     sampler = TileSampler(wide, torch.arange(3), working_set=0)
     assert len(sampler.numbers) == 12 + 1 + 6 and len(sampler.held) == 16
     seen: set[int] = set()
@@ -356,9 +357,9 @@ def test_keypoints_of_the_working_set_are_drawn_too(wide: nerf.datasets.Scene) -
 
 
 def test_training_from_tiles_learns_and_continues_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerf.working_set.CHANGE_EVERY", 4)
-    monkeypatch.setattr("nerf.training.FOCUS_AFTER", 8)
-    monkeypatch.setattr("nerf.training.FOCUS_EVERY", 8)
+    monkeypatch.setattr("nerf.training.pixel_cache.CHANGE_EVERY", 4)
+    monkeypatch.setattr("nerf.training.loop.FOCUS_AFTER", 8)
+    monkeypatch.setattr("nerf.training.loop.FOCUS_EVERY", 8)
     scene = sphere_scene(8, 160)
     scene = replace(scene, pixels=in_tiles(scene.pixels, tmp_path, "p"))
     config = TrainConfig(steps=40, batch_samples=1 << 11, field=FIELD)
@@ -374,7 +375,7 @@ def test_training_from_tiles_learns_and_continues_to_the_bit(tmp_path: Path, mon
     first, path = trainer(), tmp_path / "checkpoint.safetensors"
     for _ in range(17):
         first.train_step()
-    nerf.checkpoint.save(path, *first.state())
+    nerf.io.checkpoint.save(path, *first.state())
     second = trainer()
     second.restore(path)
     for _ in range(23):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from nerf import losses
 from nerf.kernels import reference
 from nerf.kernels.layout import Samples
+from nerf.rendering import losses
 
 # The same sum in another order, in float64.
 F64 = {"rtol": 1e-12, "atol": 1e-12}

@@ -11,9 +11,9 @@ import pytest
 import trimesh
 
 from nerf import datasets
+from nerf.geometry.triangles import read_mesh
 from nerf.meshing.judge import judge
 from nerf.meshing.preview import render_mesh
-from nerf.surfaces import read_mesh
 
 pytest.importorskip("embreex", reason="photographs need embreex, which is no part of the development install")
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "make_objects.py"

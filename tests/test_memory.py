@@ -1,4 +1,4 @@
-"""nerf.memory: what is freed leaves the process."""
+"""nerf.io.memory: what is freed leaves the process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nerf import memory
+from nerf.io import memory
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists() or memory._trim is None, reason="needs Linux and glibc")

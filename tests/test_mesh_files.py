@@ -14,10 +14,10 @@ import trimesh
 from PIL import Image
 
 from nerf.errors import UserError
+from nerf.geometry.triangles import read_looks, read_mesh
 from nerf.meshing.files import check_path, save
 from nerf.meshing.glb import upright
 from nerf.meshing.judge import judge
-from nerf.surfaces import read_looks, read_mesh
 
 
 def ball() -> trimesh.Trimesh:

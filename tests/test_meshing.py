@@ -15,13 +15,13 @@ import trimesh
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.meshing import default_threshold, save
-from nerf.meshing import extract as extract_any
+from nerf.geometry.space import Similarity, ndc_points
 from nerf.meshing.clean import component_labels, is_closed, keep_faces, vertex_normals
-from nerf.meshing.level import near_occupied
+from nerf.meshing.extract import extract as extract_any
+from nerf.meshing.files import save
+from nerf.meshing.level import default_threshold, near_occupied
 from nerf.meshing.marching import ASK, BLOCK, Grid, Surface, marching_cubes
 from nerf.meshing.table import CORNERS, table
-from nerf.space import Similarity, ndc_points
 
 extract = partial(extract_any, method="density")  # that of the views has its tests in test_fusion.py
 

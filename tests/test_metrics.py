@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nerf.metrics import colour_correct, psnr, ssim
+from nerf.rendering.metrics import colour_correct, psnr, ssim
 
 
 def picture(h: int = 40, w: int = 53, seed: int = 0) -> torch.Tensor:

@@ -12,13 +12,14 @@ import torch
 from fakes import ring_cameras
 from tiny import FIELD, generator, uniform, unit_vectors
 
-from nerf import checkpoint, model
 from nerf.errors import UserError
-from nerf.fields import RadianceField
-from nerf.model import Model
-from nerf.occupancy import OccupancyGrid
-from nerf.rendering import Marching
-from nerf.space import Similarity
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.radiance import RadianceField
+from nerf.geometry.space import Similarity
+from nerf.io import checkpoint
+from nerf.rendering import model
+from nerf.rendering.marching import Marching
+from nerf.rendering.model import Model
 
 
 def some_model(space: str = "box", linear: bool = False, gain: float = 2e4) -> Model:

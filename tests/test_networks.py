@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from nerf.fields.networks import MLP, SineLayer, Siren
 from nerf.kernels import reference
-from nerf.networks import MLP, SineLayer, Siren
 
 
 def rng(seed: int = 0) -> torch.Generator:

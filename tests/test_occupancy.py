@@ -9,8 +9,8 @@ import torch
 from tiny import generator, uniform
 from torch import Tensor
 
+from nerf.fields.occupancy import OccupancyGrid
 from nerf.kernels import bindings, cpu
-from nerf.occupancy import OccupancyGrid
 
 R = 32
 STEP = 0.02

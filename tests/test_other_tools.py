@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from test_datasets import FLIP, look_at
 
-from nerf.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.datasets import load
 from nerf.errors import UserError
+from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
 
 W, H, N = 64, 48, 5
 FOCAL = 70.0
@@ -58,7 +58,7 @@ def local(pose: np.ndarray, points: np.ndarray = POINTS) -> np.ndarray:
 
 
 def distorted(x: np.ndarray, y: np.ndarray, k: tuple[float, ...], p: tuple[float, float]) -> tuple[np.ndarray, ...]:
-    """Brown's model with OpenCV's p1, p2, written independently of the one in nerf.cameras."""
+    """Brown's model with OpenCV's p1, p2, written independently of the one in nerf.geometry.cameras."""
     r = np.hypot(x, y)
     radial = 1 + sum(c * r ** (2 * n + 2) for n, c in enumerate(k))
     return (
@@ -396,7 +396,7 @@ def test_record3d(tmp_path: Path, per_frame: bool) -> None:
 
 def test_record3d_depths_in_exr(tmp_path: Path) -> None:
     pytest.importorskip("OpenEXR")
-    from nerf.datasets.exr import write_exr
+    from nerf.io.exr import write_exr
 
     write_record3d(tmp_path)
     (tmp_path / "depth").mkdir()

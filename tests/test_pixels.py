@@ -12,7 +12,7 @@ from tiny import cameras_of, generator, make_scene, numbered_scene, sphere_scene
 
 from nerf.datasets.bits import packed
 from nerf.errors import UserError
-from nerf.pixels import BLOCK, PixelBatch, PixelSampler
+from nerf.training.pixel_sampler import BLOCK, PixelBatch, PixelSampler
 
 
 def draw(sampler: PixelSampler, n: int, seed: int = 0) -> PixelBatch:

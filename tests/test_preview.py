@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import trimesh
 
-from nerf.cameras import Cameras
+from nerf.geometry.cameras import Cameras
 from nerf.meshing.preview import rasterise, render_mesh
 
 

@@ -17,19 +17,22 @@ import pytest
 import torch
 from fakes import FakeModel, FakeScene, fake_scene
 
-from nerf import runs
+from nerf.cli.reconstruct import ReconstructArgs, finish, turntable
+from nerf.cli.reconstruct import main as main_reconstruct
+from nerf.cli.train import TrainArgs
+from nerf.cli.train import main as main_train
 from nerf.errors import UserError
-from nerf.evaluation import evaluate
 from nerf.meshing.sides import write_six_sides
-from nerf.reconstruct import ReconstructArgs, TrainArgs, finish, main_reconstruct, main_train, train_run, turntable
-from nerf.runs import Run, clear_run, open_run, read_run, write_run
+from nerf.training import runs
+from nerf.training.evaluation import evaluate
+from nerf.training.runs import Run, clear_run, open_run, read_run, write_run
 from nerf.views import report
 from nerf.views.curve import curve_points, curve_svg, nice_ticks
 from nerf.views.report import write_report
 
 
 class Training:
-    """What tests put in place of nerf.training: writes the files of a run and gives the analytic model."""
+    """What tests put in place of nerf.training.loop: writes the files of a run and gives the analytic model."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -46,7 +49,7 @@ class Training:
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Training:
     fake = Training()
-    monkeypatch.setitem(sys.modules, "nerf.training", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "nerf.training.loop", fake)  # type: ignore[arg-type]
     return fake
 
 
@@ -73,7 +76,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_videos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerf.reconstruct.VIDEO_FRAMES", 4)
+    monkeypatch.setattr("nerf.cli.reconstruct.VIDEO_FRAMES", 4)
 
 
 # ---- the folder of a run
@@ -184,7 +187,7 @@ def test_train_says_how_long(data: Path, tmp_path: Path, training: Training) -> 
 )
 def test_impossible_arguments_are_named(data: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        train_run(TrainArgs(**{"data": data, "out": tmp_path / "out", **change}))
+        main_train(TrainArgs(**{"data": data, "out": tmp_path / "out", **change}))
     assert not (tmp_path / "out").exists()
 
 
@@ -200,7 +203,7 @@ def test_overwrite_keeps_the_old_run_until_the_scene_is_loaded(tmp_path: Path, d
 def test_reconstruct_does_all_of_it(
     data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nerf.reconstruct.make_mesh", lambda model, scene, out, *_: out.write_bytes(b"glTF"))
+    monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda model, scene, out, *_: out.write_bytes(b"glTF"))
     out = tmp_path / "out"
     main_reconstruct(ReconstructArgs(data, out, steps=5))
     printed = capsys.readouterr().out
@@ -222,7 +225,7 @@ def test_a_stage_that_fails_does_not_stop_the_next(
     def fails(*_: Any) -> None:
         raise UserError("the field is empty")
 
-    monkeypatch.setattr("nerf.reconstruct.make_mesh", fails)
+    monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", fails)
     with pytest.raises(UserError, match="mesh: the field is empty"):
         main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5))
     assert (tmp_path / "out" / "report.html").exists() and (tmp_path / "out" / "video.mp4").exists()
@@ -328,7 +331,7 @@ def test_curve_points_survive_what_is_not_a_number() -> None:
 
 
 def test_finish_needs_no_mesh_code_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerf.reconstruct.make_mesh", lambda *_: None)
+    monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda *_: None)
     scene = fake_scene(FakeModel(), n=8, size=24)
     assert finish(FakeModel(), scene, tmp_path, 64) == []  # type: ignore[arg-type]
     assert (tmp_path / "report.html").exists()
@@ -375,7 +378,7 @@ def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path) -> None:
 
 def test_reconstruct_for_real(tmp_path: Path) -> None:
     """The bundled scene through every stage, far too briefly to be good."""
-    pytest.importorskip("nerf.training")
+    pytest.importorskip("nerf.training.loop")
     sample = Path(__file__).resolve().parent.parent / "data" / "sample"
     out = tmp_path / "out"
     try:

@@ -289,7 +289,7 @@ def test_contract() -> None:
 
 
 def test_contract_agrees_with_space() -> None:
-    space = pytest.importorskip("nerf.space")
+    space = pytest.importorskip("nerf.geometry.space")
     x = torch.randn(100, 3, generator=rng(), dtype=torch.float64) * 3
     torch.testing.assert_close(reference.contract(x), space.contract(x), **F64)
 

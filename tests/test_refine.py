@@ -11,11 +11,11 @@ import trimesh
 from fakes import FakePixels, FakeScene, ring_cameras
 from torch import Tensor
 
-from nerf.cameras import Cameras
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity
 from nerf.meshing.preview import render_mesh
 from nerf.meshing.refine import moved
 from nerf.meshing.texture import photo_ratings
-from nerf.space import Similarity
 
 N, SIZE, FAR_AWAY = 24, 96, torch.tensor([4.2e5, 5.1e6, 200.0], dtype=torch.float64)
 

@@ -13,18 +13,21 @@ from fakes import FakeModel, ring_cameras
 from tiny import FIELD, sphere_scene
 from torch import Tensor
 
-from nerf import checkpoint, kernels, training
-from nerf.alignment import as_trained, moved, similarity_between, with_poses
-from nerf.cameras import Cameras
+from nerf import kernels
 from nerf.datasets import Scene
 from nerf.errors import UserError
-from nerf.evaluation import evaluate
-from nerf.model import Model
-from nerf.occupancy import OccupancyGrid
-from nerf.recipe import TrainConfig
-from nerf.refinement import ALWAYS, EVERY, PoseCorrections, viewing_distance
-from nerf.space import Similarity, rotations_of
-from nerf.training import Trainer, train
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.rotations import rotations_of
+from nerf.geometry.space import Similarity
+from nerf.io import checkpoint
+from nerf.rendering.model import Model
+from nerf.training import loop as training
+from nerf.training.alignment import as_trained, moved, similarity_between, with_poses
+from nerf.training.config import TrainConfig
+from nerf.training.evaluation import evaluate
+from nerf.training.loop import Trainer, train
+from nerf.training.pose_refinement import ALWAYS, EVERY, PoseCorrections, viewing_distance
 
 TO_SCENE = FakeModel().scene_from_world
 CONFIG = TrainConfig(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))

@@ -12,10 +12,12 @@ import torch
 from tiny import FIELD, ray_batch, uniform, unit_vectors
 from torch import Tensor
 
-from nerf import kernels, rendering
-from nerf.fields import RadianceField
-from nerf.occupancy import OccupancyGrid
-from nerf.rendering import Marching, density_normals, render_many, render_rays
+from nerf import kernels
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.radiance import RadianceField
+from nerf.rendering import rays as rendering
+from nerf.rendering.marching import Marching
+from nerf.rendering.rays import density_normals, render_many, render_rays
 
 BOX = Marching("box", 0.0, 100.0, step_size=0.02, stop_threshold=0.0, alpha_threshold=0.0)
 BLACK, WHITE = torch.zeros(3), torch.ones(3)

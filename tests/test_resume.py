@@ -10,7 +10,8 @@ import torch
 import trimesh
 from test_depth_maps import native
 
-from nerf import checkpoint, cli
+from nerf.cli import main as cli
+from nerf.io import checkpoint
 from nerf.signals import ct, family, shape, surface
 
 STEPS = ("--steps", 20, "--width", 8, "--depth", 1)

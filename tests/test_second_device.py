@@ -19,13 +19,14 @@ import test_cuda_graph
 import tiny
 import torch
 
-from nerf import kernels, training
-from nerf.evaluation import evaluate
-from nerf.meshing import extract
-from nerf.model import Model
-from nerf.occupancy import OccupancyGrid
-from nerf.recipe import TrainConfig
-from nerf.training import Trainer
+from nerf import kernels
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.meshing.extract import extract
+from nerf.rendering.model import Model
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig
+from nerf.training.evaluation import evaluate
+from nerf.training.loop import Trainer
 
 pytestmark = pytest.mark.skipif(emulation.compiler() is None, reason="needs a C++ compiler")
 

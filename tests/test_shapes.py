@@ -11,13 +11,14 @@ import torch
 import trimesh
 from PIL import Image
 
-from nerf import cli, kernels
+from nerf import kernels
+from nerf.cli import main as cli
 from nerf.errors import UserError
-from nerf.fitting import FitConfig, Fitted, fit
+from nerf.geometry.triangles import Triangles
 from nerf.kernels import winding
 from nerf.signals import shape, solid, surface
 from nerf.signals.fields import FieldChoice
-from nerf.surfaces import Triangles
+from nerf.signals.fitting import FitConfig, Fitted, fit
 
 native = pytest.mark.skipif(kernels.bindings.load().handle is None, reason="no native library here")
 SMALL = FieldChoice("hash", 16, 1, n_levels=4, log2_hashmap_size=13, base_resolution=8, finest_resolution=64)

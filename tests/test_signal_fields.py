@@ -10,13 +10,13 @@ import torch
 
 from nerf import kernels
 from nerf.errors import UserError
-from nerf.fitting import FitConfig, fit
 from nerf.kernels import Layer
 from nerf.kernels.network import reference_forward
-from nerf.metrics import psnr_of
+from nerf.rendering.metrics import psnr_of
 from nerf.signals import derivatives
 from nerf.signals.equations import Helmholtz, Wave
 from nerf.signals.fields import KINDS, FieldChoice, SignalField
+from nerf.signals.fitting import FitConfig, fit
 from nerf.signals.image import image_of_field
 from nerf.signals.poisson import PoissonProblem
 from nerf.signals.record import Signal

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nerf import cli
-from nerf.datasets.pixels import read_header, read_pixels
+from nerf.cli import main as cli
 from nerf.errors import UserError
-from nerf.fitting import FitConfig, Fitted, fit
+from nerf.io.images import read_header, read_pixels
 from nerf.signals import audio, image, restore
+from nerf.signals.fitting import FitConfig, Fitted, fit
 from nerf.signals.record import Signal
 
 
@@ -134,8 +134,8 @@ def test_a_sound_is_fitted_resampled_and_slowed(tmp_path: Path) -> None:
 
 
 def test_a_video_is_fitted_and_slowed(tmp_path: Path) -> None:
+    from nerf.io.video import mp4
     from nerf.signals import video
-    from nerf.views.video import mp4
 
     with mp4(tmp_path / "in.mp4", 32, 16, 10.0) as write:
         for k in range(6):

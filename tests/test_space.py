@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from nerf.space import Similarity, contract, ndc_points, ndc_points_inverse, ndc_rays, uncontract
+from nerf.geometry.space import Similarity, contract, ndc_points, ndc_points_inverse, ndc_rays, uncontract
 
 
 def some_similarity(seed: int = 0) -> Similarity:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from nerf import datasets
 from nerf.errors import UserError
+from nerf.geometry.space import Similarity
 from nerf.meshing.atlas import Atlas, fill, texels, unwrap
 from nerf.meshing.clean import decimate, vertex_normals
 from nerf.meshing.judge import judge_views
 from nerf.meshing.packing import pack
 from nerf.meshing.preview import bilinear
 from nerf.meshing.texture import agreed, bake, photo_ratings, smoothed
-from nerf.space import Similarity
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 GREY = 0.3125

@@ -15,12 +15,14 @@ import tiny
 import tinycudann_formulas as formulas
 import torch
 
-from nerf import checkpoint, kernels, training
+from nerf import kernels
 from nerf.errors import UserError
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.io import checkpoint
 from nerf.kernels import FieldConfig, FieldParams, GradientSink, GridLayout, nvrtc, reference, tcnn
-from nerf.occupancy import OccupancyGrid
-from nerf.recipe import TrainConfig
-from nerf.training import Trainer
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig
+from nerf.training.loop import Trainer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 from benchmarks import cuda_checks as checks  # noqa: E402
@@ -194,7 +196,7 @@ def test_a_checkpoint_moves_to_it_and_back(package: None, tmp_path: Path, monkey
     points = tiny.uniform(20, 3, seed=4, low=-1)
     there = trainer.model.density(points)
     kernels.use("reference")
-    from nerf.model import Model
+    from nerf.rendering.model import Model
 
     here = Model.load(tmp_path).density(points)
     assert torch.allclose(there, here, rtol=1e-4)

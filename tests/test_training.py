@@ -22,15 +22,17 @@ import pytest
 import torch
 from tiny import FIELD, make_scene, sphere_scene, store
 
-from nerf import checkpoint, kernels, training
+from nerf import kernels
 from nerf.datasets import Scene
 from nerf.errors import UserError
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.io import checkpoint
 from nerf.kernels import bindings
-from nerf.model import Model
-from nerf.occupancy import OccupancyGrid
-from nerf.pixels import PixelBatch, PixelSampler
-from nerf.recipe import TrainConfig
-from nerf.training import Trainer, train
+from nerf.rendering.model import Model
+from nerf.training import loop as training
+from nerf.training.config import TrainConfig
+from nerf.training.loop import Trainer, train
+from nerf.training.pixel_sampler import PixelBatch, PixelSampler
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 90
@@ -340,7 +342,7 @@ def test_resume_without_a_checkpoint_starts(scene: Scene, tmp_path: Path) -> Non
 KILLED = """
 import sys, time
 import torch
-from nerf import training
+from nerf.training import loop as training
 from test_training import CONFIG, make_small
 from tiny import sphere_scene
 from dataclasses import replace

@@ -12,11 +12,11 @@ import pytest
 import torch
 from fakes import FakeModel, ring_cameras
 
-from nerf.cameras import Cameras
 from nerf.errors import UserError
-from nerf.space import Similarity
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity
+from nerf.io.pictures import apply_colour_map, colour_map, error_map, panels, to_display
 from nerf.views import paths, video
-from nerf.views.pictures import apply_colour_map, colour_map, error_map, panels, to_display
 
 ORIGIN = torch.zeros(3, dtype=torch.float64)
 IDENTITY = Similarity.identity()

@@ -12,11 +12,11 @@ from fakes import ring_cameras
 from tiny import generator, make_scene, sphere_scene, store, uniform
 from torch import Tensor
 
-from nerf.cameras import FISHEYE, OPENCV, Cameras
 from nerf.datasets import Scene
-from nerf.occupancy import OccupancyGrid
-from nerf.space import Similarity
-from nerf.visibility import possible_cells
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.geometry.cameras import FISHEYE, OPENCV, Cameras
+from nerf.geometry.space import Similarity
+from nerf.training.visibility import possible_cells
 
 
 def possible(scene: Scene, points: Tensor, size: float) -> Tensor:
@@ -210,12 +210,12 @@ def test_many_views_are_asked_by_their_bounds_with_the_same_answer(monkeypatch: 
     centres = torch.cat([cube, 4 * cube])
     sizes = torch.cat([torch.full((len(cube),), size) for size in (1 / 12, 1 / 3)])
     few = possible_cells(many_views(), ids)(centres, sizes)
-    monkeypatch.setattr("nerf.visibility.MANY", 10)
+    monkeypatch.setattr("nerf.training.visibility.MANY", 10)
     many = possible_cells(many_views(), ids)(centres, sizes)
     assert 0.1 < float(few.float().mean()) < 0.9
     # Few views are generous with balls beside a camera: those count as seen whatever their direction.
     assert int((many & ~few).sum()) <= 2 and int((few & ~many).sum()) < 1e-3 * len(few)
-    monkeypatch.setattr("nerf.visibility.BLOCKS", (1,))
+    monkeypatch.setattr("nerf.training.visibility.BLOCKS", (1,))
     assert torch.equal(possible_cells(many_views(), ids)(centres, sizes), many), "blocks change nothing"
     wider = possible_cells(many_views(-1.0), ids)(centres, sizes)  # a barrel lens sees more
     assert bool((wider | ~many).all()) and int(wider.sum()) > int(many.sum())

@@ -11,11 +11,11 @@ import torch
 from fakes import FakeModel, ring_cameras
 from torch import Tensor
 
-from nerf.cameras import Cameras
 from nerf.datasets import PixelStore, Scene
-from nerf.fields import FieldOptions
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.radiance import FieldOptions
+from nerf.geometry.cameras import Cameras
 from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, ray_box
-from nerf.occupancy import OccupancyGrid
 
 FIELD = FieldOptions(
     n_levels=4,

@@ -1,4 +1,4 @@
-"""`nerf poses`: photos or a video without poses in; a data set with poses out, through pycolmap on the CPU."""
+"""Photos or a video without poses in; a data set with poses out, through pycolmap on the CPU."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from nerf.capture.folder import forget, frames_of, identity, open_folder, state_of, write_photos, write_state
 from nerf.capture.photos import PLACES, Photos, describe_cameras, group_cameras, list_photos, read_photos
 from nerf.capture.settings import Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
-from nerf.doctor import usable_cores
 from nerf.errors import UserError, note
-from nerf.files import write_whole
+from nerf.io.files import write_whole
+from nerf.io.machine import usable_cores
 
 LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
 
 
 @dataclass
-class PosesArgs:
+class CaptureOptions:
     """Find where photos were taken: features, matching and mapping, and a data set that every tool reads."""
 
-    data: tyro.conf.Positional[Path]
+    data: Path
     """folder of photos (JPEG, PNG, HEIC, TIFF, WebP), or a video"""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    out: Path
     """folder to write the data set to; the same command again continues what was interrupted"""
     frames: int | None = None
     """of a video: how many frames to take (default: 4 a second, at most 120)"""
@@ -46,13 +44,6 @@ class PosesArgs:
     """replace the data set of other photos in the output folder"""
 
 
-def main(args: PosesArgs) -> None:
-    """`nerf poses`: prints where the poses lie."""
-    find_poses(args)
-    print(args.out / "transforms.json")
-    note(f"next: nerf reconstruct {args.out} -o RUN")
-
-
 def needs_poses(path: Path) -> bool:
     """Whether this is a video, or a folder of photos in which no loader finds poses."""
     if path.is_file():
@@ -62,7 +53,7 @@ def needs_poses(path: Path) -> bool:
     return path.is_dir() and not kinds_in(path) and bool(list_photos(path))
 
 
-def find_poses(args: PosesArgs, show: bool = True) -> dict[str, Any]:
+def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
     """Photos or video -> transforms.json, images/, sparse/0, sparse_pc.ply, coverage.png and poses.json in args.out.
 
     Work that an earlier, interrupted call has done is used again if photos and settings are the same. Returns what
@@ -99,7 +90,7 @@ def find_poses(args: PosesArgs, show: bool = True) -> dict[str, Any]:
     return report
 
 
-def _check(args: PosesArgs) -> None:
+def _check(args: CaptureOptions) -> None:
     """Everything that can be wrong before work begins."""
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder or video")
@@ -126,7 +117,7 @@ def _check(args: PosesArgs) -> None:
         )
 
 
-def _job(args: PosesArgs, photos: Photos, cameras: list[int]) -> dict[str, Any]:
+def _job(args: CaptureOptions, photos: Photos, cameras: list[int]) -> dict[str, Any]:
     """What the worker is told, but for the settings of the attempt."""
     listed = [
         {
@@ -231,11 +222,11 @@ def _too_few(folder: Path, report: dict[str, Any]) -> str:
     )
 
 
-def _finish(folder: Path, args: PosesArgs, report: dict[str, Any]) -> None:
+def _finish(folder: Path, args: CaptureOptions, report: dict[str, Any]) -> None:
     """The data set's files, the picture and the summary."""
     from nerf.capture.dataset import write_dataset
     from nerf.capture.report import coverage_picture, summary
-    from nerf.views.pictures import write_png
+    from nerf.io.pictures import write_png
 
     try:
         found = write_dataset(folder, args.scale, args.distance)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nerf.errors import UserError, note
-from nerf.files import write_whole
-from nerf.views.progress import bar
+from nerf.io.files import write_whole
+from nerf.io.progress import bar
 
 WORKER = [sys.executable, "-m", "nerf.capture.worker"]
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from nerf.capture.frame import world_from_model
-from nerf.datasets.colmap import OPENGL_FROM_OPENCV
+from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
-from nerf.files import Columns, ply, write_whole
-from nerf.interrupts import end_quietly_when_told
-from nerf.space import Similarity
+from nerf.geometry.space import Similarity
+from nerf.io.files import write_whole
+from nerf.io.interrupts import end_quietly_when_told
+from nerf.io.ply import Columns, ply
 
 
 def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, float] | None = None) -> dict[str, Any]:

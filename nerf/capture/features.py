@@ -13,7 +13,7 @@ import numpy as np
 
 from nerf.capture.photos import bits_of
 from nerf.capture.protocol import counted, in_order
-from nerf.files import write_whole
+from nerf.io.files import write_whole
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
 
@@ -39,9 +39,9 @@ def read_grey(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
             image.draft("L", size)  # a reduced decoding is several times faster
         alpha = None
         if bits_of(image, path) == 16:
-            from nerf.datasets import pixels as px  # imports torch
+            from nerf.io.images import convert, read_header, read_pixels
 
-            pixels = px.convert(px.read_pixels(px.read_header(path)), 3, np.dtype(np.uint8))
+            pixels = convert(read_pixels(read_header(path)), 3, np.dtype(np.uint8))
             grey = Image.fromarray(pixels).convert("L")
         else:
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

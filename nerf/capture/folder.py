@@ -12,9 +12,9 @@ from nerf.capture.photos import FEWEST, Photo, Photos
 from nerf.capture.prepare import write_photo
 from nerf.capture.video import take_frames, video_fingerprint
 from nerf.errors import UserError
-from nerf.files import write_whole
-from nerf.views.files import make_folder
-from nerf.views.progress import progress
+from nerf.io.files import write_whole
+from nerf.io.folders import make_folder
+from nerf.io.progress import progress
 
 STATE = "capture/state.json"
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerf.cameras import PERSPECTIVE, Cameras
-from nerf.space import Similarity
-from nerf.views.paths import common_up, nearest_point_to_axes
+from nerf.geometry.aim import common_up, nearest_point_to_axes
+from nerf.geometry.cameras import PERSPECTIVE, Cameras
+from nerf.geometry.space import Similarity
 
 CAMERA_DISTANCE = 4.0  # units from the origin to the cameras (median) where no true length is known
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from nerf.capture.photos import Photo
 from nerf.errors import UserError
-from nerf.files import whole
+from nerf.io.files import whole
 
 JPEG_QUALITY = 97
 _FICLONE = 0x40049409  # Linux: share the blocks of another file
@@ -86,7 +86,7 @@ def _rewrite_16(photo: Photo, target: Path) -> None:
     """16 bits a channel through ffmpeg, which keeps them; turned upright by numpy."""
     import imageio_ffmpeg
 
-    from nerf.datasets.pixels import TURNS
+    from nerf.io.images import TURNS
 
     ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     turned = photo.orientation >= 5
@@ -114,7 +114,7 @@ def _write_mask(photo: Photo, target: Path) -> None:
     """The mask as 0 and 255, turned with its photo when it was drawn on the unturned one."""
     from PIL import Image
 
-    from nerf.datasets.pixels import TURNS
+    from nerf.io.images import TURNS
 
     assert photo.mask is not None
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.photos import Photo
-from nerf.files import write_whole
+from nerf.io.files import write_whole
 
 ADVICE = (
     "take more photos with two thirds of each shared with the next, walk around the subject instead of turning on the "

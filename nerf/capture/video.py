@@ -12,7 +12,7 @@ import numpy as np
 from nerf.capture.features import sharpness
 from nerf.capture.photos import Photo, Photos
 from nerf.errors import UserError
-from nerf.files import whole
+from nerf.io.files import whole
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv")
 FRAMES = 120  # taken of a video by default ...
@@ -110,7 +110,7 @@ def _sharpest(
     container: Any, stream: Any, total: int, wanted: int, images: Path, video: Path
 ) -> Iterator[tuple[Path, tuple[int, int], np.ndarray]]:
     """Of each of `wanted` equal intervals its sharpest frame, written as JPEG: (path, (width, height), thumbnail)."""
-    from nerf.views.progress import bar
+    from nerf.io.progress import bar
 
     best: tuple[float, int, Any] | None = None
     done_intervals, number = 0, 0

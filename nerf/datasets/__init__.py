@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nerf.datasets.found import Capture
 from nerf.datasets.keypoints import Keypoints
 from nerf.datasets.named import add_masks
-from nerf.datasets.pixels import PixelStore
+from nerf.datasets.parsed import Capture
 from nerf.datasets.posed import Posed, check_frames
 from nerf.datasets.scene import Scene, assemble
+from nerf.datasets.store import PixelStore
 from nerf.errors import UserError, note
 
 __all__ = ["Keypoints", "PixelStore", "Scene", "load", "load_posed"]
@@ -94,7 +94,17 @@ def kinds_in(folder: Path) -> list[str]:
 
 def _readers(folder: Path) -> dict[str, tuple[Path | None, Callable[[Path], Capture], str]]:
     """kind: (the file that tells of it or None, its reader, what to say it is), the most telling first."""
-    from nerf.datasets import colmap, llff, metashape, neus, opensfm, polycam, realitycapture, record3d, transforms
+    from nerf.datasets.readers import (
+        colmap,
+        llff,
+        metashape,
+        neus,
+        opensfm,
+        polycam,
+        realitycapture,
+        record3d,
+        transforms,
+    )
 
     blender, transforms_json = folder / "transforms_train.json", folder / "transforms.json"
     poses_bounds = folder / "poses_bounds.npy"
@@ -163,7 +173,7 @@ def _if_file(path: Path) -> Path | None:
 
 def _read_file(file: Path) -> Capture:
     """The poses in one file, by its suffix: the pictures lie where it says, or beside it."""
-    from nerf.datasets import metashape, opensfm, realitycapture, record3d, transforms
+    from nerf.datasets.readers import metashape, opensfm, realitycapture, record3d, transforms
 
     suffix = file.suffix.lower()
     if suffix == ".json":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.datasets.pixels import in_two_threads
+from nerf.io.threads import in_two_threads
 
 
 @dataclass

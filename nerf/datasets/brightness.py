@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nerf import light
-from nerf.datasets.pixels import PixelStore
+from nerf.datasets.store import PixelStore
+from nerf.geometry import light
 
 _SAMPLES = 1 << 20  # pixels that the exposure is chosen from
 SHOWN = (0.2, 5.0)  # a 95th percentile within is shown as it is: pictures are exposed for white at 1

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf.datasets import exr
-from nerf.datasets import pixels as px
-from nerf.datasets.pixels import PixelStore
+from nerf.datasets.store import PixelStore, fill
 from nerf.errors import UserError
+from nerf.io import exr
+from nerf.io.images import read_header, read_pixels
 
 MILLIMETRES = 1e-3  # what one step of an integer depth map means where the file says nothing else, world units being m
 _EXR_NAMES = ("Z", "depth.Z", "R", "Y", "V")
@@ -55,7 +55,7 @@ def read_depths(maps: list[DepthMap | None], sizes: list[tuple[int, int]], notes
             z = np.where(_confident(chosen.confidence, z.shape), z, 0)
         return z[..., None]
 
-    store = px.fill([shape(i) for i in range(len(there))], 1, np.dtype(np.float32), decode)
+    store = fill([shape(i) for i in range(len(there))], 1, np.dtype(np.float32), decode)
     known = float((store.memory > 0).mean())
     if known == 0:
         notes.append("the depth maps hold no depth above zero, so they are not used")
@@ -74,7 +74,7 @@ def _size(path: Path) -> tuple[int, int]:
         width, height, _ = exr.read_header(path)
         return height, width
     if kind in (".png", ".tif", ".tiff"):
-        picture = px.read_header(path)
+        picture = read_header(path)
         return picture.height, picture.width
     raise UserError(f"{path}: expected a depth map as .png or .tif (16 bits), .exr or .npy")
 
@@ -108,8 +108,8 @@ def _values(depth: DepthMap) -> np.ndarray:
     elif kind == ".exr":
         raw = _exr(path)
     else:
-        picture = px.read_header(path)
-        raw = px.read_pixels(picture)[..., 0]
+        picture = read_header(path)
+        raw = read_pixels(picture)[..., 0]
         if picture.n_channels != 1 or raw.dtype == np.uint8:
             raise UserError(
                 f"{path}: holds {picture.n_channels} channels of {8 * raw.dtype.itemsize} bits, expected one of 16 "
@@ -130,7 +130,7 @@ def _exr(path: Path) -> np.ndarray:
 
 def _confident(path: Path, size: tuple[int, ...]) -> np.ndarray:
     """[h,w] bool: where the sensor trusts its depth at all."""
-    confidence = px.read_pixels(px.read_header(path))[..., 0]
+    confidence = read_pixels(read_header(path))[..., 0]
     if confidence.shape != size:
         raise UserError(
             f"{path}: the confidence is {confidence.shape[1]}x{confidence.shape[0]}, its depth map "

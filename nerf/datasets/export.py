@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nerf.cameras import FISHEYE, PERSPECTIVE, Cameras
-from nerf.datasets.colmap import OPENGL_FROM_OPENCV
+from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
-from nerf.files import Columns, ply, write_whole
+from nerf.geometry.cameras import FISHEYE, PERSPECTIVE, Cameras
+from nerf.io.files import write_whole
+from nerf.io.ply import Columns, ply
 
 _COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
 _COLMAP_IDS = {"PINHOLE": 1, "OPENCV": 4, "OPENCV_FISHEYE": 5, "FULL_OPENCV": 6}

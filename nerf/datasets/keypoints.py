@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.cameras import Cameras
-from nerf.datasets.found import Frame
-from nerf.errors import UserError
+from nerf.datasets.parsed import Frame
+from nerf.geometry.cameras import Cameras
 
 FARTHEST = 0.002  # of the picture's longer side: a point that projects farther from its pixel was matched wrongly
 
@@ -77,22 +76,6 @@ def attach(frames: list[Frame], found: dict[str, np.ndarray], world_from_model: 
         frame.keypoints = rows
         n += 1
     return n
-
-
-def beside(folder: Path, frames: list[Frame], world_from_model: np.ndarray | None, notes: list[str]) -> None:
-    """Keypoints for poses that came from a COLMAP model which still lies beside them."""
-    from nerf.datasets import colmap
-
-    if not colmap.find_models(folder):
-        return
-    try:
-        _, path, model, _ = colmap.largest_model(folder)
-    except UserError as error:
-        notes.append(f"depths of sparse points are not used: {error}")
-        return
-    n = attach(frames, of_model(model), world_from_model)
-    if n == 0:
-        notes.append(f"depths of sparse points are not used: {path.relative_to(folder)} names other images")
 
 
 def gather(frames: list[Frame], photo_cameras: Cameras, cameras: Cameras, notes: list[str]) -> Keypoints | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from nerf.datasets.found import Capture
-from nerf.datasets.pixels import IMAGE_SUFFIXES
+from nerf.datasets.parsed import Capture
 from nerf.errors import UserError
+from nerf.io.images import IMAGE_SUFFIXES
 
 _PLACES = ("images", "input", "photos", "rgb", "dense/images")
 

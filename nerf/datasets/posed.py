@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.cameras import FISHEYE, Cameras
-from nerf.datasets import pixels as px
-from nerf.datasets.found import Capture, Frame, Lens
+from nerf.datasets.parsed import Capture, Frame, Lens
 from nerf.errors import UserError
+from nerf.geometry.cameras import FISHEYE, Cameras
+from nerf.io.images import Picture, read_header
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Posed:
     """The frames whose image is there, the headers of the images, and their cameras in the images' own pixels."""
 
     frames: list[Frame]
-    pictures: list[px.Picture]
+    pictures: list[Picture]
     cameras: Cameras
     points: Tensor | None  # [m,3] float64 world, sparse points
     splits: dict[str, Tensor]  # "train", "val", "test" -> indices
@@ -34,7 +34,7 @@ def check_frames(capture: Capture, holdout: int | None = None) -> Posed:
     frames = _with_images(capture)
     poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
     with ThreadPoolExecutor(max_workers=2) as pool:
-        pictures = list(pool.map(lambda f: px.read_header(f.path), frames))
+        pictures = list(pool.map(lambda f: read_header(f.path), frames))
     _check_sizes(frames, pictures)
     lenses = [_fit_lens(f, pictures, i, notes) for i, f in enumerate(frames)]
 
@@ -105,7 +105,7 @@ def _listed(names: list[str], limit: int) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _fit_lens(frame: Frame, pictures: list[px.Picture], i: int, notes: list[str]) -> Lens:
+def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -> Lens:
     """The frame's lens in pixels of its image as it is; may turn pictures[i] back to how it is stored."""
     lens, picture, where = frame.lens, pictures[i], frame.where
     if lens.width and lens.height and picture.orientation >= 5 and lens.width != lens.height:
@@ -145,7 +145,7 @@ def _fit_lens(frame: Frame, pictures: list[px.Picture], i: int, notes: list[str]
     return Lens(lens.model, fx * sx, fy * sy, cx * sx, cy * sy, w, h, lens.distortion)
 
 
-def _check_sizes(frames: list[Frame], pictures: list[px.Picture]) -> None:
+def _check_sizes(frames: list[Frame], pictures: list[Picture]) -> None:
     """One focal length in pixels and no stated size can only be right for images of one size."""
     first = next((i for i, f in enumerate(frames) if not f.lens.width and not math.isnan(f.lens.fx)), None)
     for i, f in enumerate(frames):

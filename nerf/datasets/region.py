@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nerf.cameras import Cameras
-from nerf.datasets.found import Capture
-from nerf.datasets.pixels import PixelStore
+from nerf.datasets.parsed import Capture
+from nerf.datasets.store import PixelStore
 from nerf.errors import UserError
-from nerf.space import Similarity, ndc_rays
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity, ndc_rays
 
 _PAD = 0.03  # of the object box's longest side, on each side
 _N_LEVELS = 5  # of an unbounded scene: out to 16 times the region of interest

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nerf.datasets.pixels import Picture
+from nerf.io.images import Picture
 
 LARGE = 2 << 30  # bytes of pixels (60 photos of 12 megapixels) from which on a set is large ...
 LONGEST = 1600  # ... and its photos are brought to so many pixels on the longer side, unless another size is asked for

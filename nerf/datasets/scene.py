@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.cameras import Cameras
-from nerf.datasets import pixels as px
 from nerf.datasets.bits import MaskBits, packed
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
-from nerf.datasets.found import Capture
 from nerf.datasets.keypoints import Keypoints, gather
-from nerf.datasets.pixels import PixelStore
+from nerf.datasets.parsed import Capture
 from nerf.datasets.posed import check_frames, check_lenses
 from nerf.datasets.region import choose_region
 from nerf.datasets.resize import area_average, choose_sizes, jpeg_reduction, shrink
+from nerf.datasets.store import PixelStore, fill
 from nerf.datasets.tiles import FROM, tiled
 from nerf.errors import UserError
-from nerf.space import Similarity
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity
+from nerf.io.images import Picture, convert, read_header, read_pixels
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Scene:
     splits: dict[str, Tensor]  # "train", "val", "test" -> image indices (int64); every image is in exactly one
     points: Tensor | None  # [m,3] float64 world, sparse points
     scene_from_world: Similarity
-    space: str  # "box", "unbounded" or "ndc" (see nerf.space)
+    space: str  # "box", "unbounded" or "ndc" (see nerf.geometry.space)
     near: float  # scene units along the ray; 0 for a box
     far: float
     n_levels: int  # nested occupancy levels: 1 for box and ndc
@@ -45,7 +45,7 @@ class Scene:
     source: str  # the kind of data set that was read
     path: Path
     notes: list[str]  # what was chosen and why, what was skipped
-    ndc: tuple[float, float] | None = None  # (a, b) of nerf.space.ndc_rays, for the space "ndc"
+    ndc: tuple[float, float] | None = None  # (a, b) of nerf.geometry.space.ndc_rays, for the space "ndc"
     brightest: float = 1.0  # largest colour of all pictures, at least 1
     exposure: float = 1.0  # linear light times this is shown, white at 1
     depths: PixelStore | None = None  # one float32 channel: z-depth in world units, 0 unknown; sizes of their own
@@ -91,7 +91,7 @@ def assemble(
         image = _read_as_announced(pictures[i], jpeg_reduction(pictures[i], sizes[i]) if plain else 1)
         if linear and not is_exr[i] and image.dtype.kind == "u":
             image = to_linear(image)
-        image = px.convert(image, n_channels, dtype)
+        image = convert(image, n_channels, dtype)
         if dtype.kind == "f":
             image, n_broken = repaired(image)
             if n_broken:
@@ -106,7 +106,7 @@ def assemble(
         made_from = [[f.path, f.matte] for f in frames]
         store = tiled(place, made_from, settings | {"what": "photos"}, sizes, n_channels, dtype, decode, "photos")
     else:
-        store = px.fill(sizes, n_channels, dtype, decode)
+        store = fill(sizes, n_channels, dtype, decode)
     if broken:
         notes.append(
             f"{sum(broken.values())} pixels of {len(broken)} images (the first is {min(broken)}) are NaN or infinite: "
@@ -175,7 +175,7 @@ def _exposed(exposure: float) -> str:
     return "" if exposure == 1.0 else f"; pictures and meshes show it times {exposure:.3g}, EXR files keep it"
 
 
-def _common_type(pictures: list[px.Picture], matte: bool) -> tuple[int, np.dtype]:
+def _common_type(pictures: list[Picture], matte: bool) -> tuple[int, np.dtype]:
     """(channels, dtype) that hold every image without loss."""
     channels = {p.n_channels for p in pictures}
     colour, alpha = bool(channels & {3, 4}), matte or bool(channels & {2, 4})
@@ -186,9 +186,9 @@ def _common_type(pictures: list[px.Picture], matte: bool) -> tuple[int, np.dtype
     return (3 if colour else 1) + alpha, np.dtype(dtype)
 
 
-def _read_as_announced(picture: px.Picture, reduction: int = 1) -> np.ndarray:
+def _read_as_announced(picture: Picture, reduction: int = 1) -> np.ndarray:
     """Decoded, or reduced while it is decoded where that can be done (see `jpeg_reduction`)."""
-    image = px.read_pixels(picture, reduction)
+    image = read_pixels(picture, reduction)
     size = picture.height, picture.width
     if image.shape[:2] not in (size, (size[0] // reduction, size[1] // reduction)):
         raise UserError(
@@ -203,8 +203,8 @@ def _read_mask(path: Path, size: tuple[int, int], where: str) -> np.ndarray:
 
     if not path.is_file():
         raise UserError(f"{where}: its mask {path} is missing")
-    picture = px.read_header(path)
-    mask = px.convert(px.read_pixels(picture), 3, np.dtype(np.uint8)).max(axis=2)
+    picture = read_header(path)
+    mask = convert(read_pixels(picture), 3, np.dtype(np.uint8)).max(axis=2)
     if mask.shape != size:
         if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > 0.02 * size[0] * mask.shape[1]:
             raise UserError(

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nerf.datasets.pixels import PixelStore
-from nerf.doctor import usable_cores
+from nerf.datasets.store import PixelStore
 from nerf.errors import UserError, note
-from nerf.files import whole
-from nerf.kernels.nvrtc import cache_folder
-from nerf.views.progress import bar
+from nerf.io.files import whole
+from nerf.io.folders import cache_folder
+from nerf.io.machine import usable_cores
+from nerf.io.progress import bar
 
 TILE = 64  # pixels: of 3 bytes 12 KiB, three pages of the disk
 FROM = 2 << 30  # bytes; smaller sets stay in memory

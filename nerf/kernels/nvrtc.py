@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from nerf.errors import UserError, note
+from nerf.io.folders import cache_folder
 
 SOURCES = Path(__file__).resolve().parent / "src"
 OLDEST = (7, 5)  # compute capability: tensor cores with the products we use
@@ -175,14 +176,6 @@ def source_hash(name: str) -> str:
         if not path.name.startswith("cpu_"):
             digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $NERF_CACHE_DIR, else the user's cache folder."""
-    chosen = os.environ.get("NERF_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nerf"
 
 
 def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.memory import give_back
+from nerf.io.memory import give_back
 from nerf.meshing.repair import repair
 
 _CHUNK = 1 << 18  # faces at once

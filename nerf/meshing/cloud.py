@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.files import Columns, ply, write_whole
+from nerf.io.files import write_whole
+from nerf.io.pictures import to_display
+from nerf.io.ply import Columns, ply
 from nerf.meshing.fused import FEWEST, VIEWS, agreed, depth_views
-from nerf.rendering import RENDER_CHUNK
-from nerf.views.pictures import to_display
+from nerf.rendering.rays import RENDER_CHUNK
 
 if TYPE_CHECKING:
-    from nerf.model import Model
+    from nerf.rendering.model import Model
 
 _LONGEST = 200  # pixels of the depth maps that points must agree with
 _TOLERANCE = 1 / 100  # scene length by which depths may differ

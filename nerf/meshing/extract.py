@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.memory import give_back
+from nerf.geometry.space import ndc_points_inverse
+from nerf.io.memory import give_back
+from nerf.io.pictures import to_display
 from nerf.meshing.clean import compact, hole_filling, is_closed, keep_faces, smoothed, vertex_normals
 from nerf.meshing.fair import MOST_FACES, ROUNDS, denoised
 from nerf.meshing.fused import FusedSurface
 from nerf.meshing.level import LevelSurface, default_threshold
 from nerf.meshing.marching import Grid, marching_cubes
-from nerf.space import ndc_points_inverse
-from nerf.views.pictures import to_display
 
 if TYPE_CHECKING:
     import trimesh
 
-    from nerf.model import Model
+    from nerf.rendering.model import Model
 
 CELL = 0.75  # of a pixel: larger cells round the edges off (bundled scene)
 HOLES = 100  # faces: as wide as some eight cells

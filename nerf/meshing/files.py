@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nerf.errors import UserError, note
-from nerf.files import Columns, ply, write_together
+from nerf.io.files import write_together
+from nerf.io.ply import Columns, ply
 from nerf.meshing.glb import far_origin, glb
 
 if TYPE_CHECKING:

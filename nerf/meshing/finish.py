@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.alignment import as_trained
+from nerf.io.pictures import to_display
 from nerf.meshing.atlas import unwrap
 from nerf.meshing.clean import decimate, is_closed, vertex_normals
 from nerf.meshing.fused import spread_out
 from nerf.meshing.refine import VIEWS, moved
 from nerf.meshing.texture import bake, colors_of, exposure_gains, field_colors, photo_ratings
-from nerf.views.pictures import to_display
+from nerf.training.alignment import as_trained
 
 if TYPE_CHECKING:
     import trimesh
 
     from nerf.datasets import Scene
-    from nerf.model import Model
-    from nerf.space import Similarity
+    from nerf.geometry.space import Similarity
+    from nerf.rendering.model import Model
 
 TEXTURED_FACES = 200_000
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf import kernels
-from nerf.cameras import OPENCV_AXES, PERSPECTIVE, Cameras
+from nerf.geometry.cameras import OPENCV_AXES, PERSPECTIVE, Cameras
 from nerf.kernels import DepthView
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 
 if TYPE_CHECKING:
-    from nerf.model import Model
+    from nerf.rendering.model import Model
 
 VIEWS, LONGEST = 64, 400  # at most so many depth maps, and pixels along their longer side
 FRONT = 4.0  # truncation before the surface, in steps of the grid

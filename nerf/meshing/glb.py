@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nerf import light
-from nerf.surfaces import ORIGIN_NODE, WORLD_NODE
+from nerf.geometry import light
+from nerf.geometry.triangles import ORIGIN_NODE, WORLD_NODE
 
 if TYPE_CHECKING:
     import trimesh

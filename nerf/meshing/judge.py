@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import tyro
 
 from nerf import kernels
 from nerf.errors import UserError
-from nerf.evaluation import compare, mask_of, shown_as, truth_of
-from nerf.files import write_whole
+from nerf.geometry.triangles import Triangles, spread
 from nerf.meshing.preview import render_mesh
-from nerf.surfaces import Triangles, read_looks, read_mesh, spread
+from nerf.training.evaluation import compare, mask_of, shown_as, truth_of
 
 if TYPE_CHECKING:
     import trimesh
@@ -24,50 +20,6 @@ if TYPE_CHECKING:
 THRESHOLDS = (0.25, 0.5, 1.0)  # per cent of the truth's diagonal
 _POINTS_A_SIDE = 4  # of a pixel: with 2, the four shades of a silhouette's pixels cost 0.4 dB at 40 dB
 _LARGEST_RATIO = 10.0  # of the two diagonals, beyond which frames are taken to differ
-
-
-@dataclass
-class EvalMeshArgs:
-    """Measure a mesh against the true one, or against photos; all in one frame."""
-
-    mesh: tyro.conf.Positional[Path]
-    """the mesh to judge: .ply, .obj, .glb, .stl or .off"""
-    truth: Path | None = None
-    """the true mesh, in the same frame and units: distances, F-score, normals"""
-    views: Path | None = None
-    """a folder of photos with poses: PSNR of the mesh drawn as its test views"""
-    samples: int = 200_000
-    """points spread over each of the two surfaces"""
-    out: Path | None = None
-    """also write the numbers to this JSON file"""
-
-
-def main(args: EvalMeshArgs) -> None:
-    """`nerf evalmesh`: prints a table."""
-    import json
-
-    if args.truth is None and args.views is None:
-        raise UserError("give --truth MESH, --views DATA, or both: there must be something to measure against")
-    if args.samples < 1:
-        raise UserError(f"--samples must be 1 or more, got {args.samples}")
-    if args.out is not None and not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
-    mesh = read_mesh(args.mesh)
-    result: dict[str, Any] = {"mesh": str(args.mesh)}
-    if args.truth is not None:
-        truth = read_mesh(args.truth)
-        check_frames(mesh, truth, str(args.mesh), str(args.truth))
-        result |= judge(mesh, truth, args.samples) | {"truth": str(args.truth)}
-        print(table(result))
-    if args.views is not None:
-        from nerf import datasets
-
-        result |= {"views": judge_views(read_looks(args.mesh), datasets.load(args.views))}
-        views = result["views"]
-        print(f"drawn as {views['n_views']} test views: PSNR {views['psnr']:.2f} dB, SSIM {views['ssim']:.4f} (mean)")
-    if args.out is not None:
-        write_whole(args.out, json.dumps(result, indent=1) + "\n")
-        print(args.out)
 
 
 def judge_views(mesh: trimesh.Trimesh, scene: Scene) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from nerf.meshing.marching import ASK, OUTSIDE, Grid, Known
 
 if TYPE_CHECKING:
-    from nerf.model import Model
+    from nerf.rendering.model import Model
 
 HALF_LENGTH = (
     1 / 64

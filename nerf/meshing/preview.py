@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf import kernels
-from nerf.cameras import Cameras
+from nerf.geometry.cameras import Cameras
 from nerf.kernels.raster import weights_in
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from nerf import kernels
 from nerf.meshing.preview import bilinear
 
 if TYPE_CHECKING:
-    from nerf.cameras import Cameras
     from nerf.datasets import Scene
+    from nerf.geometry.cameras import Cameras
 
 VIEWS = 64  # photos that are asked, at most, those far apart
 _LARGEST = 1.0  # move, in pixels: what is linear ends about there

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.cameras import Cameras
+from nerf.geometry.aim import look_at_point
+from nerf.geometry.cameras import Cameras
+from nerf.io.pictures import write_png
 from nerf.meshing.preview import render_mesh
-from nerf.views.paths import look_at_point
-from nerf.views.pictures import write_png
 
 if TYPE_CHECKING:
     import trimesh
 
-    from nerf.model import Model
+    from nerf.rendering.model import Model
 
 SIDES = ("front", "right", "back", "left", "top", "bottom")
 _FAR = 40.0  # radii between the viewer and the mesh: next to no perspective

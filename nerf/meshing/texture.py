@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nerf.appearance import evened
-from nerf.light import encode
-from nerf.memory import give_back
+from nerf.geometry.light import encode
+from nerf.geometry.space import ndc_points
+from nerf.io.memory import give_back
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, rasterise
-from nerf.space import ndc_points
+from nerf.training.exposure import evened
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
-    from nerf.model import Model
+    from nerf.rendering.model import Model
 
 PHOTOS = 4  # that colour a face, at most
 _SHARPNESS = 2  # power of a rating (already squared lengths): how clearly the best photo wins

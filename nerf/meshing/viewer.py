@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nerf.files import write_whole
+from nerf.io.files import write_whole
 
 
 def page_of(glb: Path) -> Path:

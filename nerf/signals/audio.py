@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nerf.errors import UserError, note
-from nerf.files import whole
+from nerf.io.files import whole
 from nerf.signals.record import Signal, to_values
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.files import whole
+from nerf.io.files import whole
 from nerf.signals.fields import SignalField
 from nerf.signals.image import image_of_field, read_image
 

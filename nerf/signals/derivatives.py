@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerf.encodings import HashGrid
 from nerf.errors import UserError
+from nerf.fields.encodings import HashGrid
 from nerf.signals.fields import SignalField
 
 

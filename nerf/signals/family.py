@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nerf.errors import UserError
-from nerf.metrics import psnr_of
-from nerf.networks import SineLayer, Siren
+from nerf.fields.networks import SineLayer, Siren
+from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField
 from nerf.signals.image import read_image
 

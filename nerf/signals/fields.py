@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
-from nerf.encodings import FourierFeatures, Frequency, HashGrid, Identity
 from nerf.errors import UserError
+from nerf.fields.encodings import FourierFeatures, Frequency, HashGrid, Identity
+from nerf.fields.networks import MLP, Siren
 from nerf.kernels import Layer
-from nerf.networks import MLP, Siren
 
 KINDS = ("hash", "siren", "fourier", "mlp")
 
@@ -163,15 +163,12 @@ class SignalField(nn.Module):
             "seed": self.seed,
         }
 
-    @staticmethod
-    def from_dict(config: dict[str, Any]) -> SignalField:
-        sizes = dict(config)
-        if "latent" in sizes:
-            from nerf.signals.family import ModulatedField
-
-            choice, latent = FieldChoice(**sizes.pop("choice")), sizes.pop("latent")
-            return ModulatedField(choice, latent, **{**sizes, "extents": tuple(sizes["extents"])})
-        return SignalField(FieldChoice(**sizes.pop("choice")), **{**sizes, "extents": tuple(sizes["extents"])})
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> SignalField:
+        """The untrained field of these sizes; a subclass takes what it adds to `to_dict` as keyword arguments."""
+        choice = FieldChoice(**config["choice"])
+        sizes = {name: value for name, value in config.items() if name != "choice"}
+        return cls(choice, **sizes | {"extents": tuple(sizes["extents"])})
 
 
 def _encoding(choice: FieldChoice, n_dims: int, random: torch.Generator, seed: int) -> Any:

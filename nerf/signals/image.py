@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nerf.datasets import exr
-from nerf.datasets.pixels import Picture, read_header, read_pixels
 from nerf.errors import UserError
-from nerf.files import whole
+from nerf.io import exr
+from nerf.io.files import whole
+from nerf.io.images import Picture, read_header, read_pixels
 from nerf.signals.record import Signal, to_values
 
 if TYPE_CHECKING:

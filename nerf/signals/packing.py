@@ -12,56 +12,21 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.files import whole
-from nerf.fitting import Fitted, fitted_of_state
-from nerf.views.files import model_files
+from nerf.io.folders import model_files
+from nerf.signals.fitting import Fitted, fitted_of_state
 
 MAGIC = b"nerfpack1\n"
 _SCALE = 14  # bits of a probability
 _LOW = 1 << 16  # the coder's state stays in [_LOW, _LOW << 16)
-
-
-@dataclass
-class PackArgs:
-    """Write a fitted signal as a small file: weights rounded to few bits and entropy coded; `nerf sample` reads it."""
-
-    fit: tyro.conf.Positional[Path]
-    """the folder that `nerf fit` wrote, or a checkpoint file in it"""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """the file to write"""
-    bits: int = 8
-    """for each weight, 2 to 16, before the entropy code"""
-    overwrite: bool = False
-    """replace a file of that name"""
-
-
-def main(args: PackArgs) -> None:
-    """`nerf pack`: prints the size."""
-    if not 2 <= args.bits <= 16:
-        raise UserError(f"--bits {args.bits}: expected 2 to 16")
-    if args.out.exists() and not args.overwrite:
-        raise UserError(f"{args.out} exists: choose another name with -o, or give --overwrite")
-    fitted = Fitted.load(model_files(args.fit)[1])
-    data = pack(fitted, args.bits)
-    try:
-        with whole(args.out) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise UserError(f"{args.out} could not be written: {error.strerror or error}") from error
-    shape = fitted.signal.get("shape")
-    about = f", {8 * len(data) / math.prod(shape):.3f} bits for each place of its grid" if shape else ""
-    print(f"{args.out}: {len(data)} bytes{about}")
 
 
 def pack(fitted: Fitted, bits: int) -> bytes:

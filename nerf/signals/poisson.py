@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.encodings import FourierFeatures, Identity
 from nerf.errors import UserError
+from nerf.fields.encodings import FourierFeatures, Identity
 from nerf.signals import derivatives
 from nerf.signals.fields import SignalField
 from nerf.signals.record import Signal

@@ -16,7 +16,7 @@ IN_MEMORY = 1 << 28  # bytes of float32 up to which values are converted once, i
 
 
 class Problem(Protocol):
-    """What `nerf.fitting.fit` can fit a field to: it draws its own batches and says how wrong the field is there."""
+    """What `nerf.signals.fitting.fit` can fit a field to: it draws its batches and says how wrong it is there."""
 
     kind: str  # "image", "audio", ...: what `nerf sample` does with the result
     peak: float | None  # the mean squared error is shown as PSNR against this; None: shown as it is

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.metrics import psnr_of
+from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField, choose
 from nerf.signals.image import read_image
 from nerf.signals.record import Signal, keep_fraction

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.errors import UserError, note
-from nerf.surfaces import Triangles, read_mesh, spread
+from nerf.geometry.triangles import Triangles, read_mesh, spread
 
 MARGIN = 0.1  # of the longest side, around the shape
 _PROBE = 5e-3  # of the longest side: how far from the surface it is asked whether there is an inside

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
+from nerf.geometry.triangles import Triangles
 from nerf.meshing.clean import compact, keep_faces, vertex_normals
 from nerf.meshing.judge import judge
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid, marching_cubes
 from nerf.signals.fields import SignalField
 from nerf.signals.shape import distances_at
 from nerf.signals.solid import Solid
-from nerf.surfaces import Triangles
 
 if TYPE_CHECKING:
     import trimesh

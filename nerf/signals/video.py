@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nerf.datasets.pixels import allocate
 from nerf.errors import UserError
+from nerf.io.memory import allocate
+from nerf.io.video import mp4
 from nerf.signals.record import Signal, to_values
-from nerf.views.video import mp4
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField

@@ -15,11 +15,11 @@ from PIL import Image
 
 from nerf import __version__
 from nerf.errors import note
-from nerf.files import write_whole
+from nerf.io.files import write_whole
+from nerf.io.pictures import data_uri, resized
 from nerf.meshing.sides import SIDES
-from nerf.runs import Run, read_run
+from nerf.training.runs import Run, read_run
 from nerf.views.curve import curve_points, curve_svg
-from nerf.views.pictures import data_uri, resized
 
 N_VIEWS = 4  # side-by-side pictures in the page: from the best to the worst
 SHEET_LONGEST = 1500  # pixels of an embedded side-by-side picture
@@ -119,7 +119,7 @@ def _views(out: Path, evaluation: dict[str, Any]) -> str:
     measured = [view for view in evaluation.get("views", []) if view.get("psnr") is not None]
     if not measured:
         return ""
-    from nerf.evaluation import ERROR_HIGH, picture_name
+    from nerf.training.evaluation import ERROR_HIGH, picture_name
 
     measured.sort(key=lambda view: -view["psnr"])
     n = min(N_VIEWS, len(measured))

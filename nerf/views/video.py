@@ -2,86 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
-from nerf.cameras import Cameras
-from nerf.datasets.exr import check_exr, write_exr
 from nerf.errors import UserError, note
-from nerf.light import decode
-from nerf.views.files import make_folder, model_files
-from nerf.views.paths import CameraPath, load_path, make_path, save_path
-from nerf.views.pictures import apply_colour_map, to_display, write_png
-from nerf.views.progress import progress
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.light import decode
+from nerf.io.exr import check_exr, write_exr
+from nerf.io.folders import make_folder
+from nerf.io.pictures import apply_colour_map, to_display, write_png
+from nerf.io.progress import progress
+from nerf.io.video import mp4
+from nerf.views.paths import CameraPath
 
 if TYPE_CHECKING:
-    from nerf.model import Model
+    from nerf.rendering.model import Model
 
 MODES = ("color", "depth", "opacity", "normal")
-
-
-@dataclass
-class RenderArgs:
-    """Render new views from a trained model, along a path, to a video or to pictures."""
-
-    model: tyro.conf.Positional[Path]
-    """the folder that `nerf train` or `nerf reconstruct` wrote, or a checkpoint file in it"""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """NAME.mp4 for a video, a folder for numbered pictures (default: render.mp4 in the model's folder)"""
-    path: str = "auto"
-    """orbit, interpolate (through the photos' cameras), spiral, or a camera path FILE.json; auto: orbit, but spiral for
-    forward-facing scenes and interpolate for open ones of under 30 photos"""
-    modes: tuple[str, ...] = ("color",)
-    """what to show, one video or folder each: color, depth, opacity, normal"""
-    width: int | None = None
-    """pixels (default: as the input images, or as the camera path says)"""
-    height: int | None = None
-    """pixels"""
-    frames: int = 120
-    """number of frames (a camera path file has its own)"""
-    fps: float | None = None
-    """frames per second (default 30, or as the camera path says)"""
-    save_path: Path | None = None
-    """also write the camera path to this JSON file, to edit it or to use it again"""
-    exr: bool = False
-    """write OpenEXR instead of PNGs into the folder: linear light with all its range, depths and normals as numbers"""
-    overwrite: bool = False
-    """replace files of the same name"""
-
-
-def main(args: RenderArgs) -> None:
-    """`nerf render`: prints one line for each file or folder written."""
-    check_modes(args.modes)
-    if args.fps is not None and not 0 < args.fps <= 1000:
-        raise UserError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
-    folder, checkpoint = model_files(args.model)
-    out = args.out if args.out is not None else folder / ("render" if args.exr else "render.mp4")
-    planned_outputs(out, args.modes, args.overwrite, args.exr)
-    if args.save_path is not None and args.save_path.exists() and not args.overwrite:
-        raise UserError(f"{args.save_path} exists; choose another name or give --overwrite")
-    from nerf.model import Model
-
-    if args.path.lower().endswith(".json"):  # read before the model: a mistake shows at once
-        path = load_path(Path(args.path), args.width, args.height)
-        model = Model.load(checkpoint)
-    else:
-        model = Model.load(checkpoint)
-        path = make_path(
-            args.path, model.cameras, model.scene_from_world, model.space, args.frames, 30.0, args.width, args.height
-        )
-    if args.fps is not None:
-        path.fps = args.fps
-    if args.save_path is not None:
-        save_path(args.save_path, path)
-    for written in render_path(model, path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
-        print(written)
 
 
 def check_modes(modes: tuple[str, ...]) -> None:
@@ -255,54 +196,3 @@ def _png_folder(folder: Path) -> Iterator[Any]:
         yield write
     except OSError as error:
         raise UserError(f"{folder}: writing a picture failed ({error.strerror or error})") from error
-
-
-@contextmanager
-def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Any]:
-    """A function that takes frames [h,w,3] uint8; the video gets its name when all are written."""
-    try:
-        import imageio_ffmpeg
-    except ImportError:
-        raise UserError(
-            "writing MP4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or give a folder for PNGs"
-        ) from None
-    if min(width, height) < 2:
-        raise UserError(f"a video needs at least 2x2 pixels, got {width}x{height}")
-    width, height = width // 2 * 2, height // 2 * 2
-    temporary = place.with_name(f".{place.stem}.unfinished.mp4")
-    writer = imageio_ffmpeg.write_frames(
-        str(temporary),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        quality=None,
-        ffmpeg_log_level="error",
-        # Without the tags players guess the colour matrix from the size of the picture, and colours shift.
-        output_params=[
-            *("-crf", "18", "-preset", "medium", "-movflags", "+faststart"),
-            *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-color_range", "tv"),
-            *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
-        ],
-    )
-    finished = False
-    try:
-        writer.send(None)
-
-        def write(picture: np.ndarray) -> None:
-            writer.send(np.ascontiguousarray(picture[:height, :width]))
-
-        yield write
-        writer.close()
-        if not temporary.is_file() or temporary.stat().st_size == 0:
-            raise UserError(f"{place}: ffmpeg wrote nothing; is the disk full?")
-        os.replace(temporary, place)
-        finished = True
-    except OSError as error:
-        raise UserError(f"{place}: writing the video failed ({error.strerror or error}); is the disk full?") from error
-    finally:
-        writer.close()
-        if not finished:
-            temporary.unlink(missing_ok=True)

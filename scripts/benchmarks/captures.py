@@ -19,14 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 from nerf import datasets
-from nerf.alignment import moved, similarity_between, with_poses
-from nerf.capture import PosesArgs, find_poses
+from nerf.capture import CaptureOptions, find_poses
 from nerf.datasets import Scene
-from nerf.evaluation import evaluate
-from nerf.recipe import TrainConfig
-from nerf.refinement import viewing_distance
-from nerf.space import Similarity, rotations_of
-from nerf.training import train as train_scene
+from nerf.geometry.rotations import rotations_of
+from nerf.geometry.space import Similarity
+from nerf.training.alignment import moved, similarity_between, with_poses
+from nerf.training.config import TrainConfig
+from nerf.training.evaluation import evaluate
+from nerf.training.loop import train as train_scene
+from nerf.training.pose_refinement import viewing_distance
 
 
 def poses(
@@ -34,7 +35,7 @@ def poses(
 ) -> dict[str, Any]:
     """Photos or a video to poses, from nothing; errors against the poses of `truth` where there are some."""
     shutil.rmtree(out, ignore_errors=True)
-    report = find_poses(PosesArgs(Path(source), Path(out), frames=frames, matching=matching))
+    report = find_poses(CaptureOptions(Path(source), Path(out), frames=frames, matching=matching))
     result = {k: report[k] for k in ("n_photos", "n_placed", "components", "n_points", "reprojection_error", "seconds")}
     result |= {"settings": report["settings"]["name"], "left_out": report["left_out"]}
     result |= {name: report[name] for name in ("pairs_compared", "pairs_matched")}

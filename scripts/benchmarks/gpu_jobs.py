@@ -24,11 +24,11 @@ from benchmarks import cuda_checks as checks
 from benchmarks.gpu_learning import LAST, TINY, load, profile, seconds_of, synchronise, trained, training, tuning
 from benchmarks.gpu_modes import graph, tinycudann
 from nerf import kernels as ops
-from nerf.cameras import Cameras
-from nerf.fields import FieldOptions
+from nerf.fields.radiance import FieldOptions
+from nerf.geometry.cameras import Cameras
 from nerf.kernels import GradientSink, GridLayout, nvrtc
-from nerf.model import Model
-from nerf.rendering import Marching
+from nerf.rendering.marching import Marching
+from nerf.rendering.model import Model
 
 Clock = Callable[[], float]
 Args = argparse.Namespace
@@ -148,7 +148,7 @@ def kernels_timed(args: Args) -> dict[str, float]:
         found["copy_bytes_per_second"] = 2 * block.numel() / seconds_of(lambda: other.copy_(block))
         del block, other
     options = TINY if dry else FieldOptions()
-    from nerf.fields import RadianceField
+    from nerf.fields.radiance import RadianceField
 
     field = RadianceField(options).to(place)
     field.table_half = field.table.detach().half()
@@ -267,7 +267,7 @@ def mesh(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
         result["mesh"] = "not measured: trimesh is not installed"
     else:
         if not args.dry_run and left() > 60:
-            from nerf.meshing import extract
+            from nerf.meshing.extract import extract
 
             started = time.perf_counter()
             found = extract(model, resolution=512)

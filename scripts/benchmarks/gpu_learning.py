@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 
-from nerf import datasets, rendering
-from nerf import training as training_module
+from nerf import datasets
 from nerf.datasets import Scene
-from nerf.fields import FieldOptions
+from nerf.fields.radiance import FieldOptions
 from nerf.kernels import cuda_render
-from nerf.model import Model
-from nerf.recipe import TrainConfig
-from nerf.training import Trainer
-from nerf.training import train as train_scene
+from nerf.rendering import rays as rendering
+from nerf.rendering.model import Model
+from nerf.training import loop as training_module
+from nerf.training.config import TrainConfig
+from nerf.training.loop import Trainer
+from nerf.training.loop import train as train_scene
 
 Clock = Callable[[], float]
 Args = argparse.Namespace

@@ -14,10 +14,10 @@ from benchmarks import cuda_checks as checks
 from benchmarks.gpu_learning import TINY, load, seconds_of, synchronise
 from nerf import kernels
 from nerf.errors import UserError
-from nerf.fields import FieldOptions, RadianceField
+from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.kernels import reference, tcnn
-from nerf.recipe import TrainConfig
-from nerf.training import Trainer
+from nerf.training.config import TrainConfig
+from nerf.training.loop import Trainer
 
 Clock = Callable[[], float]
 Args = argparse.Namespace

@@ -23,20 +23,20 @@ import torch
 
 from nerf import datasets, kernels
 from nerf.datasets import Scene
-from nerf.doctor import machine
 from nerf.errors import UserError
-from nerf.evaluation import evaluate
-from nerf.fields import FieldOptions
-from nerf.meshing import extract as extract_mesh
-from nerf.meshing import save, textured
+from nerf.fields.radiance import FieldOptions
+from nerf.geometry.triangles import Triangles, read_mesh
+from nerf.io.machine import machine
 from nerf.meshing.clean import component_labels
-from nerf.meshing.finish import TEXTURED_FACES
+from nerf.meshing.extract import extract as extract_mesh
+from nerf.meshing.files import save
+from nerf.meshing.finish import TEXTURED_FACES, textured
 from nerf.meshing.judge import judge, judge_views
-from nerf.model import Model
-from nerf.recipe import TrainConfig, default_field
-from nerf.surfaces import Triangles, read_mesh
-from nerf.training import Trainer
-from nerf.training import train as train_scene
+from nerf.rendering.model import Model
+from nerf.training.config import TrainConfig, default_field
+from nerf.training.evaluation import evaluate
+from nerf.training.loop import Trainer
+from nerf.training.loop import train as train_scene
 
 
 def train(

@@ -26,8 +26,8 @@ import json, sys, time
 from pathlib import Path
 started = time.perf_counter()
 from nerf import datasets
-from nerf.recipe import TrainConfig
-from nerf.training import train, Trainer
+from nerf.training.config import TrainConfig
+from nerf.training.loop import train, Trainer
 scene = datasets.load(sys.argv[1])
 loaded = time.perf_counter()
 first = []

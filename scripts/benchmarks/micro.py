@@ -11,10 +11,11 @@ from torch import Tensor
 
 from benchmarks.jobs import peak, seconds_of
 from nerf import kernels
-from nerf.fields import FieldOptions, RadianceField
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.kernels import GradientSink
-from nerf.occupancy import OccupancyGrid
-from nerf.rendering import Marching, render_rays
+from nerf.rendering.marching import Marching
+from nerf.rendering.rays import render_rays
 
 BALL = 0.7  # radius of the occupied ball, scene units
 

@@ -15,10 +15,10 @@ from PIL import Image
 from benchmarks import phantom
 from benchmarks.signal_jobs import natural_image
 from nerf.errors import UserError
-from nerf.fitting import FitConfig, fit
-from nerf.metrics import psnr_of
+from nerf.rendering.metrics import psnr_of
 from nerf.signals import ct, family, packing, restore, shape, solid, surface
 from nerf.signals.fields import FieldChoice, choose
+from nerf.signals.fitting import FitConfig, fit
 
 
 def shape_of(file: str, minutes: float, kinds: list[str]) -> dict[str, Any]:

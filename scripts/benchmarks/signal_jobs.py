@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from nerf.errors import UserError
-from nerf.fitting import FitConfig, field_for, fit
-from nerf.metrics import psnr_of
+from nerf.rendering.metrics import psnr_of
 from nerf.signals import audio, image, restore
 from nerf.signals.fields import FieldChoice, SignalField, choose
+from nerf.signals.fitting import FitConfig, field_for, fit
 from nerf.signals.poisson import PoissonProblem
 from nerf.signals.record import Signal
 

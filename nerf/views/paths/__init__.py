@@ -7,31 +7,23 @@ path drawn with the inputs' size sees what they saw, and at another size or aspe
 
 from __future__ import annotations
 
-from nerf.cameras import Cameras
 from nerf.errors import UserError
-from nerf.space import Similarity
-from nerf.views.paths.aim import common_up, focus_distance, look_at, look_at_point, nearest_point_to_axes
+from nerf.geometry.aim import common_up, focus_distance, look_at_point
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity
 from nerf.views.paths.key_frames import PATH_FORMAT, load_path, save_path
 from nerf.views.paths.kinds import covered_arc, interpolate, orbit, spiral
 from nerf.views.paths.lens import CameraPath, picture_size, with_lens_of
-from nerf.views.paths.splines import matrix_to_quaternion, quaternion_to_matrix
 
 __all__ = [
     "PATH_FORMAT",
     "PATH_KINDS",
     "CameraPath",
-    "common_up",
     "covered_arc",
-    "focus_distance",
     "interpolate",
     "load_path",
-    "look_at",
-    "look_at_point",
     "make_path",
-    "matrix_to_quaternion",
-    "nearest_point_to_axes",
     "orbit",
-    "quaternion_to_matrix",
     "save_path",
     "spiral",
     "with_lens_of",

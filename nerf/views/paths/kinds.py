@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from nerf.cameras import Cameras
-from nerf.views.paths.aim import common_up, look_at
-from nerf.views.paths.splines import aligned, catmull_rom, matrix_to_quaternion, quaternion_to_matrix
+from nerf.geometry.aim import common_up, look_at
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.rotations import aligned, matrix_to_quaternion, quaternion_to_matrix
+from nerf.views.paths.splines import catmull_rom
 from nerf.views.paths.tour import walking_order
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nerf.cameras import Cameras
 from nerf.errors import UserError
+from nerf.geometry.cameras import Cameras
 
 
 @dataclass

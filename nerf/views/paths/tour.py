@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerf.cameras import Cameras
+from nerf.geometry.cameras import Cameras
 
 
 def walking_order(cameras: Cameras) -> Tensor:

@@ -1,0 +1,32 @@
+"""`nerf export-cameras`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nerf.training.export import export_cameras
+
+
+@dataclass
+class ExportArgs:
+    """Write a scene's cameras for other programs: a transforms.json, or a COLMAP model. The world stays what it is."""
+
+    source: tyro.conf.Positional[Path]
+    """folder (or file) of photos with poses, or the folder of a trained model, whose own cameras are then written"""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """NAME.json for a transforms.json, a folder for a COLMAP model (its sparse/0, and images beside it)"""
+    text: bool = False
+    """write the COLMAP model as text instead of binary"""
+    kind: str | None = None
+    """read the folder as this format, where it could be several"""
+    overwrite: bool = False
+    """replace files of the same name"""
+
+
+def main(args: ExportArgs) -> None:
+    """`nerf export-cameras`: prints where they lie."""
+    print(export_cameras(args.source, args.out, args.text, args.overwrite, args.kind))

@@ -1,0 +1,183 @@
+"""`nerf fit shape`, `nerf fit ct` and `nerf fit set`, and what `nerf sample` makes of their results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import tyro
+
+from nerf.cli.fit_options import FitArgs, adjusted, choice_of, run_fit, tell
+from nerf.errors import UserError, note
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nerf.signals.fitting import Fitted
+
+LATENTS = "latents.npy"
+_COLUMNS = 10  # pictures of a set in a row
+
+
+@dataclass
+class ShapeArgs(FitArgs):
+    """Fit a field to a 3D shape: the signed distance to a mesh, or to points with normals."""
+
+    file: tyro.conf.Positional[Path] = tyro.MISSING
+    """.ply, .obj, .glb, .stl or .off: a mesh, holes and overlaps allowed, or a .ply of points with normals"""
+    distance: Literal["auto", "signed", "unsigned"] = "auto"
+    """unsigned: no inside and outside, as sheets have none; auto finds out and says so"""
+    eikonal: float = 0.0
+    """weight of (|gradient| - 1)^2, for the field siren: smooth normals"""
+    samples: int = 1 << 20
+    """points at which the distance is worked out before the fit"""
+    grid: int = 256
+    """points along the longest side, of which mesh.ply is made"""
+
+
+@dataclass
+class CtArgs(FitArgs):
+    """Find a slice from its projections: a sinogram of parallel beams, one column for each angle."""
+
+    file: tyro.conf.Positional[Path] = tyro.MISSING
+    """.npy, .png, .tif or .exr: detectors x angles, as scikit-image's radon writes it"""
+    angles: Path | None = None
+    """text file or .npy with the angles in degrees (evenly from 0 to 180, the end left out)"""
+    center: float | None = None
+    """the detector on which the axis of rotation falls, counted from 0 (the middle; scikit-image: detectors // 2)"""
+    transpose: bool = False
+    """the file has one row, not one column, for each angle"""
+    variation: float = 0.03
+    """weight of the slice's total variation: more is flatter, for noisy data; 0: none"""
+
+
+@dataclass
+class SetArgs(FitArgs):
+    """Fit one network to many pictures of a kind, each a short latent: to blend them, and to draw new ones."""
+
+    file: tyro.conf.Positional[Path] = tyro.MISSING
+    """a folder of pictures of one size, or a .npy [n,h,w] or [n,h,w,c]"""
+    field: Literal["siren"] = "siren"
+    """sine layers, whose phases the latents shift"""
+    latent: int = 64
+    """numbers for each picture"""
+
+
+def fit_shape(args: ShapeArgs) -> None:
+    from PIL import Image
+
+    from nerf.meshing import files
+    from nerf.signals import shape, solid, surface
+
+    if not 8 <= args.grid <= 2048:
+        raise UserError(f"--grid {args.grid}: expected 8 to 2048 points along the longest side")
+    if args.eikonal < 0:
+        raise UserError(f"--eikonal {args.eikonal:g}: expected a weight of 0 or more")
+    if args.samples < 1000:
+        raise UserError(f"--samples {args.samples}: expected 1000 or more")
+    unsigned = None if args.distance == "auto" else args.distance == "unsigned"
+    choice = adjusted(args, shape.choose_shape(args.field))
+    truth = solid.read_solid(args.file, unsigned)
+    problem = shape.Shape(truth, args.file.name, args.eikonal, args.samples, args.seed)
+    fitted = run_fit(args, problem, shape.shape_field(problem, choice, args.seed))
+    measured = surface.measure_shape(fitted.field, truth, args.seed)
+    mesh = surface.mesh_of_field(fitted.field, fitted.signal, args.grid)
+    files.save(mesh, args.out / "mesh.ply")
+    if truth.areas is None and truth.signed:
+        measured |= {"chamfer_percent": surface.chamfer_of(mesh, truth)["chamfer_percent"]}
+    views = [surface.trace(fitted.field, fitted.signal, azimuth=a) for a in (35.0, 215.0)]
+    Image.fromarray(np.hstack(views)).save(args.out / "preview.png")
+    tell(args, fitted, measured, args.out / "mesh.ply")
+
+
+def fit_ct(args: CtArgs) -> None:
+    from nerf.signals import ct
+
+    if args.variation < 0:
+        raise UserError(f"--variation {args.variation:g}: expected a weight of 0 or more")
+    values = ct.read_sinogram(args.file, args.transpose)
+    if args.center is not None and not 1 <= args.center <= len(values) - 2:
+        raise UserError(f"--center {args.center:g}: expected a detector between 1 and {len(values) - 2}")
+    angles = ct.read_angles(args.angles, values.shape[1])
+    problem = ct.Sinogram(values, angles, args.center, args.variation, name=args.file.name)
+    fitted = run_fit(args, problem, choice_of(args, problem.shape))
+    found = ct.slice_of_field(fitted.field, fitted.signal, *problem.shape)
+    for name in ("slice.npy", "slice.png"):
+        ct.write_slice(args.out / name, found)
+    tell(args, fitted, {"projection_error": problem.relative_error(fitted.field)}, args.out / "slice.npy")
+
+
+def fit_set(args: SetArgs) -> None:
+    from PIL import Image
+
+    from nerf.signals import family
+
+    images = family.read_family(args.file)
+    problem = family.Family(images, args.file.name)
+    field = family.family_field(problem, args.latent, args.width, args.depth, args.seed)
+    fitted = run_fit(args, problem, field)
+    z = family.latents_of(field, problem)
+    np.save(args.out / LATENTS, z.numpy())
+    h, w = problem.shape
+    found = family.pictures_of(field, z, h, w)
+    measured = family.measure_family(problem, found)
+    pairs = np.stack([images[:_COLUMNS], found[:_COLUMNS]]).reshape(-1, h, w, images.shape[3])
+    Image.fromarray(family.sheet(pairs, min(_COLUMNS, len(images)))).save(args.out / "reconstruction.png")
+    tell(args, fitted, measured, args.out / "reconstruction.png")
+
+
+def sample_shape(fitted: Fitted, grid: int | None, out: Path) -> None:
+    from nerf.meshing import files
+    from nerf.signals import surface
+
+    files.check_path(out)
+    files.save(surface.mesh_of_field(fitted.field, fitted.signal, grid or 256), out)
+
+
+def sample_ct(fitted: Fitted, height: int, width: int, out: Path) -> None:
+    from nerf.signals import ct
+
+    ct.write_slice(out, ct.slice_of_field(fitted.field, fitted.signal, height, width))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which pictures of a set: new ones, those between two of it, or those of latents in a file."""
+
+    new: int | None
+    between: tuple[int, int] | None
+    latent: Path | None
+    seed: int
+
+
+def sample_set(fitted: Fitted, folder: Path, wanted: Wanted, size: tuple[int, int], out: Path) -> None:
+    """A sheet of pictures as PNG."""
+    from PIL import Image
+
+    from nerf.signals import family
+
+    field = fitted.field
+    if not isinstance(field, family.ModulatedField):
+        raise UserError("the checkpoint holds no shared network of a set: fit it again")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"{out}: expected a name that ends in .png")
+    if sum(x is not None for x in (wanted.new, wanted.between, wanted.latent)) != 1:
+        raise UserError("say which pictures of the set: --new N, --between I J, or --latent FILE.npy")
+    if wanted.latent is not None:
+        z = family.check_latents(wanted.latent, field.latent)
+    else:
+        known = family.check_latents(folder / LATENTS, field.latent)
+        if wanted.new is not None:
+            if wanted.new < 1:
+                raise UserError(f"--new {wanted.new}: expected 1 or more")
+            z = family.Density.of(known).draw(wanted.new, wanted.seed)
+        else:
+            assert wanted.between is not None
+            if not all(0 <= i < len(known) for i in wanted.between):
+                raise UserError(f"--between: expected two of the pictures 0 to {len(known) - 1}, got {wanted.between}")
+            z = family.between(known[wanted.between[0]], known[wanted.between[1]], _COLUMNS)
+    pictures: NDArray[np.float32] = family.pictures_of(field, z, size[1], size[0])
+    Image.fromarray(family.sheet(pictures, min(_COLUMNS, len(z)))).save(out)
+    note(f"{len(z)} pictures, {size[0]}x{size[1]} each")

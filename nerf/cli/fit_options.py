@@ -1,0 +1,159 @@
+"""What every `nerf fit` takes, and the folder that it writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from nerf.errors import UserError, note
+from nerf.io.files import whole
+from nerf.io.folders import make_folder
+
+if TYPE_CHECKING:
+    from nerf.signals.fields import FieldChoice, SignalField
+    from nerf.signals.fitting import FitConfig, Fitted
+    from nerf.signals.record import Problem
+
+CHECKPOINT, RESULT = "checkpoint.safetensors", "fit.json"
+OUR_FILES = (
+    CHECKPOINT,
+    "checkpoint.previous.safetensors",
+    RESULT,
+    "reconstruction.png",
+    "reconstruction.exr",
+    "reconstruction.wav",
+    "reconstruction.mp4",
+    "mesh.ply",
+    "preview.png",
+    "slice.npy",
+    "slice.png",
+    "latents.npy",
+)
+
+
+@dataclass
+class FitArgs:
+    """What all of `nerf fit image`, `audio`, `video`, ... take."""
+
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """folder to write to"""
+    field: Literal["hash", "siren", "fourier", "mlp"] = "hash"
+    """hash: a grid of features, fastest; siren: sine layers, smooth with derivatives; fourier: Gaussian Fourier
+    features; mlp: a plain network, or with NeRF's encoding (--frequencies)"""
+    minutes: float | None = None
+    """time to fit; it settles the number of steps from the speed of the first ones (1 unless --steps is given)"""
+    steps: int | None = None
+    """number of steps, instead of a time"""
+    batch: int | None = None
+    """values a step"""
+    learning_rate: float | None = None
+    """of the first steps; it falls along a cosine"""
+    width: int | None = None
+    """of the network's layers"""
+    depth: int | None = None
+    """hidden layers"""
+    omega: float | None = None
+    """siren: frequency of the first layer (30; 3000 for sound)"""
+    sigma: float | None = None
+    """fourier: standard deviation of the frequencies, in cycles along the longest side"""
+    frequencies: int | None = None
+    """mlp: octaves of NeRF's positional encoding (0: none)"""
+    table: int | None = None
+    """hash: log2 of the rows of a level"""
+    resume: bool = False
+    """continue the fit in the output folder, exactly as if it had not stopped"""
+    overwrite: bool = False
+    """discard the fit in the output folder"""
+    seed: int = 0
+    """of the random numbers: the same seed gives the same field"""
+
+
+def run_fit(args: FitArgs, problem: Problem, field: SignalField | FieldChoice, stop_mse: float | None = None) -> Fitted:
+    """Fit into the folder of the arguments, with a progress bar; the files are asked for before, and written after."""
+    from nerf.signals.fitting import fit
+
+    config = config_of(args)
+    open_folder(args.out, args.resume, args.overwrite)
+    if args.overwrite:
+        for name in OUR_FILES:
+            (args.out / name).unlink(missing_ok=True)
+    return fit(problem, field, replace(config, stop_mse=stop_mse), args.out, args.resume, progress=True)
+
+
+def choice_of(args: FitArgs, shape: tuple[int, ...], known: float = 1.0) -> FieldChoice:
+    """The field that was asked for, for a signal on a grid of `shape` of which a share is known."""
+    from nerf.signals.fields import choose
+    from nerf.signals.restore import choose_for_few
+
+    return adjusted(args, choose(args.field, shape) if known > 0.5 else choose_for_few(args.field, shape, known))
+
+
+def adjusted(args: FitArgs, choice: FieldChoice) -> FieldChoice:
+    """A choice with the sizes that the arguments give."""
+    given: dict[str, Any] = {
+        "width": args.width,
+        "depth": args.depth,
+        "first_omega_0": args.omega,
+        "sigma": args.sigma,
+        "n_frequencies": args.frequencies,
+        "log2_hashmap_size": args.table,
+    }
+    for name, value in given.items():
+        if value is not None and value < (0 if name in ("depth", "n_frequencies") else 1):
+            raise UserError(f"--{name}: expected a positive number, got {value:g}")
+    owner = {"first_omega_0": "siren", "sigma": "fourier", "n_frequencies": "mlp", "log2_hashmap_size": "hash"}
+    for name, kind in owner.items():
+        if given[name] is not None and args.field != kind:
+            option = {"first_omega_0": "omega", "n_frequencies": "frequencies", "log2_hashmap_size": "table"}
+            raise UserError(f"--{option.get(name, name)} is of the field {kind}, and this is {args.field}")
+    return replace(choice, **{name: value for name, value in given.items() if value is not None})
+
+
+def config_of(args: FitArgs) -> FitConfig:
+    from nerf.signals.fitting import FitConfig
+
+    if args.steps is not None and args.minutes is not None:
+        raise UserError("--steps and --minutes both say how long to fit: give one of them")
+    for name in ("steps", "minutes", "batch", "learning_rate"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
+    minutes = 1.0 if args.minutes is None and args.steps is None else args.minutes
+    return FitConfig(args.steps, minutes, args.seed, args.batch, args.learning_rate)
+
+
+def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Make sure that a fit may write to `out`, changing nothing in it; UserError where it may not."""
+    if resume and overwrite:
+        raise UserError("--resume continues what is there and --overwrite discards it: give one of them")
+    there = out.is_dir() and any(out.iterdir())
+    if resume:
+        if not (out / CHECKPOINT).is_file():
+            raise UserError(f"{out}: there is nothing to resume; start without --resume")
+    elif there and not overwrite:
+        raise UserError(
+            f"{out} is not empty: choose a new folder with -o, or give --resume to continue the fit in it "
+            "or --overwrite to discard it"
+        )
+    elif there and not (out / CHECKPOINT).is_file():
+        note(f"{out} holds no fit: what is in it stays")
+    make_folder(out)
+
+
+def write_result(out: Path, result: dict[str, Any]) -> None:
+    """Write fit.json, whole or not at all, and print its numbers on one line."""
+    with whole(out / RESULT) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def tell(args: FitArgs, fitted: Fitted, measured: dict[str, Any], target: Path) -> None:
+    """Write fit.json, and print what was reached in one line."""
+    assert fitted.fitting is not None
+    about = {"field": args.field, "parameters": fitted.field.n_parameters, **fitted.fitting}
+    write_result(args.out, {"kind": fitted.kind, **fitted.signal, **about, **measured})
+    numbers = ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
+    print(f"{target}: {numbers} after {fitted.fitting['step']} steps, {fitted.fitting['seconds']:.1f} s")

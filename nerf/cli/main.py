@@ -1,0 +1,133 @@
+"""The command `nerf`: finds the verb, imports what it needs and nothing else, and turns mistakes into one sentence.
+
+Each verb's arguments are a dataclass beside the function that does the work. The overview below is written by hand, so
+that `nerf --help` imports neither torch nor tyro.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from importlib import import_module
+
+from nerf import __version__
+from nerf.errors import UserError
+
+# verb -> (dataclass of its arguments, what it does); its module is nerf.cli.VERB with a function main that takes one
+VERBS = {
+    "reconstruct": ("ReconstructArgs", "photos in; model, numbers, video, mesh, report out"),
+    "poses": ("PosesArgs", "photos or a video without poses; a data set with poses out"),
+    "train": ("TrainArgs", "train a model on posed photos"),
+    "eval": ("EvalArgs", "measure a model on views that were held out"),
+    "render": ("RenderArgs", "render new views to a video or to pictures"),
+    "mesh": ("MeshArgs", "extract a mesh in the frame of the photos"),
+    "evalmesh": ("EvalMeshArgs", "measure a mesh against the true one"),
+    "export-cameras": ("ExportArgs", "write cameras for other programs: transforms.json or COLMAP"),
+    "fit": ("FitVerbs", "fit a field to an image, sound, video, shape, ct or set"),
+    "sample": ("SampleArgs", "give a fitted signal out at any resolution or rate"),
+    "pack": ("PackArgs", "write a fitted signal as a small file"),
+    "doctor": ("DoctorArgs", "say what this machine has and what is missing"),
+}
+
+# No bug of ours: no access, no room, a disk that may only be read.
+MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+_HELP = """\
+usage: nerf VERB ... | nerf VERB --help | nerf --version
+
+Photos or a video in; a radiance field, new views and a mesh out, on the machine that is there.
+
+{verbs}
+
+Begin with:
+  nerf reconstruct DATA -o OUT     all of it; open OUT/report.html at the end
+  nerf doctor                      what is there, what is missing, what to do
+DATA is a folder of photos, a video, or photos with poses: Blender or nerfstudio transforms.json, COLMAP, LLFF, NeuS,
+Metashape, RealityCapture, OpenDroneMap, Polycam or Record3D.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the command; exits with 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line and return its exit status."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview(), end="")
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version", "version"):
+        print(f"nerf {__version__}")
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        print(f"nerf: {unknown_verb(verb)}", file=sys.stderr)
+        return 2
+    # Waiting threads spin for long by default, which makes two busy programs on one machine many times slower.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    try:
+        import tyro
+
+        module = import_module(f"nerf.cli.{verb.replace('-', '_')}")
+        arguments = getattr(module, VERBS[verb][0])
+        module.main(tyro.cli(arguments, args=argv[1:], prog=f"nerf {verb}", config=(tyro.conf.FlagCreatePairsOff,)))
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"nerf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = "; the same command with --resume continues" if verb in ("train", "reconstruct", "fit") else ""
+        again = "; the same command again continues" if verb == "poses" else again
+        print(f"\nnerf: stopped by Ctrl-C{again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `nerf ... | head`: nobody reads on
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        if error.errno not in MACHINE_SAYS_NO:
+            raise
+        print(f"nerf: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "nerf":
+            raise
+        print(f"nerf: the package {error.name} is missing: pip install {error.name}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        said = _of_the_gpu(error)
+        if said is None:
+            raise
+        print(f"nerf: {said}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _of_the_gpu(error: RuntimeError) -> str | None:
+    """One sentence about what a GPU can do to any operation, None for every other error."""
+    torch = sys.modules.get("torch")
+    first = str(error).split("\n")[0].split(". ")[0]
+    if isinstance(error, getattr(torch, "OutOfMemoryError", ())):
+        return f"the GPU's memory is full ({first}): close what else uses it, or run with --backend cpu"
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):
+        return f"the GPU failed ({first}): run again with --backend cpu, and report this line"
+    return None
+
+
+def overview() -> str:
+    """What `nerf --help` prints."""
+    return _HELP.format(verbs="\n".join(f"  {verb:<16}{what}" for verb, (_, what) in VERBS.items()))
+
+
+def unknown_verb(verb: str) -> str:
+    """One sentence: what was typed, what was probably meant, what there is."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(verb.lower(), VERBS, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
+    return f"there is no verb {verb!r}; {hint} (nerf --help lists them)"
+
+
+if __name__ == "__main__":
+    main()

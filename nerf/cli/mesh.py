@@ -1,0 +1,154 @@
+"""`nerf mesh`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from nerf.errors import UserError, note
+from nerf.meshing.atlas import check_size
+from nerf.meshing.clean import check_count, enclosed_volume
+from nerf.meshing.extract import HOLES, Method, box_in_scene, extract
+from nerf.meshing.files import check_path, save
+from nerf.meshing.finish import TEXTURED_FACES, decimated, move, textured
+from nerf.meshing.sides import front_of
+from nerf.meshing.viewer import page_of, write_page
+
+if TYPE_CHECKING:
+    from nerf.rendering.model import Model
+
+
+@dataclass
+class MeshArgs:
+    """Extract a closed, coloured mesh from a trained model, in the frame of the photos' poses."""
+
+    model: tyro.conf.Positional[Path]
+    """the folder that `nerf train` or `nerf reconstruct` wrote, or a checkpoint file in it"""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """NAME.glb, NAME.obj, NAME.ply or NAME.stl (default: mesh.glb in the model's folder)"""
+    resolution: int | None = None
+    """cells along the longest side of what is meshed (default: four for three pixels of the photos, at most 512)"""
+    method: Method = "auto"
+    """tsdf fuses what the training views see; density is where the density crosses the threshold; auto: tsdf, but
+    density for forward-facing scenes or with --threshold"""
+    threshold: float | None = None
+    """density of the surface in 1/scene length (default 44: half the light is absorbed over 1/64); lower keeps more"""
+    watertight: bool | None = None
+    """keep what one photo or none has seen, so that the surface closes (default: for objects, not for open scenes)"""
+    box: tuple[float, float, float, float, float, float] | None = None
+    """x0 y0 z0 x1 y1 z1 in the --frame of the mesh: only what lies in it (default: the object; of open scenes the
+    middle of what the cameras look at)"""
+    smooth: int | None = None
+    """rounds of smoothing that keeps size and shape (default: 6, none with density)"""
+    holes: int = HOLES
+    """of open meshes, holes of at most so many faces are closed"""
+    denoise: int | None = None
+    """rounds of averaging face normals that agree, which flattens noise and keeps edges (default: 12; none with density
+    and above 4 million triangles)"""
+    min_fraction: float = 0.01
+    """drop pieces with fewer faces than this share of the largest piece's"""
+    max_components: int | None = None
+    """keep at most so many of the largest pieces"""
+    colours: bool = True
+    """colour the vertices"""
+    faces: int | None = None
+    """at most about so many triangles (default: all, 200000 with a texture)"""
+    texture: int = 0
+    """texels along the longer side of a texture made from the photos; 0: coloured vertices instead"""
+    points: int = 0
+    """write a point cloud of so many points with normals and colours instead, to a .ply"""
+    page: bool = False
+    """write NAME.html beside NAME.glb too: the mesh to turn in any browser"""
+    frame: Literal["world", "scene"] = "world"
+    """world: that of the photos' poses; scene: the frame nerf works in, where the object fills [-1,1]^3"""
+    data: Path | None = None
+    """the scene's folder, for the texture's photos, where it has moved since training"""
+    overwrite: bool = False
+    """replace a file of the same name"""
+
+
+def main(args: MeshArgs) -> None:
+    """`nerf mesh`: prints what the mesh is and where it lies."""
+    from nerf.io.folders import model_files
+
+    folder, checkpoint = model_files(args.model)
+    out = args.out if args.out is not None else folder / ("points.ply" if args.points else "mesh.glb")
+    check_path(out, args.overwrite, textured=bool(args.texture))
+    if args.points and (args.points < 0 or args.texture or args.faces is not None or out.suffix.lower() != ".ply"):
+        raise UserError("--points must be above 0, goes to a .ply file, and without --texture and --faces")
+    if args.page:
+        if out.suffix.lower() != ".glb":
+            raise UserError(f"--page shows a .glb, and {out} is none; give -o NAME.glb")
+        if page_of(out).exists() and not args.overwrite:
+            raise UserError(f"{page_of(out)} exists; choose another name or give --overwrite")
+    if args.texture:
+        check_size(args.texture)
+    if args.texture or args.faces is not None:
+        check_count(args.faces)
+
+    from nerf.geometry.aim import common_up
+    from nerf.rendering.model import Model  # after the checks: a mistake shows at once
+    from nerf.training.runs import scene_of_run
+
+    model = Model.load(checkpoint)
+    if args.points:
+        write_points(model, args.points, args.frame, out)
+        return
+    box = None if args.box is None else box_in_scene(model, args.box, args.frame)
+    scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
+    start = time.perf_counter()
+    mesh = extract(
+        model,
+        resolution=args.resolution,
+        method=args.method,
+        threshold=args.threshold,
+        watertight=args.watertight,
+        smooth=args.smooth,
+        holes=args.holes,
+        denoise=args.denoise,
+        box=box,
+        min_fraction=args.min_fraction,
+        max_components=args.max_components,
+        colours=args.colours and scene is None and args.faces is None,
+    )
+    if scene is not None:
+        mesh = textured(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
+    elif args.faces is not None:
+        mesh = decimated(model, mesh, args.faces, args.colours)
+    seconds = time.perf_counter() - start
+    up, front = common_up(model.cameras)[0], front_of(model)
+    if args.frame == "scene":
+        move(mesh, model.scene_from_world)
+        up, front = (model.scene_from_world.apply_directions(v) for v in (up, front))
+    save(mesh, out, up)
+    about = mesh.metadata
+    if not about["closed"] and not about["unseen_faces"] and scene is None and args.faces is None:
+        note("the mesh is not closed everywhere, which should not happen; please report it")
+    pieces = "one piece" if about["components"] == 1 else f"{about['components']} pieces"
+    open_ = "open where no photo has seen it" if about["unseen_faces"] else "not closed everywhere"
+    closed = "closed" if about["closed"] else open_
+    units = "the photos' units" if args.frame == "world" else "scene units"
+    size = " x ".join(f"{x:.4g}" for x in mesh.extents)
+    volume = f", volume {enclosed_volume(mesh.vertices, mesh.faces):.4g}" if about["closed"] else ""
+    print(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in {units}{volume}; {seconds:.1f} s")
+    print(out)
+    if args.page:
+        print(write_page(out, front.numpy()))
+
+
+def write_points(model: Model, n: int, frame: str, out: Path) -> None:
+    """`nerf mesh --points`: prints how many there are and where they lie."""
+    from nerf.meshing.cloud import point_cloud, save_cloud
+
+    start = time.perf_counter()
+    cloud = point_cloud(model, n)
+    if frame == "scene":
+        to = model.scene_from_world
+        cloud = cloud._replace(points=to.apply(cloud.points), normals=to.apply_directions(cloud.normals))
+    save_cloud(cloud, out)
+    print(f"{len(cloud.points):,} points with normals and colours; {time.perf_counter() - start:.1f} s")
+    print(out)

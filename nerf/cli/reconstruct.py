@@ -1,0 +1,156 @@
+"""`nerf train` and `nerf reconstruct`: posed photos to a model, and on to numbers, a video, a mesh and a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nerf.cli.train import TrainArgs, check, train_run, without_poses
+from nerf.errors import UserError, note
+from nerf.training.runs import Run, write_run
+
+if TYPE_CHECKING:
+    from nerf.datasets import Scene
+    from nerf.rendering.model import Model
+
+VIDEO_LONGEST = 640  # pixels; of the turntable in the report
+VIDEO_FRAMES = 96
+VIDEO_FPS = 24.0
+SMALL_PHOTOS = 640  # pixels; a smaller texture holds all that they show
+TRAIN_VIEWS_SHOWN = 8  # measured where none are held out
+MEASURED_PIXELS = 1 << 21  # of a view in the report, so that measuring takes less time than training: 1920x1080
+VIDEO_STRETCH = 1.5  # of the steps along rays in the report's video: 0.2 dB on fox, and 1.6 times as fast
+
+
+@dataclass
+class ReconstructArgs(TrainArgs):
+    """Photos in; a model, its measured quality, a video, a mesh and a report out."""
+
+    resolution: int | None = None
+    """of the mesh: cells along the longest side (default: as fine as the photos' pixels, at most 512)"""
+    texture: int | None = None
+    """texels along the longer side of the mesh's texture, 0: coloured vertices (default: 4096, small photos 2048)"""
+    frames: int | None = None
+    """of a video: how many frames to take (default: 4 a second, at most 120)"""
+    distance: tuple[str, str, float] | None = None
+    """of photos without poses: PHOTO PHOTO LENGTH, how far apart two were taken; lengths are then true"""
+    scale: float = 1.0
+    """of photos without poses: multiply all lengths, say by TRUE / MEASURED of something in a first mesh"""
+
+
+def main(args: ReconstructArgs) -> None:
+    """`nerf reconstruct`: prints the numbers and where everything lies; a stage that fails does not stop the next."""
+    if args.resolution is not None and args.resolution < 16:
+        raise UserError(f"--resolution must be at least 16, got {args.resolution}")
+    if args.texture:
+        from nerf.meshing.atlas import check_size
+
+        check_size(args.texture)
+    check(args)
+    started = time.perf_counter()
+    model, scene = train_run(args, _pose_finder(args))
+    failures = finish(model, scene, args.out, args.resolution, args.texture)
+    for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "mesh.html", "report.html"):
+        if (args.out / name).exists():
+            print(args.out / name)
+    note(f"done in {time.perf_counter() - started:.0f} s: open {args.out / 'report.html'}")
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def _pose_finder(args: ReconstructArgs) -> Callable[[Path, Run], None] | None:
+    """What makes OUT/dataset of photos without poses, using again what an interrupted run has found; else None."""
+    if not without_poses(args.data, args.kind):
+        for name, usual in (("frames", None), ("distance", None), ("scale", 1.0)):
+            if getattr(args, name) != usual:
+                raise UserError(f"--{name} is for photos or a video without poses, and {args.data} has poses")
+        return None
+
+    def find(dataset: Path, run: Run) -> None:
+        from nerf.capture import CaptureOptions, find_poses
+
+        write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
+        find_poses(
+            CaptureOptions(
+                args.data,
+                dataset,
+                args.frames,
+                args.masks,
+                distance=args.distance,
+                scale=args.scale,
+                overwrite=args.overwrite,
+            )
+        )
+
+    return find
+
+
+def finish(
+    model: Model, scene: Scene, out: Path, resolution: int | None = None, texture: int | None = None
+) -> list[str]:
+    """All after training: eval/, video.mp4, mesh.glb, report.html in `out`; returns a sentence for each that failed.
+
+    resolution, texture: of the mesh, as for the command line.
+    """
+    from nerf.training.evaluation import evaluate, summary
+    from nerf.views.report import write_report
+
+    def measure() -> None:
+        held_out = len(scene.splits.get("test", ())) > 0
+        split, limit = ("test", None) if held_out else ("train", TRAIN_VIEWS_SHOWN)
+        result = evaluate(model, scene, split, out / "eval", max_views=limit, most_pixels=MEASURED_PIXELS)
+        print(summary(result))
+        if "rendered smaller" in result["protocol"]["down_scaling"]:
+            note(f"measured at {', '.join(result['protocol']['resolution'])}; `nerf eval` measures every pixel")
+
+    stages: dict[str, Callable[[], object]] = {
+        "evaluation": measure,
+        "video": lambda: turntable(model, out / "video.mp4"),
+        "mesh": lambda: make_mesh(model, scene, out / "mesh.glb", resolution, texture),
+        "report": lambda: write_report(out, scene.notes),
+    }
+    failures = []
+    for name, stage in stages.items():
+        try:
+            stage()
+        except UserError as error:  # a machine without ffmpeg should still get its mesh
+            failures.append(f"{name}: {error}")
+            note(failures[-1])
+    return failures
+
+
+def turntable(model: Model, out: Path) -> None:
+    """A short video around the scene, or along its photos (path "auto"), at most 640 pixels on its longest side."""
+    from nerf.views.paths import make_path
+    from nerf.views.video import render_path
+
+    path = make_path(
+        "auto", model.cameras, model.scene_from_world, model.space, VIDEO_FRAMES, VIDEO_FPS, longest=VIDEO_LONGEST
+    )
+    render_path(model.coarser(VIDEO_STRETCH), path, out, overwrite=True)
+
+
+def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, texture: int | None) -> None:
+    """The mesh, textured from the photos; beside it a page that shows it and mesh_views/, pictures from six sides."""
+    from nerf.geometry.aim import common_up
+    from nerf.meshing.extract import extract
+    from nerf.meshing.files import save
+    from nerf.meshing.finish import TEXTURED_FACES, textured
+    from nerf.meshing.sides import front_of, write_six_sides
+    from nerf.meshing.viewer import write_page
+
+    started = time.perf_counter()
+    if texture is None:
+        largest = max(int(scene.cameras.widths.max()), int(scene.cameras.heights.max()))
+        texture = 4096 if largest >= SMALL_PHOTOS else 2048
+    mesh = extract(model, resolution, colours=texture == 0)
+    if texture:
+        mesh = textured(model, scene, mesh, texture, TEXTURED_FACES)
+    up, front = common_up(model.cameras)[0], front_of(model)
+    save(mesh, out, up)
+    note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
+    write_page(out, front.numpy())
+    write_six_sides(mesh, front, up, out.parent / "mesh_views")

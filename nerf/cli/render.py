@@ -1,0 +1,74 @@
+"""`nerf render`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nerf.errors import UserError
+from nerf.io.folders import model_files
+from nerf.views.paths import load_path, make_path, save_path
+from nerf.views.video import check_modes, planned_outputs, render_path
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class RenderArgs:
+    """Render new views from a trained model, along a path, to a video or to pictures."""
+
+    model: tyro.conf.Positional[Path]
+    """the folder that `nerf train` or `nerf reconstruct` wrote, or a checkpoint file in it"""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """NAME.mp4 for a video, a folder for numbered pictures (default: render.mp4 in the model's folder)"""
+    path: str = "auto"
+    """orbit, interpolate (through the photos' cameras), spiral, or a camera path FILE.json; auto: orbit, but spiral for
+    forward-facing scenes and interpolate for open ones of under 30 photos"""
+    modes: tuple[str, ...] = ("color",)
+    """what to show, one video or folder each: color, depth, opacity, normal"""
+    width: int | None = None
+    """pixels (default: as the input images, or as the camera path says)"""
+    height: int | None = None
+    """pixels"""
+    frames: int = 120
+    """number of frames (a camera path file has its own)"""
+    fps: float | None = None
+    """frames per second (default 30, or as the camera path says)"""
+    save_path: Path | None = None
+    """also write the camera path to this JSON file, to edit it or to use it again"""
+    exr: bool = False
+    """write OpenEXR instead of PNGs into the folder: linear light with all its range, depths and normals as numbers"""
+    overwrite: bool = False
+    """replace files of the same name"""
+
+
+def main(args: RenderArgs) -> None:
+    """`nerf render`: prints one line for each file or folder written."""
+    check_modes(args.modes)
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        raise UserError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
+    folder, checkpoint = model_files(args.model)
+    out = args.out if args.out is not None else folder / ("render" if args.exr else "render.mp4")
+    planned_outputs(out, args.modes, args.overwrite, args.exr)
+    if args.save_path is not None and args.save_path.exists() and not args.overwrite:
+        raise UserError(f"{args.save_path} exists; choose another name or give --overwrite")
+    from nerf.rendering.model import Model
+
+    if args.path.lower().endswith(".json"):  # read before the model: a mistake shows at once
+        path = load_path(Path(args.path), args.width, args.height)
+        model = Model.load(checkpoint)
+    else:
+        model = Model.load(checkpoint)
+        path = make_path(
+            args.path, model.cameras, model.scene_from_world, model.space, args.frames, 30.0, args.width, args.height
+        )
+    if args.fps is not None:
+        path.fps = args.fps
+    if args.save_path is not None:
+        save_path(args.save_path, path)
+    for written in render_path(model, path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
+        print(written)

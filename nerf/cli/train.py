@@ -1,0 +1,133 @@
+"""`nerf train`: posed photos to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from nerf.errors import UserError, note
+from nerf.training.runs import Run, clear_run, load_for_training, open_run, write_run
+
+if TYPE_CHECKING:
+    from nerf.datasets import Scene
+    from nerf.rendering.model import Model
+
+DEFAULT_MINUTES = 5.0
+Backend = Literal["auto", "cuda", "tinycudann", "cpu", "reference"]
+
+
+@dataclass
+class TrainArgs:
+    """Train a radiance field on posed photos."""
+
+    data: tyro.conf.Positional[Path]
+    """folder with the photos and their poses (reconstruct: also photos or a video without poses)"""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """folder to write to"""
+    minutes: float | None = None
+    """time to train; it settles the number of steps from the speed of the first ones (5 unless --steps is given)"""
+    steps: int | None = None
+    """number of steps, instead of a time"""
+    resume: bool = False
+    """continue the run in the output folder, exactly as if it had not stopped"""
+    overwrite: bool = False
+    """discard the run in the output folder"""
+    downscale: int = 1
+    """average blocks of so many pixels squared"""
+    longest: int | None = None
+    """pixels that photos have at most on their longer side (default: all, but 1600 where they would take over 2 GB)"""
+    holdout: int | None = None
+    """hold out every K-th image for measuring, 0: none (default: the files' split, else every 8th from 30 images up)"""
+    kind: str | None = None
+    """read the folder as this format, where it could be several: blender, transforms, colmap, llff, neus, metashape,
+    realitycapture, opensfm, polycam, record3d"""
+    backend: Backend = "auto"
+    """auto takes the fastest that is there; cuda insists on the GPU, tinycudann on that package's networks, cpu on the
+    native library; reference is slow"""
+    masks: Path | None = None
+    """folder of masks, NAME.png for each photo: what is black there is ignored (default: those that the data names, or
+    masks/ beside photos without poses)"""
+    refine_poses: bool = False
+    """correct the cameras' poses while training, for poses that are not exact"""
+    exposure: bool = False
+    """learn each photo's exposure and white balance, for photos that differ in them"""
+    seed: int = 0
+    """of the random numbers: the same seed and --steps give the same model (on a GPU but for rounding)"""
+    deterministic: bool = False
+    """on a GPU: to the bit on the same kind of GPU, which takes longer; the CPU always does"""
+
+
+def main(args: TrainArgs) -> None:
+    """`nerf train`: prints where the checkpoint lies."""
+    check(args)
+    if without_poses(args.data, args.kind):
+        raise UserError(
+            f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
+            "`nerf reconstruct` does that and all the rest"
+        )
+    _, scene = train_run(args)
+    print(args.out / "checkpoint.safetensors")
+    held = len(scene.splits.get("test", ()))
+    note(f"next: nerf eval {args.out}" if held else f"next: nerf render {args.out}")
+
+
+def check(args: TrainArgs) -> None:
+    """Everything that can be wrong with the arguments by themselves."""
+    if args.minutes is not None and args.steps is not None:
+        raise UserError("--minutes and --steps are two ways to say how long: give one of them")
+    if args.minutes is not None and not 0 < args.minutes < 1e6:
+        raise UserError(f"--minutes must be above 0, got {args.minutes:g}")
+    if args.steps is not None and args.steps < 1:
+        raise UserError(f"--steps must be at least 1, got {args.steps}")
+    if args.downscale < 1:
+        raise UserError(f"--downscale must be a whole number from 1 up, got {args.downscale}")
+    if args.longest is not None and args.longest < 16:
+        raise UserError(f"--longest must be at least 16, got {args.longest}")
+    if args.holdout is not None and (args.holdout < 0 or args.holdout == 1):
+        raise UserError(f"--holdout must be 0 (none) or 2 and more (every so-many-th), got {args.holdout}")
+    if not args.data.exists():
+        raise UserError(f"{args.data}: there is no such folder")
+
+
+def without_poses(data: Path, kind: str | None) -> bool:
+    """Whether these are photos or a video whose poses are not known yet; whoever names a kind says that they are."""
+    from nerf.capture import needs_poses
+
+    return kind is None and needs_poses(data)
+
+
+def train_run(args: TrainArgs, find_poses: Callable[[Path, Run], None] | None = None) -> tuple[Model, Scene]:
+    """Load the scene and train in args.out; with `find_poses(dataset, run)`, that first makes OUT/dataset of photos
+    without poses, which is then the scene."""
+    data = args.data if find_poses is None else args.out / "dataset"
+    run = Run(str(data.resolve()), args.downscale, args.kind, args.holdout, longest=args.longest)
+    if find_poses is None and args.masks is not None:
+        run.masks = str(args.masks.resolve())
+    open_run(args.out, run, args.resume, args.overwrite)
+    if find_poses is not None:
+        find_poses(data, run)
+
+    from nerf import kernels
+    from nerf.training.config import TrainConfig
+    from nerf.training.loop import train
+
+    if args.backend != "auto":
+        kernels.use(args.backend)
+    scene = load_for_training(run)
+    if args.overwrite:  # only now: the scene could be loaded
+        clear_run(args.out)
+    write_run(args.out, run)
+    minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
+    config = TrainConfig(
+        steps=args.steps,
+        minutes=minutes,
+        seed=args.seed,
+        deterministic=args.deterministic,
+        refine_poses=args.refine_poses,
+        exposure=args.exposure,
+    )
+    return train(scene, config, args.out, resume=args.resume, progress=True), scene

@@ -1,0 +1,1 @@
+"""One file for each format of posed photos that other programs write."""

@@ -1,0 +1,237 @@
+"""Reader of COLMAP models, binary and text, through pycolmap."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nerf.datasets.keypoints import attach, of_model
+from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.errors import UserError
+from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.io.images import IMAGE_SUFFIXES
+from nerf.io.interrupts import end_quietly_when_told
+
+OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+_PLACES = (".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse")
+
+# what each model's parameters mean: names of (fx, fy, cx, cy, k1, k2, k3, k4, p1, p2); "f" is both focal lengths
+_MODELS: dict[str, tuple[int, str]] = {
+    "SIMPLE_PINHOLE": (PERSPECTIVE, "f cx cy"),
+    "PINHOLE": (PERSPECTIVE, "fx fy cx cy"),
+    "SIMPLE_RADIAL": (OPENCV, "f cx cy k1"),
+    "RADIAL": (OPENCV, "f cx cy k1 k2"),
+    "OPENCV": (OPENCV, "fx fy cx cy k1 k2 p1 p2"),
+    "FULL_OPENCV": (OPENCV, "fx fy cx cy k1 k2 p1 p2 k3 d4 d5 d6"),  # the last three divide; they must be zero
+    "OPENCV_FISHEYE": (FISHEYE, "fx fy cx cy k1 k2 k3 k4"),
+    "SIMPLE_RADIAL_FISHEYE": (FISHEYE, "f cx cy k1"),
+    "RADIAL_FISHEYE": (FISHEYE, "f cx cy k1 k2"),
+    "SIMPLE_FISHEYE": (FISHEYE, "f cx cy"),
+    "FISHEYE": (FISHEYE, "fx fy cx cy"),
+}
+
+
+def find_models(folder: Path) -> list[Path]:
+    """Folders at or below the usual places that hold cameras and images of a COLMAP model."""
+    found: list[Path] = []
+    for place in _PLACES:
+        base = folder / place
+        for candidate in [base, *sorted(p for p in base.glob("*") if p.is_dir())] if base.is_dir() else []:
+            if _suffix(candidate) and candidate.resolve() not in [f.resolve() for f in found]:
+                found.append(candidate)
+    return found
+
+
+def _suffix(model: Path) -> str | None:
+    for suffix in (".bin", ".txt"):
+        if (model / f"images{suffix}").is_file() and (model / f"cameras{suffix}").is_file():
+            return suffix
+    return None
+
+
+def read_colmap(folder: Path) -> Capture:
+    """The largest COLMAP model (most posed images) at or below the folder, with its sparse points."""
+    notes, path, model, posed = largest_model(folder)
+    images, where_note = find_images(folder, sorted(str(im.name) for im in posed))
+    notes.append(where_note)
+    frames = []
+    for image in sorted(posed, key=lambda im: str(im.name)):
+        where = f"{path}, image {image.name}"
+        pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
+        w2c = np.concatenate([np.asarray(pose.matrix(), dtype=np.float64), [[0, 0, 0, 1]]])
+        if not np.isfinite(w2c).all():
+            raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this image")
+        c2w = np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
+        frame = Frame(str(image.name), images[image.name], c2w, _lens(model.cameras[image.camera_id], where), where)
+        frame.mask = _mask(folder, str(image.name))
+        frames.append(frame)
+    attach(frames, of_model(model))
+    points = np.array([p.xyz for p in model.points3D.values()], dtype=np.float64).reshape(-1, 3)
+    notes.append(f"COLMAP model {path.relative_to(folder)}: {len(frames)} posed images, {len(points)} sparse points")
+    return Capture("colmap", folder, frames, notes, points=points if len(points) else None)
+
+
+def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
+    """Notes, place, pycolmap.Reconstruction and posed images of the COLMAP model with the most posed images."""
+    try:
+        import pycolmap
+    except ImportError as e:
+        raise UserError(f"{folder}: reading COLMAP models needs the package pycolmap: pip install pycolmap") from e
+    end_quietly_when_told()
+    notes: list[str] = []
+    models = find_models(folder)
+    if not models:
+        raise UserError(
+            f"{folder}: no COLMAP model (cameras and images as .bin or .txt) in it or in sparse/0 and the like"
+        )
+    loaded = []
+    for path in models:
+        suffix = _suffix(path)
+        if suffix == ".bin":
+            _check_binary(path)
+        try:
+            model = pycolmap.Reconstruction()
+            model.read_binary(str(path)) if suffix == ".bin" else model.read_text(str(path))
+        except Exception as e:
+            raise UserError(
+                f"{path}: the COLMAP model cannot be read ({' '.join(str(e).split())[:150]}): write it again"
+            ) from e
+        posed = [im for im in model.images.values() if im.has_pose]
+        if suffix == ".txt":
+            _check_text(path, model)
+        loaded.append((len(posed), path, model, posed))
+    _, path, model, posed = max(loaded, key=lambda m: m[0])
+    if len(loaded) > 1:
+        others = ", ".join(f"{p.relative_to(folder)} ({n} images)" for n, p, _, _ in loaded)
+        notes.append(
+            f"of {len(loaded)} COLMAP models the largest was taken: {path.relative_to(folder)} (all: {others})"
+        )
+    return notes, path, model, posed
+
+
+def _lens(camera: Any, where: str) -> Lens:
+    name = str(camera.model_name)
+    if name not in _MODELS:
+        raise UserError(
+            f"{where}: the camera model {name} is not supported (known: {', '.join(_MODELS)}): "
+            "undistort the images with `colmap image_undistorter` and load its output"
+        )
+    model, names = _MODELS[name]
+    p = dict(zip(names.split(), map(float, camera.params), strict=True))
+    if any(p.get(d, 0.0) for d in ("d4", "d5", "d6")):
+        raise UserError(
+            f"{where}: the camera model FULL_OPENCV with k4, k5, k6 other than zero is not supported: "
+            "undistort the images with `colmap image_undistorter` and load its output"
+        )
+    k = tuple(p.get(n, 0.0) for n in ("k1", "k2", "k3", "k4", "p1", "p2"))
+    if model == OPENCV and not any(k):
+        model = PERSPECTIVE
+    fx, fy = p.get("f", p.get("fx", 0.0)), p.get("f", p.get("fy", 0.0))
+    return Lens(model, fx, fy, p["cx"], p["cy"], int(camera.width), int(camera.height), k)  # type: ignore[arg-type]
+
+
+def find_images(folder: Path, names: list[str]) -> tuple[dict[str, Path], str]:
+    """({name: path}, a note) in images/, else the least reduced images_N/, input/ and other usual places."""
+    reduced = sorted((p for p in folder.glob("images_*") if p.name[7:].isdigit()), key=lambda p: int(p.name[7:]))
+    for base in [folder / "images", *reduced, folder / "input", folder / "dense" / "images", folder / "rgb", folder]:
+        if not base.is_dir():
+            continue
+        found = {name: base / name for name in names}
+        if not any(p.is_file() for p in found.values()):  # a reduced copy may have another suffix
+            by_stem = {p.stem: p for p in base.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
+            found = {name: by_stem.get(Path(name).stem, base / name) for name in names}
+        if any(p.is_file() for p in found.values()):
+            return found, f"images from {base.name if base != folder else folder}/"
+    raise UserError(
+        f"{folder}: the images of the model (the first is {names[0] if names else 'none'}) are not in images/, "
+        "images_N/ or input/"
+    )
+
+
+def _mask(folder: Path, name: str) -> Path | None:
+    for candidate in (folder / "masks" / f"{name}.png", (folder / "masks" / name).with_suffix(".png")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _check_binary(model: Path) -> None:
+    """Walk the records and compare with the files' lengths: COLMAP's own reader hangs on a file that was cut off."""
+    import pycolmap
+
+    n_params = {}
+    for name, model_id in pycolmap.CameraModelId.__members__.items():
+        if name != "INVALID":
+            n_params[int(model_id.value)] = len(pycolmap.Camera.create_from_model_name(1, name, 1.0, 1, 1).params)
+    for name in ("cameras", "images", "points3D", "frames"):
+        file = model / f"{name}.bin"
+        if not file.is_file():
+            if name == "points3D":
+                raise UserError(f"{model}: points3D.bin is missing: copy the whole COLMAP model")
+            continue
+        data = file.read_bytes()
+        try:
+            end = _walk(name, data, n_params)
+        except (struct.error, ValueError, KeyError):
+            end = len(data) + 1
+        if end != len(data):
+            raise UserError(
+                f"{file}: the file is cut off or damaged ({len(data)} bytes do not hold what it announces): "
+                "write it again"
+            )
+
+
+def _walk(name: str, data: bytes, n_params: dict[int, int]) -> int:
+    """Where the last record ends; raises where a record does not fit."""
+    (count,) = struct.unpack_from("<Q", data, 0)
+    at = 8
+    if count * 12 > len(data):
+        raise ValueError
+    for _ in range(count):
+        if name == "cameras":
+            at += 24 + 8 * n_params[struct.unpack_from("<i", data, at + 4)[0]]
+        elif name == "images":
+            at = data.index(b"\0", at + 64) + 1
+            at += 8 + 24 * struct.unpack_from("<Q", data, at)[0]
+        elif name == "points3D":
+            at += 51 + 8 * struct.unpack_from("<Q", data, at + 43)[0]
+        else:  # frames: id, rig id, pose, then sensor and data ids
+            at += 68 + 16 * struct.unpack_from("<I", data, at + 64)[0]
+        if at > len(data):
+            raise ValueError
+    return at
+
+
+def _check_text(path: Path, model: Any) -> None:
+    """Compare with the counts that COLMAP writes into the comments of its text files."""
+    for name, got in (
+        ("cameras", model.num_cameras()),
+        ("images", len(model.images)),
+        ("points3D", model.num_points3D()),
+    ):
+        file = path / f"{name}.txt"
+        for line in file.read_text().splitlines()[:6] if file.is_file() else []:
+            words = line.replace(",", " ").replace(":", " ").split()
+            if line.startswith("#") and "Number" in words and "of" in words:
+                stated = next((int(w) for w in words[words.index("of") + 2 :] if w.isdigit()), got)
+                if stated != got:
+                    raise UserError(
+                        f"{file}: announces {stated} {name} and holds {got}: the file is cut off, write it again"
+                    )
+
+
+def beside(folder: Path, frames: list[Frame], world_from_model: np.ndarray | None, notes: list[str]) -> None:
+    """Keypoints for poses that came from a COLMAP model which still lies beside them."""
+    if not find_models(folder):
+        return
+    try:
+        _, path, model, _ = largest_model(folder)
+    except UserError as error:
+        notes.append(f"depths of sparse points are not used: {error}")
+        return
+    n = attach(frames, of_model(model), world_from_model)
+    if n == 0:
+        notes.append(f"depths of sparse points are not used: {path.relative_to(folder)} names other images")

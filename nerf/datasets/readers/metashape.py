@@ -1,0 +1,196 @@
+"""Reader of Agisoft Metashape: the XML of File > Export > Export Cameras (Agisoft XML), and a folder of photos.
+
+Frame. A camera's transform takes its own frame (OpenCV: x right, y down, z forward) to the chunk's, and the transform
+of its component (older files: of the chunk) takes that to Metashape's world: local coordinates in metres, or, for a
+georeferenced chunk, geocentric ones (metres from the middle of the earth). Without such a transform the chunk's own
+frame, of arbitrary scale, is the world.
+Lens. x' = x (1 + k1 r^2 + .. + k4 r^8) + p1 (r^2 + 2 x^2) + 2 p2 x y, so p1 and p2 change places with OpenCV's;
+u = w/2 + cx + x' (f + b1) + y' b2, v = h/2 + cy + y' f. Source: Metashape Professional manual, appendix C.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from nerf.datasets.named import find_named
+from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
+from nerf.errors import UserError
+from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+
+_MODELS = {"frame": OPENCV, "fisheye": FISHEYE}  # fisheye: equidistant, Metashape's own default
+_EARTH = 6e6  # metres; a world so far from its origin is geocentric
+
+
+def find_file(folder: Path) -> Path | None:
+    """The first XML file in the folder that holds a chunk of cameras."""
+    return next((f for f in sorted(folder.glob("*.xml")) if _looks_right(f)), None)
+
+
+def _looks_right(file: Path) -> bool:
+    try:
+        with open(file, "rb") as f:
+            head = f.read(4096)
+    except OSError:
+        return False
+    return b"<document" in head and b"<chunk" in head
+
+
+def read_metashape(file: Path) -> Capture:
+    """The aligned, enabled cameras of the chunk's largest component."""
+    try:
+        root = ElementTree.parse(file).getroot()
+    except OSError as e:
+        raise UserError(f"{file}: cannot be read ({e.strerror})") from e
+    except ElementTree.ParseError as e:
+        raise UserError(f"{file}: not valid XML ({e}): the file is cut off or damaged, export it again") from e
+    chunk = root.find("chunk")
+    listed = None if chunk is None else chunk.find("cameras")
+    if chunk is None or listed is None:
+        raise UserError(
+            f"{file}: no <chunk> with <cameras> in it: in Metashape choose File > Export > Export Cameras, Agisoft XML"
+        )
+    lenses = {s.get("id"): s for s in chunk.iter("sensor")}
+    all_cameras = list(listed.iter("camera"))
+    disabled = [c for c in all_cameras if c.get("enabled", "1").lower() in ("0", "false")]
+    on = [c for c in all_cameras if c not in disabled]
+    lost = [c for c in on if c.find("transform") is None]
+    notes: list[str] = []
+    for what, some in (("disabled", disabled), ("not aligned", lost)):
+        if some:
+            notes.append(f"left out {len(some)} of {len(all_cameras)} cameras that are {what}: {_listed(some)}")
+    aligned = _largest_component([c for c in on if c not in lost], notes)
+    if not aligned:
+        raise UserError(f"{file}: none of its {len(all_cameras)} cameras is aligned: align the photos and export again")
+
+    world = _world_from_chunk(chunk, aligned[0].get("component_id"), file)
+    notes.append(_about_frame(world))
+    labels = [str(c.get("label", "")) for c in aligned]
+    images = find_named(file.parent, labels, str(file))
+    fitted: dict[str, Lens] = {}
+    frames = []
+    for camera, label in zip(aligned, labels, strict=True):
+        where = f"{file.name}, camera {label}"
+        sensor = str(camera.get("sensor_id"))
+        if sensor not in fitted:
+            if sensor not in lenses:
+                raise UserError(f"{where}: its sensor {sensor} is not in the file")
+            fitted[sensor] = _lens(lenses[sensor], f"{file.name}, sensor {sensor}", notes)
+        pose = _numbers(camera.find("transform"), 16, where).reshape(4, 4)
+        name = images[label].name if images[label].is_file() else label
+        c2w = (world if world is not None else np.eye(4)) @ pose @ OPENGL_FROM_OPENCV
+        frames.append(Frame(name, images[label], c2w, fitted[sensor], where))
+    return Capture("metashape", file.parent, frames, notes)
+
+
+def _listed(cameras: list[ElementTree.Element]) -> str:
+    names = [str(c.get("label")) for c in cameras]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _largest_component(cameras: list[ElementTree.Element], notes: list[str]) -> list[ElementTree.Element]:
+    """Cameras of one component: those of another are placed by themselves, not against these."""
+    groups: dict[str | None, list[ElementTree.Element]] = {}
+    for camera in cameras:
+        groups.setdefault(camera.get("component_id"), []).append(camera)
+    if len(groups) > 1:
+        sizes = ", ".join(str(len(g)) for g in groups.values())
+        notes.append(f"of {len(groups)} components ({sizes} cameras) the largest was taken")
+    return max(groups.values(), key=len, default=[])
+
+
+def _world_from_chunk(chunk: ElementTree.Element, component_id: str | None, file: Path) -> np.ndarray | None:
+    """[4,4] similarity, or None where neither the component nor the chunk states one."""
+    component = next((c for c in chunk.iter("component") if c.get("id") == component_id), None)
+    for owner in (component, chunk):
+        transform = None if owner is None else owner.find("transform")
+        if transform is None:
+            continue
+        where = f"{file.name}, transform of the {transform.tag if owner is None else owner.tag}"
+        matrix = np.eye(4)
+        if transform.find("rotation") is None and transform.find("translation") is None:
+            if transform.text and len(transform.text.split()) == 16:
+                matrix = _numbers(transform, 16, where).reshape(4, 4)
+        else:
+            scale = transform.find("scale")
+            s = 1.0 if scale is None else float(_numbers(scale, 1, where)[0])
+            if not s > 0:
+                raise UserError(f"{where}: its scale is {s:g}, expected a number above zero")
+            matrix[:3, :3] = s * _numbers(transform.find("rotation"), 9, where).reshape(3, 3)
+            matrix[:3, 3] = _numbers(transform.find("translation"), 3, where)
+        return matrix
+    return None
+
+
+def _about_frame(world: np.ndarray | None) -> str:
+    if world is None:
+        return "world: the chunk's own frame, of arbitrary scale and direction (it has no transform)"
+    if np.linalg.norm(world[:3, 3]) > _EARTH:
+        return "world: Metashape's geocentric frame, metres from the middle of the earth"
+    return "world: Metashape's local frame"
+
+
+def _numbers(element: ElementTree.Element | None, count: int, where: str) -> np.ndarray:
+    text = "" if element is None else element.text or ""
+    try:
+        values = np.array(text.split(), dtype=np.float64)
+    except ValueError as e:
+        raise UserError(f"{where}: {text.strip()[:60]!r} holds something that is no number") from e
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise UserError(f"{where}: expected {count} finite numbers, got {len(values)} ({text.strip()[:60]!r})")
+    return values
+
+
+def _lens(sensor: ElementTree.Element, where: str, notes: list[str]) -> Lens:
+    found = sensor.findall("calibration")
+    calibration = next((c for c in found if c.get("class") == "adjusted"), found[0] if found else None)
+    if calibration is None:
+        raise UserError(f"{where}: has no calibration: align the photos with this sensor and export again")
+    kind = str(calibration.get("type") or sensor.get("type") or "frame").lower()
+    if kind not in _MODELS or _MODELS.get(str(sensor.get("type", kind)).lower(), -1) != _MODELS[kind]:
+        raise UserError(
+            f"{where}: cameras of the type {sensor.get('type', kind)} are not supported (known: frame and fisheye, "
+            "which is equidistant): undistort the photos in Metashape and export those cameras"
+        )
+
+    def number(name: str, default: float) -> float:
+        element = calibration.find(name)
+        return default if element is None else float(_numbers(element, 1, f"{where}, {name}")[0])
+
+    resolution = calibration.find("resolution")
+    resolution = sensor.find("resolution") if resolution is None else resolution
+    try:
+        width, height = (int(str(resolution.get(k))) for k in ("width", "height"))  # type: ignore[union-attr]
+    except (AttributeError, ValueError) as e:
+        raise UserError(f"{where}: states no resolution") from e
+    f = number("f", math.nan)
+    if math.isnan(f):  # before version 1.2: two focal lengths, and the principal point from the corner
+        fx, fy = number("fx", math.nan), number("fy", math.nan)
+        cx, cy, b2 = number("cx", 0.5 * width), number("cy", 0.5 * height), number("skew", 0.0)
+    else:
+        fx, fy, b2 = f + number("b1", 0.0), f, number("b2", 0.0)
+        cx, cy = 0.5 * width + number("cx", 0.0), 0.5 * height + number("cy", 0.0)
+    if not (fx > 0 and fy > 0):
+        raise UserError(f"{where}: the focal length is {fx} x {fy}, expected pixels above zero")
+    p1, p2 = number("p2", 0.0), number("p1", 0.0)  # OpenCV's names for them
+    reach = 0.5 * math.hypot(width, height) / min(fx, fy)  # of the picture's corner, before distortion
+    unknown = {"b2 (skew)": abs(b2) * 0.5 * height / fy}
+    tangential = 3 * math.hypot(p1, p2) * reach**2 * max(fx, fy)
+    unknown["p3, p4"] = tangential * (abs(number("p3", 0.0)) * reach**2 + abs(number("p4", 0.0)) * reach**4)
+    if _MODELS[kind] == FISHEYE:
+        unknown["p1, p2 of a fisheye lens"], p1, p2 = tangential, 0.0, 0.0
+    for name, shift in unknown.items():
+        if shift > 1.0:
+            raise UserError(
+                f"{where}: {name} move pixels by up to {shift:.1f} and are not supported: switch them off in Metashape "
+                "(Optimize Cameras), or undistort the photos there and export those cameras"
+            )
+        if shift > 0.01:
+            notes.append(f"{where}: {name} were left out; they move pixels by at most {shift:.2f}")
+    k = (*(number(f"k{i}", 0.0) for i in (1, 2, 3, 4)), p1, p2)
+    model = PERSPECTIVE if _MODELS[kind] == OPENCV and not any(k) else _MODELS[kind]
+    return Lens(model, fx, fy, cx, cy, width, height, k)  # type: ignore[arg-type]

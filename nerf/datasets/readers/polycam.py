@@ -1,0 +1,72 @@
+"""Reader of Polycam's raw data (Export > Raw data): keyframes/ with pictures, cameras, and depths where there is LiDAR.
+
+Frame. A camera's t_00 .. t_23 are the rows of its pose, an OpenGL camera (ARKit's: x right, y up, looking along -z) to
+the world: metres, y up. Depth maps are 16-bit millimetres along the optical axis, with a confidence that is 0 where the
+sensor was guessing. `corrected_` files are those that Polycam aligned once more after the capture.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nerf.datasets.depths import MILLIMETRES, DepthMap
+from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.readers.transforms import read_json
+from nerf.errors import UserError
+from nerf.io.images import IMAGE_SUFFIXES
+
+_KINDS = ("corrected_", "")
+
+
+def find_cameras(folder: Path) -> Path | None:
+    """The folder of camera files, those that Polycam corrected first; also where folder is keyframes/ itself."""
+    for base in (folder / "keyframes", folder):
+        for kind in _KINDS:
+            place = base / f"{kind}cameras"
+            if place.is_dir() and (base / f"{kind}images").is_dir() and _looks_right(place):
+                return place
+    return None
+
+
+def _looks_right(place: Path) -> bool:
+    """Whether some camera file there holds an entry of a pose: other programs have folders of these names, too."""
+    some = sorted(place.glob("*.json"))[:3]
+    return any(b'"t_00"' in file.read_bytes() for file in some)
+
+
+def read_polycam(folder: Path) -> Capture:
+    """One camera and picture for each file in corrected_cameras/, else in cameras/."""
+    place = find_cameras(folder)
+    if place is None:
+        raise UserError(f"{folder}: no keyframes/cameras with keyframes/images in it (Polycam: Export > Raw data)")
+    images = place.with_name(place.name.replace("cameras", "images"))
+    pictures = {p.stem: p for p in sorted(images.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+    frames = []
+    for file in sorted(place.glob("*.json")):
+        data = read_json(file)
+        where = f"{place.name}/{file.name}"
+        c2w = np.eye(4)
+        for row in range(3):
+            c2w[row] = [_number(data, f"t_{row}{col}", where) for col in range(4)]
+        fx, fy, cx, cy, w, h = (_number(data, k, where) for k in ("fx", "fy", "cx", "cy", "width", "height"))
+        path = pictures.get(file.stem, images / f"{file.stem}.jpg")
+        frame = Frame(path.name, path, c2w, Lens(fx=fx, fy=fy, cx=cx, cy=cy, width=int(w), height=int(h)), where)
+        depth = place.parent / "depth" / f"{file.stem}.png"
+        if depth.is_file():
+            frame.depth = DepthMap(depth, MILLIMETRES, place.parent / "confidence" / f"{file.stem}.png")
+        frames.append(frame)
+    notes = [f"Polycam raw data, {place.name}: metres, y up"]
+    if not place.name.startswith("corrected"):
+        notes.append("Polycam did not correct these poses after the capture, so they may have drifted")
+    return Capture("polycam", folder, frames, notes)
+
+
+def _number(data: dict[str, Any], key: str, where: str) -> float:
+    value = data.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{where}: {key} is {value!r}, expected a finite number")
+    return float(value)

@@ -1,0 +1,123 @@
+"""Reader of RealityCapture (RealityScan): the CSV "Internal/External camera parameters", and a folder of photos.
+
+Frame. x, y, alt are the camera's place in RealityCapture's world: z up, metres where the project is georeferenced, and
+then often in a national grid, far from the origin. Heading, pitch and roll are degrees: with all of them zero a camera
+looks straight down, its up to +y; heading turns clockwise seen from above, pitch lifts the view to the horizon at 90,
+roll turns about +y before that. So R = Rz(-heading) Rx(pitch) Ry(roll) takes an OpenGL camera to the world.
+Lens. f is millimetres on a 36 mm wide frame, px and py are from the picture's middle in parts of its larger side, k1 to
+k4 multiply r^2 to r^8, t1 and t2 are OpenCV's p1 and p2. The file states no picture sizes: they come from the photos.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from nerf.datasets.named import find_named
+from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.errors import UserError
+from nerf.geometry.cameras import OPENCV, PERSPECTIVE
+from nerf.io.images import read_header
+
+_NEEDED = ("name", "x", "y", "alt", "heading", "pitch", "roll", "f")
+_LENS = ("px", "py", "k1", "k2", "k3", "k4", "t1", "t2")
+_FRAME_WIDTH = 36.0  # millimetres
+
+
+def find_file(folder: Path) -> Path | None:
+    """The first CSV file in the folder whose header has the columns of camera parameters."""
+    for file in sorted(folder.glob("*.csv")):
+        try:
+            with open(file, encoding="utf-8-sig", errors="replace") as f:
+                lines = [f.readline() for _ in range(3)]
+        except OSError:
+            continue
+        if any(_columns(line) for line in lines):
+            return file
+    return None
+
+
+def _columns(line: str) -> list[str] | None:
+    """The columns' names of a header line, else None."""
+    names = [c.strip().lstrip("#").strip().lower() for c in line.split(",")]
+    return names if {"name", "heading", "pitch", "roll"} <= set(names) else None
+
+
+def read_realitycapture(file: Path) -> Capture:
+    """One camera for each row; rows whose photo is missing are skipped with a note."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise UserError(f"{file}: cannot be read ({e.strerror})") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file}: is no text in UTF-8: export it again") from e
+    lines = text.splitlines()
+    at = next((i for i, line in enumerate(lines[:3]) if _columns(line)), None)
+    columns = None if at is None else _columns(lines[at])
+    missing = [c for c in _NEEDED if c not in (columns or ())]
+    if at is None or columns is None or missing:
+        raise UserError(
+            f"{file}: the column {', '.join(missing or _NEEDED)} is missing: in RealityCapture choose Export > "
+            'Registration, "Internal/External camera parameters" (CSV)'
+        )
+    rows = []
+    for number, cells in enumerate(csv.reader(io.StringIO("\n".join(lines[at + 1 :]))), start=at + 2):
+        if cells and any(c.strip() for c in cells) and not cells[0].startswith("#"):
+            rows.append((number, cells))
+    if not rows:
+        raise UserError(f"{file}: holds no camera: register the photos and export again")
+    tables = [(f"{file.name}, line {number}", _table(columns, cells, file, number)) for number, cells in rows]
+    images = find_named(file.parent, [str(t["name"]) for _, t in tables], str(file))
+    frames = []
+    for where, t in tables:
+        path = images[str(t["name"])]
+        lens = _lens(t, path, where) if path.is_file() else Lens()
+        frames.append(Frame(str(t["name"]), path, _pose(t), lens, f"{where} ({t['name']})"))
+    notes = [f"RealityCapture cameras from {file.name}: world z up"]
+    return Capture("realitycapture", file.parent, frames, notes)
+
+
+def _table(columns: list[str], cells: list[str], file: Path, line: int) -> dict[str, str | float]:
+    """The cells of one row by column; numbers of the columns we read as floats."""
+    if len(cells) < len(columns):
+        raise UserError(f"{file}: line {line} has {len(cells)} cells, its header {len(columns)}: the file is cut off")
+    row: dict[str, str | float] = {"name": cells[columns.index("name")].strip()}
+    if not row["name"]:
+        raise UserError(f"{file}: line {line} has no name")
+    for name in (*_NEEDED[1:], *(c for c in _LENS if c in columns)):
+        cell = cells[columns.index(name)].strip()
+        try:
+            row[name] = float(cell)
+        except ValueError as e:
+            raise UserError(f"{file}: line {line}: {name} is {cell!r}, expected a number") from e
+        if not math.isfinite(float(row[name])):
+            raise UserError(f"{file}: line {line}: {name} is {cell}, expected a finite number")
+    return row
+
+
+def _pose(row: dict[str, str | float]) -> np.ndarray:
+    heading, pitch, roll = (math.radians(float(row[k])) for k in ("heading", "pitch", "roll"))
+    ch, sh, cp, sp, cr, sr = (f(a) for a in (-heading, pitch, roll) for f in (math.cos, math.sin))
+    rz = np.array([[ch, -sh, 0], [sh, ch, 0], [0, 0, 1]])
+    rx = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    ry = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
+    c2w = np.eye(4)
+    c2w[:3, :3] = rz @ rx @ ry
+    c2w[:3, 3] = [float(row[k]) for k in ("x", "y", "alt")]
+    return c2w
+
+
+def _lens(row: dict[str, str | float], path: Path, where: str) -> Lens:
+    picture = read_header(path)
+    size = max(picture.width, picture.height)
+    focal = float(row["f"]) * size / _FRAME_WIDTH
+    if not focal > 0:
+        raise UserError(f"{where}: f is {row['f']}, expected millimetres above zero")
+    u, v, k1, k2, k3, k4, t1, t2 = (float(row.get(name, 0.0)) for name in _LENS)
+    k = (k1, k2, k3, k4, t1, t2)
+    cx, cy = u * size + 0.5 * picture.width, v * size + 0.5 * picture.height
+    return Lens(OPENCV if any(k) else PERSPECTIVE, focal, focal, cx, cy, picture.width, picture.height, k)

@@ -1,0 +1,231 @@
+"""Readers of JSON poses: Blender (transforms_train.json), instant-ngp and nerfstudio (transforms.json)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nerf.datasets.depths import DepthMap
+from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.readers import colmap
+from nerf.errors import UserError
+from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.space import Similarity
+from nerf.io.images import IMAGE_SUFFIXES
+
+_SPLITS = ("train", "val", "test")
+_CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
+
+
+def read_blender(folder: Path) -> Capture:
+    """transforms_train.json with, where they are there, transforms_val.json and transforms_test.json."""
+    frames: list[Frame] = []
+    for split in _SPLITS:
+        file = folder / f"transforms_{split}.json"
+        if file.is_file():
+            frames += _frames(file, read_json(file), split)
+    if not any(f.split == "train" for f in frames):
+        raise UserError(f"{folder}: transforms_train.json names no frame, so there is nothing to train on")
+    return Capture("blender", folder, frames, [], objects=True)
+
+
+def read_transforms(file: Path) -> Capture:
+    """transforms.json as instant-ngp or nerfstudio write it."""
+    data = read_json(file)
+    frames = _frames(file, data, None)
+    capture = Capture("transforms", file.parent, frames, [])
+    _apply_lists(capture, data, file)
+    _apply_region(capture, data, file)
+    if "applied_transform" in data or "applied_scale" in data:
+        capture.notes.append(
+            f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): "
+            "they are used as they stand, and meshes and cameras are written in that same frame"
+        )
+    colmap.beside(file.parent, frames, _applied(data), capture.notes)
+    if isinstance(data.get("ply_file_path"), str):
+        _apply_points(capture, file.parent / data["ply_file_path"])
+    return capture
+
+
+def _applied(data: dict[str, Any]) -> np.ndarray | None:
+    """[3,4] from the frame of the COLMAP model to that of the poses, where nerfstudio moved them."""
+    try:
+        moved = np.array(data.get("applied_transform", np.eye(4)[:3]), dtype=np.float64)[:3]
+        return moved * float(data.get("applied_scale", 1.0)) if moved.shape == (3, 4) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _apply_lists(capture: Capture, data: dict[str, Any], file: Path) -> None:
+    """nerfstudio's train_filenames, val_filenames, test_filenames: frames in none of the lists are left out."""
+    lists = {split: data[f"{split}_filenames"] for split in _SPLITS if f"{split}_filenames" in data}
+    if not lists:
+        return
+    split_of: dict[str, str] = {}
+    for split, names in lists.items():
+        if not isinstance(names, list):
+            raise UserError(f"{file}: {split}_filenames must be a list of file paths")
+        split_of.update({_tidy(str(name)): split for name in names})
+    unknown = sorted(split_of.keys() - {f.name for f in capture.frames})
+    if unknown:
+        raise UserError(f"{file}: its lists name {unknown[0]!r} ({len(unknown)} such), which is no frame's file_path")
+    for frame in capture.frames:
+        frame.split = split_of.get(frame.name)
+    unlisted = [f.name for f in capture.frames if f.split is None]
+    if unlisted:
+        capture.notes.append(
+            f"left out {len(unlisted)} frames that are in none of the file's lists, the first {unlisted[0]}"
+        )
+    capture.frames = [f for f in capture.frames if f.split is not None]
+
+
+def _apply_region(capture: Capture, data: dict[str, Any], file: Path) -> None:
+    """instant-ngp: x * scale + offset puts the object into [0,1]^3; aabb_scale says how far beyond to look."""
+    if not any(key in data for key in ("aabb_scale", "scale", "offset")):
+        return
+    try:
+        scale, aabb = float(data.get("scale", 0.33)), float(data.get("aabb_scale", 1))
+        offset = np.broadcast_to(np.array(data.get("offset", 0.5), dtype=np.float64), (3,))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{file}: scale, offset and aabb_scale must be numbers (offset: three of them)") from e
+    if not (scale > 0 and aabb > 0 and math.isfinite(scale * aabb) and np.isfinite(offset).all()):
+        raise UserError(
+            f"{file}: scale {scale:g}, offset {offset.tolist()} and aabb_scale {aabb:g} must be finite and above zero"
+        )
+    capture.extent = 0.5 * aabb / scale
+    if "scale" in data or "offset" in data or data.get("aabb_scale") == 1:
+        capture.region = Similarity.around(torch.from_numpy((0.5 - offset) / scale), 0.5 / scale)
+    capture.objects = data.get("aabb_scale") == 1
+
+
+def _apply_points(capture: Capture, path: Path) -> None:
+    """nerfstudio's sparse point cloud, in the frame of the poses."""
+    import trimesh
+
+    try:
+        cloud: Any = trimesh.load(path, process=False)
+        points = np.asarray(cloud.vertices, dtype=np.float64).reshape(-1, 3)
+    except Exception as e:
+        capture.notes.append(f"its point cloud {path.name} was not read ({type(e).__name__})")
+        return
+    capture.points = points[np.isfinite(points).all(axis=1)]
+    capture.notes.append(f"{len(capture.points)} sparse points from {path.name}")
+
+
+def parse_json(file: Path) -> Any:
+    """What a JSON file holds; UserError where it cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{file}: cannot be read ({e.strerror})") from e
+    except ValueError as e:
+        raise UserError(f"{file}: not valid JSON ({e}): the file is cut off or damaged, write it again") from e
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; UserError where it cannot be read or holds something else."""
+    data = parse_json(file)
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: holds a {type(data).__name__}, expected an object with the key 'frames'")
+    return data
+
+
+def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
+    if "frames" not in data:
+        raise UserError(f"{file}: the key 'frames' is missing")
+    if not isinstance(data["frames"], list) or not all(isinstance(f, dict) for f in data["frames"]):
+        raise UserError(f"{file}: 'frames' must be a list of objects")
+    frames = []
+    for number, entry in enumerate(data["frames"]):
+        where = f"{file.name}, frame {number}"
+        for key in ("file_path", "transform_matrix"):
+            if key not in entry:
+                raise UserError(f"{file}: frame {number} lacks the key '{key}'")
+        name = str(entry["file_path"])
+        where += f" ({name})"
+        path = _image_path(file, name, where)
+        frames.append(
+            Frame(
+                _tidy(name),
+                path,
+                _matrix(entry["transform_matrix"], where),
+                _lens(data, entry, file, where),
+                where,
+                split,
+            )
+        )
+        if entry.get("mask_path"):
+            frames[-1].mask = _image_path(file, str(entry["mask_path"]), where)
+        frames[-1].depth = _depth(data, entry, file, where)
+    return frames
+
+
+def _depth(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -> DepthMap | None:
+    """nerfstudio's depth_file_path, instant-ngp's depth_path; integers are millimetres unless the file says its own
+    unit."""
+    name = entry.get("depth_file_path") or entry.get("depth_path")
+    if not name:
+        return None
+    scale = data.get("depth_unit_scale_factor", data.get("integer_depth_scale"))
+    if scale is not None and not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
+        raise UserError(f"{where}: the unit of the depth maps is {scale!r}, expected a number above zero")
+    return DepthMap(file.parent / str(name).replace("\\", "/"), None if scale is None else float(scale))
+
+
+def _tidy(name: str) -> str:
+    return name[2:] if name.startswith("./") else name
+
+
+def _matrix(value: Any, where: str) -> np.ndarray:
+    try:
+        return np.array(value, dtype=np.float64)
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{where}: transform_matrix is no matrix of numbers") from e
+
+
+def _image_path(file: Path, name: str, where: str) -> Path:
+    """The image a file_path means: as written, or with a suffix added; must look like an image before it is opened."""
+    path = file.parent / name.replace("\\", "/")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return path
+    for suffix in IMAGE_SUFFIXES:
+        candidate = path.with_name(path.name + suffix)
+        if candidate.is_file():
+            return candidate
+    if not path.resolve().is_relative_to(file.parent.resolve()):
+        raise UserError(f"{where}: the path {name!r} leads out of {file.parent} and names no image")
+    if path.is_file():
+        raise UserError(f"{where}: {name!r} is no image (expected a name ending in {', '.join(IMAGE_SUFFIXES)})")
+    return path.with_name(path.name + ".png")
+
+
+def _lens(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -> Lens:
+    """Intrinsics of one frame; a frame's own values come before the file's."""
+
+    def number(key: str, default: float = math.nan) -> float:
+        value = entry.get(key, data.get(key))
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{where}: {key} is {value!r}, expected a finite number")
+        return float(value)
+
+    if all(math.isnan(number(k)) for k in ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")):
+        raise UserError(
+            f"{file}: no focal length: expected fl_x or camera_angle_x in the file or in the frame ({where})"
+        )
+    k = tuple(number(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
+    kind = str(entry.get("camera_model", data.get("camera_model", "")))
+    if kind.upper() not in _CAMERA_MODELS:
+        raise UserError(f"{where}: camera_model {kind} is not supported (known: {', '.join(_CAMERA_MODELS[1:])})")
+    fisheye = kind.upper() == "OPENCV_FISHEYE" or bool(entry.get("is_fisheye", data.get("is_fisheye", False)))
+    model = FISHEYE if fisheye else OPENCV if any(k) else PERSPECTIVE
+    w, h = number("w", 0), number("h", 0)
+    fx, fy = number("fl_x"), number("fl_y")
+    angles = number("camera_angle_x"), number("camera_angle_y")
+    return Lens(model, fx, fy, number("cx"), number("cy"), int(w) or None, int(h) or None, k, *angles)  # type: ignore[arg-type]

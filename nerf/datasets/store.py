@@ -1,0 +1,112 @@
+"""Pixels: reading image files, and the flat memory that holds a scene's images once, in the type they came in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf.io.memory import allocate
+from nerf.io.threads import in_two_threads
+
+
+@dataclass
+class PixelStore:
+    """Images of any sizes as one flat [total pixels, c] memory; image i, row r, column j is row offsets[i] + r *
+    widths[i] + j.
+
+    Channels are grey (1), grey + alpha (2), RGB (3) or RGBA (4); alpha is straight; colours are what the files hold,
+    unconverted. Large sets lie in a file in tiles (see nerf.datasets.tiles): image i is then cut into squares of
+    `tile` pixels, those at its right and lower edge filled up, which stand one after the other in row-major order.
+    """
+
+    memory: np.ndarray  # [total,c] uint8, uint16, float16 or float32; a memory-mapped file when large
+    offsets: Tensor  # [n] int64
+    heights: Tensor  # [n] int64
+    widths: Tensor  # [n] int64
+    tile: int = 0  # pixels along the side of a tile; 0: images lie row after row
+    ranges: Tensor | None = None  # [tiles,2] of tiles: smallest and largest value of the last channel, float32
+
+    def __post_init__(self) -> None:
+        self._flat = as_tensor(self.memory)
+
+    def to(self, device: torch.device) -> PixelStore:
+        """The same pixels for indices that live on a device. The memory goes there too, unless it would fill half of
+        what is free: then pixels travel batch by batch."""
+        if device == self.offsets.device:
+            return self
+        store = replace(self, **{name: getattr(self, name).to(device) for name in ("offsets", "heights", "widths")})
+        if self.tile:
+            return store
+        if device.type != "cuda" or self.memory.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+            store._flat = self._flat.to(device)
+        return store
+
+    @property
+    def n_channels(self) -> int:
+        return int(self.memory.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def gather(self, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """The pixels (image, row, column) as float32 [n,c]; integers are divided by their largest value."""
+        if self.tile:
+            t = self.tile
+            number = (rows // t) * (-(-self.widths[image_ids] // t)) + cols // t
+            flat = self.offsets[image_ids] + number * t * t + rows % t * t + cols % t
+        else:
+            flat = self.offsets[image_ids] + rows * self.widths[image_ids] + cols
+        values = self._flat.index_select(0, flat.to(self._flat.device))
+        return self.to_float(values.to(flat.device))
+
+    def image(self, i: int) -> Tensor:
+        """The whole image as float32 [h,w,c]."""
+        if self.tile:
+            return self.to_float(as_tensor(self.raw(i)))
+        h, w, start = int(self.heights[i]), int(self.widths[i]), int(self.offsets[i])
+        return self.to_float(self._flat[start : start + h * w]).reshape(h, w, -1)
+
+    def raw(self, i: int) -> np.ndarray:
+        """The whole image [h,w,c] in the stored type; without a copy where it does not lie in tiles."""
+        h, w, start = int(self.heights[i]), int(self.widths[i]), int(self.offsets[i])
+        if self.tile:
+            t = self.tile
+            down, across = -(-h // t), -(-w // t)
+            tiles = self.memory[start : start + down * across * t * t].reshape(down, across, t, t, -1)
+            return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4).reshape(down * t, across * t, -1)[:h, :w])
+        return self.memory[start : start + h * w].reshape(h, w, -1)
+
+    def to_float(self, values: Tensor) -> Tensor:
+        """Stored values (see `as_tensor`) as float32; integers are divided by their largest."""
+        if self.memory.dtype == np.uint16:
+            return (values.int() & 0xFFFF).float() / 65535
+        return values.float() / 255 if self.memory.dtype == np.uint8 else values.float()
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """Without a copy, not to be written to. torch has no full support of uint16: it is looked at as int16, and
+    `to_float` undoes the sign."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file that is mapped for reading cannot be written to, which is as it should
+        return torch.from_numpy(values.view(np.int16) if values.dtype == np.uint16 else values)
+
+
+def fill(
+    sizes: list[tuple[int, int]], n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]
+) -> PixelStore:
+    """A store of images of the given (height, width), each decoded once by decode(i) -> [h,w,c], in two threads."""
+    counts = np.array([h * w for h, w in sizes], dtype=np.int64)
+    offsets = np.cumsum(counts) - counts
+    memory = allocate(int(counts.sum()), n_channels, dtype)
+
+    def one(i: int) -> None:
+        memory[offsets[i] : offsets[i] + counts[i]] = decode(i).reshape(-1, n_channels)
+
+    in_two_threads(one, len(sizes))
+    heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
+    return PixelStore(memory, torch.from_numpy(offsets), heights, widths)

@@ -1,0 +1,96 @@
+"""What the input cameras say about the scene: which way is up, where to look, how far away it lies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity
+
+
+def common_up(cameras: Cameras) -> tuple[Tensor, bool]:
+    """(up [3] float64 of unit length in the world frame, whether the photos lie on their side).
+
+    Photos are seldom rolled, so their right axes lie in the level plane: up is what is most nearly perpendicular to all
+    of them. (The mean of the up axes leans over as soon as the cameras look down and stand on one side only; it decides
+    the sign, and everything where the right axes do not span a plane.) Phones held upright may save photos on their
+    side; then it is the up axes that lie in the level plane, much more nearly than the right axes do.
+    """
+    rights, ups = cameras.c2w[:, :, 0].double(), cameras.c2w[:, :, 1].double()
+    level, axis = _normal_of(rights)
+    level_sideways, axis_sideways = _normal_of(ups)
+    if level_sideways < 0.3 * level and abs(float(axis_sideways @ rights.mean(dim=0))) > 0.3:
+        # Turned to the left or to the right? More photos look down on things than up at them.
+        return axis_sideways * math.copysign(
+            1.0, float(axis_sideways @ cameras.c2w[:, :, 2].double().mean(dim=0))
+        ), True
+    mean = ups.mean(dim=0)
+    along = float(axis @ mean)
+    if math.isfinite(level) and abs(along) > 0.05:
+        return axis * math.copysign(1.0, along), False
+    if float(mean.norm()) < 0.05:  # cameras of every orientation: no common up to be found
+        return torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), False
+    return mean / mean.norm(), False
+
+
+def _normal_of(axes: Tensor) -> tuple[float, Tensor]:
+    """The direction most nearly perpendicular to axes [n,3]: (mean squared cosine to it, direction [3]).
+
+    Infinity where they do not span a plane: they are all parallel, or of every direction.
+    """
+    spread, directions = torch.linalg.eigh(axes.T @ axes / len(axes))
+    plane = float(spread[1]) > 0.1 and float(spread[0]) < 0.5 * float(spread[1])
+    # Rounding may leave a tiny negative number; a floor of (half a degree) squared keeps ratios of nothing out.
+    return max(float(spread[0]), 1e-4) if plane else math.inf, directions[:, 0]
+
+
+def nearest_point_to_axes(cameras: Cameras) -> Tensor | None:
+    """The world point [3] with the least squared distance to all optical axes; None where these are parallel."""
+    origins, forward = cameras.c2w[:, :, 3].double(), -cameras.c2w[:, :, 2].double()
+    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]
+    system = across.mean(dim=0)
+    # The smallest eigenvalue is the mean squared sine of the angles to the most common direction.
+    if float(torch.linalg.eigvalsh(system)[0]) < 1e-3:
+        return None
+    point = torch.linalg.solve(system, torch.einsum("nij,nj->i", across, origins) / len(origins))
+    in_front = torch.einsum("nj,nj->n", point - origins, forward)
+    return point if float(in_front.median()) > 0 else None
+
+
+def look_at_point(cameras: Cameras, scene_from_world: Similarity, space: str) -> Tensor:
+    """The world point [3] float64 to circle: the middle of the object's box, else where the optical axes meet."""
+    middle = scene_from_world.inverse().apply(torch.zeros(3, dtype=torch.float64))
+    if space == "box":
+        return middle
+    point = nearest_point_to_axes(cameras)
+    if point is not None:
+        return point
+    origins, forward = cameras.c2w[:, :, 3].double(), -cameras.c2w[:, :, 2].double()
+    return origins.mean(dim=0) + focus_distance(cameras, scene_from_world, space) * forward.mean(dim=0)
+
+
+def focus_distance(cameras: Cameras, scene_from_world: Similarity, space: str) -> float:
+    """How far in front of the cameras the scene lies, in world units."""
+    if space == "ndc":
+        # The near plane is at 1 in the scene, the far one at infinity; NeRF's choice: 3/4 of the way in disparity.
+        return 1.0 / ((0.25 + 0.75 / 5.0) * scene_from_world.scale)
+    point = nearest_point_to_axes(cameras)
+    if point is None:
+        return 1.0 / scene_from_world.scale
+    forward = -cameras.c2w[:, :, 2].double()
+    return max(float(((point - cameras.c2w[:, :, 3].double()) * forward).sum(dim=1).median()), 1e-6)
+
+
+def look_at(origins: Tensor, target: Tensor, up: Tensor) -> Tensor:
+    """Poses [n,3,4], OpenGL camera-to-world, at origins [n,3] towards target [3] or [n,3], `up` [3] upwards."""
+    backward = torch.nn.functional.normalize(origins - target, dim=-1)
+    up = up.expand_as(backward)
+    right = torch.linalg.cross(up, backward)
+    # Looking straight along `up` leaves the roll open: take any axis that is not parallel to it.
+    other = torch.eye(3, dtype=origins.dtype)[int(up[0].abs().argmin())].expand_as(backward)
+    right = torch.where(right.norm(dim=-1, keepdim=True) > 1e-6, right, torch.linalg.cross(other, backward))
+    right = torch.nn.functional.normalize(right, dim=-1)
+    return torch.stack([right, torch.linalg.cross(backward, right), backward, origins], dim=-1)

@@ -1,0 +1,1 @@
+"""Files, folders, pictures, films, checkpoints and progress: everything that touches the disk or the terminal."""

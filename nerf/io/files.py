@@ -1,0 +1,44 @@
+"""Files that are whole or not there: written beside their place under another name, then renamed; and binary PLY."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nerf.errors import UserError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it becomes `path` when the block ends, and is gone when the block raises."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file, or leave what was there; UserError where that cannot be done."""
+    write_together(path, {path.name: data})
+
+
+def write_together(path: Path, files: dict[str, bytes | str]) -> None:
+    """Write files (name -> content) beside each other, `path` the last of them; none is replaced before all are
+    whole. UserError where that cannot be done."""
+    partial = {name: path.with_name(f".{name}.tmp") for name in files}
+    try:
+        for name, data in files.items():
+            partial[name].write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+        for name, file in partial.items():  # the one that names the others comes last: where it stands, they do
+            os.replace(file, path.with_name(name))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): make room there, or choose another place with -o"
+        ) from error
+    finally:
+        for file in partial.values():
+            file.unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""Image files: their headers and their pixels, in the type that the file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nerf.errors import UserError
+from nerf.io import exr
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass
+class Picture:
+    """What the header of an image file says, after its EXIF orientation."""
+
+    path: Path
+    width: int
+    height: int
+    n_channels: int
+    dtype: np.dtype
+    orientation: int = 1  # EXIF: 1 is upright; 5 to 8 swap width and height
+
+
+def read_header(path: Path) -> Picture:
+    """Size, channels and type of an image file without decoding it."""
+    if path.suffix.lower() == ".exr":
+        width, height, channels = exr.read_header(path)
+        names = exr.colour_channels(list(channels), path)
+        dtype = np.dtype(np.float16) if channels[names[0]] == np.float16 else np.dtype(np.float32)
+        return Picture(path, width, height, len(names), dtype)
+    from PIL import Image
+
+    try:
+        with Image.open(path) as im:
+            width, height = im.size
+            # a PNG without EXIF up front would be decoded whole by getexif
+            orientation = int(im.getexif().get(0x0112, 1)) if im.format != "PNG" or "exif" in im.info else 1
+            mode, transparent = im.mode, "transparency" in im.info
+            deep = _png_16_bit_channels(path) if im.format == "PNG" else 0
+    except Exception as e:
+        raise UserError(f"{path}: cannot be read as an image ({_brief(e)}): restore or remove the file") from e
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    if deep:
+        return Picture(path, width, height, deep, np.dtype(np.uint16), orientation)
+    if mode.startswith("I;16"):
+        return Picture(path, width, height, 1, np.dtype(np.uint16), orientation)
+    if mode == "F":
+        return Picture(path, width, height, 1, np.dtype(np.float32), orientation)
+    return Picture(path, width, height, len(_eight_bit_mode(mode, transparent)), np.dtype(np.uint8), orientation)
+
+
+def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
+    """Decode to [h,w,c] in the file's own type, turned upright unless picture.orientation is 1.
+
+    reduction: 2, 4 or 8 asks the decoder of a JPEG for so many times fewer pixels each way; of other files it is
+    ignored.
+    """
+    from PIL import Image
+
+    path = picture.path
+    try:
+        if path.suffix.lower() == ".exr":
+            return exr.read_colours(path)
+        if picture.dtype == np.uint16 and picture.n_channels > 1:
+            pixels = _read_png_16(path, picture.n_channels)
+        else:
+            with Image.open(path) as im:
+                if reduction > 1 and im.format in ("JPEG", "MPO"):
+                    im.draft(None, (im.width // reduction, im.height // reduction))  # type: ignore[arg-type]
+                if picture.dtype == np.uint8:
+                    im = im.convert(_eight_bit_mode(im.mode, "transparency" in im.info))
+                pixels = np.asarray(im).astype(picture.dtype, copy=False)
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(f"{path}: the image is damaged ({_brief(e)}): restore or remove the file") from e
+    pixels = pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
+    return TURNS.get(picture.orientation, lambda a: a)(pixels)
+
+
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.3, tag 0x0112
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+def _eight_bit_mode(mode: str, transparent: bool) -> str:
+    """The Pillow mode, one letter a channel, that an image of another mode is read as."""
+    if mode in ("L", "1"):
+        return "LA" if transparent else "L"
+    if mode in ("LA", "La"):
+        return "LA"
+    return "RGBA" if transparent or mode in ("RGBA", "RGBa", "PA") else "RGB"
+
+
+def _png_16_bit_channels(path: Path) -> int:
+    """Channels of a PNG with 16 bits a channel, else 0 (Pillow would cut its colours to 8 bits)."""
+    with open(path, "rb") as f:
+        header = f.read(26)
+    return {0: 1, 2: 3, 4: 2, 6: 4}.get(header[25], 0) if len(header) == 26 and header[24] == 16 else 0
+
+
+def _read_png_16(path: Path, n_channels: int) -> np.ndarray:
+    """[h,w,c] uint16 through ffmpeg, the decoder that is installed with us and keeps all 16 bits."""
+    import subprocess
+
+    import imageio_ffmpeg
+    from PIL import Image
+
+    with Image.open(path) as im:
+        width, height = im.size
+    layout = {1: "gray16be", 2: "ya16be", 3: "rgb48be", 4: "rgba64be"}[n_channels]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-noautorotate", "-i", str(path.absolute())]
+    done = subprocess.run(
+        [*command, "-f", "rawvideo", "-pix_fmt", layout, "-"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    if len(done.stdout) != width * height * n_channels * 2:
+        raise ValueError(done.stderr.decode(errors="replace").strip().splitlines()[-1:] or "no picture in it")
+    return np.frombuffer(done.stdout, ">u2").reshape(height, width, n_channels).astype(np.uint16)
+
+
+def _brief(e: Exception) -> str:
+    text = " ".join(str(e).split())
+    return text[:120] or type(e).__name__
+
+
+def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:
+    """Bring [h,w,c] to common channels and type: grey is repeated, missing alpha is opaque, bytes are widened."""
+    if pixels.dtype != dtype:
+        if pixels.dtype == np.uint8 and dtype == np.uint16:
+            pixels = pixels.astype(np.uint16) * 257
+        elif pixels.dtype.kind == "u":
+            pixels = (pixels.astype(np.float32) / np.iinfo(pixels.dtype).max).astype(dtype)
+        else:
+            pixels = pixels.astype(dtype)
+    c = pixels.shape[2]
+    if c == n_channels:
+        return pixels
+    opaque = np.full(pixels.shape[:2] + (1,), np.iinfo(dtype).max if dtype.kind == "u" else 1, dtype)
+    alpha = pixels[..., c - 1 :] if c in (2, 4) else opaque
+    colour = pixels[..., : c - 1] if c in (2, 4) else pixels
+    if n_channels >= 3 and colour.shape[2] == 1:
+        colour = np.repeat(colour, 3, axis=2)
+    return np.concatenate([colour, alpha], axis=2) if n_channels in (2, 4) else colour

@@ -1,0 +1,48 @@
+"""Memory that was freed, given back to the system; the C library keeps pieces of its heap for later otherwise."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+
+from nerf.errors import UserError
+
+_libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+_trim = getattr(_libc, "malloc_trim", None)  # glibc alone has it
+
+
+def give_back() -> None:
+    """Return free pages to the system (glibc; elsewhere nothing happens). Takes milliseconds: for the ends of stages
+    that leave much behind, so that the next one's peak does not stand on it."""
+    if _trim is not None:
+        _trim(ctypes.c_size_t(0))
+
+
+_MEMORY_LIMIT = 1 << 30  # larger stores live in a temporary file
+
+
+def allocate(n_pixels: int, n_channels: int, dtype: np.dtype) -> np.ndarray:
+    """Room for [n_pixels, n_channels]: in memory, or in an unlinked file on disk where it is large."""
+    n_bytes = n_pixels * n_channels * dtype.itemsize
+    if n_bytes <= _MEMORY_LIMIT:
+        return np.empty((n_pixels, n_channels), dtype)
+    folder = tempfile.gettempdir()
+    if shutil.disk_usage(folder).free < n_bytes * 1.05:
+        raise UserError(
+            f"the images need {n_bytes / 1e9:.1f} GB of disk in {folder}, which has less left: "
+            "set TMPDIR to a larger disk, or load with a larger downscale"
+        )
+    handle, name = tempfile.mkstemp(prefix="nerf-pixels-")
+    with os.fdopen(handle, "r+b") as f:
+        f.truncate(n_bytes)
+        memory = np.memmap(f, dtype, "r+", shape=(n_pixels, n_channels))
+    try:
+        os.unlink(name)  # the mapping keeps it alive, and the disk is freed whatever happens to us
+    except OSError:
+        pass  # Windows: stays in the temporary folder
+    return memory

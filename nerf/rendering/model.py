@@ -1,0 +1,226 @@
+"""Model: what a checkpoint holds - field, occupancy, frame - and what pictures, videos and meshes are made from."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf import kernels
+from nerf.errors import UserError
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.radiance import FieldOptions, RadianceField
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Similarity, ndc_points_inverse
+from nerf.io import checkpoint
+from nerf.rendering.marching import Marching
+from nerf.rendering.rays import density_normals, render_chunk, render_many
+
+FIELD_CHUNK = 1 << 20
+
+
+class Model:
+    """A trained scene. Poses and meshes are in the world frame of the input; rays and points here are in the scene
+    frame."""
+
+    def __init__(
+        self,
+        field: RadianceField,
+        occupancy: OccupancyGrid,
+        marching: Marching,
+        scene_from_world: Similarity,
+        cameras: Cameras,
+        background: Tensor,
+        linear: bool = False,
+        meta: dict[str, Any] | None = None,
+        exposure: float = 1.0,
+    ) -> None:
+        self.field, self.occupancy, self.marching = field, occupancy, marching
+        self.scene_from_world, self.cameras = scene_from_world, cameras
+        self.background, self.linear, self.meta = background, linear, meta or {}
+        self.exposure = exposure  # of linear light: colours times this are shown, white at 1
+        self.names: list[str] = []  # of the photos that it was trained on, in the order of the cameras
+        self.given_poses: Tensor | None = None  # [n,3,4] those of the cameras before training refined them, if it did
+        self.log_gains: Tensor | None = None  # [n,3] of the photos' light against what is shown, if they were learnt
+
+    @property
+    def device(self) -> torch.device:
+        """Where the field and the occupancy are; rays and points may come from anywhere, and results go back there."""
+        return self.field.table.device
+
+    @property
+    def space(self) -> str:
+        return self.marching.space
+
+    @property
+    def near(self) -> float:
+        return self.marching.near
+
+    @property
+    def far(self) -> float:
+        return self.marching.far
+
+    @property
+    def ndc(self) -> tuple[float, float] | None:
+        return self.marching.ndc
+
+    # ---- questions to the field
+
+    def density(self, points: Tensor) -> Tensor:
+        """Densities [n] (1/scene length) at points [n,3] of the scene frame (NDC points for the space "ndc")."""
+        with torch.no_grad():
+            return (
+                torch.cat([self.field.density(p) for p in points.split(FIELD_CHUNK)]) if len(points) else torch.zeros(0)
+            )
+
+    def color(self, points: Tensor, directions: Tensor) -> Tensor:
+        """Colours [n,3] at scene points seen along unit directions [n,3]."""
+        pairs = zip(points.split(FIELD_CHUNK), directions.split(FIELD_CHUNK), strict=True)
+        with torch.no_grad():
+            return torch.cat([self.field(p, d)[1] for p, d in pairs]) if len(points) else torch.zeros(0, 3)
+
+    def render_rays(self, rays_o: Tensor, rays_d: Tensor, background: Tensor | None = None) -> dict[str, Tensor]:
+        """colors [n,3] over the background, opacities, depths, median_depths [n] of scene rays (unit directions)."""
+        background = self.background if background is None else background
+        return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
+
+    def coarser(self, stretch: float) -> Model:
+        """The same model, not a copy, whose rays march in steps so many times longer: faster, a little less exact."""
+        other, m = copy(self), self.marching
+        other.marching = replace(m, step_size=stretch * m.step_size, cone_angle=stretch * m.cone_angle)
+        return other
+
+    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+        """Where half the light of scene rays is gone [n], scene length along the ray, 0 where that is nowhere; and how
+        far the places spread where it goes [n]: their mean distance, over this half, in the march's length."""
+        until_half = replace(self.marching, stop_threshold=0.499)  # what lies behind is not asked for
+        out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)
+        spread = out["distortions"] / out["opacities"].clamp_min(1e-6).square()
+        return self._lengths(rays_o, rays_d, out["median_depths"]), spread
+
+    def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
+        """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
+        (world, unit). Without normals, which cost six densities a pixel, a view of an open scene takes a third less."""
+        h, w = int(cameras.heights[i]), int(cameras.widths[i])
+        names = {"color": 3, "opacity": 1, "depth": 1, **({"normal": 3} if normals else {})}
+        view = {name: np.empty((h * w, n), np.float32) for name, n in names.items()}
+        cameras, chunk = cameras.to(self.device), render_chunk(self.device)
+        for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
+            pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
+            rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
+            for name, part in self.look(*rays, normals).items():
+                view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).cpu().numpy()
+        return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
+
+    def look(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
+        """What scene rays see: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
+        out = self.render_rays(rays_o, rays_d)
+        seen = {
+            "color": out["colors"].clamp(0, None if self.linear else 1),
+            "opacity": out["opacities"],
+            "depth": self._lengths(rays_o, rays_d, out["median_depths"]),
+        }
+        return seen | {"normal": self._normals(rays_o, rays_d, out["median_depths"])} if normals else seen
+
+    def _normals(self, rays_o: Tensor, rays_d: Tensor, median_depths: Tensor) -> Tensor:
+        """World normals [n,3] where half the light of scene rays is gone, zero where that is nowhere."""
+        hit = (median_depths > 0).nonzero()[:, 0]
+        o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
+        t = median_depths[hit, None]
+        points = o + t * d
+        normals = torch.zeros_like(rays_d)
+        scene_normals = density_normals(
+            self.field, points, (t * self.marching.cone_angle).clamp_min(2 * self.marching.step_size)
+        )
+        if self.ndc is not None and len(hit):  # back from NDC to directions of the scene frame
+            scene = ndc_points_inverse(points, self.ndc)
+            shifted = ndc_points_inverse(points + 1e-3 * scene_normals, self.ndc)
+            scene_normals = torch.nn.functional.normalize(shifted - scene, dim=1)
+        normals[hit] = self.scene_from_world.inverse().apply_directions(scene_normals)
+        return normals
+
+    def _lengths(self, rays_o: Tensor, rays_d: Tensor, t: Tensor) -> Tensor:
+        """Places t [n] on the march (0: none) as lengths along the scene rays."""
+        if self.ndc is None:
+            return t
+        hit = (t > 0).nonzero()[:, 0]
+        o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
+        lengths = t.clone()
+        there = ndc_points_inverse(o + t[hit, None] * d, self.ndc)
+        lengths[hit] = (there - rays_o[hit]).norm(dim=1).clamp_max(1e6)
+        return lengths
+
+    # ---- on disk
+
+    def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, JSON-able config) for `nerf.io.checkpoint`."""
+        tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
+        tensors |= {f"occupancy.{name}": t for name, t in self.occupancy.tensors().items()}
+        tensors |= {f"cameras.{name}": t for name, t in self.cameras.tensors().items()}
+        tensors["background"] = self.background
+        learnt = {"given_poses": self.given_poses, "log_gains": self.log_gains}
+        tensors |= {name: t for name, t in learnt.items() if t is not None}
+        config = {
+            "field": self.field.to_dict(),
+            "marching": self.marching.to_dict(),
+            "occupancy": {"n_levels": self.occupancy.n_levels, "resolution": self.occupancy.resolution},
+            "scene_from_world": self.scene_from_world.to_dict(),
+            "linear": self.linear,
+            "exposure": self.exposure,
+            "names": self.names,
+            "meta": self.meta,
+        }
+        return tensors, config
+
+    @staticmethod
+    def from_state(tensors: dict[str, Tensor], config: dict[str, Any], where: str = "checkpoint") -> Model:
+        try:
+            options = dict(config["field"])
+            contracted = options.pop("contracted")
+            field = RadianceField(FieldOptions(**options), contracted)
+            with torch.no_grad():
+                for name, p in field.named_parameters():
+                    p.copy_(tensors[f"field.{name}"])
+            field.to(kernels.device())
+            field.table_half = field.table.detach().half()
+            occupancy = OccupancyGrid(**config["occupancy"])
+            occupancy.restore(
+                {k.removeprefix("occupancy."): t for k, t in tensors.items() if k.startswith("occupancy.")}
+            )
+            occupancy.to(kernels.device())
+            cameras = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
+            model = Model(
+                field,
+                occupancy,
+                Marching.from_dict(config["marching"]),
+                Similarity.from_dict(config["scene_from_world"]),
+                cameras,
+                tensors["background"],
+                config["linear"],
+                config["meta"],
+                config.get("exposure", 1.0),
+            )
+            model.names = config.get("names", [])
+            model.given_poses, model.log_gains = tensors.get("given_poses"), tensors.get("log_gains")
+            return model
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{where} does not hold a model this version understands ({error}): train it again"
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the model alone (a run's own checkpoint also holds what `--resume` needs)."""
+        checkpoint.save(path, *self.to_state())
+
+    @staticmethod
+    def load(path: str | Path) -> Model:
+        """Read a model from a checkpoint file, or from the run folder that holds one."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "checkpoint.safetensors"
+        return Model.from_state(*checkpoint.load(path), where=str(path))

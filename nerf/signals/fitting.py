@@ -1,0 +1,287 @@
+"""THE loop for signals: a field learns an image, a sound, a shape. Read `fit` from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerf import kernels
+from nerf.errors import UserError, note
+from nerf.io import checkpoint
+from nerf.io.interrupts import whole_steps
+from nerf.io.progress import Display
+from nerf.rendering.metrics import psnr_of
+from nerf.signals.family import ModulatedField
+from nerf.signals.fields import FieldChoice, SignalField, choose
+from nerf.signals.record import Problem
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to fit. Give `steps`, or `minutes`: the latter times the first tenth, then fixes the number of steps for
+    good."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+    batch: int | None = None  # values a step; None: by the kind of field
+    learning_rate: float | None = None  # None: by the kind of field
+    final_learning_rate: float = 0.02  # of the first one; cosine decay from the start
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-15
+    weight_decay: float = 0.0
+    coarse_until: float = 0.7  # share of the steps whose products read bfloat16, where the processor has it
+    stop_mse: float | None = None  # stop before the end once the error shown is no larger
+    checkpoint_seconds: float = 60.0
+
+
+WARM_UP = 0.1  # of the minutes, before the number of steps is fixed
+LEARNING_RATES = {"hash": 1e-2, "siren": 5e-4, "fourier": 2e-3, "mlp": 2e-3}
+BATCHES = {"hash": 1 << 16, "siren": 1 << 13, "fourier": 1 << 13, "mlp": 1 << 13}
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Fitter:
+    """Everything that changes while fitting, so that it can be saved and continued bit for bit."""
+
+    def __init__(self, problem: Problem, field: SignalField, config: FitConfig) -> None:
+        self.problem, self.config = problem, config
+        self.field = field.to(kernels.device())
+        kind = field.choice.kind
+        self.batch = config.batch or BATCHES[kind]
+        self.learning_rate = config.learning_rate or LEARNING_RATES[kind]
+        self.parameters = [p for p in self.field.parameters() if p.requires_grad]
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self.random = torch.Generator()
+        self.step, self.seconds = 0, 0.0
+        self.total_steps = config.steps  # fixed by the warm-up when minutes are given
+        self.curve: list[dict[str, float]] = []
+
+    def rate(self) -> float:
+        """The learning rate of this step: a cosine from the first to the final one; constant until the length is
+        known."""
+        if not self.total_steps:
+            return self.learning_rate
+        t, least = min(self.step / self.total_steps, 1.0), self.config.final_learning_rate
+        return self.learning_rate * (least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * t)))
+
+    def train_step(self) -> float:
+        """One step of Adam on one batch; returns the batch's mean squared error."""
+        c = self.config
+        random = self.random.manual_seed(c.seed * 1_000_003 + self.step)  # of the step alone: resume needs no state
+        self.field.pairs = not self.total_steps or self.step < c.coarse_until * self.total_steps
+        loss, shown = self.problem.loss(self.field, self.batch, random)
+        loss.backward()
+        rate, table = self.rate(), getattr(self.field.encoding, "table", None)
+        for p, (m, v) in zip(self.parameters, self.moments, strict=True):
+            if p.grad is None:
+                continue
+            # of a table, rows that no sample of this batch touched keep still
+            kernels.adam_step(
+                p.data, p.grad, m, v, rate, c.beta1, c.beta2, c.epsilon, self.step + 1, p is table,
+                weight_decay=0.0 if p is table else c.weight_decay,
+            )  # fmt: skip
+            p.grad = None
+        self.step += 1
+        mse = float(shown)
+        if not math.isfinite(mse):
+            raise UserError(
+                f"fitting broke down at step {self.step}: the error is {mse}; the last good checkpoint is kept, "
+                "try a lower --learning-rate, or look for values that are no numbers in the file"
+            )
+        return mse
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, config) of a checkpoint: the field, what it was fitted to, and how to go on."""
+        tensors, config = Fitted(self.field, self.problem.kind, self.problem.describe()).to_state()
+        for i, (m, v) in enumerate(self.moments):
+            tensors[f"adam.{i}.m"], tensors[f"adam.{i}.v"] = m, v
+        config["fitting"] = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "seconds": self.seconds,
+            "total_steps": self.total_steps,
+            "curve": self.curve,
+            "backend": kernels.backend(),
+            "threads": torch.get_num_threads(),
+        }
+        return tensors, config
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint of the same signal, field and configuration."""
+        tensors, config = checkpoint.load(path)
+        saved = config.get("fitting")
+        if saved is None or config.get("format") != "nerf-signal":
+            raise UserError(f"{path} holds no signal that could be continued: start again with --overwrite")
+        now = {"field": self.field.to_dict(), "signal": self.problem.describe()}
+        then = {"field": config["field"], "signal": config["signal"]}
+        for what in ("field", "signal"):
+            if json.loads(json.dumps(now[what])) != then[what]:
+                raise UserError(
+                    f"{path} was fitted with another {what}: continue with the same file and options, "
+                    "or start again with --overwrite"
+                )
+        free = {"steps", "minutes", "checkpoint_seconds"}  # how long is settled by the first run
+        mine = asdict(self.config)
+        other = [k for k in mine if k not in free and saved["config"].get(k) != mine[k]]
+        if self.config.steps is not None and saved["total_steps"] != self.config.steps:
+            other.append("steps")
+        if other:
+            raise UserError(
+                f"{path} was fitted with other settings ({', '.join(other)}): continue with the same, "
+                "or start again with --overwrite"
+            )
+        _fill(self.field, tensors)
+        for i, (m, v) in enumerate(self.moments):
+            m.copy_(tensors[f"adam.{i}.m"])
+            v.copy_(tensors[f"adam.{i}.v"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.total_steps, self.curve = saved["total_steps"], saved["curve"]
+
+
+@dataclass
+class Fitted:
+    """A fitted field and what is needed to give it out as a file again: what a checkpoint holds."""
+
+    field: SignalField
+    kind: str  # "image", "audio", "video", "shape", ...
+    signal: dict[str, Any]  # of the problem's describe()
+    fitting: dict[str, Any] | None = None  # seconds, steps, curve
+
+    def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {f"field.{name}": t.detach() for name, t in self.field.state_dict().items()}
+        config = {"format": "nerf-signal", "kind": self.kind, "signal": self.signal, "field": self.field.to_dict()}
+        return tensors, config
+
+    def save(self, path: str | Path) -> None:
+        """Write the field alone (a run's own checkpoint also holds what `--resume` needs)."""
+        checkpoint.save(path, *self.to_state())
+
+    @staticmethod
+    def load(path: str | Path) -> Fitted:
+        """Read a fitted field from a checkpoint file, or from the folder that holds one."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / CHECKPOINT
+        return fitted_of_state(*checkpoint.load(path), str(path))
+
+
+def fitted_of_state(tensors: dict[str, Tensor], config: dict[str, Any], path: str) -> Fitted:
+    """What `Fitted.to_state` gave, again; path: for what is said of a state that cannot be used."""
+    if config.get("format") != "nerf-signal":
+        raise UserError(f"{path} holds no fitted signal: expected what `nerf fit` wrote")
+    try:
+        kind = ModulatedField if "latent" in config["field"] else SignalField
+        field = kind.from_dict(config["field"])
+        _fill(field, tensors)
+        return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold a field this version understands ({error}): fit it again") from error
+
+
+def fit(
+    problem: Problem,
+    field: SignalField | FieldChoice | str = "hash",
+    config: FitConfig | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Fitted:
+    """Fit a field to an image, a sound, a video, or to anything else that is a `Problem`.
+
+    field: one of your own, its choice, or the name of its kind. out: a folder for checkpoint.safetensors, written
+    while fitting; Ctrl-C saves and stops, and `resume` continues as if it never had.
+    """
+    config = config or FitConfig(minutes=1.0)
+    if (config.steps is None) == (config.minutes is None):
+        raise UserError("say how long to fit: either steps or minutes")
+    fitter = Fitter(problem, field_for(problem, field, config.seed), config)
+    path = None if out is None else Path(out) / CHECKPOINT
+    if resume and path is not None and path.exists():
+        fitter.restore(path)
+    display = Display(progress, "fitting")
+    started = time.perf_counter() - fitter.seconds
+    saved_at, recent = time.perf_counter(), []
+    try:
+        while fitter.total_steps is None or fitter.step < fitter.total_steps:
+            with whole_steps():
+                recent.append(fitter.train_step())
+            now = time.perf_counter()
+            fitter.seconds = now - started
+            if fitter.total_steps is None:
+                fitter.total_steps = _settle_steps(fitter, 60.0 * (config.minutes or 0.0))
+            if fitter.step % 50 == 0:
+                mse = sum(recent) / len(recent)
+                fitter.curve.append({"step": fitter.step, "seconds": round(fitter.seconds, 2), "mse": mse})
+                display.show(fitter.step, fitter.total_steps, error_in_words(mse, problem.peak))
+                recent.clear()
+                if config.stop_mse is not None and mse <= config.stop_mse:
+                    break
+            if path is not None and now - saved_at > config.checkpoint_seconds:
+                _save(fitter, path)
+                saved_at = time.perf_counter()
+    except KeyboardInterrupt:
+        display.close()
+        if path is not None:
+            _save(fitter, path)
+            note(f"stopped at step {fitter.step}; saved")
+        raise
+    finally:
+        display.close()
+    fitter.field.pairs = False
+    if path is not None:
+        _save(fitter, path)
+    return Fitted(fitter.field, problem.kind, problem.describe(), {"seconds": fitter.seconds, "step": fitter.step})
+
+
+def field_for(problem: Problem, field: SignalField | FieldChoice | str, seed: int = 0) -> SignalField:
+    """The field for a problem: as it is, or made from a choice or a kind's name."""
+    if isinstance(field, SignalField):
+        for name in ("n_dims", "n_channels"):
+            if getattr(field, name) != getattr(problem, name):
+                raise UserError(
+                    f"the field has {name} {getattr(field, name)}, and the {problem.kind} {getattr(problem, name)}"
+                )
+        return field
+    # what has no grid of its own is as wide as high, with values around zero
+    shape = getattr(problem, "shape", (256,) * problem.n_dims)
+    choice = choose(field, shape) if isinstance(field, str) else field
+    extents = getattr(problem, "extents", None)
+    low, high = getattr(problem, "span", (-1.0, 1.0))
+    return SignalField(choice, problem.n_dims, problem.n_channels, extents, low, high, seed)
+
+
+def _settle_steps(fitter: Fitter, budget: float) -> int | None:
+    """The number of steps that fills the seconds, once the warm-up is over; None until then."""
+    if fitter.seconds < WARM_UP * budget or fitter.step < 3:
+        return None
+    left = 0.98 * budget - fitter.seconds  # rather early than late
+    return fitter.step + max(0, int(left / (fitter.seconds / fitter.step)))
+
+
+def _fill(field: SignalField, tensors: dict[str, Tensor]) -> None:
+    field.load_state_dict({k.removeprefix("field."): t for k, t in tensors.items() if k.startswith("field.")})
+
+
+def _save(fitter: Fitter, path: Path) -> None:
+    if not all(bool(p.isfinite().all()) for p in fitter.parameters):
+        raise UserError(
+            f"fitting broke down at step {fitter.step}: the field holds NaN or infinity; the last good one is kept, "
+            "try a lower --learning-rate"
+        )
+    checkpoint.save(path, *fitter.state())
+
+
+def error_in_words(mse: float, peak: float | None) -> str:
+    """A mean squared error as PSNR where a peak is known, else as it is."""
+    if peak is None:
+        return f"error {mse:.2e}"
+    return f"PSNR {psnr_of(mse, peak):.2f} dB"

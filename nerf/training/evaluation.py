@@ -1,0 +1,303 @@
+"""Measure a model on views of a scene: numbers with their whole protocol as JSON, and pictures; `nerf eval`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerf import kernels
+from nerf.errors import UserError, note
+from nerf.geometry.light import encode
+from nerf.io.exr import write_exr
+from nerf.io.files import write_whole
+from nerf.io.machine import machine
+from nerf.io.pictures import error_map, panels, resized, to_display, write_png
+from nerf.io.progress import progress
+from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
+from nerf.training.alignment import RAYS, STEPS, as_trained, poses_by_sight, with_poses
+from nerf.training.exposure import OPAQUE, brightened_over, fitted
+
+if TYPE_CHECKING:
+    from nerf.datasets import Scene
+    from nerf.rendering.model import Model
+
+ERROR_HIGH = 0.2  # of the error maps' scale, the same for every picture so that they can be compared
+EXPOSED = "of the right half of a view, with gains of its channels that were fitted on the left half"
+HDR_PSNR = "of a view after log(1 + 5000 c / brightest) / log(5001), clipped to [0, 1]; mean over views"
+_GROUP = 8  # views whose poses are looked for at once
+_SHEET_LONGEST = 1080  # pixels of one panel in a side-by-side picture
+
+
+def evaluate(
+    model: Model,
+    scene: Scene,
+    split: str = "test",
+    out: Path | None = None,
+    max_views: int | None = None,
+    show_progress: bool = True,
+    most_pixels: float = math.inf,
+) -> dict[str, Any]:
+    """Render every view of a split and compare; returns what eval.json holds.
+
+    {"psnr", "ssim", "psnr_colour_corrected": means over the views; "views": a list with these and name, index, size of
+    each; "protocol": all that must stand beside the numbers}. Truth with alpha is composited over the model's
+    background; both pictures are compared as sRGB values (linear light is encoded first), clipped to [0, 1], at the
+    scene's resolution; where the scene has masks, only their pixels count. A number that does not exist (SSIM of a view
+    under 11 pixels) is None. Linear light has "psnr_hdr" too, which sees what is brighter than white.
+    out: folder for eval.json, NAME.png (truth | render | error), renders/NAME.png and, of linear light,
+    renders/NAME.exr; None writes nothing.
+    max_views: at most so many, evenly spread; the protocol says so.
+    most_pixels: larger views are rendered smaller, by a whole factor, and compared with the average of each block of
+    the photo's pixels; the sizes in the protocol are those compared.
+    A model with refined poses has "psnr_aligned" and "ssim_aligned" too: beside the cameras as given, moved as the
+    training's were on the whole, each view from the pose at which it looks most like its photo. One that learnt the
+    photos' exposure has "psnr_exposed": gains fitted on the left half of the view, scored on the right half.
+    Raises UserError for a split that is unknown or empty.
+    """
+    ids, scene = _views_of(scene, split), as_trained(scene, model)
+    n_in_split = len(ids)
+    if max_views is not None and n_in_split > max_views:
+        ids = [ids[round(k * (n_in_split - 1) / max(1, max_views - 1))] for k in range(max_views)]
+        note(f"evaluating {len(ids)} of the {n_in_split} {split} views, evenly spread")
+    if out is not None:
+        (out / "renders").mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    sought = _by_sight(model, scene, ids) if model.given_poses is not None and split != "train" else None
+    views: list[dict[str, Any]] = []
+    render_seconds = 0.0
+    for i in progress(ids, f"evaluating {split} views", show_progress):
+        before = time.perf_counter()
+        smaller = math.ceil(math.sqrt(int(scene.cameras.widths[i]) * int(scene.cameras.heights[i]) / most_pixels))
+        view = model.render_image(scene.cameras.subset([i]).scaled(max(smaller, 1)), 0, normals=False)
+        seconds = time.perf_counter() - before
+        render_seconds += seconds
+        rendered = torch.from_numpy(np.ascontiguousarray(view["color"], dtype=np.float32))
+        truth, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), max(smaller, 1))
+        numbers = compare(shown_as(model, rendered), shown_as(model, truth), mask)
+        best = view
+        if sought is not None:
+            best = model.render_image(sought.cameras.subset([i]).scaled(max(smaller, 1)), 0, normals=False)
+            aligned = compare(shown_as(model, torch.from_numpy(best["color"])), shown_as(model, truth), mask)
+            numbers |= {"psnr_aligned": aligned["psnr"], "ssim_aligned": aligned["ssim"]}
+        if model.log_gains is not None:
+            numbers["psnr_exposed"] = _exposed(model, best, shown_as(model, truth), mask)
+        if model.linear:
+            numbers["psnr_hdr"] = _finite(hdr_psnr(rendered, truth, scene.brightest, mask))
+        h, w = truth.shape[:2]
+        views.append({"name": scene.names[i], "index": i, "width": w, "height": h, **numbers, "seconds": seconds})
+        if out is not None:
+            light = rendered.numpy() if model.linear else None
+            shown = shown_as(model, truth).numpy(), shown_as(model, rendered).numpy()
+            _write_pictures(out, i, scene.names[i], *shown, numbers, light)
+    result: dict[str, Any] = {
+        name: _mean([view[name] for view in views])
+        for name in (
+            "psnr",
+            "ssim",
+            "psnr_colour_corrected",
+            "psnr_aligned",
+            "ssim_aligned",
+            "psnr_exposed",
+            "psnr_hdr",
+        )
+        if name in views[0]
+    }
+    result["n_views"] = len(views)
+    result["seconds"] = time.perf_counter() - started
+    result["render_seconds_per_view"] = render_seconds / len(views)
+    result["protocol"] = protocol(model, scene, split, views, n_in_split)
+    result["views"] = views
+    if out is not None:
+        write_json(out / "eval.json", result)
+    return result
+
+
+def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, float | None]:
+    """psnr, ssim and psnr_colour_corrected of one view; rendered, truth [h,w,3] floats, mask [h,w] bool or None."""
+    small = min(truth.shape[:2]) < 11
+    return {
+        "psnr": _finite(psnr(rendered, truth, mask)),
+        "ssim": None if small else _finite(ssim(rendered, truth, mask)),
+        "psnr_colour_corrected": _finite(psnr(colour_correct(rendered, truth, mask=mask), truth, mask)),
+    }
+
+
+def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
+    """The scene with these of its views posed so that the model's look most like their photos."""
+    c2w = scene.cameras.c2w.clone()
+    for first in range(0, len(ids), _GROUP):
+        some = ids[first : first + _GROUP]
+        photos, masks = [truth_of(scene, i, model.background) for i in some], [mask_of(scene, i) for i in some]
+        c2w[some] = poses_by_sight(model, scene.cameras.subset(some), photos, masks)
+    return with_poses(scene, c2w)
+
+
+def _exposed(model: Model, view: dict[str, Any], truth: Tensor, mask: Tensor | None) -> float | None:
+    """PSNR of the right half of a view with the gains that fit its left half best, as NeRF in the Wild does; truth
+    [h,w,3] as it is shown."""
+    opacities = torch.from_numpy(view["opacity"])[..., None]
+    colors, background = (shown_as(model, t) for t in (torch.from_numpy(view["color"]), model.background.cpu()))
+    half, votes = truth.shape[1] // 2, opacities[..., 0] > OPAQUE
+    votes = votes if mask is None else votes & mask
+    logs = fitted(*(t[:, :half].flatten(0, 1) for t in (colors, truth, votes)))
+    shown = brightened_over(colors[:, half:], logs, opacities[:, half:], background)
+    return _finite(psnr(shown, truth[:, half:], None if mask is None else mask[:, half:]))
+
+
+def shown_as(of: Model | Scene, colors: Tensor) -> Tensor:
+    """Colours [h,w,3] as sRGB values, in which they are compared; linear light is encoded with its exposure."""
+    return encode(colors * of.exposure) if of.linear else colors
+
+
+def _of_light(model: Model) -> str:
+    exposed = "" if model.exposure == 1.0 else f", exposed by {model.exposure:.4g}"
+    return f" of the linear light in the files{exposed}, white at 1"
+
+
+def truth_of(scene: Scene, i: int, background: Tensor) -> Tensor:
+    """Image i as [h,w,3] float32 in its file's colour space: grey repeated, alpha composited over background [3]."""
+    pixels = torch.as_tensor(scene.pixels.image(i)).float()
+    n_channels = pixels.shape[-1]
+    colors = pixels[..., :3] if n_channels >= 3 else pixels[..., :1].expand(-1, -1, 3)
+    if n_channels in (2, 4):
+        alpha = pixels[..., -1:]
+        colors = colors * alpha + background.detach().cpu().float() * (1 - alpha)
+    return colors.contiguous()
+
+
+def mask_of(scene: Scene, i: int) -> Tensor | None:
+    """[h,w] bool, True where the pixel counts; None where the scene has no masks."""
+    return None if scene.masks is None else torch.as_tensor(scene.masks.image(i))[..., 0] > 0.5
+
+
+def shrunk(truth: Tensor, mask: Tensor | None, factor: int) -> tuple[Tensor, Tensor | None]:
+    """A picture [h,w,3] and its mask [h,w] at a whole fraction of their size: blocks are averaged, incomplete last ones
+    cut; a block counts where all its pixels do."""
+    if factor == 1:
+        return truth, mask
+    pool = torch.nn.functional.avg_pool2d
+    smaller = pool(truth.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0).contiguous()
+    return smaller, None if mask is None else pool(mask.float()[None, None], factor)[0, 0] > 0.999
+
+
+def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]], n_in_split: int) -> dict[str, Any]:
+    """Everything that must stand beside a number for it to mean something; JSON-able."""
+    sizes = sorted({(view["width"], view["height"]) for view in views})
+    full = {(int(scene.cameras.widths[v["index"]]), int(scene.cameras.heights[v["index"]])) for v in views}
+    reduced = "" if full == set(sizes) else "; large views were rendered smaller, against averaged blocks of the photo"
+    scaling = [line for line in scene.notes if "down-scaled" in line]
+    background = ", ".join(f"{float(c):g}" for c in model.background)
+    background = {"1, 1, 1": "white", "0, 0, 0": "black"}.get(background, f"colour ({background})")
+    return {
+        "data": Path(scene.path).name,
+        "format": scene.source,
+        "split": split,
+        "held_out": split != "train",
+        "n_views": len(views),
+        "n_views_in_split": n_in_split,
+        "n_train_views": len(scene.splits["train"]),
+        "resolution": [f"{w}x{h}" for w, h in sizes],
+        "down_scaling": (scaling[0] if scaling else "none") + reduced,
+        "background": background if scene.has_alpha else "of the photos (no alpha)",
+        "colour_space": "sRGB values" + (_of_light(model) if model.linear else " as in the files"),
+        "masks": "only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
+        "poses": _of_poses(model, split),
+        **({"psnr_exposed": EXPOSED} if model.log_gains is not None else {}),
+        "psnr": "of a view -10 log10(mean squared error over its pixels, both clipped to [0, 1]); mean over views",
+        **({"psnr_hdr": HDR_PSNR} if model.linear else {}),
+        "ssim": "Wang et al. 2004, 11x11 Gaussian of 1.5 px, data range 1, mean of the channels; mean over views",
+        "psnr_colour_corrected": "after a least-squares quadratic fit of each view's colours to the truth",
+        "training": {key: model.meta[key] for key in ("steps", "seconds", "minutes", "seed") if key in model.meta},
+        "backend": kernels.backend(),
+        "machine": machine(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _of_poses(model: Model, split: str) -> str:
+    if model.given_poses is None:
+        return "as given"
+    if split == "train":
+        return "as refined in training"
+    return (
+        "training cameras refined; psnr and ssim: cameras as given, after the similarity between given and refined "
+        "training cameras; psnr_aligned and ssim_aligned: each camera moved to where the field, which stays as it is, "
+        f"looks most like its photo ({STEPS} steps of {RAYS} random pixels, coarse to fine)"
+    )
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The means in one line."""
+    about = result["protocol"]
+    kind = "held-out views" if about["held_out"] else "views that were TRAINED on"
+    hdr = f", HDR PSNR {_shown(result['psnr_hdr'], 2)} dB" if "psnr_hdr" in result else ""
+    more = [("psnr_aligned", "with poses found by sight"), ("psnr_exposed", "with fitted exposure")]
+    hdr += "".join(f", {_shown(result[name], 2)} dB {how}" for name, how in more if name in result)
+    return (
+        f"PSNR {_shown(result['psnr'], 2)} dB, SSIM {_shown(result['ssim'], 4)}, colour-corrected PSNR "
+        f"{_shown(result['psnr_colour_corrected'], 2)} dB{hdr}: mean over {result['n_views']} {kind} ({about['split']})"
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def picture_name(i: int, name: str) -> str:
+    """A file name for view i that is unique, sorts as the views do, and keeps the photo's name readable."""
+    return f"{i:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', Path(name).stem)[:60]}.png"
+
+
+def _write_pictures(
+    out: Path,
+    i: int,
+    name: str,
+    truth: np.ndarray,
+    rendered: np.ndarray,
+    numbers: dict[str, Any],
+    light: np.ndarray | None,
+) -> None:
+    """truth, rendered: as they are shown; light: what was rendered in linear light, for an EXR beside the PNG."""
+    render = to_display(rendered, linear=False)
+    place = out / "renders" / picture_name(i, name)
+    write_png(place, render)
+    if light is not None:
+        write_exr(place.with_suffix(".exr"), {c: light[..., k] for k, c in enumerate("RGB")})
+    three = [to_display(truth, linear=False), render, error_map(rendered, truth, ERROR_HIGH)]
+    caption = f"render  {_shown(numbers['psnr'], 2)} dB"
+    labels = [f"truth  {Path(name).name[-40:]}", caption, "mean absolute error"]
+    sheet = panels([resized(p, _SHEET_LONGEST) for p in three], labels, ("error", "0", f"{ERROR_HIGH:g} and more"))
+    write_png(out / picture_name(i, name), sheet)
+
+
+def _views_of(scene: Scene, split: str) -> list[int]:
+    if split not in scene.splits:
+        raise UserError(f"--split {split}: this scene has {', '.join(scene.splits)}")
+    ids = [int(i) for i in scene.splits[split]]
+    if not ids:
+        there = ", ".join(f"{name} ({len(which)})" for name, which in scene.splits.items() if len(which))
+        raise UserError(f"--split {split}: no view is held out in it; there are {there}")
+    return ids
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    present = [v for v in values if v is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

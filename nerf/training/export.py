@@ -1,0 +1,132 @@
+"""The cameras of a scene or of a trained model to files of other programs; `nerf export-cameras`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from nerf.datasets import Scene, load_posed
+from nerf.datasets.export import PosedFiles, write_colmap, write_transforms
+from nerf.datasets.posed import Posed
+from nerf.errors import UserError, note
+from nerf.geometry.cameras import Cameras
+from nerf.training.alignment import moved, similarity_between
+
+MODEL_PLACE = Path("sparse") / "0"  # in the folder of a COLMAP data set
+
+
+def export_cameras(
+    source: Scene | Path | str,
+    out: Path | str,
+    text: bool = False,
+    overwrite: bool = False,
+    kind: str | None = None,
+) -> Path:
+    """Write the cameras of a scene, of a folder that `load` reads, or of a trained model; returns what was written.
+
+    out: NAME.json for a transforms.json (with the splits, and sparse points as NAME.ply); any other name is a folder,
+    which gets a COLMAP model in sparse/0 and, where the photos lie elsewhere, a link to their folder as images. Cameras
+    are in the full pixels of the photos, poses in the world of the input, refined where training refined them. Reading
+    the result gives the same cameras to rounding. Raises UserError; nothing is replaced without overwrite.
+    """
+    out = Path(out)
+    is_json = out.suffix.lower() == ".json"
+    place = out if is_json else out / MODEL_PLACE
+    if is_json and text:
+        raise UserError(f"{out}: --text is for COLMAP models, whose name is that of a folder")
+    there = [p for p in ([place] if is_json else list(place.glob("*.bin")) + list(place.glob("*.txt"))) if p.exists()]
+    if there and not overwrite:
+        raise UserError(f"{there[0]} exists; choose another name or give --overwrite")
+    posed = _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{place.parent}: cannot be made ({e.strerror}); choose another place with -o") from e
+    if is_json:
+        write_transforms(posed, out)
+    else:
+        root, where = _image_root(posed.files, out)
+        write_colmap(posed, place, root, text)
+        note(where)
+        if any(len(posed.splits.get(s, ())) for s in ("val", "test")):
+            note("COLMAP models know no split: which views are held out is not in it")
+    note(f"{len(posed.files)} cameras written to {place}")
+    return place
+
+
+def _of_scene(scene: Scene) -> PosedFiles:
+    if not scene.files:
+        raise UserError("this scene does not say where its photos lie, so its cameras cannot be exported")
+    photos = scene.cameras if scene.photo_cameras is None else scene.photo_cameras
+    cameras = Cameras(**photos.tensors() | {"c2w": scene.cameras.c2w})
+    return PosedFiles(cameras, scene.files, scene.splits, points=scene.points)
+
+
+def _full_size(cameras: Cameras, factor: int, sizes: Cameras) -> Cameras:
+    """Cameras of pictures that were down-scaled, in the full pixels again; the inverse of Cameras.scaled and then of
+    Cameras.resized, where they were brought to another size too."""
+    t = cameras.resized(sizes.widths // factor, sizes.heights // factor).tensors()
+    for name in ("fx", "fy", "cx", "cy"):
+        t[name] = t[name] * factor
+    t["widths"], t["heights"] = sizes.widths, sizes.heights
+    return Cameras(**t)
+
+
+def _of_path(path: Path, kind: str | None) -> PosedFiles:
+    from nerf.io import checkpoint
+    from nerf.training.runs import RUN_FILE, read_run
+
+    file = path / "checkpoint.safetensors" if path.is_dir() else path
+    if file.suffix != ".safetensors" or not file.is_file():
+        posed = load_posed(path, kind)
+        return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
+    run = read_run(file.parent)
+    tensors, config = checkpoint.load(file)
+    names = config.get("training", {}).get("names")
+    if run is None or names is None:
+        raise UserError(f"{file}: does not say which photos its cameras belong to ({RUN_FILE} or its training is gone)")
+    if not Path(run.data).exists():
+        raise UserError(f"{run.data}: the scene is no longer there, so its photos cannot be named")
+    posed = load_posed(Path(run.data), run.kind)
+    index = {f.name: i for i, f in enumerate(posed.frames)}
+    lost = [n for n in names if n not in index]
+    if lost:
+        raise UserError(f"{run.data}: {lost[0]} and {len(lost) - 1} more photos that the model was trained on are gone")
+    trained = torch.tensor([index[n] for n in names], dtype=torch.int64)
+    mine = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
+    mine = _full_size(mine, run.downscale, posed.cameras.subset(trained))
+    together = posed.cameras.tensors()
+    if "given_poses" in tensors:  # the others move along with those that training refined
+        common = similarity_between(tensors["given_poses"], mine.c2w)
+        together["c2w"] = moved(together["c2w"], common)
+    for name, values in mine.tensors().items():
+        together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
+    rest = torch.tensor([i for i in range(len(posed.frames)) if i not in set(trained.tolist())], dtype=torch.int64)
+    splits = {"train": trained, "val": rest[:0], "test": rest}
+    whole = replace(posed, cameras=Cameras(**together))
+    return PosedFiles(whole.cameras, [f.path for f in whole.frames], splits, _masks(whole), whole.points)
+
+
+def _masks(posed: Posed) -> list[Path | None]:
+    masks = [f.mask for f in posed.frames]
+    return masks if any(masks) else []
+
+
+def _image_root(files: list[Path], out: Path) -> tuple[Path, str]:
+    """(the folder that names are relative to, a note): out/images or out where the photos lie there, else a folder that
+    out/images becomes a link to."""
+    parents = [f.resolve().parent for f in files]
+    for root in (out / "images", out):
+        if all(p.is_relative_to(root.resolve()) for p in parents):
+            return root, f"names of images are relative to {root}"
+    root, link = Path(os.path.commonpath(parents)), out / "images"
+    if not link.exists():
+        try:
+            link.symlink_to(root, target_is_directory=True)
+            return root, f"{link} is a link to the photos in {root}"
+        except OSError:
+            pass  # a disk without links
+    return root, f"names of images are relative to {root}: give that folder to the program that reads the model"

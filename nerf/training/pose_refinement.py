@@ -1,0 +1,160 @@
+"""Corrections of camera poses from the gradients of the rays: SO(3) x R^3 for each camera, without a drift of all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nerf import kernels
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.rotations import rotations_of
+from nerf.geometry.space import Similarity
+
+BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
+DAMPING = 0.1  # of the diagonal, in the preconditioner (CamP, section 4.2)
+SETTLING = 20  # steps of the cameras after which theirs are half as long
+ALWAYS, EVERY = 300, 4  # so many steps of training move cameras, then one in so many
+NEAREST, FARTHEST = 0.5, 4.0  # depths that count when parameters are weighed, in viewing distances
+
+
+def viewing_distance(cameras: Cameras, scene_from_world: Similarity) -> float:
+    """Median distance of the cameras from the scene's origin, which is what they look at; scene units."""
+    return float(scene_from_world.apply(cameras.c2w[:, :, 3]).norm(dim=1).median())
+
+
+class PoseCorrections:
+    """What is added to the poses of n cameras, in the scene frame: directions are turned about the camera's own centre,
+    d' = R d, and origins shifted, o' = o + v.
+
+    A step is R <- exp(w) R, v <- v + D s, with (w, s) [6] from Adam: w in radians, s in viewing distances D, so that
+    both move the picture alike. Adam sees z with (w, s) = P z, where P whitens what the parameters do to the pictures
+    (CamP: Park et al. 2023, section 4): a turn and a sideways shift look nearly the same, and are told apart slowly
+    else. The similarity that is common to all cameras cannot be seen in photos; it is projected out of each step, so
+    that the cameras stay in the frame in which they were given.
+    """
+
+    def __init__(
+        self, cameras: Cameras, ids: Tensor, scene_from_world: Similarity, distance: float, fixed_frame: bool = True
+    ) -> None:
+        """cameras: all of a scene, on the device of the rays; ids: those that may move; distance: D, scene units.
+
+        fixed_frame False: each camera moves by itself, in front of a field that is done.
+        """
+        device, n = cameras.c2w.device, len(cameras)
+        self.distance = distance
+        self.ids = ids.to(device)
+        self.rotations = torch.eye(3, dtype=torch.float64, device=device).repeat(n, 1, 1)
+        self.shifts = torch.zeros(n, 3, dtype=torch.float64, device=device)
+        self.moments = torch.zeros(n, 6, device=device), torch.zeros(n, 6, device=device)
+        self.n_updates = 0
+        host = Cameras(**{name: t.cpu() for name, t in cameras.tensors().items()}).subset(ids.cpu())
+        whitening = torch.zeros(n, 6, 6, dtype=torch.float64)
+        whitening[ids.cpu()] = _whitening(host, scene_from_world)
+        self.whitening = whitening.to(device)
+        centres = scene_from_world.apply(host.c2w[:, :, 3]) / distance
+        self.frame = _similarities(centres).to(device) if fixed_frame else None  # [6 n_ids, 7], orthonormal
+        self._packed: Tensor | None = None
+
+    def apply(self, image_ids: Tensor, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+        """Rays [n,3] of the given cameras as the corrected ones have them; no gradient."""
+        if self._packed is None:
+            columns = self.rotations.transpose(1, 2).reshape(-1, 9)
+            self._packed = torch.cat([columns, self.shifts], dim=1).float()
+        p = self._packed.index_select(0, image_ids)
+        turned = p[:, 0:3] * rays_d[:, 0:1] + p[:, 3:6] * rays_d[:, 1:2] + p[:, 6:9] * rays_d[:, 2:3]
+        return rays_o + p[:, 9:12], turned
+
+    @staticmethod
+    def moves(since: int) -> bool:
+        """Whether the cameras move in this step of training, counted from the first that may move them.
+
+        Gradients of rays cost nearly half as much again as a step without; most of the way is gone in the first ones.
+        """
+        return since >= 0 and (since < ALWAYS or since % EVERY == 0)
+
+    def rate(self, first: float) -> float:
+        """The rate of the next step: as 1 / n, for a mean of noisy gradients (Robbins and Monro 1951).
+
+        At a constant rate the cameras jitter by several times a step's length: at 1e-3 by 3 pixels in photos of 1920,
+        for as long as it lasts, and the field learns no detail meanwhile.
+        """
+        return first / (1.0 + self.n_updates / SETTLING)
+
+    def step(self, image_ids: Tensor, rays_d: Tensor, grad_o: Tensor, grad_d: Tensor, rate: float) -> None:
+        """One step of Adam from the gradients [n,3] to the corrected rays (rays_d: their directions).
+
+        For exp(w) d' at w = 0, dL/dw = d' x dL/dd'.
+        """
+        per_ray = torch.cat([torch.linalg.cross(rays_d, grad_d), grad_o * self.distance], dim=1)
+        gradient = torch.zeros(self.moments[0].shape, device=per_ray.device).index_add_(0, image_ids, per_ray)
+        gradient = torch.einsum("nji,nj->ni", self.whitening, gradient.double()).float().contiguous()
+        z = torch.zeros_like(gradient)
+        self.n_updates += 1
+        kernels.adam_step(z, gradient, *self.moments, rate, BETA1, BETA2, EPSILON, self.n_updates)
+        moved = torch.einsum("nij,nj->ni", self.whitening, z.double())[self.ids]
+        if self.frame is not None:
+            flat = moved.reshape(-1)
+            moved = (flat - self.frame @ (self.frame.T @ flat)).reshape(-1, 6)
+        self.rotations[self.ids] = rotations_of(moved[:, :3]) @ self.rotations[self.ids]
+        self.shifts[self.ids] += self.distance * moved[:, 3:]
+        self._packed = None
+
+    def poses(self, c2w: Tensor, scene_from_world: Similarity) -> Tensor:
+        """Given poses [n,3,4] (all cameras, world, float64) with the corrections, on the CPU."""
+        r, c2w = scene_from_world.rotation, c2w.cpu()
+        turned = r.T @ self.rotations.cpu() @ r @ c2w[:, :, :3]
+        shifts = (self.shifts.cpu() @ r) / scene_from_world.scale
+        return torch.cat([turned, c2w[:, :, 3:] + shifts[:, :, None]], dim=2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What must be stored to go on bit for bit."""
+        m, v = self.moments
+        count = torch.tensor([self.n_updates])
+        return {"rotations": self.rotations, "shifts": self.shifts, "m": m, "v": v, "n_updates": count}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        device = self.shifts.device
+        self.rotations, self.shifts = tensors["rotations"].to(device), tensors["shifts"].to(device)
+        self.moments = tensors["m"].to(device), tensors["v"].to(device)
+        self.n_updates, self._packed = int(tensors["n_updates"]), None
+
+
+def _similarities(centres: Tensor) -> Tensor:
+    """What an infinitesimal similarity of all n cameras does to their (w, s): an orthonormal basis [6n, 7].
+
+    Turning by a: w = a, s = a x c; shifting by b: s = b; growing by g: s = g c. centres [n,3] in viewing distances.
+    """
+    n, eye = len(centres), torch.eye(3, dtype=torch.float64)
+    generators = torch.zeros(7, n, 6, dtype=torch.float64)
+    for k in range(3):
+        generators[k, :, :3] = eye[k]
+        generators[k, :, 3:] = torch.linalg.cross(eye[k].expand(n, 3), centres)
+        generators[3 + k, :, 3:] = eye[k]
+    generators[6, :, 3:] = centres - centres.mean(dim=0)
+    u, s, _ = torch.linalg.svd(generators.reshape(7, -1).T, full_matrices=False)
+    return u[:, s > 1e-9 * s[0]]
+
+
+def _whitening(cameras: Cameras, scene_from_world: Similarity) -> Tensor:
+    """P = (J^T J + damping)^(-1/2) [n,6,6], where J is what (w, s) do to the places of points in the picture, in
+    radians of the camera's middle, over a frustum of depths about the viewing distance."""
+    n = len(cameras)
+    turn = scene_from_world.rotation @ cameras.c2w[:, :, :3]  # columns: right, up, backward, in the scene
+    half_x, half_y = 0.5 * cameras.widths / cameras.fx, 0.5 * cameras.heights / cameras.fy
+    places = torch.linspace(-0.8, 0.8, 5, dtype=torch.float64)
+    inverse_depths = torch.linspace(1 / FARTHEST, 1 / NEAREST, 4, dtype=torch.float64)
+    x, y, q = (t.reshape(-1) for t in torch.meshgrid(places, places, inverse_depths, indexing="ij"))
+    x, y = x[None] * half_x[:, None], y[None] * half_y[:, None]  # [n,m] tangents
+    q = q[None].expand(n, -1)
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    # A point at (x, y, -1) / q in the camera moves by -(w x p + s): du = dX + x dZ over depth, dv likewise.
+    du = torch.stack([-x * y, 1 + x * x, y * one, -q, zero, -x * q], dim=2)
+    dv = torch.stack([-(1 + y * y), x * y, -x * one, zero, -q, -y * q], dim=2)
+    jacobian = torch.cat([du, dv], dim=1)  # [n,2m,6], camera frame
+    normal = torch.einsum("nmi,nmj->nij", jacobian, jacobian) / (2 * x.shape[1])
+    normal = normal + DAMPING * torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
+    values, vectors = torch.linalg.eigh(normal)
+    root = vectors @ torch.diag_embed(values.clamp_min(1e-9).rsqrt()) @ vectors.transpose(1, 2)
+    both = torch.zeros(n, 6, 6, dtype=torch.float64)
+    both[:, :3, :3] = both[:, 3:, 3:] = turn
+    return both @ root

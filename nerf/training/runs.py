@@ -1,0 +1,158 @@
+"""The folder of a run: what it was made from, which files in it are ours, and when it may be written to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nerf.errors import UserError, note
+
+if TYPE_CHECKING:
+    from nerf.datasets import Scene
+
+RUN_FILE = "run.json"
+HOLDOUT_FROM = 30  # images; with fewer, each one is worth more for training than for measuring
+
+# What a run may write, by name; nothing else in the folder is ever touched.
+OUR_FILES = (
+    RUN_FILE,
+    "checkpoint.safetensors",
+    "checkpoint.previous.safetensors",
+    "training.json",
+    "video.mp4",
+    "mesh.glb",
+    "mesh.html",
+    "report.html",
+    "eval/eval.json",
+)
+
+
+@dataclass
+class Run:
+    """How a scene was loaded for a run; enough to load it again in the same way."""
+
+    data: str  # folder, absolute
+    downscale: int = 1
+    kind: str | None = None
+    holdout: int | None = None  # as asked for; None is the rule of `load_for_training`
+    masks: str | None = None  # folder, absolute; None: those that the data names
+    held_out_views: int = 0
+    images: int = 0
+    longest: int | None = None  # as asked for; None is the rule of nerf.datasets.resize
+
+
+def open_run(out: Path, run: Run, resume: bool, overwrite: bool) -> None:
+    """Make sure that a run may write to `out`, changing nothing in it; UserError where it may not.
+
+    A new or empty folder will do. One that holds a run is continued with resume (same data, same way of loading) or
+    given up with overwrite (see `clear_run`); files of others are never touched, but only overwrite accepts them.
+    """
+    from nerf.io.folders import make_folder
+
+    if resume and overwrite:
+        raise UserError("--resume continues what is there and --overwrite discards it: give one of them")
+    present = [name for name in OUR_FILES if (out / name).exists()]
+    if resume:
+        before = read_run(out)
+        if before is None and not present:
+            raise UserError(f"{out}: there is nothing to resume; start without --resume")
+        if before is not None:
+            for name in ("data", "downscale", "kind", "holdout", "longest", "masks"):
+                then, now = getattr(before, name), getattr(run, name)
+                if then != now:
+                    raise UserError(
+                        f"{out} was made with {name} {then}, not {now}: resume with the same, or choose another -o"
+                    )
+        if not (out / "checkpoint.safetensors").exists():
+            note(f"{out}: stopped before the first checkpoint; training starts from the beginning")
+    elif present and not overwrite:
+        raise UserError(
+            f"{out} holds another run ({', '.join(present[:3])}{', ...' if len(present) > 3 else ''}): "
+            "choose another -o, or give --resume to continue it or --overwrite to discard it"
+        )
+    elif not overwrite and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: choose a new folder with -o, or give --overwrite to write into it")
+    make_folder(out)
+
+
+def clear_run(out: Path) -> None:
+    """Remove what an earlier run wrote, so that no old mesh stands beside a new model. Only files of our names go."""
+    for name in OUR_FILES:
+        (out / name).unlink(missing_ok=True)
+    for pattern in ("eval/[0-9][0-9][0-9][0-9]_*.png", "eval/renders/[0-9][0-9][0-9][0-9]_*.png", "mesh_views/*.png"):
+        for path in out.glob(pattern):
+            path.unlink()
+
+
+def write_run(out: Path, run: Run) -> None:
+    """Write run.json; the scene was loaded by now, so the counts are known."""
+    text = json.dumps({"format": "nerf-run", "version": 1, **asdict(run)}, indent=1)
+    (out / RUN_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run.json of a folder; None where there is none."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        names = ("data", "downscale", "kind", "holdout", "masks", "held_out_views", "images", "longest")
+        return Run(**{name: content[name] for name in names if name in content})
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError):
+        raise UserError(f"{path}: cannot be understood; it was not written by this program, or it is damaged") from None
+
+
+def load_for_training(run: Run) -> Scene:
+    """Load the scene of a run and settle what is held out; fills in run.images and run.held_out_views.
+
+    The files' own test split is kept, and holdout = k asks for every k-th image (0: none). Without either, every 8th is
+    held out from 30 images up, and with fewer all are trained on.
+    """
+    from nerf.datasets import load
+
+    masks = None if run.masks is None else Path(run.masks)
+    scene = load(run.data, run.downscale, run.kind, run.holdout, longest=run.longest, masks=masks)
+    if run.holdout is None and len(scene.names) < HOLDOUT_FROM and _is_every_8th(scene):
+        hold_nothing_out(scene)
+        note(scene.notes[-1])
+    run.images = len(scene.names)
+    run.held_out_views = len(scene.splits.get("test", ()))
+    return scene
+
+
+def hold_nothing_out(scene: Scene) -> None:
+    """Move every view into the training split, and say so in the scene's notes."""
+    import torch
+
+    empty = torch.zeros(0, dtype=torch.int64)
+    scene.splits = {name: empty for name in scene.splits} | {"train": torch.arange(len(scene.names))}
+    scene.notes = [line for line in scene.notes if not line.startswith("held out")]
+    scene.notes.append(
+        f"all {len(scene.names)} images are trained on, none is held out, for they are fewer than {HOLDOUT_FROM} "
+        "(--holdout 8 holds every 8th out)"
+    )
+
+
+def _is_every_8th(scene: Scene) -> bool:
+    order = sorted(range(len(scene.names)), key=lambda i: scene.names[i])
+    return "test" in scene.splits and sorted(scene.splits["test"].tolist()) == sorted(order[::8])
+
+
+def scene_of_run(folder: Path, meta: dict[str, Any], data: Path | None = None) -> Scene:
+    """The scene that a model was trained on, loaded and split as it was then; from `data` when it has moved.
+
+    folder: that of the run; meta: of its model, used where the folder holds no run.json.
+    """
+    run = read_run(folder)
+    if run is None:
+        if data is None and not meta.get("data"):
+            raise UserError(f"{folder}: does not say what it was trained on; give the scene's folder with --data")
+        run = Run(str(data if data is not None else meta["data"]), int(meta.get("downscale", 1)))
+    elif data is not None:
+        run.data = str(data)
+    if not Path(run.data).exists():
+        raise UserError(f"{run.data}: the scene is no longer there; give its folder with --data")
+    return load_for_training(run)

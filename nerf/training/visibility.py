@@ -1,0 +1,181 @@
+"""Cells of the scene that cannot hold anything the photos show: seen by no camera, or outside a silhouette."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nerf.datasets import Scene
+from nerf.geometry.cameras import OPENCV_AXES, PERSPECTIVE, Cameras
+from nerf.training.pixel_sampler import may_show
+
+CHUNK = 1 << 17
+BLOCKS = (16, 8, 4, 2, 1)  # cells along the sides of the blocks that are asked about as a whole, one after the other
+MANY = 150  # views; of more, the bounds of what each sees are asked, not its lens
+
+
+def possible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+    """A test for `OccupancyGrid.restrict`: (centres [n,3] scene, sizes [n]) -> bool [n].
+
+    Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed,
+    and fills with pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency
+    in its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts
+    stay; `slack`, a scene length, grows them further, for cameras that are not quite where they are said to be.
+    """
+    world_from_scene = scene.scene_from_world.inverse()
+    views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
+    frusta = _frusta(views) if len(views) > MANY and not scene.has_alpha else None
+
+    def possible(centres: Tensor, sizes: Tensor) -> Tensor:
+        points = world_from_scene.apply(centres.double())
+        radii = (sizes.double() * (0.5 * 3**0.5) + slack) / scene.scene_from_world.scale
+        if scene.has_alpha:
+            return _inside_silhouettes(points, radii)
+        enough = 3 if len(views) >= 20 else min(2, len(views))
+        if frusta is not None:
+            return _seen_by_many(frusta, points, radii, enough)
+        seen = torch.zeros(len(points), dtype=torch.int32)
+        for view in views:
+            left = (seen < enough).nonzero()[:, 0]
+            if len(left) == 0:
+                break
+            for part in left.split(CHUNK):
+                box, _, in_front = _footprint(view, points[part], radii[part])
+                x0, y0, x1, y1 = box.unbind(1)
+                seen[part] += (in_front & (x1 > 0) & (y1 > 0) & (x0 < view.widths[0]) & (y0 < view.heights[0])).int()
+        return seen >= enough
+
+    def _inside_silhouettes(points: Tensor, radii: Tensor) -> Tensor:
+        keep = torch.arange(len(points))
+        for view, i in zip(views, image_ids.tolist(), strict=True):
+            table = _alpha_sums(scene, i)
+            w, h = int(view.widths[0]), int(view.heights[0])
+            stays = []
+            for part in keep.split(CHUNK):
+                box, whole, in_front = _footprint(view, points[part], radii[part])
+                x0, y0 = box[:, 0].floor().clamp(0, w).long(), box[:, 1].floor().clamp(0, h).long()
+                x1, y1 = box[:, 2].ceil().clamp(0, w).long(), box[:, 3].ceil().clamp(0, h).long()
+                shown = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0] > 0
+                stays.append(part[shown | ~whole | ~in_front])  # what lies outside a picture may be anything
+            keep = torch.cat(stays)
+        result = torch.zeros(len(points), dtype=torch.bool)
+        result[keep] = True
+        return result
+
+    return possible
+
+
+def _seen_by_many(frusta: tuple[Tensor, Tensor], points: Tensor, radii: Tensor, enough: int) -> Tensor:
+    """Whether `enough` views see each ball [n]: the same question put to the planes that bound what each view sees, in
+    float32 about the cameras' middle, and to blocks of cells first.
+
+    A ball around a block that too few views see holds no cell that enough of them do, and where enough see it whole,
+    they see every cell in it; only the others are asked about in smaller blocks, and at last cell by cell.
+    """
+    middle, planes = frusta
+    near, radii = (points - middle).float(), radii.float()
+    result, left = torch.zeros(len(points), dtype=torch.bool), torch.arange(len(points))
+    for side in BLOCKS:
+        if len(left) == 0:
+            break
+        place = near[left]
+        block_of = _blocks(place, radii[left], side)
+        counts = torch.bincount(block_of)
+        centres = torch.zeros(len(counts), 3).index_add_(0, block_of, place) / counts[:, None]
+        reach = (place - centres[block_of]).norm(dim=1) + radii[left]
+        reach = torch.zeros(len(counts)).scatter_reduce_(0, block_of, reach, "amax")
+        some, whole = _count(planes, centres, reach if side == 1 else 1.0001 * reach)
+        seen = some >= enough if side == 1 else whole >= enough
+        result[left[seen[block_of]]] = True
+        left = left[((some >= enough) & ~seen)[block_of]]
+    return result
+
+
+def _count(planes: Tensor, centres: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """How many views see some of each ball [m], and how many the whole; planes [5,4,v]."""
+    some, whole = [], []
+    for c, r in zip(centres.split(1 << 12), reach.split(1 << 12), strict=True):
+        inside = torch.full((len(c), planes.shape[2]), torch.inf)
+        for plane in planes:
+            torch.minimum(inside, torch.addmm(plane[3], c, plane[:3]), out=inside)
+        some.append((inside > -r[:, None]).sum(dim=1))
+        whole.append((inside > r[:, None]).sum(dim=1))
+    return torch.cat(some), torch.cat(whole)
+
+
+def _blocks(near: Tensor, radii: Tensor, side: int) -> Tensor:
+    """The number [n] of the block that each cell is in: cells of one size, near each other."""
+    if side == 1:
+        return torch.arange(len(near))
+    level = (radii / radii.min()).log2().round().long()
+    place = (near / (radii * (2 / 3**0.5) * side)[:, None]).floor().long()
+    place -= place.amin(dim=0)
+    sides = place.amax(dim=0) + 1
+    key = ((level * sides[0] + place[:, 0]) * sides[1] + place[:, 1]) * sides[2] + place[:, 2]
+    return torch.unique(key, return_inverse=True)[1]
+
+
+def _frusta(views: list[Cameras]) -> tuple[Tensor, Tensor]:
+    """(the middle [3] of the cameras, float64; planes [5,4,v] of `_frustum` about it)."""
+    middle = torch.stack([view.c2w[0, :, 3] for view in views]).mean(dim=0)
+    return middle, torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
+
+
+def _frustum(view: Cameras, middle: Tensor) -> Tensor:
+    """[4,5] float32: of each plane (sides, and through the camera) the inward unit normal and its offset, so that
+    (x, y, z, 1) about `middle` times it is how far inside a point lies. Lenses count by the slopes at the edge."""
+    h, w = int(view.heights[0]), int(view.widths[0])
+    along = torch.linspace(0, 1, 33, dtype=torch.float64)
+    rows = torch.cat([along * 0, along * 0 + h, along * h, along * h]) - 0.5
+    cols = torch.cat([along * w, along * w, along * 0, along * 0 + w]) - 0.5
+    axes = view.c2w[0, :, :3] * OPENCV_AXES  # columns: right, down, ahead
+    at_origin = replace(view, c2w=view.c2w * torch.tensor([1.0, 1, 1, 0], dtype=torch.float64))
+    d = at_origin.rays(torch.zeros(len(rows), dtype=torch.int64), rows, cols)[1].double() @ axes
+    planes = torch.zeros(3, 5, dtype=torch.float64)
+    planes[2, 4] = 1.0
+    if float(d[:, 2].min()) > 0.05:  # wider lenses see half of everything
+        slopes = d[:, :2] / d[:, 2:]
+        for k in (0, 1):
+            low, high = float(slopes[:, k].min()), float(slopes[:, k].max())
+            planes[k, 2 * k], planes[2, 2 * k] = 1.0, -low
+            planes[k, 2 * k + 1], planes[2, 2 * k + 1] = -1.0, high
+    else:
+        planes[2] = 1.0
+    planes = axes @ (planes / planes.norm(dim=0))
+    offsets = -(view.c2w[0, :, 3] - middle) @ planes
+    return torch.cat([planes, offsets[None]]).float()
+
+
+def _footprint(view: Cameras, points: Tensor, radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixel box [n,4] (x0, y0, x1, y1) around the images of balls, whether it lies within the picture, and in front.
+
+    A ball at (x, z) with radius r < z spans the slopes (x z -+ r sqrt(x^2 + z^2 - r^2)) / (z^2 - r^2) in that plane:
+    its tangents through the camera. A lens bends them; there the box of an ideal camera is moved and grown by half.
+    """
+    uv, depths = view.project(points)
+    uv, z = uv[0], depths[0]
+    across = (points - view.c2w[0, :, 3]) @ view.c2w[0, :, :2] * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    r, z1 = radii[:, None], torch.maximum(z, radii * 1.000001)[:, None]  # a ball around the camera: all of the picture
+    half = r * (across.square() + z1.square() - r.square()).clamp_min(0).sqrt() / (z1.square() - r.square())
+    middle = across * z1 / (z1.square() - r.square())
+    focal, centre = torch.cat([view.fx, view.fy]), torch.cat([view.cx, view.cy])
+    if int(view.models[0]) == PERSPECTIVE and not bool(view.distortion.any()):
+        low, high = centre + focal * (middle - half), centre + focal * (middle + half)
+    else:
+        reach = 1.5 * focal * (half + (middle - across / z1).abs())
+        low, high = uv - reach, uv + reach
+    box = torch.cat([low, high], dim=1)
+    w, h = int(view.widths[0]), int(view.heights[0])
+    whole = (box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= w) & (box[:, 3] <= h) & (z > radii)
+    return box, whole, z > -radii
+
+
+def _alpha_sums(scene: Scene, i: int) -> Tensor:
+    """Summed-area table [h+1,w+1] of the pixels that are not wholly transparent."""
+    shown = may_show(scene, i)
+    table = torch.zeros(shown.shape[0] + 1, shown.shape[1] + 1, dtype=torch.int32)
+    table[1:, 1:] = shown.to(torch.int32).cumsum(0).cumsum(1)
+    return table

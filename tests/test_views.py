@@ -13,6 +13,7 @@ import torch
 from fakes import FakeModel, ring_cameras
 
 from nerf.errors import UserError
+from nerf.geometry import aim, rotations
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity
 from nerf.io.pictures import apply_colour_map, colour_map, error_map, panels, to_display
@@ -79,12 +80,12 @@ def test_axes_meet_where_the_cameras_look() -> None:
     target = torch.tensor([0.3, -0.2, 0.7], dtype=torch.float64)
     cameras = ring_cameras(9)
     cameras.c2w[:, :, 3] += target
-    found = paths.nearest_point_to_axes(cameras)
+    found = aim.nearest_point_to_axes(cameras)
     assert found is not None
     torch.testing.assert_close(found, target)
     torch.testing.assert_close(paths.look_at_point(cameras, IDENTITY, "unbounded"), target)
     cameras.c2w[:] = cameras.c2w[:1]  # all the same: the axes are parallel
-    assert paths.nearest_point_to_axes(cameras) is None
+    assert aim.nearest_point_to_axes(cameras) is None
 
 
 def test_box_scenes_are_circled_around_the_box() -> None:
@@ -146,7 +147,7 @@ def test_quaternions_round_trip() -> None:
         torch.randn(200, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1
     )
     q = torch.cat([q, torch.eye(4, dtype=torch.float64)])  # and the half turns, where w is 0
-    again = paths.matrix_to_quaternion(paths.quaternion_to_matrix(q))
+    again = rotations.matrix_to_quaternion(rotations.quaternion_to_matrix(q))
     torch.testing.assert_close((q * again).sum(dim=1).abs(), torch.ones(204, dtype=torch.float64))
 
 

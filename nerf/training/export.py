@@ -13,7 +13,7 @@ from nerf.datasets.export import PosedFiles, write_colmap, write_transforms
 from nerf.datasets.posed import Posed
 from nerf.errors import UserError, note
 from nerf.geometry.cameras import Cameras
-from nerf.training.alignment import moved, similarity_between
+from nerf.training.alignment import similarity_between
 
 MODEL_PLACE = Path("sparse") / "0"  # in the folder of a COLMAP data set
 
@@ -61,8 +61,7 @@ def _of_scene(scene: Scene) -> PosedFiles:
     if not scene.files:
         raise UserError("this scene does not say where its photos lie, so its cameras cannot be exported")
     photos = scene.cameras if scene.photo_cameras is None else scene.photo_cameras
-    cameras = Cameras(**photos.tensors() | {"c2w": scene.cameras.c2w})
-    return PosedFiles(cameras, scene.files, scene.splits, points=scene.points)
+    return PosedFiles(photos.with_poses(scene.cameras.c2w), scene.files, scene.splits, points=scene.points)
 
 
 def _full_size(cameras: Cameras, factor: int, sizes: Cameras) -> Cameras:
@@ -96,12 +95,11 @@ def _of_path(path: Path, kind: str | None) -> PosedFiles:
     if lost:
         raise UserError(f"{run.data}: {lost[0]} and {len(lost) - 1} more photos that the model was trained on are gone")
     trained = torch.tensor([index[n] for n in names], dtype=torch.int64)
-    mine = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
+    mine = Cameras(**checkpoint.part(tensors, "cameras"))
     mine = _full_size(mine, run.downscale, posed.cameras.subset(trained))
     together = posed.cameras.tensors()
     if "given_poses" in tensors:  # the others move along with those that training refined
-        common = similarity_between(tensors["given_poses"], mine.c2w)
-        together["c2w"] = moved(together["c2w"], common)
+        together["c2w"] = similarity_between(tensors["given_poses"], mine.c2w).apply_poses(together["c2w"])
     for name, values in mine.tensors().items():
         together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
     rest = torch.tensor([i for i in range(len(posed.frames)) if i not in set(trained.tolist())], dtype=torch.int64)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from nerf.datasets.parsed import Capture, Frame, Lens
-from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
+from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
 from nerf.io.images import IMAGE_SUFFIXES
 

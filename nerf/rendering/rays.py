@@ -36,11 +36,11 @@ def render_rays(
     the gradient of our field's table is added instead of into its `grad`.
 
     >>> import torch
-    >>> from nerf import Marching, OccupancyGrid, RadianceField, render_rays
-    >>> field, marching = RadianceField(seed=1), Marching("box", near=0.0, far=10.0)
+    >>> from nerf import FieldOptions, Marching, OccupancyGrid, RadianceField, render_rays
+    >>> field, marching = RadianceField(FieldOptions(density_bias=0.0)), Marching("box", near=0.0, far=10.0)
     >>> rays_o, rays_d = torch.tensor([[0.0, 0.0, -2.0]]), torch.tensor([[0.0, 0.0, 1.0]])
     >>> rays = render_rays(field, OccupancyGrid(), marching, rays_o, rays_d)
-    >>> rays.over(torch.ones(3)).shape, 0 < float(rays.opacities) < 1
+    >>> rays.over(torch.ones(3)).shape, 0 < rays.opacities.item() < 1
     (torch.Size([1, 3]), True)
     """
     if not isinstance(field, RadianceField):

@@ -12,9 +12,15 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
+    from nerf.fields.occupancy import OccupancyGrid
+    from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
+    from nerf.kernels import RenderedRays, Samples
     from nerf.meshing.extract import extract as extract_mesh
+    from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
+    from nerf.rendering.rays import render_rays
+    from nerf.rendering.sampling import composite, render_with, sample_rays
     from nerf.signals.audio import read_audio
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.fitting import FitConfig, Fitted, fit
@@ -33,6 +39,17 @@ _WHERE = {
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
+    "Field": "nerf.fields.radiance:Field",
+    "FieldOptions": "nerf.fields.radiance:FieldOptions",
+    "RadianceField": "nerf.fields.radiance:RadianceField",
+    "OccupancyGrid": "nerf.fields.occupancy:OccupancyGrid",
+    "Marching": "nerf.rendering.marching:Marching",
+    "Samples": "nerf.kernels:Samples",
+    "RenderedRays": "nerf.kernels:RenderedRays",
+    "render_rays": "nerf.rendering.rays:render_rays",
+    "render_with": "nerf.rendering.sampling:render_with",
+    "sample_rays": "nerf.rendering.sampling:sample_rays",
+    "composite": "nerf.rendering.sampling:composite",
     "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract",
     "export_cameras": "nerf.training.export:export_cameras",
@@ -50,14 +67,22 @@ _WHERE = {
 
 __all__ = [
     "Cameras",
+    "Field",
     "FieldChoice",
+    "FieldOptions",
     "FitConfig",
     "Fitted",
+    "Marching",
     "Model",
+    "OccupancyGrid",
+    "RadianceField",
+    "RenderedRays",
+    "Samples",
     "Scene",
     "SignalField",
     "TrainConfig",
     "UserError",
+    "composite",
     "evaluate",
     "export_cameras",
     "extract_mesh",
@@ -67,6 +92,9 @@ __all__ = [
     "read_audio",
     "read_image",
     "read_video",
+    "render_rays",
+    "render_with",
+    "sample_rays",
     "train",
 ]
 

@@ -363,7 +363,7 @@ def test_the_same_call_again_repeats_nothing(done: Any, monkeypatch: pytest.Monk
         CaptureOptions(photos, folder, distance=("photo_00", "photo_07", distance(truth, 0, 7)), scale=3.0)
     )
     assert again["n_placed"] == 8 and again["seconds"] >= report["seconds"] - 1
-    assert torch.allclose(load(folder, quiet=True).cameras.c2w[:, :, 3], 3 * before[:, :, 3])
+    assert torch.allclose(load(folder, quiet=True).cameras.centres, 3 * before[:, :, 3])
     with pytest.raises(UserError, match="holds the poses of"):
         find_poses(CaptureOptions(folder.parent, folder))
 

@@ -18,7 +18,7 @@ from nerf import kernels
 from nerf.cli import main as cli
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 from nerf.geometry.triangles import read_mesh
 from nerf.kernels import DepthView, fusion
 from nerf.meshing.clean import hole_filling, smoothed
@@ -65,7 +65,7 @@ def in_world(cameras: Cameras, scene_from_world: Similarity) -> Cameras:
     """Cameras given in the scene frame, as they stand in the world."""
     back = scene_from_world.inverse()
     tensors = cameras.tensors()
-    eyes = back.apply(cameras.c2w[:, :, 3])
+    eyes = back.apply(cameras.centres)
     tensors["c2w"] = torch.cat([back.rotation @ cameras.c2w[:, :, :3], eyes[:, :, None]], dim=2)
     return Cameras(**tensors)
 
@@ -82,11 +82,10 @@ class BallModel:
     radius: float = 0.6
     cameras: Cameras = field(default_factory=lambda: cameras_around(40, 3.0))
     scene_from_world: Similarity = field(default_factory=Similarity.identity)
-    space: str = "box"
+    space: Space = Box()
     linear: bool = False
     exposure: float = 1.0
-    ndc: tuple[float, float] | None = None
-    marching: Marching = field(default_factory=lambda: Marching("box", 0.0, 9.0))
+    marching: Marching = field(default_factory=lambda: Marching(Box(), 0.0, 9.0))
 
     def __post_init__(self) -> None:
         self.occupancy = Occupancy(torch.ones(1, 8, 8, 8, dtype=torch.bool))
@@ -305,7 +304,7 @@ def test_few_views_that_are_unsure_still_say_what_is_empty() -> None:
 def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a ball whose waist nobody sees, the small cap goes as any small component does."""
     monkeypatch.setattr(FusedSurface, "seen", lambda _, points: (points[:, 2] > 0.1) | (points[:, 2] < -0.5))
-    model = BallModel(space="unbounded")
+    model = BallModel(space=Unbounded(1))
 
     def lowest(**limits: Any) -> tuple[float, int]:
         mesh = extract(model, 64, box=(-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), **limits)  # type: ignore[arg-type]
@@ -322,7 +321,7 @@ def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_one_view_alone_sees_is_no_surface_where_the_unseen_goes() -> None:
     model = BallModel(cameras=cameras_around(9, 1.5, half=True))
     surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))  # type: ignore[arg-type]
-    to_cameras = torch.nn.functional.normalize(model.cameras.c2w[:, :, 3].float(), dim=1)
+    to_cameras = torch.nn.functional.normalize(model.cameras.centres.float(), dim=1)
     anywhere = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
     least, most = ((anywhere @ to_cameras.T > 0.4 + unclear).sum(dim=1) for unclear in (0.1, -0.1))
     seen = surface.seen(anywhere * 0.6)  # near a camera's horizon it may be or not
@@ -385,7 +384,7 @@ def test_what_one_view_alone_sees_is_no_point() -> None:
 
         def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
             t, spread = super().median_depths(rays_o, rays_d)
-            first = self.cameras.c2w[0, :, 3].float()
+            first = self.cameras.centres[0].float()
             beside = (rays_o - first).norm(dim=1) < 1e-4
             ahead = rays_d @ torch.nn.functional.normalize(-first, dim=0) > 0.999
             return torch.where(beside & ahead, 0.5, t), spread
@@ -475,7 +474,7 @@ def test_a_box_in_the_frame_of_the_photos(tmp_path: Path, monkeypatch: pytest.Mo
         box_in_scene(model, (*(low + 50), *(high + 50)), "world")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="outside the scene, which reaches from -1 to 1 in scene units"):
         box_in_scene(model, (2.0, 0.0, 0.0, 3.0, 1.0, 1.0), "scene")  # type: ignore[arg-type]
-    model.space = "ndc"
+    model.space = Ndc(1.0, 1.0)
     with pytest.raises(UserError, match="--frame scene"):
         box_in_scene(model, (*low, *high), "world")  # type: ignore[arg-type]
 

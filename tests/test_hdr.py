@@ -222,7 +222,7 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
     z = exr.read_channels(tmp_path / "out" / "depth" / "00001.exr")["Z"]
     rows, cols = np.nonzero(z)
     o, d = cameras.rays(torch.full((len(rows),), 1), torch.from_numpy(rows), torch.from_numpy(cols))
-    along = (d.double() @ -cameras.c2w[1, :, 2]).numpy()
+    along = (d.double() @ cameras.forward[1]).numpy()
     points = o.double().numpy() + d.double().numpy() * (z[rows, cols] / along)[:, None]
     np.testing.assert_allclose(np.linalg.norm(points, axis=1), 0.7 * 1.5, atol=1e-4)  # the sphere, world units
     assert (z[view["opacity"] < 0.5] == 0).all()

@@ -21,6 +21,7 @@ import torch
 
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
+from nerf.geometry.space import Ndc, Unbounded
 from nerf.meshing.extract import extract
 from nerf.rendering.model import Model
 from nerf.training import loop as training
@@ -66,8 +67,8 @@ def test_an_op_that_mixes_devices_fails(far: None) -> None:
 
 SCENES: dict[str, dict[str, Any]] = {
     "box": {},
-    "unbounded": {"space": "unbounded", "n_levels": 2},
-    "ndc": {"space": "ndc", "ndc": (1.0, 1.0), "far": 2.0},
+    "unbounded": {"space": Unbounded(2)},
+    "ndc": {"space": Ndc(1.0, 1.0), "far": 2.0},
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerf import datasets
 from nerf.errors import UserError
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Box, Similarity
 from nerf.meshing.atlas import Atlas, fill, texels, unwrap
 from nerf.meshing.clean import decimate, vertex_normals
 from nerf.meshing.judge import judge_views
@@ -28,7 +28,7 @@ class GreyField:
     """Stands in for a model whose field is grey everywhere; remembers for how many points it was asked."""
 
     def __init__(self) -> None:
-        self.scene_from_world, self.ndc, self.asked = Similarity.identity(), None, 0
+        self.scene_from_world, self.space, self.asked = Similarity.identity(), Box(), 0
         self.linear, self.exposure = False, 1.0
         self.given_poses = self.log_gains = None
 
@@ -197,7 +197,7 @@ def test_a_photo_rates_what_it_shows(scene: datasets.Scene, truth: trimesh.Trime
     photos = scene.splits["train"][:3]
     ratings = photo_ratings(scene, vertices, faces, normals, photos)
     for row, i in zip(ratings, photos.tolist(), strict=True):
-        towards = scene.cameras.c2w[i, :, 3] - vertices
+        towards = scene.cameras.centres[i] - vertices
         facing = (towards * normals).sum(dim=1) > 0
         assert not bool((row[~facing] > 0).any()), "a photo rates what turns away from it"
         assert 0.1 < float((row > 0).float().mean()) < 0.6

@@ -25,7 +25,7 @@ from nerf.datasets.store import PixelStore, fill
 from nerf.datasets.tiles import FROM, tiled
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Similarity, Space
 from nerf.io.images import Picture, convert, read_header, read_pixels
 
 
@@ -47,17 +47,15 @@ class Scene:
     splits: dict[str, Tensor]  # "train", "val", "test" -> image indices (int64); every image is in exactly one
     points: Tensor | None  # [m,3] float64 world, sparse points
     scene_from_world: Similarity
-    space: str  # "box", "unbounded" or "ndc" (see nerf.geometry.space)
+    space: Space  # Box, Unbounded or Ndc
     near: float  # scene units along the ray; 0 for a box
     far: float
-    n_levels: int  # nested occupancy levels: 1 for box and ndc
     has_alpha: bool
     linear: bool  # colours are linear light (EXR), not sRGB; what is brighter than white is above 1
     masks: PixelStore | MaskBits | None  # one channel, above 0.5 where a pixel is to be used
     source: str  # the kind of data set that was read
     path: Path
     notes: list[str]  # what was chosen and why, what was skipped
-    ndc: tuple[float, float] | None = None  # (a, b) of nerf.geometry.space.ndc_rays, for the space "ndc"
     brightest: float = 1.0  # largest colour of all pictures, at least 1
     exposure: float = 1.0  # linear light times this is shown, white at 1
     depths: PixelStore | None = None  # one float32 channel: z-depth in world units, 0 unknown; sizes of their own
@@ -160,14 +158,12 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
         space=region.space,
         near=region.near,
         far=region.far,
-        n_levels=region.n_levels,
         has_alpha=has_alpha,
         linear=pictures.linear,
         masks=masks,
         source=parsed.source,
         path=parsed.path,
         notes=notes,
-        ndc=region.ndc,
         brightest=brightest,
         exposure=exposure,
         depths=depths,

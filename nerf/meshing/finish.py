@@ -52,7 +52,7 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
     with torch.no_grad():
         ratings = photo_ratings(scene, vertices, faces, normals, photos)
         gains = exposure_gains(model, scene, ratings, vertices, normals, photos)
-        asked = spread_out(scene.cameras.c2w[photos, :, 3], VIEWS)
+        asked = spread_out(scene.cameras.centres[photos], VIEWS)
         pictures = [partial(_evened, model, scene, int(photos[row]), gains[row]) for row in asked.tolist()]
         vertices = moved(scene, vertices, faces, normals, photos[asked], ratings[asked], pictures)
         normals = _normals(vertices, faces)  # the ratings hold: nothing moved by more than a pixel

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf import kernels
-from nerf.geometry.cameras import OPENCV_AXES, PERSPECTIVE, Cameras
+from nerf.geometry.cameras import PERSPECTIVE, Cameras
 from nerf.kernels import DepthView
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 
@@ -88,20 +88,20 @@ class FusedSurface:
 
 def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
     """Maps of the median depth from `most` of the training cameras, those far apart, at most `longest` pixels wide."""
-    chosen = spread_out(model.cameras.c2w[:, :, 3], most)
+    chosen = spread_out(model.cameras.centres, most)
     cameras = _small_pinholes(model.cameras.subset(chosen), longest)
     views = []
     for i in range(len(cameras)):
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         rays_o, rays_d = cameras.image_rays(i, model.scene_from_world)
         t, spread = model.median_depths(rays_o, rays_d)
-        axes = model.scene_from_world.rotation @ cameras.c2w[i, :, :3] * OPENCV_AXES
+        axes = model.scene_from_world.rotation @ cameras.opencv_axes[i]
         steps = (t * model.marching.cone_angle).clamp_min(model.marching.step_size)
         surface = t - BEHIND[0] * steps - BEHIND[1] * spread
         along_z = torch.where(t > 0, surface * (rays_d @ axes[:, 2].float()), torch.inf)
         along_z[(t > 0) & (spread > SPREAD * steps)] = torch.nan
         weights = torch.where(t > 0, 1 / (1 + (spread / (HALF * steps)).square()), 1.0)
-        origin = model.scene_from_world.apply(cameras.c2w[i, :, 3])
+        origin = model.scene_from_world.apply(cameras.centres[i])
         pose = torch.cat([axes.T, -(axes.T @ origin)[:, None]], dim=1)
         fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
         views.append(DepthView(pose, (fx, fy, cx, cy), along_z.reshape(h, w), weights.reshape(h, w)))

@@ -75,7 +75,7 @@ def moved(
 def _pixel_length(cameras: Cameras, vertices: Tensor) -> float:
     """What a pixel spans at the mesh: the median over the photos."""
     middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
-    return float(((cameras.c2w[:, :, 3] - middle).norm(dim=1) / cameras.fx).median())
+    return float(((cameras.centres - middle).norm(dim=1) / cameras.fx).median())
 
 
 class Drawn(NamedTuple):
@@ -111,7 +111,7 @@ class _Colours:
         self.sums = torch.zeros(len(vertices), 9)  # of w, w c, w d, w c.d, w |d|^2
 
     def add(self, camera: Cameras, picture: Tensor, rating: Tensor, drawn: Drawn) -> None:
-        away = self.vertices - camera.c2w[0, :, 3]
+        away = self.vertices - camera.centres[0]
         cosine = -(self.normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
         slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
         # Beside what lies before or behind it, colours are mixed; a slanted surface gets nearer and farther by itself.

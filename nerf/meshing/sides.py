@@ -49,7 +49,7 @@ def six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420)
 
 def front_of(model: Model) -> Tensor:
     """From what the photos look at towards the first camera [3] float64, world frame: the side to show first."""
-    return model.cameras.c2w[0, :, 3].double() - look_at_point(model.cameras, model.scene_from_world, model.space)
+    return model.cameras.centres[0].double() - look_at_point(model.cameras, model.scene_from_world, model.space)
 
 
 def write_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, folder: Path) -> None:
@@ -61,20 +61,16 @@ def write_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, folder: Pa
 
 def _cameras(backward: Tensor, up: Tensor, middle: Tensor, radius: float, size: int) -> Cameras:
     """Cameras far away along backward [n,3] (unit), so that a ball of the radius about the middle fills the picture."""
-    n = len(backward)
     x = torch.nn.functional.normalize(torch.linalg.cross(up, backward), dim=1)
     y = torch.linalg.cross(backward, x)
     c2w = torch.stack([x, y, backward, middle + _FAR * radius * backward], dim=2)
-    f = torch.full((n,), size / 2 * _FAR / 1.02, dtype=torch.float64)
-    centre = torch.full((n,), size / 2, dtype=torch.float64)
-    sizes, none = torch.full((n,), size), torch.zeros(n, dtype=torch.int64)
-    return Cameras(c2w, f, f, centre, centre, sizes, sizes, none, torch.zeros(n, 6, dtype=torch.float64))
+    return Cameras.perspective(c2w, size / 2 * _FAR / 1.02, size, size)
 
 
 def _draw(mesh: trimesh.Trimesh, cameras: Cameras, k: int) -> np.ndarray:
     """[size,size,3] uint8 of camera k."""
     seen = render_mesh(mesh, cameras, k, background=(0.0, 0.0, 0.0), supersample=3)
-    facing = seen["normal"] @ cameras.c2w[k, :, 2].numpy().astype(np.float32)
+    facing = seen["normal"] @ -cameras.forward[k].numpy().astype(np.float32)
     opacity = seen["opacity"][..., None]
     color = seen["color"] * (0.45 + 0.55 * facing.clip(0, 1))[..., None]
     color = np.where((facing < -0.2)[..., None], _INSIDE * opacity, color)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.light import encode
-from nerf.geometry.space import ndc_points
 from nerf.io.memory import give_back
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, rasterise
@@ -57,7 +56,7 @@ def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tens
     window = 2 * _MARGIN + 1
     in_front = -torch.nn.functional.max_pool2d(-depth.reshape(1, 1, h, w), window, 1, _MARGIN).flatten()
 
-    away = vertices - camera.c2w[0, :, 3]
+    away = vertices - camera.centres[0]
     cosine = -(normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
     density = camera.fx[0] / z.clamp_min(1e-300)  # pixels per length, seen straight on
     inside = (z > 0) & (uv >= _MARGIN).all(dim=1) & (uv[:, 0] < w - _MARGIN) & (uv[:, 1] < h - _MARGIN)
@@ -181,7 +180,7 @@ def exposure_gains(
         if len(seen) < 100:
             continue
         camera = scene.cameras.subset([i])
-        towards = torch.nn.functional.normalize(camera.c2w[0, :, 3] - vertices[seen], dim=1)
+        towards = torch.nn.functional.normalize(camera.centres[0] - vertices[seen], dim=1)
         field = field_colors(model, vertices[seen], towards)
         photo = bilinear(colors_of(model, scene, i), camera.project(vertices[seen])[0][0])
         usable = ((field > 0.05) & (field < 0.95) & (photo > 0.05) & (photo < 0.95)).all(dim=1)
@@ -195,10 +194,8 @@ def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
     the surface."""
     scene_points = model.scene_from_world.apply(points)
     directions = model.scene_from_world.apply_directions(torch.nn.functional.normalize(towards, dim=1))
-    if model.ndc is not None:
-        moved = ndc_points(scene_points + 1e-3 * directions, model.ndc)
-        scene_points = ndc_points(scene_points, model.ndc)
-        directions = torch.nn.functional.normalize(moved - scene_points, dim=1)
+    directions = model.space.directions_to_march(scene_points, directions)
+    scene_points = model.space.points_to_march(scene_points)
     return _shown_as(model, model.color(scene_points.float().contiguous(), -directions.float().contiguous()))
 
 

@@ -16,7 +16,7 @@ from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity, ndc_points_inverse
+from nerf.geometry.space import Similarity, Space
 from nerf.io import checkpoint
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
@@ -54,7 +54,7 @@ class Model:
         return self.field.table.device
 
     @property
-    def space(self) -> str:
+    def space(self) -> Space:
         return self.marching.space
 
     @property
@@ -65,14 +65,10 @@ class Model:
     def far(self) -> float:
         return self.marching.far
 
-    @property
-    def ndc(self) -> tuple[float, float] | None:
-        return self.marching.ndc
-
     # ---- questions to the field
 
     def density(self, points: Tensor) -> Tensor:
-        """Densities [n] (1/scene length) at points [n,3] of the scene frame (NDC points for the space "ndc")."""
+        """Densities [n] (1/scene length) at points [n,3] of the scene frame (NDC points in the space Ndc)."""
         with torch.no_grad():
             return (
                 torch.cat([self.field.density(p) for p in points.split(FIELD_CHUNK)]) if len(points) else torch.zeros(0)
@@ -101,7 +97,7 @@ class Model:
         until_half = replace(self.marching, stop_threshold=0.499)  # what lies behind is not asked for
         out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)
         spread = out["distortions"] / out["opacities"].clamp_min(1e-6).square()
-        return self._lengths(rays_o, rays_d, out["median_depths"]), spread
+        return self.space.t_to_depth(rays_o, rays_d, out["median_depths"]), spread
 
     def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
@@ -123,7 +119,7 @@ class Model:
         seen = {
             "color": out["colors"].clamp(0, None if self.linear else 1),
             "opacity": out["opacities"],
-            "depth": self._lengths(rays_o, rays_d, out["median_depths"]),
+            "depth": self.space.t_to_depth(rays_o, rays_d, out["median_depths"]),
         }
         return seen | {"normal": self._normals(rays_o, rays_d, out["median_depths"])} if normals else seen
 
@@ -137,23 +133,9 @@ class Model:
         scene_normals = density_normals(
             self.field, points, (t * self.marching.cone_angle).clamp_min(2 * self.marching.step_size)
         )
-        if self.ndc is not None and len(hit):  # back from NDC to directions of the scene frame
-            scene = ndc_points_inverse(points, self.ndc)
-            shifted = ndc_points_inverse(points + 1e-3 * scene_normals, self.ndc)
-            scene_normals = torch.nn.functional.normalize(shifted - scene, dim=1)
+        scene_normals = self.space.directions_to_scene(points, scene_normals)
         normals[hit] = self.scene_from_world.inverse().apply_directions(scene_normals)
         return normals
-
-    def _lengths(self, rays_o: Tensor, rays_d: Tensor, t: Tensor) -> Tensor:
-        """Places t [n] on the march (0: none) as lengths along the scene rays."""
-        if self.ndc is None:
-            return t
-        hit = (t > 0).nonzero()[:, 0]
-        o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
-        lengths = t.clone()
-        there = ndc_points_inverse(o + t[hit, None] * d, self.ndc)
-        lengths[hit] = (there - rays_o[hit]).norm(dim=1).clamp_max(1e6)
-        return lengths
 
     # ---- on disk
 
@@ -189,11 +171,9 @@ class Model:
             field.to(kernels.device())
             field.table_half = field.table.detach().half()
             occupancy = OccupancyGrid(**config["occupancy"])
-            occupancy.restore(
-                {k.removeprefix("occupancy."): t for k, t in tensors.items() if k.startswith("occupancy.")}
-            )
+            occupancy.restore(checkpoint.part(tensors, "occupancy"))
             occupancy.to(kernels.device())
-            cameras = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
+            cameras = Cameras(**checkpoint.part(tensors, "cameras"))
             model = Model(
                 field,
                 occupancy,

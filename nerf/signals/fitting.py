@@ -139,7 +139,7 @@ class Fitter:
                 f"{path} was fitted with other settings ({', '.join(other)}): continue with the same, "
                 "or start again with --overwrite"
             )
-        _fill(self.field, tensors)
+        self.field.load_state_dict(checkpoint.part(tensors, "field"))
         for i, (m, v) in enumerate(self.moments):
             m.copy_(tensors[f"adam.{i}.m"])
             v.copy_(tensors[f"adam.{i}.v"])
@@ -181,7 +181,7 @@ def fitted_of_state(tensors: dict[str, Tensor], config: dict[str, Any], path: st
     try:
         kind = ModulatedField if "latent" in config["field"] else SignalField
         field = kind.from_dict(config["field"])
-        _fill(field, tensors)
+        field.load_state_dict(checkpoint.part(tensors, "field"))
         return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a field this version understands ({error}): fit it again") from error
@@ -265,10 +265,6 @@ def _settle_steps(fitter: Fitter, budget: float) -> int | None:
         return None
     left = 0.98 * budget - fitter.seconds  # rather early than late
     return fitter.step + max(0, int(left / (fitter.seconds / fitter.step)))
-
-
-def _fill(field: SignalField, tensors: dict[str, Tensor]) -> None:
-    field.load_state_dict({k.removeprefix("field."): t for k, t in tensors.items() if k.startswith("field.")})
 
 
 def _save(fitter: Fitter, path: Path) -> None:

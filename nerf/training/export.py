@@ -12,7 +12,7 @@ from nerf.datasets.export import PosedFiles, write_colmap, write_transforms
 from nerf.datasets.posed import Posed
 from nerf.errors import UserError, note
 from nerf.geometry.cameras import Cameras
-from nerf.training.alignment import moved, similarity_between
+from nerf.training.alignment import similarity_between
 
 MODEL_PLACE = Path("sparse") / "0"  # in the folder of a COLMAP data set
 
@@ -60,8 +60,7 @@ def _of_scene(scene: Scene) -> PosedFiles:
     if not scene.files:
         raise UserError("this scene does not say where its photos lie, so its cameras cannot be exported")
     photos = scene.cameras if scene.photo_cameras is None else scene.photo_cameras
-    cameras = Cameras(**photos.tensors() | {"c2w": scene.cameras.c2w})
-    return PosedFiles(cameras, scene.files, scene.splits, points=scene.points)
+    return PosedFiles(photos.with_poses(scene.cameras.c2w), scene.files, scene.splits, points=scene.points)
 
 
 def _of_path(path: Path, kind: str | None) -> PosedFiles:
@@ -75,7 +74,6 @@ def _of_path(path: Path, kind: str | None) -> PosedFiles:
 def _of_model(file: Path) -> PosedFiles:
     """The photos of a run with the cameras as training left them; those that it did not see move along."""
     from nerf.io import checkpoint
-    from nerf.rendering.model import Model
     from nerf.training.runs import RUN_FILE, read_run
 
     run = read_run(file.parent)
@@ -90,12 +88,12 @@ def _of_model(file: Path) -> PosedFiles:
     lost = [n for n in names if n not in index]
     if lost:
         raise UserError(f"{run.data}: {lost[0]} and {len(lost) - 1} more photos that the model was trained on are gone")
-    model = Model.from_state(tensors, config, str(file))
     trained = torch.tensor([index[n] for n in names], dtype=torch.int64)
-    mine = _full_size(model.cameras, run.downscale, posed.cameras.subset(trained))
+    mine = Cameras(**checkpoint.part(tensors, "cameras"))
+    mine = _full_size(mine, run.downscale, posed.cameras.subset(trained))
     together = posed.cameras.tensors()
-    if model.given_poses is not None:
-        together["c2w"] = moved(together["c2w"], similarity_between(model.given_poses, mine.c2w))
+    if "given_poses" in tensors:  # the others move along with those that training refined
+        together["c2w"] = similarity_between(tensors["given_poses"], mine.c2w).apply_poses(together["c2w"])
     for name, values in mine.tensors().items():
         together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
     rest = torch.tensor(sorted(set(range(len(posed.frames))) - set(trained.tolist())), dtype=torch.int64)

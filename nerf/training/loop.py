@@ -18,7 +18,6 @@ from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import RadianceField
-from nerf.geometry.cameras import Cameras
 from nerf.io import checkpoint
 from nerf.io.files import write_whole
 from nerf.io.interrupts import whole_steps
@@ -68,10 +67,10 @@ class Trainer:
         self.read_every = READ_EVERY if on_gpu else 1
         train_ids = scene.splits["train"]
         options = config.field or default_field(scene, config.exposure)
-        field = RadianceField(options, scene.space == "unbounded", config.seed)
-        occupancy = OccupancyGrid(scene.n_levels, initial_density=math.exp(field.options.density_bias))
+        field = RadianceField(options, scene.space.contracted, config.seed)
+        occupancy = OccupancyGrid(scene.space.n_levels, initial_density=math.exp(field.options.density_bias))
         at = viewing_distance(scene.cameras, scene.scene_from_world)
-        if scene.space != "ndc":
+        if not scene.space.warped:
             occupancy.restrict(possible_cells(scene, train_ids, SLACK * at if config.refine_poses else 0.0))
         self.model = Model(
             field,
@@ -100,7 +99,7 @@ class Trainer:
         self.sink = GradientSink(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
-        by_space = 0.1 if scene.space == "unbounded" else 0.2
+        by_space = 0.1 if scene.space.contracted else 0.2
         self.surface_weight = by_space if config.surface_weight is None else config.surface_weight
         self.step, self.seconds = 0, 0.0
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
@@ -155,13 +154,13 @@ class Trainer:
         c, model, field = self.config, self.model, self.model.field
         random = self.random.manual_seed(c.seed * 1_000_003 + self.step)  # of the step alone: resume needs no state
         if self.step % c.occupancy_every == 0:
-            budget = 1 << 18 if self.step < 256 or self.scene.space == "unbounded" else 1 << 17
+            budget = 1 << 18 if self.step < 256 or self.scene.space.contracted else 1 << 17
             everywhere = self.step in (64, 128, 256, 512, 1024, 2048)
             model.occupancy.update(field.density, model.marching.step_size, random, budget, everywhere)
         if c.focus > 0 and self.step >= FOCUS_AFTER and self.step % FOCUS_EVERY == 0:
             self.sampler.refocus(c.focus)
         surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
-        diffuse = self.scene.space == "box" and self.step < min(c.diffuse_steps, 0.2 * (self.total_steps or math.inf))
+        diffuse = self.scene.space.bounded and self.step < min(c.diffuse_steps, 0.2 * (self.total_steps or math.inf))
         focused = self.sampler.cumulative is not None
         shape = StepShape(self.n_rays, self.step_stretch(), diffuse, surface > 0, focused)
         now = StepNumbers(self.step, self.learning_rate(), surface * 3.0)
@@ -200,10 +199,10 @@ class Trainer:
         loss, errors = photo_loss(out, batch, background, model.linear, model.exposure, surface, self.gains)
         if batch.depths is not None and c.depth_weight > 0:
             lengths = ray_lengths(self.scene, batch, given_d)
-            t = model.marching.places(rays_o.detach(), rays_d.detach(), lengths)
+            t = model.space.depth_to_t(rays_o.detach(), rays_d.detach(), lengths)
             share = 1 if self.scene.depths is not None else KEYPOINTS  # the loss is a mean over all rays
             loss = loss + c.depth_weight * share * losses.depth(out["depths"], out["opacities"], t)
-        if self.scene.space == "unbounded" and c.near_weight > 0:
+        if self.scene.space.contracted and c.near_weight > 0:
             loss = loss + c.near_weight * near_fog(*space, rays_o, rays_d, shape.coarser, self.sink, random)
         if self.read_every == 1:  # a GPU would have to be waited for
             self._check(loss)
@@ -268,7 +267,7 @@ class Trainer:
         ids, cameras = self.scene.splits["train"], self.model.cameras
         if self.poses is not None:
             c2w = self.poses.poses(self.scene.cameras.c2w, self.scene.scene_from_world)[ids]
-            self.model.cameras = Cameras(**cameras.tensors() | {"c2w": c2w})
+            self.model.cameras = cameras.with_poses(c2w)
         if self.gains is not None:
             self.model.log_gains = self.gains.logs.detach().cpu()[ids]
 
@@ -343,7 +342,7 @@ class Trainer:
             m.copy_(tensors[f"adam.{i}.m"])
             v.copy_(tensors[f"adam.{i}.v"])
         for part, held in self._parts().items():
-            held.restore({k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")})
+            held.restore(checkpoint.part(tensors, part))
         self.step, self.n_rays, self.seconds = saved["step"], saved["n_rays"], saved["seconds"]
         self.total_steps, self.curve, self.samples = saved["total_steps"], saved["curve"], saved["samples"]
 
@@ -352,8 +351,8 @@ def _on_device(scene: Scene, device: torch.device) -> Scene:
     """The scene with its pixels and cameras where the field is."""
     masks = None if scene.masks is None else scene.masks.to(device)
     depths = None if scene.depths is None else scene.depths.to(device)
-    pixels, cameras = scene.pixels.to(device), scene.cameras.to(device)
-    return replace(scene, pixels=pixels, cameras=cameras, masks=masks, depths=depths)
+    pixels, cameras, frame = scene.pixels.to(device), scene.cameras.to(device), scene.scene_from_world.to(device)
+    return replace(scene, pixels=pixels, cameras=cameras, scene_from_world=frame, masks=masks, depths=depths)
 
 
 def _different(path: Path, saved: dict[str, Any], mine: dict[str, Any], keys: list[str]) -> str:

@@ -12,11 +12,10 @@ from nerf.datasets.keypoints import attach, of_model
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 from nerf.io.images import IMAGE_SUFFIXES
 from nerf.io.interrupts import end_quietly_when_told
 
-OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 _PLACES = (".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse")
 
 # what each model's parameters mean: names of (fx, fy, cx, cy, k1, k2, k3, k4, p1, p2); "f" is both focal lengths

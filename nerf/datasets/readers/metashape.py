@@ -19,9 +19,8 @@ import numpy as np
 from nerf.datasets.named import find_named
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 
 _MODELS = {"frame": OPENCV, "fisheye": FISHEYE}  # fisheye: equidistant, Metashape's own default
 _EARTH = 6e6  # metres; a world so far from its origin is geocentric

@@ -9,8 +9,8 @@ import torch
 
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
+from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
 from nerf.io.images import IMAGE_SUFFIXES
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nerf.datasets.depths import DepthMap
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import read_json
 from nerf.errors import UserError
+from nerf.geometry.rotations import quaternion_to_matrix
 from nerf.io.images import IMAGE_SUFFIXES
 
 _FILES = ("metadata", "metadata.json", "EXR_RGBD/metadata", "EXR_RGBD/metadata.json")
@@ -90,13 +92,8 @@ def _pose(values: np.ndarray, where: str) -> np.ndarray:
     length = float(np.linalg.norm(values[:4]))
     if not 0.9 < length < 1.1:
         raise UserError(f"{where}: its quaternion has length {length:.3g}, expected 1: repair or remove this frame")
-    x, y, z, w = values[:4] / length
     c2w = np.eye(4)
-    c2w[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
+    c2w[:3, :3] = quaternion_to_matrix(torch.from_numpy(values[[3, 0, 1, 2]] / length)[None])[0]
     c2w[:3, 3] = values[4:]
     return c2w
 

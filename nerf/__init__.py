@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from nerf.datasets import Scene, load
+    from nerf.capture import CaptureOptions, find_poses
+    from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
 # name -> where it is defined
 _WHERE = {
     "load": "nerf.datasets:load",
+    "LoadOptions": "nerf.datasets:LoadOptions",
     "Scene": "nerf.datasets:Scene",
+    "reader": "nerf.datasets:reader",
+    "ParsedScene": "nerf.datasets:ParsedScene",
+    "Frame": "nerf.datasets:Frame",
+    "Lens": "nerf.datasets:Lens",
+    "find_poses": "nerf.capture:find_poses",
+    "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
@@ -67,14 +75,19 @@ _WHERE = {
 
 __all__ = [
     "Cameras",
+    "CaptureOptions",
     "Field",
     "FieldChoice",
     "FieldOptions",
     "FitConfig",
     "Fitted",
+    "Frame",
+    "Lens",
+    "LoadOptions",
     "Marching",
     "Model",
     "OccupancyGrid",
+    "ParsedScene",
     "RadianceField",
     "RenderedRays",
     "Samples",
@@ -86,12 +99,14 @@ __all__ = [
     "evaluate",
     "export_cameras",
     "extract_mesh",
+    "find_poses",
     "fit",
     "image_of_field",
     "load",
     "read_audio",
     "read_image",
     "read_video",
+    "reader",
     "render_rays",
     "render_with",
     "sample_rays",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nerf.datasets.parsed import Capture
+from nerf.datasets.parsed import ParsedScene
 from nerf.datasets.store import PixelStore
 from nerf.errors import UserError
 from nerf.geometry.aim import nearest_point_to_axes
@@ -29,7 +29,9 @@ class Region:
     far: float
 
 
-def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha: bool, space: str | None) -> Region:
+def choose_region(
+    capture: ParsedScene, cameras: Cameras, store: PixelStore, has_alpha: bool, space: str | None
+) -> Region:
     """The space asked for, else "box" for alpha or an object data set, "ndc" for forward-facing LLFF, "unbounded"."""
     notes, asked = capture.notes, space is not None
     if space is None:
@@ -59,7 +61,7 @@ def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alp
 # ---- objects
 
 
-def _object_box(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha: bool) -> Region:
+def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_alpha: bool) -> Region:
     notes = capture.notes
     s = None
     if has_alpha:
@@ -186,7 +188,7 @@ def _forward_facing(cameras: Cameras, degrees: float = 40) -> bool:
     return float((axes @ mean).min()) > math.cos(math.radians(degrees))
 
 
-def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
+def _forward_region(capture: ParsedScene, cameras: Cameras) -> Region | None:
     """Average pose at the origin looking along -z, near plane (3/4 of the nearest depth) at z = -1.
 
     None where a camera stands beyond that plane or looks elsewhere. The space is chosen so that every picture falls
@@ -219,7 +221,7 @@ def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
     return Region(s, Ndc(a, b), 0.0, 2 * math.sqrt(3))
 
 
-def _nearest_depth(capture: Capture, cameras: Cameras) -> float | None:
+def _nearest_depth(capture: ParsedScene, cameras: Cameras) -> float | None:
     """z-depth of the nearest content, world units: as the files state it, else from the sparse points in view."""
     if capture.depth_bounds is not None:
         near = capture.depth_bounds[:, 0]
@@ -247,7 +249,7 @@ def _robust(points: np.ndarray, centre: Tensor, distance: float) -> np.ndarray:
     return points[np.linalg.norm(points - centre.numpy(), axis=1) < distance]
 
 
-def _unbounded(capture: Capture, cameras: Cameras) -> Region:
+def _unbounded(capture: ParsedScene, cameras: Cameras) -> Region:
     """What all cameras look at fills [-1,1]^3, they stand 1 to 2 from its middle; looking outwards, they fill it."""
     notes, origins = capture.notes, cameras.centres
     centre, distance = middle_of_view(cameras)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -64,24 +63,19 @@ def _of_scene(scene: Scene) -> PosedFiles:
     return PosedFiles(photos.with_poses(scene.cameras.c2w), scene.files, scene.splits, points=scene.points)
 
 
-def _full_size(cameras: Cameras, factor: int, sizes: Cameras) -> Cameras:
-    """Cameras of pictures that were down-scaled, in the full pixels again; the inverse of Cameras.scaled and then of
-    Cameras.resized, where they were brought to another size too."""
-    t = cameras.resized(sizes.widths // factor, sizes.heights // factor).tensors()
-    for name in ("fx", "fy", "cx", "cy"):
-        t[name] = t[name] * factor
-    t["widths"], t["heights"] = sizes.widths, sizes.heights
-    return Cameras(**t)
-
-
 def _of_path(path: Path, kind: str | None) -> PosedFiles:
+    file = path / "checkpoint.safetensors" if path.is_dir() else path
+    if file.suffix == ".safetensors" and file.is_file():
+        return _of_model(file)
+    posed = load_posed(path, kind)
+    return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
+
+
+def _of_model(file: Path) -> PosedFiles:
+    """The photos of a run with the cameras as training left them; those that it did not see move along."""
     from nerf.io import checkpoint
     from nerf.training.runs import RUN_FILE, read_run
 
-    file = path / "checkpoint.safetensors" if path.is_dir() else path
-    if file.suffix != ".safetensors" or not file.is_file():
-        posed = load_posed(path, kind)
-        return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
     run = read_run(file.parent)
     tensors, config = checkpoint.load(file)
     names = config.get("training", {}).get("names")
@@ -102,14 +96,21 @@ def _of_path(path: Path, kind: str | None) -> PosedFiles:
         together["c2w"] = similarity_between(tensors["given_poses"], mine.c2w).apply_poses(together["c2w"])
     for name, values in mine.tensors().items():
         together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
-    rest = torch.tensor([i for i in range(len(posed.frames)) if i not in set(trained.tolist())], dtype=torch.int64)
+    rest = torch.tensor(sorted(set(range(len(posed.frames))) - set(trained.tolist())), dtype=torch.int64)
     splits = {"train": trained, "val": rest[:0], "test": rest}
-    whole = replace(posed, cameras=Cameras(**together))
-    return PosedFiles(whole.cameras, [f.path for f in whole.frames], splits, _masks(whole), whole.points)
+    return PosedFiles(Cameras(**together), [f.path for f in posed.frames], splits, _masks(posed), posed.points)
+
+
+def _full_size(cameras: Cameras, factor: int, sizes: Cameras) -> Cameras:
+    """Cameras of pictures that were down-scaled, in the full pixels again; the inverse of Cameras.scaled and then of
+    Cameras.resized, where they were brought to another size too."""
+    t = cameras.resized(sizes.widths // factor, sizes.heights // factor).tensors()
+    t |= {name: t[name] * factor for name in ("fx", "fy", "cx", "cy")}
+    return Cameras(**t | {"widths": sizes.widths, "heights": sizes.heights})
 
 
 def _masks(posed: Posed) -> list[Path | None]:
-    masks = [f.mask for f in posed.frames]
+    masks = [f.mask if isinstance(f.mask, Path) else None for f in posed.frames]
     return masks if any(masks) else []
 
 

@@ -139,7 +139,7 @@ def noise(
     sigma: `degrees`, and as many radians of the (median) distance to the subject. psnr: cameras as given, moved as the
     training's were on the whole; psnr_aligned: after test-time alignment, which the unrefined get as well.
     """
-    given = datasets.load(scene, downscale, quiet=True)
+    given = datasets.load(scene, downscale=downscale, quiet=True)
     n, random, off = len(given.cameras), torch.Generator().manual_seed(seed), math.radians(degrees)
     turns, shifts = (torch.randn(n, 3, generator=random, dtype=torch.float64) * off for _ in range(2))
     shifts *= viewing_distance(given.cameras, given.scene_from_world) / given.scene_from_world.scale

@@ -54,7 +54,7 @@ def train(
     measure only so many. run: where the checkpoint is kept; nowhere by default.
     """
     started = time.perf_counter()
-    loaded = datasets.load(scene, downscale, quiet=True)
+    loaded = datasets.load(scene, downscale=downscale, quiet=True)
     ids = loaded.splits["train"] = loaded.splits["train"][::every]
     config = configured(loaded, TrainConfig(minutes=minutes), overrides or [])
     times, peaks = {"load": time.perf_counter() - started}, {"load": peak()}

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from nerf.datasets.depths import DepthMap
-from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import read_json
 from nerf.errors import UserError
 from nerf.geometry.rotations import quaternion_to_matrix
@@ -39,7 +40,8 @@ def find_file(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.r3d"))), None)
 
 
-def read_record3d(file: Path) -> Capture:
+@reader("record3d", tells=find_file, help="metadata with poses (Record3D)", file=".r3d")
+def read_record3d(file: Path) -> ParsedScene:
     """One camera for each pose in the metadata; picture i of rgbd/ or rgb/ belongs to pose i."""
     if file.suffix.lower() == ".r3d":
         raise UserError(f"{file}: an .r3d is a ZIP archive: unzip it into a folder of its own, and give that folder")
@@ -60,7 +62,7 @@ def read_record3d(file: Path) -> Capture:
     notes = [f"Record3D capture, {len(poses)} frames, in metres"]
     if any(base.glob("*.depth")) and not any(f.depth for f in frames):
         notes.append("its .depth files are compressed and were not read: export EXR + RGB for the depths")
-    return Capture("record3d", home, frames, notes)
+    return ParsedScene("record3d", home, frames, notes)
 
 
 def _pictures(home: Path) -> tuple[dict[int, Path], Path | None]:

@@ -21,7 +21,7 @@ from nerf.fields.radiance import RadianceField
 from nerf.io import checkpoint
 from nerf.io.files import write_whole
 from nerf.io.interrupts import whole_steps
-from nerf.io.progress import Display
+from nerf.io.progress import Progress
 from nerf.kernels import GradAccumulator, RecordedSteps, StepNumbers
 from nerf.rendering import losses
 from nerf.rendering.model import Model
@@ -383,7 +383,7 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
     trainer = Trainer(scene, config)
     if resume and path.exists():
         trainer.restore(path)
-    display = Display(progress)
+    display = Progress("training", shown=progress, start=trainer.step)
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     recent: list[float] = []
@@ -401,7 +401,8 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
                     {"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)}
                 )
                 rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
-                display.update(trainer.step, trainer.total_steps, psnr, rate)
+                words = f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s"
+                display.update(trainer.step, trainer.total_steps, words)
             if now - saved_at > config.checkpoint_seconds:
                 _save(trainer, out)
                 saved_at = time.perf_counter()

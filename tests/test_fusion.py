@@ -98,7 +98,7 @@ class BallModel:
         t = torch.where(inside > 0, middle - inside.clamp_min(0).sqrt(), 0.0).float()
         return t, torch.zeros_like(t)
 
-    def look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
+    def trace(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
         t, _ = self.median_depths(rays_o, rays_d)
         normals = torch.nn.functional.normalize(rays_o + t[:, None] * rays_d, dim=1)
         world = self.scene_from_world.inverse().apply_directions(normals)

@@ -48,7 +48,7 @@ def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
         place = torch.rand(2, len(ids), generator=random)
         rows, cols = (place[0] * cameras.heights[ids]).long(), (place[1] * cameras.widths[ids]).long()
         rays_o, rays_d = cameras.rays(ids, rows, cols, model.scene_from_world)
-        seen = model.look(rays_o, rays_d)
+        seen = model.trace(rays_o, rays_d)
         solid = (seen["opacity"] > 0.9) & (seen["depth"] > 0)
         points = rays_o[solid] + seen["depth"][solid, None] * rays_d[solid]
         alike = agreed(points, views, _TOLERANCE, fewest)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
     from nerf.geometry.cameras import Cameras
-    from nerf.meshing.extract import extract as extract_mesh
+    from nerf.meshing.extract import extract_mesh
     from nerf.rendering.model import Model
     from nerf.signals.audio import read_audio
     from nerf.signals.fields import FieldChoice, SignalField
@@ -34,7 +34,7 @@ _WHERE = {
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
     "evaluate": "nerf.training.evaluation:evaluate",
-    "extract_mesh": "nerf.meshing.extract:extract",
+    "extract_mesh": "nerf.meshing.extract:extract_mesh",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",

@@ -1,13 +1,15 @@
-"""Noise out of a triangle mesh, edges kept: normals of faces that agree are averaged, and vertices follow them."""
+"""Bilateral normal filtering: noise out of a triangle mesh, edges kept.
+
+Ours, because none of trimesh's filters keeps edges, and the packages that do (pymeshlab, Open3D) are large and have
+wheels for few systems.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-NORMAL_SIGMA = (
-    0.4  # standard deviation of the difference of unit normals: 23 degrees; across sharper edges little is shared
-)
+NORMAL_SIGMA = 0.4  # standard deviation of the difference of unit normals, 23 degrees: sharper edges are kept
 DENOISE_ROUNDS = 12  # by default
 MAX_DENOISED_FACES = 4_000_000  # filtered by default: noise of finer meshes spans more cells than the rounds reach
 _VERTEX_STEPS = 20  # steps of the vertices towards what the normals ask for
@@ -17,8 +19,8 @@ _CHUNK = 1 << 19  # faces at once
 def denoise_normals(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
     """Vertices [v,3] float32 moved so that faces [f,3] lie along bilaterally filtered normals; any frame and unit.
 
-    Each round, `n_i <- normalise(sum_j A_j exp(-|n_i - n_j|^2 / (2 NORMAL_SIGMA^2)) n_j)` over the face i and those across its
-    edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around, c their centres.
+    Each round, `n_i <- normalise(sum_j A_j exp(-|n_i - n_j|^2 / (2 NORMAL_SIGMA^2)) n_j)` over the face i and those
+    across its edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around, c their centres.
     Connectivity stays, so a closed mesh stays closed. Not differentiable. Sources: Zheng et al., "Bilateral Normal
     Filtering for Mesh Denoising", 2011, local scheme (area in place of distance); Sun et al., "Fast and Effective
     Feature-Preserving Mesh Denoising", 2007, equation 12, for the vertices.

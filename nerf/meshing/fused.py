@@ -1,4 +1,8 @@
-"""The surface that the views agree on: depth maps rendered from the model, fused into one signed distance (TSDF)."""
+"""TSDF fusion: depth maps rendered from the model, fused into one truncated signed distance.
+
+Source: Curless and Levoy, "A Volumetric Method for Building Complex Models from Range Images", 1996. Ours, because
+distances are asked for point by point where marching cubes needs them, so no volume of 512^3 is ever held.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +21,18 @@ from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
-MAX_VIEWS, MAX_SIDE = 64, 400  # at most so many depth maps, and pixels along their longer side
+MAX_VIEWS, MAX_SIDE = 64, 400  # depth maps, and pixels along their longer side
 FRONT_TRUNCATION_STEPS = 4.0  # truncation before the surface, in steps of the grid
-BACK_TRUNCATION_STEPS = (
-    8.0,
-    16.0,
-)  # behind it, where views that see the surface add to what is solid: least and most; between them
-_BACK_TRUNCATION = 1 / 25  # this scene length, so that coarse grids keep their thin parts
-MIN_WEIGHT = 2.0  # weight of the views that must agree; one alone may look through a hole in what others saw as solid
-# Where light goes in places far apart its depth is less certain: a pixel's weight is 1 / (1 + (spread / HALF_WEIGHT_SPREAD_STEPS)^2), in
-# steps of the march. From MAX_SPREAD_STEPS on it says nothing: shine makes fields hollow behind a thin skin, and a depth within
-# would hollow out the mesh. (HALF_WEIGHT_SPREAD_STEPS 1 fills what little trained fields leave open.)
+# Behind it, where views that see the surface add to what is solid: _BACK_TRUNCATION in scene length, so that coarse
+# grids keep their thin parts, but from so many to so many steps of the grid.
+BACK_TRUNCATION_STEPS, _BACK_TRUNCATION = (8.0, 16.0), 1 / 25
+MIN_WEIGHT = 2.0  # sum of weights below which a point is unseen: one view may look through a hole in the others' solid
+# A pixel's weight is 1 / (1 + (spread / HALF_WEIGHT_SPREAD_STEPS)^2), with the spread of the weights along its ray in
+# steps of the march. From MAX_SPREAD_STEPS on it says nothing: specular highlights make fields hollow behind a thin
+# skin, and a depth within would hollow out the mesh. (1 instead of 1.25 fills gaps of briefly trained fields.)
 HALF_WEIGHT_SPREAD_STEPS, MAX_SPREAD_STEPS = 1.25, 8.0
-# Light goes out a little behind the surface: by so many steps of the march and this part of its spread (measured on
-# four objects whose surface is known, where it was 0.4 to 1.0 steps; what is left of it is 0.0 to 0.6).
+# The median-transmittance depth lies a little behind the surface: by so many steps of the march and this part of its
+# spread (measured on four objects whose surface is known: 0.4 to 1.0 steps, of which 0.0 to 0.6 remain).
 MEDIAN_DEPTH_BIAS = (0.3, 0.5)
 _CELL_STEPS = 4  # steps of the grid: what is known of points is known by such cells
 
@@ -44,16 +46,14 @@ class FusedSurface:
     def __init__(self, model: Model, grid: Grid) -> None:
         self.grid = grid
         self.views = depth_views(model, MAX_VIEWS, MAX_SIDE)
-        self.fewest = min(
-            MIN_WEIGHT, sum(_mean_weight(view) for view in self.views) / 4
-        )  # few photos, or little trained
+        self.min_weight = min(MIN_WEIGHT, sum(map(_mean_weight, self.views)) / 4)  # few photos, or little trained
         self._codes = self._classify()
 
     def values(self, points: Tensor) -> Tensor:
         """[n] in [-1,1] at grid points or between them [n,3]: minus the distance in truncation lengths."""
         fused = self._fuse(points)
         unseen = torch.where(fused.weights < 0, -1.0, 1.0)
-        return torch.where(fused.weights < self.fewest, unseen, -fused.distances)
+        return torch.where(fused.weights < self.min_weight, unseen, -fused.distances)
 
     def seen(self, points: Tensor) -> Tensor:
         """Which points [n,3] of the surface two views have seen as surface, or one of fewer than eight: bool [n]."""
@@ -69,13 +69,9 @@ class FusedSurface:
         return "the photos' cameras see nothing solid there; train longer, or choose another --box"
 
     def _fuse(self, points: Tensor) -> kernels.Fused:
-        step = self.grid.step
-        return kernels.fuse_depths(
-            points,
-            self.views,
-            FRONT_TRUNCATION_STEPS * step,
-            min(max(_BACK_TRUNCATION, BACK_TRUNCATION_STEPS[0] * step), BACK_TRUNCATION_STEPS[1] * step),
-        )
+        step, (low, high) = self.grid.step, BACK_TRUNCATION_STEPS
+        back = min(max(_BACK_TRUNCATION, low * step), high * step)
+        return kernels.fuse_depths(points, self.views, FRONT_TRUNCATION_STEPS * step, back)
 
     def _classify(self) -> NDArray[np.uint8]:
         """A code for each cell: ASK within a cell of a seen surface or of a change between inside and outside."""

@@ -1,6 +1,6 @@
 """The surface moved, by a pixel at most, to where the photos say it is: by their outlines and by their colours.
 
-What a field shows and where its light goes out differ by a part of a pixel, outward in hollows and inward on what
+A field's median-transmittance depth is off by a part of a pixel, outward in hollows and inward on what
 stands out. The photos know better: a surface in its place covers, of each pixel at its outline, what the photo's alpha
 says, and the photos in which a point of it is seen show one colour there. Both are linear in how far the surface moves
 along its normal, so the best move is one least-squares step, r + g x = 0 summed over photos and pixels: at an outline r
@@ -68,9 +68,8 @@ def refine_vertices(
             found.append(_outline_evidence(scene, i, drawn, faces, pixel))
         colours.add(scene.cameras.subset([i]), pictures[row](), ratings[row], drawn)
     known = Evidence(*(torch.cat(parts) for parts in zip(*found, colours.evidence(), strict=True)))
-    move = _solve_coarse_to_fine(vertices, known, _PRIOR / pixel**2).clamp(
-        -_MAX_MOVE_PIXELS * pixel, _MAX_MOVE_PIXELS * pixel
-    )
+    limit = _MAX_MOVE_PIXELS * pixel
+    move = _solve_coarse_to_fine(vertices, known, _PRIOR / pixel**2).clamp(-limit, limit)
     return vertices + move[:, None].double() * normals
 
 
@@ -82,7 +81,7 @@ def _pixel_length(cameras: Cameras, vertices: Tensor) -> float:
 
 class Drawn(NamedTuple):
     """The mesh in a photo: the nearest face at _SUPERSAMPLE^2 points a pixel [points*h, points*w] (-1: none); of each
-    vertex its pixel uv [v,2], its depth z [v], and how far it is from all that is seen within _WINDOW_PIXELS pixels [v]."""
+    vertex its pixel uv [v,2], its z-depth [v], and how far it is from all that is seen within _WINDOW_PIXELS [v]."""
 
     face: Tensor
     uv: Tensor
@@ -93,9 +92,8 @@ class Drawn(NamedTuple):
 def _rasterise(camera: Cameras, vertices: Tensor, faces: Tensor) -> Drawn:
     h, w = int(camera.heights[0]), int(camera.widths[0])
     uv, z = (t[0] for t in camera.project(vertices))
-    face = kernels.nearest_faces(uv * _SUPERSAMPLE, z, faces, w * _SUPERSAMPLE, h * _SUPERSAMPLE).reshape(
-        h * _SUPERSAMPLE, w * _SUPERSAMPLE
-    )
+    height, width = h * _SUPERSAMPLE, w * _SUPERSAMPLE
+    face = kernels.nearest_faces(uv * _SUPERSAMPLE, z, faces, width, height).reshape(height, width)
     depth = torch.where(face >= 0, z.float()[faces[face.clamp_min(0).long(), 0]], torch.inf)[None]
     window = _SUPERSAMPLE * (2 * _WINDOW_PIXELS + 1)
     far, near = (s * max_pool2d(s * depth, window, _SUPERSAMPLE, _SUPERSAMPLE * _WINDOW_PIXELS)[0] for s in (1, -1))

@@ -3,8 +3,8 @@
 Every vertex rates every photo by how much of it the photo shows: visible (against a depth buffer of the mesh, with a
 margin beside the silhouettes of what stands in front), seen straight on, and near. The ratings are smooth over the
 surface, so photos blend into each other across seams, and they count by their squares, so the best nearly decides. Each
-face takes its few best photos; their colours at a texel are averaged, and those that disagree with the others (shine,
-passers-by, a wrong depth) count less. What no photo shows is coloured by the field.
+face takes its few best photos; their colours at a texel are averaged, and those that disagree with the others (specular
+highlights, passers-by, a wrong depth) count less. What no photo shows is coloured by the field.
 The rating by projected area and the removal of disagreeing photos follow Waechter, Moehrle and Goesele, "Let There Be
 Color! Large-Scale Texturing of 3D Reconstructions", 2014, sections 3.1 and 3.2.
 """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
     from nerf.kernels import RenderedRays, Samples
-    from nerf.meshing.extract import extract as extract_mesh
+    from nerf.meshing.extract import extract_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
@@ -59,7 +59,7 @@ _WHERE = {
     "sample_rays": "nerf.rendering.sampling:sample_rays",
     "composite": "nerf.rendering.sampling:composite",
     "evaluate": "nerf.training.evaluation:evaluate",
-    "extract_mesh": "nerf.meshing.extract:extract",
+    "extract_mesh": "nerf.meshing.extract:extract_mesh",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",

@@ -110,12 +110,12 @@ class Model:
         for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
             pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
             rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
-            for name, part in self.look(*rays, normals).items():
+            for name, part in self.trace(*rays, normals).items():
                 view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).cpu().numpy()
         return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
 
-    def look(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
-        """What scene rays see: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
+    def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
+        """What scene rays hit: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
         out = self.render_rays(rays_o, rays_d)
         seen = {
             "color": out.over(self.background).clamp(0, None if self.linear else 1),

@@ -268,10 +268,10 @@ def mesh(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
         result["mesh"] = "not measured: trimesh is not installed"
     else:
         if not args.dry_run and left() > 60:
-            from nerf.meshing.extract import extract
+            from nerf.meshing.extract import extract_mesh
 
             started = time.perf_counter()
-            found = extract(model, resolution=512)
+            found = extract_mesh(model, resolution=512)
             result |= {"mesh_seconds": time.perf_counter() - started, "triangles": len(found.faces)}
     print(result)
     return result

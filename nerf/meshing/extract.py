@@ -65,6 +65,11 @@ def extract_mesh(
     seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`
     says method, threshold, step, components, closed, and how many unseen faces went. Raises UserError where there is no
     surface or an argument makes no sense. Not differentiable. Source: marching cubes (Lorensen and Cline 1987).
+
+    >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
+    >>> mesh = nerf.extract_mesh(model, resolution=24)
+    >>> mesh.faces.shape[1], mesh.metadata["closed"]
+    (3, True)
     """
     import trimesh
 

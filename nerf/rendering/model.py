@@ -27,7 +27,13 @@ FIELD_CHUNK = 1 << 20
 
 class Model:
     """A trained scene. Poses and meshes are in the world frame of the input; rays and points here are in the scene
-    frame."""
+    frame.
+
+    >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
+    >>> view = model.render_image(model.cameras, 0, normals=False)
+    >>> view["color"].shape, view["depth"].shape
+    ((40, 40, 3), (40, 40))
+    """
 
     def __init__(
         self,

@@ -375,6 +375,11 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
 
     Ctrl-C saves and stops; `resume` continues as if it never had (bit for bit on the same machine type and thread count
     or another).
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> model = nerf.train(scene, nerf.TrainConfig(steps=4), out="runs/short", progress=False)
+    >>> model.meta["steps"]
+    4
     """
     if (config.steps is None) == (config.minutes is None):
         raise UserError("say how long to train: either steps or minutes")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
+    from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
     from nerf.kernels import RenderedRays, Samples
     from nerf.meshing.extract import extract_mesh
     from nerf.rendering.marching import Marching
@@ -44,6 +45,10 @@ _WHERE = {
     "find_poses": "nerf.capture:find_poses",
     "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
+    "Similarity": "nerf.geometry.space:Similarity",
+    "Box": "nerf.geometry.space:Box",
+    "Unbounded": "nerf.geometry.space:Unbounded",
+    "Ndc": "nerf.geometry.space:Ndc",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
@@ -74,6 +79,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Box",
     "Cameras",
     "CaptureOptions",
     "Field",
@@ -86,6 +92,7 @@ __all__ = [
     "LoadOptions",
     "Marching",
     "Model",
+    "Ndc",
     "OccupancyGrid",
     "ParsedScene",
     "RadianceField",
@@ -93,7 +100,9 @@ __all__ = [
     "Samples",
     "Scene",
     "SignalField",
+    "Similarity",
     "TrainConfig",
+    "Unbounded",
     "UserError",
     "composite",
     "evaluate",

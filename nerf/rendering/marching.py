@@ -45,7 +45,7 @@ class Marching:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, as checkpoints keep it."""
         mine = {f.name: getattr(self, f.name) for f in fields(self)}
-        return mine | space_to_dict(self.space)
+        return {name: mine.pop(name) for name in ("space", "near", "far")} | space_to_dict(self.space) | mine
 
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Marching:

@@ -14,8 +14,8 @@ from nerf.kernels import MarchSettings
 
 @dataclass(frozen=True)
 class Marching:
-    """How rays cross the scene: its space, their range, and their steps. Lengths are scene units (NDC units in
-    "ndc")."""
+    """How rays cross the scene: its space, their range, and their steps. Lengths are those of the march: scene units,
+    NDC units in the space Ndc."""
 
     space: Space
     near: float

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
-    from nerf.kernels import RenderedRays, Samples
+    from nerf.kernels import Backend, RenderedRays, Samples
+    from nerf.kernels import using as backend
     from nerf.meshing.extract import extract_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
@@ -54,6 +55,8 @@ _WHERE = {
     "Marching": "nerf.rendering.marching:Marching",
     "Samples": "nerf.kernels:Samples",
     "RenderedRays": "nerf.kernels:RenderedRays",
+    "Backend": "nerf.kernels:Backend",
+    "backend": "nerf.kernels:using",
     "render_rays": "nerf.rendering.rays:render_rays",
     "render_with": "nerf.rendering.sampling:render_with",
     "sample_rays": "nerf.rendering.sampling:sample_rays",
@@ -74,6 +77,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Backend",
     "Cameras",
     "CaptureOptions",
     "Field",
@@ -95,6 +99,7 @@ __all__ = [
     "SignalField",
     "TrainConfig",
     "UserError",
+    "backend",
     "composite",
     "evaluate",
     "export_cameras",

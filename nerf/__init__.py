@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
     from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
-    from nerf.kernels import RenderedRays, Samples
+    from nerf.kernels import Backend, RenderedRays, Samples
+    from nerf.kernels import using as backend
     from nerf.meshing.extract import extract_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
@@ -59,6 +60,8 @@ _WHERE = {
     "Marching": "nerf.rendering.marching:Marching",
     "Samples": "nerf.kernels:Samples",
     "RenderedRays": "nerf.kernels:RenderedRays",
+    "Backend": "nerf.kernels:Backend",
+    "backend": "nerf.kernels:using",
     "render_rays": "nerf.rendering.rays:render_rays",
     "render_with": "nerf.rendering.sampling:render_with",
     "sample_rays": "nerf.rendering.sampling:sample_rays",
@@ -79,6 +82,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "Backend",
     "Box",
     "Cameras",
     "CaptureOptions",
@@ -104,6 +108,7 @@ __all__ = [
     "TrainConfig",
     "Unbounded",
     "UserError",
+    "backend",
     "composite",
     "evaluate",
     "export_cameras",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
     from nerf.geometry.cameras import Cameras
+    from nerf.kernels import ray_jitter
     from nerf.meshing.extract import extract as extract_mesh
     from nerf.rendering.model import Model
     from nerf.signals.audio import read_audio
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
     from nerf.signals.fitting import FitConfig, Fitted, fit
     from nerf.signals.image import image_of_field, read_image
     from nerf.signals.video import read_video
-    from nerf.training.config import TrainConfig
+    from nerf.training.config import TrainConfig, default_field, default_marching
     from nerf.training.evaluation import evaluate
     from nerf.training.export import export_cameras
-    from nerf.training.loop import train
+    from nerf.training.loop import Trainer, train
+    from nerf.training.objective import SceneLoss
+    from nerf.training.optimiser import FieldOptimiser
+    from nerf.training.pixel_sampler import PixelBatch, PixelSampler
+    from nerf.training.schedule import Schedule, Weights
+    from nerf.training.stepping import next_n_rays
+    from nerf.training.visibility import visible_cells
 
 # name -> where it is defined
 _WHERE = {
@@ -33,6 +40,18 @@ _WHERE = {
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
+    "Trainer": "nerf.training.loop:Trainer",
+    "FieldOptimiser": "nerf.training.optimiser:FieldOptimiser",
+    "PixelSampler": "nerf.training.pixel_sampler:PixelSampler",
+    "PixelBatch": "nerf.training.pixel_sampler:PixelBatch",
+    "SceneLoss": "nerf.training.objective:SceneLoss",
+    "Schedule": "nerf.training.schedule:Schedule",
+    "Weights": "nerf.training.schedule:Weights",
+    "default_field": "nerf.training.config:default_field",
+    "default_marching": "nerf.training.config:default_marching",
+    "visible_cells": "nerf.training.visibility:visible_cells",
+    "ray_jitter": "nerf.kernels:ray_jitter",
+    "next_n_rays": "nerf.training.stepping:next_n_rays",
     "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract",
     "export_cameras": "nerf.training.export:export_cameras",
@@ -51,23 +70,35 @@ _WHERE = {
 __all__ = [
     "Cameras",
     "FieldChoice",
+    "FieldOptimiser",
     "FitConfig",
     "Fitted",
     "Model",
+    "PixelBatch",
+    "PixelSampler",
     "Scene",
+    "SceneLoss",
+    "Schedule",
     "SignalField",
     "TrainConfig",
+    "Trainer",
     "UserError",
+    "Weights",
+    "default_field",
+    "default_marching",
     "evaluate",
     "export_cameras",
     "extract_mesh",
     "fit",
     "image_of_field",
     "load",
+    "next_n_rays",
+    "ray_jitter",
     "read_audio",
     "read_image",
     "read_video",
     "train",
+    "visible_cells",
 ]
 
 

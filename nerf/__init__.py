@@ -12,10 +12,15 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from nerf.datasets import Scene, load
     from nerf.errors import UserError
+    from nerf.fields.occupancy import OccupancyGrid
+    from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
-    from nerf.kernels import ray_jitter
+    from nerf.kernels import RenderedRays, Samples, ray_jitter
     from nerf.meshing.extract import extract as extract_mesh
+    from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
+    from nerf.rendering.rays import render_rays
+    from nerf.rendering.sampling import composite, render_with, sample_rays
     from nerf.signals.audio import read_audio
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.fitting import FitConfig, Fitted, fit
@@ -40,6 +45,17 @@ _WHERE = {
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
+    "Field": "nerf.fields.radiance:Field",
+    "FieldOptions": "nerf.fields.radiance:FieldOptions",
+    "RadianceField": "nerf.fields.radiance:RadianceField",
+    "OccupancyGrid": "nerf.fields.occupancy:OccupancyGrid",
+    "Marching": "nerf.rendering.marching:Marching",
+    "Samples": "nerf.kernels:Samples",
+    "RenderedRays": "nerf.kernels:RenderedRays",
+    "render_rays": "nerf.rendering.rays:render_rays",
+    "render_with": "nerf.rendering.sampling:render_with",
+    "sample_rays": "nerf.rendering.sampling:sample_rays",
+    "composite": "nerf.rendering.sampling:composite",
     "Trainer": "nerf.training.loop:Trainer",
     "FieldOptimiser": "nerf.training.optimiser:FieldOptimiser",
     "PixelSampler": "nerf.training.pixel_sampler:PixelSampler",
@@ -69,13 +85,20 @@ _WHERE = {
 
 __all__ = [
     "Cameras",
+    "Field",
     "FieldChoice",
     "FieldOptimiser",
+    "FieldOptions",
     "FitConfig",
     "Fitted",
+    "Marching",
     "Model",
+    "OccupancyGrid",
     "PixelBatch",
     "PixelSampler",
+    "RadianceField",
+    "RenderedRays",
+    "Samples",
     "Scene",
     "SceneLoss",
     "Schedule",
@@ -84,6 +107,7 @@ __all__ = [
     "Trainer",
     "UserError",
     "Weights",
+    "composite",
     "default_field",
     "default_marching",
     "evaluate",
@@ -97,6 +121,9 @@ __all__ = [
     "read_audio",
     "read_image",
     "read_video",
+    "render_rays",
+    "render_with",
+    "sample_rays",
     "train",
     "visible_cells",
 ]

@@ -47,7 +47,7 @@ def test_fog_clears_before_cameras_and_stays_where_they_look() -> None:
 
     def opacities(near: float, far: float) -> float:
         marching = replace(OPEN, near=near, far=far)
-        return float(render_many(field, occupancy, marching, *rays(800), torch.zeros(3))["opacities"].mean())
+        return float(render_many(field, occupancy, marching, *rays(800)).opacities.mean())
 
     before = opacities(*AIR), opacities(AIR[1] + 0.2, 3.0)
     for step in range(30):

@@ -18,6 +18,7 @@ from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, ndc_points_inverse
 from nerf.io import checkpoint
+from nerf.kernels import RenderedRays
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
 
@@ -84,10 +85,10 @@ class Model:
         with torch.no_grad():
             return torch.cat([self.field(p, d)[1] for p, d in pairs]) if len(points) else torch.zeros(0, 3)
 
-    def render_rays(self, rays_o: Tensor, rays_d: Tensor, background: Tensor | None = None) -> dict[str, Tensor]:
-        """colors [n,3] over the background, opacities, depths, median_depths [n] of scene rays (unit directions)."""
-        background = self.background if background is None else background
-        return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
+    def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
+        """What scene rays [n,3] (unit directions) see, in front of any background: `.over(model.background)` adds it.
+        No gradients, bounded memory."""
+        return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d)
 
     def coarser(self, stretch: float) -> Model:
         """The same model, not a copy, whose rays march in steps so many times longer: faster, a little less exact."""
@@ -99,9 +100,9 @@ class Model:
         """Where half the light of scene rays is gone [n], scene length along the ray, 0 where that is nowhere; and how
         far the places spread where it goes [n]: their mean distance, over this half, in the march's length."""
         until_half = replace(self.marching, stop_threshold=0.499)  # what lies behind is not asked for
-        out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)
-        spread = out["distortions"] / out["opacities"].clamp_min(1e-6).square()
-        return self._lengths(rays_o, rays_d, out["median_depths"]), spread
+        out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d)
+        spread = out.distortions / out.opacities.clamp_min(1e-6).square()
+        return self._lengths(rays_o, rays_d, out.median_depths), spread
 
     def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
@@ -121,11 +122,11 @@ class Model:
         """What scene rays see: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
         out = self.render_rays(rays_o, rays_d)
         seen = {
-            "color": out["colors"].clamp(0, None if self.linear else 1),
-            "opacity": out["opacities"],
-            "depth": self._lengths(rays_o, rays_d, out["median_depths"]),
+            "color": out.over(self.background).clamp(0, None if self.linear else 1),
+            "opacity": out.opacities,
+            "depth": self._lengths(rays_o, rays_d, out.median_depths),
         }
-        return seen | {"normal": self._normals(rays_o, rays_d, out["median_depths"])} if normals else seen
+        return seen | {"normal": self._normals(rays_o, rays_d, out.median_depths)} if normals else seen
 
     def _normals(self, rays_o: Tensor, rays_d: Tensor, median_depths: Tensor) -> Tensor:
         """World normals [n,3] where half the light of scene rays is gone, zero where that is nowhere."""

@@ -26,7 +26,7 @@ from benchmarks.gpu_modes import graph, tinycudann
 from nerf import kernels as ops
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
-from nerf.kernels import GradientSink, GridLayout, nvrtc
+from nerf.kernels import GradAccumulator, GridLayout, nvrtc
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
 
@@ -181,7 +181,7 @@ def _render_timed(field: Any, n: int, place: torch.device) -> dict[str, float]:
     settings = replace(Marching("box", 0.0, 100.0).settings(), step_size=0.03, max_step=0.03)
     settings = replace(settings, stop_threshold=0.0, alpha_threshold=0.0)
     bits = ops.pack_occupancy(rays[-1])
-    sink = GradientSink(torch.zeros_like(field.table.data))
+    sink = GradAccumulator(torch.zeros_like(field.table.data))
     half, params, config = field.table_half, field.params(), field.config
 
     def forward() -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.kernels.layout import Samples
+from nerf.kernels.records import Samples
 from nerf.kernels.reference.arithmetic import fma32, fma_tensor
 from nerf.kernels.reference.march_definition import check_march
 from nerf.kernels.reference.rays import ray_box

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--downscale", type=int, default=4)
     args = parser.parse_args(argv)
-    scene, config = nerf.load(args.scene, args.downscale, quiet=True), nerf.TrainConfig(steps=args.steps)
+    scene, config = nerf.load(args.scene, downscale=args.downscale, quiet=True), nerf.TrainConfig(steps=args.steps)
     psnr = {}
     for name, field in (("planes and lines", VectorMatrixField()), ("hash grid", None)):
         with tempfile.TemporaryDirectory() as out:

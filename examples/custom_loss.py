@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--downscale", type=int, default=8)
     args = parser.parse_args(argv)
-    scene = nerf.load(args.scene, args.downscale, quiet=True)
+    scene = nerf.load(args.scene, downscale=args.downscale, quiet=True)
     with tempfile.TemporaryDirectory() as out:
         model = nerf.train(scene, nerf.TrainConfig(steps=args.steps), out, loss=loss)
     psnr = nerf.evaluate(model, scene, max_views=3, show_progress=False)["psnr"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -19,7 +18,7 @@ import nerf
 def train(scene: nerf.Scene, steps: int, seed: int = 0) -> nerf.Model:
     """A model of the scene's training images after so many steps of Adam."""
     images = scene.splits["train"]
-    schedule, weights, n_rays = nerf.Schedule(), nerf.Weights(surface=0.6), 1024
+    schedule, n_rays = nerf.Schedule(), 1024
 
     # 1. what is learnt, and where rays look for it
     field = nerf.RadianceField(nerf.default_field(scene), seed=seed)
@@ -44,7 +43,7 @@ def train(scene: nerf.Scene, steps: int, seed: int = 0) -> nerf.Model:
         # 3. pixels, over random backgrounds so that what is transparent looks so on any
         batch = sampler.draw(n_rays, random)
         batch.background = torch.rand(n_rays, 3, generator=random)
-        batch.weights = replace(weights, surface=weights.surface * schedule.surface_fade(progress))
+        batch.surface = 0.6 * schedule.surface_fade(progress)
 
         # 4. their rays; view dependence is disabled at first
         rays_o, rays_d = scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, scene.scene_from_world)
@@ -83,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> nerf.Model:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--downscale", type=int, default=8)
     args = parser.parse_args(argv)
-    scene = nerf.load(args.scene, args.downscale, quiet=True)
+    scene = nerf.load(args.scene, downscale=args.downscale, quiet=True)
     model = train(scene, args.steps)
     view = model.render_image(scene.cameras, int(scene.splits["test"][0]))
     print(f"rendered a held-out view of {view['color'].shape[1]}x{view['color'].shape[0]} pixels")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from nerf.datasets import Scene, load
+    from nerf.capture import CaptureOptions, find_poses
+    from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
     from nerf.kernels import RenderedRays, Samples, ray_jitter
-    from nerf.meshing.extract import extract as extract_mesh
+    from nerf.meshing.extract import extract_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
 # name -> where it is defined
 _WHERE = {
     "load": "nerf.datasets:load",
+    "LoadOptions": "nerf.datasets:LoadOptions",
     "Scene": "nerf.datasets:Scene",
+    "reader": "nerf.datasets:reader",
+    "ParsedScene": "nerf.datasets:ParsedScene",
+    "Frame": "nerf.datasets:Frame",
+    "Lens": "nerf.datasets:Lens",
+    "find_poses": "nerf.capture:find_poses",
+    "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
@@ -69,7 +77,7 @@ _WHERE = {
     "ray_jitter": "nerf.kernels:ray_jitter",
     "next_n_rays": "nerf.training.stepping:next_n_rays",
     "evaluate": "nerf.training.evaluation:evaluate",
-    "extract_mesh": "nerf.meshing.extract:extract",
+    "extract_mesh": "nerf.meshing.extract:extract_mesh",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
@@ -85,15 +93,20 @@ _WHERE = {
 
 __all__ = [
     "Cameras",
+    "CaptureOptions",
     "Field",
     "FieldChoice",
     "FieldOptimiser",
     "FieldOptions",
     "FitConfig",
     "Fitted",
+    "Frame",
+    "Lens",
+    "LoadOptions",
     "Marching",
     "Model",
     "OccupancyGrid",
+    "ParsedScene",
     "PixelBatch",
     "PixelSampler",
     "RadianceField",
@@ -113,6 +126,7 @@ __all__ = [
     "evaluate",
     "export_cameras",
     "extract_mesh",
+    "find_poses",
     "fit",
     "image_of_field",
     "load",
@@ -121,6 +135,7 @@ __all__ = [
     "read_audio",
     "read_image",
     "read_video",
+    "reader",
     "render_rays",
     "render_with",
     "sample_rays",

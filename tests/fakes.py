@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nerf.geometry.aim import look_at
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Box, Similarity, Space
 from nerf.kernels import RenderedRays
 
 
@@ -45,7 +45,7 @@ class FakeModel:
 
     radius: float = 0.7
     scene_from_world: Similarity = field(default_factory=lambda: Similarity.around([0.0, 0.0, 0.0], 1.5))
-    space: str = "box"
+    space: Space = Box()
     near: float = 0.0
     far: float = 10.0
     background: Tensor = field(default_factory=lambda: torch.ones(3))
@@ -105,10 +105,9 @@ class FakeScene:
     names: list[str]
     splits: dict[str, Tensor]
     scene_from_world: Similarity
-    space: str = "box"
+    space: Space = Box()
     near: float = 0.0
     far: float = 10.0
-    n_levels: int = 1
     points: Tensor | None = None
     has_alpha: bool = True
     linear: bool = False

@@ -12,13 +12,14 @@ from tiny import generator, make_scene, sphere_scene, train_config, unit_vectors
 
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
+from nerf.geometry.space import Box, Unbounded
 from nerf.kernels import GradAccumulator
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_many
 from nerf.training.loop import Trainer
 from nerf.training.objective import NEAR, near_camera_opacity_loss
 
-OPEN = Marching("unbounded", 0.2, 50.0, 3, step_size=0.01, cone_angle=1 / 256, gradient_distance=2.0)
+OPEN = Marching(Unbounded(3), 0.2, 50.0, step_size=0.01, cone_angle=1 / 256, gradient_distance=2.0)
 AIR = OPEN.near, NEAR * OPEN.gradient_distance
 
 
@@ -64,8 +65,8 @@ def test_only_open_scenes_have_fog_before_cameras(monkeypatch: pytest.MonkeyPatc
     full, asked = sphere_scene(6, 24), []
     monkeypatch.setattr("nerf.training.loop.near_camera_opacity_loss", lambda *a: asked.append(a) or torch.zeros(()))
     images = [full.pixels.raw(i)[..., :3].copy() for i in range(6)]
-    for space, n_levels, weight, expected in (("box", 1, 0.02, 0), ("unbounded", 3, 0.0, 0), ("unbounded", 3, 0.02, 1)):
-        scene = make_scene(images, full.cameras, scene_from_world=full.scene_from_world, space=space, n_levels=n_levels)
+    for space, weight, expected in ((Box(), 0.02, 0), (Unbounded(3), 0.0, 0), (Unbounded(3), 0.02, 1)):
+        scene = make_scene(images, full.cameras, scene_from_world=full.scene_from_world, space=space)
         asked.clear()
         Trainer(scene, train_config(steps=10, near_camera=weight)).train_step()
         assert len(asked) == expected, f"{space}, weight {weight}"

@@ -288,12 +288,6 @@ def test_contract() -> None:
     assert reference.scene_to_unit(torch.tensor([[-1.0, 0.0, 1.0]]), True).tolist() == [[0.25, 0.5, 0.75]]
 
 
-def test_contract_agrees_with_space() -> None:
-    space = pytest.importorskip("nerf.geometry.space")
-    x = torch.randn(100, 3, generator=rng(), dtype=torch.float64) * 3
-    torch.testing.assert_close(reference.contract(x), space.contract(x), **F64)
-
-
 def test_density_activation() -> None:
     h = torch.tensor([-100.0, -15.0, 0.0, 3.0, 15.0, 100.0], dtype=torch.float64, requires_grad=True)
     sigma = reference.density_activation(h)

@@ -15,11 +15,12 @@ from torch import Tensor
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import RadianceField
+from nerf.geometry.space import Box, Ndc, Unbounded
 from nerf.rendering import rays as rendering
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_many, render_rays
 
-BOX = Marching("box", 0.0, 100.0, step_size=0.02, stop_threshold=0.0, alpha_threshold=0.0)
+BOX = Marching(Box(), 0.0, 100.0, step_size=0.02, stop_threshold=0.0, alpha_threshold=0.0)
 BLACK, WHITE = torch.zeros(3), torch.ones(3)
 
 
@@ -143,10 +144,10 @@ def test_jitter_shifts_samples_within_a_step(backend: str) -> None:
 def test_coarser_steps_are_longer() -> None:
     settings, coarse = BOX.settings(), BOX.settings(4.0)
     assert coarse.step_size == pytest.approx(4 * settings.step_size)
-    growing = replace(BOX, space="unbounded", n_levels=4, cone_angle=1 / 256)
+    growing = replace(BOX, space=Unbounded(4), cone_angle=1 / 256)
     assert growing.settings(2.0).cone_angle == pytest.approx(2 / 256)
     assert growing.settings().max_step >= growing.settings().step_size
-    assert BOX.half_extent == 1 and growing.half_extent == 8
+    assert BOX.space.half_extent == 1 and growing.space.half_extent == 8
 
 
 def test_rays_enter_a_box_where_it_begins() -> None:
@@ -160,7 +161,7 @@ def test_rays_enter_a_box_where_it_begins() -> None:
 
 
 def test_rays_enter_ndc_at_the_near_plane() -> None:
-    marching = Marching("ndc", 0.0, 100.0, ndc=(1.2, 1.5), step_size=0.02)
+    marching = Marching(Ndc(1.2, 1.5), 0.0, 100.0, step_size=0.02)
     o = uniform(40, 3, seed=1, low=-0.2, high=0.2)
     d = torch.nn.functional.normalize(uniform(40, 3, seed=2, low=-0.3, high=0.3) - torch.tensor([0.0, 0.0, 1.0]), dim=1)
     ndc_o, ndc_d, viewdirs, t_near, t_far = marching.enter(o, d)
@@ -175,7 +176,7 @@ def test_rays_enter_ndc_at_the_near_plane() -> None:
 
 
 def test_ndc_renders(backend: str) -> None:
-    marching = Marching("ndc", 0.0, 100.0, ndc=(1.2, 1.5), step_size=0.02)
+    marching = Marching(Ndc(1.2, 1.5), 0.0, 100.0, step_size=0.02)
     o, d = (
         torch.zeros(20, 3),
         torch.nn.functional.normalize(uniform(20, 3, low=-0.3, high=0.3) - torch.tensor([0.0, 0, 1]), dim=1),
@@ -187,7 +188,7 @@ def test_ndc_renders(backend: str) -> None:
 
 def test_unbounded_scenes_are_marched_to_their_end(backend: str) -> None:
     marching = Marching(
-        "unbounded", 0.0, 100.0, n_levels=4, step_size=0.02, cone_angle=1 / 64, stop_threshold=0.0, alpha_threshold=0.0
+        Unbounded(4), 0.0, 100.0, step_size=0.02, cone_angle=1 / 64, stop_threshold=0.0, alpha_threshold=0.0
     )
     field = RadianceField(replace(FIELD, density_bias=math.log(0.05)), contracted=True)
     with torch.no_grad():
@@ -202,8 +203,8 @@ def test_unbounded_scenes_are_marched_to_their_end(backend: str) -> None:
 def test_settings_survive_a_dict() -> None:
     for marching in (
         BOX,
-        Marching("ndc", 0.0, 9.0, ndc=(1.0, 2.0)),
-        Marching("unbounded", 0.1, 9.0, 5, cone_angle=0.01),
+        Marching(Ndc(1.0, 2.0), 0.0, 9.0),
+        Marching(Unbounded(5), 0.1, 9.0, cone_angle=0.01),
     ):
         assert Marching.from_dict(marching.to_dict()) == marching
 

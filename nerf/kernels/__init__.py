@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
+from nerf.geometry.space import ray_box
 from nerf.kernels import (
     bindings,
     cpu,
@@ -267,12 +268,6 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:
     if runs_on == "cuda":
         return cuda.pack_occupancy(occupied)
     return cpu.pack_occupancy(occupied) if runs_on == "cpu" else None
-
-
-def ray_box(rays_o: Tensor, rays_d: Tensor, half_extent: float, near: float, far: float) -> tuple[Tensor, Tensor]:
-    """Entry and exit [n] of rays into the cube [-half_extent, half_extent]^3, cut to [near, far]; entry >= exit is a
-    miss."""
-    return reference.ray_box(rays_o, rays_d, half_extent, near, far)
 
 
 def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:

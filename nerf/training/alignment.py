@@ -52,18 +52,13 @@ def as_trained(scene: Scene, model: Model) -> Scene:
     refined, c2w = model.cameras.c2w.cpu(), scene.cameras.c2w.cpu()
     if len(pairs) and torch.equal(c2w[here], refined[there]):
         return scene
-    c2w = moved(c2w, similarity_between(model.given_poses, refined))
+    c2w = similarity_between(model.given_poses, refined).apply_poses(c2w)
     return with_poses(scene, c2w.index_copy(0, here, refined[there]))
-
-
-def moved(c2w: Tensor, by: Similarity) -> Tensor:
-    """Poses [n,3,4] in another frame."""
-    return torch.cat([by.rotation @ c2w[:, :, :3], by.apply(c2w[:, :, 3])[:, :, None]], dim=2)
 
 
 def with_poses(scene: Scene, c2w: Tensor) -> Scene:
     """The same scene with other poses [n,3,4]."""
-    return replace(scene, cameras=Cameras(**scene.cameras.tensors() | {"c2w": c2w.to(scene.cameras.c2w.device)}))
+    return replace(scene, cameras=scene.cameras.with_poses(c2w))
 
 
 def optimise_test_poses(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:

@@ -20,7 +20,7 @@ class TrainConfig:
     """How to train. Give `steps`, or `minutes`: the latter times the first steps, then fixes the number of steps for
     good.
 
-    >>> TrainConfig(minutes=2).with_settings(depth=0.5, learning_rate=5e-3).weights.depth
+    >>> nerf.TrainConfig(minutes=2).with_settings(depth=0.5, learning_rate=5e-3).weights.depth
     0.5
     """
 
@@ -93,27 +93,26 @@ OLD_NAMES = {
 def default_field(scene: Scene, exposure: bool = False) -> FieldOptions:
     """Objects start as a solid hull that gets carved, so no floaters form; open scenes start almost empty."""
     scale = (scene.brightest if scene.linear else 1.0) * (HEADROOM if exposure else 1.0)
-    if scene.space == "box":
+    if scene.space.bounded:
         return FieldOptions(density_bias=3.0, color_scale=scale)
-    finest = 2048 if scene.space == "unbounded" else 1024
+    finest = 2048 if scene.space.contracted else 1024
     return FieldOptions(density_bias=-1.0, finest_resolution=finest, color_scale=scale)
 
 
 def default_surface_weight(scene: Scene) -> float:
     """The weight of the surface loss where none is given."""
-    return 0.3 if scene.space == "unbounded" else 0.6
+    return 0.3 if scene.space.contracted else 0.6
 
 
 def default_marching(scene: Scene) -> Marching:
     """Steps and range of rays for this scene."""
-    if scene.space == "unbounded":
+    if scene.space.contracted:
         return Marching(
             scene.space,
             scene.near,
             scene.far,
-            scene.n_levels,
             step_size=2 * math.sqrt(3) / 1024,
             cone_angle=1 / 256,
             gradient_distance=scene_scale(scene.cameras, scene.scene_from_world),
         )
-    return Marching(scene.space, scene.near, scene.far, 1, scene.ndc, step_size=2 * math.sqrt(3) / 1024)
+    return Marching(scene.space, scene.near, scene.far, step_size=2 * math.sqrt(3) / 1024)

@@ -8,7 +8,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from nerf.errors import UserError, note
 from nerf.io import checkpoint
 from nerf.io.files import write_whole
 from nerf.io.interrupts import whole_steps
-from nerf.io.progress import Display
+from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
@@ -112,10 +111,10 @@ class Trainer:
             step,
             self.n_rays,
             schedule.step_scale_at(step, progress),
-            self.scene.space == "box" and schedule.is_diffuse(step, self.total_steps),
+            self.scene.space.bounded and schedule.is_diffuse(step, self.total_steps),
             self.sampler.cumulative is not None,
             schedule.learning_rate_at(progress),
-            self.weights.surface * schedule.surface_fade(progress),
+            (self.weights.surface or 0.0) * schedule.surface_fade(progress),
         )
 
     def train_step(self) -> float:
@@ -124,7 +123,7 @@ class Trainer:
         random = self.random.manual_seed(self.config.seed * 1_000_003 + self.step)  # so that resume needs no state
         with determinism(self.config.deterministic):
             if self.step % schedule.occupancy_every == 0:
-                budget = 1 << 18 if self.step < 256 or self.scene.space == "unbounded" else 1 << 17
+                budget = 1 << 18 if self.step < 256 or self.scene.space.contracted else 1 << 17
                 everywhere = self.step in schedule.occupancy_everywhere
                 with torch.no_grad():
                     model.occupancy.update(model.field.density, model.marching.step_size, random, budget, everywhere)
@@ -142,8 +141,9 @@ class Trainer:
         field, occupancy, marching = model.field, model.occupancy, model.marching
 
         batch = self.sampler.draw(n, random)
-        batch.background = torch.rand(n, 3, generator=random, device=self.device) / model.exposure  # any: so that what
-        batch.weights = replace(self.weights, surface=now.surface)  # is transparent looks so on every colour
+        batch.weights, batch.surface = self.weights, now.surface
+        # what is transparent must look so on any colour
+        batch.background = torch.rand(n, 3, generator=random, device=self.device) / model.exposure
 
         rays_o, rays_d = scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, scene.scene_from_world)
         lengths = None if batch.depths is None else ray_lengths(scene, batch, rays_d)
@@ -157,11 +157,16 @@ class Trainer:
             rays_o.requires_grad_(poses_move)
             rays_d.requires_grad_(poses_move)
         if lengths is not None:
-            batch.t_depths = marching.places(rays_o.detach(), rays_d.detach(), lengths)
+            batch.t_depths = model.space.depth_to_t(rays_o.detach(), rays_d.detach(), lengths)
 
         accumulator, jitter = self.optimiser.grad_accumulator, now.jitter(c.seed)
-        how = {"step_scale": now.step_scale, "viewdirs": viewdirs, "grad_accumulator": accumulator}
-        rendered = render_rays(field, occupancy, marching, rays_o, rays_d, jitter=jitter, **how)
+        rendered = render_rays(
+            *(field, occupancy, marching, rays_o, rays_d),
+            jitter=jitter,
+            step_scale=now.step_scale,
+            viewdirs=viewdirs,
+            grad_accumulator=accumulator,
+        )
 
         loss, errors = self.loss(rendered, batch), self.objective.errors(rendered, batch)
         if self.weights.near_camera > 0:
@@ -209,7 +214,7 @@ class Trainer:
         self.meter.flush()
         if self.poses is not None:
             c2w = self.poses.poses(self.scene.cameras.c2w, self.scene.scene_from_world)[ids]
-            model.cameras = replace(model.cameras, c2w=c2w)
+            model.cameras = model.cameras.with_poses(c2w)
         if self.exposures is not None:
             model.log_gains = self.exposures.logs.detach().cpu()[ids]
         model.meta |= {
@@ -250,7 +255,7 @@ class Trainer:
         loaded = Model.from_state(tensors, config, str(path), self.model.field)
         self.model.occupancy = loaded.occupancy
         for part, held in self._parts().items():
-            held.restore({k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")})
+            held.restore(checkpoint.part(tensors, part))
         for name in SAVED:
             setattr(self, name, saved[name])
         self.meter.samples = saved["samples"]
@@ -288,17 +293,16 @@ def train(
     Ctrl-C saves and stops; `resume` continues as if it never had (bit for bit on the same machine type and thread count
     or another). field, loss: of your own, see `Trainer`.
 
-    >>> import nerf
-    >>> scene = nerf.load("data/sample", downscale=16)
-    >>> model = nerf.train(scene, nerf.TrainConfig(steps=2, batch_samples=512), "/tmp/nerf-doctest", progress=False)
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> model = nerf.train(scene, nerf.TrainConfig(steps=4), out="runs/short", progress=False)
     >>> model.meta["steps"]
-    2
+    4
     """
     out, _ = Path(out), config.length  # which must be given
     trainer = Trainer(scene, config, field, loss)
     if resume and (out / "checkpoint.safetensors").exists():
         trainer.restore(out / "checkpoint.safetensors")
-    display, recent = Display(progress), deque[float](maxlen=50)
+    display, recent = Progress("training", shown=progress, start=trainer.step), deque[float](maxlen=50)
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     try:
@@ -314,7 +318,8 @@ def train(
                 point = {"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)}
                 trainer.curve.append(point)
                 rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
-                display.update(trainer.step, trainer.total_steps, psnr, rate)
+                words = f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s"
+                display.update(trainer.step, trainer.total_steps, words)
             if now - saved_at > config.checkpoint_seconds:
                 _save(trainer, out)
                 saved_at = time.perf_counter()

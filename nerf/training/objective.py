@@ -41,8 +41,8 @@ class SceneLoss:
     def __call__(self, rendered: RenderedRays, batch: PixelBatch) -> Tensor:
         weights, used = batch.weights, None if batch.used is None else batch.used[:, 0]
         loss = losses.huber(*self._shown(rendered, batch), weights=used) * weights.photo
-        if isinstance(weights.surface, Tensor) or weights.surface:
-            loss = loss + weights.surface * self._surface(rendered, batch)
+        if isinstance(batch.surface, Tensor) or batch.surface > 0:
+            loss = loss + batch.surface * self._surface(rendered, batch)
         if batch.t_depths is not None and weights.depth > 0:
             loss = loss + weights.depth * losses.depth(rendered.depths, rendered.opacities, batch.t_depths)
         return loss
@@ -66,8 +66,10 @@ class SceneLoss:
     def _shown(self, rendered: RenderedRays, batch: PixelBatch) -> tuple[Tensor, Tensor]:
         """(colours, targets) [n,3] as they are compared: light as it is shown, so that shadows count as well, without a
         limit at white."""
-        both = self._colors(rendered, batch)
-        return tuple(light.encode(t * self.exposure) for t in both) if self.linear else both
+        colors, targets = self._colors(rendered, batch)
+        if not self.linear:
+            return colors, targets
+        return light.encode(colors * self.exposure), light.encode(targets * self.exposure)
 
     def _surface(self, rendered: RenderedRays, batch: PixelBatch) -> Tensor:
         common, weights = batch.targets, None if batch.used is None else batch.used[:, 0]
@@ -105,5 +107,7 @@ def near_camera_opacity_loss(
     short = replace(marching, far=max(marching.near, NEAR * marching.gradient_distance))
     rays = rays_o.detach()[some], rays_d.detach()[some]
     jitter = torch.rand(len(some), generator=random, device=rays_o.device)
-    how = {"jitter": jitter, "step_scale": step_scale, "grad_accumulator": grad_accumulator}
-    return render_rays(field, occupancy, short, *rays, **how).opacities.mean()
+    rendered = render_rays(
+        *(field, occupancy, short, *rays), jitter=jitter, step_scale=step_scale, grad_accumulator=grad_accumulator
+    )
+    return rendered.opacities.mean()

@@ -30,12 +30,11 @@ class FieldOptimiser:
 
     def step(self, learning_rate: float, step: int, rates: Tensor | None = None) -> None:
         """Step number `step` (from 0) from the gradients, which are cleared; rates: see `kernels.adam_step`."""
+        ours = self.field if isinstance(self.field, RadianceField) else None
         for p, (m, v), live in zip(self.parameters, self.moments, self.live, strict=True):
-            is_table = isinstance(self.field, RadianceField) and live is self.field.table
-            grad, half = live.grad, None
-            if is_table:
-                assert self.grad_accumulator is not None
-                grad, half = self.grad_accumulator.table, self.field.table_half
+            is_table, grad, half = False, live.grad, None
+            if ours is not None and self.grad_accumulator is not None and live is ours.table:
+                is_table, grad, half = True, self.grad_accumulator.table, ours.table_half
             if grad is not None:
                 numbers = learning_rate, *self.settings, step + 1
                 kernels.adam_step(p, grad, m, v, *numbers, is_table, half, is_table, rates=rates)

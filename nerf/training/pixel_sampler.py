@@ -34,7 +34,8 @@ class PixelBatch:
     # set by a training for its loss
     background: Tensor = torch.ones(3)  # [n,3] what transparent pixels and rays are shown over
     t_depths: Tensor | None = None  # [n] `depths` as places on the march, 0 where unknown
-    weights: Weights = Weights(surface=0.0)  # of the loss's terms in this step
+    weights: Weights = Weights()  # of the loss's terms
+    surface: float | Tensor = 0.0  # that of the surface loss in this step
 
     def over_background(self, rgb: Tensor) -> Tensor:
         """Colours [n,3] with the pixels' alpha over the background."""
@@ -71,7 +72,7 @@ def depths_at(scene: Scene, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Te
 def ray_lengths(scene: Scene, batch: PixelBatch, rays_d: Tensor) -> Tensor:
     """The batch's z-depths as lengths [n] along its scene rays (unit directions [n,3]), scene units."""
     assert batch.depths is not None
-    ahead = -scene.scene_from_world.apply_directions(scene.cameras.c2w[batch.image_ids, :, 2]).float()
+    ahead = scene.scene_from_world.apply_directions(scene.cameras.forward[batch.image_ids]).float()
     cosine = (ahead * rays_d).sum(dim=1)
     lengths = batch.depths * scene.scene_from_world.scale / cosine.clamp_min(1e-6)
     return torch.where(cosine > 0.05, lengths, torch.zeros_like(lengths))  # nearly sideways, z says nothing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,9 +30,9 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
     ids = scene.splits["train"]
     if field is None:
         options = config.field or default_field(scene, config.exposure)
-        field = RadianceField(options, scene.space == "unbounded", config.seed)
-    occupancy = OccupancyGrid(scene.n_levels, config.occupancy_resolution, _mean_density(field))
-    if scene.space != "ndc":
+        field = RadianceField(options, scene.space.contracted, config.seed)
+    occupancy = OccupancyGrid(scene.space.n_levels, config.occupancy_resolution, _mean_density(field))
+    if not scene.space.warped:
         slack = SLACK * scene_scale(scene.cameras, scene.scene_from_world) if config.refine_poses else 0.0
         occupancy.restrict(visible_cells(scene, ids, slack))
     white = torch.full((3,), 1.0 / scene.exposure)  # as it is shown
@@ -51,7 +52,7 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
     return model
 
 
-def _mean_density(field: nn.Module) -> float:
+def _mean_density(field: Any) -> float:
     """The density that cells are taken to have until they are sampled."""
     if isinstance(field, RadianceField):
         return math.exp(field.options.density_bias)
@@ -64,7 +65,7 @@ def weights_of(scene: Scene, weights: Weights) -> Weights:
     """The weights as they act in this scene."""
     surface = default_surface_weight(scene) if weights.surface is None else weights.surface
     share = 1 if scene.depths is not None else KEYPOINTS  # the loss is a mean over all rays
-    near_camera = weights.near_camera if scene.space == "unbounded" else 0.0
+    near_camera = weights.near_camera if scene.space.contracted else 0.0
     return replace(weights, surface=surface, depth=weights.depth * share, near_camera=near_camera)
 
 
@@ -72,8 +73,8 @@ def on_device(scene: Scene, device: torch.device) -> Scene:
     """The scene with its pixels and cameras where the field is."""
     masks = None if scene.masks is None else scene.masks.to(device)
     depths = None if scene.depths is None else scene.depths.to(device)
-    pixels, cameras = scene.pixels.to(device), scene.cameras.to(device)
-    return replace(scene, pixels=pixels, cameras=cameras, masks=masks, depths=depths)
+    pixels, cameras, frame = scene.pixels.to(device), scene.cameras.to(device), scene.scene_from_world.to(device)
+    return replace(scene, pixels=pixels, cameras=cameras, scene_from_world=frame, masks=masks, depths=depths)
 
 
 def recorder_of(config: TrainConfig, scene: Scene, random: torch.Generator) -> RecordedSteps | None:

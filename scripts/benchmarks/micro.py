@@ -13,6 +13,7 @@ from benchmarks.jobs import peak, seconds_of
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
+from nerf.geometry.space import Box
 from nerf.kernels import GradAccumulator
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_rays
@@ -46,7 +47,7 @@ def micro(samples: int = 1 << 18, repeats: int = 7) -> dict[str, Any]:
     measure("hashgrid_backward", samples, lambda: _backward(encode(), gradient, [field.table]))
     measure("field_forward", samples, lambda: lambda: field(points * 2 - 1, directions))
 
-    occupancy, marching = OccupancyGrid(), Marching("box", 0.0, 10.0)
+    occupancy, marching = OccupancyGrid(), Marching(Box(), 0.0, 10.0)
     occupancy.restrict(lambda centres, _: centres.norm(dim=1) < BALL)
     rays = max(samples // 16, 1)
     aim = torch.randn(rays, 3, generator=random) * (BALL / 3)

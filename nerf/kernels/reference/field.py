@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nerf.geometry.space import scene_to_unit
 from nerf.kernels.records import FieldConfig, FieldParams, GridLayout
 from nerf.kernels.reference.checks import check
 from nerf.kernels.reference.hashgrid import hashgrid_encode
 from nerf.kernels.reference.sh import sh_encode
-from nerf.kernels.reference.space import scene_to_unit
 
 # exp(15) = 3.3e6 per scene length is opaque at every step length in use.
 DENSITY_CLAMP = 15.0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_datasets import FOCAL, SIZE, picture, ring, save, write_transforms
+from small_scenes import FOCAL, SIZE, picture, ring, save, write_transforms
 
 from nerf.datasets import ParsedScene, Scene, load, readers
 from nerf.datasets.readers import BUILT_IN, reader

@@ -33,7 +33,7 @@ class CaptureOptions:
     masks: Path | None = None
     """folder of masks, NAME.png for each photo: what is black is ignored (default: masks/ beside the photos)"""
     matching: Literal["auto", "exhaustive", "sequential", "spatial", "retrieval"] = "auto"
-    """which photos are compared: all with all, neighbours in time, those taken nearest by GPS, or look-alikes"""
+    """which photos are compared: all with all, neighbours in time, those taken nearest by GPS, or similar ones"""
     longest: int = 1600
     """pixels on the longer side of the pictures in which features are found"""
     distance: tuple[str, str, float] | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from nerf.geometry.aim import look_at
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Box, Similarity, Space
+from nerf.kernels import RenderedRays
 
 
 def ring_cameras(
@@ -56,25 +57,25 @@ class FakeModel:
     given_poses: Tensor | None = None
     log_gains: Tensor | None = None
 
-    def render_rays(self, rays_o: Tensor, rays_d: Tensor, background: Tensor | None = None) -> dict[str, Tensor]:
-        background = self.background if background is None else background
+    def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
         b = (rays_o * rays_d).sum(dim=1)
         inside = b * b - (rays_o * rays_o).sum(dim=1) + self.radius**2
         hit = inside > 0
         t = torch.where(hit, -b - inside.clamp_min(0).sqrt(), torch.zeros_like(b))
         normals = torch.nn.functional.normalize(rays_o + t[:, None] * rays_d, dim=1)
-        colors = torch.where(hit[:, None], 0.5 + 0.5 * normals, background.expand_as(normals))
-        return {"colors": colors, "opacities": hit.float(), "depths": t, "median_depths": t, "normals": normals}
+        shown = torch.where(hit[:, None], 0.5 + 0.5 * normals, torch.zeros_like(normals))
+        return RenderedRays(shown, hit.float(), t, t, shown.square().sum(dim=1), torch.zeros_like(t))
 
     def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
-        out = self.render_rays(*cameras.image_rays(i, self.scene_from_world))
-        hit = out["opacities"][:, None]
+        rays_o, rays_d = cameras.image_rays(i, self.scene_from_world)
+        out = self.render_rays(rays_o, rays_d)
+        normal = torch.nn.functional.normalize(rays_o + out.depths[:, None] * rays_d, dim=1) * out.opacities[:, None]
         return {
-            "color": out["colors"].reshape(h, w, 3).numpy(),
-            "opacity": out["opacities"].reshape(h, w).numpy(),
-            "depth": out["median_depths"].reshape(h, w).numpy(),
-            "normal": (out["normals"] * hit).reshape(h, w, 3).numpy(),
+            "color": out.over(self.background).reshape(h, w, 3).numpy(),
+            "opacity": out.opacities.reshape(h, w).numpy(),
+            "depth": out.median_depths.reshape(h, w).numpy(),
+            "normal": normal.reshape(h, w, 3).numpy(),
         }
 
     def coarser(self, stretch: float) -> FakeModel:

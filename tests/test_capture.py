@@ -442,7 +442,7 @@ def test_ctrl_c_ends_it_at_once_in_every_stage(stage: str, tmp_path: Path) -> No
     endless = f"import json, time; print(json.dumps({{'stage': {stage!r}, 'total': 5}}), flush=True); time.sleep(60)"
     code = (
         f"import sys; from nerf.capture import child; child.WORKER = [sys.executable, '-c', {endless!r}];"
-        "from nerf import cli; print('up', flush=True); cli.main(sys.argv[1:])"
+        "from nerf.cli import main as cli; print('up', flush=True); cli.main(sys.argv[1:])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")],

@@ -17,11 +17,11 @@ from torch import Tensor
 from nerf.errors import UserError
 from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 from nerf.meshing.clean import component_labels, is_closed, keep_faces, vertex_normals
-from nerf.meshing.extract import extract as extract_any
+from nerf.meshing.extract import extract_mesh as extract_any
 from nerf.meshing.files import save
 from nerf.meshing.level import default_threshold, near_occupied
 from nerf.meshing.marching import ASK, BLOCK, Grid, Surface, marching_cubes
-from nerf.meshing.table import CORNERS, table
+from nerf.meshing.table import CORNERS, derive_table
 
 extract = partial(extract_any, method="density")  # that of the views has its tests in test_fusion.py
 
@@ -76,7 +76,7 @@ def euler_number(surface: Surface) -> int:
 
 
 def test_every_case_is_a_surface_whose_border_lies_in_the_faces_of_the_cell() -> None:
-    t = table()
+    t = derive_table()
     ends = [
         {int(b @ [1, 2, 4]), int((b + np.eye(3, dtype=int)[a]) @ [1, 2, 4])}
         for a, b in zip(t.edge_axis, t.edge_base, strict=True)
@@ -94,7 +94,7 @@ def test_every_case_is_a_surface_whose_border_lies_in_the_faces_of_the_cell() ->
 
 def test_neighbouring_cells_agree_on_every_face() -> None:
     """What a case leaves in its upper face is what any case with those corners in its lower face does, reversed."""
-    t = table()
+    t = derive_table()
     ends = [
         [int(b @ [1, 2, 4]), int((b + np.eye(3, dtype=int)[a]) @ [1, 2, 4])]
         for a, b in zip(t.edge_axis, t.edge_base, strict=True)

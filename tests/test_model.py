@@ -81,10 +81,10 @@ def test_rays_of_a_picture_are_the_cameras_rays() -> None:
     out = m.render_image(m.cameras, 2)
     o, d = m.cameras.image_rays(2, m.scene_from_world)
     rays = m.render_rays(o, d)
-    assert np.array_equal(out["opacity"].reshape(-1), rays["opacities"].numpy())
-    other = m.render_rays(o, d, torch.zeros(3))["colors"]
-    left = (1 - rays["opacities"])[:, None] * m.background
-    torch.testing.assert_close(other + left, rays["colors"], rtol=0, atol=1e-6)
+    assert np.array_equal(out["opacity"].reshape(-1), rays.opacities.numpy())
+    assert np.array_equal(out["color"].reshape(-1, 3), rays.over(m.background).clamp(0, 1).numpy())
+    left = (1 - rays.opacities)[:, None] * m.background
+    torch.testing.assert_close(rays.foregrounds + left, rays.over(m.background), rtol=0, atol=1e-6)
 
 
 def test_a_coarser_model_takes_longer_steps_and_leaves_the_first_as_it_was() -> None:
@@ -107,7 +107,7 @@ def test_depths_lie_on_the_surface() -> None:
     hit = torch.from_numpy(out["depth"]).reshape(-1) > 0
     assert int(hit.sum()) > 50
     found, spread = m.median_depths(o, d)
-    torch.testing.assert_close(found, m.render_rays(o, d)["median_depths"])
+    torch.testing.assert_close(found, m.render_rays(o, d).median_depths)
     assert float(spread[hit].max()) < 0.1 and float(spread[~hit].abs().max()) == 0
     assert float((points[hit].norm(dim=1) - 0.8).abs().max()) < 3**0.5 / 32 + 0.02 + 2 / 32
 
@@ -115,7 +115,8 @@ def test_depths_lie_on_the_surface() -> None:
 def test_questions_to_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     m = some_model()
     points, directions = uniform(100, 3, low=-1), unit_vectors(100)
-    sigmas, rgbs = m.field(points, directions)
+    with torch.no_grad():
+        sigmas, rgbs = m.field(points, directions)
     assert torch.equal(m.density(points), sigmas) and torch.equal(m.color(points, directions), rgbs)
     monkeypatch.setattr(model, "FIELD_CHUNK", 30)
     assert torch.equal(m.density(points), sigmas) and torch.equal(m.color(points, directions), rgbs)

@@ -13,7 +13,7 @@ from tiny import generator, make_scene, sphere_scene, unit_vectors
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.space import Box, Unbounded
-from nerf.kernels import GradientSink
+from nerf.kernels import GradAccumulator
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_many
 from nerf.training.config import TrainConfig
@@ -36,7 +36,7 @@ def rays(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("density", [0.5, 1.0, 10.0])
 def test_fog_before_a_camera_counts_by_what_it_hides(density: float) -> None:
-    space, sink = foggy(density), GradientSink(torch.zeros(0))
+    space, sink = foggy(density), GradAccumulator(torch.zeros(0))
     sink.table = torch.zeros_like(space[0].table)
     found = near_fog(*space, OPEN, *rays(800), 1.0, sink, generator(0))
     assert float(found.detach()) == pytest.approx(1 - math.exp(-density * (AIR[1] - AIR[0])), rel=0.03)
@@ -44,12 +44,12 @@ def test_fog_before_a_camera_counts_by_what_it_hides(density: float) -> None:
 
 def test_fog_clears_before_cameras_and_stays_where_they_look() -> None:
     field, occupancy = foggy(1.0)
-    sink = GradientSink(torch.zeros_like(field.table))
+    sink = GradAccumulator(torch.zeros_like(field.table))
     optimiser = torch.optim.Adam([field.table], lr=3e-2, eps=1e-15)
 
     def opacities(near: float, far: float) -> float:
         marching = replace(OPEN, near=near, far=far)
-        return float(render_many(field, occupancy, marching, *rays(800), torch.zeros(3))["opacities"].mean())
+        return float(render_many(field, occupancy, marching, *rays(800)).opacities.mean())
 
     before = opacities(*AIR), opacities(AIR[1] + 0.2, 3.0)
     for step in range(30):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from nerf.kernels import reference
-from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, Samples
+from nerf.kernels.records import FieldConfig, FieldParams, GridLayout, Samples
 from nerf.kernels.reference import arithmetic, march_vectorised
 
 # Exact formulas evaluated twice in float64, in another order: a few dozen roundings of 1e-16 on values of order 1.

@@ -250,7 +250,7 @@ def test_who_passes_through_single_photos_is_at_most_a_blur_in_new_views(tmp_pat
         rays = still.cameras.image_rays(i, still.scene_from_world)
         truth = still.pixels.image(i).flatten(0, 1)
         truth = truth[:, :3] * truth[:, 3:]
-        drawn = {name: model.render_rays(*rays, torch.zeros(3))["colors"] for name, model in models.items()}
+        drawn = {name: model.render_rays(*rays).foregrounds for name, model in models.items()}
         score = {name: -10 * math.log10(float((colors - truth).square().mean())) for name, colors in drawn.items()}
         assert score["passed"] > score["still"] - 2.0 and score["still"] > 20, f"view {i}: {score} dB"
         alike = (drawn["passed"] - passer).norm(dim=1) < 0.5

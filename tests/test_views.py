@@ -13,6 +13,7 @@ import torch
 from fakes import FakeModel, ring_cameras
 
 from nerf.errors import UserError
+from nerf.geometry import aim
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
 from nerf.io.pictures import apply_colour_map, colour_map, error_map, panels, to_display
@@ -65,7 +66,7 @@ def test_orbit_of_a_partial_capture_stays_where_the_photos_were() -> None:
 @pytest.mark.parametrize("n", [1, 2])
 def test_orbit_of_very_few_or_overhead_cameras_is_finite(n: int) -> None:
     cameras = ring_cameras(n)
-    cameras.centres = torch.tensor([0.0, 0.0, 3.0], dtype=torch.float64)
+    cameras.c2w[:, :, 3] = torch.tensor([0.0, 0.0, 3.0], dtype=torch.float64)
     poses, _ = paths.orbit(cameras, ORIGIN, 5)
     assert poses.isfinite().all() and is_rotation(poses)
 
@@ -79,12 +80,12 @@ def test_axes_meet_where_the_cameras_look() -> None:
     target = torch.tensor([0.3, -0.2, 0.7], dtype=torch.float64)
     cameras = ring_cameras(9)
     cameras.c2w[:, :, 3] += target
-    found = paths.nearest_point_to_axes(cameras)
+    found = aim.nearest_point_to_axes(cameras)
     assert found is not None
     torch.testing.assert_close(found, target)
     torch.testing.assert_close(paths.look_at_point(cameras, IDENTITY, Unbounded(1)), target)
     cameras.c2w[:] = cameras.c2w[:1]  # all the same: the axes are parallel
-    assert paths.nearest_point_to_axes(cameras) is None
+    assert aim.nearest_point_to_axes(cameras) is None
 
 
 def test_box_scenes_are_circled_around_the_box() -> None:

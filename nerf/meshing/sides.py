@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
 SIDES = ("front", "right", "back", "left", "top", "bottom")
-_FAR = 40.0  # radii between the viewer and the mesh: next to no perspective
-_INSIDE = np.array([0.85, 0.1, 0.75], np.float32)  # magenta: nobody's paint
+_DISTANCE_RADII = 40.0  # radii between the viewer and the mesh: next to no perspective
+_BACKFACE_COLOR = np.array([0.85, 0.1, 0.75], np.float32)  # magenta: nobody's paint
 
 
-def six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420) -> dict[str, np.ndarray]:
+def render_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420) -> dict[str, np.ndarray]:
     """Name -> [size,size,3] uint8: the mesh in its texture or vertex colours, lit from the viewer, on white.
 
     front [3]: towards the viewer of the view "front" (what of it lies along up is ignored); up [3]; world frame. The
@@ -47,15 +47,15 @@ def six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420)
     return {name: _draw(mesh, cameras, k) for k, name in enumerate(SIDES)}
 
 
-def front_of(model: Model) -> Tensor:
+def front_direction(model: Model) -> Tensor:
     """From what the photos look at towards the first camera [3] float64, world frame: the side to show first."""
     return model.cameras.centres[0].double() - look_at_point(model.cameras, model.scene_from_world, model.space)
 
 
 def write_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, folder: Path) -> None:
-    """The pictures of `six_sides` as folder/front.png ..."""
+    """The pictures of `render_six_sides` as folder/front.png ..."""
     folder.mkdir(exist_ok=True)
-    for name, picture in six_sides(mesh, front, up).items():
+    for name, picture in render_six_sides(mesh, front, up).items():
         write_png(folder / f"{name}.png", picture)
 
 
@@ -63,8 +63,8 @@ def _cameras(backward: Tensor, up: Tensor, middle: Tensor, radius: float, size: 
     """Cameras far away along backward [n,3] (unit), so that a ball of the radius about the middle fills the picture."""
     x = torch.nn.functional.normalize(torch.linalg.cross(up, backward), dim=1)
     y = torch.linalg.cross(backward, x)
-    c2w = torch.stack([x, y, backward, middle + _FAR * radius * backward], dim=2)
-    return Cameras.perspective(c2w, size / 2 * _FAR / 1.02, size, size)
+    c2w = torch.stack([x, y, backward, middle + _DISTANCE_RADII * radius * backward], dim=2)
+    return Cameras.perspective(c2w, size / 2 * _DISTANCE_RADII / 1.02, size, size)
 
 
 def _draw(mesh: trimesh.Trimesh, cameras: Cameras, k: int) -> np.ndarray:
@@ -73,5 +73,5 @@ def _draw(mesh: trimesh.Trimesh, cameras: Cameras, k: int) -> np.ndarray:
     facing = seen["normal"] @ -cameras.forward[k].numpy().astype(np.float32)
     opacity = seen["opacity"][..., None]
     color = seen["color"] * (0.45 + 0.55 * facing.clip(0, 1))[..., None]
-    color = np.where((facing < -0.2)[..., None], _INSIDE * opacity, color)
+    color = np.where((facing < -0.2)[..., None], _BACKFACE_COLOR * opacity, color)
     return ((color + 1 - opacity).clip(0, 1) * 255 + 0.5).astype(np.uint8)

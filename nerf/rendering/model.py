@@ -18,6 +18,7 @@ from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space
 from nerf.io import checkpoint
+from nerf.kernels import RenderedRays
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
 
@@ -26,7 +27,13 @@ FIELD_CHUNK = 1 << 20
 
 class Model:
     """A trained scene. Poses and meshes are in the world frame of the input; rays and points here are in the scene
-    frame."""
+    frame.
+
+    >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
+    >>> view = model.render_image(model.cameras, 0, normals=False)
+    >>> view["color"].shape, view["depth"].shape
+    ((40, 40, 3), (40, 40))
+    """
 
     def __init__(
         self,
@@ -80,10 +87,10 @@ class Model:
         with torch.no_grad():
             return torch.cat([self.field(p, d)[1] for p, d in pairs]) if len(points) else torch.zeros(0, 3)
 
-    def render_rays(self, rays_o: Tensor, rays_d: Tensor, background: Tensor | None = None) -> dict[str, Tensor]:
-        """colors [n,3] over the background, opacities, depths, median_depths [n] of scene rays (unit directions)."""
-        background = self.background if background is None else background
-        return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
+    def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
+        """What scene rays [n,3] (unit directions) see, in front of any background: `.over(model.background)` adds it.
+        No gradients, bounded memory."""
+        return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d)
 
     def coarser(self, stretch: float) -> Model:
         """The same model, not a copy, whose rays march in steps so many times longer: faster, a little less exact."""
@@ -95,9 +102,9 @@ class Model:
         """Where half the light of scene rays is gone [n], scene length along the ray, 0 where that is nowhere; and how
         far the places spread where it goes [n]: their mean distance, over this half, in the march's length."""
         until_half = replace(self.marching, stop_threshold=0.499)  # what lies behind is not asked for
-        out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)
-        spread = out["distortions"] / out["opacities"].clamp_min(1e-6).square()
-        return self.space.t_to_depth(rays_o, rays_d, out["median_depths"]), spread
+        out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d)
+        spread = out.distortions / out.opacities.clamp_min(1e-6).square()
+        return self.space.t_to_depth(rays_o, rays_d, out.median_depths), spread
 
     def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
@@ -109,19 +116,19 @@ class Model:
         for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
             pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
             rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
-            for name, part in self.look(*rays, normals).items():
+            for name, part in self.trace(*rays, normals).items():
                 view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).cpu().numpy()
         return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
 
-    def look(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
-        """What scene rays see: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
+    def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
+        """What scene rays hit: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
         out = self.render_rays(rays_o, rays_d)
         seen = {
-            "color": out["colors"].clamp(0, None if self.linear else 1),
-            "opacity": out["opacities"],
-            "depth": self.space.t_to_depth(rays_o, rays_d, out["median_depths"]),
+            "color": out.over(self.background).clamp(0, None if self.linear else 1),
+            "opacity": out.opacities,
+            "depth": self.space.t_to_depth(rays_o, rays_d, out.median_depths),
         }
-        return seen | {"normal": self._normals(rays_o, rays_d, out["median_depths"])} if normals else seen
+        return seen | {"normal": self._normals(rays_o, rays_d, out.median_depths)} if normals else seen
 
     def _normals(self, rays_o: Tensor, rays_d: Tensor, median_depths: Tensor) -> Tensor:
         """World normals [n,3] where half the light of scene rays is gone, zero where that is nowhere."""

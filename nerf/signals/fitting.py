@@ -16,7 +16,7 @@ from nerf import kernels
 from nerf.errors import UserError, note
 from nerf.io import checkpoint
 from nerf.io.interrupts import whole_steps
-from nerf.io.progress import Display
+from nerf.io.progress import Progress
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.family import ModulatedField
 from nerf.signals.fields import FieldChoice, SignalField, choose
@@ -207,7 +207,7 @@ def fit(
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is not None and path.exists():
         fitter.restore(path)
-    display = Display(progress, "fitting")
+    display = Progress("fitting", shown=progress, start=fitter.step)
     started = time.perf_counter() - fitter.seconds
     saved_at, recent = time.perf_counter(), []
     try:
@@ -221,7 +221,7 @@ def fit(
             if fitter.step % 50 == 0:
                 mse = sum(recent) / len(recent)
                 fitter.curve.append({"step": fitter.step, "seconds": round(fitter.seconds, 2), "mse": mse})
-                display.show(fitter.step, fitter.total_steps, error_in_words(mse, problem.peak))
+                display.update(fitter.step, fitter.total_steps, error_in_words(mse, problem.peak))
                 recent.clear()
                 if config.stop_mse is not None and mse <= config.stop_mse:
                     break

@@ -11,7 +11,7 @@ from nerf.datasets import Scene
 from nerf.geometry import light
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity
-from nerf.kernels import GradientSink
+from nerf.kernels import GradAccumulator
 from nerf.rendering import losses
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
@@ -85,7 +85,9 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
     distance = viewing_distance(model.cameras, to_scene)
     corrections = PoseCorrections(here, torch.arange(n), to_scene, distance, fixed_frame=False)
     random = torch.Generator(device).manual_seed(0)
-    sink = GradientSink(torch.zeros_like(model.field.table))  # the table's gradient is made with the rays', and unused
+    sink = GradAccumulator(
+        torch.zeros_like(model.field.table)
+    )  # the table's gradient is made with the rays', and unused
     focal, smallest = float(cameras.fx.median()), min(min(p.shape[:2]) for p in pictures)
     image_ids = torch.arange(n, device=device).repeat_interleave(RAYS)
 
@@ -97,8 +99,8 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
         return *here.rays(image_ids, rows, cols, to_scene), wanted, counts
 
     def differences(rays_o: Tensor, rays_d: Tensor, wanted: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, model.background, sink=sink)
-        shown, background, opacities = out["colors"], model.background, out["opacities"][:, None]
+        out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, grad_accumulator=sink)
+        shown, background, opacities = out.over(model.background), model.background, out.opacities[:, None]
         if model.linear:
             shown, wanted, background = (light.encode(t * model.exposure) for t in (shown, wanted, background))
         if model.log_gains is not None:  # the picture's own exposure is not the pose's affair

@@ -15,7 +15,12 @@ from nerf.training.pose_refinement import viewing_distance
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Give `steps`, or `minutes`: the latter times the first steps, then fixes the number of steps for
-    good."""
+    good.
+
+    >>> config = nerf.TrainConfig(minutes=2, refine_poses=True)
+    >>> config.learning_rate
+    0.01
+    """
 
     steps: int | None = None
     minutes: float | None = None

@@ -21,14 +21,14 @@ from nerf.fields.radiance import RadianceField
 from nerf.io import checkpoint
 from nerf.io.files import write_whole
 from nerf.io.interrupts import whole_steps
-from nerf.io.progress import Display
-from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
+from nerf.io.progress import Progress
+from nerf.kernels import GradAccumulator, RecordedSteps, StepNumbers
 from nerf.rendering import losses
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
 from nerf.training.config import TrainConfig, default_field, marching_of
 from nerf.training.exposure import PhotoGains
-from nerf.training.objective import near_fog, photo_loss
+from nerf.training.objective import near_fog, photo_loss, without_masked
 from nerf.training.pixel_cache import TileSampler, sampler_of
 from nerf.training.pixel_sampler import KEYPOINTS, PixelSampler, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, viewing_distance
@@ -96,7 +96,7 @@ class Trainer:
         occupancy.to(self.device)
         self.random = torch.Generator(self.device)
         field.table_half = field.table.detach().half()
-        self.sink = GradientSink(torch.zeros_like(field.table.data))
+        self.sink = GradAccumulator(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         by_space = 0.1 if scene.space.contracted else 0.2
@@ -193,7 +193,14 @@ class Trainer:
             rays_d.requires_grad_(moves)
         jitter = kernels.ray_jitter(c.seed, now.step, n, now.step_at)
         space = (model.field, model.occupancy, model.marching)
-        out = render_rays(*space, rays_o, rays_d, background, jitter, shape.coarser, self.sink, seen_from)
+        out = render_rays(
+            *(*space, rays_o, rays_d),
+            jitter=jitter,
+            step_scale=shape.coarser,
+            viewdirs=seen_from,
+            grad_accumulator=self.sink,
+        )
+        out = without_masked(out, batch)
 
         surface = now.surface if shape.surface else None
         loss, errors = photo_loss(out, batch, background, model.linear, model.exposure, surface, self.gains)
@@ -201,7 +208,7 @@ class Trainer:
             lengths = ray_lengths(self.scene, batch, given_d)
             t = model.space.depth_to_t(rays_o.detach(), rays_d.detach(), lengths)
             share = 1 if self.scene.depths is not None else KEYPOINTS  # the loss is a mean over all rays
-            loss = loss + c.depth_weight * share * losses.depth(out["depths"], out["opacities"], t)
+            loss = loss + c.depth_weight * share * losses.depth(out.depths, out.opacities, t)
         if self.scene.space.contracted and c.near_weight > 0:
             loss = loss + c.near_weight * near_fog(*space, rays_o, rays_d, shape.coarser, self.sink, random)
         if self.read_every == 1:  # a GPU would have to be waited for
@@ -215,7 +222,7 @@ class Trainer:
         if self.gains is not None:
             self.gains.step(self.exposure_rate())
         self.sampler.record(batch, errors)
-        return errors, {name: out[name] for name in ("evaluated", "kept", "capacity") if name in out}
+        return errors, {"evaluated": out.evaluated, "kept": out.kept, "capacity": out.capacity}
 
     def _check(self, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
@@ -233,7 +240,7 @@ class Trainer:
             return
         mse, evaluated, kept = float(errors.mean()), int(out["evaluated"]), int(out["kept"])
         self._check(errors.mean())
-        if kept > out.get("capacity", kept) and not self.told_of_room:
+        if out["capacity"] is not None and kept > out["capacity"] and not self.told_of_room:
             self.told_of_room = True
             note(f"step {self.step}: {kept - out['capacity']} of {kept} samples found no room and taught nothing")
         self.last_mse = mse
@@ -368,6 +375,11 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
 
     Ctrl-C saves and stops; `resume` continues as if it never had (bit for bit on the same machine type and thread count
     or another).
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> model = nerf.train(scene, nerf.TrainConfig(steps=4), out="runs/short", progress=False)
+    >>> model.meta["steps"]
+    4
     """
     if (config.steps is None) == (config.minutes is None):
         raise UserError("say how long to train: either steps or minutes")
@@ -376,7 +388,7 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
     trainer = Trainer(scene, config)
     if resume and path.exists():
         trainer.restore(path)
-    display = Display(progress)
+    display = Progress("training", shown=progress, start=trainer.step)
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     recent: list[float] = []
@@ -394,7 +406,8 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
                     {"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)}
                 )
                 rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
-                display.update(trainer.step, trainer.total_steps, psnr, rate)
+                words = f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s"
+                display.update(trainer.step, trainer.total_steps, words)
             if now - saved_at > config.checkpoint_seconds:
                 _save(trainer, out)
                 saved_at = time.perf_counter()

@@ -27,7 +27,7 @@ from nerf import kernels as ops
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Box
-from nerf.kernels import GradientSink, GridLayout, nvrtc
+from nerf.kernels import GradAccumulator, GridLayout, nvrtc
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
 
@@ -182,7 +182,7 @@ def _render_timed(field: Any, n: int, place: torch.device) -> dict[str, float]:
     settings = replace(Marching(Box(), 0.0, 100.0).settings(), step_size=0.03, max_step=0.03)
     settings = replace(settings, stop_threshold=0.0, alpha_threshold=0.0)
     bits = ops.pack_occupancy(rays[-1])
-    sink = GradientSink(torch.zeros_like(field.table.data))
+    sink = GradAccumulator(torch.zeros_like(field.table.data))
     half, params, config = field.table_half, field.params(), field.config
 
     def forward() -> dict:
@@ -268,10 +268,10 @@ def mesh(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
         result["mesh"] = "not measured: trimesh is not installed"
     else:
         if not args.dry_run and left() > 60:
-            from nerf.meshing.extract import extract
+            from nerf.meshing.extract import extract_mesh
 
             started = time.perf_counter()
-            found = extract(model, resolution=512)
+            found = extract_mesh(model, resolution=512)
             result |= {"mesh_seconds": time.perf_counter() - started, "triangles": len(found.faces)}
     print(result)
     return result

@@ -16,7 +16,7 @@ from nerf.kernels.reference.hashgrid import HASH_PRIMES, IntoSink, hashgrid_enco
 from nerf.kernels.reference.march_definition import march_loop
 from nerf.kernels.reference.march_vectorised import march
 from nerf.kernels.reference.rays import ray_jitter
-from nerf.kernels.reference.rendering import render_rays, sample_positions
+from nerf.kernels.reference.rendering import render_rays, render_samples, sample_positions
 from nerf.kernels.reference.sh import sh_encode
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "ray_box",
     "ray_jitter",
     "render_rays",
+    "render_samples",
     "sample_positions",
     "scale_near_gradients",
     "scene_to_unit",

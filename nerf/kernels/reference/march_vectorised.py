@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.space import ray_box
-from nerf.kernels.layout import Samples
+from nerf.kernels.records import Samples
 from nerf.kernels.reference.arithmetic import fma32, fma_tensor
 from nerf.kernels.reference.march_definition import check_march
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fakes import FakeModel, ring_cameras
 from PIL import Image
-from test_datasets import write_transforms
+from small_scenes import write_transforms
 from tiny import FIELD, make_scene, sphere_scene, train_config
 
 from nerf.datasets import Scene, load

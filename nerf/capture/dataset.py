@@ -16,7 +16,7 @@ from nerf.capture.frame import world_from_model
 from nerf.errors import UserError
 from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.interrupts import end_quietly_when_told
 from nerf.io.ply import Columns, ply
 
@@ -43,7 +43,7 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     points = world.apply(points)
     _write_sparse(model, world, folder)
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
-    write_whole(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
+    write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
     _write_transforms(folder, names, [_lens(camera) for camera in cameras], c2w.numpy())
     return {"names": names, "c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
 
@@ -111,7 +111,7 @@ def _write_transforms(folder: Path, names: list[str], lenses: list[dict[str, Any
         entry["transform_matrix"] = [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
         entries.append(entry)
     content["frames"] = entries
-    write_whole(folder / "transforms.json", json.dumps(content, indent=1) + "\n")
+    write_file(folder / "transforms.json", json.dumps(content, indent=1) + "\n")
 
 
 def _lens(camera: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nerf.errors import UserError, note
-from nerf.io.files import whole
+from nerf.io.files import atomic_write
 from nerf.io.folders import make_folder
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
 
 def write_result(out: Path, result: dict[str, Any]) -> None:
     """Write fit.json, whole or not at all, and print its numbers on one line."""
-    with whole(out / RESULT) as temporary:
+    with atomic_write(out / RESULT) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nerf.errors import UserError, note
-from nerf.io.files import write_together
+from nerf.io.files import write_files
 from nerf.io.ply import Columns, ply
 from nerf.meshing.glb import far_origin, glb
 
@@ -47,7 +47,7 @@ def save(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> N
     """
     path = Path(path)
     check_path(path)
-    write_together(path, _contents(mesh, path, up))
+    write_files(path, _contents(mesh, path, up))
 
 
 def _contents(mesh: trimesh.Trimesh, path: Path, up: Tensor | None) -> dict[str, bytes | str]:

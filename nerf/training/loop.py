@@ -19,7 +19,7 @@ from nerf.errors import UserError, note
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import RadianceField
 from nerf.io import checkpoint
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.interrupts import whole_steps
 from nerf.io.progress import Progress
 from nerf.kernels import GradAccumulator, RecordedSteps, StepNumbers
@@ -452,4 +452,4 @@ def _save(trainer: Trainer, out: Path) -> None:
         )
     checkpoint.save(out / "checkpoint.safetensors", *trainer.state())
     log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
-    write_whole(out / "training.json", json.dumps(log, indent=1))
+    write_file(out / "training.json", json.dumps(log, indent=1))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nerf.geometry.cameras import Cameras
     from nerf.kernels import RenderedRays, Samples
     from nerf.meshing.extract import extract_mesh
+    from nerf.meshing.files import save_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from nerf.training.evaluation import evaluate
     from nerf.training.export import export_cameras
     from nerf.training.loop import train
+    from nerf.views.paths import camera_path
+    from nerf.views.video import render_video
 
 # name -> where it is defined
 _WHERE = {
@@ -60,6 +63,9 @@ _WHERE = {
     "composite": "nerf.rendering.sampling:composite",
     "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract_mesh",
+    "save_mesh": "nerf.meshing.files:save_mesh",
+    "camera_path": "nerf.views.paths:camera_path",
+    "render_video": "nerf.views.video:render_video",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
@@ -95,6 +101,7 @@ __all__ = [
     "SignalField",
     "TrainConfig",
     "UserError",
+    "camera_path",
     "composite",
     "evaluate",
     "export_cameras",
@@ -108,8 +115,10 @@ __all__ = [
     "read_video",
     "reader",
     "render_rays",
+    "render_video",
     "render_with",
     "sample_rays",
+    "save_mesh",
     "train",
 ]
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nerf.kernels import Backend, RenderedRays, Samples, ray_jitter
     from nerf.kernels import using as backend
     from nerf.meshing.extract import extract_mesh
+    from nerf.meshing.files import save_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from nerf.training.schedule import Schedule, Weights
     from nerf.training.stepping import next_n_rays
     from nerf.training.visibility import visible_cells
+    from nerf.views.paths import camera_path
+    from nerf.views.video import render_video
 
 # name -> where it is defined
 _WHERE = {
@@ -86,6 +89,9 @@ _WHERE = {
     "next_n_rays": "nerf.training.stepping:next_n_rays",
     "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract_mesh",
+    "save_mesh": "nerf.meshing.files:save_mesh",
+    "camera_path": "nerf.views.paths:camera_path",
+    "render_video": "nerf.views.video:render_video",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
@@ -134,6 +140,7 @@ __all__ = [
     "UserError",
     "Weights",
     "backend",
+    "camera_path",
     "composite",
     "default_field",
     "default_marching",
@@ -151,8 +158,10 @@ __all__ = [
     "read_video",
     "reader",
     "render_rays",
+    "render_video",
     "render_with",
     "sample_rays",
+    "save_mesh",
     "train",
     "visible_cells",
 ]

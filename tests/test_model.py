@@ -116,7 +116,8 @@ def test_depths_lie_on_the_surface() -> None:
 def test_questions_to_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     m = some_model()
     points, directions = uniform(100, 3, low=-1), unit_vectors(100)
-    sigmas, rgbs = m.field(points, directions)
+    with torch.no_grad():
+        sigmas, rgbs = m.field(points, directions)
     assert torch.equal(m.density(points), sigmas) and torch.equal(m.color(points, directions), rgbs)
     monkeypatch.setattr(model, "FIELD_CHUNK", 30)
     assert torch.equal(m.density(points), sigmas) and torch.equal(m.color(points, directions), rgbs)

@@ -59,6 +59,10 @@ class MLP(nn.Module):
             if bias:
                 nn.init.zeros_(layer.bias)
 
+    def weights(self) -> list[Tensor]:
+        """The matrices [out, in] of all layers, in order."""
+        return [layer.weight for layer in self.layers if isinstance(layer, nn.Linear)]
+
     def as_layers(self) -> list[Layer]:
         """The same network for `kernels.network_mse`; of activations, it takes ReLU and sigmoid alone."""
         if self.activation != "relu" or self.output_activation not in (None, "sigmoid"):

@@ -159,7 +159,7 @@ class Model:
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON-able config) for `nerf.io.checkpoint`."""
-        tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
+        tensors = {f"field.{name}": t for name, t in self.field.state_dict().items()}
         tensors |= {f"occupancy.{name}": t for name, t in self.occupancy.tensors().items()}
         tensors |= {f"cameras.{name}": t for name, t in self.cameras.tensors().items()}
         tensors["background"] = self.background
@@ -184,8 +184,8 @@ class Model:
             contracted = options.pop("contracted")
             field = RadianceField(FieldOptions(**options), contracted)
             with torch.no_grad():
-                for name, p in field.named_parameters():
-                    p.copy_(tensors[f"field.{name}"])
+                for name, t in field.state_dict().items():
+                    t.copy_(tensors[f"field.{name}"])
             field.to(kernels.device())
             field.table_half = field.table.detach().half()
             occupancy = OccupancyGrid(**config["occupancy"])

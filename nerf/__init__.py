@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from nerf.datasets import Scene, load
+    from nerf.capture import CaptureOptions, find_poses
+    from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError
+    from nerf.fields.encodings import FourierFeatures, HashGrid
+    from nerf.fields.networks import MLP, Siren
+    from nerf.fields.occupancy import OccupancyGrid
+    from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
-    from nerf.meshing.extract import extract as extract_mesh
+    from nerf.kernels import RenderedRays, Samples
+    from nerf.meshing.extract import extract_mesh
+    from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
+    from nerf.rendering.rays import render_rays
+    from nerf.rendering.sampling import composite, render_with, sample_rays
     from nerf.signals.audio import read_audio
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.fitting import FitConfig, Fitted, fit
     from nerf.signals.image import image_of_field, read_image
+    from nerf.signals.record import Problem, Signal
     from nerf.signals.video import read_video
     from nerf.training.config import TrainConfig
     from nerf.training.evaluation import evaluate
@@ -28,19 +38,43 @@ if TYPE_CHECKING:
 # name -> where it is defined
 _WHERE = {
     "load": "nerf.datasets:load",
+    "LoadOptions": "nerf.datasets:LoadOptions",
     "Scene": "nerf.datasets:Scene",
+    "reader": "nerf.datasets:reader",
+    "ParsedScene": "nerf.datasets:ParsedScene",
+    "Frame": "nerf.datasets:Frame",
+    "Lens": "nerf.datasets:Lens",
+    "find_poses": "nerf.capture:find_poses",
+    "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
+    "Field": "nerf.fields.radiance:Field",
+    "FieldOptions": "nerf.fields.radiance:FieldOptions",
+    "RadianceField": "nerf.fields.radiance:RadianceField",
+    "OccupancyGrid": "nerf.fields.occupancy:OccupancyGrid",
+    "Marching": "nerf.rendering.marching:Marching",
+    "Samples": "nerf.kernels:Samples",
+    "RenderedRays": "nerf.kernels:RenderedRays",
+    "render_rays": "nerf.rendering.rays:render_rays",
+    "render_with": "nerf.rendering.sampling:render_with",
+    "sample_rays": "nerf.rendering.sampling:sample_rays",
+    "composite": "nerf.rendering.sampling:composite",
     "evaluate": "nerf.training.evaluation:evaluate",
-    "extract_mesh": "nerf.meshing.extract:extract",
+    "extract_mesh": "nerf.meshing.extract:extract_mesh",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
     "Fitted": "nerf.signals.fitting:Fitted",
     "FieldChoice": "nerf.signals.fields:FieldChoice",
     "SignalField": "nerf.signals.fields:SignalField",
+    "Problem": "nerf.signals.record:Problem",
+    "Signal": "nerf.signals.record:Signal",
+    "HashGrid": "nerf.fields.encodings:HashGrid",
+    "FourierFeatures": "nerf.fields.encodings:FourierFeatures",
+    "MLP": "nerf.fields.networks:MLP",
+    "Siren": "nerf.fields.networks:Siren",
     "image_of_field": "nerf.signals.image:image_of_field",
     "read_image": "nerf.signals.image:read_image",
     "read_audio": "nerf.signals.audio:read_audio",
@@ -50,23 +84,47 @@ _WHERE = {
 
 __all__ = [
     "Cameras",
+    "CaptureOptions",
+    "Field",
     "FieldChoice",
+    "FieldOptions",
     "FitConfig",
     "Fitted",
+    "FourierFeatures",
+    "Frame",
+    "HashGrid",
+    "Lens",
+    "LoadOptions",
+    "MLP",
+    "Marching",
     "Model",
+    "OccupancyGrid",
+    "ParsedScene",
+    "Problem",
+    "RadianceField",
+    "RenderedRays",
+    "Samples",
     "Scene",
+    "Signal",
     "SignalField",
+    "Siren",
     "TrainConfig",
     "UserError",
+    "composite",
     "evaluate",
     "export_cameras",
     "extract_mesh",
+    "find_poses",
     "fit",
     "image_of_field",
     "load",
     "read_audio",
     "read_image",
     "read_video",
+    "reader",
+    "render_rays",
+    "render_with",
+    "sample_rays",
     "train",
 ]
 

@@ -9,6 +9,12 @@ class UserError(Exception):
     """Something the user can put right: what is wrong, where, what was expected and what to do, in one sentence.
 
     The command line prints the message alone and exits with status 2; from Python it is an ordinary exception.
+
+    >>> try:
+    ...     nerf.load("no/such/folder")
+    ... except nerf.UserError as error:
+    ...     print(error)
+    no/such/folder...
     """
 
 

@@ -10,26 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
-from nerf.fields.encodings import HashGrid, SphericalHarmonics
+from nerf.fields.encodings import HashGrid
 from nerf.fields.networks import MLP
-from nerf.kernels import FieldConfig, FieldParams, GridLayout, reference
+from nerf.kernels import FieldConfig, FieldParams, GridLayout
 
 GEO_FEATURES = 16  # outputs of the density network: the density's logarithm, and what the colour network is told
-SH_DEGREE = 4
+SH_FEATURES = 16  # spherical harmonics of the direction, bands 0 to 3
 
 
 class Field(Protocol):
-    """What can be rendered and trained: densities (1/scene length) and colours at scene positions.
+    """What is rendered, trained and meshed: a density and a colour everywhere. Ours is `RadianceField`.
 
-    Directions are unit vectors [n,3]. An `nn.Module` that is one trains with `nerf.train(scene, config, field=mine)`;
-    its outputs must then be differentiable in its parameters.
+    An `nn.Module` that is one trains with `nerf.train(scene, config, field=mine)`: its outputs must then be
+    differentiable in its parameters.
     """
 
-    def density(self, positions: Tensor) -> Tensor:
-        """sigmas [n] >= 0 at positions [n,3]; its gradient is never asked for."""
+    def density(self, x: Tensor, /) -> Tensor:
+        """sigmas [n] >= 0 (1/scene length) at scene positions [n,3] (in NDC where the scene is marched there)."""
 
-    def __call__(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """sigmas [n] and rgbs [n,3] at positions [n,3], seen along directions [n,3]."""
+    def __call__(self, x: Tensor, d: Tensor, /) -> tuple[Tensor, Tensor]:
+        """sigmas [n], and rgbs [n,3] as seen along unit directions [n,3]."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class RadianceField(nn.Module):
     """Scene position and direction -> density (1/scene length) and colour in [0, color_scale].
 
     `h = density_network(encoding(unit(x)))`; `sigma = exp(h_0 + bias)`;
-    `rgb = color_scale * color_network([direction_encoding(d), h])`, whose last activation is the sigmoid. The parts are
-    those that a `SignalField` has. While gradients are disabled, one fused kernel computes the same. Source: Mueller et
+    `rgb = color_scale * color_network([SH(d), h])`, whose last activation is the sigmoid. The parts are
+    those that a `SignalField` has; kernels read their parameters through `params`. Source: Mueller et
     al. 2022, section 5.4.
 
     Args:
@@ -77,17 +77,16 @@ class RadianceField(nn.Module):
     (torch.Size([5]), torch.Size([5, 3]), True)
     """
 
-    def __init__(self, options: FieldOptions, contracted: bool = False, seed: int = 0) -> None:
+    def __init__(self, options: FieldOptions = FieldOptions(), contracted: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.options = options
         self.config = FieldConfig(options.layout(), contracted, options.density_bias)
         layout, width = self.config.layout, options.width
-        self.direction_encoding = SphericalHarmonics(SH_DEGREE)
         with torch.device("meta"):  # sizes alone: the numbers come below
             self.encoding = HashGrid(**asdict(layout))
             self.density_network = MLP(layout.n_features, GEO_FEATURES, width, options.n_density_layers - 1, bias=False)
             self.color_network = MLP(
-                SH_DEGREE**2 + GEO_FEATURES, 3, width, options.n_color_layers - 1, "relu", "sigmoid", bias=False
+                SH_FEATURES + GEO_FEATURES, 3, width, options.n_color_layers - 1, "relu", "sigmoid", bias=False
             )
         self.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
@@ -116,23 +115,16 @@ class RadianceField(nn.Module):
         return FieldParams(self.table, self.density_weights, self.color_weights)
 
     def density(self, positions: Tensor) -> Tensor:
-        """sigmas [n] at scene positions [n,3]; no gradient."""
+        """sigmas [n] (1/scene length) at scene positions [n,3]; differentiable as `forward` is."""
         return kernels.field_forward(positions, None, self.params(), self.config, self.table_half)[0]
 
     def forward(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """sigmas [n] and rgbs [n,3] at scene positions and unit directions [n,3].
+        """sigmas [n] (1/scene length) and rgbs [n,3] at scene positions and unit directions [n,3].
 
-        Differentiable once in the parameters, positions and directions, in single precision; under `torch.no_grad()`
-        the fused kernel answers, in mixed precision where `table_half` is there.
+        Once differentiable in the parameters, positions and directions; the fast path, in mixed precision where there
+        is a `table_half`, is taken where no gradient is asked for (`torch.no_grad()`).
         """
-        if torch.is_grad_enabled():
-            unit = reference.scene_to_unit(positions, self.config.contracted)
-            h = self.density_network(self.encoding(unit))
-            sigmas = reference.density_activation(h[:, 0] + self.config.density_bias)
-            rgbs = self.color_network(torch.cat([self.direction_encoding(directions), h], dim=1))
-        else:
-            # the kernel knows the sigmoid alone: compositing is linear, so the scale is applied to its results
-            sigmas, rgbs = kernels.field_forward(positions, directions, self.params(), self.config, self.table_half)
+        sigmas, rgbs = kernels.field_forward(positions, directions, self.params(), self.config, self.table_half)
         assert rgbs is not None
         return sigmas, rgbs if self.options.color_scale == 1.0 else rgbs * self.options.color_scale
 

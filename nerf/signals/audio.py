@@ -29,7 +29,18 @@ _DTYPES: dict[tuple[int, int], np.dtype] = {
 
 
 def read_audio(path: str | Path) -> Signal:
-    """A sound as it is in the file: all channels, all bits. Values of the field are in [-1, 1], full scale 1."""
+    """A sound as it is in the file: all channels, all bits. Values of the field are in [-1, 1], full scale 1.
+
+    Raises UserError for what is missing, empty, broken or not finite.
+
+    >>> import wave
+    >>> with wave.open("tone.wav", "wb") as file:
+    ...     file.setparams((1, 2, 8000, 0, "NONE", ""))
+    ...     file.writeframes(np.arange(800, dtype="<i2").tobytes())
+    >>> signal = nerf.read_audio("tone.wav")
+    >>> signal.shape, signal.meta["rate"], signal.meta["bits"]
+    ((800,), 8000, 16)
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; expected a sound (WAV, FLAC, MP3, OGG)")

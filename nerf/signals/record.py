@@ -16,7 +16,18 @@ IN_MEMORY = 1 << 28  # bytes of float32 up to which values are converted once, i
 
 
 class Problem(Protocol):
-    """What `nerf.signals.fitting.fit` can fit a field to: it draws its batches and says how wrong it is there."""
+    """What `nerf.fit` can fit a field to: it draws its batches and says how wrong the field is there.
+
+    `Signal` is one; examples/own_signal.py and examples/equations.py write others. It may also have `shape`, `extents`
+    and `span` as a Signal has, from which a field that is named by its kind takes its size.
+
+    >>> ramp = nerf.Signal("image", np.linspace(0, 1, 64, dtype=np.float32)[:, None], (8, 8))
+    >>> problem: nerf.Problem = ramp
+    >>> field = nerf.SignalField(nerf.FieldChoice("mlp"), problem.n_dims, problem.n_channels)
+    >>> minimised, shown = problem.loss(field, 16, torch.Generator())
+    >>> minimised.requires_grad, shown.requires_grad
+    (True, False)
+    """
 
     kind: str  # "image", "audio", ...: what `nerf sample` does with the result
     peak: float | None  # the mean squared error is shown as PSNR against this; None: shown as it is
@@ -39,7 +50,12 @@ class Signal:
     """Values [n, n_channels] on a grid of `shape` in row-major order, in the type of the file, in memory or mapped.
 
     Coordinates are unit coordinates u in [0,1]^d in the order x, y, t (the last axis of `shape` first), at the centres
-    of cells: pixel (row i, column j) is at ((j + 0.5)/w, (i + 0.5)/h). A field's values are `(value - zero) / one`.
+    of cells: pixel (row i, column j) is at ((j + 0.5)/w, (i + 0.5)/h). A field's values are
+    `(value - zero) / (one - zero)`.
+
+    >>> signal = nerf.Signal("image", np.array([[0], [51], [102], [255]], np.uint8), (2, 2), one=255.0)
+    >>> signal.coordinates(torch.tensor([1])), signal.targets(torch.tensor([1]))
+    (tensor([[0.7500, 0.2500]]), tensor([[0.2000]]))
     """
 
     kind: str

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.errors import UserError, note
-from nerf.geometry.triangles import Triangles, read_mesh, spread
+from nerf.geometry.triangles import Triangles, read_mesh, sample_surface
 
 MARGIN = 0.1  # of the longest side, around the shape
 _PROBE = 5e-3  # of the longest side: how far from the surface it is asked whether there is an inside
@@ -79,7 +79,7 @@ class Solid:
         if self.areas is not None:
             which = torch.linspace(0, len(self.vertices) - 1, n).long()
             return self.vertices[which], torch.nn.functional.normalize(self.areas[which], dim=1)
-        found = spread(self.vertices, self.faces, n)
+        found = sample_surface(self.vertices, self.faces, n)
         corners = self.vertices[self.faces[found.faces]]
         normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         return (corners * found.weights[..., None]).sum(dim=1), torch.nn.functional.normalize(normals, dim=1)
@@ -123,8 +123,8 @@ def solid_of_mesh(mesh: Triangles, name: str = "mesh", unsigned: bool | None = N
         raise UserError(f"{name}: all its triangles are lines or points: expected a surface with an area")
     low, sides = _box(mesh.vertices[faces.reshape(-1)])
     holes = _open_edges(mesh.vertices, faces)
-    solid = _placed(mesh.vertices, faces, None, low, sides, {"triangles": len(faces), "open_edges": holes})
-    return _settled(solid, name, unsigned)
+    solid = _to_unit(mesh.vertices, faces, None, low, sides, {"triangles": len(faces), "open_edges": holes})
+    return _decide_sign(solid, name, unsigned)
 
 
 def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigned: bool | None = None) -> Solid:
@@ -134,7 +134,7 @@ def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigne
     low, sides = _box(points)
     numbers = torch.arange(len(points))[:, None].expand(-1, 3).contiguous()
     areas = torch.nn.functional.normalize(normals.double(), dim=1)
-    solid = _placed(points, numbers, areas, low, sides, {"points": len(points)})
+    solid = _to_unit(points, numbers, areas, low, sides, {"points": len(points)})
     rough = _point_areas(solid.vertices)
     solid = Solid(solid.vertices, numbers, areas * rough[:, None], True, low, sides, solid.about)
     # The areas are right up to a factor; across the surface the winding number must fall by one.
@@ -145,10 +145,10 @@ def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigne
         raise UserError(f"{name}: its normals do not agree on what is outside: orient them consistently")
     assert solid.areas is not None
     solid = Solid(solid.vertices, numbers, solid.areas / fall, True, low, sides, solid.about)
-    return _settled(solid, name, unsigned)
+    return _decide_sign(solid, name, unsigned)
 
 
-def _settled(solid: Solid, name: str, unsigned: bool | None) -> Solid:
+def _decide_sign(solid: Solid, name: str, unsigned: bool | None) -> Solid:
     """The solid with inside and outside decided, and the user told where that is not as expected."""
     share = enclosing_share(solid)
     signed = share >= _CLOSED_SHARE if unsigned is None else not unsigned
@@ -186,7 +186,7 @@ def _box(points: Tensor) -> tuple[tuple[float, float, float], tuple[float, float
     return (x, y, z), (width, height, depth)
 
 
-def _placed(vertices: Tensor, faces: Tensor, areas: Tensor | None, low, sides, about: dict[str, Any]) -> Solid:
+def _to_unit(vertices: Tensor, faces: Tensor, areas: Tensor | None, low, sides, about: dict[str, Any]) -> Solid:
     unit = (vertices.double() - torch.tensor(low, dtype=torch.float64)) / max(sides)
     return Solid(unit, faces, areas, True, low, sides, about)
 

@@ -17,7 +17,7 @@ from nerf.errors import UserError
 from nerf.io import exr
 from nerf.io.files import whole
 from nerf.io.images import Picture, read_header, read_pixels
-from nerf.signals.record import Signal, to_values
+from nerf.signals.record import Signal, check_file, to_values
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
@@ -56,10 +56,7 @@ def read_image(path: str | Path) -> Signal:
 
 
 def _decoded(path: Path) -> tuple[Picture, np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected an image (PNG, JPEG, EXR, TIFF, WebP)")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: is empty; expected an image")
+    check_file(path, "an image (PNG, JPEG, EXR, TIFF, WebP)")
     from PIL import Image
 
     before = Image.MAX_IMAGE_PIXELS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -152,6 +153,14 @@ def to_values(field_values: np.ndarray, dtype: np.dtype, zero: float, one: float
         limits = np.iinfo(dtype)
         wide = np.clip(np.rint(wide), limits.min, limits.max)
     return wide.astype(dtype)
+
+
+def check_file(path: Path, expected: str) -> None:
+    """Raises UserError where there is no file at path, or an empty one; expected: what should be there."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; expected {expected}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty; expected {expected.partition(' (')[0]}")
 
 
 def keep_fraction(n: int, fraction: float, seed: int = 0) -> Tensor:

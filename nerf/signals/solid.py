@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigne
     areas = torch.nn.functional.normalize(normals.double(), dim=1)
     solid = _to_unit(points, numbers, areas, low, sides, {"points": len(points)})
     rough = _point_areas(solid.vertices)
-    solid = Solid(solid.vertices, numbers, areas * rough[:, None], True, low, sides, solid.about)
+    solid = replace(solid, areas=areas * rough[:, None])
     # The areas are right up to a factor; across the surface the winding number must fall by one.
     at, outward = solid.on_surface(min(len(points), 2000))
     step = 4.0 * rough.median().sqrt() * outward
@@ -144,8 +144,7 @@ def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigne
     if not fall > 0.1:
         raise UserError(f"{name}: its normals do not agree on what is outside: orient them consistently")
     assert solid.areas is not None
-    solid = Solid(solid.vertices, numbers, solid.areas / fall, True, low, sides, solid.about)
-    return _decide_sign(solid, name, unsigned)
+    return _decide_sign(replace(solid, areas=solid.areas / fall), name, unsigned)
 
 
 def _decide_sign(solid: Solid, name: str, unsigned: bool | None) -> Solid:
@@ -161,8 +160,7 @@ def _decide_sign(solid: Solid, name: str, unsigned: bool | None) -> Solid:
         note(
             f"{name} has holes ({solid.about['open_edges']} open edges): inside is where it goes around more than half"
         )
-    about = {**solid.about, "enclosing_share": round(share, 4)}
-    return Solid(solid.vertices, solid.faces, solid.areas, signed, solid.low, solid.sides, about)
+    return replace(solid, signed=signed, about={**solid.about, "enclosing_share": round(share, 4)})
 
 
 def enclosing_share(solid: Solid, n: int = 4000) -> float:

@@ -13,7 +13,7 @@ import torch
 from nerf.errors import UserError
 from nerf.io.memory import allocate
 from nerf.io.video import mp4
-from nerf.signals.record import Signal, to_values
+from nerf.signals.record import Signal, check_file, to_values
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
@@ -32,10 +32,7 @@ def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) 
     (5, 16, 32)
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected a video")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: is empty; expected a video")
+    check_file(path, "a video")
     if downscale < 1 or (frames is not None and frames < 1):
         raise UserError("--downscale and --frames: expected 1 or more")
     import imageio_ffmpeg

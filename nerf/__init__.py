@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from nerf.capture import CaptureOptions, find_poses
     from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError
+    from nerf.fields.encodings import FourierFeatures, HashGrid
+    from nerf.fields.networks import MLP, Siren
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.fitting import FitConfig, Fitted, fit
     from nerf.signals.image import image_of_field, read_image
+    from nerf.signals.record import Problem, Signal
     from nerf.signals.video import read_video
     from nerf.training.config import TrainConfig, default_field, default_marching
     from nerf.training.evaluation import evaluate
@@ -98,6 +101,12 @@ _WHERE = {
     "Fitted": "nerf.signals.fitting:Fitted",
     "FieldChoice": "nerf.signals.fields:FieldChoice",
     "SignalField": "nerf.signals.fields:SignalField",
+    "Problem": "nerf.signals.record:Problem",
+    "Signal": "nerf.signals.record:Signal",
+    "HashGrid": "nerf.fields.encodings:HashGrid",
+    "FourierFeatures": "nerf.fields.encodings:FourierFeatures",
+    "MLP": "nerf.fields.networks:MLP",
+    "Siren": "nerf.fields.networks:Siren",
     "image_of_field": "nerf.signals.image:image_of_field",
     "read_image": "nerf.signals.image:read_image",
     "read_audio": "nerf.signals.audio:read_audio",
@@ -116,9 +125,12 @@ __all__ = [
     "FieldOptions",
     "FitConfig",
     "Fitted",
+    "FourierFeatures",
     "Frame",
+    "HashGrid",
     "Lens",
     "LoadOptions",
+    "MLP",
     "Marching",
     "Model",
     "Ndc",
@@ -126,14 +138,17 @@ __all__ = [
     "ParsedScene",
     "PixelBatch",
     "PixelSampler",
+    "Problem",
     "RadianceField",
     "RenderedRays",
     "Samples",
     "Scene",
     "SceneLoss",
     "Schedule",
+    "Signal",
     "SignalField",
     "Similarity",
+    "Siren",
     "TrainConfig",
     "Trainer",
     "Unbounded",

@@ -89,10 +89,10 @@ def choice_of(args: FitArgs, shape: tuple[int, ...], known: float = 1.0) -> Fiel
     from nerf.signals.fields import choose
     from nerf.signals.restore import choose_for_few
 
-    return adjusted(args, choose(args.field, shape) if known > 0.5 else choose_for_few(args.field, shape, known))
+    return adjust_choice(args, choose(args.field, shape) if known > 0.5 else choose_for_few(args.field, shape, known))
 
 
-def adjusted(args: FitArgs, choice: FieldChoice) -> FieldChoice:
+def adjust_choice(args: FitArgs, choice: FieldChoice) -> FieldChoice:
     """A choice with the sizes that the arguments give."""
     given: dict[str, Any] = {
         "width": args.width,

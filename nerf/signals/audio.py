@@ -1,4 +1,7 @@
-"""Sound as a signal: WAV with 8 to 32 bits or floats and any number of channels; other formats through ffmpeg."""
+"""Sound as a signal: WAV with 8 to 32 bits or floats and any number of channels; other formats through ffmpeg.
+
+The standard library's `wave` neither reads nor writes floats, so the chunks are read here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import torch
 from nerf.errors import UserError, note
 from nerf.io.files import atomic_write
 from nerf.io.video import ffmpeg
-from nerf.signals.record import Signal, to_values
+from nerf.signals.record import Signal, check_file, to_values
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
@@ -29,13 +32,21 @@ _DTYPES: dict[tuple[int, int], np.dtype] = {
 
 
 def read_audio(path: str | Path) -> Signal:
-    """A sound as it is in the file: all channels, all bits. Values of the field are in [-1, 1], full scale 1."""
+    """A sound as it is in the file: all channels, all bits. Values of the field are in [-1, 1], full scale 1.
+
+    Raises UserError for what is missing, empty, broken or not finite.
+
+    >>> import wave
+    >>> with wave.open("tone.wav", "wb") as file:
+    ...     file.setparams((1, 2, 8000, 0, "NONE", ""))
+    ...     file.writeframes(np.arange(800, dtype="<i2").tobytes())
+    >>> signal = nerf.read_audio("tone.wav")
+    >>> signal.shape, signal.meta["rate"], signal.meta["bits"]
+    ((800,), 8000, 16)
+    """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected a sound (WAV, FLAC, MP3, OGG)")
+    check_file(path, "a sound (WAV, FLAC, MP3, OGG)")
     data = path.read_bytes()
-    if not data:
-        raise UserError(f"{path}: is empty; expected a sound")
     if data[:4] != b"RIFF":
         data = _through_ffmpeg(path)
     samples, rate, bits = _wav(path, data)

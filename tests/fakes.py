@@ -114,9 +114,9 @@ class FakeModel(AnalyticModel):
 
     def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
         out = self.render_rays(rays_o, rays_d)
+        seen = {"color": out.over(self.background), "opacity": out.opacities, "depth": out.depths}
         outward = torch.nn.functional.normalize(rays_o + out.depths[:, None] * rays_d, dim=1) * out.opacities[:, None]
-        world = self.scene_from_world.inverse().apply_directions(outward)
-        return {"color": out.over(self.background), "opacity": out.opacities, "depth": out.depths, "normal": world}
+        return seen | {"normal": self.scene_from_world.inverse().apply_directions(outward)} if normals else seen
 
 
 class FakePixels:

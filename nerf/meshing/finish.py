@@ -48,9 +48,10 @@ def texture_mesh(
     Raises UserError where the size does not hold the charts or fast-simplification is missing. Not differentiable.
     Sources: quadric error metrics, Garland and Heckbert 1997; view selection and colours, Waechter et al. 2014.
 
-    >>> import nerf
-    >>> model, scene = nerf.Model.load("out"), nerf.load("photos")  # doctest: +SKIP
-    >>> nerf.texture_mesh(model, scene, nerf.extract_mesh(model), 2048).export("mesh.glb")  # doctest: +SKIP
+    >>> model, scene = nerf.Model.load("runs/robot/checkpoint.safetensors"), nerf.load("data/sample", downscale=8)
+    >>> mesh = nerf.texture_mesh(model, scene, nerf.extract_mesh(model, resolution=24), size=256)
+    >>> mesh.visual.material.baseColorTexture.size
+    (256, 256)
     """
     import trimesh
     from PIL import Image

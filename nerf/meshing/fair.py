@@ -49,15 +49,19 @@ def denoise_normals(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
 def faces_across(faces: Tensor, n_vertices: int) -> Tensor:
     """[f,3] int32: the face on the other side of the edges that leave corners 0, 1 and 2 (itself where there is none);
     where more than two share an edge, one of them."""
+    one, other = twin_edges(faces, n_vertices)
+    across = torch.arange(len(faces), dtype=torch.int32).repeat_interleave(3)
+    across[one], across[other] = (other // 3).int(), (one // 3).int()
+    return across.reshape(-1, 3)
+
+
+def twin_edges(faces: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
+    """Pairs [e], [e] of edges of faces [f,3] that join the same vertices; edge 3 f + k leaves corner k of face f."""
     low = torch.minimum(faces, faces.roll(-1, 1)).long()
     key, order = (low * n_vertices + torch.maximum(faces, faces.roll(-1, 1))).reshape(-1).sort(stable=True)
     del low
     twin = (key[1:] == key[:-1]).nonzero()[:, 0]
-    del key
-    across = torch.arange(len(faces), dtype=torch.int32).repeat_interleave(3)
-    one, other = order[twin], order[twin + 1]
-    across[one], across[other] = (other // 3).int(), (one // 3).int()
-    return across.reshape(-1, 3)
+    return order[twin], order[twin + 1]
 
 
 def _normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
     from nerf.kernels import Backend, RenderedRays, Samples, ray_jitter
     from nerf.kernels import using as backend
+    from nerf.meshing.evaluation import MeshScores, evaluate_mesh
     from nerf.meshing.extract import extract_mesh
     from nerf.meshing.files import save_mesh
+    from nerf.meshing.finish import texture_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
@@ -95,6 +97,9 @@ _WHERE = {
     "save_mesh": "nerf.meshing.files:save_mesh",
     "camera_path": "nerf.views.paths:camera_path",
     "render_video": "nerf.views.video:render_video",
+    "texture_mesh": "nerf.meshing.finish:texture_mesh",
+    "evaluate_mesh": "nerf.meshing.evaluation:evaluate_mesh",
+    "MeshScores": "nerf.meshing.evaluation:MeshScores",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
@@ -132,6 +137,7 @@ __all__ = [
     "LoadOptions",
     "MLP",
     "Marching",
+    "MeshScores",
     "Model",
     "Ndc",
     "OccupancyGrid",
@@ -160,6 +166,7 @@ __all__ = [
     "default_field",
     "default_marching",
     "evaluate",
+    "evaluate_mesh",
     "export_cameras",
     "extract_mesh",
     "find_poses",
@@ -177,6 +184,7 @@ __all__ = [
     "render_with",
     "sample_rays",
     "save_mesh",
+    "texture_mesh",
     "train",
     "visible_cells",
 ]

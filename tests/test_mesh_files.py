@@ -132,7 +132,7 @@ def test_every_kind_keeps_the_shape_and_the_place(kind: str, tmp_path: Path) -> 
     assert len(again.faces) == len(mesh.faces)
     truth = tmp_path / "truth.ply"
     mesh.export(truth)
-    assert evaluate_mesh(again, read_mesh(truth), 2000)["chamfer"] < 1e-5
+    assert evaluate_mesh(again, read_mesh(truth), 2000).chamfer < 1e-5
 
 
 def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

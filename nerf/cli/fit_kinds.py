@@ -86,7 +86,7 @@ def fit_shape(args: ShapeArgs) -> None:
     mesh = surface.mesh_of_field(fitted.field, fitted.signal, args.grid)
     files.save_mesh(mesh, args.out / "mesh.ply")
     if truth.areas is None and truth.signed:
-        measured |= {"chamfer_percent": surface.chamfer_of(mesh, truth)["chamfer_percent"]}
+        measured |= {"chamfer_percent": surface.chamfer_of(mesh, truth).chamfer_percent}
     views = [surface.trace(fitted.field, fitted.signal, azimuth=a) for a in (35.0, 215.0)]
     Image.fromarray(np.hstack(views)).save(args.out / "preview.png")
     tell(args, fitted, measured, args.out / "mesh.ply")

@@ -145,11 +145,11 @@ def textured_mesh(
     result |= {"triangles": len(made.faces), "extracted": len(surface.faces), "texture": texture, **surface.metadata}
     views = evaluate_mesh_views(made, photos)
     field = evaluate(loaded, photos, show_progress=False)
-    result |= {"views": views, "field_psnr": field["psnr"], "psnr_lost": field["psnr"] - views["psnr"]}
+    result |= {"views": views.to_dict(), "field_psnr": field["psnr"], "psnr_lost": field["psnr"] - views.psnr}
     if truth is not None:
-        against, kept = read_mesh(truth), Triangles(torch.from_numpy(made.vertices), torch.from_numpy(made.faces))
-        whole = Triangles(torch.from_numpy(numpy.array(surface.vertices)), torch.from_numpy(numpy.array(surface.faces)))
-        result |= {"truth": evaluate_mesh(whole, against), "truth_textured": evaluate_mesh(kept, against)}
+        against, whole = read_mesh(truth), Triangles.of(surface)
+        pairs = {"truth": whole, "truth_textured": made}
+        result |= {name: evaluate_mesh(mesh, against).to_dict() for name, mesh in pairs.items()}
         result["genus_off_one"] = abs(genus(whole) - 1)
     return result
 

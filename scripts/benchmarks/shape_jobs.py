@@ -38,7 +38,7 @@ def shape_of(file: str, minutes: float, kinds: list[str]) -> dict[str, Any]:
         begun = time.perf_counter()
         mesh = surface.mesh_of_field(found.field, found.signal, 256)
         about = {"mesh_seconds": time.perf_counter() - begun, "parameters": found.field.n_parameters}
-        about |= {"chamfer_percent": surface.chamfer_of(mesh, truth)["chamfer_percent"]}
+        about |= {"chamfer_percent": surface.chamfer_of(mesh, truth).chamfer_percent}
         result[kind] = {**found.fitting, **about, **surface.measure_shape(found.field, truth)}
     return result
 

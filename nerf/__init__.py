@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from nerf.datasets import Scene, load
+    from nerf.capture import CaptureOptions, find_poses
+    from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError
+    from nerf.fields.occupancy import OccupancyGrid
+    from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
-    from nerf.meshing.extract import extract as extract_mesh
+    from nerf.kernels import RenderedRays, Samples
+    from nerf.meshing.extract import extract_mesh
+    from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
+    from nerf.rendering.rays import render_rays
+    from nerf.rendering.sampling import composite, render_with, sample_rays
     from nerf.signals.audio import read_audio
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.fitting import FitConfig, Fitted, fit
@@ -28,13 +35,31 @@ if TYPE_CHECKING:
 # name -> where it is defined
 _WHERE = {
     "load": "nerf.datasets:load",
+    "LoadOptions": "nerf.datasets:LoadOptions",
     "Scene": "nerf.datasets:Scene",
+    "reader": "nerf.datasets:reader",
+    "ParsedScene": "nerf.datasets:ParsedScene",
+    "Frame": "nerf.datasets:Frame",
+    "Lens": "nerf.datasets:Lens",
+    "find_poses": "nerf.capture:find_poses",
+    "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
+    "Field": "nerf.fields.radiance:Field",
+    "FieldOptions": "nerf.fields.radiance:FieldOptions",
+    "RadianceField": "nerf.fields.radiance:RadianceField",
+    "OccupancyGrid": "nerf.fields.occupancy:OccupancyGrid",
+    "Marching": "nerf.rendering.marching:Marching",
+    "Samples": "nerf.kernels:Samples",
+    "RenderedRays": "nerf.kernels:RenderedRays",
+    "render_rays": "nerf.rendering.rays:render_rays",
+    "render_with": "nerf.rendering.sampling:render_with",
+    "sample_rays": "nerf.rendering.sampling:sample_rays",
+    "composite": "nerf.rendering.sampling:composite",
     "evaluate": "nerf.training.evaluation:evaluate",
-    "extract_mesh": "nerf.meshing.extract:extract",
+    "extract_mesh": "nerf.meshing.extract:extract_mesh",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
@@ -50,23 +75,41 @@ _WHERE = {
 
 __all__ = [
     "Cameras",
+    "CaptureOptions",
+    "Field",
     "FieldChoice",
+    "FieldOptions",
     "FitConfig",
     "Fitted",
+    "Frame",
+    "Lens",
+    "LoadOptions",
+    "Marching",
     "Model",
+    "OccupancyGrid",
+    "ParsedScene",
+    "RadianceField",
+    "RenderedRays",
+    "Samples",
     "Scene",
     "SignalField",
     "TrainConfig",
     "UserError",
+    "composite",
     "evaluate",
     "export_cameras",
     "extract_mesh",
+    "find_poses",
     "fit",
     "image_of_field",
     "load",
     "read_audio",
     "read_image",
     "read_video",
+    "reader",
+    "render_rays",
+    "render_with",
+    "sample_rays",
     "train",
 ]
 

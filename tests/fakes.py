@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nerf.geometry.aim import look_at
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Box, Similarity, Space
+from nerf.kernels import RenderedRays
 
 
 def ring_cameras(
@@ -44,7 +45,7 @@ class FakeModel:
 
     radius: float = 0.7
     scene_from_world: Similarity = field(default_factory=lambda: Similarity.around([0.0, 0.0, 0.0], 1.5))
-    space: str = "box"
+    space: Space = Box()
     near: float = 0.0
     far: float = 10.0
     background: Tensor = field(default_factory=lambda: torch.ones(3))
@@ -56,25 +57,25 @@ class FakeModel:
     given_poses: Tensor | None = None
     log_gains: Tensor | None = None
 
-    def render_rays(self, rays_o: Tensor, rays_d: Tensor, background: Tensor | None = None) -> dict[str, Tensor]:
-        background = self.background if background is None else background
+    def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
         b = (rays_o * rays_d).sum(dim=1)
         inside = b * b - (rays_o * rays_o).sum(dim=1) + self.radius**2
         hit = inside > 0
         t = torch.where(hit, -b - inside.clamp_min(0).sqrt(), torch.zeros_like(b))
         normals = torch.nn.functional.normalize(rays_o + t[:, None] * rays_d, dim=1)
-        colors = torch.where(hit[:, None], 0.5 + 0.5 * normals, background.expand_as(normals))
-        return {"colors": colors, "opacities": hit.float(), "depths": t, "median_depths": t, "normals": normals}
+        shown = torch.where(hit[:, None], 0.5 + 0.5 * normals, torch.zeros_like(normals))
+        return RenderedRays(shown, hit.float(), t, t, shown.square().sum(dim=1), torch.zeros_like(t))
 
     def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
-        out = self.render_rays(*cameras.image_rays(i, self.scene_from_world))
-        hit = out["opacities"][:, None]
+        rays_o, rays_d = cameras.image_rays(i, self.scene_from_world)
+        out = self.render_rays(rays_o, rays_d)
+        normal = torch.nn.functional.normalize(rays_o + out.depths[:, None] * rays_d, dim=1) * out.opacities[:, None]
         return {
-            "color": out["colors"].reshape(h, w, 3).numpy(),
-            "opacity": out["opacities"].reshape(h, w).numpy(),
-            "depth": out["median_depths"].reshape(h, w).numpy(),
-            "normal": (out["normals"] * hit).reshape(h, w, 3).numpy(),
+            "color": out.over(self.background).reshape(h, w, 3).numpy(),
+            "opacity": out.opacities.reshape(h, w).numpy(),
+            "depth": out.median_depths.reshape(h, w).numpy(),
+            "normal": normal.reshape(h, w, 3).numpy(),
         }
 
     def coarser(self, stretch: float) -> FakeModel:
@@ -104,10 +105,9 @@ class FakeScene:
     names: list[str]
     splits: dict[str, Tensor]
     scene_from_world: Similarity
-    space: str = "box"
+    space: Space = Box()
     near: float = 0.0
     far: float = 10.0
-    n_levels: int = 1
     points: Tensor | None = None
     has_alpha: bool = True
     linear: bool = False

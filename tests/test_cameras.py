@@ -77,7 +77,7 @@ def test_fisheye_sees_beyond_a_right_angle():
     cameras = some_cameras("fisheye", f=28.0)
     ids, rows, cols = all_pixels(cameras, 0)
     o, d = cameras.rays(ids, rows, cols)
-    forward = -cameras.c2w[0, :, 2].float()
+    forward = cameras.forward[0].float()
     assert float((d @ forward).min()) < math.cos(math.radians(100))
     uv, _ = cameras.project(o.double() + d.double())
     assert float((uv[0] - torch.stack([cols, rows], dim=1) - 0.5).abs().max()) < 1e-3
@@ -120,7 +120,7 @@ def test_scaling_down_averages_rays():
 
 def test_projection_is_differentiable():
     cameras = some_cameras("wide", 2)
-    points = (cameras.c2w[:, :, 3] - 4 * cameras.c2w[:, :, 2]).clone().requires_grad_()
+    points = (cameras.centres - 4 * cameras.c2w[:, :, 2]).clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda p: cameras.project(p)[0].diagonal(), points, atol=1e-4)
 
 

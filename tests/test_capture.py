@@ -363,7 +363,7 @@ def test_the_same_call_again_repeats_nothing(done: Any, monkeypatch: pytest.Monk
         CaptureOptions(photos, folder, distance=("photo_00", "photo_07", distance(truth, 0, 7)), scale=3.0)
     )
     assert again["n_placed"] == 8 and again["seconds"] >= report["seconds"] - 1
-    assert torch.allclose(load(folder, quiet=True).cameras.c2w[:, :, 3], 3 * before[:, :, 3])
+    assert torch.allclose(load(folder, quiet=True).cameras.centres, 3 * before[:, :, 3])
     with pytest.raises(UserError, match="holds the poses of"):
         find_poses(CaptureOptions(folder.parent, folder))
 
@@ -442,7 +442,7 @@ def test_ctrl_c_ends_it_at_once_in_every_stage(stage: str, tmp_path: Path) -> No
     endless = f"import json, time; print(json.dumps({{'stage': {stage!r}, 'total': 5}}), flush=True); time.sleep(60)"
     code = (
         f"import sys; from nerf.capture import child; child.WORKER = [sys.executable, '-c', {endless!r}];"
-        "from nerf import cli; print('up', flush=True); cli.main(sys.argv[1:])"
+        "from nerf.cli import main as cli; print('up', flush=True); cli.main(sys.argv[1:])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")],

@@ -28,7 +28,7 @@ from nerf import kernels
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.io import checkpoint
-from nerf.kernels import GradientSink, cuda, cuda_render, nvrtc
+from nerf.kernels import GradAccumulator, cuda, cuda_render, nvrtc
 from nerf.rendering.model import Model
 from nerf.training import loop as training
 from nerf.training.config import TrainConfig
@@ -129,7 +129,7 @@ def test_samples_without_room_are_in_the_picture_and_counted(emulated: None, mon
         whole = render(rays, params, config)
     monkeypatch.setattr(cuda_render, "LEAST_ROOM", 64)
     monkeypatch.setattr(cuda_render, "RAY_ROOM", 0)
-    sink = GradientSink(torch.zeros_like(params.table.detach()))
+    sink = GradAccumulator(torch.zeros_like(params.table.detach()))
     cramped = render(rays, params, config, sink)
     assert int(cramped["kept"]) > cramped["capacity"] == 64
     assert torch.equal(cramped["colors"], whole["colors"])

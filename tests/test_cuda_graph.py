@@ -25,7 +25,7 @@ from nerf import kernels
 from nerf.datasets import Keypoints
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
-from nerf.geometry.space import Similarity, ndc_rays
+from nerf.geometry.space import Ndc, Similarity, Unbounded
 from nerf.kernels import cuda_graph
 from nerf.training import loop as training
 from nerf.training.config import TrainConfig
@@ -103,7 +103,7 @@ def config(**changes: Any) -> TrainConfig:
 
 def scene_with_everything() -> Any:
     """Masks, depth maps, keypoints and open space, so that every branch of a step is taken."""
-    scene = tiny.sphere_scene(3, 16, space="unbounded", n_levels=2)
+    scene = tiny.sphere_scene(3, 16, space=Unbounded(2))
     shape = [(16, 16, 1)] * 3
     ones = [torch.ones(s).numpy() for s in shape]
     some = Keypoints(torch.zeros(4, dtype=torch.int64), torch.arange(6, 10), torch.arange(6, 10), torch.full((4,), 2.0))
@@ -129,7 +129,7 @@ def test_frames_and_ndc_read_nothing_back() -> None:
     frame.apply(rays[0]), frame.apply_directions(rays[1])
     with nothing_is_read():
         frame.apply(rays[0]), frame.apply_directions(rays[1])
-        ndc_rays(rays[0], rays[1], (1.0, 1.0))
+        Ndc(1.0, 1.0).clip_rays(rays[0], rays[1], 0.0, 9.0)
 
 
 class StandIn:

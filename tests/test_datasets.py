@@ -19,7 +19,7 @@ from PIL import Image
 from nerf.datasets import Scene, load
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
-from nerf.geometry.space import ndc_points
+from nerf.geometry.space import Box, Ndc
 
 REAL = Path(os.environ.get("NERF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 AXES = np.array([0.5, 0.3, 0.2])  # half axes and middle of the test object, an ellipsoid
@@ -190,7 +190,7 @@ def test_blender(tmp_path):
     assert scene.splits["train"].tolist() == list(range(6)) and scene.splits["test"].tolist() == list(range(6, 12))
     assert scene.names[0] == "train/r_0" and scene.pixels.memory.dtype == np.uint8
     check_geometry(scene, ring()[::2] + ring()[1::2])
-    assert scene.space == "box" and scene.near == 0 and scene.n_levels == 1
+    assert scene.space.name == "box" and scene.near == 0 and scene.space.n_levels == 1
     reach = np.abs(in_scene(scene, ELLIPSOID)).max()
     assert 0.7 < reach < 1  # inside the box, and the box is tight but for what 12 low views cannot see
 
@@ -218,8 +218,8 @@ def test_instant_ngp(tmp_path):
     check_geometry(scene, ring(10))
     assert scene.cameras.models.tolist() == [OPENCV] * 10
     assert scene.cameras.distortion[0].tolist() == [0.01, -0.02, 0, 0, 0.001, 0.002]
-    assert scene.splits["test"].tolist() == [0, 8] and scene.space == "unbounded" and scene.n_levels >= 4
-    radius = torch.linalg.norm(scene.scene_from_world.apply(scene.cameras.c2w[:, :, 3]), dim=1)
+    assert scene.splits["test"].tolist() == [0, 8] and scene.space.name == "unbounded" and scene.space.n_levels >= 4
+    radius = torch.linalg.norm(scene.scene_from_world.apply(scene.cameras.centres), dim=1)
     assert 0.9 < float(radius.min()) and float(radius.max()) < 2.5 and 0 < scene.near < 0.5
     assert any("aabb_scale" in n for n in scene.notes)
 
@@ -227,7 +227,7 @@ def test_instant_ngp(tmp_path):
 def test_instant_ngp_scale_and_offset_are_honoured(tmp_path):
     scene = load(write_transforms(tmp_path, scale=0.5, offset=[0.5, 0.5, 0.25], aabb_scale=1))
     corners = (np.array([[0.0, 0, 0], [1, 1, 1]]) - [0.5, 0.5, 0.25]) / 0.5
-    assert np.allclose(in_scene(scene, corners), [[-1] * 3, [1] * 3]) and scene.space == "box"
+    assert np.allclose(in_scene(scene, corners), [[-1] * 3, [1] * 3]) and scene.space.name == "box"
 
 
 def test_nerfstudio(tmp_path):
@@ -263,12 +263,12 @@ def test_colmap(tmp_path, binary):
     scene = load(to_binary(tmp_path) if binary else tmp_path)
     assert scene.source == "colmap" and scene.points is not None and len(scene.points) == 150
     check_geometry(scene, ring(10))
-    assert scene.cameras.models.tolist() == [PERSPECTIVE] * 10 and scene.space == "unbounded"
+    assert scene.cameras.models.tolist() == [PERSPECTIVE] * 10 and scene.space.name == "unbounded"
     assert np.abs(in_scene(scene, ELLIPSOID)).max() < 1.2
-    radius = torch.linalg.norm(scene.scene_from_world.apply(scene.cameras.c2w[:, :, 3]), dim=1)
+    radius = torch.linalg.norm(scene.scene_from_world.apply(scene.cameras.centres), dim=1)
     assert 0.9 < float(radius.median()) < 2.1
     box = load(tmp_path, space="box")
-    assert box.space == "box" and np.abs(in_scene(box, ELLIPSOID)).max() < 1.05
+    assert box.space == Box() and np.abs(in_scene(box, ELLIPSOID)).max() < 1.05
 
 
 COLMAP_CAMERAS = {
@@ -323,9 +323,9 @@ def test_colmap_uses_reduced_images_when_there_are_no_others(tmp_path):
 
 def test_llff(tmp_path):
     scene = load(write_llff(tmp_path))
-    assert scene.source == "llff" and scene.space == "ndc" and scene.ndc is not None
+    assert scene.source == "llff" and isinstance(scene.space, Ndc)
     assert np.allclose(scene.cameras.fx, FOCAL) and scene.splits["test"].tolist() == [0, 8]
-    assert np.allclose(scene.cameras.c2w[4, :, 3], [0, -4, 0]) and np.allclose(scene.cameras.c2w[4, :, 2], [0, -1, 0])
+    assert np.allclose(scene.cameras.centres[4], [0, -4, 0]) and np.allclose(scene.cameras.c2w[4, :, 2], [0, -1, 0])
     # the average camera looks along -z; a point at 3/4 of the nearest depth lies on the near plane
     middle = in_scene(scene, np.array([[0.0, -4.0, 0.0], [0.0, -4.0 + 1.5, 0.0]]))
     assert np.abs(middle[0]).max() < 0.02 and np.allclose(middle[1], [0, 0, -1], atol=0.02)
@@ -333,14 +333,14 @@ def test_llff(tmp_path):
     rows, cols = torch.tensor([0, 0, SIZE - 1, SIZE - 1]).repeat(9), torch.tensor([0, SIZE - 1] * 18)
     o, d = scene.cameras.rays(ids, rows, cols, scene.scene_from_world)
     for depth in (1.0, 2.0, 1e4):
-        x = ndc_points(o + (-depth - o[:, 2:]) / d[:, 2:] * d, scene.ndc)
+        x = scene.space.points_to_march(o + (-depth - o[:, 2:]) / d[:, 2:] * d)
         assert float(x.abs().max()) <= 1 + 1e-4
 
 
 def test_neus(tmp_path):
     scene = load(write_neus(tmp_path))
     check_geometry(scene, ring(8))
-    assert scene.has_alpha and scene.pixels.n_channels == 4 and scene.space == "box"
+    assert scene.has_alpha and scene.pixels.n_channels == 4 and scene.space.name == "box"
     assert torch.equal(scene.pixels.image(2), torch.from_numpy(picture(ring(8)[2]).astype(np.float32) / 255))
     assert 0.7 < np.abs(in_scene(scene, ELLIPSOID)).max() < 1
     shutil.rmtree(tmp_path / "mask")
@@ -481,8 +481,8 @@ def test_an_object_before_a_plain_background_gets_a_box_and_a_photo_does_not(tmp
             if background is not None:
                 rgba[rgba[..., 3] == 0] = background
             save(file, rgba[..., :3])
-    assert load(tmp_path / "plain").space == "box"
-    assert load(tmp_path / "photo").space == "unbounded"
+    assert load(tmp_path / "plain").space.name == "box"
+    assert load(tmp_path / "photo").space.name == "unbounded"
 
 
 def test_cameras_that_look_outwards_fill_the_unit_cube(tmp_path):
@@ -496,8 +496,8 @@ def test_cameras_that_look_outwards_fill_the_unit_cube(tmp_path):
 
     edit(tmp_path / "transforms.json", turn)
     scene = load(tmp_path)
-    origins = scene.scene_from_world.apply(scene.cameras.c2w[:, :, 3])
-    assert abs(float(origins.abs().max()) - 1) < 1e-6 and scene.space == "unbounded"
+    origins = scene.scene_from_world.apply(scene.cameras.centres)
+    assert abs(float(origins.abs().max()) - 1) < 1e-6 and scene.space.name == "unbounded"
 
 
 # ---- bad input: one sentence that names the place
@@ -742,7 +742,7 @@ def test_real_lego_box_holds_all_silhouettes(tmp_path):
             frame["file_path"] = str(source / frame["file_path"])
         (tmp_path / f"transforms_{split}.json").write_text(json.dumps(data))
     scene = load(tmp_path, downscale=4)
-    assert scene.space == "box" and len(scene.names) == 18
+    assert scene.space.name == "box" and len(scene.names) == 18
     n_hit = n_lit = 0
     for i in range(len(scene.names)):
         o, d = scene.cameras.image_rays(i, scene.scene_from_world)
@@ -757,7 +757,7 @@ def test_real_lego_box_holds_all_silhouettes(tmp_path):
 
 def test_real_fox_skips_its_missing_frames():
     scene = load(real("fox"), downscale=8)
-    assert len(scene.names) == 50 and scene.splits["test"].numel() == 7 and scene.space == "unbounded"
+    assert len(scene.names) == 50 and scene.splits["test"].numel() == 7 and scene.space.name == "unbounded"
     assert any("skipped 17 of 67" in n for n in scene.notes) and scene.cameras.models.tolist() == [OPENCV] * 50
     o, d = scene.cameras.image_rays(10)
     uv, _ = scene.cameras.project(o.double() + 5 * d.double())
@@ -768,9 +768,9 @@ def test_real_fox_skips_its_missing_frames():
 
 def test_real_fern_is_forward_facing():
     scene = load(real("fern"))
-    assert scene.space == "ndc" and len(scene.names) == 20 and scene.splits["test"].tolist() == [0, 8, 16]
+    assert scene.space.name == "ndc" and len(scene.names) == 20 and scene.splits["test"].tolist() == [0, 8, 16]
     assert abs(float(scene.cameras.fx[0]) - 3260.526 / 8) < 0.01
-    z = scene.scene_from_world.apply(scene.cameras.c2w[:, :, 3])[:, 2]
+    z = scene.scene_from_world.apply(scene.cameras.centres)[:, 2]
     assert float(z.abs().max()) < 0.1  # cameras side by side, well before the near plane
 
 

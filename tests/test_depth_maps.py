@@ -19,10 +19,8 @@ from tiny import FIELD, make_scene, sphere_scene, store
 from nerf.datasets import Scene, load
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
-from nerf.geometry.space import ndc_points
 from nerf.kernels import bindings
 from nerf.rendering import losses
-from nerf.rendering.marching import Marching
 from nerf.training import loop as training
 from nerf.training.config import TrainConfig
 from nerf.training.loop import train
@@ -152,20 +150,6 @@ def test_pixels_that_are_transparent_or_masked_have_no_depth() -> None:
     assert torch.equal(batch.depths, 2.0 * expected.float()) and 0 < int(expected.sum()) < 400
 
 
-def test_places_on_an_ndc_march() -> None:
-    marching = Marching("ndc", 0.0, 4.0, ndc=(1.2, 1.4))
-    rays_o = torch.tensor([[0.1, 0.2, 0.3], [0.0, 0.0, 0.0], [0.1, 0.0, 0.2]])
-    rays_d = torch.nn.functional.normalize(torch.tensor([[0.1, -0.2, -1.0], [0.3, 0.1, -1.0], [0.0, 0.0, -1.0]]), dim=1)
-    lengths = torch.tensor([4.0, 2.5, 0.0])
-    o, d, *_ = marching.enter(rays_o, rays_d)
-    t = marching.places(rays_o, rays_d, lengths)
-    points = ndc_points(rays_o + lengths[:, None] * rays_d, (1.2, 1.4))
-    torch.testing.assert_close((o + t[:, None] * d)[:2], points[:2])
-    assert t[2] == 0
-    box = Marching("box", 0.0, 4.0)
-    assert torch.equal(box.places(rays_o, rays_d, lengths), lengths)
-
-
 # ---- the loss
 
 
@@ -207,7 +191,7 @@ def plain_sphere(n: int = 6, size: int = 32) -> Scene:
     for i in range(n):
         image = scene.pixels.raw(i).copy()
         image[..., :3] = 128
-        along = scene.cameras.image_rays(i)[1].double() @ -scene.cameras.c2w[i, :, 2]
+        along = scene.cameras.image_rays(i)[1].double() @ scene.cameras.forward[i]
         z = model.render_image(scene.cameras, i)["depth"] * along.reshape(size, size).numpy()
         images.append(image)
         depths.append((z / scene.scene_from_world.scale).astype(np.float32)[..., None])

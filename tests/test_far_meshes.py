@@ -14,7 +14,7 @@ from test_meshing import AnalyticModel, ball
 
 from nerf.geometry.space import Similarity
 from nerf.geometry.triangles import read_mesh
-from nerf.meshing.extract import extract
+from nerf.meshing.extract import extract_mesh
 from nerf.meshing.files import save
 from nerf.meshing.glb import far_origin, glb
 
@@ -26,7 +26,7 @@ UP = torch.tensor([0.0, 0.0, 1.0])
 def mesh() -> trimesh.Trimesh:
     """A ball of 7 m about GRID, extracted from a field that fills [-1,1]^3 of its own frame."""
     model = AnalyticModel(ball(0.7), scene_from_world=Similarity.around(torch.from_numpy(GRID), 10.0))
-    return extract(model, 64, method="density")  # type: ignore[arg-type]
+    return extract_mesh(model, 64, method="density")  # type: ignore[arg-type]
 
 
 def test_a_mesh_is_where_the_world_is(mesh: trimesh.Trimesh) -> None:

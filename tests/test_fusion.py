@@ -18,14 +18,21 @@ from nerf import kernels
 from nerf.cli import main as cli
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 from nerf.geometry.triangles import read_mesh
 from nerf.kernels import DepthView, fusion
-from nerf.meshing.clean import hole_filling, smoothed
+from nerf.meshing.clean import find_hole_faces, taubin_smooth
 from nerf.meshing.cloud import point_cloud, save_cloud
-from nerf.meshing.extract import CELL, box_in_scene, extract, shown_resolution
-from nerf.meshing.fair import denoised, faces_across
-from nerf.meshing.fused import BEHIND, HALF, FusedSurface, depth_views, seen_points, spread_out
+from nerf.meshing.extract import CELL_PIXELS, box_in_scene, default_resolution, extract_mesh
+from nerf.meshing.fair import denoise_normals, faces_across
+from nerf.meshing.fused import (
+    HALF_WEIGHT_SPREAD_STEPS,
+    MEDIAN_DEPTH_BIAS,
+    FusedSurface,
+    depth_views,
+    farthest_point_sample,
+    unproject_depths,
+)
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 from nerf.rendering.marching import Marching
 
@@ -65,7 +72,7 @@ def in_world(cameras: Cameras, scene_from_world: Similarity) -> Cameras:
     """Cameras given in the scene frame, as they stand in the world."""
     back = scene_from_world.inverse()
     tensors = cameras.tensors()
-    eyes = back.apply(cameras.c2w[:, :, 3])
+    eyes = back.apply(cameras.centres)
     tensors["c2w"] = torch.cat([back.rotation @ cameras.c2w[:, :, :3], eyes[:, :, None]], dim=2)
     return Cameras(**tensors)
 
@@ -82,11 +89,10 @@ class BallModel:
     radius: float = 0.6
     cameras: Cameras = field(default_factory=lambda: cameras_around(40, 3.0))
     scene_from_world: Similarity = field(default_factory=Similarity.identity)
-    space: str = "box"
+    space: Space = Box()
     linear: bool = False
     exposure: float = 1.0
-    ndc: tuple[float, float] | None = None
-    marching: Marching = field(default_factory=lambda: Marching("box", 0.0, 9.0))
+    marching: Marching = field(default_factory=lambda: Marching(Box(), 0.0, 9.0))
 
     def __post_init__(self) -> None:
         self.occupancy = Occupancy(torch.ones(1, 8, 8, 8, dtype=torch.bool))
@@ -98,7 +104,7 @@ class BallModel:
         t = torch.where(inside > 0, middle - inside.clamp_min(0).sqrt(), 0.0).float()
         return t, torch.zeros_like(t)
 
-    def look(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
+    def trace(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
         t, _ = self.median_depths(rays_o, rays_d)
         normals = torch.nn.functional.normalize(rays_o + t[:, None] * rays_d, dim=1)
         world = self.scene_from_world.inverse().apply_directions(normals)
@@ -170,7 +176,7 @@ def test_pixels_count_as_they_weigh() -> None:
 
 
 def test_half_pixels_and_edges() -> None:
-    """Depth grows by 0.1 a pixel to the right; a jump is not smoothed over."""
+    """Depth grows by 0.1 a pixel to the right; a jump is not taubin_smooth over."""
     depths = (1 + 0.1 * torch.arange(8.0)).expand(8, 8).clone()
     view = DepthView(torch.eye(4, dtype=torch.float64)[:3], (8.0, 8.0, 0.0, 0.0), depths, torch.ones(8, 8))
 
@@ -205,7 +211,7 @@ class FieldBall(BallModel):
     def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
         t, _ = super().median_depths(rays_o, rays_d)
         spread = 0.7 * self.marching.step_size
-        behind = BEHIND[0] * self.marching.step_size + BEHIND[1] * spread
+        behind = MEDIAN_DEPTH_BIAS[0] * self.marching.step_size + MEDIAN_DEPTH_BIAS[1] * spread
         return torch.where(t > 0, t + behind, t), torch.full_like(t, spread)
 
 
@@ -215,16 +221,16 @@ def test_depth_views_are_where_the_surface_is() -> None:
     views = depth_views(model, 7, 50)  # type: ignore[arg-type]
     assert len(views) == 7 and all(view.depths.shape == (50, 50) for view in views)
     for view in views:
-        points = seen_points(view)
+        points = unproject_depths(view)
         assert len(points) > 200 and torch.allclose(points.norm(dim=1), torch.tensor(0.6), atol=1e-5)
         seen = view.depths.isfinite()  # light that spreads over 0.7 steps of the march counts less than what is empty
-        least = torch.tensor(1 / (1 + (0.7 / HALF) ** 2))
+        least = torch.tensor(1 / (1 + (0.7 / HALF_WEIGHT_SPREAD_STEPS) ** 2))
         assert torch.allclose(view.weights[seen], least) and bool((view.weights[~seen] == 1).all())
-    assert len(set(spread_out(torch.rand(30, 3, dtype=torch.float64), 11).tolist())) == 11
+    assert len(set(farthest_point_sample(torch.rand(30, 3, dtype=torch.float64), 11).tolist())) == 11
 
 
 def test_a_ball_is_closed_in_place_and_solid() -> None:
-    mesh = extract(BallModel(), resolution=96)  # type: ignore[arg-type]
+    mesh = extract_mesh(BallModel(), resolution=96)  # type: ignore[arg-type]
     radii = np.linalg.norm(mesh.vertices, axis=1)
     assert mesh.metadata["closed"] and mesh.metadata["method"] == "tsdf" and mesh.metadata["components"] == 1
     assert mesh.euler_number == 2 and mesh.volume > 0
@@ -240,14 +246,14 @@ def test_smoothing_takes_noise_and_keeps_the_size() -> None:
             return torch.where(t > 0, t + 0.06 * noise, t), spread
 
     def measured(rounds: int) -> tuple[float, float]:
-        mesh = extract(Noisy(), resolution=96, smooth=rounds, denoise=0)  # type: ignore[arg-type]
+        mesh = extract_mesh(Noisy(), resolution=96, smooth=rounds, denoise=0)  # type: ignore[arg-type]
         radii = np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
         return float((mesh.vertex_normals * mesh.vertices / radii).sum(axis=1).mean()), float(radii.mean())
 
     (rough, size), (fair, same_size) = measured(0), measured(3)
     assert 1 - fair < 0.6 * (1 - rough) and abs(size - same_size) < 0.002, (rough, fair, size, same_size)
     with pytest.raises(UserError, match="--smooth must be from 0 to 100"):
-        extract(BallModel(), smooth=-1)  # type: ignore[arg-type]
+        extract_mesh(BallModel(), smooth=-1)  # type: ignore[arg-type]
 
 
 def test_denoising_flattens_sides_and_keeps_edges() -> None:
@@ -269,20 +275,20 @@ def test_denoising_flattens_sides_and_keeps_edges() -> None:
         at_edges = (true.abs() > 0.499).sum(dim=1) >= 2
         return float(wrong.mean()), float((vertices - true)[at_edges].norm(dim=1).mean())
 
-    (rough, off), (fair, still_off) = angles_and_sizes(noisy), angles_and_sizes(denoised(noisy, faces, 12))
-    rounded = angles_and_sizes(smoothed(noisy, faces, 12))
+    (rough, off), (fair, still_off) = angles_and_sizes(noisy), angles_and_sizes(denoise_normals(noisy, faces, 12))
+    rounded = angles_and_sizes(taubin_smooth(noisy, faces, 12))
     assert fair < 0.25 * rough and still_off < 1.1 * off, (rough, fair, off, still_off)
     assert fair < 0.5 * rounded[0], (fair, rounded)
-    assert torch.equal(denoised(noisy, faces, 0), noisy)
+    assert torch.equal(denoise_normals(noisy, faces, 0), noisy)
     with pytest.raises(UserError, match="--denoise must be from 0 to 100"):
-        extract(BallModel(), denoise=101)  # type: ignore[arg-type]
+        extract_mesh(BallModel(), denoise=101)  # type: ignore[arg-type]
 
 
 def test_what_no_view_sees_stays_or_goes() -> None:
     """Cameras above see the upper side; what they cannot see is solid, and is cut off where that is asked for."""
     model = BallModel(cameras=cameras_around(30, 3.0, half=True))
-    whole = extract(model, resolution=64)  # type: ignore[arg-type]
-    cut = extract(model, resolution=64, watertight=False)  # type: ignore[arg-type]
+    whole = extract_mesh(model, resolution=64)  # type: ignore[arg-type]
+    cut = extract_mesh(model, resolution=64, watertight=False)  # type: ignore[arg-type]
     assert whole.metadata["closed"] and not whole.metadata["unseen_faces"]
     assert not cut.metadata["closed"] and cut.metadata["unseen_faces"] == len(whole.faces) - len(cut.faces) > 0
     radii = np.linalg.norm(cut.vertices, axis=1)
@@ -305,10 +311,10 @@ def test_few_views_that_are_unsure_still_say_what_is_empty() -> None:
 def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a ball whose waist nobody sees, the small cap goes as any small component does."""
     monkeypatch.setattr(FusedSurface, "seen", lambda _, points: (points[:, 2] > 0.1) | (points[:, 2] < -0.5))
-    model = BallModel(space="unbounded")
+    model = BallModel(space=Unbounded(1))
 
     def lowest(**limits: Any) -> tuple[float, int]:
-        mesh = extract(model, 64, box=(-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), **limits)  # type: ignore[arg-type]
+        mesh = extract_mesh(model, 64, box=(-1.0, -1.0, -1.0, 1.0, 1.0, 1.0), **limits)  # type: ignore[arg-type]
         return mesh.vertices[:, 2].min(), mesh.metadata["components"]
 
     assert lowest(min_fraction=0.01) == (pytest.approx(-0.6, abs=0.01), 2)
@@ -322,7 +328,7 @@ def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_one_view_alone_sees_is_no_surface_where_the_unseen_goes() -> None:
     model = BallModel(cameras=cameras_around(9, 1.5, half=True))
     surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))  # type: ignore[arg-type]
-    to_cameras = torch.nn.functional.normalize(model.cameras.c2w[:, :, 3].float(), dim=1)
+    to_cameras = torch.nn.functional.normalize(model.cameras.centres.float(), dim=1)
     anywhere = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
     least, most = ((anywhere @ to_cameras.T > 0.4 + unclear).sum(dim=1) for unclear in (0.1, -0.1))
     seen = surface.seen(anywhere * 0.6)  # near a camera's horizon it may be or not
@@ -337,12 +343,12 @@ def test_small_holes_close_and_what_is_apart_goes() -> None:
     gone = (middles[:, 2] > 0.95) | (middles[:, 0] < 0.2)
     faces = torch.cat([faces, faces[:4] + len(ball.vertices)])  # an unseen piece of its own
     gone = torch.cat([gone, torch.ones(4, dtype=torch.bool)])
-    stays = hole_filling(faces, gone, 2 * len(ball.vertices), 100)
+    stays = find_hole_faces(faces, gone, 2 * len(ball.vertices), 100)
     assert not bool(stays.any()), "both holes are one"
     gone[: len(middles)] = (middles[:, 2] > 0.95) | (middles[:, 2] < 0.2)
-    stays = hole_filling(faces, gone, 2 * len(ball.vertices), 100)
+    stays = find_hole_faces(faces, gone, 2 * len(ball.vertices), 100)
     assert torch.equal(stays[: len(middles)], middles[:, 2] > 0.95) and not bool(stays[len(middles) :].any())
-    assert not bool(hole_filling(faces, gone, 2 * len(ball.vertices), 10).any())
+    assert not bool(find_hole_faces(faces, gone, 2 * len(ball.vertices), 10).any())
 
 
 def test_cells_away_from_the_surface_are_not_evaluated() -> None:
@@ -359,7 +365,7 @@ def test_cells_away_from_the_surface_are_not_evaluated() -> None:
 
 def test_nothing_seen_is_one_sentence() -> None:
     with pytest.raises(UserError, match="no surface: .*nothing solid"):
-        extract(BallModel(radius=0.0), resolution=32)  # type: ignore[arg-type]
+        extract_mesh(BallModel(radius=0.0), resolution=32)  # type: ignore[arg-type]
 
 
 def test_points_lie_on_the_surface_and_look_outwards(tmp_path: Path) -> None:
@@ -385,7 +391,7 @@ def test_what_one_view_alone_sees_is_no_point() -> None:
 
         def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
             t, spread = super().median_depths(rays_o, rays_d)
-            first = self.cameras.c2w[0, :, 3].float()
+            first = self.cameras.centres[0].float()
             beside = (rays_o - first).norm(dim=1) < 1e-4
             ahead = rays_d @ torch.nn.functional.normalize(-first, dim=0) > 0.999
             return torch.where(beside & ahead, 0.5, t), spread
@@ -407,7 +413,7 @@ def test_shine_does_not_hollow_out() -> None:
             return torch.where(spot, t + 0.3, t), torch.where(spot, self.spread, spread)
 
     def lowest(model: Shiny) -> float:
-        mesh = extract(model, resolution=64)  # type: ignore[arg-type]
+        mesh = extract_mesh(model, resolution=64)  # type: ignore[arg-type]
         return float(np.linalg.norm(mesh.vertices, axis=1).min())
 
     naive = Shiny()
@@ -451,9 +457,9 @@ def test_cells_are_as_large_as_pixels(to_scene: Similarity) -> None:
     model = BallModel(scene_from_world=to_scene)
     model.cameras = in_world(model.cameras, to_scene)
     low, high = -np.ones(3), np.ones(3)
-    assert shown_resolution(model, low, high) == math.ceil(2 / (CELL * 3 / 132))  # type: ignore[arg-type]
-    assert shown_resolution(model, low / 50, high / 50) == 64  # type: ignore[arg-type]
-    mesh = extract(model)  # type: ignore[arg-type]
+    assert default_resolution(model, low, high) == math.ceil(2 / (CELL_PIXELS * 3 / 132))  # type: ignore[arg-type]
+    assert default_resolution(model, low / 50, high / 50) == 64  # type: ignore[arg-type]
+    mesh = extract_mesh(model)  # type: ignore[arg-type]
     assert mesh.metadata["step"] == pytest.approx(2 / 118)
 
 
@@ -475,7 +481,7 @@ def test_a_box_in_the_frame_of_the_photos(tmp_path: Path, monkeypatch: pytest.Mo
         box_in_scene(model, (*(low + 50), *(high + 50)), "world")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="outside the scene, which reaches from -1 to 1 in scene units"):
         box_in_scene(model, (2.0, 0.0, 0.0, 3.0, 1.0, 1.0), "scene")  # type: ignore[arg-type]
-    model.space = "ndc"
+    model.space = Ndc(1.0, 1.0)
     with pytest.raises(UserError, match="--frame scene"):
         box_in_scene(model, (*low, *high), "world")  # type: ignore[arg-type]
 

@@ -222,7 +222,7 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
     z = exr.read_channels(tmp_path / "out" / "depth" / "00001.exr")["Z"]
     rows, cols = np.nonzero(z)
     o, d = cameras.rays(torch.full((len(rows),), 1), torch.from_numpy(rows), torch.from_numpy(cols))
-    along = (d.double() @ -cameras.c2w[1, :, 2]).numpy()
+    along = (d.double() @ cameras.forward[1]).numpy()
     points = o.double().numpy() + d.double().numpy() * (z[rows, cols] / along)[:, None]
     np.testing.assert_allclose(np.linalg.norm(points, axis=1), 0.7 * 1.5, atol=1e-4)  # the sphere, world units
     assert (z[view["opacity"] < 0.5] == 0).all()
@@ -240,7 +240,7 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
 
 def test_pictures_and_textures_show_light_with_the_exposure() -> None:
     """One light, one colour: in frames, in the colours of vertices, and in the photos that textures are made of."""
-    from nerf.meshing.texture import colors_of
+    from nerf.meshing.texture import load_photo_colors
 
     model, dim = FakeModel(linear=True, exposure=40.0), 0.0125
     view = {"color": np.full((2, 2, 3), dim, np.float32)}
@@ -248,7 +248,7 @@ def test_pictures_and_textures_show_light_with_the_exposure() -> None:
     frame = video.picture_of(view, "color", (0, 1), model)  # type: ignore[arg-type]
     assert abs(frame[0, 0, 0] / 255 - expected) < 0.003
     scene = make_scene([np.full((4, 4, 3), dim, np.float32)] * 3, ring_cameras(3, 4), linear=True)
-    np.testing.assert_allclose(colors_of(model, scene, 0), expected, atol=1e-5)  # type: ignore[arg-type]
+    np.testing.assert_allclose(load_photo_colors(model, scene, 0), expected, atol=1e-5)  # type: ignore[arg-type]
 
 
 def test_a_texture_of_bright_photos_shows_their_light(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,14 +256,14 @@ def test_a_texture_of_bright_photos_shows_their_light(monkeypatch: pytest.Monkey
     import trimesh
     from test_texture import GreyField
 
-    from nerf.meshing.finish import textured
+    from nerf.meshing.finish import texture_mesh
 
     cameras, value = ring_cameras(8, 64), 8.0
     exposure = 0.25 / value
     scene = make_scene([np.full((64, 64, 3), value, np.float32)] * 8, cameras, linear=True, n_test=0)
     model = GreyField()
     model.linear, model.exposure = True, exposure
-    mesh = textured(model, scene, trimesh.creation.icosphere(subdivisions=2, radius=0.5), 256, 200)  # type: ignore[arg-type]
+    mesh = texture_mesh(model, scene, trimesh.creation.icosphere(subdivisions=2, radius=0.5), 256, 200)  # type: ignore[arg-type]
     texture = np.asarray(mesh.visual.material.baseColorTexture).reshape(-1, 3)
     seen = 255 * light.encode(np.array(0.25))
     assert np.mean(np.abs(texture - seen).max(axis=1) < 2) > 0.5

@@ -24,7 +24,7 @@ from nerf.errors import UserError
 from nerf.kernels import (
     FieldConfig,
     FieldParams,
-    GradientSink,
+    GradAccumulator,
     GridLayout,
     MarchSettings,
     Samples,
@@ -674,7 +674,7 @@ def render(
     settings: MarchSettings,
     viewdirs: Tensor | None = None,
     table_half: Tensor | None = None,
-    sink: GradientSink | None = None,
+    sink: GradAccumulator | None = None,
 ) -> dict[str, Any]:
     """The native op."""
     views = batch.rays_d if viewdirs is None else viewdirs
@@ -889,7 +889,7 @@ def test_a_gradient_sink_gets_the_tables_gradient() -> None:
     weights = cast(params, torch.float32, requires_grad=True)
     batch = ray_batch(40, 16)
     grads = torch.autograd.grad(render(batch, weights, config, SETTINGS)["colors"].sum(), flat(weights))
-    sink = GradientSink(torch.zeros_like(params.table))
+    sink = GradAccumulator(torch.zeros_like(params.table))
     out = render(batch, weights, config, SETTINGS, sink=sink)
     out["colors"].sum().backward()
     assert torch.equal(sink.table, grads[0]) and weights.table.grad is None
@@ -906,7 +906,7 @@ def test_a_gradient_sink_of_another_shape_or_type_is_refused(wrong: Tensor) -> N
     weights = cast(params, torch.float32, requires_grad=True)
     # Larger than the table in bytes, so that a missing check fails this test and not the process.
     table = torch.zeros(*params.table.shape, *[2] * wrong.dim()).double()
-    out = render(ray_batch(4, 11), weights, config, SETTINGS, sink=GradientSink(table))
+    out = render(ray_batch(4, 11), weights, config, SETTINGS, sink=GradAccumulator(table))
     with pytest.raises((TypeError, ValueError), match="sink"):
         out["colors"].sum().backward()
 
@@ -920,7 +920,7 @@ def test_the_reference_backend_fills_the_sink_too(backend: Callable[[str], str])
     for name in ("cpu", "reference"):
         backend(name)
         weights = cast(params, torch.float32, requires_grad=True)
-        sinks.append(GradientSink(torch.zeros_like(params.table)))
+        sinks.append(GradAccumulator(torch.zeros_like(params.table)))
         rays = batch.all()
         out = kernels.render_rays(rays[0], rays[1], rays[1], *rays[2:], weights, config, SETTINGS, sink=sinks[-1])
         out["colors"].sum().backward()

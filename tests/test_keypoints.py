@@ -125,7 +125,7 @@ def sphere_keypoints(scene: Scene, n: int = 300) -> Keypoints:
         rows, cols = np.nonzero(out["opacity"] > 0.99)
         chosen = generator.choice(len(rows), n // len(scene.names))
         r, c = torch.from_numpy(rows[chosen]), torch.from_numpy(cols[chosen])
-        along = scene.cameras.image_rays(i)[1].double() @ -scene.cameras.c2w[i, :, 2]
+        along = scene.cameras.image_rays(i)[1].double() @ scene.cameras.forward[i]
         lengths = torch.from_numpy(out["depth"][rows[chosen], cols[chosen]])
         z = lengths * along.reshape(out["depth"].shape)[r, c] / scene.scene_from_world.scale
         parts.append(Keypoints(torch.full((len(r),), i), r, c, z.float()))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from nerf.kernels import reference
-from nerf.kernels.layout import Samples
+from nerf.kernels.records import Samples
 from nerf.rendering import losses
 
 # The same sum in another order, in float64.

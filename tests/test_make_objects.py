@@ -12,7 +12,7 @@ import trimesh
 
 from nerf import datasets
 from nerf.geometry.triangles import read_mesh
-from nerf.meshing.judge import judge
+from nerf.meshing.evaluation import evaluate_mesh
 from nerf.meshing.preview import render_mesh
 
 pytest.importorskip("embreex", reason="photographs need embreex, which is no part of the development install")
@@ -27,9 +27,9 @@ def test_a_torus_becomes_a_scene(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     scene = datasets.load(tmp_path / "scenes" / "ring", quiet=True)
-    assert [len(scene.splits[s]) for s in ("train", "test")] == [6, 2] and scene.has_alpha and scene.space == "box"
+    assert [len(scene.splits[s]) for s in ("train", "test")] == [6, 2] and scene.has_alpha and scene.space.bounded
     truth, original = read_mesh(tmp_path / "scenes" / "ring" / "mesh.ply"), read_mesh(tmp_path / "ring.obj")
-    assert judge(truth, original, 2000)["chamfer_percent"] < 0.2, "rounded and embossed, but the same shape"
+    assert evaluate_mesh(truth, original, 2000)["chamfer_percent"] < 0.2, "rounded and embossed, but the same shape"
     drawn = render_mesh(trimesh.load(tmp_path / "scenes" / "ring" / "mesh.ply"), scene.cameras, 6)["opacity"]
     alpha = scene.pixels.image(6)[..., 3].numpy()
     assert np.abs(drawn - alpha).mean() < 0.02 and 0.1 < alpha.mean() < 0.6

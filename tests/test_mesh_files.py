@@ -14,10 +14,10 @@ import trimesh
 from PIL import Image
 
 from nerf.errors import UserError
-from nerf.geometry.triangles import read_looks, read_mesh
+from nerf.geometry.triangles import read_mesh, read_textured_mesh
+from nerf.meshing.evaluation import evaluate_mesh
 from nerf.meshing.files import check_path, save
 from nerf.meshing.glb import upright
-from nerf.meshing.judge import judge
 
 
 def ball() -> trimesh.Trimesh:
@@ -113,7 +113,7 @@ def test_a_texture_travels_with_its_mesh(kind: str, tmp_path: Path) -> None:
     save(mesh, path)
     names = {p.name for p in tmp_path.iterdir()}
     assert names == ({"square.glb"} if kind == "glb" else {"square.obj", "square.mtl", "square.png"})
-    again = read_looks(path)
+    again = read_textured_mesh(path)
     np.testing.assert_allclose(again.vertices, mesh.vertices, atol=1e-6)
     np.testing.assert_allclose(again.visual.uv, mesh.visual.uv, atol=1e-6)
     material = again.visual.material
@@ -132,7 +132,7 @@ def test_every_kind_keeps_the_shape_and_the_place(kind: str, tmp_path: Path) -> 
     assert len(again.faces) == len(mesh.faces)
     truth = tmp_path / "truth.ply"
     mesh.export(truth)
-    assert judge(again, read_mesh(truth), 2000)["chamfer"] < 1e-5
+    assert evaluate_mesh(again, read_mesh(truth), 2000)["chamfer"] < 1e-5
 
 
 def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,13 @@ import trimesh
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.geometry.space import Similarity, ndc_points
+from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 from nerf.meshing.clean import component_labels, is_closed, keep_faces, vertex_normals
-from nerf.meshing.extract import extract as extract_any
+from nerf.meshing.extract import extract_mesh as extract_any
 from nerf.meshing.files import save
 from nerf.meshing.level import default_threshold, near_occupied
 from nerf.meshing.marching import ASK, BLOCK, Grid, Surface, marching_cubes
-from nerf.meshing.table import CORNERS, table
+from nerf.meshing.table import CORNERS, derive_table
 
 extract = partial(extract_any, method="density")  # that of the views has its tests in test_fusion.py
 
@@ -40,10 +40,9 @@ class AnalyticModel:
     distance: Callable[[Tensor], Tensor]  # points [n,3] -> signed distance [n], scene length, below 0 inside
     softness: float = 0.01
     scene_from_world: Similarity = field(default_factory=Similarity.identity)
-    space: str = "box"
+    space: Space = Box()
     linear: bool = False
     exposure: float = 1.0
-    ndc: tuple[float, float] | None = None
     n_evaluated: int = 0
 
     def __post_init__(self) -> None:
@@ -77,7 +76,7 @@ def euler_number(surface: Surface) -> int:
 
 
 def test_every_case_is_a_surface_whose_border_lies_in_the_faces_of_the_cell() -> None:
-    t = table()
+    t = derive_table()
     ends = [
         {int(b @ [1, 2, 4]), int((b + np.eye(3, dtype=int)[a]) @ [1, 2, 4])}
         for a, b in zip(t.edge_axis, t.edge_base, strict=True)
@@ -95,7 +94,7 @@ def test_every_case_is_a_surface_whose_border_lies_in_the_faces_of_the_cell() ->
 
 def test_neighbouring_cells_agree_on_every_face() -> None:
     """What a case leaves in its upper face is what any case with those corners in its lower face does, reversed."""
-    t = table()
+    t = derive_table()
     ends = [
         [int(b @ [1, 2, 4]), int((b + np.eye(3, dtype=int)[a]) @ [1, 2, 4])]
         for a, b in zip(t.edge_axis, t.edge_base, strict=True)
@@ -301,7 +300,7 @@ def test_pieces_and_cavities() -> None:
     assert extract(model, 128, box=everything, colours=False, min_fraction=0).metadata["components"] == 3
     one = extract(model, 128, box=everything, colours=False, max_components=1)
     assert one.metadata["components"] == 1 and one.volume == pytest.approx(whole * 0.5**3, rel=2e-3)
-    model.space = "unbounded"  # a room is a cavity, and the cameras are in it
+    model.space = Unbounded(1)  # a room is a cavity, and the cameras are in it
     open_space = extract(model, 128, colours=False)
     assert open_space.metadata["components"] == 3
     assert open_space.volume == pytest.approx(whole * (0.5**3 - 0.35**3 + 0.12**3), rel=2e-3)
@@ -336,17 +335,17 @@ def test_colours_are_what_a_camera_above_the_vertex_sees() -> None:
 
 def test_forward_facing_scenes_come_back_through_ndc() -> None:
     """A ball in front of the cameras, seen by the model in NDC, is a ball again in the world, right side out."""
-    ndc, centre = (1.2, 1.5), torch.tensor([0.3, -0.2, -4.0])
+    space, centre = Ndc(1.2, 1.5), torch.tensor([0.3, -0.2, -4.0])
 
     def distance(p: Tensor) -> Tensor:
         w = p[:, 2].clamp(-0.99, 0.97)
         z = 2 / (w - 1)
-        scene = torch.stack([-p[:, 0] * z / ndc[0], -p[:, 1] * z / ndc[1], z], dim=1)
+        scene = torch.stack([-p[:, 0] * z / space.a, -p[:, 1] * z / space.b, z], dim=1)
         # an NDC length is about z^2 / 2 = 8 times shorter in depth: occupancy and softness are in NDC
         return ((scene - centre).norm(dim=1) - 1.0) / 8
 
     similarity = Similarity.around([5.0, 6.0, 7.0], 2.0)
-    model = AnalyticModel(distance, softness=0.002, space="ndc", ndc=ndc, scene_from_world=similarity)
+    model = AnalyticModel(distance, softness=0.002, space=space, scene_from_world=similarity)
     mesh = extract(model, 128)
     assert mesh.metadata["closed"] and mesh.euler_number == 2
     scene = similarity.apply(torch.from_numpy(np.asarray(mesh.vertices)))
@@ -355,7 +354,7 @@ def test_forward_facing_scenes_come_back_through_ndc() -> None:
     assert mesh.volume == pytest.approx(4 / 3 * math.pi * 2.0**3, rel=0.01)
     toward = ((scene - centre.double()) * torch.from_numpy(np.asarray(mesh.vertex_normals))).sum(dim=1)
     assert float(toward.min()) > 0.9
-    inside = ndc_points(scene, ndc)
+    inside = space.points_to_march(scene)
     assert float(inside.abs().max()) < 1
 
 

@@ -15,31 +15,30 @@ from tiny import FIELD, generator, uniform, unit_vectors
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import RadianceField
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 from nerf.io import checkpoint
 from nerf.rendering import model
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
 
+BOX = Box()
 
-def some_model(space: str = "box", linear: bool = False, gain: float = 2e4) -> Model:
-    n_levels = 3 if space == "unbounded" else 1
-    field = RadianceField(replace(FIELD, density_bias=0.0), space == "unbounded", seed=1)
+
+def some_model(space: Space = BOX, linear: bool = False, gain: float = 2e4) -> Model:
+    field = RadianceField(replace(FIELD, density_bias=0.0), space.contracted, seed=1)
     with torch.no_grad():
         field.table.mul_(gain)
     field.table_half = field.table.detach().half()
-    grid = OccupancyGrid(n_levels, 32)
+    grid = OccupancyGrid(space.n_levels, 32)
     grid.restrict(lambda centres, sizes: centres.norm(dim=1) < 0.8)
     grid.update(field.density, 0.02, generator(0), everywhere=True)
-    marching = Marching(
-        space, 0.0, 100.0, n_levels, (1.0, 1.0) if space == "ndc" else None, 0.02, 0.01 if n_levels > 1 else 0.0
-    )
+    marching = Marching(space, 0.0, 100.0, 0.02, 0.01 if space.contracted else 0.0)
     pose = Similarity.around([0.1, 0.0, 0.0], 1.5)
     return Model(field, grid, marching, pose, ring_cameras(3, 24), torch.tensor([0.2, 0.4, 0.6]), linear, {"steps": 7})
 
 
 def test_a_saved_model_renders_the_same_picture(tmp_path: Path) -> None:
-    for space in ("box", "unbounded"):
+    for space in (BOX, Unbounded(3)):
         saved = some_model(space)
         saved.save(tmp_path / "checkpoint.safetensors")
         for path in (tmp_path / "checkpoint.safetensors", tmp_path, str(tmp_path)):
@@ -48,7 +47,7 @@ def test_a_saved_model_renders_the_same_picture(tmp_path: Path) -> None:
             for name in before:
                 assert before[name].tobytes() == after[name].tobytes(), name
         assert loaded.space == space and loaded.meta == {"steps": 7} and not loaded.linear
-        assert (loaded.near, loaded.far, loaded.ndc) == (saved.near, saved.far, saved.ndc)
+        assert (loaded.near, loaded.far) == (saved.near, saved.far)
         assert torch.equal(loaded.background, saved.background)
         assert torch.equal(loaded.scene_from_world.matrix(), saved.scene_from_world.matrix())
         assert torch.equal(loaded.occupancy.values, saved.occupancy.values)
@@ -82,10 +81,10 @@ def test_rays_of_a_picture_are_the_cameras_rays() -> None:
     out = m.render_image(m.cameras, 2)
     o, d = m.cameras.image_rays(2, m.scene_from_world)
     rays = m.render_rays(o, d)
-    assert np.array_equal(out["opacity"].reshape(-1), rays["opacities"].numpy())
-    other = m.render_rays(o, d, torch.zeros(3))["colors"]
-    left = (1 - rays["opacities"])[:, None] * m.background
-    torch.testing.assert_close(other + left, rays["colors"], rtol=0, atol=1e-6)
+    assert np.array_equal(out["opacity"].reshape(-1), rays.opacities.numpy())
+    assert np.array_equal(out["color"].reshape(-1, 3), rays.over(m.background).clamp(0, 1).numpy())
+    left = (1 - rays.opacities)[:, None] * m.background
+    torch.testing.assert_close(rays.foregrounds + left, rays.over(m.background), rtol=0, atol=1e-6)
 
 
 def test_a_coarser_model_takes_longer_steps_and_leaves_the_first_as_it_was() -> None:
@@ -108,7 +107,7 @@ def test_depths_lie_on_the_surface() -> None:
     hit = torch.from_numpy(out["depth"]).reshape(-1) > 0
     assert int(hit.sum()) > 50
     found, spread = m.median_depths(o, d)
-    torch.testing.assert_close(found, m.render_rays(o, d)["median_depths"])
+    torch.testing.assert_close(found, m.render_rays(o, d).median_depths)
     assert float(spread[hit].max()) < 0.1 and float(spread[~hit].abs().max()) == 0
     assert float((points[hit].norm(dim=1) - 0.8).abs().max()) < 3**0.5 / 32 + 0.02 + 2 / 32
 
@@ -116,7 +115,8 @@ def test_depths_lie_on_the_surface() -> None:
 def test_questions_to_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     m = some_model()
     points, directions = uniform(100, 3, low=-1), unit_vectors(100)
-    sigmas, rgbs = m.field(points, directions)
+    with torch.no_grad():
+        sigmas, rgbs = m.field(points, directions)
     assert torch.equal(m.density(points), sigmas) and torch.equal(m.color(points, directions), rgbs)
     monkeypatch.setattr(model, "FIELD_CHUNK", 30)
     assert torch.equal(m.density(points), sigmas) and torch.equal(m.color(points, directions), rgbs)
@@ -135,7 +135,7 @@ def test_linear_colours_are_not_cut(tmp_path: Path) -> None:
 
 
 def test_forward_facing_pictures_have_scene_depths() -> None:
-    m = some_model("ndc")
+    m = some_model(Ndc(1.0, 1.0))
     m.scene_from_world = Similarity.identity()
     m.occupancy = OccupancyGrid(1, 32)
     pose = torch.eye(4, dtype=torch.float64)[None, :3]

@@ -12,14 +12,15 @@ from tiny import generator, make_scene, sphere_scene, unit_vectors
 
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
-from nerf.kernels import GradientSink
+from nerf.geometry.space import Box, Unbounded
+from nerf.kernels import GradAccumulator
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_many
 from nerf.training.config import TrainConfig
 from nerf.training.loop import Trainer
 from nerf.training.objective import NEAR, near_fog
 
-OPEN = Marching("unbounded", 0.2, 50.0, 3, step_size=0.01, cone_angle=1 / 256, gradient_distance=2.0)
+OPEN = Marching(Unbounded(3), 0.2, 50.0, step_size=0.01, cone_angle=1 / 256, gradient_distance=2.0)
 AIR = OPEN.near, NEAR * OPEN.gradient_distance
 
 
@@ -35,7 +36,7 @@ def rays(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("density", [0.5, 1.0, 10.0])
 def test_fog_before_a_camera_counts_by_what_it_hides(density: float) -> None:
-    space, sink = foggy(density), GradientSink(torch.zeros(0))
+    space, sink = foggy(density), GradAccumulator(torch.zeros(0))
     sink.table = torch.zeros_like(space[0].table)
     found = near_fog(*space, OPEN, *rays(800), 1.0, sink, generator(0))
     assert float(found.detach()) == pytest.approx(1 - math.exp(-density * (AIR[1] - AIR[0])), rel=0.03)
@@ -43,12 +44,12 @@ def test_fog_before_a_camera_counts_by_what_it_hides(density: float) -> None:
 
 def test_fog_clears_before_cameras_and_stays_where_they_look() -> None:
     field, occupancy = foggy(1.0)
-    sink = GradientSink(torch.zeros_like(field.table))
+    sink = GradAccumulator(torch.zeros_like(field.table))
     optimiser = torch.optim.Adam([field.table], lr=3e-2, eps=1e-15)
 
     def opacities(near: float, far: float) -> float:
         marching = replace(OPEN, near=near, far=far)
-        return float(render_many(field, occupancy, marching, *rays(800), torch.zeros(3))["opacities"].mean())
+        return float(render_many(field, occupancy, marching, *rays(800)).opacities.mean())
 
     before = opacities(*AIR), opacities(AIR[1] + 0.2, 3.0)
     for step in range(30):
@@ -65,8 +66,8 @@ def test_only_open_scenes_have_fog_before_cameras(monkeypatch: pytest.MonkeyPatc
     full, asked = sphere_scene(6, 24), []
     monkeypatch.setattr("nerf.training.loop.near_fog", lambda *a: asked.append(a) or torch.zeros(()))
     images = [full.pixels.raw(i)[..., :3].copy() for i in range(6)]
-    for space, n_levels, weight, expected in (("box", 1, 0.02, 0), ("unbounded", 3, 0.0, 0), ("unbounded", 3, 0.02, 1)):
-        scene = make_scene(images, full.cameras, scene_from_world=full.scene_from_world, space=space, n_levels=n_levels)
+    for space, weight, expected in ((Box(), 0.02, 0), (Unbounded(3), 0.0, 0), (Unbounded(3), 0.02, 1)):
+        scene = make_scene(images, full.cameras, scene_from_world=full.scene_from_world, space=space)
         asked.clear()
         Trainer(scene, TrainConfig(steps=10, near_weight=weight)).train_step()
         assert len(asked) == expected, f"{space}, weight {weight}"

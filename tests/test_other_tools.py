@@ -252,7 +252,7 @@ def test_reality_capture_angles_mean_what_its_words_say(tmp_path: Path) -> None:
     rows = ["#name,x,y,alt,heading,pitch,roll,f,px,py"]
     rows += [f"IMG_0.png,0,0,9,0,0,0,{lens}", f"IMG_1.png,0,0,9,90,0,0,{lens}", f"IMG_2.png,0,0,9,0,90,0,{lens}"]
     scene = load(write_csv(tmp_path, rows), quiet=True)
-    up, ahead = scene.cameras.c2w[:, :, 1], -scene.cameras.c2w[:, :, 2]
+    up, ahead = scene.cameras.up, scene.cameras.forward
     expected_up = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1]]).double()
     expected_ahead = torch.tensor([[0, 0, -1], [0, 0, -1], [0, 1, 0]]).double()
     torch.testing.assert_close(up, expected_up, atol=1e-12, rtol=0)

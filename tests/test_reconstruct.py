@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeModel, FakeScene, fake_scene
+from test_datasets import write_transforms
 
 from nerf.cli.reconstruct import ReconstructArgs, finish, turntable
 from nerf.cli.reconstruct import main as main_reconstruct
 from nerf.cli.train import TrainArgs
 from nerf.cli.train import main as main_train
+from nerf.datasets import LoadOptions
 from nerf.errors import UserError
 from nerf.meshing.sides import write_six_sides
 from nerf.training import runs
@@ -57,15 +60,14 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that "loads" as the fake scene of 8 views; every 8th held out unless asked otherwise."""
 
-    def load(path: str, downscale: int = 1, kind: str | None = None, holdout: int | None = None, **_: Any) -> FakeScene:
+    def load(path: str, options: LoadOptions) -> FakeScene:
         if not (Path(path) / "photos").exists():
             raise UserError(f"{path}: nothing known in it")
         scene = fake_scene(FakeModel(), n=8, size=24)
         ids = torch.arange(8)
-        every = 8 if holdout is None else holdout
+        every = options.holdout or (0 if options.holdout_from > 8 else 8)
         test = ids[ids % every == 0] if every else ids[:0]
         scene.splits = {"train": ids[~torch.isin(ids, test)], "val": ids[:0], "test": test}
-        scene.notes.append("held out for testing: some")
         return scene
 
     monkeypatch.setattr("nerf.datasets.load", load)
@@ -127,21 +129,40 @@ def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
             read_run(tmp_path)
 
 
-def test_few_images_are_all_trained_on_unless_asked(data: Path) -> None:
+def test_few_images_are_all_trained_on_unless_asked(tmp_path: Path) -> None:
+    data = write_transforms(tmp_path / "data", n=8)
     run = Run(str(data))
     scene = runs.load_for_training(run)
     assert len(scene.splits["train"]) == 8 and len(scene.splits["test"]) == 0
     assert (run.images, run.held_out_views) == (8, 0)
-    assert "none is held out" in scene.notes[-1] and not any(line.startswith("held out") for line in scene.notes)
+    assert sum("none is held out" in line for line in scene.notes) == 1
+    assert not any(line.startswith("held out") for line in scene.notes)
     run = Run(str(data), holdout=4)
     assert len(runs.load_for_training(run).splits["test"]) == 2 and run.held_out_views == 2
+    run = Run(str(write_transforms(tmp_path / "many", n=30)))
+    assert runs.load_for_training(run).splits["test"].tolist() == [0, 8, 16, 24] and run.held_out_views == 4
 
 
-def test_the_files_own_split_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = fake_scene(FakeModel(), n=8, size=8)
-    own.splits = {"train": torch.arange(6), "val": torch.tensor([6]), "test": torch.tensor([7])}
-    monkeypatch.setattr("nerf.datasets.load", lambda *a, **k: own)
-    assert runs.load_for_training(Run("x")).splits["test"].tolist() == [7]
+def test_the_files_own_split_is_kept(tmp_path: Path) -> None:
+    names = [f"images/{i:03d}.png" for i in range(8)]
+    lists = {"train_filenames": names[:6], "val_filenames": names[6:7], "test_filenames": names[7:]}
+    data = write_transforms(tmp_path, n=8, **lists)
+    assert runs.load_for_training(Run(str(data))).splits["test"].tolist() == [7]
+
+
+def test_a_run_file_of_before_still_loads(tmp_path: Path) -> None:
+    """As written before options of loading were a record; the keys stay."""
+    before = {"data": "/photos", "downscale": 2, "kind": "colmap", "holdout": 4, "masks": "/photos/masks"}
+    before |= {"held_out_views": 3, "images": 24, "longest": 800}
+    (tmp_path / "run.json").write_text(json.dumps({"format": "nerf-run", "version": 1, **before}))
+    run = read_run(tmp_path)
+    assert run is not None and run.masks == Path("/photos/masks") and (run.kind, run.longest) == ("colmap", 800)
+    write_run(tmp_path, run)
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert before.items() <= written.items() and read_run(tmp_path) == run
+    open_run(tmp_path, run, resume=True, overwrite=False)
+    with pytest.raises(UserError, match="was made with masks /photos/masks, not None"):
+        open_run(tmp_path, replace(run, masks=None), resume=True, overwrite=False)
 
 
 def test_a_run_finds_its_scene_again(data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from nerf.kernels import reference
-from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, Samples
+from nerf.kernels.records import FieldConfig, FieldParams, GridLayout, Samples
 from nerf.kernels.reference import arithmetic, march_vectorised
 
 # Exact formulas evaluated twice in float64, in another order: a few dozen roundings of 1e-16 on values of order 1.
@@ -286,12 +286,6 @@ def test_contract() -> None:
     assert reference.scene_to_unit(torch.tensor([[-1.0, 0.0, 1.0]]), False).tolist() == [[0.0, 0.5, 1.0]]
     # The box of level 0 takes the middle half of the unit cube.
     assert reference.scene_to_unit(torch.tensor([[-1.0, 0.0, 1.0]]), True).tolist() == [[0.25, 0.5, 0.75]]
-
-
-def test_contract_agrees_with_space() -> None:
-    space = pytest.importorskip("nerf.geometry.space")
-    x = torch.randn(100, 3, generator=rng(), dtype=torch.float64) * 3
-    torch.testing.assert_close(reference.contract(x), space.contract(x), **F64)
 
 
 def test_density_activation() -> None:

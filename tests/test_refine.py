@@ -14,7 +14,7 @@ from torch import Tensor
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity
 from nerf.meshing.preview import render_mesh
-from nerf.meshing.refine import moved
+from nerf.meshing.refine import refine_vertices
 from nerf.meshing.texture import photo_ratings
 
 N, SIZE, FAR_AWAY = 24, 96, torch.tensor([4.2e5, 5.1e6, 200.0], dtype=torch.float64)
@@ -53,7 +53,7 @@ def test_a_ball_gets_its_true_size(alpha: bool, radius: float) -> None:
     normals, photos = torch.from_numpy(np.array(mesh.vertex_normals)), scene.splits["train"]
     ratings = photo_ratings(scene, vertices, faces, normals, photos)  # type: ignore[arg-type]
     pictures = [partial(lambda i: scene.pixels.image(i)[..., :3], i) for i in photos.tolist()]
-    found = moved(scene, vertices, faces, normals, photos, ratings, pictures) - origin  # type: ignore[arg-type]
+    found = refine_vertices(scene, vertices, faces, normals, photos, ratings, pictures) - origin  # type: ignore[arg-type]
     size = found.norm(dim=1)
     assert torch.allclose(torch.nn.functional.normalize(found, dim=1), normals, atol=1e-6), "along the normals"
     assert abs(float(size.mean()) - 1) < 0.0025, "from a third of a pixel to a twelfth"

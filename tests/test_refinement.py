@@ -23,7 +23,7 @@ from nerf.geometry.space import Similarity
 from nerf.io import checkpoint
 from nerf.rendering.model import Model
 from nerf.training import loop as training
-from nerf.training.alignment import as_trained, moved, similarity_between, with_poses
+from nerf.training.alignment import as_trained, similarity_between, with_poses
 from nerf.training.config import TrainConfig
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import Trainer, train
@@ -78,7 +78,7 @@ def test_corrected_rays_are_those_of_the_corrected_cameras() -> None:
     here.rotations = rotations_of(normal(4, 3) * 0.1)
     here.shifts = normal(4, 3, seed=1) * 0.1
     ids, rows, cols = torch.arange(4), torch.tensor([1, 5, 9, 30]), torch.tensor([7, 3, 20, 11])
-    after = Cameras(**cameras.tensors() | {"c2w": here.poses(cameras.c2w, TO_SCENE)})
+    after = cameras.with_poses(here.poses(cameras.c2w, TO_SCENE))
     found = here.apply(ids, *cameras.rays(ids, rows, cols, TO_SCENE))
     for mine, true in zip(found, after.rays(ids, rows, cols, TO_SCENE), strict=True):
         torch.testing.assert_close(mine, true, atol=1e-6, rtol=1e-6)
@@ -90,7 +90,7 @@ def test_all_cameras_together_stay_where_they_were() -> None:
     here = corrections(cameras)
     assert here.frame is not None and here.frame.shape == (48, 7)
     small = Similarity(1 + 1e-5, rotations_of(normal(1, 3) * 1e-5)[0], normal(3, seed=1) * 1e-5)
-    c = TO_SCENE.apply(cameras.c2w[:, :, 3])
+    c = TO_SCENE.apply(cameras.centres)
     turn = normal(1, 3) * 1e-5
     common = torch.cat([turn.expand(8, 3), (small.apply(c) - c) / 2.0], dim=1).reshape(-1)
     left = common - here.frame @ (here.frame.T @ common)
@@ -117,7 +117,7 @@ def test_a_unit_of_each_whitened_parameter_moves_the_picture_alike() -> None:
     for k in range(6):
         move = here.whitening[0][:, k] * 1e-4
         here.rotations[0], here.shifts[0] = rotations_of(move[None, :3])[0], 2.0 * move[3:]
-        after = Cameras(**cameras.tensors() | {"c2w": here.poses(cameras.c2w, TO_SCENE)}).subset([0])
+        after = cameras.with_poses(here.poses(cameras.c2w, TO_SCENE)).subset([0])
         change = (after.project(points)[0] - camera.project(points)[0]) / camera.fx[0]
         rates.append(float(change.square().mean().sqrt()) / 1e-4)
     assert all(0.25 < rate < 1.2 for rate in rates), rates  # 1 but for the damping
@@ -158,9 +158,9 @@ def test_the_others_move_along_with_the_cameras_that_were_refined() -> None:
     model = Trainer(scene, replace(CONFIG, refine_poses=True)).model
     assert as_trained(scene, model).cameras.c2w.equal(scene.cameras.c2w), "nothing was learnt yet"
     by = Similarity(1.1, rotations_of(torch.tensor([[0.1, 0.2, 0.3]]).double())[0], torch.tensor([1.0, 2, 3]).double())
-    model.cameras = Cameras(**model.cameras.tensors() | {"c2w": moved(model.cameras.c2w, by)})
+    model.cameras = model.cameras.with_poses(by.apply_poses(model.cameras.c2w))
     after = as_trained(scene, model)
-    torch.testing.assert_close(after.cameras.c2w, moved(scene.cameras.c2w, by))
+    torch.testing.assert_close(after.cameras.c2w, by.apply_poses(scene.cameras.c2w))
     assert as_trained(after, model) is after, "once is enough"
     model.given_poses = None
     assert as_trained(scene, model) is scene

@@ -8,7 +8,7 @@ import torch
 import trimesh
 
 from nerf.meshing.clean import decimate, is_closed
-from nerf.meshing.repair import hole_loops, repair
+from nerf.meshing.repair import find_holes, repair
 
 
 def ball() -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +31,7 @@ def test_a_hole_is_closed_the_right_way_round(around: int) -> None:
     vertices, faces = ball()
     near = vertices[:, 2] > np.sort(vertices[:, 2])[-around * 6]
     cut = faces[~near[faces].any(axis=1)]
-    (loop,) = hole_loops(cut)
+    (loop,) = find_holes(cut)
     assert not closed(cut, vertices) and len(loop) == len(set(loop))
     kept_vertices, kept = repair(vertices, cut, len(loop) - 1)
     assert len(kept) == len(cut) and len(kept_vertices) == len(vertices), "too large to be closed"
@@ -53,7 +53,7 @@ def test_holes_that_touch_in_one_vertex_are_two() -> None:
     first = at[0]
     second = next(f for f in at if len(set(f) & set(first)) == 1)
     cut = np.array([f for f in faces if not (np.array_equal(f, first) or np.array_equal(f, second))])
-    assert sorted(map(len, hole_loops(cut))) == [3, 3]
+    assert sorted(map(len, find_holes(cut))) == [3, 3]
     assert closed(repair(vertices, cut, 3)[1], vertices)
 
 

@@ -21,7 +21,8 @@ import torch
 
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
-from nerf.meshing.extract import extract
+from nerf.geometry.space import Ndc, Unbounded
+from nerf.meshing.extract import extract_mesh
 from nerf.rendering.model import Model
 from nerf.training import loop as training
 from nerf.training.config import TrainConfig
@@ -66,8 +67,8 @@ def test_an_op_that_mixes_devices_fails(far: None) -> None:
 
 SCENES: dict[str, dict[str, Any]] = {
     "box": {},
-    "unbounded": {"space": "unbounded", "n_levels": 2},
-    "ndc": {"space": "ndc", "ndc": (1.0, 1.0), "far": 2.0},
+    "unbounded": {"space": Unbounded(2)},
+    "ndc": {"space": Ndc(1.0, 1.0), "far": 2.0},
 }
 
 
@@ -114,7 +115,7 @@ def test_a_second_device_learns_the_same_and_its_model_is_seen_from_the_cpu(
         model = Model.load(tmp_path / "2.safetensors")
         assert model.device == kernels.device()
         assert evaluate(model, scene, show_progress=False)["psnr"] > 0
-        assert len(extract(model, resolution=12, box=(-0.5, -0.5, -0.5, 0.5, 0.5, 0.5)).faces) > 0
+        assert len(extract_mesh(model, resolution=12, box=(-0.5, -0.5, -0.5, 0.5, 0.5, 0.5)).faces) > 0
         points = tiny.uniform(20, 3, seed=1)
         answers = [model.density(points), model.color(points, points), *model.median_depths(points, points)]
     assert all(a.device.type == "cpu" for a in answers)

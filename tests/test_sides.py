@@ -11,7 +11,7 @@ import torch
 import trimesh
 from PIL import Image
 
-from nerf.meshing.sides import SIDES, six_sides
+from nerf.meshing.sides import SIDES, render_six_sides
 
 FRONT, UP = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0])
 
@@ -26,7 +26,7 @@ def box_mesh(inside_out: bool = False) -> Any:
 
 
 def test_a_box_has_its_silhouettes() -> None:
-    views = six_sides(box_mesh(), FRONT, UP, size=100)
+    views = render_six_sides(box_mesh(), FRONT, UP, size=100)
     assert tuple(views) == SIDES
     red = {name: (picture[..., 1].astype(int) < 128) for name, picture in views.items()}
     # Half extents 1, 0.5, 0.25 in a frame of half size 1.02 times the radius 1.146: pixels of each silhouette.
@@ -41,7 +41,7 @@ def test_a_box_has_its_silhouettes() -> None:
 
 
 def test_a_mesh_that_is_inside_out_is_magenta() -> None:
-    middle = six_sides(box_mesh(inside_out=True), FRONT, UP, size=60)["front"][30, 30].astype(int)
+    middle = render_six_sides(box_mesh(inside_out=True), FRONT, UP, size=60)["front"][30, 30].astype(int)
     assert middle[0] > 150 and middle[2] > 150 and middle[1] < 60
 
 
@@ -53,6 +53,6 @@ def test_a_texture_shows_the_right_way_up() -> None:
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(texture))
     visual = trimesh.visual.TextureVisuals(uv=np.array([[0, 0], [1, 0], [1, 1], [0, 1]]), material=material)
     mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False)
-    picture = six_sides(mesh, FRONT, UP, size=60)["front"].astype(int)
+    picture = render_six_sides(mesh, FRONT, UP, size=60)["front"].astype(int)
     upper, lower = picture[20, 30], picture[40, 30]
     assert upper[1] > 150 and upper[2] < 40 and lower[2] > 150 and lower[1] < 40

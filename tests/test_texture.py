@@ -12,13 +12,13 @@ from torch import Tensor
 
 from nerf import datasets
 from nerf.errors import UserError
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Box, Similarity
 from nerf.meshing.atlas import Atlas, fill, texels, unwrap
 from nerf.meshing.clean import decimate, vertex_normals
-from nerf.meshing.judge import judge_views
+from nerf.meshing.evaluation import evaluate_mesh_views
 from nerf.meshing.packing import pack
 from nerf.meshing.preview import bilinear
-from nerf.meshing.texture import agreed, bake, photo_ratings, smoothed
+from nerf.meshing.texture import bake, blend_photos, feather_ratings, photo_ratings
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 GREY = 0.3125
@@ -28,7 +28,7 @@ class GreyField:
     """Stands in for a model whose field is grey everywhere; remembers for how many points it was asked."""
 
     def __init__(self) -> None:
-        self.scene_from_world, self.ndc, self.asked = Similarity.identity(), None, 0
+        self.scene_from_world, self.space, self.asked = Similarity.identity(), Box(), 0
         self.linear, self.exposure = False, 1.0
         self.given_poses = self.log_gains = None
 
@@ -149,7 +149,7 @@ def test_bilinear_colours_are_those_of_pixel_centres() -> None:
 
 def test_photos_that_disagree_count_less() -> None:
     colors = torch.tensor([[[0.2, 0.2, 0.2], [0.22, 0.2, 0.2], [0.9, 0.9, 0.9]], [[0.1, 0.2, 0.3]] * 3])
-    mean, seen = agreed(colors, torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    mean, seen = blend_photos(colors, torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
     assert seen.tolist() == [True, False]
     assert float((mean[0] - 0.2).abs().max()) < 0.1  # a plain mean is 0.43
 
@@ -197,12 +197,12 @@ def test_a_photo_rates_what_it_shows(scene: datasets.Scene, truth: trimesh.Trime
     photos = scene.splits["train"][:3]
     ratings = photo_ratings(scene, vertices, faces, normals, photos)
     for row, i in zip(ratings, photos.tolist(), strict=True):
-        towards = scene.cameras.c2w[i, :, 3] - vertices
+        towards = scene.cameras.centres[i] - vertices
         facing = (towards * normals).sum(dim=1) > 0
         assert not bool((row[~facing] > 0).any()), "a photo rates what turns away from it"
         assert 0.1 < float((row > 0).float().mean()) < 0.6
     before = ratings.clone()
-    after = smoothed(ratings, faces)
+    after = feather_ratings(ratings, faces)
     assert bool((after <= before).all()) and bool((after[before == 0] == 0).all())
 
 
@@ -230,7 +230,7 @@ def test_a_texture_from_photos_looks_like_the_photos(scene: datasets.Scene, trut
     made = trimesh.Trimesh(
         vertices[atlas.corners].numpy(), atlas.faces.numpy(), visual=visual, process=False, validate=False
     )
-    assert judge_views(made, scene)["psnr"] > 28
+    assert evaluate_mesh_views(made, scene)["psnr"] > 28
 
 
 def test_an_atlas_of_one_face_is_coloured_too() -> None:

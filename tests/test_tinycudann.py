@@ -19,7 +19,7 @@ from nerf import kernels
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.io import checkpoint
-from nerf.kernels import FieldConfig, FieldParams, GradientSink, GridLayout, nvrtc, reference, tcnn
+from nerf.kernels import FieldConfig, FieldParams, GradAccumulator, GridLayout, nvrtc, reference, tcnn
 from nerf.training import loop as training
 from nerf.training.config import TrainConfig
 from nerf.training.loop import Trainer
@@ -154,7 +154,7 @@ def test_its_render_op_is_the_staged_one(thresholds: tuple[float, float], packag
     params = tiny.cast(params, torch.float32, requires_grad=True)
     rays, views = tiny.ray_batch(30), tiny.unit_vectors(30, 5)
     settings = kernels.MarchSettings(0.08, 0.0, 0.08, *thresholds, 2.0)
-    sink = GradientSink(torch.zeros_like(params.table.detach()))
+    sink = GradAccumulator(torch.zeros_like(params.table.detach()))
     arguments = (rays.rays_o, rays.rays_d, views, *rays.all()[2:], params, config)
     found = kernels.render_rays(*arguments, settings, None, None, sink)
     wanted = reference.render_rays(

@@ -26,6 +26,7 @@ from nerf import kernels
 from nerf.datasets import Scene
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
+from nerf.geometry.space import Box, Space, Unbounded
 from nerf.io import checkpoint
 from nerf.kernels import bindings
 from nerf.rendering.model import Model
@@ -146,7 +147,7 @@ def test_the_model_that_is_returned_is_the_one_on_disk(scene: Scene, whole: Path
     for name, picture in model.render_image(scene.cameras, 7).items():
         assert picture.tobytes() == loaded.render_image(scene.cameras, 7)[name].tobytes(), name
     assert loaded.meta["steps"] == STEPS and loaded.meta["seed"] == 0 and loaded.meta["seconds"] > 0
-    assert len(loaded.cameras) == 7 and loaded.space == "box"
+    assert len(loaded.cameras) == 7 and loaded.space == Box()
     log = json.loads((tmp_path / "training.json").read_text())
     assert log["steps"] == STEPS and [p["step"] for p in log["curve"]] == [50]
     assert 5 < log["curve"][0]["psnr"] < 60
@@ -195,12 +196,11 @@ def test_both_backends_train_alike(scene: Scene) -> None:
     assert moved["reference"] == pytest.approx(moved["cpu"], rel=0.1) and moved["cpu"] > 0
 
 
-@pytest.mark.parametrize("space", ["box", "unbounded"])
-def test_a_scene_without_alpha_trains(space: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("space", [Box(), Unbounded(3)])
+def test_a_scene_without_alpha_trains(space: Space, tmp_path: Path) -> None:
     full = sphere_scene(6, 24)
     images = [full.pixels.raw(i)[..., :3].copy() for i in range(6)]
-    changes: dict[str, Any] = {"space": space, "n_levels": 3 if space == "unbounded" else 1}
-    opaque = make_scene(images, full.cameras, scene_from_world=full.scene_from_world, **changes)
+    opaque = make_scene(images, full.cameras, scene_from_world=full.scene_from_world, space=space)
     model = train(opaque, replace(CONFIG, steps=12), tmp_path, progress=False)
     assert model.space == space and bool(torch.isfinite(model.field.table).all())
 
@@ -250,7 +250,7 @@ def test_who_passes_through_single_photos_is_at_most_a_blur_in_new_views(tmp_pat
         rays = still.cameras.image_rays(i, still.scene_from_world)
         truth = still.pixels.image(i).flatten(0, 1)
         truth = truth[:, :3] * truth[:, 3:]
-        drawn = {name: model.render_rays(*rays, torch.zeros(3))["colors"] for name, model in models.items()}
+        drawn = {name: model.render_rays(*rays).foregrounds for name, model in models.items()}
         score = {name: -10 * math.log10(float((colors - truth).square().mean())) for name, colors in drawn.items()}
         assert score["passed"] > score["still"] - 2.0 and score["still"] > 20, f"view {i}: {score} dB"
         alike = (drawn["passed"] - passer).norm(dim=1) < 0.5

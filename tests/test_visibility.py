@@ -176,10 +176,11 @@ def test_the_scene_frame_is_the_cells_frame() -> None:
     q, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator(0), dtype=torch.float64))
     q = q * torch.sign(torch.linalg.det(q))
     move = Similarity(10.0, q, torch.tensor([3.0, -2.0, 5.0], dtype=torch.float64))
-    c2w = scene.cameras.c2w.clone()
-    c2w[:, :, :3], c2w[:, :, 3] = q @ c2w[:, :, :3], move.apply(c2w[:, :, 3])
-    changes: dict[str, Any] = {"cameras": replace(scene.cameras, c2w=c2w)}
-    changes["scene_from_world"] = scene.scene_from_world.compose(move.inverse())
+    changes: dict[str, Any] = {"cameras": scene.cameras.with_poses(move.apply_poses(scene.cameras.c2w))}
+    to_scene, back = scene.scene_from_world, move.inverse()
+    changes["scene_from_world"] = Similarity(
+        to_scene.scale * back.scale, to_scene.rotation @ back.rotation, to_scene.apply(back.translation)
+    )
     moved = replace(scene, **changes)
     centres, sizes = uniform(3000, 3, low=-1), torch.full((3000,), 1 / 32)
     ids = scene.splits["train"]

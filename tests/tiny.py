@@ -15,6 +15,7 @@ from nerf.datasets import PixelStore, Scene
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.space import Box
 from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, ray_box
 
 FIELD = FieldOptions(
@@ -143,10 +144,9 @@ def make_scene(images: list[np.ndarray], cameras: Cameras, n_test: int = 1, **ch
         splits={"train": ids[:n], "val": ids[:0], "test": ids[n:]},
         points=None,
         scene_from_world=FakeModel().scene_from_world,
-        space="box",
+        space=Box(),
         near=0.0,
         far=100.0,
-        n_levels=1,
         has_alpha=images[0].shape[2] in (2, 4),
         linear=False,
         masks=None,

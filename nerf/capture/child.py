@@ -13,7 +13,7 @@ from typing import Any
 
 from nerf.errors import UserError, note
 from nerf.io.files import write_whole
-from nerf.io.progress import bar
+from nerf.io.progress import Progress
 
 WORKER = [sys.executable, "-m", "nerf.capture.worker"]
 
@@ -60,7 +60,7 @@ def _follow(process: subprocess.Popen[str], show: bool) -> tuple[dict[str, Any] 
     result, stage, error = None, "", None
     assert process.stdout is not None
     with ExitStack() as stack:
-        done = None
+        shown = None
         for line in process.stdout:
             try:
                 event = json.loads(line)
@@ -69,9 +69,9 @@ def _follow(process: subprocess.Popen[str], show: bool) -> tuple[dict[str, Any] 
             if "stage" in event:
                 stage = event["stage"]
                 stack.close()
-                done = stack.enter_context(bar(stage, event["total"])) if show and event["total"] else None
-            elif "done" in event and done is not None:
-                done(event["done"])
+                shown = stack.enter_context(Progress(stage, event["total"], show))
+            elif "done" in event and shown is not None:
+                shown.update(event["done"])
             elif "note" in event:
                 stack.close()
                 note(event["note"])

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from nerf.capture.frame import world_from_model
-from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
+from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
 from nerf.io.files import write_whole
 from nerf.io.interrupts import end_quietly_when_told
@@ -39,7 +39,7 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     colours = np.array([model.points3D[i].color for i in ids], dtype=np.uint8).reshape(-1, 3)
     metric = None if distance is None else _metric(names, c2w, distance)
     world = world_from_model(c2w, points, factor, metric)
-    c2w = torch.cat([world.rotation @ c2w[:, :, :3], world.apply(c2w[:, :, 3])[:, :, None]], dim=2)
+    c2w = world.apply_poses(c2w)
     points = world.apply(points)
     _write_sparse(model, world, folder)
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])

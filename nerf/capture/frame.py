@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.aim import common_up, nearest_point_to_axes
-from nerf.geometry.cameras import PERSPECTIVE, Cameras
+from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity
 
 CAMERA_DISTANCE = 4.0  # units from the origin to the cameras (median) where no true length is known
@@ -21,19 +21,19 @@ def world_from_model(c2w: Tensor, points: Tensor, factor: float = 1.0, metric: f
     c2w [n,3,4] OpenGL poses and points [m,3], both float64 in the model's frame. metric: length of a model's unit in
     the unit wanted; factor: multiplies whatever the unit is. The mean viewing direction becomes +y as seen from above.
     """
-    cameras = _bare_cameras(c2w)
+    cameras = Cameras.perspective(c2w, 1.0, 1, 1)  # the lenses do not matter here
     up = common_up(cameras)[0]
     centre = _centre(cameras, points)
-    backward = c2w[:, :, 2].mean(dim=0)
-    ahead = -(backward - (backward @ up) * up)
+    forward = cameras.forward.mean(dim=0)
+    ahead = forward - (forward @ up) * up
     if float(ahead.norm()) < 1e-3:  # all around: the first photo decides
-        first = centre - c2w[0, :, 3]
+        first = centre - cameras.centres[0]
         ahead = first - (first @ up) * up
     if float(ahead.norm()) < 1e-9:
         ahead = torch.linalg.cross(up, torch.eye(3, dtype=torch.float64)[int(up.abs().argmin())])
     ahead = ahead / ahead.norm()
     rotation = torch.stack([torch.linalg.cross(ahead, up), ahead, up])
-    distance = float((c2w[:, :, 3] - centre).norm(dim=1).median())
+    distance = float((cameras.centres - centre).norm(dim=1).median())
     scale = metric if metric is not None else CAMERA_DISTANCE / max(distance, 1e-12)
     scale *= factor
     return Similarity(scale, rotation, -scale * (rotation @ centre))
@@ -42,16 +42,8 @@ def world_from_model(c2w: Tensor, points: Tensor, factor: float = 1.0, metric: f
 def _centre(cameras: Cameras, points: Tensor) -> Tensor:
     """Where the optical axes meet, as far as they do among the points; else the middle of what is seen."""
     meeting = nearest_point_to_axes(cameras)
-    middle = points.median(dim=0).values if len(points) else cameras.c2w[:, :, 3].mean(dim=0)
+    middle = points.median(dim=0).values if len(points) else cameras.centres.mean(dim=0)
     if meeting is None or not len(points):
         return middle if meeting is None else meeting
     spread = (points - middle).norm(dim=1).median()
     return meeting if float((meeting - middle).norm()) < 3 * float(spread) else middle
-
-
-def _bare_cameras(c2w: Tensor) -> Cameras:
-    """Poses alone; the lenses do not matter here."""
-    n, ones = len(c2w), torch.ones(len(c2w), dtype=torch.float64)
-    sizes = torch.ones(n, dtype=torch.int64)
-    models = torch.full((n,), PERSPECTIVE)
-    return Cameras(c2w, ones, ones, ones / 2, ones / 2, sizes, sizes, models, torch.zeros(n, 6, dtype=torch.float64))

@@ -110,11 +110,11 @@ def _sharpest(
     container: Any, stream: Any, total: int, wanted: int, images: Path, video: Path
 ) -> Iterator[tuple[Path, tuple[int, int], np.ndarray]]:
     """Of each of `wanted` equal intervals its sharpest frame, written as JPEG: (path, (width, height), thumbnail)."""
-    from nerf.io.progress import bar
+    from nerf.io.progress import Progress
 
     best: tuple[float, int, Any] | None = None
     done_intervals, number = 0, 0
-    with bar("reading frames", total) as done:
+    with Progress("reading frames", total) as shown:
         frames = _decoded(container, stream, video)
         for number, frame in enumerate(frames):
             interval = min(number * wanted // total, wanted - 1)
@@ -124,7 +124,7 @@ def _sharpest(
             score = sharpness(_small_grey(frame))
             if best is None or score > best[0]:
                 best = score, number, frame
-            done(number + 1)
+            shown.update(number + 1)
         if best is not None:
             yield _write(best[2], images, best[1])
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from nerf.errors import UserError
-from nerf.geometry.triangles import read_looks, read_mesh
+from nerf.geometry.triangles import read_mesh, read_textured_mesh
 from nerf.io.files import write_whole
-from nerf.meshing.judge import check_frames, judge, judge_views, table
+from nerf.meshing.evaluation import check_frames, evaluate_mesh, evaluate_mesh_views, format_scores
 
 if TYPE_CHECKING:
     pass
@@ -22,7 +22,7 @@ class EvalMeshArgs:
     """Measure a mesh against the true one, or against photos; all in one frame."""
 
     mesh: tyro.conf.Positional[Path]
-    """the mesh to judge: .ply, .obj, .glb, .stl or .off"""
+    """the mesh to evaluate: .ply, .obj, .glb, .stl or .off"""
     truth: Path | None = None
     """the true mesh, in the same frame and units: distances, F-score, normals"""
     views: Path | None = None
@@ -48,12 +48,12 @@ def main(args: EvalMeshArgs) -> None:
     if args.truth is not None:
         truth = read_mesh(args.truth)
         check_frames(mesh, truth, str(args.mesh), str(args.truth))
-        result |= judge(mesh, truth, args.samples) | {"truth": str(args.truth)}
-        print(table(result))
+        result |= evaluate_mesh(mesh, truth, args.samples) | {"truth": str(args.truth)}
+        print(format_scores(result))
     if args.views is not None:
         from nerf import datasets
 
-        result |= {"views": judge_views(read_looks(args.mesh), datasets.load(args.views))}
+        result |= {"views": evaluate_mesh_views(read_textured_mesh(args.mesh), datasets.load(args.views))}
         views = result["views"]
         print(f"drawn as {views['n_views']} test views: PSNR {views['psnr']:.2f} dB, SSIM {views['ssim']:.4f} (mean)")
     if args.out is not None:

@@ -43,8 +43,7 @@ Photos or a video in; a radiance field, new views and a mesh out, on the machine
 Begin with:
   nerf reconstruct DATA -o OUT     all of it; open OUT/report.html at the end
   nerf doctor                      what is there, what is missing, what to do
-DATA is a folder of photos, a video, or photos with poses: Blender or nerfstudio transforms.json, COLMAP, LLFF, NeuS,
-Metashape, RealityCapture, OpenDroneMap, Polycam or Record3D.
+{formats}
 """
 
 
@@ -117,7 +116,13 @@ def _of_the_gpu(error: RuntimeError) -> str | None:
 
 def overview() -> str:
     """What `nerf --help` prints."""
-    return _HELP.format(verbs="\n".join(f"  {verb:<16}{what}" for verb, (_, what) in VERBS.items()))
+    from textwrap import fill
+
+    from nerf.datasets.readers import programs
+
+    formats = f"DATA is a folder of photos, a video, or photos with poses: {programs()}."
+    verbs = "\n".join(f"  {verb:<16}{what}" for verb, (_, what) in VERBS.items())
+    return _HELP.format(verbs=verbs, formats=fill(formats, 118))
 
 
 def unknown_verb(verb: str) -> str:

@@ -12,11 +12,11 @@ import tyro
 from nerf.errors import UserError, note
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
-from nerf.meshing.extract import HOLES, Method, box_in_scene, extract
+from nerf.meshing.extract import MAX_HOLE_FACES, Method, box_in_scene, extract_mesh
 from nerf.meshing.files import check_path, save
-from nerf.meshing.finish import TEXTURED_FACES, decimated, move, textured
-from nerf.meshing.sides import front_of
-from nerf.meshing.viewer import page_of, write_page
+from nerf.meshing.finish import TEXTURED_FACES, decimate_mesh, texture_mesh, transform_mesh
+from nerf.meshing.sides import front_direction
+from nerf.meshing.viewer import page_path, write_page
 
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
@@ -44,7 +44,7 @@ class MeshArgs:
     middle of what the cameras look at)"""
     smooth: int | None = None
     """rounds of smoothing that keeps size and shape (default: 6, none with density)"""
-    holes: int = HOLES
+    holes: int = MAX_HOLE_FACES
     """of open meshes, holes of at most so many faces are closed"""
     denoise: int | None = None
     """rounds of averaging face normals that agree, which flattens noise and keeps edges (default: 12; none with density
@@ -83,8 +83,8 @@ def main(args: MeshArgs) -> None:
     if args.page:
         if out.suffix.lower() != ".glb":
             raise UserError(f"--page shows a .glb, and {out} is none; give -o NAME.glb")
-        if page_of(out).exists() and not args.overwrite:
-            raise UserError(f"{page_of(out)} exists; choose another name or give --overwrite")
+        if page_path(out).exists() and not args.overwrite:
+            raise UserError(f"{page_path(out)} exists; choose another name or give --overwrite")
     if args.texture:
         check_size(args.texture)
     if args.texture or args.faces is not None:
@@ -101,7 +101,7 @@ def main(args: MeshArgs) -> None:
     box = None if args.box is None else box_in_scene(model, args.box, args.frame)
     scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
     start = time.perf_counter()
-    mesh = extract(
+    mesh = extract_mesh(
         model,
         resolution=args.resolution,
         method=args.method,
@@ -116,13 +116,13 @@ def main(args: MeshArgs) -> None:
         colours=args.colours and scene is None and args.faces is None,
     )
     if scene is not None:
-        mesh = textured(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
+        mesh = texture_mesh(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
     elif args.faces is not None:
-        mesh = decimated(model, mesh, args.faces, args.colours)
+        mesh = decimate_mesh(model, mesh, args.faces, args.colours)
     seconds = time.perf_counter() - start
-    up, front = common_up(model.cameras)[0], front_of(model)
+    up, front = common_up(model.cameras)[0], front_direction(model)
     if args.frame == "scene":
-        move(mesh, model.scene_from_world)
+        transform_mesh(mesh, model.scene_from_world)
         up, front = (model.scene_from_world.apply_directions(v) for v in (up, front))
     save(mesh, out, up)
     about = mesh.metadata

@@ -136,20 +136,20 @@ def turntable(model: Model, out: Path) -> None:
 def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, texture: int | None) -> None:
     """The mesh, textured from the photos; beside it a page that shows it and mesh_views/, pictures from six sides."""
     from nerf.geometry.aim import common_up
-    from nerf.meshing.extract import extract
+    from nerf.meshing.extract import extract_mesh
     from nerf.meshing.files import save
-    from nerf.meshing.finish import TEXTURED_FACES, textured
-    from nerf.meshing.sides import front_of, write_six_sides
+    from nerf.meshing.finish import TEXTURED_FACES, texture_mesh
+    from nerf.meshing.sides import front_direction, write_six_sides
     from nerf.meshing.viewer import write_page
 
     started = time.perf_counter()
     if texture is None:
         largest = max(int(scene.cameras.widths.max()), int(scene.cameras.heights.max()))
         texture = 4096 if largest >= SMALL_PHOTOS else 2048
-    mesh = extract(model, resolution, colours=texture == 0)
+    mesh = extract_mesh(model, resolution, colours=texture == 0)
     if texture:
-        mesh = textured(model, scene, mesh, texture, TEXTURED_FACES)
-    up, front = common_up(model.cameras)[0], front_of(model)
+        mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
+    up, front = common_up(model.cameras)[0], front_direction(model)
     save(mesh, out, up)
     note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
     write_page(out, front.numpy())

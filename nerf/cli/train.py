@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from nerf.datasets.options import LoadOptions
+from nerf.datasets.readers import kinds
 from nerf.errors import UserError, note
-from nerf.training.runs import Run, clear_run, load_for_training, open_run, write_run
+from nerf.training.runs import HOLDOUT_FROM, Run, clear_run, load_for_training, open_run, write_run
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
     from nerf.rendering.model import Model
 
 DEFAULT_MINUTES = 5.0
+Kind = Annotated[
+    str | None,
+    tyro.conf.arg(help=f"read the folder as this format, where it could be several: {', '.join(kinds())}"),
+]
 Backend = Literal["auto", "cuda", "tinycudann", "cpu", "reference"]
 
 
 @dataclass
-class TrainArgs:
+class TrainArgs(LoadOptions):
     """Train a radiance field on posed photos."""
 
     data: tyro.conf.Positional[Path]
@@ -36,21 +42,9 @@ class TrainArgs:
     """continue the run in the output folder, exactly as if it had not stopped"""
     overwrite: bool = False
     """discard the run in the output folder"""
-    downscale: int = 1
-    """average blocks of so many pixels squared"""
-    longest: int | None = None
-    """pixels that photos have at most on their longer side (default: all, but 1600 where they would take over 2 GB)"""
-    holdout: int | None = None
-    """hold out every K-th image for measuring, 0: none (default: the files' split, else every 8th from 30 images up)"""
-    kind: str | None = None
-    """read the folder as this format, where it could be several: blender, transforms, colmap, llff, neus, metashape,
-    realitycapture, opensfm, polycam, record3d"""
     backend: Backend = "auto"
     """auto takes the fastest that is there; cuda insists on the GPU, tinycudann on that package's networks, cpu on the
     native library; reference is slow"""
-    masks: Path | None = None
-    """folder of masks, NAME.png for each photo: what is black there is ignored (default: those that the data names, or
-    masks/ beside photos without poses)"""
     refine_poses: bool = False
     """correct the cameras' poses while training, for poses that are not exact"""
     exposure: bool = False
@@ -59,6 +53,8 @@ class TrainArgs:
     """of the random numbers: the same seed and --steps give the same model (on a GPU but for rounding)"""
     deterministic: bool = False
     """on a GPU: to the bit on the same kind of GPU, which takes longer; the CPU always does"""
+    kind: Kind = field(default=None, kw_only=True)
+    holdout_from: tyro.conf.Suppress[int] = field(default=HOLDOUT_FROM, kw_only=True)
 
 
 def main(args: TrainArgs) -> None:
@@ -83,12 +79,7 @@ def check(args: TrainArgs) -> None:
         raise UserError(f"--minutes must be above 0, got {args.minutes:g}")
     if args.steps is not None and args.steps < 1:
         raise UserError(f"--steps must be at least 1, got {args.steps}")
-    if args.downscale < 1:
-        raise UserError(f"--downscale must be a whole number from 1 up, got {args.downscale}")
-    if args.longest is not None and args.longest < 16:
-        raise UserError(f"--longest must be at least 16, got {args.longest}")
-    if args.holdout is not None and (args.holdout < 0 or args.holdout == 1):
-        raise UserError(f"--holdout must be 0 (none) or 2 and more (every so-many-th), got {args.holdout}")
+    LoadOptions.check(args, "--")
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder")
 
@@ -104,9 +95,8 @@ def train_run(args: TrainArgs, find_poses: Callable[[Path, Run], None] | None = 
     """Load the scene and train in args.out; with `find_poses(dataset, run)`, that first makes OUT/dataset of photos
     without poses, which is then the scene."""
     data = args.data if find_poses is None else args.out / "dataset"
-    run = Run(str(data.resolve()), args.downscale, args.kind, args.holdout, longest=args.longest)
-    if find_poses is None and args.masks is not None:
-        run.masks = str(args.masks.resolve())
+    run = Run(str(data.resolve()), **args.load_options())
+    run.masks = None if args.masks is None or find_poses is not None else args.masks.resolve()
     open_run(args.out, run, args.resume, args.overwrite)
     if find_poses is not None:
         find_poses(data, run)

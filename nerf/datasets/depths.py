@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,31 +26,38 @@ class DepthMap:
     confidence: Path | None = None  # picture of the same size; where it is 0, the depth is not used
 
 
-def read_depths(maps: list[DepthMap | None], sizes: list[tuple[int, int]], notes: list[str]) -> PixelStore | None:
+def read_depths(
+    maps: Sequence[DepthMap | np.ndarray | None], sizes: list[tuple[int, int]], notes: list[str]
+) -> PixelStore | None:
     """One float32 channel for each photo, at the depth map's own size ([1,1] zero where there is none).
 
     sizes: (height, width) of the photos. None where no photo has a depth map that is there; maps that are named but
     missing are noted. Raises UserError for what cannot be a depth map of its photo.
     """
-    there = [m if m is not None and m.path.is_file() else None for m in maps]
-    missing = [m.path.name for m in maps if m is not None and not m.path.is_file()]
+    there = [None if isinstance(m, DepthMap) and not m.path.is_file() else m for m in maps]
+    missing = [m.path.name for m in maps if isinstance(m, DepthMap) and not m.path.is_file()]
     if missing:
         notes.append(f"{len(missing)} depth maps are named but missing, the first {missing[0]}")
-    if not any(there):
+    if all(m is None for m in there):
         return None
 
     def shape(i: int) -> tuple[int, int]:
         chosen = there[i]
         if chosen is None:
             return 1, 1
-        h, w = _size(chosen.path)
-        _check_shape(chosen.path, (h, w), sizes[i])
+        if isinstance(chosen, np.ndarray):
+            (h, w), where = chosen.shape, f"depths[{i}]"
+        else:
+            (h, w), where = _size(chosen.path), str(chosen.path)
+        _check_shape(where, (h, w), sizes[i])
         return h, w
 
     def decode(i: int) -> np.ndarray:
         chosen = there[i]
         if chosen is None:
             return np.zeros((1, 1, 1), np.float32)
+        if isinstance(chosen, np.ndarray):
+            return _known(chosen.astype(np.float32))[..., None]
         z = _values(chosen)
         if chosen.confidence is not None and chosen.confidence.is_file():
             z = np.where(_confident(chosen.confidence, z.shape), z, 0)
@@ -92,7 +100,7 @@ def _array(path: Path) -> np.ndarray:
     return raw
 
 
-def _check_shape(path: Path, size: tuple[int, int], photo: tuple[int, int]) -> None:
+def _check_shape(path: str, size: tuple[int, int], photo: tuple[int, int]) -> None:
     (h, w), (ph, pw) = size, photo
     if abs(w * ph - h * pw) > 0.02 * h * pw + max(ph, pw):  # a row or column more or less is rounding
         raise UserError(
@@ -116,7 +124,10 @@ def _values(depth: DepthMap) -> np.ndarray:
                 "bits or floats: a depth map coloured for looking at holds no depths"
             )
     scale = depth.scale if depth.scale is not None else 1.0 if raw.dtype.kind == "f" else MILLIMETRES
-    z = raw.astype(np.float32) * np.float32(scale)
+    return _known(raw.astype(np.float32) * np.float32(scale))
+
+
+def _known(z: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(z) & (z > 0), z, np.float32(0))
 
 

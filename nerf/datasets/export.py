@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, PERSPECTIVE, Cameras
+from nerf.geometry.rotations import matrix_to_quaternion
 from nerf.io.files import write_whole
 from nerf.io.ply import Columns, ply
 
@@ -120,10 +121,9 @@ def _colmap_model(posed: PosedFiles, image_root: Path) -> _ColmapModel:
     lenses = [_colmap_lens(cameras, i, posed.files[i].name) for i in range(len(cameras))]
     distinct = list(dict.fromkeys((m, w, h, tuple(p)) for m, w, h, p in lenses))
     lens_of = [distinct.index((m, w, h, tuple(p))) for m, w, h, p in lenses]
-    poses = np.empty((len(cameras), 7))
-    for i, c2w in enumerate(cameras.c2w.double().numpy()):
-        r = (c2w[:, :3] @ OPENGL_FROM_OPENCV[:3, :3]).T
-        poses[i, :4], poses[i, 4:] = quaternion(r), -r @ c2w[:, 3]
+    camera_from_world = cameras.opencv_axes.double().transpose(1, 2)
+    shifts = -(camera_from_world @ cameras.centres.double()[:, :, None])[:, :, 0]
+    poses = torch.cat([matrix_to_quaternion(camera_from_world), shifts], dim=1).numpy()
     names = [_relative(f, image_root) for f in posed.files]
     points = np.zeros((0, 3)) if posed.points is None else posed.points.double().numpy()
     return _ColmapModel([(m, w, h, list(p)) for m, w, h, p in distinct], lens_of, poses, names, points)
@@ -144,22 +144,6 @@ def _colmap_lens(cameras: Cameras, i: int, name: str) -> tuple[str, int, int, li
     if k3:
         return "FULL_OPENCV", *size, [fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0]
     return "OPENCV", *size, [fx, fy, cx, cy, k1, k2, p1, p2]
-
-
-def quaternion(r: np.ndarray) -> np.ndarray:
-    """(w, x, y, z), w >= 0, of a rotation [3,3]: the largest component first, so that no digit is lost."""
-    trace = np.trace(r)
-    squares = np.array([1 + trace, *(1 + 2 * r[k, k] - trace for k in range(3))])
-    k = int(squares.argmax())
-    difference = np.array([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]])
-    q = np.empty(4)
-    if k == 0:
-        q[0], q[1:] = squares[0], difference
-    else:
-        q[0], q[1:] = difference[k - 1], (r + r.T)[k - 1]
-        q[k] = squares[k]
-    q /= np.linalg.norm(q)
-    return -q if q[0] < 0 else q
 
 
 def _as_text(model: _ColmapModel) -> dict[str, bytes]:

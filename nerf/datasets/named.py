@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from nerf.datasets.parsed import Capture
+from nerf.datasets.parsed import ParsedScene
 from nerf.errors import UserError
 from nerf.io.images import IMAGE_SUFFIXES
 
@@ -71,21 +71,21 @@ def _closest(name: PurePosixPath, candidates: list[Path]) -> list[Path]:
     return [p for p in candidates if agreement(p) == best]
 
 
-def add_masks(capture: Capture, folder: Path) -> None:
+def add_masks(parsed: ParsedScene, folder: Path) -> None:
     """Give the frames their masks from a folder: NAME.png, or the name with .png for its suffix, with the name's own
     folders or without. UserError where none is found; a frame without one keeps what its files name."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder of masks")
     n = 0
-    for frame in capture.frames:
+    for frame in parsed.frames:
         named = [Path(frame.name), Path(frame.path.name)]
         places = [folder / p for name in named for p in (f"{name}.png", name.with_suffix(".png"))]
         found = next((place for place in places if place.is_file()), None)
         n += found is not None
         frame.mask = found or frame.mask
     if n == 0:
-        first = capture.frames[0].path
+        first = parsed.frames[0].path
         raise UserError(
             f"{folder}: none of its files belongs to an image; expected {first.name}.png or {first.stem}.png"
         )
-    capture.notes.append(f"masks of {n} of {len(capture.frames)} images from {folder}: what is black there is ignored")
+    parsed.notes.append(f"masks of {n} of {len(parsed.frames)} images from {folder}: what is black there is ignored")

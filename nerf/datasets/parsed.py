@@ -15,7 +15,11 @@ from nerf.geometry.space import Similarity
 
 @dataclass
 class Lens:
-    """Intrinsics as a file states them, in pixels of an image of width x height (None: as the image is)."""
+    """Intrinsics as a file states them, in pixels of an image of width x height (None: as the image is).
+
+    >>> Lens(fx=500.0, fy=500.0, cx=320.0, cy=240.0, width=640, height=480).model == PERSPECTIVE
+    True
+    """
 
     model: int = PERSPECTIVE
     fx: float = math.nan  # NaN: from angle_x
@@ -31,21 +35,32 @@ class Lens:
 
 @dataclass
 class Frame:
+    """One image with its pose and lens.
+
+    >>> Frame("a.png", Path("images/a.png"), np.eye(4), Lens(fx=500.0), "poses.txt, line 1").name
+    'a.png'
+    """
+
     name: str
     path: Path  # of the image, which may be missing
     c2w: np.ndarray  # [3,4] or [4,4], OpenGL camera to world, as it stands in the file
     lens: Lens
     where: str  # for messages: file and frame
     split: str | None = None
-    mask: Path | None = None  # 0 = ignore the pixel
+    mask: Path | np.ndarray | None = None  # 0 = ignore the pixel; an array is [h,w] of bool or uint8
     matte: Path | None = None  # silhouette of the object, becomes alpha
-    depth: DepthMap | None = None
+    depth: DepthMap | np.ndarray | None = None  # an array is [h,w] of z-depths in world units, 0 where unknown
     keypoints: np.ndarray | None = None  # [k,5] place as shares of width and height, and the world point shown there
+    pixels: np.ndarray | None = None  # [h,w,c] where the image is no file
 
 
 @dataclass
-class Capture:
-    """What a format's reader found on disk, not yet checked."""
+class ParsedScene:
+    """What a format's reader found on disk, not yet checked.
+
+    >>> ParsedScene("mine", Path("data"), frames=[], notes=["read by mine"]).extent
+    0.0
+    """
 
     source: str
     path: Path
@@ -53,6 +68,8 @@ class Capture:
     notes: list[str]
     points: np.ndarray | None = None  # [m,3] world
     region: Similarity | None = None  # scene_from_world as stated by the files
+    region_is_given: bool = False  # region is what is asked for, whatever silhouettes say
+    linear: bool = False  # pixels in memory hold linear light
     extent: float = 0.0  # half size of the cube that the files declare relevant, world units
     objects: bool = False  # the kind of data set is made for single objects
     depth_bounds: np.ndarray | None = None  # [n frames,2] nearest and farthest z-depth seen, world units

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.options import LoadOptions
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, Cameras
 from nerf.io.images import Picture, read_header
@@ -28,32 +28,34 @@ class Posed:
     splits: dict[str, Tensor]  # "train", "val", "test" -> indices
 
 
-def check_frames(capture: Capture, holdout: int | None = None) -> Posed:
-    """Check poses and lenses against the images' headers, and split; no image is decoded. Notes go to the capture."""
-    notes = capture.notes
-    frames = _with_images(capture)
+def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Posed:
+    """Check poses and lenses against the images' headers, and split; no image is decoded. Notes go to parsed.notes."""
+    frames = _with_images(parsed)
     poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
     with ThreadPoolExecutor(max_workers=2) as pool:
-        pictures = list(pool.map(lambda f: read_header(f.path), frames))
+        pictures = list(pool.map(_header, frames))
     _check_sizes(frames, pictures)
-    lenses = [_fit_lens(f, pictures, i, notes) for i, f in enumerate(frames)]
-
-    def column(get: Callable[[Lens], float]) -> Tensor:
-        return torch.tensor([get(lens) for lens in lenses], dtype=torch.float64)
-
-    points = None if capture.points is None else torch.from_numpy(np.ascontiguousarray(capture.points, np.float64))
+    lenses = [_fit_lens(f, pictures, i, parsed.notes) for i, f in enumerate(frames)]
+    columns = {
+        name: torch.tensor([getattr(k, name) for k in lenses], dtype=torch.float64) for name in ("fx", "fy", "cx", "cy")
+    }
     cameras = Cameras(
         c2w=torch.from_numpy(poses),
-        fx=column(lambda k: k.fx),
-        fy=column(lambda k: k.fy),
-        cx=column(lambda k: k.cx),
-        cy=column(lambda k: k.cy),
+        **columns,
         widths=torch.tensor([p.width for p in pictures]),
         heights=torch.tensor([p.height for p in pictures]),
         models=torch.tensor([k.model for k in lenses]),
         distortion=torch.tensor([k.distortion for k in lenses], dtype=torch.float64),
     )
-    return Posed(frames, pictures, cameras, points, _split(frames, [f.name for f in frames], holdout, notes))
+    points = None if parsed.points is None else torch.from_numpy(np.ascontiguousarray(parsed.points, np.float64))
+    return Posed(frames, pictures, cameras, points, _split(frames, options or LoadOptions(), parsed.notes))
+
+
+def _header(frame: Frame) -> Picture:
+    if frame.pixels is None:
+        return read_header(frame.path)
+    height, width, n_channels = frame.pixels.shape
+    return Picture(frame.path, width, height, n_channels, frame.pixels.dtype)
 
 
 def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
@@ -81,24 +83,24 @@ def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     return np.concatenate([u @ vt, m[:, 3:]], axis=1)
 
 
-def _with_images(capture: Capture) -> list[Frame]:
+def _with_images(parsed: ParsedScene) -> list[Frame]:
     """The frames whose image is there; the others are named in a note."""
-    missing = [f for f in capture.frames if not f.path.is_file()]
+    keep = [i for i, f in enumerate(parsed.frames) if f.pixels is not None or f.path.is_file()]
+    there = set(keep)
+    missing = [f for i, f in enumerate(parsed.frames) if i not in there]
     if missing:
         names = [f.name for f in missing]
-        capture.notes.append(
-            f"skipped {len(missing)} of {len(capture.frames)} frames without image: {_listed(names, 20)}"
+        parsed.notes.append(
+            f"skipped {len(missing)} of {len(parsed.frames)} frames without image: {_listed(names, 20)}"
         )
-    keep = [i for i, f in enumerate(capture.frames) if f.path.is_file()]
-    if len(keep) < 3:
+    if len(keep) < 3 and not all(f.pixels is not None for f in parsed.frames):
         first = f"; the first one missing is {missing[0].path}" if missing else ""
         raise UserError(
-            f"{capture.path}: {len(keep)} of {len(capture.frames)} frames have an image, "
-            f"at least three are needed{first}"
+            f"{parsed.path}: {len(keep)} of {len(parsed.frames)} frames have an image, at least three are needed{first}"
         )
-    if capture.depth_bounds is not None:
-        capture.depth_bounds = capture.depth_bounds[keep]
-    return [capture.frames[i] for i in keep]
+    if parsed.depth_bounds is not None:
+        parsed.depth_bounds = parsed.depth_bounds[keep]
+    return [parsed.frames[i] for i in keep]
 
 
 def _listed(names: list[str], limit: int) -> str:
@@ -183,24 +185,29 @@ def _note_once(notes: list[str], text: str) -> None:
         notes.append(text)
 
 
-def _split(frames: list[Frame], names: list[str], holdout: int | None, notes: list[str]) -> dict[str, Tensor]:
-    """The files' own split if holdout is None, else every holdout-th image in order of names for testing (0: none)."""
+def _split(frames: list[Frame], options: LoadOptions, notes: list[str]) -> dict[str, Tensor]:
+    """The files' own split unless a hold-out is asked for, else every so-many-th image in order of names for testing
+    (0: none)."""
     where: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    stated = [f.split for f in frames]
-    if holdout is None and any(s in ("val", "test") for s in stated):
-        for i, s in enumerate(stated):
-            where[s if s in ("val", "test") else "train"].append(i)
+    every, n = 8 if options.holdout is None else options.holdout, len(frames)
+    if options.holdout is None and any(f.split in ("val", "test") for f in frames):
+        for i, frame in enumerate(frames):
+            where[frame.split if frame.split in ("val", "test") else "train"].append(i)
         counts = ", ".join(f"{len(v)} {k}" for k, v in where.items() if v)
         notes.append(f"the files' own split: {counts}")
         if not where["train"]:
             raise UserError("the files' own split leaves no image to train on: load with holdout=8 or holdout=0")
+    elif options.holdout is None and n < options.holdout_from:
+        where["train"] = list(range(n))
+        notes.append(
+            f"all {n} images are trained on, none is held out, for they are fewer than {options.holdout_from} "
+            "(--holdout 8 holds every 8th out)"
+        )
     else:
-        every = 8 if holdout is None else holdout
-        order = sorted(range(len(names)), key=lambda i: names[i])
-        for rank, i in enumerate(order):
+        for rank, i in enumerate(sorted(range(n), key=lambda i: frames[i].name)):
             where["test" if every > 0 and rank % every == 0 else "train"].append(i)
         if every > 0:
-            notes.append(f"held out for testing: every {every}th of the {len(names)} images in order of names")
+            notes.append(f"held out for testing: every {every}th of the {n} images in order of names")
         else:
             notes.append("no image is held out")
         if not where["train"]:

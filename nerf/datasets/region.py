@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nerf.datasets.parsed import Capture
+from nerf.datasets.parsed import ParsedScene
 from nerf.datasets.store import PixelStore
 from nerf.errors import UserError
-from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity, ndc_rays
+from nerf.geometry.aim import nearest_point_to_axes
+from nerf.geometry.cameras import Cameras, picture_border
+from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 
 _PAD = 0.03  # of the object box's longest side, on each side
 _N_LEVELS = 5  # of an unbounded scene: out to 16 times the region of interest
@@ -23,14 +24,14 @@ _N_LEVELS = 5  # of an unbounded scene: out to 16 times the region of interest
 @dataclass
 class Region:
     scene_from_world: Similarity
-    space: str
+    space: Space
     near: float
     far: float
-    n_levels: int
-    ndc: tuple[float, float] | None = None
 
 
-def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha: bool, space: str | None) -> Region:
+def choose_region(
+    capture: ParsedScene, cameras: Cameras, store: PixelStore, has_alpha: bool, space: str | None
+) -> Region:
     """The space asked for, else "box" for alpha or an object data set, "ndc" for forward-facing LLFF, "unbounded"."""
     notes, asked = capture.notes, space is not None
     if space is None:
@@ -60,7 +61,7 @@ def choose_region(capture: Capture, cameras: Cameras, store: PixelStore, has_alp
 # ---- objects
 
 
-def _object_box(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha: bool) -> Region:
+def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_alpha: bool) -> Region:
     notes = capture.notes
     s = None
     if has_alpha:
@@ -73,7 +74,7 @@ def _object_box(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha
     if s is None and capture.region is not None:
         s = capture.region
         notes.append("object box as the files state it")
-    centre, distance = look_at(cameras)
+    centre, distance = middle_of_view(cameras)
     if s is None and capture.points is not None and len(capture.points) >= 100:
         near = _robust(capture.points, centre, distance)
         if len(near) >= 100:
@@ -84,8 +85,8 @@ def _object_box(capture: Capture, cameras: Cameras, store: PixelStore, has_alpha
         reach = visible_radius(cameras, centre)
         s = Similarity.around(centre, reach)
         notes.append(f"object box from the cameras: centre {_text(centre)}, half size {reach:.3g} world units")
-    far = float(s.apply(cameras.c2w[:, :, 3]).norm(dim=1).max()) + math.sqrt(3)
-    return Region(s, "box", 0.0, far, 1)
+    far = float(s.apply(cameras.centres).norm(dim=1).max()) + math.sqrt(3)
+    return Region(s, Box(), 0.0, far)
 
 
 def _around(low: Tensor, high: Tensor) -> Similarity:
@@ -109,22 +110,17 @@ def _plain_border(store: PixelStore) -> bool:
     return sum(plain) >= 0.8 * len(ids) and float(spread) < 0.03
 
 
-def look_at(cameras: Cameras) -> tuple[Tensor, float]:
+def middle_of_view(cameras: Cameras) -> tuple[Tensor, float]:
     """(point [3] closest to all optical axes by least squares, median distance of the cameras from it), world."""
-    origins, axes = cameras.c2w[:, :, 3], -cameras.c2w[:, :, 2]
-    across = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]  # removes the part along the axis
-    pull = 1e-3 * torch.eye(3, dtype=torch.float64)  # a weak pull to the mean camera settles parallel axes
-    a = across.mean(dim=0) + pull
-    b = (across @ origins[:, :, None]).mean(dim=0)[:, 0] + pull @ origins.mean(dim=0)
-    centre = torch.linalg.solve(a, b)
-    distance = float((origins - centre).norm(dim=1).median())
-    return centre, max(distance, 1e-9)
+    centre = nearest_point_to_axes(cameras, pull=1e-3)
+    assert centre is not None
+    return centre, max(float((cameras.centres - centre).norm(dim=1).median()), 1e-9)
 
 
 def visible_radius(cameras: Cameras, centre: Tensor) -> float:
     """Radius of the ball around the centre that fits into the pictures of half of the cameras."""
     half = torch.minimum(cameras.widths / cameras.fx, cameras.heights / cameras.fy) / 2
-    return float(((cameras.c2w[:, :, 3] - centre).norm(dim=1) * torch.sin(torch.atan(half))).median())
+    return float(((cameras.centres - centre).norm(dim=1) * torch.sin(torch.atan(half))).median())
 
 
 def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) -> tuple[Tensor, Tensor] | None:
@@ -148,7 +144,7 @@ def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) ->
             views.append((cameras.subset([i]), silhouette, step, touches))
     if len(views) < 2:
         return None
-    centre, distance = look_at(cameras)
+    centre, distance = middle_of_view(cameras)
     low, high = centre - distance, centre + distance
     allowed = len(views) // 30  # a few bad masks do not cut the object away
     for resolution in (40, 64, 96):
@@ -187,15 +183,15 @@ def _grow(on: Tensor, radius: int) -> Tensor:
 
 def _forward_facing(cameras: Cameras, degrees: float = 40) -> bool:
     """Whether all optical axes lie within so many degrees of their mean."""
-    axes = -cameras.c2w[:, :, 2]
+    axes = cameras.forward
     mean = F.normalize(axes.mean(dim=0), dim=0)
     return float((axes @ mean).min()) > math.cos(math.radians(degrees))
 
 
-def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
+def _forward_region(capture: ParsedScene, cameras: Cameras) -> Region | None:
     """Average pose at the origin looking along -z, near plane (3/4 of the nearest depth) at z = -1.
 
-    None where a camera stands beyond that plane or looks elsewhere. Scene.ndc is chosen so that every picture falls
+    None where a camera stands beyond that plane or looks elsewhere. The space is chosen so that every picture falls
     within [-1,1]^3 from the near plane to infinity: below the (2 fx / w, 2 fy / h) of one camera, the more so the
     farther they are apart.
     """
@@ -203,32 +199,29 @@ def _forward_region(capture: Capture, cameras: Cameras) -> Region | None:
         return None
     nearest = _nearest_depth(capture, cameras)
     if nearest is None:
-        nearest = 0.5 * look_at(cameras)[1]
-    back = F.normalize(cameras.c2w[:, :, 2].mean(dim=0), dim=0)
-    right = F.normalize(torch.linalg.cross(cameras.c2w[:, :, 1].mean(dim=0), back), dim=0)
+        nearest = 0.5 * middle_of_view(cameras)[1]
+    back = F.normalize(-cameras.forward.mean(dim=0), dim=0)
+    right = F.normalize(torch.linalg.cross(cameras.up.mean(dim=0), back), dim=0)
     rotation = torch.stack([right, torch.linalg.cross(back, right), back])
     scale = 1.0 / (0.75 * nearest)
-    s = Similarity(scale, rotation, -scale * (rotation @ cameras.c2w[:, :, 3].mean(dim=0)))
-    if float(s.apply(cameras.c2w[:, :, 3])[:, 2].min()) < -0.9:
+    s = Similarity(scale, rotation, -scale * (rotation @ cameras.centres.mean(dim=0)))
+    if float(s.apply(cameras.centres)[:, 2].min()) < -0.9:
         return None
     reach = torch.zeros(2, dtype=torch.float64)  # largest |x|, |y| of any picture between the near plane and infinity
     for i in range(len(cameras)):
-        h, w = float(cameras.heights[i]), float(cameras.widths[i])
-        along = torch.linspace(0, 1, 9, dtype=torch.float64)
-        rows = torch.cat([along * 0, along * 0 + h, along * h, along * h]) - 0.5
-        cols = torch.cat([along * w, along * w, along * 0, along * 0 + w]) - 0.5
-        start, direction, _, t_far = ndc_rays(*cameras.rays(torch.full((36,), i), rows, cols, s), (1.0, 1.0))
+        rows, cols = picture_border(float(cameras.heights[i]), float(cameras.widths[i]), 9)
+        start, direction, _, t_far = Ndc(1.0, 1.0).warp_rays(*cameras.rays(torch.full((36,), i), rows, cols, s))
         ends = torch.stack([start, start + direction * t_far[:, None]])[:, t_far > 0, :2]
         if ends.numel():
             reach = torch.maximum(reach, ends.abs().amax(dim=(0, 1)).double())
-    ndc = (1.0 / max(float(reach[0]), 1e-6), 1.0 / max(float(reach[1]), 1e-6))
+    a, b = (1.0 / max(float(r), 1e-6) for r in reach)
     capture.notes.append(
         f"forward-facing: normalised device coordinates, near plane at {0.75 * nearest:.3g} world units"
     )
-    return Region(s, "ndc", 0.0, 2 * math.sqrt(3), 1, ndc)
+    return Region(s, Ndc(a, b), 0.0, 2 * math.sqrt(3))
 
 
-def _nearest_depth(capture: Capture, cameras: Cameras) -> float | None:
+def _nearest_depth(capture: ParsedScene, cameras: Cameras) -> float | None:
     """z-depth of the nearest content, world units: as the files state it, else from the sparse points in view."""
     if capture.depth_bounds is not None:
         near = capture.depth_bounds[:, 0]
@@ -256,10 +249,10 @@ def _robust(points: np.ndarray, centre: Tensor, distance: float) -> np.ndarray:
     return points[np.linalg.norm(points - centre.numpy(), axis=1) < distance]
 
 
-def _unbounded(capture: Capture, cameras: Cameras) -> Region:
+def _unbounded(capture: ParsedScene, cameras: Cameras) -> Region:
     """What all cameras look at fills [-1,1]^3, they stand 1 to 2 from its middle; looking outwards, they fill it."""
-    notes, origins = capture.notes, cameras.c2w[:, :, 3]
-    centre, distance = look_at(cameras)
+    notes, origins = capture.notes, cameras.centres
+    centre, distance = middle_of_view(cameras)
     uv, depth = cameras.project(centre[None])
     size = torch.stack([cameras.widths, cameras.heights], dim=1)
     inward = float(((depth[:, 0] > 0) & ((uv[:, 0] > 0) & (uv[:, 0] < size)).all(dim=1)).double().mean()) > 0.5
@@ -296,4 +289,5 @@ def _unbounded(capture: Capture, cameras: Cameras) -> Region:
     nearest = _nearest_depth(capture, cameras)
     default = 0.1 * distance * s.scale if inward else 0.05
     t_near = default if nearest is None else 0.5 * nearest * s.scale
-    return Region(s, "unbounded", min(max(t_near, 0.01), 0.5), 2.0 ** (n_levels - 1) * 2 * math.sqrt(3), n_levels)
+    space = Unbounded(n_levels)
+    return Region(s, space, min(max(t_near, 0.01), 0.5), space.half_extent * 2 * math.sqrt(3))

@@ -1,33 +1,45 @@
-"""Scene: posed images ready to train on; and the one way from what a format's reader found (Capture) to a Scene."""
+"""Scene: posed images ready to train on; and the one way from what a reader found (ParsedScene) to a Scene."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.datasets.arrays import as_array, as_images, as_lenses, as_maps, as_poses, as_splits
 from nerf.datasets.bits import MaskBits, packed
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
 from nerf.datasets.keypoints import Keypoints, gather
-from nerf.datasets.parsed import Capture
-from nerf.datasets.posed import check_frames, check_lenses
+from nerf.datasets.options import LoadOptions
+from nerf.datasets.parsed import Frame, ParsedScene
+from nerf.datasets.posed import Posed, check_frames, check_lenses
 from nerf.datasets.region import choose_region
-from nerf.datasets.resize import area_average, choose_sizes, jpeg_reduction, shrink
+from nerf.datasets.resize import Sizes, area_average, choose_sizes, jpeg_reduction, shrink
 from nerf.datasets.store import PixelStore, fill
 from nerf.datasets.tiles import FROM, tiled
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Similarity, Space
 from nerf.io.images import Picture, convert, read_header, read_pixels
 
 
 @dataclass
 class Scene:
-    """Posed images with everything training needs; poses and points in the world frame of the files."""
+    """Posed images with everything training needs; poses and points in the world frame of the files.
+
+    Made by `load` from files and by `Scene.from_arrays` from memory.
+
+    >>> from nerf import load
+    >>> scene = load("data/sample", downscale=4, quiet=True)
+    >>> scene.pixels.image(0).shape, sorted(scene.splits)
+    (torch.Size([80, 80, 4]), ['test', 'train', 'val'])
+    """
 
     pixels: PixelStore
     cameras: Cameras
@@ -35,17 +47,15 @@ class Scene:
     splits: dict[str, Tensor]  # "train", "val", "test" -> image indices (int64); every image is in exactly one
     points: Tensor | None  # [m,3] float64 world, sparse points
     scene_from_world: Similarity
-    space: str  # "box", "unbounded" or "ndc" (see nerf.geometry.space)
+    space: Space  # Box, Unbounded or Ndc
     near: float  # scene units along the ray; 0 for a box
     far: float
-    n_levels: int  # nested occupancy levels: 1 for box and ndc
     has_alpha: bool
     linear: bool  # colours are linear light (EXR), not sRGB; what is brighter than white is above 1
     masks: PixelStore | MaskBits | None  # one channel, above 0.5 where a pixel is to be used
     source: str  # the kind of data set that was read
     path: Path
     notes: list[str]  # what was chosen and why, what was skipped
-    ndc: tuple[float, float] | None = None  # (a, b) of nerf.geometry.space.ndc_rays, for the space "ndc"
     brightest: float = 1.0  # largest colour of all pictures, at least 1
     exposure: float = 1.0  # linear light times this is shown, white at 1
     depths: PixelStore | None = None  # one float32 channel: z-depth in world units, 0 unknown; sizes of their own
@@ -53,122 +63,226 @@ class Scene:
     files: list[Path] = field(default_factory=list)  # of the images
     photo_cameras: Cameras | None = None  # in the pixels of those files, before downscale
 
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        c2w: Any,
+        intrinsics: Any,
+        masks: Any = None,
+        depths: Any = None,
+        space: str | None = None,
+        names: Sequence[str] | None = None,
+        splits: Mapping[str, Any] | None = None,
+        distortion: Any = None,
+        points: Any = None,
+        linear: bool = False,
+        scene_from_world: Similarity | None = None,
+    ) -> Scene:
+        """A scene of n images in memory, checked and normalised as a folder is; arrays of numpy, torch or lists.
 
-def assemble(
-    capture: Capture, downscale: int, holdout: int | None, space: str | None = None, longest: int | None = None
-) -> Scene:
-    """Check poses, lenses and images, decode, split, and choose the scene frame."""
-    notes = capture.notes
-    posed = check_frames(capture, holdout)
-    frames, pictures = posed.frames, posed.pictures
-    if min(min(p.height, p.width) for p in pictures) < downscale:
-        raise UserError(f"downscale {downscale} leaves no pixel of the smallest image: choose a smaller one")
+        images: [n,h,w,c], or n of [h,w,c] of any sizes; grey, grey + alpha, RGB or RGBA (straight alpha) of uint8,
+        uint16 or floats within [0,1]; sRGB, or linear light of any brightness. c2w: [n,4,4] or [n,3,4], camera to
+        world, OpenGL cameras (x right, y up, looking along -z). intrinsics: [fx,fy,cx,cy] or K [3,3] in pixels, for all
+        images or one for each; the middle of the upper left pixel is (0.5, 0.5). distortion: OpenCV's k1, k2, k3, k4,
+        p1, p2, for all or each. masks: n of [h,w] (or None), 0 where a pixel is to be ignored. depths: n of [h,w] (or
+        None), z-depths in world units, 0 where unknown. points: [m,3], world. space: "box", "unbounded" or "ndc" (None:
+        chosen). splits: {"train", "val", "test": indices} (None: every 8th image in order of names is for testing).
+        scene_from_world: takes the object to [-1,1]^3 (None: chosen). Raises UserError: one sentence a mistake.
 
-    n_channels, dtype = _common_type(pictures, any(f.matte for f in frames))
-    if any((p.n_channels, p.dtype) != (n_channels, dtype) for p in pictures) and not any(f.matte for f in frames):
-        notes.append(f"images of different kinds were brought to {n_channels} channels of {dtype}")
-    is_exr = [p.path.suffix.lower() == ".exr" for p in pictures]
-    linear = any(is_exr)
-    if linear and not all(is_exr):
-        notes.append(f"{is_exr.count(False)} images that are no EXR were brought from sRGB to linear light")
-    chosen = choose_sizes(pictures, downscale, longest, n_channels * dtype.itemsize)
-    sizes = chosen.sizes
-    place = capture.path if capture.path.is_dir() else capture.path.parent
-    in_tiles = sum(h * w for h, w in sizes) * n_channels * dtype.itemsize > FROM
-    settings = {"downscale": downscale, "longest": chosen.longest, "linear": linear}
-
-    def reduced(image: np.ndarray, i: int) -> np.ndarray:
-        if chosen.longest is None:
-            return shrink(image, downscale)
-        if image.shape[:2] == (pictures[i].height, pictures[i].width):
-            image = image[: image.shape[0] // downscale * downscale, : image.shape[1] // downscale * downscale]
-        return area_average(image, sizes[i])
-
-    broken: dict[str, int] = {}  # pixels that are no numbers, by image
-
-    def decode(i: int) -> np.ndarray:
-        plain = chosen.longest is not None and downscale == 1 and not linear and frames[i].matte is None
-        image = _read_as_announced(pictures[i], jpeg_reduction(pictures[i], sizes[i]) if plain else 1)
-        if linear and not is_exr[i] and image.dtype.kind == "u":
-            image = to_linear(image)
-        image = convert(image, n_channels, dtype)
-        if dtype.kind == "f":
-            image, n_broken = repaired(image)
-            if n_broken:
-                broken[frames[i].name] = n_broken
-        if frames[i].matte is not None:
-            image = image.copy()
-            matte = _read_mask(frames[i].matte, image.shape[:2], frames[i].where)  # type: ignore[arg-type]
-            image[..., -1] = matte * (257 if dtype == np.uint16 else 1) if dtype.kind == "u" else matte / 255
-        return reduced(image, i)
-
-    if in_tiles:
-        made_from = [[f.path, f.matte] for f in frames]
-        store = tiled(place, made_from, settings | {"what": "photos"}, sizes, n_channels, dtype, decode, "photos")
-    else:
-        store = fill(sizes, n_channels, dtype, decode)
-    if broken:
-        notes.append(
-            f"{sum(broken.values())} pixels of {len(broken)} images (the first is {min(broken)}) are NaN or infinite: "
-            "taken as black and as the brightest of their image"
+        >>> pose = torch.eye(4)
+        >>> pose[2, 3] = 4.0  # looks at the origin from z = 4
+        >>> scene = Scene.from_arrays(torch.zeros(1, 8, 8, 3), pose[None], [10, 10, 4, 4], splits={"train": [0]})
+        >>> len(scene.names), scene.names[0], scene.cameras.fx.tolist()
+        (1, '0000', [10.0])
+        """
+        pictures = as_images(images, linear)
+        n = len(pictures)
+        names = [f"{i:04d}" for i in range(n)] if names is None else [str(name) for name in names]
+        if len(set(names)) != n:
+            raise UserError(f"names: expected {n} that differ, one for each image")
+        columns = zip(
+            names,
+            as_poses(c2w, n),
+            as_lenses(intrinsics, distortion, pictures),
+            as_splits(splits, n),
+            as_maps(masks, "masks", n),
+            as_maps(depths, "depths", n),
+            pictures,
+            strict=True,
         )
-    brightest, exposure = measure(store) if linear else (1.0, 1.0)
-    if linear:
+        frames = [
+            Frame(name, Path(name), pose, lens, f"image {name}", split, mask, None, depth, pixels=pixels)
+            for name, pose, lens, split, mask, depth, pixels in columns
+        ]
+        parsed = ParsedScene("arrays", Path("arrays"), frames, [], linear=linear, region=scene_from_world)
+        parsed.region_is_given = scene_from_world is not None
+        if points is not None:
+            parsed.points = as_array(points).astype(np.float64).reshape(-1, 3)
+        none_held_out = splits is not None and not any(len(as_array(splits.get(k, ()))) for k in ("val", "test"))
+        largest = max(16, *(max(image.shape[:2]) for image in pictures))
+        options = LoadOptions(holdout=0 if none_held_out else None, space=space, longest=largest)  # type: ignore[arg-type]
+        options.check()
+        return assemble(parsed, options)
+
+
+def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
+    """Check poses, lenses and images, decode, split, and choose the scene frame."""
+    notes = parsed.notes
+    posed = check_frames(parsed, options)
+    pictures = _Pictures.choose(parsed, posed, options)
+    pixels = pictures.store()
+    brightest, exposure = measure(pixels) if pictures.linear else (1.0, 1.0)
+    if pictures.linear:
         notes.append(f"linear light, up to {brightest:.4g} where white is 1" + _exposed(exposure))
-    masks: PixelStore | MaskBits | None = None
-    if any(f.mask for f in frames):
-
-        def decode_mask(i: int) -> np.ndarray:
-            full, path = (pictures[i].height, pictures[i].width), frames[i].mask
-            mask = np.full(full, 255, np.uint8) if path is None else _read_mask(path, full, frames[i].where)
-            return reduced(mask[..., None], i)
-
-        if in_tiles:
-            made_from = [[f.path, f.mask] for f in frames]
-            about = settings | {"what": "masks"}
-            masks = tiled(place, made_from, about, sizes, 1, np.dtype(np.uint8), decode_mask, "masks")
-        else:
-            masks = packed(sizes, decode_mask)
-
-    depths = read_depths([f.depth for f in frames], [(p.height, p.width) for p in pictures], notes)
-
-    cameras = posed.cameras.scaled(downscale)
-    if chosen.longest is not None:
-        heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
-        cameras = cameras.resized(widths, heights)
-        notes.append(chosen.note)
-    check_lenses(cameras, [f.name for f in frames], notes)
-    if downscale > 1:
-        notes.append(f"images down-scaled by {downscale} (area average)")
-
-    has_alpha = n_channels in (2, 4) and _alpha_matters(store)
-    keypoints = gather(frames, posed.cameras, cameras, notes)
-    region = choose_region(capture, cameras, store, has_alpha, space)
+    masks = pictures.masks()
+    depths = read_depths([f.depth for f in posed.frames], [(p.height, p.width) for p in posed.pictures], notes)
+    cameras = _resized(posed.cameras, pictures.sizes, options.downscale)
+    names = [f.name for f in posed.frames]
+    if pictures.sizes.longest is not None:
+        notes.append(pictures.sizes.note)
+    check_lenses(cameras, names, notes)
+    if options.downscale > 1:
+        notes.append(f"images down-scaled by {options.downscale} (area average)")
+    has_alpha = pixels.n_channels in (2, 4) and _alpha_matters(pixels)
+    keypoints = gather(posed.frames, posed.cameras, cameras, notes)
+    space = "box" if parsed.region_is_given and has_alpha and options.space is None else options.space
+    region = choose_region(parsed, cameras, pixels, has_alpha and not parsed.region_is_given, space)
     return Scene(
-        pixels=store,
+        pixels=pixels,
         cameras=cameras,
-        names=[f.name for f in frames],
+        names=names,
         splits=posed.splits,
         points=posed.points,
         scene_from_world=region.scene_from_world,
         space=region.space,
         near=region.near,
         far=region.far,
-        n_levels=region.n_levels,
         has_alpha=has_alpha,
-        linear=linear,
+        linear=pictures.linear,
         masks=masks,
-        source=capture.source,
-        path=capture.path,
+        source=parsed.source,
+        path=parsed.path,
         notes=notes,
-        ndc=region.ndc,
         brightest=brightest,
         exposure=exposure,
         depths=depths,
         keypoints=keypoints,
-        files=[f.path for f in frames],
+        files=[f.path for f in posed.frames if f.pixels is None],
         photo_cameras=posed.cameras,
     )
+
+
+@dataclass
+class _Pictures:
+    """The pictures of a scene on their way into a store: of one type, of the sizes chosen."""
+
+    parsed: ParsedScene
+    posed: Posed
+    downscale: int
+    sizes: Sizes
+    n_channels: int
+    dtype: np.dtype
+    linear: bool
+
+    @staticmethod
+    def choose(parsed: ParsedScene, posed: Posed, options: LoadOptions) -> _Pictures:
+        """One type that holds every picture without loss, and their sizes."""
+        pictures, matte = posed.pictures, any(f.matte for f in posed.frames)
+        if min(min(p.height, p.width) for p in pictures) < options.downscale:
+            raise UserError(
+                f"downscale {options.downscale} leaves no pixel of the smallest image: choose a smaller one"
+            )
+        n_channels, dtype = _common_type(pictures, matte)
+        if any((p.n_channels, p.dtype) != (n_channels, dtype) for p in pictures) and not matte:
+            parsed.notes.append(f"images of different kinds were brought to {n_channels} channels of {dtype}")
+        n_other = sum(not _is_linear(parsed, f) for f in posed.frames)
+        if 0 < n_other < len(pictures):
+            parsed.notes.append(f"{n_other} images that are no EXR were brought from sRGB to linear light")
+        sizes = choose_sizes(pictures, options.downscale, options.longest, n_channels * dtype.itemsize)
+        return _Pictures(parsed, posed, options.downscale, sizes, n_channels, dtype, n_other < len(pictures))
+
+    def store(self) -> PixelStore:
+        """All pictures decoded: in memory, or in tiles on disk where they would fill too much of it."""
+        broken: dict[str, int] = {}  # pixels that are no numbers, by image
+        made_from = [[f.path, f.matte] for f in self.posed.frames]
+        store = self._fill("photos", made_from, self.n_channels, self.dtype, lambda i: self._decode(i, broken))
+        if broken:
+            self.parsed.notes.append(
+                f"{sum(broken.values())} pixels of {len(broken)} images (the first is {min(broken)}) are NaN or "
+                "infinite: taken as black and as the brightest of their image"
+            )
+        return store
+
+    def masks(self) -> PixelStore | MaskBits | None:
+        """One channel, above 0.5 where a pixel is to be used; None where no picture has a mask."""
+        frames = self.posed.frames
+        if all(f.mask is None for f in frames):
+            return None
+        if not self._in_tiles:
+            return packed(self.sizes.sizes, self._decode_mask)
+        made_from = [[f.path, f.mask] for f in frames]
+        return self._fill("masks", made_from, 1, np.dtype(np.uint8), self._decode_mask)
+
+    @property
+    def _in_tiles(self) -> bool:
+        n_bytes = sum(h * w for h, w in self.sizes.sizes) * self.n_channels * self.dtype.itemsize
+        return n_bytes > FROM and all(f.pixels is None for f in self.posed.frames)
+
+    def _fill(
+        self, what: str, made_from: list[Any], n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]
+    ) -> PixelStore:
+        if not self._in_tiles:
+            return fill(self.sizes.sizes, n_channels, dtype, decode)
+        place = self.parsed.path if self.parsed.path.is_dir() else self.parsed.path.parent
+        settings = {"downscale": self.downscale, "longest": self.sizes.longest, "linear": self.linear, "what": what}
+        return tiled(place, made_from, settings, self.sizes.sizes, n_channels, dtype, decode, what)
+
+    def _decode(self, i: int, broken: dict[str, int]) -> np.ndarray:
+        frame, picture = self.posed.frames[i], self.posed.pictures[i]
+        plain = self.sizes.longest is not None and self.downscale == 1 and not self.linear and frame.matte is None
+        reduction = jpeg_reduction(picture, self.sizes.sizes[i]) if plain else 1
+        image = _read_as_announced(picture, reduction) if frame.pixels is None else frame.pixels
+        if self.linear and not _is_linear(self.parsed, frame) and image.dtype.kind == "u":
+            image = to_linear(image)
+        image = convert(image, self.n_channels, self.dtype)
+        if self.dtype.kind == "f":
+            image, n_broken = repaired(image)
+            if n_broken:
+                broken[frame.name] = n_broken
+        if frame.matte is not None:
+            image = image.copy()
+            matte = _read_mask(frame.matte, image.shape[:2], frame.where)
+            scale = 257 if self.dtype == np.uint16 else 1
+            image[..., -1] = matte * scale if self.dtype.kind == "u" else matte / 255
+        return self._reduced(image, i)
+
+    def _decode_mask(self, i: int) -> np.ndarray:
+        picture, frame = self.posed.pictures[i], self.posed.frames[i]
+        full = picture.height, picture.width
+        mask = np.full(full, 255, np.uint8) if frame.mask is None else _read_mask(frame.mask, full, frame.where)
+        return self._reduced(mask[..., None], i)
+
+    def _reduced(self, image: np.ndarray, i: int) -> np.ndarray:
+        if self.sizes.longest is None:
+            return shrink(image, self.downscale)
+        picture, k = self.posed.pictures[i], self.downscale
+        if image.shape[:2] == (picture.height, picture.width):
+            image = image[: image.shape[0] // k * k, : image.shape[1] // k * k]
+        return area_average(image, self.sizes.sizes[i])
+
+
+def _is_linear(parsed: ParsedScene, frame: Frame) -> bool:
+    """Whether a picture holds linear light, not sRGB."""
+    return frame.path.suffix.lower() == ".exr" if frame.pixels is None else parsed.linear
+
+
+def _resized(cameras: Cameras, sizes: Sizes, downscale: int) -> Cameras:
+    cameras = cameras.scaled(downscale)
+    if sizes.longest is None:
+        return cameras
+    heights, widths = (torch.tensor([s[k] for s in sizes.sizes], dtype=torch.int64) for k in (0, 1))
+    return cameras.resized(widths, heights)
 
 
 def _exposed(exposure: float) -> str:
@@ -197,14 +311,16 @@ def _read_as_announced(picture: Picture, reduction: int = 1) -> np.ndarray:
     return image
 
 
-def _read_mask(path: Path, size: tuple[int, int], where: str) -> np.ndarray:
+def _read_mask(given: Path | np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
     """[h,w] uint8 of a grey, RGB or RGBA mask, resized by nearest pixel where its image is larger or smaller."""
     from PIL import Image
 
-    if not path.is_file():
-        raise UserError(f"{where}: its mask {path} is missing")
-    picture = read_header(path)
-    mask = convert(read_pixels(picture), 3, np.dtype(np.uint8)).max(axis=2)
+    if isinstance(given, np.ndarray):
+        mask, path = (given > 0).astype(np.uint8) * 255, where
+    elif not given.is_file():
+        raise UserError(f"{where}: its mask {given} is missing")
+    else:
+        mask, path = convert(read_pixels(read_header(given)), 3, np.dtype(np.uint8)).max(axis=2), str(given)
     if mask.shape != size:
         if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > 0.02 * size[0] * mask.shape[1]:
             raise UserError(

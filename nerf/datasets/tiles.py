@@ -25,7 +25,7 @@ from nerf.errors import UserError, note
 from nerf.io.files import whole
 from nerf.io.folders import cache_folder
 from nerf.io.machine import usable_cores
-from nerf.io.progress import bar
+from nerf.io.progress import Progress
 
 TILE = 64  # pixels: of 3 bytes 12 KiB, three pages of the disk
 FROM = 2 << 30  # bytes; smaller sets stay in memory
@@ -99,9 +99,9 @@ def _converted(
                 ranges[starts[i] : starts[i + 1]] = span
                 _write_at(file.fileno(), tiles, int(starts[i]) * tile_bytes)
 
-            with ThreadPoolExecutor(usable_cores()) as pool, bar(label, len(sizes)) as done:
+            with ThreadPoolExecutor(usable_cores()) as pool, Progress(label, len(sizes)) as shown:
                 for k, _ in enumerate(pool.map(one, range(len(sizes))), 1):  # raises the first error in file order
-                    done(k)
+                    shown.update(k)
             os.fsync(file.fileno())  # the index below says that all of it is there
         with whole(base.with_name(f"{base.name}.npz")) as temporary, open(temporary, "wb") as file:
             np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), ranges=ranges)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nerf.kernels.layout import GridLayout
+from nerf.kernels.records import GridLayout
 
 
 class Identity(nn.Module):

@@ -77,6 +77,7 @@ class OccupancyGrid:
         self._cells = None
         self._set(self.candidates.clone())
 
+    @torch.no_grad()
     def update(
         self,
         density: Callable[[Tensor], Tensor],

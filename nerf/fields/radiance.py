@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,16 @@ from nerf import kernels
 from nerf.kernels import FieldConfig, FieldParams, GridLayout
 
 SH_FEATURES, GEO_FEATURES = 16, 16
+
+
+class Field(Protocol):
+    """What is rendered, trained and meshed: a density and a colour everywhere. Ours is `RadianceField`."""
+
+    def density(self, x: Tensor, /) -> Tensor:
+        """sigmas [n] >= 0 (1/scene length) at scene positions [n,3] (in NDC where the scene is marched there)."""
+
+    def __call__(self, x: Tensor, d: Tensor, /) -> tuple[Tensor, Tensor]:
+        """sigmas [n], and rgbs [n,3] as seen along unit directions [n,3]."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class RadianceField(nn.Module):
     `contracted`: an unbounded scene, squeezed into the grid's unit cube by L-inf contraction; else the box [-1,1]^3.
     """
 
-    def __init__(self, options: FieldOptions, contracted: bool = False, seed: int = 0) -> None:
+    def __init__(self, options: FieldOptions = FieldOptions(), contracted: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.options = options
         self.config = FieldConfig(options.layout(), contracted, options.density_bias)
@@ -73,12 +83,15 @@ class RadianceField(nn.Module):
         return FieldParams(self.table, list(self.density_weights), list(self.color_weights))
 
     def density(self, positions: Tensor) -> Tensor:
-        """sigmas [n] at scene positions [n,3]; no gradient."""
+        """sigmas [n] (1/scene length) at scene positions [n,3]; differentiable as `forward` is."""
         return kernels.field_forward(positions, None, self.params(), self.config, self.table_half)[0]
 
     def forward(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """sigmas [n] and rgbs [n,3] at scene positions and unit directions [n,3]; no gradient (training goes through
-        render_rays)."""
+        """sigmas [n] (1/scene length) and rgbs [n,3] at scene positions and unit directions [n,3].
+
+        Once differentiable in the parameters, positions and directions; the fast path, in mixed precision where there
+        is a `table_half`, is taken where no gradient is asked for (`torch.no_grad()`).
+        """
         sigmas, rgbs = kernels.field_forward(positions, directions, self.params(), self.config, self.table_half)
         assert rgbs is not None
         return sigmas, rgbs if self.options.color_scale == 1.0 else rgbs * self.options.color_scale

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Similarity, Space
 
 
 def common_up(cameras: Cameras) -> tuple[Tensor, bool]:
@@ -19,14 +19,12 @@ def common_up(cameras: Cameras) -> tuple[Tensor, bool]:
     the sign, and everything where the right axes do not span a plane.) Phones held upright may save photos on their
     side; then it is the up axes that lie in the level plane, much more nearly than the right axes do.
     """
-    rights, ups = cameras.c2w[:, :, 0].double(), cameras.c2w[:, :, 1].double()
+    rights, ups = cameras.c2w[:, :, 0].double(), cameras.up.double()
     level, axis = _normal_of(rights)
     level_sideways, axis_sideways = _normal_of(ups)
     if level_sideways < 0.3 * level and abs(float(axis_sideways @ rights.mean(dim=0))) > 0.3:
         # Turned to the left or to the right? More photos look down on things than up at them.
-        return axis_sideways * math.copysign(
-            1.0, float(axis_sideways @ cameras.c2w[:, :, 2].double().mean(dim=0))
-        ), True
+        return axis_sideways * math.copysign(1.0, -float(axis_sideways @ cameras.forward.double().mean(dim=0))), True
     mean = ups.mean(dim=0)
     along = float(axis @ mean)
     if math.isfinite(level) and abs(along) > 0.05:
@@ -47,41 +45,43 @@ def _normal_of(axes: Tensor) -> tuple[float, Tensor]:
     return max(float(spread[0]), 1e-4) if plane else math.inf, directions[:, 0]
 
 
-def nearest_point_to_axes(cameras: Cameras) -> Tensor | None:
-    """The world point [3] with the least squared distance to all optical axes; None where these are parallel."""
-    origins, forward = cameras.c2w[:, :, 3].double(), -cameras.c2w[:, :, 2].double()
-    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]
-    system = across.mean(dim=0)
+def nearest_point_to_axes(cameras: Cameras, pull: float = 0.0) -> Tensor | None:
+    """The world point [3] with the least squared distance to all optical axes; None where these are parallel or it
+    lies behind the cameras. A weak `pull` towards the mean camera settles parallel axes: then there always is one."""
+    origins, forward, eye = cameras.centres.double(), cameras.forward.double(), torch.eye(3, dtype=torch.float64)
+    across = eye - forward[:, :, None] * forward[:, None, :]  # removes the part along the axis
+    system = across.mean(dim=0) + pull * eye
     # The smallest eigenvalue is the mean squared sine of the angles to the most common direction.
-    if float(torch.linalg.eigvalsh(system)[0]) < 1e-3:
+    if not pull and float(torch.linalg.eigvalsh(system)[0]) < 1e-3:
         return None
-    point = torch.linalg.solve(system, torch.einsum("nij,nj->i", across, origins) / len(origins))
+    wanted = (across @ origins[:, :, None]).mean(dim=0)[:, 0] + pull * origins.mean(dim=0)
+    point = torch.linalg.solve(system, wanted)
     in_front = torch.einsum("nj,nj->n", point - origins, forward)
-    return point if float(in_front.median()) > 0 else None
+    return point if pull or float(in_front.median()) > 0 else None
 
 
-def look_at_point(cameras: Cameras, scene_from_world: Similarity, space: str) -> Tensor:
+def look_at_point(cameras: Cameras, scene_from_world: Similarity, space: Space) -> Tensor:
     """The world point [3] float64 to circle: the middle of the object's box, else where the optical axes meet."""
     middle = scene_from_world.inverse().apply(torch.zeros(3, dtype=torch.float64))
-    if space == "box":
+    if space.bounded:
         return middle
     point = nearest_point_to_axes(cameras)
     if point is not None:
         return point
-    origins, forward = cameras.c2w[:, :, 3].double(), -cameras.c2w[:, :, 2].double()
-    return origins.mean(dim=0) + focus_distance(cameras, scene_from_world, space) * forward.mean(dim=0)
+    ahead = focus_distance(cameras, scene_from_world, space) * cameras.forward.double().mean(dim=0)
+    return cameras.centres.double().mean(dim=0) + ahead
 
 
-def focus_distance(cameras: Cameras, scene_from_world: Similarity, space: str) -> float:
+def focus_distance(cameras: Cameras, scene_from_world: Similarity, space: Space) -> float:
     """How far in front of the cameras the scene lies, in world units."""
-    if space == "ndc":
+    if space.warped:
         # The near plane is at 1 in the scene, the far one at infinity; NeRF's choice: 3/4 of the way in disparity.
         return 1.0 / ((0.25 + 0.75 / 5.0) * scene_from_world.scale)
     point = nearest_point_to_axes(cameras)
     if point is None:
         return 1.0 / scene_from_world.scale
-    forward = -cameras.c2w[:, :, 2].double()
-    return max(float(((point - cameras.c2w[:, :, 3].double()) * forward).sum(dim=1).median()), 1e-6)
+    ahead = ((point - cameras.centres.double()) * cameras.forward.double()).sum(dim=1)
+    return max(float(ahead.median()), 1e-6)
 
 
 def look_at(origins: Tensor, target: Tensor, up: Tensor) -> Tensor:

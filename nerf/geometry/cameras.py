@@ -9,19 +9,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nerf.geometry.space import Similarity
 
 PERSPECTIVE, OPENCV, FISHEYE = 0, 1, 2
-OPENCV_AXES = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)  # a pose's columns times this: right, down, ahead
+OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # a pose [4,4] of either kind times this is one of the other
+_AXES = torch.from_numpy(OPENGL_FROM_OPENCV.diagonal()[:3].copy())
 _TABLE_BYTES = 256 << 20  # largest table of undistorted directions that is kept
 
 
 @dataclass
 class Cameras:
-    """n cameras, not to be changed in place; sizes, models and lenses may differ from one to the next."""
+    """n cameras, not to be changed in place; sizes, models and lenses may differ from one to the next.
+
+    Poses are in world units, OpenGL (looking along -z); all else is in OpenCV pixels. `rays` gives float32 rays without
+    gradients; `project` is differentiable in points, poses and intrinsics.
+
+    >>> import torch
+    >>> cameras = Cameras.perspective(torch.eye(4, dtype=torch.float64)[None, :3], 100.0, width=64, height=48)
+    >>> rays_o, rays_d = cameras.rays(torch.tensor([0]), torch.tensor([23.5]), torch.tensor([31.5]))  # the middle
+    >>> rays_o.tolist(), rays_d.tolist()
+    ([[0.0, 0.0, 0.0]], [[0.0, 0.0, -1.0]])
+    >>> uv, z_depths = cameras.project(torch.tensor([[0.0, 0.0, -2.0]]))
+    >>> uv.tolist(), z_depths.tolist()
+    ([[[32.0, 24.0]]], [[2.0]])
+    """
 
     c2w: Tensor  # [n,3,4] float64, camera to world, OpenGL camera, rotation orthonormal with determinant +1
     fx: Tensor  # [n] float64 pixels, as are fy, cx, cy
@@ -36,6 +51,41 @@ class Cameras:
 
     def __len__(self) -> int:
         return len(self.c2w)
+
+    @staticmethod
+    def perspective(c2w: Tensor, focal: Tensor | float, width: int, height: int) -> Cameras:
+        """Cameras without distortion at poses [n,3,4], the principal point in the middle of width x height pixels;
+        focal: pixels, for all, or [n], or [n,2] (fx, fy)."""
+        n = len(c2w)
+        focal = torch.as_tensor(focal, dtype=torch.float64)
+        fx, fy = (focal if focal.dim() == 2 else focal.expand(n)[:, None].expand(n, 2)).clone().unbind(1)
+        cx, cy = (torch.full((n,), size / 2, dtype=torch.float64) for size in (width, height))
+        widths, heights, models = (torch.full((n,), value) for value in (width, height, PERSPECTIVE))
+        return Cameras(c2w.double(), fx, fy, cx, cy, widths, heights, models, torch.zeros(n, 6, dtype=torch.float64))
+
+    @property
+    def centres(self) -> Tensor:
+        """[n,3] world."""
+        return self.c2w[:, :, 3]
+
+    @property
+    def up(self) -> Tensor:
+        """[n,3] of unit length, world: the pictures' vertical axis, upwards."""
+        return self.c2w[:, :, 1]
+
+    @property
+    def forward(self) -> Tensor:
+        """[n,3] of unit length, world: the optical axis, away from the camera."""
+        return -self.c2w[:, :, 2]
+
+    @property
+    def opencv_axes(self) -> Tensor:
+        """[n,3,3], world: right, down and forward as columns."""
+        return self.c2w[:, :, :3] * _AXES
+
+    def with_poses(self, c2w: Tensor) -> Cameras:
+        """The same cameras at other poses [n,3,4]."""
+        return Cameras(**self.tensors() | {"c2w": c2w.to(self.c2w.device)})
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything there is to store; Cameras(**tensors) is the same set again."""
@@ -153,11 +203,10 @@ class Cameras:
             packed = host._packed(scene_from_world).to(self.c2w.device)
             self._cache["packed"] = (scene_from_world, packed)
             return packed
-        s = scene_from_world or Similarity.identity()
-        axes = torch.einsum("ij,njk->nik", s.rotation, self.c2w[:, :, :3])
-        axes = axes * OPENCV_AXES
+        s = (scene_from_world or Similarity.identity()).to(self.c2w.device)
+        axes = torch.einsum("ij,njk->nik", s.rotation, self.c2w[:, :, :3]) * _AXES
         rest = torch.stack([1 / self.fx, 1 / self.fy, self.cx - 0.5, self.cy - 0.5], dim=1)
-        parts = [axes.transpose(1, 2).reshape(-1, 9), s.apply(self.c2w[:, :, 3]), rest]
+        parts = [axes.transpose(1, 2).reshape(-1, 9), s.apply(self.centres), rest]
         packed = torch.cat(parts, dim=1).float()
         self._cache["packed"] = (scene_from_world, packed)
         return packed
@@ -208,6 +257,14 @@ def _fisheye(theta: Tensor, k: Tensor) -> Tensor:
     """Distorted radius of a ray at angle theta from the axis: theta (1 + k1 t^2 + k2 t^4 + k3 t^6 + k4 t^8)."""
     t2 = theta * theta
     return theta * (1 + t2 * (k[..., 0] + t2 * (k[..., 1] + t2 * (k[..., 2] + t2 * k[..., 3]))))
+
+
+def picture_border(height: float, width: float, n: int) -> tuple[Tensor, Tensor]:
+    """Fractional (rows, cols) [4n] float64 along the outer edges of a picture: top, bottom, left, right."""
+    along = torch.linspace(0, 1, n, dtype=torch.float64)
+    rows = torch.cat([along * 0, along * 0 + height, along * height, along * height]) - 0.5
+    cols = torch.cat([along * width, along * width, along * 0, along * 0 + width]) - 0.5
+    return rows, cols
 
 
 def undistort(x: Tensor, y: Tensor, k: Tensor, models: Tensor, n_steps: int = 12) -> Tensor:

@@ -16,7 +16,8 @@ def aligned(quaternions: Tensor) -> Tensor:
 
 
 def matrix_to_quaternion(rotations: Tensor) -> Tensor:
-    """[n,3,3] -> unit quaternions [n,4] (w, x, y, z), from the largest component, so that none is divided by 0."""
+    """[n,3,3] -> unit quaternions [n,4] (w, x, y, z), w >= 0, from the largest component, so that none is divided by
+    0."""
     m = rotations
     squares = torch.stack(
         [
@@ -39,7 +40,8 @@ def matrix_to_quaternion(rotations: Tensor) -> Tensor:
         dim=1,
     )  # each row is 4 q_k q: the quaternion times its own k-th component
     best = rows[torch.arange(len(m)), squares.argmax(dim=1)]
-    return torch.nn.functional.normalize(best, dim=1)
+    best = torch.nn.functional.normalize(best, dim=1)
+    return torch.where(best[:, :1] < 0, -best, best)
 
 
 def quaternion_to_matrix(quaternions: Tensor) -> Tensor:

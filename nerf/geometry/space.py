@@ -1,33 +1,42 @@
-"""Spaces: the similarity between world and scene, the contraction of unbounded scenes, and NDC for forward-facing ones.
+"""Frames and spaces: the similarity between world and scene, and the three kinds of scene that rays march through.
 
-Space kinds are plain strings: "box" (everything lies in [-1,1]^3 of the scene frame), "unbounded" (nested occupancy
-levels; the contraction warps what the encoding eats) and "ndc" (scene rays are warped to normalised device coordinates
-before marching).
+A `Space` says where rays are marched: `Box`, an object in [-1,1]^3 of the scene frame; `Unbounded`, nested boxes whose
+outside is contracted for the encoding; `Ndc`, forward-facing captures whose rays are warped to normalised device
+coordinates. Points of the march are scene points in the first two and NDC points in the last; the space takes points,
+directions and depths from one to the other, so that nobody else has to ask which it is.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Rays = tuple[Tensor, Tensor, Tensor, Tensor]  # rays_o, rays_d [n,3], t_near, t_far [n]
+
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """x_s = scale * rotation @ x_w + translation, in float64; takes points of one frame (world) to another (scene)."""
+    """The map x_s = scale * rotation @ x_w + translation from one frame (world) to another (scene), in float64.
+
+    scale: scene lengths per world length; rotation [3,3] float64, orthonormal, determinant +1; translation [3] float64,
+    scene lengths. Points and directions keep their dtype and device, and their gradients pass through. Rotation and
+    translation are copied to the points' device at each call, for which a GPU waits: `to` places them there for good.
+
+    >>> import torch
+    >>> to_scene = Similarity.around(centre=[1.0, 2.0, 3.0], half_size=0.5)
+    >>> to_scene.apply(torch.tensor([[1.5, 2.0, 3.0]])).tolist()
+    [[1.0, 0.0, 0.0]]
+    >>> to_scene.inverse().apply(torch.tensor([[1.0, 0.0, 0.0]])).tolist()
+    [[1.5, 2.0, 3.0]]
+    """
 
     scale: float
-    rotation: Tensor  # [3,3] float64, orthonormal, determinant +1
+    rotation: Tensor  # [3,3] float64
     translation: Tensor  # [3] float64
-
-    def _at(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rotation and translation on a device, copied there once: copying waits for a GPU."""
-        placed = self.__dict__.setdefault("_placed", {})
-        if device not in placed:
-            placed[device] = self.rotation.to(device), self.translation.to(device)
-        return placed[device]
 
     @staticmethod
     def identity() -> Similarity:
@@ -39,25 +48,28 @@ class Similarity:
         c = torch.as_tensor(centre, dtype=torch.float64)
         return Similarity(1.0 / float(half_size), torch.eye(3, dtype=torch.float64), -c / float(half_size))
 
+    def to(self, device: torch.device) -> Similarity:
+        """The same map, its tensors on a device; itself where they are there already."""
+        if self.rotation.device == device:
+            return self
+        return Similarity(self.scale, self.rotation.to(device), self.translation.to(device))
+
     def apply(self, points: Tensor) -> Tensor:
         """[...,3] -> [...,3], same dtype (computed in float64), differentiable."""
-        r, t = self._at(points.device)
-        return (self.scale * (points.double() @ r.T) + t).to(points.dtype)
+        here = self.to(points.device)
+        return (self.scale * (points.double() @ here.rotation.T) + here.translation).to(points.dtype)
 
     def apply_directions(self, directions: Tensor) -> Tensor:
         """Rotate directions [...,3]; their length is unchanged."""
-        return (directions.double() @ self._at(directions.device)[0].T).to(directions.dtype)
+        return (directions.double() @ self.rotation.to(directions.device).T).to(directions.dtype)
+
+    def apply_poses(self, c2w: Tensor) -> Tensor:
+        """Camera poses [n,3,4] of the one frame in the other; their rotations stay orthonormal."""
+        rotations = self.rotation.to(c2w.device) @ c2w[:, :, :3]
+        return torch.cat([rotations, self.apply(c2w[:, :, 3])[:, :, None]], dim=2)
 
     def inverse(self) -> Similarity:
         return Similarity(1.0 / self.scale, self.rotation.T.clone(), -(self.rotation.T @ self.translation) / self.scale)
-
-    def compose(self, first: Similarity) -> Similarity:
-        """The map that applies `first`, then self."""
-        return Similarity(
-            self.scale * first.scale,
-            self.rotation @ first.rotation,
-            self.scale * (self.rotation @ first.translation) + self.translation,
-        )
 
     def matrix(self) -> Tensor:
         """The same map as a homogeneous [4,4] float64 matrix."""
@@ -79,50 +91,222 @@ class Similarity:
         )
 
 
+# ---- spaces
+
+
+class Space:
+    """What the three spaces have in common; as it stands here, the march runs through the scene frame itself.
+
+    Exactly one of `bounded`, `contracted` and `warped` is true of a space: what depends on its kind asks these.
+    """
+
+    name: str  # "box", "unbounded" or "ndc", as in files
+    n_levels: int  # nested occupancy levels, boxes of half extent 1, 2, 4, ...
+    bounded = False  # all there is lies in [-1,1]^3: an object
+    contracted = False  # the field's encoding gets scene points contracted, see `contract`
+    warped = False  # the march is not in the scene frame: directions and lengths change from place to place
+
+    @property
+    def half_extent(self) -> float:
+        """Of the outermost box that rays are marched through."""
+        return 2.0 ** (self.n_levels - 1)
+
+    def clip_rays(self, rays_o: Tensor, rays_d: Tensor, near: float, far: float) -> Rays:
+        """Scene rays (unit directions) as rays of the march, and where [n] they enter and leave it, between near and
+        far (lengths of the march); t_near >= t_far is a miss. The rays are differentiable, their range is not."""
+        t_near, t_far = ray_box(rays_o.detach(), rays_d.detach(), self.half_extent, near, far)
+        return rays_o, rays_d, t_near, t_far
+
+    def depth_to_t(self, rays_o: Tensor, rays_d: Tensor, depths: Tensor) -> Tensor:
+        """Lengths along scene rays [n] (0: nowhere) as lengths t along the march; the inverse of `t_to_depth`."""
+        return depths
+
+    def t_to_depth(self, rays_o: Tensor, rays_d: Tensor, t: Tensor) -> Tensor:
+        """Lengths t along the march [n] (0: nowhere) as lengths along the scene rays, at most 1e6."""
+        return t
+
+    def points_to_scene(self, points: Tensor) -> Tensor:
+        """Points of the march [...,3] in the scene frame."""
+        return points
+
+    def points_to_march(self, points: Tensor) -> Tensor:
+        """Scene points [...,3] as points of the march."""
+        return points
+
+    def directions_to_scene(self, points: Tensor, directions: Tensor) -> Tensor:
+        """Unit directions [n,3] at points of the march [n,3] as unit directions in the scene frame."""
+        return directions
+
+    def directions_to_march(self, points: Tensor, directions: Tensor) -> Tensor:
+        """Unit directions [n,3] at scene points [n,3] as unit directions of the march."""
+        return directions
+
+
+@dataclass(frozen=True)
+class Box(Space):
+    """An object: everything lies in [-1,1]^3 of the scene frame, and rays are marched through that cube.
+
+    >>> import torch
+    >>> towards = torch.tensor([[0.0, 0.0, -1.0]])
+    >>> o, d, t_near, t_far = Box().clip_rays(torch.tensor([[0.0, 0.0, 3.0]]), towards, near=0.0, far=10.0)
+    >>> t_near.tolist(), t_far.tolist()
+    ([2.0], [4.0])
+    """
+
+    name, n_levels, bounded = "box", 1, True
+
+
+@dataclass(frozen=True)
+class Unbounded(Space):
+    """A scene without a border: `n_levels` nested boxes, each twice as large as the one before, are marched through.
+
+    What the cameras look at fills the first, [-1,1]^3. The encoding gets points contracted to [-2,2]^3 (mip-NeRF 360,
+    Barron et al. 2022, equation 10, with the maximum norm).
+
+    >>> Unbounded(5).half_extent
+    16.0
+    """
+
+    n_levels: int
+
+    name, contracted = "unbounded", True
+
+
+@dataclass(frozen=True)
+class Ndc(Space):
+    """A forward-facing capture in normalised device coordinates: rays look along -z, from the near plane z = -1 of the
+    scene frame (NDC -1) to infinity (NDC +1).
+
+    Scene points map to (-a x/z, -b y/z, 1 + 2/z); a and b are chosen such that all pictures fall within [-1,1]^3.
+    Differentiable. Source: NeRF (Mildenhall et al. 2020), appendix C, with n = 1 and f -> infinity.
+
+    >>> import torch
+    >>> space = Ndc(a=2.0, b=3.0)
+    >>> space.points_to_march(torch.tensor([[0.5, 0.25, -2.0]])).tolist()
+    [[0.5, 0.375, 0.0]]
+    >>> space.points_to_scene(torch.tensor([[0.5, 0.375, 0.0]])).tolist()
+    [[0.5, 0.25, -2.0]]
+    """
+
+    a: float
+    b: float
+
+    name, n_levels, warped = "ndc", 1, True
+
+    def clip_rays(self, rays_o: Tensor, rays_d: Tensor, near: float, far: float) -> Rays:
+        rays_o, rays_d, t_near, t_far = self.warp_rays(rays_o, rays_d)
+        low, high = ray_box(rays_o.detach(), rays_d.detach(), 1.0, 0.0, far)
+        return rays_o, rays_d, torch.maximum(low, t_near), torch.minimum(high, t_far)
+
+    def warp_rays(self, rays_o: Tensor, rays_d: Tensor) -> Rays:
+        """Scene rays in NDC: rays_o [n,3] on the near plane, rays_d [n,3] of unit length, t_near, t_far [n].
+
+        t is NDC length: t_near = 0 lies on the near plane, t_far at infinity. A ray that does not look along -z reaches
+        neither: t_near = t_far = 0, a miss. Source: NeRF, appendix C, equations 25 and 26. Differentiable.
+        """
+        ok = rays_d[:, 2:] < -1e-6
+        d = torch.cat([torch.where(ok, rays_d[:, :2], 0.0), torch.where(ok, rays_d[:, 2:], -1.0)], dim=1)
+        o = rays_o - ((1.0 + rays_o[:, 2:]) / d[:, 2:]) * d  # slide to z = -1
+        start = self.points_to_march(o)
+        end = torch.stack([-self.a * d[:, 0] / d[:, 2], -self.b * d[:, 1] / d[:, 2], torch.ones_like(d[:, 2])], dim=-1)
+        step = end - start
+        length = step.norm(dim=-1, keepdim=True)
+        t_far = torch.where(ok[:, 0], length[:, 0], torch.zeros_like(length[:, 0]))
+        return start, step / length, torch.zeros_like(t_far), t_far
+
+    def depth_to_t(self, rays_o: Tensor, rays_d: Tensor, depths: Tensor) -> Tensor:
+        start, direction, *_ = self.warp_rays(rays_o, rays_d)
+        points = self.points_to_march(rays_o + depths[:, None] * rays_d)
+        t = ((points - start) * direction).sum(dim=1)
+        return torch.where(depths > 0, t, torch.zeros_like(t))
+
+    def t_to_depth(self, rays_o: Tensor, rays_d: Tensor, t: Tensor) -> Tensor:
+        hit = (t > 0).nonzero()[:, 0]
+        o, d, *_ = self.warp_rays(rays_o[hit], rays_d[hit])
+        depths = t.clone()
+        there = self.points_to_scene(o + t[hit, None] * d)
+        depths[hit] = (there - rays_o[hit]).norm(dim=1).clamp_max(1e6)
+        return depths
+
+    def points_to_scene(self, points: Tensor) -> Tensor:
+        """NDC points [...,3] in the scene frame; NDC depth +1 is infinitely far and gives inf."""
+        u, v, w = points.unbind(-1)
+        z = 2.0 / (w - 1.0)
+        return torch.stack([-u * z / self.a, -v * z / self.b, z], dim=-1)
+
+    def points_to_march(self, points: Tensor) -> Tensor:
+        """Scene points [...,3] in front of the near plane (z <= -1) in NDC."""
+        x, y, z = points.unbind(-1)
+        return torch.stack([-self.a * x / z, -self.b * y / z, 1.0 + 2.0 / z], dim=-1)
+
+    def directions_to_scene(self, points: Tensor, directions: Tensor) -> Tensor:
+        shifted = self.points_to_scene(points + 1e-3 * directions)
+        return torch.nn.functional.normalize(shifted - self.points_to_scene(points), dim=1)
+
+    def directions_to_march(self, points: Tensor, directions: Tensor) -> Tensor:
+        shifted = self.points_to_march(points + 1e-3 * directions)
+        return torch.nn.functional.normalize(shifted - self.points_to_march(points), dim=1)
+
+
+def space_to_dict(space: Space) -> dict[str, Any]:
+    """The three entries that a checkpoint keeps of a space."""
+    return {
+        "space": space.name,
+        "n_levels": space.n_levels,
+        "ndc": (space.a, space.b) if isinstance(space, Ndc) else None,
+    }
+
+
+def space_from_dict(d: dict[str, Any]) -> Space:
+    """The inverse of `space_to_dict`. Raises KeyError or ValueError for what it did not write."""
+    match d["space"]:
+        case "box":
+            return Box()
+        case "unbounded":
+            return Unbounded(int(d["n_levels"]))
+        case "ndc":
+            return Ndc(*map(float, d["ndc"]))
+    raise ValueError(f"no space is called {d['space']!r}")
+
+
+# ---- what the kernels' definitions are made of
+
+
+def ray_box(
+    rays_o: Tensor, rays_d: Tensor, half_extent: float, near: float = 0.0, far: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """Where rays [n,3] cross the box [-half_extent, half_extent]^3, cut to [near, far]: (t_near, t_far) [n], in units
+    of |d|; `t_near >= t_far` is a miss.
+
+    Per axis the planes are met at `(-+half_extent - o) / d`; the ray is inside between the last entry and the first
+    exit. A ray parallel to an axis meets no plane of it: that axis allows everything, or nothing if the origin lies
+    outside. Raises ValueError for other shapes.
+    """
+    if rays_o.dim() != 2 or rays_o.shape[1] != 3 or rays_d.shape != rays_o.shape:
+        raise ValueError(f"rays_o, rays_d: expected shapes [n, 3], got {list(rays_o.shape)} and {list(rays_d.shape)}")
+    parallel = rays_d == 0
+    divisor = torch.where(parallel, torch.ones_like(rays_d), rays_d)
+    t0 = (-half_extent - rays_o) / divisor
+    t1 = (half_extent - rays_o) / divisor
+    inside = rays_o.abs() <= half_extent
+    unlimited = torch.where(inside, math.inf, -math.inf).to(rays_o.dtype)
+    t_enter = torch.where(parallel, -unlimited, torch.minimum(t0, t1)).amax(dim=1)
+    t_exit = torch.where(parallel, unlimited, torch.maximum(t0, t1)).amin(dim=1)
+    return t_enter.clamp(min=near), t_exit.clamp(max=far)
+
+
 def contract(x: Tensor) -> Tensor:
-    """Squeeze space into [-2,2]^3: identity where |x|_inf <= 1, else (2 - 1/|x|_inf) x / |x|_inf.
+    """L-inf contraction of space into [-2,2]^d: identity where `|x|_inf <= 1`, else `(2 - 1/|x|_inf) * x/|x|_inf`.
 
-    x [...,3] any float dtype -> same shape; differentiable. Source: mip-NeRF 360, eq. 10, with the L-inf norm.
+    x [...,d], scene frame. Differentiable; where two coordinates tie for the maximum they share its gradient.
+    Source: Mip-NeRF 360 (Barron et al. 2022), equation 10, with the maximum norm as nerfacto and NeRFacc use it.
     """
-    norm = x.abs().amax(dim=-1, keepdim=True).clamp_min(1.0)
-    return (x / norm) * (2.0 - 1.0 / norm)  # in this order the largest component is rounded once only
+    # With the norm clamped at 1 the factor is exactly 1 inside, so one formula serves both sides.
+    norm = x.abs().amax(dim=-1, keepdim=True).clamp(min=1.0)
+    return x * ((2.0 - 1.0 / norm) / norm)
 
 
-def uncontract(y: Tensor) -> Tensor:
-    """Inverse of `contract`: y [...,3] with |y|_inf < 2 -> x; values at or beyond 2 come back very large but finite."""
-    norm = y.abs().amax(dim=-1, keepdim=True).clamp_min(1.0)
-    return y / (norm * (2.0 - norm).clamp_min(torch.finfo(y.dtype).tiny ** 0.25))
-
-
-def ndc_points(points: Tensor, ndc: tuple[float, float]) -> Tensor:
-    """Scene points [...,3] in front of the near plane (z <= -1) to NDC: (-a x/z, -b y/z, 1 + 2/z) with (a, b) = ndc.
-
-    z = -1 (near plane) maps to -1, z = -inf to +1. Source: NeRF, appendix C, with n = 1 and f -> inf. Differentiable.
-    """
-    x, y, z = points.unbind(-1)
-    return torch.stack([-ndc[0] * x / z, -ndc[1] * y / z, 1.0 + 2.0 / z], dim=-1)
-
-
-def ndc_points_inverse(points: Tensor, ndc: tuple[float, float]) -> Tensor:
-    """NDC points [...,3] back to the scene frame; NDC depth +1 is infinitely far and gives inf."""
-    u, v, w = points.unbind(-1)
-    z = 2.0 / (w - 1.0)
-    return torch.stack([-u * z / ndc[0], -v * z / ndc[1], z], dim=-1)
-
-
-def ndc_rays(rays_o: Tensor, rays_d: Tensor, ndc: tuple[float, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Warp scene-frame rays to NDC: (rays_o [n,3] on the near plane, rays_d [n,3] unit, t_near [n], t_far [n]).
-
-    Rays look along -z; the scene's near plane is z = -1. t is NDC length, t_near = 0 lies on the near plane (NDC z =
-    -1), t_far at infinity (NDC z = +1). A ray that does not look along -z never reaches either: t_near = t_far = 0, a
-    miss. Source: NeRF, appendix C (eq. 25, 26). Differentiable.
-    """
-    ok = rays_d[:, 2:] < -1e-6
-    d = torch.cat([torch.where(ok, rays_d[:, :2], 0.0), torch.where(ok, rays_d[:, 2:], -1.0)], dim=1)
-    o = rays_o - ((1.0 + rays_o[:, 2:]) / d[:, 2:]) * d  # slide to z = -1
-    start = ndc_points(o, ndc)
-    end = torch.stack([-ndc[0] * d[:, 0] / d[:, 2], -ndc[1] * d[:, 1] / d[:, 2], torch.ones_like(d[:, 2])], dim=-1)
-    step = end - start
-    length = step.norm(dim=-1, keepdim=True)
-    t_far = torch.where(ok[:, 0], length[:, 0], torch.zeros_like(length[:, 0]))
-    return start, step / length, torch.zeros_like(t_far), t_far
+def scene_to_unit(x: Tensor, contracted: bool) -> Tensor:
+    """Scene frame to unit frame: `(x+1)/2` for the box [-1,1]^d, `(contract(x)+2)/4` for unbounded space. [n,d] to
+    [n,d]."""
+    return (contract(x) + 2.0) * 0.25 if contracted else (x + 1.0) * 0.5

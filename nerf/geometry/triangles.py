@@ -1,4 +1,4 @@
-"""Triangle meshes as tensors: reading files, points spread over the faces."""
+"""Triangle meshes as tensors: reading files, points sampled over the faces."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ORIGIN_NODE = "nerf_origin"  # below it where the world's coordinates are large:
 MESH_KINDS = (".ply", ".obj", ".glb", ".stl", ".off")
 
 
-class Spread(NamedTuple):
+class SurfaceSamples(NamedTuple):
     """n points of a mesh: which face [n] each lies in, and the weights [n,3] of that face's corners."""
 
     faces: Tensor
     weights: Tensor
 
 
-def spread(vertices: Tensor, faces: Tensor, n: int) -> Spread:
+def sample_surface(vertices: Tensor, faces: Tensor, n: int) -> SurfaceSamples:
     """n points over the faces [f,3] of vertices [v,3], even by area; the same every time.
 
     Every face gets its share (stratified by area, so that no hole opens by chance); inside the faces a low-discrepancy
@@ -39,7 +39,7 @@ def spread(vertices: Tensor, faces: Tensor, n: int) -> Spread:
     u, v = (0.5 + k * 0.7548776662466927) % 1, (0.5 + k * 0.5698402909980532) % 1
     over = u + v > 1
     u, v = torch.where(over, 1 - u, u), torch.where(over, 1 - v, v)
-    return Spread(which, torch.stack([1 - u - v, u, v], dim=1))
+    return SurfaceSamples(which, torch.stack([1 - u - v, u, v], dim=1))
 
 
 class Triangles(NamedTuple):
@@ -79,7 +79,7 @@ def read_mesh(path: Path | str) -> Triangles:
     return Triangles(vertices, faces)
 
 
-def read_looks(path: Path | str) -> trimesh.Trimesh:
+def read_textured_mesh(path: Path | str) -> trimesh.Trimesh:
     """A mesh file with its texture or colours, as trimesh keeps it; its parts must share one way of colouring."""
     import trimesh
 

@@ -48,6 +48,11 @@ def previous_path(path: str | Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Those called `name.`something, without that prefix."""
+    return {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+
+
 def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Writes `tensors` (any shape, any device) and the JSON-able `config` to `path`; no crash loses a good file.
 

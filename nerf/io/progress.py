@@ -1,76 +1,139 @@
-"""One progress bar for everything that takes long: count, share, time gone and time left, on standard error."""
+"""How far long work is, on standard error: a bar on a terminal or in a notebook, elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+from contextlib import suppress
+from datetime import timedelta
+from types import TracebackType
+from typing import TypeVar
 
 T = TypeVar("T")
 
-
-def progress(items: Iterable[T], label: str, show: bool = True) -> Iterator[T]:
-    """The items again, with a bar that moves as they are taken (one line at the end where there is no terminal)."""
-    if not show:
-        yield from items
-        return
-    total = len(items) if isinstance(items, Sized) else None
-    with bar(label, total) as done:
-        for k, item in enumerate(items, 1):
-            yield item
-            done(k)
+LINE_SECONDS = 10.0  # between lines of a log: often enough to show life, few enough to read
+NOTEBOOK_SECONDS = 1.0
+_BAR = 30  # characters
 
 
-@contextmanager
-def bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar for what is counted elsewhere: call what it gives with the number that is done."""
-    from rich.progress import MofNCompleteColumn
-
-    with timed_bar(MofNCompleteColumn()) as shown:
-        task = shown.add_task(label, total=total)
-        yield lambda done: shown.update(task, completed=done)
+def _nothing() -> None:
+    pass
 
 
-def timed_bar(counted: ProgressColumn) -> Progress:
-    """A bar on standard error, not yet started: its label, the share done, `counted`, time gone and time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+class Progress:
+    """Shows label, share, count, words of one's own, time gone and time left, from its making until `close`.
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        counted,
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    total: None while it is not known; start: how many were done before (of a run that is resumed); shown: False prints
+    nothing. The last state is printed at the end, and every `line_seconds` even when no `update` comes in between.
 
+    >>> with Progress("views", total=2, shown=False) as shown:
+    ...     shown.update(1, words="PSNR 30.1 dB")
+    """
 
-class Display:
-    """A progress bar with words of its own and the time left; nothing where it is not wanted."""
+    def __init__(
+        self,
+        label: str,
+        total: int | None = None,
+        shown: bool = True,
+        start: int = 0,
+        line_seconds: float = LINE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.label, self.total, self.done, self.words = label, total, start, ""
+        self._start, self._clock, self._begin = start, clock, clock()
+        self._changed: Callable[[], object] = _nothing
+        self._stop: Callable[[], object] = _nothing
+        if shown:
+            from rich.console import Console
 
-    def __init__(self, shown: bool, label: str = "training") -> None:
-        self.bar = None
-        if not shown:
-            return
-        from rich.progress import TextColumn
+            console = Console(stderr=True)
+            if console.is_interactive:
+                self._open_bar()
+            else:
+                self._open_lines(console.is_jupyter, line_seconds)
 
-        self.bar = timed_bar(TextColumn("{task.completed}/{task.total} {task.fields[words]}"))
-        self.task = self.bar.add_task(label, total=None, words="")
-        self.bar.start()
-
-    def update(self, step: int, total: int | None, psnr: float, rays_per_second: float) -> None:
-        self.show(step, total, f"PSNR {psnr:.1f} dB  {rays_per_second / 1e3:.0f} k rays/s")
-
-    def show(self, step: int, total: int | None, words: str) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, total=total, words=words)
+    def update(self, done: int, total: int | None = None, words: str = "") -> None:
+        """`done` of `total` (None: as before) are done."""
+        self.done, self.total, self.words = done, self.total if total is None else total, words
+        self._changed()
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        """Print the last state; nothing more is shown."""
+        self._stop()
+        self._stop = self._changed = _nothing
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def state(self) -> str:
+        """How many of how many, and the words of one's own."""
+        count = f"{self.done}/{self.total}" if self.total else str(self.done or "")
+        return f"{count} {self.words}".strip()
+
+    def line(self) -> str:
+        """All in one line: label, share, state, time gone and time left."""
+        gone = self._clock() - self._begin
+        share = f"{100 * self.done // self.total} % " if self.total else ""
+        text = f"{self.label} {share}{self.state()}  {timedelta(seconds=int(gone))}"
+        if self.total and self.done > self._start:
+            left = gone * max(0, self.total - self.done) / (self.done - self._start)
+            text += f", {timedelta(seconds=round(left))} left"
+        return text
+
+    def _open_lines(self, notebook: bool, seconds: float) -> None:
+        """A thread prints, for a single step may take minutes; in a notebook always into the same line."""
+        ended = threading.Event()
+
+        def show() -> None:
+            if notebook:
+                filled = _BAR * self.done // self.total if self.total else 0
+                print(f"\r{'█' * filled}{'░' * (_BAR - filled)} {self.line()}  ", end="", file=sys.stderr, flush=True)
+            else:
+                print(self.line(), file=sys.stderr, flush=True)
+
+        def repeat() -> None:
+            with suppress(OSError, ValueError):  # nobody reads on, or the stream is closed
+                while not ended.wait(NOTEBOOK_SECONDS if notebook else seconds):
+                    show()
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+
+        def stop() -> None:
+            ended.set()
+            thread.join()
+            show()
+            if notebook:
+                print(file=sys.stderr)
+
+        self._stop = stop
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), *times)
+        bar = Bar(*columns, console=Console(stderr=True))
+        task = bar.add_task(self.label, total=self.total, completed=self.done, state=self.state())
+        bar.start()
+        self._stop = bar.stop
+        self._changed = lambda: bar.update(task, total=self.total, completed=self.done, state=self.state())
+
+
+def progress(items: Iterable[T], label: str, show: bool = True) -> Iterator[T]:
+    """The items again, with their progress shown as they are taken.
+
+    >>> [2 * x for x in progress([1, 2], "doubling", show=False)]
+    [2, 4]
+    """
+    with Progress(label, len(items) if isinstance(items, Sized) else None, show) as shown:
+        for k, item in enumerate(items, 1):
+            yield item
+            shown.update(k)

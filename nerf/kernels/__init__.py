@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
+from nerf.geometry.space import ray_box
 from nerf.kernels import (
     bindings,
     cpu,
@@ -34,30 +35,32 @@ from nerf.kernels import (
 )
 from nerf.kernels.cuda_graph import RecordedSteps, StepNumbers
 from nerf.kernels.fusion import DepthView, Fused
-from nerf.kernels.layout import (
+from nerf.kernels.nearest import Nearest
+from nerf.kernels.network import MAX_NET_LAYERS, Layer
+from nerf.kernels.records import (
     FieldConfig,
     FieldParams,
-    GradientSink,
+    GradAccumulator,
     GridLayout,
     MarchSettings,
     OccupancyBits,
+    RenderedRays,
     Samples,
 )
-from nerf.kernels.nearest import Nearest
-from nerf.kernels.network import MAX_NET_LAYERS, Layer
 
 __all__ = [
     "DepthView",
     "FieldConfig",
     "FieldParams",
     "Fused",
-    "GradientSink",
+    "GradAccumulator",
     "GridLayout",
     "Layer",
     "MarchSettings",
     "Nearest",
     "OccupancyBits",
     "RecordedSteps",
+    "RenderedRays",
     "Samples",
     "StepNumbers",
     "adam_step",
@@ -225,8 +228,24 @@ def field_forward(
     config: FieldConfig,
     table_half: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Densities [n] and, with directions, colours [n,3] at scene positions [n,3]; no gradients."""
+    """Densities [n] and, with directions, colours [n,3] at scene positions [n,3].
+
+    Once differentiable in all float arguments where gradients are enabled and one of them asks for them: by the native
+    hash grid and networks in torch, in single precision whatever `table_half` is. Fast, and with it in mixed precision,
+    where no gradient is asked for.
+    """
     runs_on = _runs_on(params.table)
+    rgbs: Tensor | None
+    moving = (positions, directions, params.table, *params.density_weights, *params.color_weights)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in moving):
+        here, x = positions.device, positions.to(params.table.device)
+        if directions is None:
+            return reference.radiance_density(x, params, config, hashgrid_encode).to(here), None
+        if backend() == "tinycudann" and runs_on == "cuda":
+            sigmas, rgbs = tcnn.radiance_field(x, directions.to(x.device), params, config)
+        else:
+            sigmas, rgbs = reference.radiance_field(x, directions.to(x.device), params, config, hashgrid_encode)
+        return sigmas.to(here), rgbs.to(here) if rgbs is not None else None
     if runs_on == "cuda":
         here, there = positions.device, params.table.device
         towards = None if directions is None else directions.to(there)
@@ -249,12 +268,6 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:
     if runs_on == "cuda":
         return cuda.pack_occupancy(occupied)
     return cpu.pack_occupancy(occupied) if runs_on == "cpu" else None
-
-
-def ray_box(rays_o: Tensor, rays_d: Tensor, half_extent: float, near: float, far: float) -> tuple[Tensor, Tensor]:
-    """Entry and exit [n] of rays into the cube [-half_extent, half_extent]^3, cut to [near, far]; entry >= exit is a
-    miss."""
-    return reference.ray_box(rays_o, rays_d, half_extent, near, far)
 
 
 def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:
@@ -299,7 +312,7 @@ def render_rays(
     settings: MarchSettings,
     bits: OccupancyBits | None = None,
     table_half: Tensor | None = None,
-    sink: GradientSink | None = None,
+    sink: GradAccumulator | None = None,
 ) -> dict:
     """March, field and composite in one op; see `reference.render_rays` for the meaning and `cpu.render_rays` for the
     rest."""

@@ -13,7 +13,7 @@ import torch  # before our library, so that both share one OpenMP runtime
 from torch import Tensor
 
 from nerf.kernels import build
-from nerf.kernels.layout import GridLayout
+from nerf.kernels.records import GridLayout
 
 _P, _I, _F, _LL = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong
 MAX_LEVELS, MAX_LAYERS = 24, 4

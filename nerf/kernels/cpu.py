@@ -19,10 +19,10 @@ from nerf.kernels.bindings import (
     grid_levels,
     native,
 )
-from nerf.kernels.layout import (
+from nerf.kernels.records import (
     FieldConfig,
     FieldParams,
-    GradientSink,
+    GradAccumulator,
     GridLayout,
     MarchSettings,
     OccupancyBits,
@@ -362,7 +362,7 @@ def render_rays(
     config: FieldConfig,
     settings: MarchSettings,
     table_half: Tensor | None = None,
-    sink: GradientSink | None = None,
+    sink: GradAccumulator | None = None,
 ) -> dict:
     """The fused op: march, field and composite. Same meaning as `reference.render_rays`, evaluated lazily from front to
     back.

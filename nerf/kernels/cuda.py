@@ -27,7 +27,7 @@ from nerf.kernels.cuda_args import (
     OccupancyArgs,
     PackArgs,
 )
-from nerf.kernels.layout import FieldConfig, FieldParams, GridLayout, MarchSettings, OccupancyBits, Samples
+from nerf.kernels.records import FieldConfig, FieldParams, GridLayout, MarchSettings, OccupancyBits, Samples
 
 THREADS = 256
 deterministic = False  # sums that do not depend on the order of threads; set by kernels.be_deterministic()

@@ -18,7 +18,7 @@ from nerf.kernels.cuda_args import (
     ScatterArgs,
 )
 from nerf.kernels.cuda_order import KeptSamples, scatter_in_integers, sorted_by_ray, sum_over_rays
-from nerf.kernels.layout import FieldConfig, FieldParams, GradientSink, MarchSettings, OccupancyBits
+from nerf.kernels.records import FieldConfig, FieldParams, GradAccumulator, MarchSettings, OccupancyBits
 
 OUTPUTS = ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")
 RAY_ROOM = 24  # kept samples a ray that the buffer of a training step has room for, at least in the mean over its rays
@@ -269,7 +269,7 @@ def render_rays(
     config: FieldConfig,
     settings: MarchSettings,
     table_half: Tensor | None = None,
-    sink: GradientSink | None = None,
+    sink: GradAccumulator | None = None,
 ) -> dict:
     """The fused op, see `cpu.render_rays`: same meaning, same dictionary.
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.kernels import cuda, reference
-from nerf.kernels.layout import (
+from nerf.kernels.records import (
     FieldConfig,
     FieldParams,
-    GradientSink,
+    GradAccumulator,
     GridLayout,
     MarchSettings,
     OccupancyBits,
@@ -264,7 +264,7 @@ def render_rays(
     params: FieldParams,
     config: FieldConfig,
     settings: MarchSettings,
-    sink: GradientSink | None = None,
+    sink: GradAccumulator | None = None,
 ) -> dict:
     """March (our kernel), field (tinycudann), composite (torch); see `cpu.render_rays` for the meaning.
 

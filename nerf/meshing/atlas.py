@@ -52,19 +52,19 @@ def unwrap(vertices: Tensor, faces: Tensor, size: int) -> Atlas:
     normals = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1, eps=1e-300)
     flat = torch.stack([points[:, [1, 2]], points[:, [2, 0]], points[:, [0, 1]]])  # [axis, v, 2]
     neighbours = _neighbours(faces, len(vertices))
-    side = _sides(torch.stack([normals, -normals], dim=2).flatten(1), neighbours)
+    side = _choose_sides(torch.stack([normals, -normals], dim=2).flatten(1), neighbours)
     axis = torch.div(side, 2, rounding_mode="floor")
     layer = torch.zeros(len(faces), dtype=torch.int64)
     for _ in range(_LAYERS):
-        chart = _patches(side + 6 * layer, neighbours)
-        hidden = _hidden(_packed(flat, axis, chart, faces, size, exact=False))
+        chart = _label_patches(side + 6 * layer, neighbours)
+        hidden = _find_hidden(_pack_charts(flat, axis, chart, faces, size, exact=False))
         if not len(hidden):
             break
         layer[hidden] += 1
-    return _packed(flat, axis, _patches(side + 6 * layer, neighbours), faces, size, exact=True)
+    return _pack_charts(flat, axis, _label_patches(side + 6 * layer, neighbours), faces, size, exact=True)
 
 
-def _sides(facing: Tensor, neighbours: Tensor) -> Tensor:
+def _choose_sides(facing: Tensor, neighbours: Tensor) -> Tensor:
     """Which of the six sides (x, -x, y, ...) each face is seen from [f]; facing [f,6] are its normal's cosines to them.
 
     That which it faces, but what most of its neighbours are seen from where it is not too slanted for that; then small
@@ -79,7 +79,7 @@ def _sides(facing: Tensor, neighbours: Tensor) -> Tensor:
         most, best = torch.where(facing > _SLANTED, votes, -1.0).max(dim=1)
         side = torch.where(most > votes.gather(1, side[:, None])[:, 0], best, side)
     for _ in range(_JOINS):
-        patch = _patches(side, neighbours)
+        patch = _label_patches(side, neighbours)
         count = torch.bincount(patch)
         here, there = patch[both].unbind(dim=1)
         larger = (count[here] < _SMALL) & (count[there] > count[here])
@@ -102,14 +102,14 @@ def _neighbours(faces: Tensor, n_vertices: int) -> Tensor:
     return torch.stack([owner[same], owner[same + 1]], dim=1)
 
 
-def _patches(label: Tensor, neighbours: Tensor) -> Tensor:
+def _label_patches(label: Tensor, neighbours: Tensor) -> Tensor:
     """Number of the connected patch of one label [f] that each face belongs to: [f], from 0 without gaps."""
     joined = neighbours[label[neighbours[:, 0]] == label[neighbours[:, 1]]]
     roots = component_labels(len(label), joined[:, [0, 1, 1]])
     return roots.unique(return_inverse=True)[1]
 
 
-def _packed(flat: Tensor, axis: Tensor, chart: Tensor, faces: Tensor, size: int, exact: bool) -> Atlas:
+def _pack_charts(flat: Tensor, axis: Tensor, chart: Tensor, faces: Tensor, size: int, exact: bool) -> Atlas:
     """Charts side by side as large as they fit, with a gap of _PADDING texels between them."""
     corner_chart = chart[:, None].expand(-1, 3).reshape(-1)
     key, number = (corner_chart * flat.shape[1] + faces.reshape(-1)).unique(return_inverse=True)
@@ -123,7 +123,7 @@ def _packed(flat: Tensor, axis: Tensor, chart: Tensor, faces: Tensor, size: int,
     return Atlas(corners, cut, uv, size)
 
 
-def _hidden(atlas: Atlas) -> Tensor:
+def _find_hidden(atlas: Atlas) -> Tensor:
     """Faces that own less than half of the texels under them: others of their chart lie on the same place."""
     a, b, c = atlas.uv[atlas.faces].unbind(dim=1)
     areas = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs() / 2

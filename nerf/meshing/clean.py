@@ -86,7 +86,7 @@ def keep_faces(
     return _rows(stays[labels], faces[:, 0]), int(good.sum())
 
 
-def hole_filling(faces: Tensor, gone: Tensor, n_vertices: int, most: int) -> Tensor:
+def find_hole_faces(faces: Tensor, gone: Tensor, n_vertices: int, most: int) -> Tensor:
     """Which of the faces [f] that are to go (bool) would leave a hole of at most so many faces in those that stay."""
     chosen = gone.nonzero()[:, 0]
     if not most or not len(chosen):
@@ -124,7 +124,7 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     return torch.nn.functional.normalize(normals, dim=1, eps=1e-30)
 
 
-def smoothed(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
+def taubin_smooth(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
     """Vertices [v,3] float32 after rounds of moving towards the mean of their neighbours and a little farther back:
     noise goes, size and shape stay.
 
@@ -199,14 +199,14 @@ def decimate(vertices: Tensor, faces: Tensor, n_faces: int, closed: bool = True)
     low, high = vertices.amin(dim=0), vertices.amax(dim=0)
     middle, extent = (low + high) / 2, float((high - low).max()) or 1.0
     unit = ((vertices - middle) / extent).float()  # it computes in float32
-    points, kept = _simplified(unit.numpy(), faces.int().numpy(), n_faces)
+    points, kept = _simplify(unit.numpy(), faces.int().numpy(), n_faces)
     points, kept = repair(points, kept, len(kept) if closed else _SMALL_HOLE)
     used, kept_faces = compact(torch.from_numpy(kept), len(points))
     give_back()
     return torch.from_numpy(points)[used] * extent + middle, kept_faces
 
 
-def _simplified(
+def _simplify(
     points: NDArray[np.float32], faces: NDArray[np.int32], n_faces: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """What fast-simplification makes of a mesh, in a process of its own: it keeps its buffers for good, 0.8 GB for
@@ -220,7 +220,7 @@ def _simplified(
                 f"{folder}: no room for a mesh of {len(faces):,} faces ({error.strerror}); set TMPDIR"
             ) from None
         done = subprocess.run(
-            [sys.executable, "-c", _SIMPLIFY, str(mesh), str(n_faces)], capture_output=True, text=True
+            [sys.executable, "-c", _SIMPLIFY_SCRIPT, str(mesh), str(n_faces)], capture_output=True, text=True
         )
         if done.returncode != 0:
             last = done.stderr.strip().splitlines()[-1:] or [f"its process ended with status {done.returncode}"]
@@ -229,7 +229,7 @@ def _simplified(
             return fewer["points"].astype(np.float64), fewer["faces"].astype(np.int64)
 
 
-_SIMPLIFY = """
+_SIMPLIFY_SCRIPT = """
 import sys
 import fast_simplification, numpy
 path, count = sys.argv[1:]

@@ -13,13 +13,13 @@ from nerf.errors import UserError
 from nerf.io.files import write_whole
 from nerf.io.pictures import to_display
 from nerf.io.ply import Columns, ply
-from nerf.meshing.fused import FEWEST, VIEWS, agreed, depth_views
+from nerf.meshing.fused import MAX_VIEWS, MIN_WEIGHT, depth_views, find_supported
 from nerf.rendering.rays import RENDER_CHUNK
 
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
-_LONGEST = 200  # pixels of the depth maps that points must agree with
+_MAX_SIDE = 200  # pixels of the depth maps that points must agree with
 _TOLERANCE = 1 / 100  # scene length by which depths may differ
 
 
@@ -38,8 +38,8 @@ def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
     single camera stays out. Raises UserError where nothing is seen. Not differentiable.
     """
     cameras, random = model.cameras, torch.Generator().manual_seed(seed)
-    views = depth_views(model, VIEWS, _LONGEST)
-    fewest = min(FEWEST, len(views) / 2)
+    views = depth_views(model, MAX_VIEWS, _MAX_SIDE)
+    fewest = min(MIN_WEIGHT, len(views) / 2)
     world_from_scene = model.scene_from_world.inverse()
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     found = 0
@@ -48,10 +48,10 @@ def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
         place = torch.rand(2, len(ids), generator=random)
         rows, cols = (place[0] * cameras.heights[ids]).long(), (place[1] * cameras.widths[ids]).long()
         rays_o, rays_d = cameras.rays(ids, rows, cols, model.scene_from_world)
-        seen = model.look(rays_o, rays_d)
+        seen = model.trace(rays_o, rays_d)
         solid = (seen["opacity"] > 0.9) & (seen["depth"] > 0)
         points = rays_o[solid] + seen["depth"][solid, None] * rays_d[solid]
-        alike = agreed(points, views, _TOLERANCE, fewest)
+        alike = find_supported(points, views, _TOLERANCE, fewest)
         kept.append((points[alike], seen["normal"][solid][alike], seen["color"][solid][alike]))
         found += int(alike.sum())
         if found >= n:

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.geometry.space import ndc_points_inverse
 from nerf.io.memory import give_back
 from nerf.io.pictures import to_display
-from nerf.meshing.clean import compact, hole_filling, is_closed, keep_faces, smoothed, vertex_normals
-from nerf.meshing.fair import MOST_FACES, ROUNDS, denoised
+from nerf.meshing.clean import compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
+from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
 from nerf.meshing.fused import FusedSurface
 from nerf.meshing.level import LevelSurface, default_threshold
 from nerf.meshing.marching import Grid, marching_cubes
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
 
     from nerf.rendering.model import Model
 
-CELL = 0.75  # of a pixel: larger cells round the edges off (bundled scene)
-HOLES = 100  # faces: as wide as some eight cells
+CELL_PIXELS = 0.75  # of a pixel: larger cells round the edges off (bundled scene)
+MAX_HOLE_FACES = 100  # faces: as wide as some eight cells
 _NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; at 1 lies infinity
 _CHUNK = 1 << 16  # vertices coloured or moved to the world at once
 
 Method = Literal["auto", "tsdf", "density"]
 
 
-def extract(
+def extract_mesh(
     model: Model,
     resolution: int | None = None,
     threshold: float | None = None,
@@ -45,12 +44,12 @@ def extract(
     method: Method = "auto",
     watertight: bool | None = None,
     smooth: int | None = None,
-    holes: int = HOLES,
+    holes: int = MAX_HOLE_FACES,
     denoise: int | None = None,
 ) -> trimesh.Trimesh:
     """The surface of a model, as a trimesh.Trimesh in the world frame.
 
-    resolution: cells along the longest side of the box that is meshed (None: see shown_resolution). method: "tsdf"
+    resolution: cells along the longest side of the box that is meshed (None: see default_resolution). method: "tsdf"
     fuses depth maps of the training views, and what no view sees is solid; "density" is the surface where the density
     crosses `threshold` (1/scene length; None: see level.default_threshold); "auto" takes tsdf, and density where a
     threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for
@@ -75,12 +74,12 @@ def extract(
     import trimesh
 
     if method == "auto":
-        method = "density" if threshold is not None or model.space == "ndc" else "tsdf"
+        method = "density" if threshold is not None or model.space.warped else "tsdf"
     smooth = smooth if smooth is not None else 6 if method == "tsdf" else 0
     level = default_threshold() if threshold is None else float(threshold)
     _check(resolution, level, box, min_fraction, max_components, smooth, holes, denoise)
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
-    resolution = shown_resolution(model, low, high) if resolution is None else resolution
+    resolution = default_resolution(model, low, high) if resolution is None else resolution
     step = float((high - low).max()) / resolution
     counts = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1
     grid = Grid((float(low[0]), float(low[1]), float(low[2])), step, (int(counts[0]), int(counts[1]), int(counts[2])))
@@ -89,23 +88,23 @@ def extract(
         shape = FusedSurface(model, grid) if method == "tsdf" else LevelSurface(model, grid, level)
         surface = marching_cubes(shape.values, grid, shape.known, shape.outside)
         if not len(surface.faces):
-            raise UserError(f"there is no surface: {shape.why_empty()}")
+            raise UserError(f"there is no surface: {shape.explain_empty()}")
         points, faces = surface.refined_points(shape.values, refine), torch.from_numpy(surface.faces)
         del surface
         give_back()
-        kept, n_components = keep_faces(points, faces, min_fraction, max_components, cavities=model.space != "box")
+        kept, n_components = keep_faces(points, faces, min_fraction, max_components, cavities=not model.space.bounded)
         if not n_components:
             raise UserError("nothing solid was found: every piece is a cavity; try another --threshold or --method")
-        points = smoothed(points, faces, smooth)
+        points = taubin_smooth(points, faces, smooth)
         if denoise is None:
-            denoise = ROUNDS if method == "tsdf" and len(faces) <= MOST_FACES else 0
-        points = denoised(points, faces, denoise)
+            denoise = DENOISE_ROUNDS if method == "tsdf" and len(faces) <= MAX_DENOISED_FACES else 0
+        points = denoise_normals(points, faces, denoise)
         n_whole = int(kept.sum())
-        if isinstance(shape, FusedSurface) and not (model.space == "box" if watertight is None else watertight):
+        if isinstance(shape, FusedSurface) and not (model.space.bounded if watertight is None else watertight):
             seen = torch.cat([shape.seen(some) for some in points.split(_CHUNK)])
             gone = kept & ~seen[faces.long()].all(dim=1)
             kept &= ~gone
-            kept[gone | kept] |= hole_filling(faces[gone | kept], gone[gone | kept], len(points), holes)
+            kept[gone | kept] |= find_hole_faces(faces[gone | kept], gone[gone | kept], len(points), holes)
             # What was one piece with what nobody sees may be crumbs now.
             stays, n_components = keep_faces(points, faces[kept], min_fraction, max_components, cavities=True)
             if not n_components:
@@ -187,7 +186,7 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[floa
         if any(a > reach or b < -reach for a, b in zip(box[:3], box[3:], strict=True)):
             raise UserError(f"--box lies outside the scene, which reaches from {-reach:g} to {reach:g} in scene units")
         return box
-    if model.space == "ndc":
+    if model.space.warped:
         raise UserError("--box: space is bent in forward-facing scenes, so a box must be given with --frame scene")
     x, y, z = (torch.tensor([box[k], box[k + 3]], dtype=torch.float64) for k in range(3))
     corners = model.scene_from_world.apply(torch.cartesian_prod(x, y, z))
@@ -202,7 +201,7 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[floa
 
 def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The box to mesh when none is given: corners [3], scene frame (NDC for forward-facing scenes)."""
-    if model.space == "unbounded":
+    if model.space.contracted:
         return np.full(3, -1.0), np.full(3, 1.0)
     occupied = model.occupancy.occupied[0].cpu()
     if not bool(occupied.any()):
@@ -212,20 +211,20 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         cells = occupied.amax(dim=tuple(d for d in range(3) if d != 2 - axis)).nonzero()
         low[axis], high[axis] = int(cells.min()), int(cells.max()) + 1
     low, high = low * 2 / occupied.shape[0] - 1, high * 2 / occupied.shape[0] - 1
-    if model.space == "ndc":
+    if model.space.warped:
         high[2] = min(high[2], _NDC_FAR)
         low[2] = min(low[2], high[2] - 2 / occupied.shape[0])
     return low, high
 
 
-def shown_resolution(model: Model, low: NDArray[np.float64], high: NDArray[np.float64]) -> int:
-    """Cells along the longest side of a box of the scene, each CELL of what a photo's pixel spans in its middle (the
-    median of the photos), from 64 to 512: larger meshes are more than most can use."""
-    if model.space == "ndc":
+def default_resolution(model: Model, low: NDArray[np.float64], high: NDArray[np.float64]) -> int:
+    """Cells along the longest side of a box of the scene, each CELL_PIXELS of what a photo's pixel spans in its
+    middle (the median of the photos), from 64 to 512: larger meshes are more than most can use."""
+    if model.space.warped:
         return 512
-    origins = model.scene_from_world.apply(model.cameras.c2w[:, :, 3])
+    origins = model.scene_from_world.apply(model.cameras.centres)
     pixels = (origins - torch.from_numpy((low + high) / 2)).norm(dim=1) / model.cameras.fx
-    return int(np.clip(np.ceil((high - low).max() / (CELL * float(pixels.median()))), 64, 512))
+    return int(np.clip(np.ceil((high - low).max() / (CELL_PIXELS * float(pixels.median()))), 64, 512))
 
 
 def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]:
@@ -237,12 +236,11 @@ def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]
 def _to_world(model: Model, points: Tensor, faces: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Vertices (float64), faces and normals in the world frame; the winding keeps the outside out."""
     world_from_scene = model.scene_from_world.inverse()
-    if model.space != "ndc":
-        world = torch.cat([world_from_scene.apply(some.double()) for some in points.split(_CHUNK)])
+    parts = points.split(_CHUNK)
+    world = torch.cat([world_from_scene.apply(model.space.points_to_scene(some.double())) for some in parts])
+    if not model.space.warped:
         return world, faces, world_from_scene.apply_directions(normals)
-    assert model.ndc is not None
     # 1 - NDC depth shrinks to the right as depth grows, so x, y, z -> world keeps handedness or not: the Jacobian's
     # sign is that of -z' = -2 / (w - 1)^2 < 0 times the squares of z, so the map mirrors, and faces are turned over
-    world = world_from_scene.apply(ndc_points_inverse(points.double(), model.ndc))
     faces = faces.flip(1)
     return world, faces, vertex_normals(world - world.mean(dim=0), faces)

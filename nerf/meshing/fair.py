@@ -1,22 +1,26 @@
-"""Noise out of a triangle mesh, edges kept: normals of faces that agree are averaged, and vertices follow them."""
+"""Bilateral normal filtering: noise out of a triangle mesh, edges kept.
+
+Ours, because none of trimesh's filters keeps edges, and the packages that do (pymeshlab, Open3D) are large and have
+wheels for few systems.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-AGREE = 0.4  # standard deviation of the difference of unit normals: 23 degrees; across sharper edges little is shared
-ROUNDS = 12  # by default
-MOST_FACES = 4_000_000  # filtered by default: noise of finer meshes spans more cells than the rounds reach
-_FOLLOW = 20  # steps of the vertices towards what the normals ask for
+NORMAL_SIGMA = 0.4  # standard deviation of the difference of unit normals, 23 degrees: sharper edges are kept
+DENOISE_ROUNDS = 12  # by default
+MAX_DENOISED_FACES = 4_000_000  # filtered by default: noise of finer meshes spans more cells than the rounds reach
+_VERTEX_STEPS = 20  # steps of the vertices towards what the normals ask for
 _CHUNK = 1 << 19  # faces at once
 
 
-def denoised(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
+def denoise_normals(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
     """Vertices [v,3] float32 moved so that faces [f,3] lie along bilaterally filtered normals; any frame and unit.
 
-    Each round, `n_i <- normalise(sum_j A_j exp(-|n_i - n_j|^2 / (2 AGREE^2)) n_j)` over the face i and those across its
-    edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around, c their centres.
+    Each round, `n_i <- normalise(sum_j A_j exp(-|n_i - n_j|^2 / (2 NORMAL_SIGMA^2)) n_j)` over the face i and those
+    across its edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around, c their centres.
     Connectivity stays, so a closed mesh stays closed. Not differentiable. Sources: Zheng et al., "Bilateral Normal
     Filtering for Mesh Denoising", 2011, local scheme (area in place of distance); Sun et al., "Fast and Effective
     Feature-Preserving Mesh Denoising", 2007, equation 12, for the vertices.
@@ -26,12 +30,12 @@ def denoised(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
     across = faces_across(faces, len(vertices))
     normals, areas = _normals(vertices, faces)
     for _ in range(rounds):
-        normals = torch.cat([_shared(normals, areas, across, k) for k in range(0, len(faces), _CHUNK)])
+        normals = torch.cat([_filter_normals(normals, areas, across, k) for k in range(0, len(faces), _CHUNK)])
     del across
     around = torch.zeros(len(vertices), 1)
     for k in range(3):
         around.index_add_(0, faces[:, k], torch.ones(len(faces), 1))
-    for _ in range(_FOLLOW):
+    for _ in range(_VERTEX_STEPS):
         moves = torch.zeros_like(vertices)
         for some, n in zip(faces.split(_CHUNK), normals.split(_CHUNK), strict=True):
             corners = [vertices.index_select(0, some[:, k]) for k in range(3)]
@@ -67,12 +71,12 @@ def _normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     return crosses / areas.clamp_min(1e-30), areas
 
 
-def _shared(normals: Tensor, areas: Tensor, across: Tensor, first: int) -> Tensor:
+def _filter_normals(normals: Tensor, areas: Tensor, across: Tensor, first: int) -> Tensor:
     """The normals of one round for a chunk of faces."""
     own, rows = normals[first : first + _CHUNK], across[first : first + _CHUNK]
     total = own * areas[first : first + _CHUNK]
     for k in range(3):
         theirs = normals.index_select(0, rows[:, k])
         apart = (theirs - own).square().sum(dim=1, keepdim=True)
-        total += areas.index_select(0, rows[:, k]) * torch.exp(apart / (-2 * AGREE**2)) * theirs
+        total += areas.index_select(0, rows[:, k]) * torch.exp(apart / (-2 * NORMAL_SIGMA**2)) * theirs
     return torch.nn.functional.normalize(total, dim=1, eps=1e-30)

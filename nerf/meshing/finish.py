@@ -12,9 +12,9 @@ from torch import Tensor
 from nerf.io.pictures import to_display
 from nerf.meshing.atlas import unwrap
 from nerf.meshing.clean import decimate, is_closed, vertex_normals
-from nerf.meshing.fused import spread_out
-from nerf.meshing.refine import VIEWS, moved
-from nerf.meshing.texture import bake, colors_of, exposure_gains, field_colors, photo_ratings
+from nerf.meshing.fused import farthest_point_sample
+from nerf.meshing.refine import MAX_VIEWS, refine_vertices
+from nerf.meshing.texture import bake, exposure_gains, field_colors, load_photo_colors, photo_ratings
 from nerf.training.alignment import as_trained
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 TEXTURED_FACES = 200_000
 
 
-def decimated(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool = True) -> trimesh.Trimesh:
+def decimate_mesh(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool = True) -> trimesh.Trimesh:
     """The mesh (world frame) with at most about n_faces faces, its vertices coloured anew by the field."""
-    vertices, faces, normals, about = _fewer(mesh, n_faces)
+    vertices, faces, normals, about = _decimate(mesh, n_faces)
     rgb = None
     if colours:
         with torch.no_grad():
@@ -37,9 +37,9 @@ def decimated(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool =
     return _trimesh(vertices, faces, normals, about, vertex_colors=rgb)
 
 
-def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_faces: int) -> trimesh.Trimesh:
+def texture_mesh(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_faces: int) -> trimesh.Trimesh:
     """The mesh (world frame) with at most about n_faces faces, moved to where the training photos agree (see
-    refine.moved), with a texture of `size` texels from them, in the poses that training refined.
+    refine.refine_vertices), with a texture of `size` texels from them, in the poses that training refined.
 
     Vertices along the seams of the texture are doubled, so the result is closed only when they are merged by place.
     """
@@ -47,14 +47,16 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
     from PIL import Image
 
     scene = as_trained(scene, model)
-    vertices, faces, normals, about = _fewer(mesh, n_faces)
+    vertices, faces, normals, about = _decimate(mesh, n_faces)
     photos = scene.splits["train"]
     with torch.no_grad():
         ratings = photo_ratings(scene, vertices, faces, normals, photos)
         gains = exposure_gains(model, scene, ratings, vertices, normals, photos)
-        asked = spread_out(scene.cameras.c2w[photos, :, 3], VIEWS)
-        pictures = [partial(_evened, model, scene, int(photos[row]), gains[row]) for row in asked.tolist()]
-        vertices = moved(scene, vertices, faces, normals, photos[asked], ratings[asked], pictures)
+        asked = farthest_point_sample(scene.cameras.centres[photos], MAX_VIEWS)
+        pictures = [
+            partial(_load_common_exposure, model, scene, int(photos[row]), gains[row]) for row in asked.tolist()
+        ]
+        vertices = refine_vertices(scene, vertices, faces, normals, photos[asked], ratings[asked], pictures)
         normals = _normals(vertices, faces)  # the ratings hold: nothing moved by more than a pixel
         atlas = unwrap(vertices, faces, size)
         texture = bake(model, scene, atlas, vertices, normals, photos, ratings, gains)
@@ -69,18 +71,18 @@ def textured(model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_fac
     return _trimesh(vertices[atlas.corners], atlas.faces, normals[atlas.corners], about, visual=visual)
 
 
-def _evened(model: Model, scene: Scene, i: int, gains: Tensor) -> Tensor:
-    return colors_of(model, scene, i) / gains
+def _load_common_exposure(model: Model, scene: Scene, i: int, gains: Tensor) -> Tensor:
+    return load_photo_colors(model, scene, i) / gains
 
 
-def move(mesh: trimesh.Trimesh, to: Similarity) -> None:
+def transform_mesh(mesh: trimesh.Trimesh, to: Similarity) -> None:
     """Take a mesh to another frame, in place; its colours, texture and what is known of it stay."""
     normals = to.apply_directions(torch.from_numpy(np.array(mesh.vertex_normals))).numpy()
     mesh.vertices = to.apply(torch.from_numpy(np.array(mesh.vertices))).numpy()
     mesh.vertex_normals = normals  # type: ignore[method-assign]
 
 
-def _fewer(mesh: trimesh.Trimesh, n_faces: int) -> tuple[Tensor, Tensor, Tensor, dict]:
+def _decimate(mesh: trimesh.Trimesh, n_faces: int) -> tuple[Tensor, Tensor, Tensor, dict]:
     vertices, faces = decimate(
         torch.from_numpy(np.array(mesh.vertices)),
         torch.from_numpy(np.array(mesh.faces)),

@@ -1,4 +1,8 @@
-"""The surface that the views agree on: depth maps rendered from the model, fused into one signed distance (TSDF)."""
+"""TSDF fusion: depth maps rendered from the model, fused into one truncated signed distance.
+
+Source: Curless and Levoy, "A Volumetric Method for Building Complex Models from Range Images", 1996. Ours, because
+distances are asked for point by point where marching cubes needs them, so no volume of 512^3 is ever held.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf import kernels
-from nerf.geometry.cameras import OPENCV_AXES, PERSPECTIVE, Cameras
+from nerf.geometry.cameras import PERSPECTIVE, Cameras
 from nerf.kernels import DepthView
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
 
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
-VIEWS, LONGEST = 64, 400  # at most so many depth maps, and pixels along their longer side
-FRONT = 4.0  # truncation before the surface, in steps of the grid
-BACK = (8.0, 16.0)  # behind it, where views that see the surface add to what is solid: least and most; between them
-_DEEP = 1 / 25  # this scene length, so that coarse grids keep their thin parts
-FEWEST = 2.0  # weight of the views that must agree; one alone may look through a hole in what others saw as solid
-# Where light goes in places far apart its depth is less certain: a pixel's weight is 1 / (1 + (spread / HALF)^2), in
-# steps of the march. From SPREAD on it says nothing: shine makes fields hollow behind a thin skin, and a depth within
-# would hollow out the mesh. (HALF 1 fills what little trained fields leave open.)
-HALF, SPREAD = 1.25, 8.0
-# Light goes out a little behind the surface: by so many steps of the march and this part of its spread (measured on
-# four objects whose surface is known, where it was 0.4 to 1.0 steps; what is left of it is 0.0 to 0.6).
-BEHIND = (0.3, 0.5)
-_CELL = 4  # steps of the grid: what is known of points is known by such cells
+MAX_VIEWS, MAX_SIDE = 64, 400  # depth maps, and pixels along their longer side
+FRONT_TRUNCATION_STEPS = 4.0  # truncation before the surface, in steps of the grid
+# Behind it, where views that see the surface add to what is solid: _BACK_TRUNCATION in scene length, so that coarse
+# grids keep their thin parts, but from so many to so many steps of the grid.
+BACK_TRUNCATION_STEPS, _BACK_TRUNCATION = (8.0, 16.0), 1 / 25
+MIN_WEIGHT = 2.0  # sum of weights below which a point is unseen: one view may look through a hole in the others' solid
+# A pixel's weight is 1 / (1 + (spread / HALF_WEIGHT_SPREAD_STEPS)^2), with the spread of the weights along its ray in
+# steps of the march. From MAX_SPREAD_STEPS on it says nothing: specular highlights make fields hollow behind a thin
+# skin, and a depth within would hollow out the mesh. (1 instead of 1.25 fills gaps of briefly trained fields.)
+HALF_WEIGHT_SPREAD_STEPS, MAX_SPREAD_STEPS = 1.25, 8.0
+# The median-transmittance depth lies a little behind the surface: by so many steps of the march and this part of its
+# spread (measured on four objects whose surface is known: 0.4 to 1.0 steps, of which 0.0 to 0.6 remain).
+MEDIAN_DEPTH_BIAS = (0.3, 0.5)
+_CELL_STEPS = 4  # steps of the grid: what is known of points is known by such cells
 
 
 class FusedSurface:
@@ -40,44 +45,45 @@ class FusedSurface:
 
     def __init__(self, model: Model, grid: Grid) -> None:
         self.grid = grid
-        self.views = depth_views(model, VIEWS, LONGEST)
-        self.fewest = min(FEWEST, sum(_mean_weight(view) for view in self.views) / 4)  # few photos, or little trained
+        self.views = depth_views(model, MAX_VIEWS, MAX_SIDE)
+        self.min_weight = min(MIN_WEIGHT, sum(map(_mean_weight, self.views)) / 4)  # few photos, or little trained
         self._codes = self._classify()
 
     def values(self, points: Tensor) -> Tensor:
         """[n] in [-1,1] at grid points or between them [n,3]: minus the distance in truncation lengths."""
         fused = self._fuse(points)
         unseen = torch.where(fused.weights < 0, -1.0, 1.0)
-        return torch.where(fused.weights < self.fewest, unseen, -fused.distances)
+        return torch.where(fused.weights < self.min_weight, unseen, -fused.distances)
 
     def seen(self, points: Tensor) -> Tensor:
         """Which points [n,3] of the surface two views have seen as surface, or one of fewer than eight: bool [n]."""
         fewest = 1.5 if len(self.views) >= 8 else 0.5  # a view that sees it a little before counts a little less
-        return agreed(points, self.views, FRONT * self.grid.step, fewest)
+        return find_supported(points, self.views, FRONT_TRUNCATION_STEPS * self.grid.step, fewest)
 
     def known(self, *ranges: slice) -> NDArray[np.uint8]:
         """Of the grid points in z, y, x ranges: away from all surfaces, on which side they are."""
-        cells = [np.arange(r.start, r.stop) // _CELL for r in ranges]
+        cells = [np.arange(r.start, r.stop) // _CELL_STEPS for r in ranges]
         return self._codes[np.ix_(*cells)]
 
-    def why_empty(self) -> str:
+    def explain_empty(self) -> str:
         return "the photos' cameras see nothing solid there; train longer, or choose another --box"
 
     def _fuse(self, points: Tensor) -> kernels.Fused:
-        step = self.grid.step
-        return kernels.fuse_depths(points, self.views, FRONT * step, min(max(_DEEP, BACK[0] * step), BACK[1] * step))
+        step, (low, high) = self.grid.step, BACK_TRUNCATION_STEPS
+        back = min(max(_BACK_TRUNCATION, low * step), high * step)
+        return kernels.fuse_depths(points, self.views, FRONT_TRUNCATION_STEPS * step, back)
 
     def _classify(self) -> NDArray[np.uint8]:
         """A code for each cell: ASK within a cell of a seen surface or of a change between inside and outside."""
-        shape = [(n + _CELL - 1) // _CELL for n in reversed(self.grid.shape)]  # z, y, x
-        size, origin = self.grid.step * _CELL, torch.tensor(self.grid.origin)
+        shape = [(n + _CELL_STEPS - 1) // _CELL_STEPS for n in reversed(self.grid.shape)]  # z, y, x
+        size, origin = self.grid.step * _CELL_STEPS, torch.tensor(self.grid.origin)
         z, y, x = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
         middles = (torch.stack([x, y, z], dim=-1).reshape(-1, 3) + 0.5) * size + origin
         inside = (self.values(middles.float()) > 0).reshape(shape)
         surface = torch.zeros(shape, dtype=torch.bool)
         limit = torch.tensor(list(reversed(shape)))
         for view in self.views:
-            cell = torch.div(seen_points(view) - origin, size, rounding_mode="floor").long()
+            cell = torch.div(unproject_depths(view) - origin, size, rounding_mode="floor").long()
             cell = cell[((cell >= 0) & (cell < limit)).all(dim=1)]
             surface[cell[:, 2], cell[:, 1], cell[:, 0]] = True
         as_floats = torch.stack([surface, inside, ~inside]).float()[:, None]
@@ -88,20 +94,20 @@ class FusedSurface:
 
 def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
     """Maps of the median depth from `most` of the training cameras, those far apart, at most `longest` pixels wide."""
-    chosen = spread_out(model.cameras.c2w[:, :, 3], most)
+    chosen = farthest_point_sample(model.cameras.centres, most)
     cameras = _small_pinholes(model.cameras.subset(chosen), longest)
     views = []
     for i in range(len(cameras)):
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         rays_o, rays_d = cameras.image_rays(i, model.scene_from_world)
         t, spread = model.median_depths(rays_o, rays_d)
-        axes = model.scene_from_world.rotation @ cameras.c2w[i, :, :3] * OPENCV_AXES
+        axes = model.scene_from_world.rotation @ cameras.opencv_axes[i]
         steps = (t * model.marching.cone_angle).clamp_min(model.marching.step_size)
-        surface = t - BEHIND[0] * steps - BEHIND[1] * spread
+        surface = t - MEDIAN_DEPTH_BIAS[0] * steps - MEDIAN_DEPTH_BIAS[1] * spread
         along_z = torch.where(t > 0, surface * (rays_d @ axes[:, 2].float()), torch.inf)
-        along_z[(t > 0) & (spread > SPREAD * steps)] = torch.nan
-        weights = torch.where(t > 0, 1 / (1 + (spread / (HALF * steps)).square()), 1.0)
-        origin = model.scene_from_world.apply(cameras.c2w[i, :, 3])
+        along_z[(t > 0) & (spread > MAX_SPREAD_STEPS * steps)] = torch.nan
+        weights = torch.where(t > 0, 1 / (1 + (spread / (HALF_WEIGHT_SPREAD_STEPS * steps)).square()), 1.0)
+        origin = model.scene_from_world.apply(cameras.centres[i])
         pose = torch.cat([axes.T, -(axes.T @ origin)[:, None]], dim=1)
         fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
         views.append(DepthView(pose, (fx, fy, cx, cy), along_z.reshape(h, w), weights.reshape(h, w)))
@@ -114,7 +120,7 @@ def _mean_weight(view: DepthView) -> float:
     return float(view.weights[sees].sum()) / max(1, int(sees.sum()))
 
 
-def seen_points(view: DepthView) -> Tensor:
+def unproject_depths(view: DepthView) -> Tensor:
     """Scene points [n,3] float32 of the pixels that see something."""
     row, col = view.depths.isfinite().nonzero().unbind(dim=1)
     z = view.depths[row, col]
@@ -123,12 +129,12 @@ def seen_points(view: DepthView) -> Tensor:
     return ((local - view.camera_from_scene[:, 3]) @ view.camera_from_scene[:, :3]).float()
 
 
-def agreed(points: Tensor, views: list[DepthView], tolerance: float, fewest: float) -> Tensor:
+def find_supported(points: Tensor, views: list[DepthView], tolerance: float, fewest: float) -> Tensor:
     """Where `fewest` views see a surface within the tolerance (scene length) of points [n,3]: bool [n]."""
     return kernels.fuse_depths(points, views, tolerance, tolerance).supports >= fewest
 
 
-def spread_out(points: Tensor, most: int) -> Tensor:
+def farthest_point_sample(points: Tensor, most: int) -> Tensor:
     """Indices of `most` of the points [m,3] that lie far apart: the first, then always the one farthest from those."""
     if len(points) <= most:
         return torch.arange(len(points))

@@ -14,19 +14,19 @@ from nerf.meshing.marching import ASK, OUTSIDE, Grid, Known
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
-HALF_LENGTH = (
+HALF_TRANSMITTANCE_LENGTH = (
     1 / 64
 )  # scene length over which the iso-surface's density absorbs half the light: a cell of a 128^3 occupancy grid
 _CLAMP = 3.0  # of log(density / level): beyond a factor of 20 a value says "inside" or "outside", not how far
 
 
 def default_threshold() -> float:
-    """Density of the iso-surface in 1/scene length: ln 2 / HALF_LENGTH = 44.
+    """Density of the iso-surface in 1/scene length: ln 2 / HALF_TRANSMITTANCE_LENGTH = 44.
 
     Light crosses a surface within about a cell of the occupancy grid, whatever the mesh's resolution, so the level is
     tied to that length and not to the step of the mesh grid: a finer mesh shows the same surface.
     """
-    return math.log(2) / HALF_LENGTH
+    return math.log(2) / HALF_TRANSMITTANCE_LENGTH
 
 
 class LevelSurface:
@@ -45,7 +45,7 @@ class LevelSurface:
         self.highest = max(self.highest, float(density.max())) if len(density) else self.highest
         return (density.clamp_min(1e-30).log() - math.log(self.level)).clamp(-_CLAMP, _CLAMP)
 
-    def why_empty(self) -> str:
+    def explain_empty(self) -> str:
         return (
             f"the density reaches {self.highest:.3g} in the box, the threshold is {self.level:.3g} (1/scene length); "
             "give a lower --threshold, or train longer"

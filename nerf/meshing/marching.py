@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nerf.meshing.table import CORNERS, Table, table
+from nerf.meshing.table import CORNERS, Table, derive_table
 
 BLOCK = 64  # cells: what one round of array operations works on, small enough for the cache
 _CHUNK = 1 << 18  # points or vertices at once: temporary arrays stay small beside the surface
@@ -113,7 +113,7 @@ def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside
     if outside >= 0:
         raise ValueError(f"outside must be below 0, got {outside}")
     nx, ny, nz = grid.shape
-    origin, cases = torch.tensor(grid.origin, dtype=torch.float64), table()
+    origin, cases = torch.tensor(grid.origin, dtype=torch.float64), derive_table()
     xs, ys, zs = ((torch.arange(n) * grid.step + origin[[a]]).float().numpy() for a, n in enumerate(grid.shape))
     strides = np.array([1, nx + 2, (nx + 2) * (ny + 2)])  # between points of the padded grid, along x, y, z
     slab = np.full((BLOCK + 1, ny + 2, nx + 2), outside, np.float32)
@@ -140,7 +140,7 @@ def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside
             if part is not None:
                 parts.append(part)
     del slab, inner, block
-    return _joined(grid, parts)
+    return _join_parts(grid, parts)
 
 
 def _evaluate(field: Field, points: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def _march(values: NDArray[np.float32], first: np.int64, grid_strides: NDArray[n
     return _Part(edges, low, high, faces)
 
 
-def _joined(grid: Grid, parts: list[_Part]) -> Surface:
+def _join_parts(grid: Grid, parts: list[_Part]) -> Surface:
     """One surface; vertices on the border of blocks, which several of them made, become one."""
     if not parts:
         nothing = np.empty(0, np.float32)

@@ -30,7 +30,7 @@ def pack(flat: Tensor, faces: Tensor, charts: Tensor, size: int, gap: int, exact
     of_corner = torch.zeros(len(flat), dtype=torch.int64)
     of_corner[faces] = charts[:, None]
     n_charts = int(charts.max()) + 1
-    flat, extent = _turned(flat, of_corner, n_charts)
+    flat, extent = _rotate_charts(flat, of_corner, n_charts)
     step = max(1, size // (_COLUMNS if exact else _COLUMNS // 4))
     area = float(extent.prod(dim=1).sum()) or 1.0
     high = min(size / math.sqrt(area) * 1.5, (size - 2 * gap) / (float(extent.max()) or 1.0))
@@ -39,10 +39,10 @@ def pack(flat: Tensor, faces: Tensor, charts: Tensor, size: int, gap: int, exact
         high, low = low, (0.7 if exact else 0.5) * low
         if low * math.sqrt(area) < 1e-2 * size:
             return None
-        best = _fallen(flat * low, faces, charts, n_charts, size, step, gap)
+        best = _drop_charts(flat * low, faces, charts, n_charts, size, step, gap)
     for _ in range(_HALVINGS if exact else 0):
         middle = math.sqrt(low * high)
-        places = _fallen(flat * middle, faces, charts, n_charts, size, step, gap)
+        places = _drop_charts(flat * middle, faces, charts, n_charts, size, step, gap)
         if places is None:
             high = middle
         else:
@@ -50,7 +50,7 @@ def pack(flat: Tensor, faces: Tensor, charts: Tensor, size: int, gap: int, exact
     return flat * low + best[of_corner]
 
 
-def _turned(flat: Tensor, of_corner: Tensor, n_charts: int) -> tuple[Tensor, Tensor]:
+def _rotate_charts(flat: Tensor, of_corner: Tensor, n_charts: int) -> tuple[Tensor, Tensor]:
     """Corners [u,2] turned so that the box around each chart is smallest and upright, from 0; boxes [n,2]."""
     best = torch.full((n_charts,), torch.inf, dtype=flat.dtype)
     turned, extent = flat.clone(), torch.zeros(n_charts, 2, dtype=flat.dtype)
@@ -71,7 +71,7 @@ def _turned(flat: Tensor, of_corner: Tensor, n_charts: int) -> tuple[Tensor, Ten
     return turned, extent
 
 
-def _fallen(
+def _drop_charts(
     flat: Tensor, faces: Tensor, charts: Tensor, n_charts: int, size: int, step: int, gap: int
 ) -> Tensor | None:
     """Lower left corner [n,2] of each chart, texels; None where they do not fit. flat [u,2] texels, from 0."""

@@ -45,7 +45,7 @@ def render_mesh(
 
     corners = faces[face]
     points = (weights[..., None] * vertices[corners]).sum(dim=1)
-    view = points - camera.c2w[0, :, 3]
+    view = points - camera.centres[0]
     distance = view.norm(dim=1)
     normals = torch.from_numpy(np.array(mesh.vertex_normals, np.float64))
     normal = torch.nn.functional.normalize((weights[..., None] * normals[corners]).sum(dim=1), dim=1)

@@ -1,6 +1,6 @@
 """The surface moved, by a pixel at most, to where the photos say it is: by their outlines and by their colours.
 
-What a field shows and where its light goes out differ by a part of a pixel, outward in hollows and inward on what
+A field's median-transmittance depth is off by a part of a pixel, outward in hollows and inward on what
 stands out. The photos know better: a surface in its place covers, of each pixel at its outline, what the photo's alpha
 says, and the photos in which a point of it is seen show one colour there. Both are linear in how far the surface moves
 along its normal, so the best move is one least-squares step, r + g x = 0 summed over photos and pixels: at an outline r
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene
     from nerf.geometry.cameras import Cameras
 
-VIEWS = 64  # photos that are asked, at most, those far apart
-_LARGEST = 1.0  # move, in pixels: what is linear ends about there
+MAX_VIEWS = 64  # photos that are asked, at most, those far apart
+_MAX_MOVE_PIXELS = 1.0  # move, in pixels: what is linear ends about there
 _CELLS = 128  # along the longest side: how finely the move changes, a power of 2
 # What a cell must know, in (alphas or colours a pixel)^2 summed over what it saw, to count as much as the coarser one
 # that it lies in (measured on four objects whose surface is known: 0.01 to 0.1 are the same).
 _PRIOR = 0.03
-_BAND = 3  # pixels on either side of an outline
-_POINTS = 2  # a side of a pixel, for the cover of an outline's pixels
-_REACH = 2  # pixels around a vertex that its colour and its slopes are made of
+_OUTLINE_PIXELS = 3  # pixels on either side of an outline
+_SUPERSAMPLE = 2  # a side of a pixel, for the cover of an outline's pixels
+_WINDOW_PIXELS = 2  # pixels around a vertex that its colour and its slopes are made of
 
 
 class Evidence(NamedTuple):
@@ -46,7 +46,7 @@ class Evidence(NamedTuple):
     weight: Tensor
 
 
-def moved(
+def refine_vertices(
     scene: Scene,
     vertices: Tensor,
     faces: Tensor,
@@ -63,24 +63,25 @@ def moved(
     pixel = _pixel_length(scene.cameras.subset(photos), vertices)
     found, colours = [], _Colours(vertices, normals)
     for row, i in enumerate(photos.tolist()):
-        drawn = _drawn(scene.cameras.subset([i]), vertices, faces)
+        drawn = _rasterise(scene.cameras.subset([i]), vertices, faces)
         if scene.has_alpha:
-            found.append(_of_outline(scene, i, drawn, faces, pixel))
+            found.append(_outline_evidence(scene, i, drawn, faces, pixel))
         colours.add(scene.cameras.subset([i]), pictures[row](), ratings[row], drawn)
     known = Evidence(*(torch.cat(parts) for parts in zip(*found, colours.evidence(), strict=True)))
-    move = _smooth(vertices, known, _PRIOR / pixel**2).clamp(-_LARGEST * pixel, _LARGEST * pixel)
+    limit = _MAX_MOVE_PIXELS * pixel
+    move = _solve_coarse_to_fine(vertices, known, _PRIOR / pixel**2).clamp(-limit, limit)
     return vertices + move[:, None].double() * normals
 
 
 def _pixel_length(cameras: Cameras, vertices: Tensor) -> float:
     """What a pixel spans at the mesh: the median over the photos."""
     middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
-    return float(((cameras.c2w[:, :, 3] - middle).norm(dim=1) / cameras.fx).median())
+    return float(((cameras.centres - middle).norm(dim=1) / cameras.fx).median())
 
 
 class Drawn(NamedTuple):
-    """The mesh in a photo: the nearest face at _POINTS^2 points a pixel [points*h, points*w] (-1: none); of each
-    vertex its pixel uv [v,2], its depth z [v], and how far it is from all that is seen within _REACH pixels [v]."""
+    """The mesh in a photo: the nearest face at _SUPERSAMPLE^2 points a pixel [points*h, points*w] (-1: none); of each
+    vertex its pixel uv [v,2], its z-depth [v], and how far it is from all that is seen within _WINDOW_PIXELS [v]."""
 
     face: Tensor
     uv: Tensor
@@ -88,13 +89,14 @@ class Drawn(NamedTuple):
     apart: Tensor
 
 
-def _drawn(camera: Cameras, vertices: Tensor, faces: Tensor) -> Drawn:
+def _rasterise(camera: Cameras, vertices: Tensor, faces: Tensor) -> Drawn:
     h, w = int(camera.heights[0]), int(camera.widths[0])
     uv, z = (t[0] for t in camera.project(vertices))
-    face = kernels.nearest_faces(uv * _POINTS, z, faces, w * _POINTS, h * _POINTS).reshape(h * _POINTS, w * _POINTS)
+    height, width = h * _SUPERSAMPLE, w * _SUPERSAMPLE
+    face = kernels.nearest_faces(uv * _SUPERSAMPLE, z, faces, width, height).reshape(height, width)
     depth = torch.where(face >= 0, z.float()[faces[face.clamp_min(0).long(), 0]], torch.inf)[None]
-    window = _POINTS * (2 * _REACH + 1)
-    far, near = (s * max_pool2d(s * depth, window, _POINTS, _POINTS * _REACH)[0] for s in (1, -1))
+    window = _SUPERSAMPLE * (2 * _WINDOW_PIXELS + 1)
+    far, near = (s * max_pool2d(s * depth, window, _SUPERSAMPLE, _SUPERSAMPLE * _WINDOW_PIXELS)[0] for s in (1, -1))
     inside = (z > 0) & (uv >= 0).all(dim=1) & (uv < torch.tensor([w, h])).all(dim=1)
     x, y = torch.where(inside[:, None], uv, 0.0).long().unbind(dim=1)
     apart = torch.maximum(far[y, x] - z, z - near[y, x])
@@ -111,15 +113,15 @@ class _Colours:
         self.sums = torch.zeros(len(vertices), 9)  # of w, w c, w d, w c.d, w |d|^2
 
     def add(self, camera: Cameras, picture: Tensor, rating: Tensor, drawn: Drawn) -> None:
-        away = self.vertices - camera.c2w[0, :, 3]
+        away = self.vertices - camera.centres[0]
         cosine = -(self.normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
         slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
         # Beside what lies before or behind it, colours are mixed; a slanted surface gets nearer and farther by itself.
-        alone = drawn.apart * camera.fx[0] / drawn.z.clamp_min(1e-300) <= 1.5 + 1.5 * _REACH * slope
+        alone = drawn.apart * camera.fx[0] / drawn.z.clamp_min(1e-300) <= 1.5 + 1.5 * _WINDOW_PIXELS * slope
         seen = ((rating > 0) & alone).nonzero()[:, 0]
         if not len(seen):
             return
-        picture, uv = _blurred(picture), drawn.uv[seen]
+        picture, uv = _blur(picture), drawn.uv[seen]
         along = camera.project(self.vertices[seen] + self.step * self.normals[seen])[0][0]
         along = ((along - uv) / self.step).float()
         half = torch.eye(2, dtype=torch.float64) / 2
@@ -138,25 +140,25 @@ class _Colours:
         return Evidence(torch.arange(len(self.sums)), push[:, 0], square[:, 0].clamp_min(0))
 
 
-def _blurred(picture: Tensor) -> Tensor:
+def _blur(picture: Tensor) -> Tensor:
     """A picture [h,w,c] without its finest grain, so that its slopes hold for half a pixel."""
     x = pad(picture.permute(2, 0, 1)[None], (1, 1, 1, 1), mode="replicate")[0].permute(1, 2, 0)
     x = 0.58 * x[1:-1] + 0.21 * (x[:-2] + x[2:])  # a Gaussian of 0.7 pixels
     return 0.58 * x[:, 1:-1] + 0.21 * (x[:, :-2] + x[:, 2:])
 
 
-def _of_outline(scene: Scene, i: int, drawn: Drawn, faces: Tensor, pixel: float) -> Evidence:
+def _outline_evidence(scene: Scene, i: int, drawn: Drawn, faces: Tensor, pixel: float) -> Evidence:
     """At the pixels beside the mesh's outline in photo i, for the vertices that are its outline there."""
     face = drawn.face
-    h, w = face.shape[0] // _POINTS, face.shape[1] // _POINTS
+    h, w = face.shape[0] // _SUPERSAMPLE, face.shape[1] // _SUPERSAMPLE
     covered = (face >= 0).float()[None, None]
     edge = (face >= 0) & (max_pool2d(1 - covered, 3, 1, 1)[0, 0] > 0)
     owner = torch.full(edge.shape, -1)
     owner[edge] = faces[face[edge].long(), 0]
-    owner = owner.reshape(h, _POINTS, w, _POINTS).amax(dim=(1, 3))
-    for _ in range(_BAND):
-        owner = _spread(owner)
-    cover = pad(avg_pool2d(covered, _POINTS), (1, 1, 1, 1), mode="replicate")[0, 0]
+    owner = owner.reshape(h, _SUPERSAMPLE, w, _SUPERSAMPLE).amax(dim=(1, 3))
+    for _ in range(_OUTLINE_PIXELS):
+        owner = _dilate(owner)
+    cover = pad(avg_pool2d(covered, _SUPERSAMPLE), (1, 1, 1, 1), mode="replicate")[0, 0]
     slope = torch.hypot(cover[1:-1, 2:] - cover[1:-1, :-2], cover[2:, 1:-1] - cover[:-2, 1:-1]) / 2
     there = owner >= 0
     if scene.masks is not None:
@@ -168,7 +170,7 @@ def _of_outline(scene: Scene, i: int, drawn: Drawn, faces: Tensor, pixel: float)
     return Evidence(owner[there], 0.5 * missing / pixel, 0.5 * slope[there] / pixel**2)
 
 
-def _spread(owner: Tensor) -> Tensor:
+def _dilate(owner: Tensor) -> Tensor:
     """[h,w] numbers, -1 where there is none: each of these takes a neighbour's."""
     around = pad(owner, (1, 1, 1, 1), value=-1)
     h, w = owner.shape
@@ -177,7 +179,7 @@ def _spread(owner: Tensor) -> Tensor:
     return owner
 
 
-def _smooth(vertices: Tensor, known: Evidence, prior: float) -> Tensor:
+def _solve_coarse_to_fine(vertices: Tensor, known: Evidence, prior: float) -> Tensor:
     """The move [v] float32, in lengths: (push + prior * coarser move) / (weight + prior) in cells that halve from level
     to level."""
     low, high = vertices.amin(dim=0), vertices.amax(dim=0)

@@ -19,16 +19,16 @@ def repair(vertices: Points, faces: Faces, longest_hole: int) -> tuple[Points, F
     end. What is whole comes back as it is.
     """
     for _ in range(_ROUNDS):
-        faces = _without_doubles(faces)
-        faces = faces[~_at_crowded_edges(faces)]
-        holes = [hole for hole in hole_loops(faces) if len(hole) <= longest_hole]
+        faces = _drop_duplicates(faces)
+        faces = faces[~_on_nonmanifold_edges(faces)]
+        holes = [hole for hole in find_holes(faces) if len(hole) <= longest_hole]
         if not holes:
             break
-        vertices, faces = _filled(vertices, faces, holes)
+        vertices, faces = _fill_holes(vertices, faces, holes)
     return vertices, faces
 
 
-def hole_loops(faces: Faces) -> list[list[int]]:
+def find_holes(faces: Faces) -> list[list[int]]:
     """The holes, each as the vertices around it in the order in which new faces have to run."""
     there, back = _edges(faces), _edges(faces)[:, ::-1]
     size = int(faces.max(initial=0)) + 1
@@ -57,7 +57,7 @@ def _edges(faces: Faces) -> Faces:
     return np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
 
 
-def _without_doubles(faces: Faces) -> Faces:
+def _drop_duplicates(faces: Faces) -> Faces:
     """Without faces that lack an extent, say the same as another one, or are one's back."""
     a, b, c = faces.T
     faces = faces[(a != b) & (b != c) & (c != a)]
@@ -69,7 +69,7 @@ def _without_doubles(faces: Faces) -> Faces:
     return faces[np.sort(first[~front_and_back])]
 
 
-def _at_crowded_edges(faces: Faces) -> NDArray[np.bool_]:
+def _on_nonmanifold_edges(faces: Faces) -> NDArray[np.bool_]:
     """Which faces [f] share an edge, the same way round, with another one."""
     edges = _edges(faces)
     size = int(faces.max(initial=0)) + 1
@@ -78,7 +78,7 @@ def _at_crowded_edges(faces: Faces) -> NDArray[np.bool_]:
     return np.asarray(crowded.reshape(3, -1).any(axis=0))
 
 
-def _filled(vertices: Points, faces: Faces, holes: list[list[int]]) -> tuple[Points, Faces]:
+def _fill_holes(vertices: Points, faces: Faces, holes: list[list[int]]) -> tuple[Points, Faces]:
     middles: list[Points] = []
     new: list[list[int]] = []
     for hole in holes:

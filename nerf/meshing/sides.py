@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
 SIDES = ("front", "right", "back", "left", "top", "bottom")
-_FAR = 40.0  # radii between the viewer and the mesh: next to no perspective
-_INSIDE = np.array([0.85, 0.1, 0.75], np.float32)  # magenta: nobody's paint
+_DISTANCE_RADII = 40.0  # radii between the viewer and the mesh: next to no perspective
+_BACKFACE_COLOR = np.array([0.85, 0.1, 0.75], np.float32)  # magenta: nobody's paint
 
 
-def six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420) -> dict[str, np.ndarray]:
+def render_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420) -> dict[str, np.ndarray]:
     """Name -> [size,size,3] uint8: the mesh in its texture or vertex colours, lit from the viewer, on white.
 
     front [3]: towards the viewer of the view "front" (what of it lies along up is ignored); up [3]; world frame. The
@@ -47,35 +47,31 @@ def six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420)
     return {name: _draw(mesh, cameras, k) for k, name in enumerate(SIDES)}
 
 
-def front_of(model: Model) -> Tensor:
+def front_direction(model: Model) -> Tensor:
     """From what the photos look at towards the first camera [3] float64, world frame: the side to show first."""
-    return model.cameras.c2w[0, :, 3].double() - look_at_point(model.cameras, model.scene_from_world, model.space)
+    return model.cameras.centres[0].double() - look_at_point(model.cameras, model.scene_from_world, model.space)
 
 
 def write_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, folder: Path) -> None:
-    """The pictures of `six_sides` as folder/front.png ..."""
+    """The pictures of `render_six_sides` as folder/front.png ..."""
     folder.mkdir(exist_ok=True)
-    for name, picture in six_sides(mesh, front, up).items():
+    for name, picture in render_six_sides(mesh, front, up).items():
         write_png(folder / f"{name}.png", picture)
 
 
 def _cameras(backward: Tensor, up: Tensor, middle: Tensor, radius: float, size: int) -> Cameras:
     """Cameras far away along backward [n,3] (unit), so that a ball of the radius about the middle fills the picture."""
-    n = len(backward)
     x = torch.nn.functional.normalize(torch.linalg.cross(up, backward), dim=1)
     y = torch.linalg.cross(backward, x)
-    c2w = torch.stack([x, y, backward, middle + _FAR * radius * backward], dim=2)
-    f = torch.full((n,), size / 2 * _FAR / 1.02, dtype=torch.float64)
-    centre = torch.full((n,), size / 2, dtype=torch.float64)
-    sizes, none = torch.full((n,), size), torch.zeros(n, dtype=torch.int64)
-    return Cameras(c2w, f, f, centre, centre, sizes, sizes, none, torch.zeros(n, 6, dtype=torch.float64))
+    c2w = torch.stack([x, y, backward, middle + _DISTANCE_RADII * radius * backward], dim=2)
+    return Cameras.perspective(c2w, size / 2 * _DISTANCE_RADII / 1.02, size, size)
 
 
 def _draw(mesh: trimesh.Trimesh, cameras: Cameras, k: int) -> np.ndarray:
     """[size,size,3] uint8 of camera k."""
     seen = render_mesh(mesh, cameras, k, background=(0.0, 0.0, 0.0), supersample=3)
-    facing = seen["normal"] @ cameras.c2w[k, :, 2].numpy().astype(np.float32)
+    facing = seen["normal"] @ -cameras.forward[k].numpy().astype(np.float32)
     opacity = seen["opacity"][..., None]
     color = seen["color"] * (0.45 + 0.55 * facing.clip(0, 1))[..., None]
-    color = np.where((facing < -0.2)[..., None], _INSIDE * opacity, color)
+    color = np.where((facing < -0.2)[..., None], _BACKFACE_COLOR * opacity, color)
     return ((color + 1 - opacity).clip(0, 1) * 255 + 0.5).astype(np.uint8)

@@ -86,7 +86,7 @@ def _triangulations(polygon: list[int]) -> list[list[tuple[int, int, int]]]:
 
 
 @cache
-def table() -> Table:
+def derive_table() -> Table:
     """The table; see the top of this file."""
     edges = _edges()
     edge_of = {frozenset(edge): e for e, edge in enumerate(edges)}

@@ -3,8 +3,8 @@
 Every vertex rates every photo by how much of it the photo shows: visible (against a depth buffer of the mesh, with a
 margin beside the silhouettes of what stands in front), seen straight on, and near. The ratings are smooth over the
 surface, so photos blend into each other across seams, and they count by their squares, so the best nearly decides. Each
-face takes its few best photos; their colours at a texel are averaged, and those that disagree with the others (shine,
-passers-by, a wrong depth) count less. What no photo shows is coloured by the field.
+face takes its few best photos; their colours at a texel are averaged, and those that disagree with the others (specular
+highlights, passers-by, a wrong depth) count less. What no photo shows is coloured by the field.
 The rating by projected area and the removal of disagreeing photos follow Waechter, Moehrle and Goesele, "Let There Be
 Color! Large-Scale Texturing of 3D Reconstructions", 2014, sections 3.1 and 3.2.
 """
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.light import encode
-from nerf.geometry.space import ndc_points
 from nerf.io.memory import give_back
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, rasterise
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene
     from nerf.rendering.model import Model
 
-PHOTOS = 4  # that colour a face, at most
+PHOTOS_PER_FACE = 4  # that colour a face, at most
 _SHARPNESS = 2  # power of a rating (already squared lengths): how clearly the best photo wins
 _MARGIN = 2  # pixels beside a silhouette in which what lies behind it does not take its colour from the photo
 _AGREEMENT = 0.08  # colours that differ by more from the mean of the others count less
@@ -57,7 +56,7 @@ def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tens
     window = 2 * _MARGIN + 1
     in_front = -torch.nn.functional.max_pool2d(-depth.reshape(1, 1, h, w), window, 1, _MARGIN).flatten()
 
-    away = vertices - camera.c2w[0, :, 3]
+    away = vertices - camera.centres[0]
     cosine = -(normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
     density = camera.fx[0] / z.clamp_min(1e-300)  # pixels per length, seen straight on
     inside = (z > 0) & (uv >= _MARGIN).all(dim=1) & (uv[:, 0] < w - _MARGIN) & (uv[:, 1] < h - _MARGIN)
@@ -66,11 +65,11 @@ def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tens
     slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
     tolerance = (1.5 + 1.5 * _MARGIN * slope) / density
     visible = inside & (cosine > 0.1) & (z - in_front[at].double() <= tolerance)
-    visible &= _shown(scene, i)[at]
+    visible &= _valid_pixels(scene, i)[at]
     return (visible * density.square() * cosine.clamp_min(0).square()).float()
 
 
-def _shown(scene: Scene, i: int) -> Tensor:
+def _valid_pixels(scene: Scene, i: int) -> Tensor:
     """Pixels [h*w] of photo i that show the scene: opaque, and inside the mask."""
     h, w = int(scene.pixels.heights[i]), int(scene.pixels.widths[i])
     shown = torch.ones(h * w, dtype=torch.bool)
@@ -81,7 +80,7 @@ def _shown(scene: Scene, i: int) -> Tensor:
     return shown
 
 
-def smoothed(ratings: Tensor, faces: Tensor, rounds: int = 2) -> Tensor:
+def feather_ratings(ratings: Tensor, faces: Tensor, rounds: int = 2) -> Tensor:
     """Ratings [n,v] that fade out towards what a photo does not show: the smaller of a vertex's and its neighbours'
     mean."""
     n_vertices = ratings.shape[1]
@@ -107,12 +106,12 @@ def bake(
     """The texture [h,w,3] float32, sRGB values, of a mesh: vertices and normals [v,3], world frame; ratings [n,v] and
     exposure_gains [n,3] of the photos [n]."""
     mesh_faces = atlas.corners[atlas.faces]
-    ratings = smoothed(ratings, mesh_faces)
+    ratings = feather_ratings(ratings, mesh_faces)
     flat, face, weights = texels(atlas)
     face, weights = face.int(), weights.float()  # there are many: a third of the memory
     middle = vertices.mean(dim=0)
     centred = vertices - middle
-    k = min(PHOTOS, len(photos))
+    k = min(PHOTOS_PER_FACE, len(photos))
     few = max(1, _RATINGS // (3 * len(photos)))  # faces at a time: bounded memory for any number of photos
     best = torch.cat([ratings[:, some].sum(dim=2).topk(k, dim=0).indices.T for some in mesh_faces.split(few)])
     colors = torch.zeros(len(flat), k, 3)
@@ -124,8 +123,8 @@ def bake(
         if not len(mine):
             continue
         camera = scene.cameras.subset([i])
-        shown = _shown(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
-        picture = torch.cat([colors_of(model, scene, i) / gains[row], shown.float()], dim=2)
+        shown = _valid_pixels(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
+        picture = torch.cat([load_photo_colors(model, scene, i) / gains[row], shown.float()], dim=2)
         for some in mine.split(_CHUNK):
             of, corner = weights[some].double(), mesh_faces[face[some].long()]
             points = _mean(of, centred[corner]) + middle
@@ -134,7 +133,7 @@ def bake(
             found = bilinear(picture, camera.project(points)[0][0])
             colors[some, rank] = found[:, :3]
             shares[some, rank] = share**_SHARPNESS * (found[:, 3] > 0.999)  # no colours of what is transparent
-    pairs = [agreed(*some) for some in zip(colors.split(_CHUNK), shares.split(_CHUNK), strict=True)]
+    pairs = [blend_photos(*some) for some in zip(colors.split(_CHUNK), shares.split(_CHUNK), strict=True)]
     color, seen = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     del colors, shares, pairs
     unseen = (~seen).nonzero()[:, 0]
@@ -154,7 +153,7 @@ def _mean(weights: Tensor, corners: Tensor) -> Tensor:
     return (weights[..., None] * corners).sum(dim=1)
 
 
-def agreed(colors: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+def blend_photos(colors: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Mean colour [t,3] of the photos' colours [t,k,3] by their shares [t,k], those that disagree counting less, and
     where there was any [t]."""
     total = shares.sum(dim=1)
@@ -181,9 +180,9 @@ def exposure_gains(
         if len(seen) < 100:
             continue
         camera = scene.cameras.subset([i])
-        towards = torch.nn.functional.normalize(camera.c2w[0, :, 3] - vertices[seen], dim=1)
+        towards = torch.nn.functional.normalize(camera.centres[0] - vertices[seen], dim=1)
         field = field_colors(model, vertices[seen], towards)
-        photo = bilinear(colors_of(model, scene, i), camera.project(vertices[seen])[0][0])
+        photo = bilinear(load_photo_colors(model, scene, i), camera.project(vertices[seen])[0][0])
         usable = ((field > 0.05) & (field < 0.95) & (photo > 0.05) & (photo < 0.95)).all(dim=1)
         if int(usable.sum()) >= 100:
             gains[row] = (photo[usable] / field[usable]).median(dim=0).values.clamp(0.25, 4.0).log()
@@ -195,22 +194,20 @@ def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
     the surface."""
     scene_points = model.scene_from_world.apply(points)
     directions = model.scene_from_world.apply_directions(torch.nn.functional.normalize(towards, dim=1))
-    if model.ndc is not None:
-        moved = ndc_points(scene_points + 1e-3 * directions, model.ndc)
-        scene_points = ndc_points(scene_points, model.ndc)
-        directions = torch.nn.functional.normalize(moved - scene_points, dim=1)
-    return _shown_as(model, model.color(scene_points.float().contiguous(), -directions.float().contiguous()))
+    directions = model.space.directions_to_march(scene_points, directions)
+    scene_points = model.space.points_to_march(scene_points)
+    return _to_srgb(model, model.color(scene_points.float().contiguous(), -directions.float().contiguous()))
 
 
-def colors_of(model: Model, scene: Scene, i: int) -> Tensor:
+def load_photo_colors(model: Model, scene: Scene, i: int) -> Tensor:
     """Photo i as [h,w,3] float32, as it is shown: sRGB values, in the common exposure where training learnt one."""
     pixels = scene.pixels.image(i)
     colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
     if model.log_gains is not None and scene.names[i] in model.names:
         colors = evened(colors, model.log_gains[model.names.index(scene.names[i])], model.linear)
-    return _shown_as(model, colors)
+    return _to_srgb(model, colors)
 
 
-def _shown_as(model: Model, colors: Tensor) -> Tensor:
+def _to_srgb(model: Model, colors: Tensor) -> Tensor:
     """Colours as sRGB values in [0,1]; a texture is a picture, so photos are compared and blended as pictures."""
     return encode(colors * model.exposure).clamp(0, 1) if model.linear else colors

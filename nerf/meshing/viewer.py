@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nerf.io.files import write_whole
 
 
-def page_of(glb: Path) -> Path:
+def page_path(glb: Path) -> Path:
     """Where the page of a GLB file lies: NAME.html beside it."""
     return glb.with_suffix(".html")
 
@@ -33,6 +33,6 @@ def write_page(glb: Path, front: NDArray[np.float64] | None = None) -> Path:
         "GLB": base64.b64encode(glb.read_bytes()).decode(),
     }.items():
         page = page.replace(f"@{name}@", text, 1)
-    path = page_of(glb)
+    path = page_path(glb)
     write_whole(path, page)
     return path

@@ -16,8 +16,9 @@ from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity, ndc_points_inverse
+from nerf.geometry.space import Similarity, Space
 from nerf.io import checkpoint
+from nerf.kernels import RenderedRays
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
 
@@ -60,7 +61,7 @@ class Model:
         return self.field.table.device
 
     @property
-    def space(self) -> str:
+    def space(self) -> Space:
         return self.marching.space
 
     @property
@@ -71,14 +72,10 @@ class Model:
     def far(self) -> float:
         return self.marching.far
 
-    @property
-    def ndc(self) -> tuple[float, float] | None:
-        return self.marching.ndc
-
     # ---- questions to the field
 
     def density(self, points: Tensor) -> Tensor:
-        """Densities [n] (1/scene length) at points [n,3] of the scene frame (NDC points for the space "ndc")."""
+        """Densities [n] (1/scene length) at points [n,3] of the scene frame (NDC points in the space Ndc)."""
         with torch.no_grad():
             return (
                 torch.cat([self.field.density(p) for p in points.split(FIELD_CHUNK)]) if len(points) else torch.zeros(0)
@@ -90,10 +87,10 @@ class Model:
         with torch.no_grad():
             return torch.cat([self.field(p, d)[1] for p, d in pairs]) if len(points) else torch.zeros(0, 3)
 
-    def render_rays(self, rays_o: Tensor, rays_d: Tensor, background: Tensor | None = None) -> dict[str, Tensor]:
-        """colors [n,3] over the background, opacities, depths, median_depths [n] of scene rays (unit directions)."""
-        background = self.background if background is None else background
-        return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d, background)
+    def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
+        """What scene rays [n,3] (unit directions) see, in front of any background: `.over(model.background)` adds it.
+        No gradients, bounded memory."""
+        return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d)
 
     def coarser(self, stretch: float) -> Model:
         """The same model, not a copy, whose rays march in steps so many times longer: faster, a little less exact."""
@@ -105,9 +102,9 @@ class Model:
         """Where half the light of scene rays is gone [n], scene length along the ray, 0 where that is nowhere; and how
         far the places spread where it goes [n]: their mean distance, over this half, in the march's length."""
         until_half = replace(self.marching, stop_threshold=0.499)  # what lies behind is not asked for
-        out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d, self.background)
-        spread = out["distortions"] / out["opacities"].clamp_min(1e-6).square()
-        return self._lengths(rays_o, rays_d, out["median_depths"]), spread
+        out = render_many(self.field, self.occupancy, until_half, rays_o, rays_d)
+        spread = out.distortions / out.opacities.clamp_min(1e-6).square()
+        return self.space.t_to_depth(rays_o, rays_d, out.median_depths), spread
 
     def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
         """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
@@ -119,19 +116,19 @@ class Model:
         for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
             pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
             rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
-            for name, part in self.look(*rays, normals).items():
+            for name, part in self.trace(*rays, normals).items():
                 view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).cpu().numpy()
         return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
 
-    def look(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
-        """What scene rays see: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
+    def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
+        """What scene rays hit: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
         out = self.render_rays(rays_o, rays_d)
         seen = {
-            "color": out["colors"].clamp(0, None if self.linear else 1),
-            "opacity": out["opacities"],
-            "depth": self._lengths(rays_o, rays_d, out["median_depths"]),
+            "color": out.over(self.background).clamp(0, None if self.linear else 1),
+            "opacity": out.opacities,
+            "depth": self.space.t_to_depth(rays_o, rays_d, out.median_depths),
         }
-        return seen | {"normal": self._normals(rays_o, rays_d, out["median_depths"])} if normals else seen
+        return seen | {"normal": self._normals(rays_o, rays_d, out.median_depths)} if normals else seen
 
     def _normals(self, rays_o: Tensor, rays_d: Tensor, median_depths: Tensor) -> Tensor:
         """World normals [n,3] where half the light of scene rays is gone, zero where that is nowhere."""
@@ -143,23 +140,9 @@ class Model:
         scene_normals = density_normals(
             self.field, points, (t * self.marching.cone_angle).clamp_min(2 * self.marching.step_size)
         )
-        if self.ndc is not None and len(hit):  # back from NDC to directions of the scene frame
-            scene = ndc_points_inverse(points, self.ndc)
-            shifted = ndc_points_inverse(points + 1e-3 * scene_normals, self.ndc)
-            scene_normals = torch.nn.functional.normalize(shifted - scene, dim=1)
+        scene_normals = self.space.directions_to_scene(points, scene_normals)
         normals[hit] = self.scene_from_world.inverse().apply_directions(scene_normals)
         return normals
-
-    def _lengths(self, rays_o: Tensor, rays_d: Tensor, t: Tensor) -> Tensor:
-        """Places t [n] on the march (0: none) as lengths along the scene rays."""
-        if self.ndc is None:
-            return t
-        hit = (t > 0).nonzero()[:, 0]
-        o, d, *_ = self.marching.enter(rays_o[hit], rays_d[hit])
-        lengths = t.clone()
-        there = ndc_points_inverse(o + t[hit, None] * d, self.ndc)
-        lengths[hit] = (there - rays_o[hit]).norm(dim=1).clamp_max(1e6)
-        return lengths
 
     # ---- on disk
 
@@ -195,11 +178,9 @@ class Model:
             field.to(kernels.device())
             field.table_half = field.table.detach().half()
             occupancy = OccupancyGrid(**config["occupancy"])
-            occupancy.restore(
-                {k.removeprefix("occupancy."): t for k, t in tensors.items() if k.startswith("occupancy.")}
-            )
+            occupancy.restore(checkpoint.part(tensors, "occupancy"))
             occupancy.to(kernels.device())
-            cameras = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
+            cameras = Cameras(**checkpoint.part(tensors, "cameras"))
             model = Model(
                 field,
                 occupancy,

@@ -2,66 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
-from nerf.fields.radiance import RadianceField
-from nerf.kernels import GradientSink
+from nerf.fields.radiance import Field, RadianceField
+from nerf.kernels import GradAccumulator, RenderedRays
 from nerf.rendering.marching import Marching
+from nerf.rendering.sampling import FieldFunction, render_with
 
 RENDER_CHUNK = 1 << 16  # rays rendered at once where no gradient is wanted
 GPU_CHUNK = 1 << 21  # the same on a GPU, which many launches of little work would leave idle: a picture of 1920x1080
 
 
 def render_rays(
-    field: RadianceField,
+    field: FieldFunction,
     occupancy: OccupancyGrid,
     marching: Marching,
     rays_o: Tensor,
     rays_d: Tensor,
-    background: Tensor,
+    *,
     jitter: Tensor | None = None,
-    coarser: float = 1.0,
-    sink: GradientSink | None = None,
-    seen_from: Tensor | None = None,
-) -> dict[str, Any]:
-    """Colours of scene rays [n,3] over a background ([3] or [n,3]).
+    step_scale: float = 1.0,
+    viewdirs: Tensor | None = None,
+    grad_accumulator: GradAccumulator | None = None,
+) -> RenderedRays:
+    """What scene rays [n,3] (unit directions) see of a field, in front of any background: `.over` adds one.
 
-    Returns per ray: colors [n,3] with the background, foregrounds [n,3] without it, opacities, depths (sum w t),
-    median_depths, second_moments, distortions [n]; and the numbers of samples "evaluated" and "kept". Differentiable
-    once in rays and field. The background is added here and nowhere else. `jitter` [n] in [0,1) shifts each ray's steps
-    (0.5 when None). `seen_from` [n,3]: unit directions that the colours are asked for instead of the rays' own.
+    Differentiable once in rays and field. Our RadianceField goes through the fused op, any other field through
+    `render_with`. `jitter` [n] in [0,1) shifts each ray's steps (0.5 when None), `step_scale` stretches them.
+    `viewdirs` [n,3]: unit directions that the colours are asked for instead of the rays' own. `grad_accumulator`: where
+    the gradient of our field's table is added instead of into its `grad`.
+
+    >>> import torch
+    >>> from nerf import FieldOptions, Marching, OccupancyGrid, RadianceField, render_rays
+    >>> field, marching = RadianceField(FieldOptions(density_bias=0.0)), Marching("box", near=0.0, far=10.0)
+    >>> rays_o, rays_d = torch.tensor([[0.0, 0.0, -2.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    >>> rays = render_rays(field, OccupancyGrid(), marching, rays_o, rays_d)
+    >>> rays.over(torch.ones(3)).shape, 0 < rays.opacities.item() < 1
+    (torch.Size([1, 3]), True)
     """
-    o, d, viewdirs, t_near, t_far = marching.enter(rays_o, rays_d)
-    if seen_from is not None:
-        viewdirs = seen_from
-    if jitter is None:
-        jitter = torch.full_like(t_near, 0.5)
+    if not isinstance(field, RadianceField):
+        if grad_accumulator is not None:
+            raise ValueError(
+                "grad_accumulator: expected None for a field of one's own, which has no hash table of ours"
+            )
+        return render_with(
+            field, rays_o, rays_d, occupancy, marching, jitter=jitter, step_scale=step_scale, viewdirs=viewdirs
+        )
+    o, d, own, t_near, t_far = marching.enter(rays_o, rays_d)
     out = kernels.render_rays(
         o,
         d,
-        viewdirs,
+        own if viewdirs is None else viewdirs,
         t_near,
         t_far,
-        jitter,
+        torch.full_like(t_near, 0.5) if jitter is None else jitter,
         occupancy.occupied,
         field.params(),
         field.config,
-        marching.settings(coarser),
+        marching.settings(step_scale),
         occupancy.bits,
         field.table_half,
-        sink,
+        grad_accumulator,
     )
+    out["foregrounds"] = out.pop("colors")
     scale = field.options.color_scale
     if scale != 1.0:
-        out["colors"], out["second_moments"] = out["colors"] * scale, out["second_moments"] * scale**2
-    out["foregrounds"] = out["colors"]
-    out["colors"] = out["foregrounds"] + (1.0 - out["opacities"])[:, None] * background.to(out["opacities"].device)
-    return out
+        out["foregrounds"], out["second_moments"] = out["foregrounds"] * scale, out["second_moments"] * scale**2
+    return RenderedRays(**{name: out[name] for name in RenderedRays._fields if name in out})
 
 
 def render_chunk(device: torch.device) -> int:
@@ -71,25 +81,25 @@ def render_chunk(device: torch.device) -> int:
 
 @torch.no_grad()
 def render_many(
-    field: RadianceField,
+    field: FieldFunction,
     occupancy: OccupancyGrid,
     marching: Marching,
     rays_o: Tensor,
     rays_d: Tensor,
-    background: Tensor,
-) -> dict[str, Tensor]:
+) -> RenderedRays:
     """`render_rays` for any number of rays, without gradients, in bounded memory."""
-    names = ("colors", "opacities", "depths", "median_depths", "distortions")
-    chunk = render_chunk(field.table.device)
+    chunk = render_chunk(occupancy.occupied.device)
     parts = [
-        render_rays(field, occupancy, marching, o, d, background)
+        render_rays(field, occupancy, marching, o, d)
         for o, d in zip(rays_o.split(chunk), rays_d.split(chunk), strict=True)
     ]
-    return {name: torch.cat([p[name] for p in parts]) for name in names}
+    f, o, t, medians, moments, spreads = (torch.cat(column) for column in list(zip(*parts, strict=True))[:6])
+    evaluated, kept = sum(p.evaluated for p in parts), sum(p.kept for p in parts)
+    return RenderedRays(f, o, t, medians, moments, spreads, evaluated, kept)
 
 
 @torch.no_grad()
-def density_normals(field: RadianceField, points: Tensor, radius: Tensor | float) -> Tensor:
+def density_normals(field: Field, points: Tensor, radius: Tensor | float) -> Tensor:
     """Unit normals [n,3] at scene points [n,3]: against the density's gradient, by central differences over `radius`
     (scene length, one or [n,1])."""
     gradient = torch.empty_like(points)

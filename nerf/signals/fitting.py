@@ -16,7 +16,7 @@ from nerf import kernels
 from nerf.errors import UserError, note
 from nerf.io import checkpoint
 from nerf.io.interrupts import whole_steps
-from nerf.io.progress import Display
+from nerf.io.progress import Progress
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.family import ModulatedField
 from nerf.signals.fields import FieldChoice, SignalField, choose
@@ -139,7 +139,7 @@ class Fitter:
                 f"{path} was fitted with other settings ({', '.join(other)}): continue with the same, "
                 "or start again with --overwrite"
             )
-        _fill(self.field, tensors)
+        self.field.load_state_dict(checkpoint.part(tensors, "field"))
         for i, (m, v) in enumerate(self.moments):
             m.copy_(tensors[f"adam.{i}.m"])
             v.copy_(tensors[f"adam.{i}.v"])
@@ -181,7 +181,7 @@ def fitted_of_state(tensors: dict[str, Tensor], config: dict[str, Any], path: st
     try:
         kind = ModulatedField if "latent" in config["field"] else SignalField
         field = kind.from_dict(config["field"])
-        _fill(field, tensors)
+        field.load_state_dict(checkpoint.part(tensors, "field"))
         return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a field this version understands ({error}): fit it again") from error
@@ -207,7 +207,7 @@ def fit(
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is not None and path.exists():
         fitter.restore(path)
-    display = Display(progress, "fitting")
+    display = Progress("fitting", shown=progress, start=fitter.step)
     started = time.perf_counter() - fitter.seconds
     saved_at, recent = time.perf_counter(), []
     try:
@@ -221,7 +221,7 @@ def fit(
             if fitter.step % 50 == 0:
                 mse = sum(recent) / len(recent)
                 fitter.curve.append({"step": fitter.step, "seconds": round(fitter.seconds, 2), "mse": mse})
-                display.show(fitter.step, fitter.total_steps, error_in_words(mse, problem.peak))
+                display.update(fitter.step, fitter.total_steps, error_in_words(mse, problem.peak))
                 recent.clear()
                 if config.stop_mse is not None and mse <= config.stop_mse:
                     break
@@ -265,10 +265,6 @@ def _settle_steps(fitter: Fitter, budget: float) -> int | None:
         return None
     left = 0.98 * budget - fitter.seconds  # rather early than late
     return fitter.step + max(0, int(left / (fitter.seconds / fitter.step)))
-
-
-def _fill(field: SignalField, tensors: dict[str, Tensor]) -> None:
-    field.load_state_dict({k.removeprefix("field."): t for k, t in tensors.items() if k.startswith("field.")})
 
 
 def _save(fitter: Fitter, path: Path) -> None:

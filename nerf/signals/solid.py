@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.errors import UserError, note
-from nerf.geometry.triangles import Triangles, read_mesh, spread
+from nerf.geometry.triangles import Triangles, read_mesh, sample_surface
 
 MARGIN = 0.1  # of the longest side, around the shape
 _PROBE = 5e-3  # of the longest side: how far from the surface it is asked whether there is an inside
@@ -79,7 +79,7 @@ class Solid:
         if self.areas is not None:
             which = torch.linspace(0, len(self.vertices) - 1, n).long()
             return self.vertices[which], torch.nn.functional.normalize(self.areas[which], dim=1)
-        found = spread(self.vertices, self.faces, n)
+        found = sample_surface(self.vertices, self.faces, n)
         corners = self.vertices[self.faces[found.faces]]
         normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         return (corners * found.weights[..., None]).sum(dim=1), torch.nn.functional.normalize(normals, dim=1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from nerf.errors import UserError
 from nerf.geometry.triangles import Triangles
 from nerf.meshing.clean import compact, keep_faces, vertex_normals
-from nerf.meshing.judge import judge
+from nerf.meshing.evaluation import evaluate_mesh
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid, marching_cubes
 from nerf.signals.fields import SignalField
 from nerf.signals.shape import distances_at
@@ -132,10 +132,10 @@ def _iou(a: Tensor, b: Tensor) -> float:
 
 
 def chamfer_of(mesh: trimesh.Trimesh, solid: Solid, samples: int = 100_000) -> dict[str, Any]:
-    """How far a mesh is from a true mesh, both in the file's frame; see `meshing.judge.judge`."""
+    """How far a mesh is from a true mesh, both in the file's frame; see `meshing.evaluation.evaluate_mesh`."""
     truth = Triangles(solid.to_own(solid.vertices), solid.faces.long())
     own = Triangles(torch.from_numpy(np.array(mesh.vertices)), torch.from_numpy(np.array(mesh.faces, np.int64)))
-    return judge(own, truth, samples)
+    return evaluate_mesh(own, truth, samples)
 
 
 def trace(

@@ -11,7 +11,7 @@ from nerf.datasets import Scene
 from nerf.geometry import light
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity
-from nerf.kernels import GradientSink
+from nerf.kernels import GradAccumulator
 from nerf.rendering import losses
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
@@ -52,18 +52,13 @@ def as_trained(scene: Scene, model: Model) -> Scene:
     refined, c2w = model.cameras.c2w.cpu(), scene.cameras.c2w.cpu()
     if len(pairs) and torch.equal(c2w[here], refined[there]):
         return scene
-    c2w = moved(c2w, similarity_between(model.given_poses, refined))
+    c2w = similarity_between(model.given_poses, refined).apply_poses(c2w)
     return with_poses(scene, c2w.index_copy(0, here, refined[there]))
-
-
-def moved(c2w: Tensor, by: Similarity) -> Tensor:
-    """Poses [n,3,4] in another frame."""
-    return torch.cat([by.rotation @ c2w[:, :, :3], by.apply(c2w[:, :, 3])[:, :, None]], dim=2)
 
 
 def with_poses(scene: Scene, c2w: Tensor) -> Scene:
     """The same scene with other poses [n,3,4]."""
-    return replace(scene, cameras=Cameras(**scene.cameras.tensors() | {"c2w": c2w.to(scene.cameras.c2w.device)}))
+    return replace(scene, cameras=scene.cameras.with_poses(c2w))
 
 
 def poses_by_sight(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:
@@ -90,7 +85,9 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
     distance = viewing_distance(model.cameras, to_scene)
     corrections = PoseCorrections(here, torch.arange(n), to_scene, distance, fixed_frame=False)
     random = torch.Generator(device).manual_seed(0)
-    sink = GradientSink(torch.zeros_like(model.field.table))  # the table's gradient is made with the rays', and unused
+    sink = GradAccumulator(
+        torch.zeros_like(model.field.table)
+    )  # the table's gradient is made with the rays', and unused
     focal, smallest = float(cameras.fx.median()), min(min(p.shape[:2]) for p in pictures)
     image_ids = torch.arange(n, device=device).repeat_interleave(RAYS)
 
@@ -102,8 +99,8 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
         return *here.rays(image_ids, rows, cols, to_scene), wanted, counts
 
     def differences(rays_o: Tensor, rays_d: Tensor, wanted: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, model.background, sink=sink)
-        shown, background, opacities = out["colors"], model.background, out["opacities"][:, None]
+        out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, grad_accumulator=sink)
+        shown, background, opacities = out.over(model.background), model.background, out.opacities[:, None]
         if model.linear:
             shown, wanted, background = (light.encode(t * model.exposure) for t in (shown, wanted, background))
         if model.log_gains is not None:  # the picture's own exposure is not the pose's affair

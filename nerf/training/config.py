@@ -72,22 +72,21 @@ class TrainConfig:
 def default_field(scene: Scene, exposure: bool = False) -> FieldOptions:
     """Objects start as a solid hull that gets carved, which needs no fog to clear; open scenes start almost empty."""
     scale = (scene.brightest if scene.linear else 1.0) * (HEADROOM if exposure else 1.0)
-    if scene.space == "box":
+    if scene.space.bounded:
         return FieldOptions(density_bias=3.0, color_scale=scale)
-    finest = 2048 if scene.space == "unbounded" else 1024
+    finest = 2048 if scene.space.contracted else 1024
     return FieldOptions(density_bias=-1.0, finest_resolution=finest, color_scale=scale)
 
 
 def marching_of(scene: Scene) -> Marching:
     """Steps and range of rays for this scene."""
-    if scene.space == "unbounded":
+    if scene.space.contracted:
         return Marching(
             scene.space,
             scene.near,
             scene.far,
-            scene.n_levels,
             step_size=2 * math.sqrt(3) / 1024,
             cone_angle=1 / 256,
             gradient_distance=viewing_distance(scene.cameras, scene.scene_from_world),
         )
-    return Marching(scene.space, scene.near, scene.far, 1, scene.ndc, step_size=2 * math.sqrt(3) / 1024)
+    return Marching(scene.space, scene.near, scene.far, step_size=2 * math.sqrt(3) / 1024)

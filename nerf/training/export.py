@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from nerf.datasets.export import PosedFiles, write_colmap, write_transforms
 from nerf.datasets.posed import Posed
 from nerf.errors import UserError, note
 from nerf.geometry.cameras import Cameras
-from nerf.training.alignment import moved, similarity_between
+from nerf.training.alignment import similarity_between
 
 MODEL_PLACE = Path("sparse") / "0"  # in the folder of a COLMAP data set
 
@@ -61,28 +60,22 @@ def _of_scene(scene: Scene) -> PosedFiles:
     if not scene.files:
         raise UserError("this scene does not say where its photos lie, so its cameras cannot be exported")
     photos = scene.cameras if scene.photo_cameras is None else scene.photo_cameras
-    cameras = Cameras(**photos.tensors() | {"c2w": scene.cameras.c2w})
-    return PosedFiles(cameras, scene.files, scene.splits, points=scene.points)
-
-
-def _full_size(cameras: Cameras, factor: int, sizes: Cameras) -> Cameras:
-    """Cameras of pictures that were down-scaled, in the full pixels again; the inverse of Cameras.scaled and then of
-    Cameras.resized, where they were brought to another size too."""
-    t = cameras.resized(sizes.widths // factor, sizes.heights // factor).tensors()
-    for name in ("fx", "fy", "cx", "cy"):
-        t[name] = t[name] * factor
-    t["widths"], t["heights"] = sizes.widths, sizes.heights
-    return Cameras(**t)
+    return PosedFiles(photos.with_poses(scene.cameras.c2w), scene.files, scene.splits, points=scene.points)
 
 
 def _of_path(path: Path, kind: str | None) -> PosedFiles:
+    file = path / "checkpoint.safetensors" if path.is_dir() else path
+    if file.suffix == ".safetensors" and file.is_file():
+        return _of_model(file)
+    posed = load_posed(path, kind)
+    return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
+
+
+def _of_model(file: Path) -> PosedFiles:
+    """The photos of a run with the cameras as training left them; those that it did not see move along."""
     from nerf.io import checkpoint
     from nerf.training.runs import RUN_FILE, read_run
 
-    file = path / "checkpoint.safetensors" if path.is_dir() else path
-    if file.suffix != ".safetensors" or not file.is_file():
-        posed = load_posed(path, kind)
-        return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
     run = read_run(file.parent)
     tensors, config = checkpoint.load(file)
     names = config.get("training", {}).get("names")
@@ -96,22 +89,28 @@ def _of_path(path: Path, kind: str | None) -> PosedFiles:
     if lost:
         raise UserError(f"{run.data}: {lost[0]} and {len(lost) - 1} more photos that the model was trained on are gone")
     trained = torch.tensor([index[n] for n in names], dtype=torch.int64)
-    mine = Cameras(**{k.removeprefix("cameras."): t for k, t in tensors.items() if k.startswith("cameras.")})
+    mine = Cameras(**checkpoint.part(tensors, "cameras"))
     mine = _full_size(mine, run.downscale, posed.cameras.subset(trained))
     together = posed.cameras.tensors()
     if "given_poses" in tensors:  # the others move along with those that training refined
-        common = similarity_between(tensors["given_poses"], mine.c2w)
-        together["c2w"] = moved(together["c2w"], common)
+        together["c2w"] = similarity_between(tensors["given_poses"], mine.c2w).apply_poses(together["c2w"])
     for name, values in mine.tensors().items():
         together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
-    rest = torch.tensor([i for i in range(len(posed.frames)) if i not in set(trained.tolist())], dtype=torch.int64)
+    rest = torch.tensor(sorted(set(range(len(posed.frames))) - set(trained.tolist())), dtype=torch.int64)
     splits = {"train": trained, "val": rest[:0], "test": rest}
-    whole = replace(posed, cameras=Cameras(**together))
-    return PosedFiles(whole.cameras, [f.path for f in whole.frames], splits, _masks(whole), whole.points)
+    return PosedFiles(Cameras(**together), [f.path for f in posed.frames], splits, _masks(posed), posed.points)
+
+
+def _full_size(cameras: Cameras, factor: int, sizes: Cameras) -> Cameras:
+    """Cameras of pictures that were down-scaled, in the full pixels again; the inverse of Cameras.scaled and then of
+    Cameras.resized, where they were brought to another size too."""
+    t = cameras.resized(sizes.widths // factor, sizes.heights // factor).tensors()
+    t |= {name: t[name] * factor for name in ("fx", "fy", "cx", "cy")}
+    return Cameras(**t | {"widths": sizes.widths, "heights": sizes.heights})
 
 
 def _masks(posed: Posed) -> list[Path | None]:
-    masks = [f.mask for f in posed.frames]
+    masks = [f.mask if isinstance(f.mask, Path) else None for f in posed.frames]
     return masks if any(masks) else []
 
 

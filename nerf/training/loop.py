@@ -18,18 +18,17 @@ from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import RadianceField
-from nerf.geometry.cameras import Cameras
 from nerf.io import checkpoint
 from nerf.io.files import write_whole
 from nerf.io.interrupts import whole_steps
-from nerf.io.progress import Display
-from nerf.kernels import GradientSink, RecordedSteps, StepNumbers
+from nerf.io.progress import Progress
+from nerf.kernels import GradAccumulator, RecordedSteps, StepNumbers
 from nerf.rendering import losses
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
 from nerf.training.config import TrainConfig, default_field, marching_of
 from nerf.training.exposure import PhotoGains
-from nerf.training.objective import near_fog, photo_loss
+from nerf.training.objective import near_fog, photo_loss, without_masked
 from nerf.training.pixel_cache import TileSampler, sampler_of
 from nerf.training.pixel_sampler import KEYPOINTS, PixelSampler, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, viewing_distance
@@ -68,10 +67,10 @@ class Trainer:
         self.read_every = READ_EVERY if on_gpu else 1
         train_ids = scene.splits["train"]
         options = config.field or default_field(scene, config.exposure)
-        field = RadianceField(options, scene.space == "unbounded", config.seed)
-        occupancy = OccupancyGrid(scene.n_levels, initial_density=math.exp(field.options.density_bias))
+        field = RadianceField(options, scene.space.contracted, config.seed)
+        occupancy = OccupancyGrid(scene.space.n_levels, initial_density=math.exp(field.options.density_bias))
         at = viewing_distance(scene.cameras, scene.scene_from_world)
-        if scene.space != "ndc":
+        if not scene.space.warped:
             occupancy.restrict(possible_cells(scene, train_ids, SLACK * at if config.refine_poses else 0.0))
         self.model = Model(
             field,
@@ -97,10 +96,10 @@ class Trainer:
         occupancy.to(self.device)
         self.random = torch.Generator(self.device)
         field.table_half = field.table.detach().half()
-        self.sink = GradientSink(torch.zeros_like(field.table.data))
+        self.sink = GradAccumulator(torch.zeros_like(field.table.data))
         self.parameters = [p.data for p in field.parameters()]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
-        by_space = 0.1 if scene.space == "unbounded" else 0.2
+        by_space = 0.1 if scene.space.contracted else 0.2
         self.surface_weight = by_space if config.surface_weight is None else config.surface_weight
         self.step, self.seconds = 0, 0.0
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
@@ -155,13 +154,13 @@ class Trainer:
         c, model, field = self.config, self.model, self.model.field
         random = self.random.manual_seed(c.seed * 1_000_003 + self.step)  # of the step alone: resume needs no state
         if self.step % c.occupancy_every == 0:
-            budget = 1 << 18 if self.step < 256 or self.scene.space == "unbounded" else 1 << 17
+            budget = 1 << 18 if self.step < 256 or self.scene.space.contracted else 1 << 17
             everywhere = self.step in (64, 128, 256, 512, 1024, 2048)
             model.occupancy.update(field.density, model.marching.step_size, random, budget, everywhere)
         if c.focus > 0 and self.step >= FOCUS_AFTER and self.step % FOCUS_EVERY == 0:
             self.sampler.refocus(c.focus)
         surface = self.surface_weight * max(0.0, 1.0 - self.progress() / c.surface_until)
-        diffuse = self.scene.space == "box" and self.step < min(c.diffuse_steps, 0.2 * (self.total_steps or math.inf))
+        diffuse = self.scene.space.bounded and self.step < min(c.diffuse_steps, 0.2 * (self.total_steps or math.inf))
         focused = self.sampler.cumulative is not None
         shape = StepShape(self.n_rays, self.step_stretch(), diffuse, surface > 0, focused)
         now = StepNumbers(self.step, self.learning_rate(), surface * 3.0)
@@ -194,16 +193,23 @@ class Trainer:
             rays_d.requires_grad_(moves)
         jitter = kernels.ray_jitter(c.seed, now.step, n, now.step_at)
         space = (model.field, model.occupancy, model.marching)
-        out = render_rays(*space, rays_o, rays_d, background, jitter, shape.coarser, self.sink, seen_from)
+        out = render_rays(
+            *(*space, rays_o, rays_d),
+            jitter=jitter,
+            step_scale=shape.coarser,
+            viewdirs=seen_from,
+            grad_accumulator=self.sink,
+        )
+        out = without_masked(out, batch)
 
         surface = now.surface if shape.surface else None
         loss, errors = photo_loss(out, batch, background, model.linear, model.exposure, surface, self.gains)
         if batch.depths is not None and c.depth_weight > 0:
             lengths = ray_lengths(self.scene, batch, given_d)
-            t = model.marching.places(rays_o.detach(), rays_d.detach(), lengths)
+            t = model.space.depth_to_t(rays_o.detach(), rays_d.detach(), lengths)
             share = 1 if self.scene.depths is not None else KEYPOINTS  # the loss is a mean over all rays
-            loss = loss + c.depth_weight * share * losses.depth(out["depths"], out["opacities"], t)
-        if self.scene.space == "unbounded" and c.near_weight > 0:
+            loss = loss + c.depth_weight * share * losses.depth(out.depths, out.opacities, t)
+        if self.scene.space.contracted and c.near_weight > 0:
             loss = loss + c.near_weight * near_fog(*space, rays_o, rays_d, shape.coarser, self.sink, random)
         if self.read_every == 1:  # a GPU would have to be waited for
             self._check(loss)
@@ -216,7 +222,7 @@ class Trainer:
         if self.gains is not None:
             self.gains.step(self.exposure_rate())
         self.sampler.record(batch, errors)
-        return errors, {name: out[name] for name in ("evaluated", "kept", "capacity") if name in out}
+        return errors, {"evaluated": out.evaluated, "kept": out.kept, "capacity": out.capacity}
 
     def _check(self, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
@@ -234,7 +240,7 @@ class Trainer:
             return
         mse, evaluated, kept = float(errors.mean()), int(out["evaluated"]), int(out["kept"])
         self._check(errors.mean())
-        if kept > out.get("capacity", kept) and not self.told_of_room:
+        if out["capacity"] is not None and kept > out["capacity"] and not self.told_of_room:
             self.told_of_room = True
             note(f"step {self.step}: {kept - out['capacity']} of {kept} samples found no room and taught nothing")
         self.last_mse = mse
@@ -268,7 +274,7 @@ class Trainer:
         ids, cameras = self.scene.splits["train"], self.model.cameras
         if self.poses is not None:
             c2w = self.poses.poses(self.scene.cameras.c2w, self.scene.scene_from_world)[ids]
-            self.model.cameras = Cameras(**cameras.tensors() | {"c2w": c2w})
+            self.model.cameras = cameras.with_poses(c2w)
         if self.gains is not None:
             self.model.log_gains = self.gains.logs.detach().cpu()[ids]
 
@@ -343,7 +349,7 @@ class Trainer:
             m.copy_(tensors[f"adam.{i}.m"])
             v.copy_(tensors[f"adam.{i}.v"])
         for part, held in self._parts().items():
-            held.restore({k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")})
+            held.restore(checkpoint.part(tensors, part))
         self.step, self.n_rays, self.seconds = saved["step"], saved["n_rays"], saved["seconds"]
         self.total_steps, self.curve, self.samples = saved["total_steps"], saved["curve"], saved["samples"]
 
@@ -352,8 +358,8 @@ def _on_device(scene: Scene, device: torch.device) -> Scene:
     """The scene with its pixels and cameras where the field is."""
     masks = None if scene.masks is None else scene.masks.to(device)
     depths = None if scene.depths is None else scene.depths.to(device)
-    pixels, cameras = scene.pixels.to(device), scene.cameras.to(device)
-    return replace(scene, pixels=pixels, cameras=cameras, masks=masks, depths=depths)
+    pixels, cameras, frame = scene.pixels.to(device), scene.cameras.to(device), scene.scene_from_world.to(device)
+    return replace(scene, pixels=pixels, cameras=cameras, scene_from_world=frame, masks=masks, depths=depths)
 
 
 def _different(path: Path, saved: dict[str, Any], mine: dict[str, Any], keys: list[str]) -> str:
@@ -382,7 +388,7 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
     trainer = Trainer(scene, config)
     if resume and path.exists():
         trainer.restore(path)
-    display = Display(progress)
+    display = Progress("training", shown=progress, start=trainer.step)
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     recent: list[float] = []
@@ -400,7 +406,8 @@ def train(scene: Scene, config: TrainConfig, out: Path | str, resume: bool = Fal
                     {"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)}
                 )
                 rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
-                display.update(trainer.step, trainer.total_steps, psnr, rate)
+                words = f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s"
+                display.update(trainer.step, trainer.total_steps, words)
             if now - saved_at > config.checkpoint_seconds:
                 _save(trainer, out)
                 saved_at = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import RadianceField
 from nerf.geometry import light
-from nerf.kernels import GradientSink
+from nerf.kernels import GradAccumulator, RenderedRays
 from nerf.rendering import losses
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_rays
@@ -23,7 +22,7 @@ DARKEST = 0.02  # linear light below which the surface loss of dark pixels grows
 
 
 def photo_loss(
-    out: dict[str, Any],
+    out: RenderedRays,
     batch: PixelBatch,
     background: Tensor,
     linear: bool,
@@ -31,28 +30,25 @@ def photo_loss(
     surface: float | Tensor | None = None,
     gains: PhotoGains | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(loss, squared errors [n] without gradient) of rays that `render_rays` has drawn over background [n,3].
+    """(loss, squared errors [n] without gradient) of rendered rays over background [n,3].
 
     Ten times a Huber loss of the colours as they are shown (linear light: encoded, with its exposure), and `surface`
     times the radiance-field loss, where it is wanted. With gains the photos' own exposure is applied to what was drawn;
     the surface loss, of single samples, sees the photos brought to the common one instead. Pixels outside of masks
-    agree with themselves: `out` loses their gradients.
+    agree with themselves; `out` comes from `without_masked`.
     """
     target = batch.rgb * batch.alpha + background * (1.0 - batch.alpha)
-    common, colors = target, out["colors"]
+    common, colors = target, out.over(background)
     if gains is not None:
         common = gains.even(batch.image_ids, batch.rgb) * batch.alpha + background * (1.0 - batch.alpha)
-        own = gains.apply(batch.image_ids, out["foregrounds"], out["opacities"])
-        colors = own + (1.0 - out["opacities"])[:, None] * background
+        own = gains.apply(batch.image_ids, out.foregrounds, out.opacities)
+        colors = out._replace(foregrounds=own).over(background)
         saturated = (target >= SATURATED) & (colors.detach() > target)  # it may have been brighter than the file says
         colors = torch.where(saturated, target, colors)
     if batch.used is not None:  # masked pixels teach nothing
         inside = batch.used > 0
         target, colors = (torch.where(inside, t, colors.detach()) for t in (target, colors))
-        common = torch.where(inside, common, out["colors"].detach())
-        for name in ("colors", "foregrounds", "opacities", "second_moments"):
-            used = inside if out[name].dim() == 2 else inside[:, 0]
-            out[name] = torch.where(used, out[name], out[name].detach())
+        common = torch.where(inside, common, out.over(background).detach())
     shown, wanted, weights = colors, target, None
     if linear:  # light is compared as it is shown, without a limit at white, so that shadows count as well
         shown, wanted = light.encode(colors * exposure), light.encode(target * exposure)
@@ -61,9 +57,23 @@ def photo_loss(
     loss = losses.huber(shown, wanted) * 10.0
     if surface is not None:
         loss = loss + surface * losses.surface(
-            out["second_moments"], out["foregrounds"], out["opacities"], common, background, weights
+            out.second_moments, out.foregrounds, out.opacities, common, background, weights
         )
     return loss, (shown.detach() - wanted).square().mean(dim=1)
+
+
+def without_masked(out: RenderedRays, batch: PixelBatch) -> RenderedRays:
+    """The same rays, of which those outside of masks have lost the gradients that a loss of colours would give them."""
+    if batch.used is None:
+        return out
+    used = batch.used[:, 0] > 0
+
+    def held(t: Tensor) -> Tensor:
+        return torch.where(used if t.dim() == 1 else used[:, None], t, t.detach())
+
+    parts = (out.foregrounds, out.opacities, out.second_moments)
+    foregrounds, opacities, second_moments = (held(t) for t in parts)
+    return out._replace(foregrounds=foregrounds, opacities=opacities, second_moments=second_moments)
 
 
 def near_fog(
@@ -73,7 +83,7 @@ def near_fog(
     rays_o: Tensor,
     rays_d: Tensor,
     coarser: float,
-    sink: GradientSink,
+    grad_accumulator: GradAccumulator,
     random: torch.Generator,
 ) -> Tensor:
     """Mean opacity of what lies right before the cameras, over some of the rays [n,3]: differentiable in the field.
@@ -87,6 +97,8 @@ def near_fog(
     some = torch.randint(n, (-(-n // NEAR_RAYS),), generator=random, device=rays_o.device)
     short = replace(marching, far=max(marching.near, NEAR * marching.gradient_distance))
     rays = rays_o.detach()[some], rays_d.detach()[some]
-    nothing = torch.zeros(3, device=rays_o.device)
     jitter = torch.rand(len(some), generator=random, device=rays_o.device)
-    return render_rays(field, occupancy, short, *rays, nothing, jitter, coarser, sink)["opacities"].mean()
+    seen = render_rays(
+        field, occupancy, short, *rays, jitter=jitter, step_scale=coarser, grad_accumulator=grad_accumulator
+    )
+    return seen.opacities.mean()

@@ -19,7 +19,7 @@ NEAREST, FARTHEST = 0.5, 4.0  # depths that count when parameters are weighed, i
 
 def viewing_distance(cameras: Cameras, scene_from_world: Similarity) -> float:
     """Median distance of the cameras from the scene's origin, which is what they look at; scene units."""
-    return float(scene_from_world.apply(cameras.c2w[:, :, 3]).norm(dim=1).median())
+    return float(scene_from_world.apply(cameras.centres).norm(dim=1).median())
 
 
 class PoseCorrections:
@@ -51,7 +51,7 @@ class PoseCorrections:
         whitening = torch.zeros(n, 6, 6, dtype=torch.float64)
         whitening[ids.cpu()] = _whitening(host, scene_from_world)
         self.whitening = whitening.to(device)
-        centres = scene_from_world.apply(host.c2w[:, :, 3]) / distance
+        centres = scene_from_world.apply(host.centres) / distance
         self.frame = _similarities(centres).to(device) if fixed_frame else None  # [6 n_ids, 7], orthonormal
         self._packed: Tensor | None = None
 
@@ -101,7 +101,7 @@ class PoseCorrections:
 
     def poses(self, c2w: Tensor, scene_from_world: Similarity) -> Tensor:
         """Given poses [n,3,4] (all cameras, world, float64) with the corrections, on the CPU."""
-        r, c2w = scene_from_world.rotation, c2w.cpu()
+        r, c2w = scene_from_world.rotation.cpu(), c2w.cpu()
         turned = r.T @ self.rotations.cpu() @ r @ c2w[:, :, :3]
         shifts = (self.shifts.cpu() @ r) / scene_from_world.scale
         return torch.cat([turned, c2w[:, :, 3:] + shifts[:, :, None]], dim=2)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nerf.datasets.options import LoadOptions
 from nerf.errors import UserError, note
 
 if TYPE_CHECKING:
@@ -30,17 +31,13 @@ OUR_FILES = (
 
 
 @dataclass
-class Run:
-    """How a scene was loaded for a run; enough to load it again in the same way."""
+class Run(LoadOptions):
+    """How a scene was loaded for a run, enough to load it again in the same way; paths are absolute."""
 
-    data: str  # folder, absolute
-    downscale: int = 1
-    kind: str | None = None
-    holdout: int | None = None  # as asked for; None is the rule of `load_for_training`
-    masks: str | None = None  # folder, absolute; None: those that the data names
+    data: str  # folder
     held_out_views: int = 0
     images: int = 0
-    longest: int | None = None  # as asked for; None is the rule of nerf.datasets.resize
+    holdout_from: int = field(default=HOLDOUT_FROM, kw_only=True)
 
 
 def open_run(out: Path, run: Run, resume: bool, overwrite: bool) -> None:
@@ -59,9 +56,9 @@ def open_run(out: Path, run: Run, resume: bool, overwrite: bool) -> None:
         if before is None and not present:
             raise UserError(f"{out}: there is nothing to resume; start without --resume")
         if before is not None:
-            for name in ("data", "downscale", "kind", "holdout", "longest", "masks"):
-                then, now = getattr(before, name), getattr(run, name)
-                if then != now:
+            made_with = {"data": before.data, **before.load_options()}
+            for name, now in {"data": run.data, **run.load_options()}.items():
+                if (then := made_with[name]) != now:
                     raise UserError(
                         f"{out} was made with {name} {then}, not {now}: resume with the same, or choose another -o"
                     )
@@ -88,7 +85,7 @@ def clear_run(out: Path) -> None:
 
 def write_run(out: Path, run: Run) -> None:
     """Write run.json; the scene was loaded by now, so the counts are known."""
-    text = json.dumps({"format": "nerf-run", "version": 1, **asdict(run)}, indent=1)
+    text = json.dumps({"format": "nerf-run", "version": 1, **asdict(run)}, indent=1, default=str)
     (out / RUN_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -99,46 +96,25 @@ def read_run(folder: Path) -> Run | None:
         return None
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        names = ("data", "downscale", "kind", "holdout", "masks", "held_out_views", "images", "longest")
-        return Run(**{name: content[name] for name in names if name in content})
+        run = Run(**{f.name: content[f.name] for f in fields(Run) if f.name in content})
+        run.masks = None if run.masks is None else Path(run.masks)
+        return run
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError):
         raise UserError(f"{path}: cannot be understood; it was not written by this program, or it is damaged") from None
 
 
 def load_for_training(run: Run) -> Scene:
-    """Load the scene of a run and settle what is held out; fills in run.images and run.held_out_views.
+    """Load the scene of a run; fills in run.images and run.held_out_views.
 
     The files' own test split is kept, and holdout = k asks for every k-th image (0: none). Without either, every 8th is
     held out from 30 images up, and with fewer all are trained on.
     """
     from nerf.datasets import load
 
-    masks = None if run.masks is None else Path(run.masks)
-    scene = load(run.data, run.downscale, run.kind, run.holdout, longest=run.longest, masks=masks)
-    if run.holdout is None and len(scene.names) < HOLDOUT_FROM and _is_every_8th(scene):
-        hold_nothing_out(scene)
-        note(scene.notes[-1])
+    scene = load(run.data, LoadOptions(**run.load_options()))
     run.images = len(scene.names)
     run.held_out_views = len(scene.splits.get("test", ()))
     return scene
-
-
-def hold_nothing_out(scene: Scene) -> None:
-    """Move every view into the training split, and say so in the scene's notes."""
-    import torch
-
-    empty = torch.zeros(0, dtype=torch.int64)
-    scene.splits = {name: empty for name in scene.splits} | {"train": torch.arange(len(scene.names))}
-    scene.notes = [line for line in scene.notes if not line.startswith("held out")]
-    scene.notes.append(
-        f"all {len(scene.names)} images are trained on, none is held out, for they are fewer than {HOLDOUT_FROM} "
-        "(--holdout 8 holds every 8th out)"
-    )
-
-
-def _is_every_8th(scene: Scene) -> bool:
-    order = sorted(range(len(scene.names)), key=lambda i: scene.names[i])
-    return "test" in scene.splits and sorted(scene.splits["test"].tolist()) == sorted(order[::8])
 
 
 def scene_of_run(folder: Path, meta: dict[str, Any], data: Path | None = None) -> Scene:
@@ -150,7 +126,7 @@ def scene_of_run(folder: Path, meta: dict[str, Any], data: Path | None = None) -
     if run is None:
         if data is None and not meta.get("data"):
             raise UserError(f"{folder}: does not say what it was trained on; give the scene's folder with --data")
-        run = Run(str(data if data is not None else meta["data"]), int(meta.get("downscale", 1)))
+        run = Run(str(data if data is not None else meta["data"]), downscale=int(meta.get("downscale", 1)))
     elif data is not None:
         run.data = str(data)
     if not Path(run.data).exists():

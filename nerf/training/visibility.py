@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from nerf.datasets import Scene
-from nerf.geometry.cameras import OPENCV_AXES, PERSPECTIVE, Cameras
+from nerf.geometry.cameras import PERSPECTIVE, Cameras, picture_border
 from nerf.training.pixel_sampler import may_show
 
 CHUNK = 1 << 17
@@ -120,7 +119,7 @@ def _blocks(near: Tensor, radii: Tensor, side: int) -> Tensor:
 
 def _frusta(views: list[Cameras]) -> tuple[Tensor, Tensor]:
     """(the middle [3] of the cameras, float64; planes [5,4,v] of `_frustum` about it)."""
-    middle = torch.stack([view.c2w[0, :, 3] for view in views]).mean(dim=0)
+    middle = torch.stack([view.centres[0] for view in views]).mean(dim=0)
     return middle, torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
 
 
@@ -128,11 +127,9 @@ def _frustum(view: Cameras, middle: Tensor) -> Tensor:
     """[4,5] float32: of each plane (sides, and through the camera) the inward unit normal and its offset, so that
     (x, y, z, 1) about `middle` times it is how far inside a point lies. Lenses count by the slopes at the edge."""
     h, w = int(view.heights[0]), int(view.widths[0])
-    along = torch.linspace(0, 1, 33, dtype=torch.float64)
-    rows = torch.cat([along * 0, along * 0 + h, along * h, along * h]) - 0.5
-    cols = torch.cat([along * w, along * w, along * 0, along * 0 + w]) - 0.5
-    axes = view.c2w[0, :, :3] * OPENCV_AXES  # columns: right, down, ahead
-    at_origin = replace(view, c2w=view.c2w * torch.tensor([1.0, 1, 1, 0], dtype=torch.float64))
+    rows, cols = picture_border(h, w, 33)
+    axes = view.opencv_axes[0]
+    at_origin = view.with_poses(view.c2w * torch.tensor([1.0, 1, 1, 0], dtype=torch.float64))
     d = at_origin.rays(torch.zeros(len(rows), dtype=torch.int64), rows, cols)[1].double() @ axes
     planes = torch.zeros(3, 5, dtype=torch.float64)
     planes[2, 4] = 1.0
@@ -145,7 +142,7 @@ def _frustum(view: Cameras, middle: Tensor) -> Tensor:
     else:
         planes[2] = 1.0
     planes = axes @ (planes / planes.norm(dim=0))
-    offsets = -(view.c2w[0, :, 3] - middle) @ planes
+    offsets = -(view.centres[0] - middle) @ planes
     return torch.cat([planes, offsets[None]]).float()
 
 
@@ -157,7 +154,7 @@ def _footprint(view: Cameras, points: Tensor, radii: Tensor) -> tuple[Tensor, Te
     """
     uv, depths = view.project(points)
     uv, z = uv[0], depths[0]
-    across = (points - view.c2w[0, :, 3]) @ view.c2w[0, :, :2] * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    across = (points - view.centres[0]) @ view.c2w[0, :, :2] * torch.tensor([1.0, -1.0], dtype=torch.float64)
     r, z1 = radii[:, None], torch.maximum(z, radii * 1.000001)[:, None]  # a ball around the camera: all of the picture
     half = r * (across.square() + z1.square() - r.square()).clamp_min(0).sqrt() / (z1.square() - r.square())
     middle = across * z1 / (z1.square() - r.square())

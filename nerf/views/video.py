@@ -166,7 +166,7 @@ def exr_channels(
     if mode == "normal":
         return {c: view["normal"][..., k].astype(np.float32) for k, c in enumerate("XYZ")}
     directions = cameras.image_rays(i)[1].double()
-    along_axis = (directions @ -cameras.c2w[i, :, 2]).reshape(view["depth"].shape).numpy()
+    along_axis = (directions @ cameras.forward[i]).reshape(view["depth"].shape).numpy()
     z = view["depth"] * along_axis / model.scene_from_world.scale
     return {"Z": np.where((view["opacity"] > 0.5) & np.isfinite(z), z, 0).astype(np.float32)}
 

@@ -23,7 +23,7 @@ from nerf.capture import CaptureOptions, find_poses
 from nerf.datasets import Scene
 from nerf.geometry.rotations import rotations_of
 from nerf.geometry.space import Similarity
-from nerf.training.alignment import moved, similarity_between, with_poses
+from nerf.training.alignment import similarity_between, with_poses
 from nerf.training.config import TrainConfig
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import train as train_scene
@@ -139,7 +139,7 @@ def noise(
     sigma: `degrees`, and as many radians of the (median) distance to the subject. psnr: cameras as given, moved as the
     training's were on the whole; psnr_aligned: after test-time alignment, which the unrefined get as well.
     """
-    given = datasets.load(scene, downscale, quiet=True)
+    given = datasets.load(scene, downscale=downscale, quiet=True)
     n, random, off = len(given.cameras), torch.Generator().manual_seed(seed), math.radians(degrees)
     turns, shifts = (torch.randn(n, 3, generator=random, dtype=torch.float64) * off for _ in range(2))
     shifts *= viewing_distance(given.cameras, given.scene_from_world) / given.scene_from_world.scale
@@ -167,7 +167,7 @@ def noise(
 def pose_errors(c2w: torch.Tensor, given: Scene, ids: torch.Tensor) -> dict[str, float]:
     """Medians after the best similarity: degrees, and per cent of the distance to the subject."""
     true = given.cameras.c2w[ids]
-    c2w = moved(c2w, similarity_between(c2w, true))
+    c2w = similarity_between(c2w, true).apply_poses(c2w)
     cosines = ((c2w[:, :, :3] * true[:, :, :3]).sum(dim=(1, 2)) - 1) / 2
     distance = viewing_distance(given.cameras, given.scene_from_world) / given.scene_from_world.scale
     off = (c2w[:, :, 3] - true[:, :, 3]).norm(dim=1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nerf import kernels
-from nerf.kernels import FieldConfig, FieldParams, GradientSink, GridLayout, MarchSettings, bindings, cpu, reference
+from nerf.kernels import FieldConfig, FieldParams, GradAccumulator, GridLayout, MarchSettings, bindings, cpu, reference
 
 Row = tuple[str, float, float]
 
@@ -233,7 +233,7 @@ def check_stops(n: int = 512, **size: Any) -> Iterator[Row]:
     wanted = reference.render_rays(*rays[:2], viewdirs, *rays[2:], params, config, **plain)
     placed = cast(params, device, torch.float32)
     arguments = [t.to(device) for t in (*rays[:2], viewdirs, *rays[2:])]
-    sink = GradientSink(torch.zeros_like(placed.table.detach()))
+    sink = GradAccumulator(torch.zeros_like(placed.table.detach()))
     out = kernels.render_rays(*arguments, placed, config, settings, None, None, sink)
     yield "render, stops: colours", relative(out["colors"], wanted["colors"]), 3e-3
     yield "render, stops: samples learnt from", abs(int(out["kept"]) / max(wanted["kept"], 1) - 1), 1e-2

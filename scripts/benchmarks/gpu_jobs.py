@@ -26,7 +26,8 @@ from benchmarks.gpu_modes import graph, tinycudann
 from nerf import kernels as ops
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
-from nerf.kernels import GradientSink, GridLayout, nvrtc
+from nerf.geometry.space import Box
+from nerf.kernels import GradAccumulator, GridLayout, nvrtc
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
 
@@ -178,10 +179,10 @@ def kernels_timed(args: Args) -> dict[str, float]:
 def _render_timed(field: Any, n: int, place: torch.device) -> dict[str, float]:
     """Forward and backward of the whole field over about n samples, all of which count: full cells, thin fog."""
     rays = [t.to(place) for t in checks.make_rays(max(n // 64, 8), 1, 32, 2.0)]
-    settings = replace(Marching("box", 0.0, 100.0).settings(), step_size=0.03, max_step=0.03)
+    settings = replace(Marching(Box(), 0.0, 100.0).settings(), step_size=0.03, max_step=0.03)
     settings = replace(settings, stop_threshold=0.0, alpha_threshold=0.0)
     bits = ops.pack_occupancy(rays[-1])
-    sink = GradientSink(torch.zeros_like(field.table.data))
+    sink = GradAccumulator(torch.zeros_like(field.table.data))
     half, params, config = field.table_half, field.params(), field.config
 
     def forward() -> dict:
@@ -267,10 +268,10 @@ def mesh(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
         result["mesh"] = "not measured: trimesh is not installed"
     else:
         if not args.dry_run and left() > 60:
-            from nerf.meshing.extract import extract
+            from nerf.meshing.extract import extract_mesh
 
             started = time.perf_counter()
-            found = extract(model, resolution=512)
+            found = extract_mesh(model, resolution=512)
             result |= {"mesh_seconds": time.perf_counter() - started, "triangles": len(found.faces)}
     print(result)
     return result

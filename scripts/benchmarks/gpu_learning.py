@@ -58,7 +58,7 @@ def seconds_of(job: Callable[[], Any], repeats: int = 20, warm: int = 3) -> floa
 
 @lru_cache
 def load(folder: Path, downscale: int) -> Scene:
-    return datasets.load(str(folder), downscale, quiet=True)
+    return datasets.load(str(folder), downscale=downscale, quiet=True)
 
 
 @torch.no_grad()

@@ -28,10 +28,10 @@ from nerf.fields.radiance import FieldOptions
 from nerf.geometry.triangles import Triangles, read_mesh
 from nerf.io.machine import machine
 from nerf.meshing.clean import component_labels
-from nerf.meshing.extract import extract as extract_mesh
+from nerf.meshing.evaluation import evaluate_mesh, evaluate_mesh_views
+from nerf.meshing.extract import extract_mesh
 from nerf.meshing.files import save
-from nerf.meshing.finish import TEXTURED_FACES, textured
-from nerf.meshing.judge import judge, judge_views
+from nerf.meshing.finish import TEXTURED_FACES, texture_mesh
 from nerf.rendering.model import Model
 from nerf.training.config import TrainConfig, default_field
 from nerf.training.evaluation import evaluate
@@ -54,7 +54,7 @@ def train(
     measure only so many. run: where the checkpoint is kept; nowhere by default.
     """
     started = time.perf_counter()
-    loaded = datasets.load(scene, downscale, quiet=True)
+    loaded = datasets.load(scene, downscale=downscale, quiet=True)
     ids = loaded.splits["train"] = loaded.splits["train"][::every]
     config = configured(loaded, TrainConfig(minutes=minutes), overrides or [])
     times, peaks = {"load": time.perf_counter() - started}, {"load": peak()}
@@ -135,7 +135,7 @@ def textured_mesh(
     times, started = {}, time.perf_counter()
     surface = extract_mesh(loaded, resolution, colours=False)
     times["extract"] = time.perf_counter() - started
-    made = textured(loaded, photos, surface, texture, TEXTURED_FACES)
+    made = texture_mesh(loaded, photos, surface, texture, TEXTURED_FACES)
     times["texture"] = time.perf_counter() - started - times["extract"]
     with TemporaryDirectory() as scratch:
         save(made, f"{scratch}/mesh.glb")
@@ -143,13 +143,13 @@ def textured_mesh(
     times["save"] = seconds - sum(times.values())
     result: dict[str, Any] = {"seconds": seconds, "seconds_of": times, "peak_bytes": peak()}
     result |= {"triangles": len(made.faces), "extracted": len(surface.faces), "texture": texture, **surface.metadata}
-    views = judge_views(made, photos)
+    views = evaluate_mesh_views(made, photos)
     field = evaluate(loaded, photos, show_progress=False)
     result |= {"views": views, "field_psnr": field["psnr"], "psnr_lost": field["psnr"] - views["psnr"]}
     if truth is not None:
         against, kept = read_mesh(truth), Triangles(torch.from_numpy(made.vertices), torch.from_numpy(made.faces))
         whole = Triangles(torch.from_numpy(numpy.array(surface.vertices)), torch.from_numpy(numpy.array(surface.faces)))
-        result |= {"truth": judge(whole, against), "truth_textured": judge(kept, against)}
+        result |= {"truth": evaluate_mesh(whole, against), "truth_textured": evaluate_mesh(kept, against)}
         result["genus_off_one"] = abs(genus(whole) - 1)
     return result
 

@@ -13,7 +13,8 @@ from benchmarks.jobs import peak, seconds_of
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
-from nerf.kernels import GradientSink
+from nerf.geometry.space import Box
+from nerf.kernels import GradAccumulator
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_rays
 
@@ -46,24 +47,24 @@ def micro(samples: int = 1 << 18, repeats: int = 7) -> dict[str, Any]:
     measure("hashgrid_backward", samples, lambda: _backward(encode(), gradient, [field.table]))
     measure("field_forward", samples, lambda: lambda: field(points * 2 - 1, directions))
 
-    occupancy, marching = OccupancyGrid(), Marching("box", 0.0, 10.0)
+    occupancy, marching = OccupancyGrid(), Marching(Box(), 0.0, 10.0)
     occupancy.restrict(lambda centres, _: centres.norm(dim=1) < BALL)
     rays = max(samples // 16, 1)
     aim = torch.randn(rays, 3, generator=random) * (BALL / 3)
     rays_o = torch.nn.functional.normalize(torch.randn(rays, 3, generator=random), dim=1) * 3
     rays_d = torch.nn.functional.normalize(aim - rays_o, dim=1)
-    sink, background = GradientSink(torch.zeros_like(field.table.data)), torch.ones(3)
+    accumulator = GradAccumulator(torch.zeros_like(field.table.data))
 
-    def render() -> dict[str, Any]:
-        return render_rays(field, occupancy, marching, rays_o, rays_d, background, sink=sink)
+    def render() -> kernels.RenderedRays:
+        return render_rays(field, occupancy, marching, rays_o, rays_d, grad_accumulator=accumulator)
 
     out = render()
-    counts |= {"evaluated": out["evaluated"], "kept": out["kept"]}
-    measure("render_forward", out["evaluated"], lambda: render)
+    counts |= {"evaluated": out.evaluated, "kept": out.kept}
+    measure("render_forward", out.evaluated, lambda: render)
     measure(
         "render_backward",
-        out["kept"],
-        lambda: _backward(render()["colors"], torch.ones(rays, 3), list(field.parameters())),
+        out.kept,
+        lambda: _backward(render().over(torch.ones(3)), torch.ones(rays, 3), list(field.parameters())),
     )
 
     table = field.table.data

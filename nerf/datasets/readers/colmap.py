@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from nerf.datasets.keypoints import attach, of_model
-from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 from nerf.io.images import IMAGE_SUFFIXES
 from nerf.io.interrupts import end_quietly_when_told
 
-OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 _PLACES = (".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse")
 
 # what each model's parameters mean: names of (fx, fy, cx, cy, k1, k2, k3, k4, p1, p2); "f" is both focal lengths
@@ -52,7 +52,12 @@ def _suffix(model: Path) -> str | None:
     return None
 
 
-def read_colmap(folder: Path) -> Capture:
+@reader(
+    "colmap",
+    tells=lambda folder: folder if find_models(folder) else None,
+    help="a COLMAP model (cameras and images as .bin or .txt here, in sparse/0 and the like)",
+)
+def read_colmap(folder: Path) -> ParsedScene:
     """The largest COLMAP model (most posed images) at or below the folder, with its sparse points."""
     notes, path, model, posed = largest_model(folder)
     images, where_note = find_images(folder, sorted(str(im.name) for im in posed))
@@ -71,7 +76,7 @@ def read_colmap(folder: Path) -> Capture:
     attach(frames, of_model(model))
     points = np.array([p.xyz for p in model.points3D.values()], dtype=np.float64).reshape(-1, 3)
     notes.append(f"COLMAP model {path.relative_to(folder)}: {len(frames)} posed images, {len(points)} sparse points")
-    return Capture("colmap", folder, frames, notes, points=points if len(points) else None)
+    return ParsedScene("colmap", folder, frames, notes, points=points if len(points) else None)
 
 
 def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
 from nerf.errors import UserError
 from nerf.io.images import IMAGE_SUFFIXES
 
 
-def read_llff(folder: Path) -> Capture:
+@reader("llff", tells="poses_bounds.npy", help="poses_bounds.npy (LLFF)")
+def read_llff(file: Path) -> ParsedScene:
     """poses_bounds.npy [n,17]: a 3x5 matrix and the nearest and farthest depth of each image.
 
     The matrix holds the camera's axes down, right and back, its position, and (height, width, focal) in pixels.
     """
-    file = folder / "poses_bounds.npy"
+    folder = file.parent
     try:
         table = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as e:
@@ -40,7 +42,7 @@ def read_llff(folder: Path) -> Capture:
             Frame(path.name, path, c2w, Lens(fx=focal, fy=focal, width=round(width), height=round(height)), where)
         )
     notes = [f"LLFF poses of {len(frames)} images from {base.name}/"]
-    return Capture("llff", folder, frames, notes, depth_bounds=table[:, 15:17].astype(np.float64))
+    return ParsedScene("llff", folder, frames, notes, depth_bounds=table[:, 15:17].astype(np.float64))
 
 
 def _images(folder: Path) -> tuple[list[Path], Path]:

@@ -17,10 +17,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from nerf.datasets.named import find_named
-from nerf.datasets.parsed import Capture, Frame, Lens
-from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 
 _MODELS = {"frame": OPENCV, "fisheye": FISHEYE}  # fisheye: equidistant, Metashape's own default
 _EARTH = 6e6  # metres; a world so far from its origin is geocentric
@@ -40,7 +40,8 @@ def _looks_right(file: Path) -> bool:
     return b"<document" in head and b"<chunk" in head
 
 
-def read_metashape(file: Path) -> Capture:
+@reader("metashape", tells=find_file, help="an .xml of Metashape's cameras", file=".xml")
+def read_metashape(file: Path) -> ParsedScene:
     """The aligned, enabled cameras of the chunk's largest component."""
     try:
         root = ElementTree.parse(file).getroot()
@@ -84,7 +85,7 @@ def read_metashape(file: Path) -> Capture:
         name = images[label].name if images[label].is_file() else label
         c2w = (world if world is not None else np.eye(4)) @ pose @ OPENGL_FROM_OPENCV
         frames.append(Frame(name, images[label], c2w, fitted[sensor], where))
-    return Capture("metashape", file.parent, frames, notes)
+    return ParsedScene("metashape", file.parent, frames, notes)
 
 
 def _listed(cameras: list[ElementTree.Element]) -> str:

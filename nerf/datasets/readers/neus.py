@@ -7,24 +7,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nerf.datasets.parsed import Capture, Frame, Lens
-from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
 from nerf.errors import UserError
+from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
 from nerf.io.images import IMAGE_SUFFIXES
 
 FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
 
 
-def find_file(folder: Path) -> Path | None:
-    return next((folder / name for name in FILES if (folder / name).is_file()), None)
-
-
-def read_neus(folder: Path) -> Capture:
+@reader("neus", tells=FILES, help=f"{' or '.join(FILES)} (NeuS / IDR)")
+def read_neus(file: Path) -> ParsedScene:
     """world_mat_i = K [R|t] (world to OpenCV pixels) and scale_mat_i (unit ball to world); masks become alpha."""
-    file = find_file(folder)
-    if file is None:
-        raise UserError(f"{folder}: none of {', '.join(FILES)} is there")
+    folder = file.parent
     try:
         with np.load(file, allow_pickle=False) as f:
             data = {
@@ -46,12 +42,12 @@ def read_neus(folder: Path) -> Capture:
     notes = [f"NeuS / IDR cameras from {file.name}"]
     if masks:
         notes.append("masks taken as alpha")
-    capture = Capture("neus", folder, frames, notes)
+    parsed = ParsedScene("neus", folder, frames, notes)
     scale = data.get(f"scale_mat_{numbers[0]}")
     if scale is not None and np.isfinite(scale).all() and scale.shape == (4, 4) and scale[0, 0] > 0:
-        capture.region = Similarity.around(torch.from_numpy(scale[:3, 3].copy()), float(scale[0, 0]))
+        parsed.region = Similarity.around(torch.from_numpy(scale[:3, 3].copy()), float(scale[0, 0]))
         notes.append("scale_mat says where the object is")
-    return capture
+    return parsed
 
 
 def decompose(projection: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:

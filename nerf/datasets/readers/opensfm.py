@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nerf.datasets.named import find_named
-from nerf.datasets.parsed import Capture, Frame, Lens
-from nerf.datasets.readers.colmap import OPENGL_FROM_OPENCV
-from nerf.datasets.readers.transforms import parse_json
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
+from nerf.datasets.readers.transforms import is_list, parse_json
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
+from nerf.geometry.rotations import rotations_of
 
 _PLACES = ("reconstruction.json", "opensfm/reconstruction.json")
 
@@ -37,11 +39,13 @@ _COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
 _UNKNOWN_TO_US = ("k5", "k6", "s0", "s1", "s2", "s3")
 
 
-def find_file(folder: Path) -> Path | None:
-    return next((folder / place for place in _PLACES if (folder / place).is_file()), None)
-
-
-def read_opensfm(file: Path) -> Capture:
+@reader(
+    "opensfm",
+    tells=_PLACES,
+    help="reconstruction.json (OpenSfM, OpenDroneMap)",
+    file=lambda path: path.suffix.lower() == ".json" and is_list(path),
+)
+def read_opensfm(file: Path) -> ParsedScene:
     """The reconstruction with the most shots in reconstruction.json, with its points."""
     data = parse_json(file)
     if not isinstance(data, list) or not all(isinstance(r, dict) for r in data):
@@ -74,20 +78,10 @@ def read_opensfm(file: Path) -> Capture:
                 raise UserError(f"{where}: its camera {camera!r} is not among the file's cameras")
             lenses[camera] = _lens(cameras[camera], f"{file.name}, camera {camera}")
         w2c = np.eye(4)
-        w2c[:3, :3] = rotation_of(_three(shot, "rotation", where))
+        w2c[:3, :3] = rotations_of(torch.from_numpy(_three(shot, "rotation", where))[None])[0]
         w2c[:3, 3] = _three(shot, "translation", where)
         frames.append(Frame(name, images[name], np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV, lenses[camera], where))
-    return Capture("opensfm", home, frames, notes, points=_points(best, notes))
-
-
-def rotation_of(axis_angle: np.ndarray) -> np.ndarray:
-    """[3,3] of an axis times an angle [3] (Rodrigues)."""
-    angle = float(np.linalg.norm(axis_angle))
-    if angle < 1e-300:
-        return np.eye(3)
-    x, y, z = axis_angle / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * (cross @ cross)
+    return ParsedScene("opensfm", home, frames, notes, points=_points(best, notes))
 
 
 def _three(shot: dict[str, Any], key: str, where: str) -> np.ndarray:

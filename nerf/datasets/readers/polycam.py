@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from nerf.datasets.depths import MILLIMETRES, DepthMap
-from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import read_json
 from nerf.errors import UserError
 from nerf.io.images import IMAGE_SUFFIXES
@@ -38,11 +39,15 @@ def _looks_right(place: Path) -> bool:
     return any(b'"t_00"' in file.read_bytes() for file in some)
 
 
-def read_polycam(folder: Path) -> Capture:
+@reader(
+    "polycam",
+    tells=lambda folder: folder if find_cameras(folder) else None,
+    help="keyframes/cameras (Polycam's raw data)",
+)
+def read_polycam(folder: Path) -> ParsedScene:
     """One camera and picture for each file in corrected_cameras/, else in cameras/."""
     place = find_cameras(folder)
-    if place is None:
-        raise UserError(f"{folder}: no keyframes/cameras with keyframes/images in it (Polycam: Export > Raw data)")
+    assert place is not None
     images = place.with_name(place.name.replace("cameras", "images"))
     pictures = {p.stem: p for p in sorted(images.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
     frames = []
@@ -62,7 +67,7 @@ def read_polycam(folder: Path) -> Capture:
     notes = [f"Polycam raw data, {place.name}: metres, y up"]
     if not place.name.startswith("corrected"):
         notes.append("Polycam did not correct these poses after the capture, so they may have drifted")
-    return Capture("polycam", folder, frames, notes)
+    return ParsedScene("polycam", folder, frames, notes)
 
 
 def _number(data: dict[str, Any], key: str, where: str) -> float:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from nerf.datasets.named import find_named
-from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
 from nerf.errors import UserError
 from nerf.geometry.cameras import OPENCV, PERSPECTIVE
 from nerf.io.images import read_header
@@ -47,7 +48,8 @@ def _columns(line: str) -> list[str] | None:
     return names if {"name", "heading", "pitch", "roll"} <= set(names) else None
 
 
-def read_realitycapture(file: Path) -> Capture:
+@reader("realitycapture", tells=find_file, help="a .csv of RealityCapture's cameras", file=".csv")
+def read_realitycapture(file: Path) -> ParsedScene:
     """One camera for each row; rows whose photo is missing are skipped with a note."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -78,7 +80,7 @@ def read_realitycapture(file: Path) -> Capture:
         lens = _lens(t, path, where) if path.is_file() else Lens()
         frames.append(Frame(str(t["name"]), path, _pose(t), lens, f"{where} ({t['name']})"))
     notes = [f"RealityCapture cameras from {file.name}: world z up"]
-    return Capture("realitycapture", file.parent, frames, notes)
+    return ParsedScene("realitycapture", file.parent, frames, notes)
 
 
 def _table(columns: list[str], cells: list[str], file: Path, line: int) -> dict[str, str | float]:

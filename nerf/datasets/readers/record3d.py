@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nerf.datasets.depths import DepthMap
-from nerf.datasets.parsed import Capture, Frame, Lens
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import read_json
 from nerf.errors import UserError
+from nerf.geometry.rotations import quaternion_to_matrix
 from nerf.io.images import IMAGE_SUFFIXES
 
 _FILES = ("metadata", "metadata.json", "EXR_RGBD/metadata", "EXR_RGBD/metadata.json")
@@ -37,7 +40,8 @@ def find_file(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.r3d"))), None)
 
 
-def read_record3d(file: Path) -> Capture:
+@reader("record3d", tells=find_file, help="metadata with poses (Record3D)", file=".r3d")
+def read_record3d(file: Path) -> ParsedScene:
     """One camera for each pose in the metadata; picture i of rgbd/ or rgb/ belongs to pose i."""
     if file.suffix.lower() == ".r3d":
         raise UserError(f"{file}: an .r3d is a ZIP archive: unzip it into a folder of its own, and give that folder")
@@ -58,7 +62,7 @@ def read_record3d(file: Path) -> Capture:
     notes = [f"Record3D capture, {len(poses)} frames, in metres"]
     if any(base.glob("*.depth")) and not any(f.depth for f in frames):
         notes.append("its .depth files are compressed and were not read: export EXR + RGB for the depths")
-    return Capture("record3d", home, frames, notes)
+    return ParsedScene("record3d", home, frames, notes)
 
 
 def _pictures(home: Path) -> tuple[dict[int, Path], Path | None]:
@@ -88,13 +92,8 @@ def _pose(values: np.ndarray, where: str) -> np.ndarray:
     length = float(np.linalg.norm(values[:4]))
     if not 0.9 < length < 1.1:
         raise UserError(f"{where}: its quaternion has length {length:.3g}, expected 1: repair or remove this frame")
-    x, y, z, w = values[:4] / length
     c2w = np.eye(4)
-    c2w[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
+    c2w[:3, :3] = quaternion_to_matrix(torch.from_numpy(values[[3, 0, 1, 2]] / length)[None])[0]
     c2w[:3, 3] = values[4:]
     return c2w
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from nerf.datasets.depths import DepthMap
-from nerf.datasets.parsed import Capture, Frame, Lens
-from nerf.datasets.readers import colmap
+from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.readers import colmap, reader
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.geometry.space import Similarity
@@ -22,34 +22,48 @@ _SPLITS = ("train", "val", "test")
 _CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
 
 
-def read_blender(folder: Path) -> Capture:
+@reader("blender", tells="transforms_train.json", help="transforms_train.json (Blender)")
+def read_blender(file: Path) -> ParsedScene:
     """transforms_train.json with, where they are there, transforms_val.json and transforms_test.json."""
     frames: list[Frame] = []
+    folder = file.parent
     for split in _SPLITS:
         file = folder / f"transforms_{split}.json"
         if file.is_file():
             frames += _frames(file, read_json(file), split)
     if not any(f.split == "train" for f in frames):
         raise UserError(f"{folder}: transforms_train.json names no frame, so there is nothing to train on")
-    return Capture("blender", folder, frames, [], objects=True)
+    return ParsedScene("blender", folder, frames, [], objects=True)
 
 
-def read_transforms(file: Path) -> Capture:
+def is_list(file: Path) -> bool:
+    """Whether a JSON file holds a list, as OpenSfM writes it, and no object with frames."""
+    with open(file, "rb") as f:
+        return f.read(64).lstrip().startswith(b"[")
+
+
+@reader(
+    "transforms",
+    tells="transforms.json",
+    help="transforms.json (instant-ngp, nerfstudio)",
+    file=lambda path: path.suffix.lower() == ".json" and not is_list(path),
+)
+def read_transforms(file: Path) -> ParsedScene:
     """transforms.json as instant-ngp or nerfstudio write it."""
     data = read_json(file)
     frames = _frames(file, data, None)
-    capture = Capture("transforms", file.parent, frames, [])
-    _apply_lists(capture, data, file)
-    _apply_region(capture, data, file)
+    parsed = ParsedScene("transforms", file.parent, frames, [])
+    _apply_lists(parsed, data, file)
+    _apply_region(parsed, data, file)
     if "applied_transform" in data or "applied_scale" in data:
-        capture.notes.append(
+        parsed.notes.append(
             f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): "
             "they are used as they stand, and meshes and cameras are written in that same frame"
         )
-    colmap.beside(file.parent, frames, _applied(data), capture.notes)
+    colmap.beside(file.parent, frames, _applied(data), parsed.notes)
     if isinstance(data.get("ply_file_path"), str):
-        _apply_points(capture, file.parent / data["ply_file_path"])
-    return capture
+        _apply_points(parsed, file.parent / data["ply_file_path"])
+    return parsed
 
 
 def _applied(data: dict[str, Any]) -> np.ndarray | None:
@@ -61,7 +75,7 @@ def _applied(data: dict[str, Any]) -> np.ndarray | None:
         return None
 
 
-def _apply_lists(capture: Capture, data: dict[str, Any], file: Path) -> None:
+def _apply_lists(parsed: ParsedScene, data: dict[str, Any], file: Path) -> None:
     """nerfstudio's train_filenames, val_filenames, test_filenames: frames in none of the lists are left out."""
     lists = {split: data[f"{split}_filenames"] for split in _SPLITS if f"{split}_filenames" in data}
     if not lists:
@@ -71,20 +85,20 @@ def _apply_lists(capture: Capture, data: dict[str, Any], file: Path) -> None:
         if not isinstance(names, list):
             raise UserError(f"{file}: {split}_filenames must be a list of file paths")
         split_of.update({_tidy(str(name)): split for name in names})
-    unknown = sorted(split_of.keys() - {f.name for f in capture.frames})
+    unknown = sorted(split_of.keys() - {f.name for f in parsed.frames})
     if unknown:
         raise UserError(f"{file}: its lists name {unknown[0]!r} ({len(unknown)} such), which is no frame's file_path")
-    for frame in capture.frames:
+    for frame in parsed.frames:
         frame.split = split_of.get(frame.name)
-    unlisted = [f.name for f in capture.frames if f.split is None]
+    unlisted = [f.name for f in parsed.frames if f.split is None]
     if unlisted:
-        capture.notes.append(
+        parsed.notes.append(
             f"left out {len(unlisted)} frames that are in none of the file's lists, the first {unlisted[0]}"
         )
-    capture.frames = [f for f in capture.frames if f.split is not None]
+    parsed.frames = [f for f in parsed.frames if f.split is not None]
 
 
-def _apply_region(capture: Capture, data: dict[str, Any], file: Path) -> None:
+def _apply_region(parsed: ParsedScene, data: dict[str, Any], file: Path) -> None:
     """instant-ngp: x * scale + offset puts the object into [0,1]^3; aabb_scale says how far beyond to look."""
     if not any(key in data for key in ("aabb_scale", "scale", "offset")):
         return
@@ -97,13 +111,13 @@ def _apply_region(capture: Capture, data: dict[str, Any], file: Path) -> None:
         raise UserError(
             f"{file}: scale {scale:g}, offset {offset.tolist()} and aabb_scale {aabb:g} must be finite and above zero"
         )
-    capture.extent = 0.5 * aabb / scale
+    parsed.extent = 0.5 * aabb / scale
     if "scale" in data or "offset" in data or data.get("aabb_scale") == 1:
-        capture.region = Similarity.around(torch.from_numpy((0.5 - offset) / scale), 0.5 / scale)
-    capture.objects = data.get("aabb_scale") == 1
+        parsed.region = Similarity.around(torch.from_numpy((0.5 - offset) / scale), 0.5 / scale)
+    parsed.objects = data.get("aabb_scale") == 1
 
 
-def _apply_points(capture: Capture, path: Path) -> None:
+def _apply_points(parsed: ParsedScene, path: Path) -> None:
     """nerfstudio's sparse point cloud, in the frame of the poses."""
     import trimesh
 
@@ -111,10 +125,10 @@ def _apply_points(capture: Capture, path: Path) -> None:
         cloud: Any = trimesh.load(path, process=False)
         points = np.asarray(cloud.vertices, dtype=np.float64).reshape(-1, 3)
     except Exception as e:
-        capture.notes.append(f"its point cloud {path.name} was not read ({type(e).__name__})")
+        parsed.notes.append(f"its point cloud {path.name} was not read ({type(e).__name__})")
         return
-    capture.points = points[np.isfinite(points).all(axis=1)]
-    capture.notes.append(f"{len(capture.points)} sparse points from {path.name}")
+    parsed.points = points[np.isfinite(points).all(axis=1)]
+    parsed.notes.append(f"{len(parsed.points)} sparse points from {path.name}")
 
 
 def parse_json(file: Path) -> Any:

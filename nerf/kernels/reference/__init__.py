@@ -8,16 +8,16 @@ One file for each subject, as in `../src`.
 
 from __future__ import annotations
 
+from nerf.geometry.space import contract, ray_box, scene_to_unit
 from nerf.kernels.reference.adam import adam_step
 from nerf.kernels.reference.compositing import composite, scale_near_gradients, seen_samples
 from nerf.kernels.reference.field import DENSITY_CLAMP, density_activation, mlp, radiance_density, radiance_field
 from nerf.kernels.reference.hashgrid import HASH_PRIMES, IntoSink, hashgrid_encode
 from nerf.kernels.reference.march_definition import march_loop
 from nerf.kernels.reference.march_vectorised import march
-from nerf.kernels.reference.rays import ray_box, ray_jitter
-from nerf.kernels.reference.rendering import render_rays, sample_positions
+from nerf.kernels.reference.rays import ray_jitter
+from nerf.kernels.reference.rendering import render_rays, render_samples, sample_positions
 from nerf.kernels.reference.sh import sh_encode
-from nerf.kernels.reference.space import contract, scene_to_unit
 
 __all__ = [
     "DENSITY_CLAMP",
@@ -36,6 +36,7 @@ __all__ = [
     "ray_box",
     "ray_jitter",
     "render_rays",
+    "render_samples",
     "sample_positions",
     "scale_near_gradients",
     "scene_to_unit",

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nerf.kernels.layout import Samples
+from nerf.kernels.records import Samples
 from nerf.kernels.reference.checks import check
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from nerf.kernels.layout import FieldConfig, FieldParams
+from nerf.geometry.space import scene_to_unit
+from nerf.kernels.records import FieldConfig, FieldParams, GridLayout
 from nerf.kernels.reference.checks import check
 from nerf.kernels.reference.hashgrid import hashgrid_encode
 from nerf.kernels.reference.sh import sh_encode
-from nerf.kernels.reference.space import scene_to_unit
 
 # exp(15) = 3.3e6 per scene length is opaque at every step length in use.
 DENSITY_CLAMP = 15.0
+
+Encode = Callable[[Tensor, Tensor, GridLayout], Tensor]
 
 
 def mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -58,20 +60,22 @@ def density_activation(h: Tensor) -> Tensor:
     return _TruncatedExp.apply(h)
 
 
-def _density_features(positions: Tensor, params: FieldParams, config: FieldConfig) -> Tensor:
+def _density_features(positions: Tensor, params: FieldParams, config: FieldConfig, encode: Encode) -> Tensor:
     check("positions", positions, ("n", 3))
     unit = scene_to_unit(positions, config.contracted)
-    return mlp(hashgrid_encode(unit, params.table, config.layout), params.density_weights)
+    return mlp(encode(unit, params.table, config.layout), params.density_weights)
 
 
-def radiance_density(positions: Tensor, params: FieldParams, config: FieldConfig) -> Tensor:
+def radiance_density(
+    positions: Tensor, params: FieldParams, config: FieldConfig, encode: Encode = hashgrid_encode
+) -> Tensor:
     """Density alone: `sigmas` [n] (1/scene length) at scene positions [n,3]. As `radiance_field`, without the
     colour."""
-    return density_activation(_density_features(positions, params, config)[:, 0] + config.density_bias)
+    return density_activation(_density_features(positions, params, config, encode)[:, 0] + config.density_bias)
 
 
 def radiance_field(
-    positions: Tensor, directions: Tensor, params: FieldParams, config: FieldConfig
+    positions: Tensor, directions: Tensor, params: FieldParams, config: FieldConfig, encode: Encode = hashgrid_encode
 ) -> tuple[Tensor, Tensor]:
     """Density and colour of the field.
 
@@ -81,12 +85,12 @@ def radiance_field(
 
     Args:
         positions: [n, 3], scene frame; directions: [n, 3], unit.
-        params, config: table, weights; layout, contraction, bias.
+        params, config: table, weights; layout, contraction, bias. encode: the hash grid, this one or a native one.
     Returns:
         sigmas [n] (1/scene length), rgbs [n, 3] in (0,1). Differentiable in positions, directions and all parameters.
     """
     check("directions", directions, (positions.shape[0], 3))
-    h = _density_features(positions, params, config)
+    h = _density_features(positions, params, config, encode)
     sigmas = density_activation(h[:, 0] + config.density_bias)
     rgbs = torch.sigmoid(mlp(torch.cat([sh_encode(directions, 4), h], dim=1), params.color_weights))
     return sigmas, rgbs

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from nerf.kernels.layout import GradientSink, GridLayout
+from nerf.kernels.records import GradAccumulator, GridLayout
 from nerf.kernels.reference.arithmetic import UINT32
 from nerf.kernels.reference.checks import check
 
@@ -68,7 +68,7 @@ class IntoSink(torch.autograd.Function):
     """The table itself, whose gradient goes to the sink instead."""
 
     @staticmethod
-    def forward(ctx, table: Tensor, sink: GradientSink) -> Tensor:  # type: ignore[override]
+    def forward(ctx, table: Tensor, sink: GradAccumulator) -> Tensor:  # type: ignore[override]
         ctx.sink = sink
         return table.view_as(table)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.kernels.layout import Samples
+from nerf.kernels.records import Samples
 from nerf.kernels.reference.arithmetic import fma32
 from nerf.kernels.reference.checks import check
 

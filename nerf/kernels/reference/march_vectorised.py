@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.kernels.layout import Samples
+from nerf.geometry.space import ray_box
+from nerf.kernels.records import Samples
 from nerf.kernels.reference.arithmetic import fma32, fma_tensor
 from nerf.kernels.reference.march_definition import check_march
-from nerf.kernels.reference.rays import ray_box
 
 # The vectorised march tests about this many lattice points at a time: arrays of this size still live in the cache.
 MARCH_CHUNK = 1 << 18

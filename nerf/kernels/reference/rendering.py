@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nerf.kernels.layout import FieldConfig, FieldParams, Samples
+from nerf.kernels.records import FieldConfig, FieldParams, MarchSettings, Samples
 from nerf.kernels.reference.checks import check
 from nerf.kernels.reference.compositing import composite, scale_near_gradients, seen_samples
 from nerf.kernels.reference.field import radiance_density, radiance_field
@@ -49,19 +51,50 @@ def render_rays(
     """
     check("viewdirs", viewdirs, (rays_o.shape[0], 3))
     o, d, near, far, start = (x.detach().to(torch.float32) for x in (rays_o, rays_d, t_near, t_far, jitter))
-    samples = march(o, d, near, far, start, occupied, step_size, cone_angle, max_step)
-    n_rays, n_samples = rays_o.shape[0], samples.t_starts.shape[0]
+    return render_samples(
+        lambda x, directions: radiance_field(x, directions, params, config),
+        lambda x: radiance_density(x, params, config),
+        march(o, d, near, far, start, occupied, step_size, cone_angle, max_step),
+        rays_o,
+        rays_d,
+        viewdirs,
+        MarchSettings(step_size, cone_angle, max_step, stop_threshold, alpha_threshold, gradient_distance),
+    )
 
-    kept = None
-    if (stop_threshold > 0 or alpha_threshold > 0) and n_samples:
-        # Samples that contribute nothing are found by density alone, and spared their colours and gradients.
+
+def render_samples(
+    field: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    density: Callable[[Tensor], Tensor] | None,
+    samples: Samples,
+    rays_o: Tensor,
+    rays_d: Tensor,
+    viewdirs: Tensor,
+    settings: MarchSettings,
+) -> dict:
+    """What is left of `render_rays` once rays [n,3] are marched, for any field.
+
+    field: (positions [s,3], unit directions [s,3]) -> (sigmas [s], rgbs [s,3]); density: positions -> sigmas, asked
+    first and without gradient where there is one, so that samples that contribute nothing cost no colour and gradient.
+    Without it all samples are evaluated once, and those that do not count get no weight and no gradient.
+    """
+    n_rays, n_samples = rays_o.shape[0], samples.t_starts.shape[0]
+    stop, alpha = settings.stop_threshold, settings.alpha_threshold
+    positions, ray = sample_positions(samples, rays_o, rays_d), samples.ray_indices
+    kept: Tensor | None = None
+    values: Any = None
+    if density is None:
+        values = field(positions, viewdirs.index_select(0, ray))
+    if (stop > 0 or alpha > 0) and n_samples:
         with torch.no_grad():
-            sigmas = radiance_density(sample_positions(samples, rays_o, rays_d), params, config)
-            samples, kept, all_trans = seen_samples(samples, sigmas, n_rays, stop_threshold, alpha_threshold)
-    ray = samples.ray_indices
-    positions = sample_positions(samples, rays_o, rays_d)
-    sigmas, rgbs = radiance_field(positions, viewdirs.index_select(0, ray), params, config)
-    sigmas, rgbs = scale_near_gradients(samples, sigmas, rgbs, gradient_distance)
+            sigmas = density(positions) if density is not None else values[0]
+            samples, kept, all_trans = seen_samples(samples, sigmas, n_rays, stop, alpha)
+        ray = samples.ray_indices
+        positions = sample_positions(samples, rays_o, rays_d)
+        if values is not None:
+            values = values[0][kept], values[1][kept]
+    if values is None:
+        values = field(positions, viewdirs.index_select(0, ray))
+    sigmas, rgbs = scale_near_gradients(samples, values[0], values[1], settings.gradient_distance)
     out: dict = composite(samples, sigmas, rgbs, n_rays)
     out["evaluated"], out["kept"] = n_samples, ray.shape[0]
     if kept is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from nerf.errors import UserError
 from nerf.geometry.aim import common_up, focus_distance, look_at_point
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity
+from nerf.geometry.space import Similarity, Space
 from nerf.views.paths.key_frames import PATH_FORMAT, load_path, save_path
 from nerf.views.paths.kinds import covered_arc, interpolate, orbit, spiral
 from nerf.views.paths.lens import CameraPath, picture_size, with_lens_of
@@ -37,7 +37,7 @@ def make_path(
     kind: str,
     cameras: Cameras,
     scene_from_world: Similarity,
-    space: str,
+    space: Space,
     n_frames: int = 120,
     fps: float = 30.0,
     width: int | None = None,
@@ -46,7 +46,7 @@ def make_path(
 ) -> CameraPath:
     """A path of the given kind around or along the input cameras: "orbit", "interpolate", "spiral" or "auto".
 
-    "auto" takes the spiral for forward-facing scenes (space "ndc"), the flight through the cameras (interpolate) for
+    "auto" takes the spiral for forward-facing scenes, the flight through the cameras (interpolate) for
     open ones of few photos, and the orbit for all others. width and height in pixels; without them the median size of
     the inputs, with one of them the other keeps their aspect ratio; longest caps what is not given. Orbit and spiral
     stand upright even where the photos lie on their side.
@@ -57,8 +57,8 @@ def make_path(
     if n_frames < 1:
         raise UserError(f"--frames must be at least 1, got {n_frames}")
     if kind == "auto":
-        few = space == "unbounded" and 1 < len(cameras) < FEW
-        kind = "spiral" if space == "ndc" else "interpolate" if few else "orbit"
+        few = space.contracted and 1 < len(cameras) < FEW
+        kind = "spiral" if space.warped else "interpolate" if few else "orbit"
     if kind == "orbit":
         poses, description = orbit(cameras, look_at_point(cameras, scene_from_world, space), n_frames)
     elif kind == "interpolate":

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.views.paths.lens import CameraPath, filled_in, perspective
+from nerf.geometry.cameras import Cameras
+from nerf.views.paths.lens import CameraPath, filled_in
 
 PATH_FORMAT = "nerf-camera-path"
 
@@ -83,7 +84,7 @@ def load_path(path: Path, width: int | None = None, height: int | None = None) -
     fps = _number(path, content, "fps", "") if "fps" in content else 30.0
     if not 0 < fps <= 1000:
         raise UserError(f'{path}: "fps" must be above 0 and at most 1000, got {fps:g}')
-    cameras = perspective(torch.stack(poses), focals, focals, width, height)
+    cameras = Cameras.perspective(torch.stack(poses), torch.tensor(focals, dtype=torch.float64), width, height)
     return CameraPath(cameras, fps, f"{description} from {path.name}")
 
 

@@ -21,7 +21,7 @@ def orbit(cameras: Cameras, centre: Tensor, n_frames: int) -> tuple[Tensor, str]
     the part that they saw, for nothing is known of the rest.
     """
     up = common_up(cameras)[0]
-    offsets = cameras.c2w[:, :, 3].double() - centre
+    offsets = cameras.centres.double() - centre
     distances = offsets.norm(dim=1).clamp_min(1e-9)
     distance = float(distances.mean())
     elevations = torch.asin((offsets @ up / distances).clamp(-1, 1))
@@ -69,7 +69,7 @@ def interpolate(cameras: Cameras, n_frames: int, n_keys: int = 24) -> tuple[Tens
     """
     order = walking_order(cameras)
     keys = order[torch.linspace(0, len(order) - 1, min(n_keys, len(order))).round().long()]
-    origins = cameras.c2w[keys, :, 3].double()
+    origins = cameras.centres[keys].double()
     quaternions = aligned(matrix_to_quaternion(cameras.c2w[keys, :, :3].double()))
     description = f"interpolate: through {len(keys)} of {len(cameras)} input cameras"
     if len(keys) == 1:
@@ -92,9 +92,9 @@ def spiral(cameras: Cameras, focus: float, n_frames: int, turns: int = 2) -> tup
     Its radii are the 80th percentile of the input cameras' offsets along the mean camera's own axes, so it stays among
     them; the last frame leads into the first.
     """
-    origins = cameras.c2w[:, :, 3].double()
+    origins = cameras.centres.double()
     centre = origins.mean(dim=0)
-    backward = torch.nn.functional.normalize(cameras.c2w[:, :, 2].double().mean(dim=0), dim=0)
+    backward = -torch.nn.functional.normalize(cameras.forward.double().mean(dim=0), dim=0)
     mean = look_at(centre[None], (centre - backward)[None], common_up(cameras)[0])[0]
     offsets = (origins - centre) @ mean[:, :3]
     radii = torch.quantile(offsets.abs(), 0.8, dim=0)

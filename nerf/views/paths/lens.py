@@ -47,22 +47,5 @@ def filled_in(width: int | None, height: int | None, w0: float, h0: float) -> tu
 def with_lens_of(poses: Tensor, cameras: Cameras, width: int, height: int) -> Cameras:
     """Perspective cameras at poses [n,3,4] with pictures of width x height, their focal length that of the inputs."""
     shorter = torch.minimum(cameras.widths, cameras.heights).double()
-    focal_x = float((cameras.fx / shorter).median()) * min(width, height)
-    focal_y = float((cameras.fy / shorter).median()) * min(width, height)
-    return perspective(poses, [focal_x] * len(poses), [focal_y] * len(poses), width, height)
-
-
-def perspective(poses: Tensor, fx: list[float], fy: list[float], width: int, height: int) -> Cameras:
-    """Cameras at poses [n,3,4] with focal lengths fx, fy [n] in pixels and the principal point in the middle."""
-    n = len(poses)
-    return Cameras(
-        c2w=poses.double(),
-        fx=torch.tensor(fx, dtype=torch.float64),
-        fy=torch.tensor(fy, dtype=torch.float64),
-        cx=torch.full((n,), width / 2, dtype=torch.float64),
-        cy=torch.full((n,), height / 2, dtype=torch.float64),
-        widths=torch.full((n,), width, dtype=torch.int64),
-        heights=torch.full((n,), height, dtype=torch.int64),
-        models=torch.zeros(n, dtype=torch.int64),
-        distortion=torch.zeros(n, 6, dtype=torch.float64),
-    )
+    focal = torch.stack([cameras.fx / shorter, cameras.fy / shorter], dim=1).median(dim=0).values * min(width, height)
+    return Cameras.perspective(poses, focal.cpu().expand(len(poses), 2), width, height)

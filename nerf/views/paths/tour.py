@@ -10,7 +10,7 @@ from nerf.geometry.cameras import Cameras
 
 def walking_order(cameras: Cameras) -> Tensor:
     """Indices [n]: as given, unless a tour from neighbour to neighbour is much shorter."""
-    origins = cameras.c2w[:, :, 3].double()
+    origins = cameras.centres.double()
     n = len(origins)
     as_given = list(range(n))
     if n < 4:

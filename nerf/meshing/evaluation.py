@@ -8,7 +8,7 @@ import torch
 
 from nerf import kernels
 from nerf.errors import UserError
-from nerf.geometry.triangles import Triangles, spread
+from nerf.geometry.triangles import Triangles, sample_surface
 from nerf.meshing.preview import render_mesh
 from nerf.training.evaluation import compare, mask_of, shown_as, truth_of
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
     from nerf.datasets import Scene
 
-THRESHOLDS = (0.25, 0.5, 1.0)  # per cent of the truth's diagonal
-_POINTS_A_SIDE = 4  # of a pixel: with 2, the four shades of a silhouette's pixels cost 0.4 dB at 40 dB
-_LARGEST_RATIO = 10.0  # of the two diagonals, beyond which frames are taken to differ
+F_SCORE_PERCENTS = (0.25, 0.5, 1.0)  # per cent of the truth's diagonal
+_SUPERSAMPLE = 4  # of a pixel: with 2, the four shades of a silhouette's pixels cost 0.4 dB at 40 dB
+_MAX_SIZE_RATIO = 10.0  # of the two diagonals, beyond which frames are taken to differ
 
 
-def judge_views(mesh: trimesh.Trimesh, scene: Scene) -> dict[str, Any]:
+def evaluate_mesh_views(mesh: trimesh.Trimesh, scene: Scene) -> dict[str, Any]:
     """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white; means and
     one by one. Pixels outside a view's mask do not count."""
     white = torch.ones(3)
     rows = []
     for i in scene.splits["test"].tolist():
-        drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_POINTS_A_SIDE)["color"])
+        drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE)["color"])
         numbers = compare(drawn, shown_as(scene, truth_of(scene, i, white / scene.exposure)), mask_of(scene, i))
         rows.append({"name": scene.names[i], "psnr": numbers["psnr"], "ssim": numbers["ssim"]})
     if not rows:
@@ -37,8 +37,8 @@ def judge_views(mesh: trimesh.Trimesh, scene: Scene) -> dict[str, Any]:
     return means | {"n_views": len(rows), "views": rows}
 
 
-def judge(mesh: Triangles, truth: Triangles, samples: int = 200_000) -> dict[str, Any]:
-    """Distances between two surfaces, from `samples` points spread by area over each to the faces of the other.
+def evaluate_mesh(mesh: Triangles, truth: Triangles, samples: int = 200_000) -> dict[str, Any]:
+    """Distances between two surfaces, from `samples` points sampled by area on each to the faces of the other.
 
     Returns, in units of the frame: "accuracy", mean distance of the mesh's points to the truth; "completeness", of the
     truth's to the mesh; "chamfer", the mean of both; each also as "..._percent" of the diagonal of the truth's bounding
@@ -54,7 +54,7 @@ def judge(mesh: Triangles, truth: Triangles, samples: int = 200_000) -> dict[str
     means = {"accuracy": float(to_truth.mean()), "completeness": float(to_mesh.mean())}
     means["chamfer"] = (means["accuracy"] + means["completeness"]) / 2
     f_scores = {}
-    for percent in THRESHOLDS:
+    for percent in F_SCORE_PERCENTS:
         within = percent / 100 * diagonal
         precision, recall = float((to_truth <= within).double().mean()), float((to_mesh <= within).double().mean())
         both = precision + recall
@@ -74,7 +74,7 @@ def judge(mesh: Triangles, truth: Triangles, samples: int = 200_000) -> dict[str
 
 def _distances(one: Triangles, other: Triangles, samples: int) -> tuple[torch.Tensor, float]:
     """Distances [samples] of points of one surface to the other, and how well the normals agree."""
-    points = spread(one.vertices, one.faces, samples)
+    points = sample_surface(one.vertices, one.faces, samples)
     corners = one.corners(points.faces)
     nearest = kernels.nearest_points((points.weights[..., None] * corners).sum(dim=1), other.vertices, other.faces)
     cosine = (_normals(corners) * _normals(other.corners(nearest.faces))).sum(dim=1).abs()
@@ -94,7 +94,7 @@ def check_frames(mesh: Triangles, truth: Triangles, mesh_name: str, truth_name: 
     ratio = mesh.diagonal() / max(truth.diagonal(), 1e-300)
     if truth.diagonal() == 0:
         raise UserError(f"{truth_name} has no extent, so nothing can be measured against it")
-    if apart or not 1 / _LARGEST_RATIO < ratio < _LARGEST_RATIO:
+    if apart or not 1 / _MAX_SIZE_RATIO < ratio < _MAX_SIZE_RATIO:
         spans = [" to ".join(f"({', '.join(f'{float(x):.4g}' for x in corner)})" for corner in box) for box in boxes]
         raise UserError(
             f"{mesh_name} spans {spans[0]} and {truth_name} spans {spans[1]}: they do not stand in the same frame and "
@@ -102,8 +102,8 @@ def check_frames(mesh: Triangles, truth: Triangles, mesh_name: str, truth_name: 
         )
 
 
-def table(result: dict[str, Any]) -> str:
-    """The numbers of `judge` for a person."""
+def format_scores(result: dict[str, Any]) -> str:
+    """The numbers of `evaluate_mesh` for a person."""
     lines = [f"{'':20}{'length':>12}{'of diagonal':>14}"]
     for name in ("accuracy", "completeness", "chamfer"):
         lines.append(f"{name:20}{result[name]:12.5g}{result[f'{name}_percent']:12.4f} %")

@@ -14,9 +14,9 @@ import trimesh
 from nerf import kernels
 from nerf.cli import main as cli
 from nerf.errors import UserError
-from nerf.geometry.triangles import Triangles, read_mesh, spread
+from nerf.geometry.triangles import Triangles, read_mesh, sample_surface
 from nerf.kernels import nearest
-from nerf.meshing.judge import check_frames, judge
+from nerf.meshing.evaluation import check_frames, evaluate_mesh
 
 native = pytest.mark.skipif(kernels.bindings.load().handle is None, reason="no native library here")
 SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "mesh.ply"
@@ -100,7 +100,7 @@ def test_nearest_points_name_the_argument_that_is_wrong(points, vertices, faces,
 def test_points_are_spread_evenly_by_area() -> None:
     vertices = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 1, 0], [3, 1, 0]])
     faces = torch.tensor([[0, 1, 2], [1, 3, 2]])
-    s = spread(vertices, faces, 30_000)
+    s = sample_surface(vertices, faces, 30_000)
     points = (s.weights[..., None] * vertices[faces[s.faces]].double()).sum(dim=1)
     assert torch.allclose(s.weights.sum(dim=1), torch.ones(30_000).double()) and float(s.weights.min()) >= 0
     counts = torch.histc(points[:, 0].float(), 30, 0, 3)
@@ -110,14 +110,14 @@ def test_points_are_spread_evenly_by_area() -> None:
 
 def test_a_mesh_against_itself_scores_nothing() -> None:
     mesh = read_mesh(SAMPLE)
-    result = judge(mesh, mesh, 20_000)
+    result = evaluate_mesh(mesh, mesh, 20_000)
     assert result["chamfer_percent"] < 0.01 and result["f_scores"]["0.25"]["f_score"] == 1
     assert result["normal_consistency"] > 0.999
 
 
 def test_distances_of_two_balls() -> None:
     one, other = (triangles(trimesh.creation.icosphere(subdivisions=5, radius=r)) for r in (1.0, 1.02))
-    result = judge(one, other, 20_000)
+    result = evaluate_mesh(one, other, 20_000)
     assert result["accuracy"] == pytest.approx(0.02, rel=0.05)
     assert result["completeness"] == pytest.approx(0.02, rel=0.05)
     assert result["chamfer_percent"] == pytest.approx(100 * 0.02 / (2.04 * math.sqrt(3)), rel=0.05)
@@ -130,7 +130,7 @@ def test_accuracy_and_completeness_are_told_apart() -> None:
     whole, half = trimesh.creation.box((2, 2, 2)), trimesh.creation.box((2, 2, 1))
     half.apply_translation((0, 0, 0.5))  # the upper half
     half.update_faces(half.triangles_center[:, 2] > 0.01)  # without its floor, which is no part of the truth
-    result = judge(triangles(half), triangles(whole), 20_000)
+    result = evaluate_mesh(triangles(half), triangles(whole), 20_000)
     assert result["accuracy"] < 1e-6 and result["completeness"] > 0.2
     assert result["f_scores"]["1"]["precision"] == 1 and result["f_scores"]["1"]["recall"] < 0.6
 

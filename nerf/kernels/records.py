@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -153,7 +154,39 @@ class MarchSettings:
 
 
 @dataclass
-class GradientSink:
+class GradAccumulator:
     """Where the table's gradient is added in place instead of into a new tensor the size of the table at every step."""
 
     table: Tensor
+
+
+class RenderedRays(NamedTuple):
+    """What n rays see, in front of any background.
+
+    foregrounds [n,3] (sum w rgb), opacities (sum w), depths (sum w t), median_depths (not differentiable, 0: nowhere),
+    second_moments (sum w |rgb|^2), distortions [n]; see `reference.composite` for the equations. evaluated, kept:
+    how many samples were asked for their density, and how many of them have colour and gradient (tensors [1] on a GPU,
+    which nobody need wait for); capacity: how many of these have room for their gradient, None: all.
+
+    >>> import torch
+    >>> from nerf import RenderedRays
+    >>> half = torch.full((2,), 0.5)
+    >>> rays = RenderedRays(torch.zeros(2, 3), half, half, half, half, half)
+    >>> rays.over(torch.ones(3))
+    tensor([[0.5000, 0.5000, 0.5000],
+            [0.5000, 0.5000, 0.5000]])
+    """
+
+    foregrounds: Tensor
+    opacities: Tensor
+    depths: Tensor
+    median_depths: Tensor
+    second_moments: Tensor
+    distortions: Tensor
+    evaluated: int | Tensor = 0
+    kept: int | Tensor = 0
+    capacity: int | None = None
+
+    def over(self, background: Tensor) -> Tensor:
+        """Colours [n,3] over a background ([3] or [n,3]): foregrounds + (1 - opacities) background. Differentiable."""
+        return self.foregrounds + (1.0 - self.opacities)[:, None] * background.to(self.opacities.device)

@@ -1,0 +1,95 @@
+"""`load`: from a folder, by the reader of its format, to a Scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nerf.datasets.named import add_masks
+from nerf.datasets.options import LoadOptions
+from nerf.datasets.parsed import ParsedScene
+from nerf.datasets.posed import Posed, check_frames
+from nerf.datasets.readers import MODULES, kinds, readers
+from nerf.datasets.scene import Scene, assemble
+from nerf.errors import UserError, note
+
+
+def load(
+    path: str | Path,
+    options: LoadOptions | None = None,
+    *,
+    reader: Callable[[Path], ParsedScene] | None = None,
+    quiet: bool = False,
+    **changes: Any,
+) -> Scene:
+    """Load posed images from a folder, or from a file of poses.
+
+    options: how (see LoadOptions); its fields may be given by name instead, as in load(path, downscale=2, holdout=0).
+    Without a hold-out asked for, the files' own split is taken, else every 8th image in order of names is for testing.
+    reader: reads the path in place of the registered ones. What was chosen and why is in Scene.notes, and goes to
+    standard error unless quiet. Raises UserError for everything that the user can put right.
+
+    >>> scene = load("data/sample", downscale=4, quiet=True)
+    >>> scene.source, len(scene.names), len(scene.splits["test"])
+    ('blender', 72, 12)
+    """
+    options = replace(options or LoadOptions(), **changes)
+    options.check()
+    parsed = _read(Path(path), options.kind, reader)
+    if options.masks is not None:
+        add_masks(parsed, Path(options.masks))
+    scene = assemble(parsed, options)
+    if not quiet:
+        for line in scene.notes:
+            note(line)
+    return scene
+
+
+def load_posed(path: str | Path, kind: str | None = None) -> Posed:
+    """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
+    parsed = _read(Path(path), kind)
+    posed = check_frames(parsed)
+    for line in parsed.notes:
+        note(line)
+    return posed
+
+
+def kinds_in(folder: Path) -> list[str]:
+    """The formats that a folder could be read as, the most telling first; empty where it holds no poses."""
+    return [kind for kind, reader in readers().items() if reader.find(folder) is not None]
+
+
+def _read(path: Path, kind: str | None, read: Callable[[Path], ParsedScene] | None = None) -> ParsedScene:
+    """By the reader given, by that of the kind, or by that of the most telling file on disk."""
+    if kind is not None and kind not in kinds():
+        raise UserError(
+            f"kind is {kind!r}, expected one of {', '.join(kinds())}; a format of your own is known where {MODULES} "
+            "names the module of its reader"
+        )
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder")
+    if read is not None:
+        return read(path)
+    if path.is_file():
+        found = {name: path for name, reader in readers().items() if reader.opens(path)}
+    else:
+        found = {name: place for name, r in readers().items() if (place := r.find(path)) is not None}
+    if kind is not None and kind not in found:
+        raise UserError(
+            f"{path}: there is no data of the kind {kind!r} here (found: {', '.join(found) or 'nothing known'})"
+        )
+    if not found and path.is_file():
+        raise UserError(f"{path}: expected a folder, or a .json, .xml, .csv or .r3d file of poses")
+    if not found:
+        raise UserError(
+            f"{path}: no posed images found; looked for {', '.join(r.help for r in readers().values())}; "
+            "`nerf poses` finds the poses of photos that have none"
+        )
+    first, *others = found
+    parsed = readers()[kind or first].read(found[kind or first])
+    if kind is None and path.is_dir():
+        preferred = f", preferred to {', '.join(others)}, which is there too" if others else ""
+        parsed.notes.insert(0, f"read as {first}{preferred}")
+    return parsed

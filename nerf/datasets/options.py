@@ -1,0 +1,51 @@
+"""LoadOptions: everything that decides how a data set is loaded, in one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from nerf.errors import UserError
+
+
+@dataclass(kw_only=True)
+class LoadOptions:
+    """How a data set is loaded; the fields are options of the command line, too.
+
+    >>> LoadOptions(downscale=2, holdout=0)
+    LoadOptions(downscale=2, longest=None, holdout=0, kind=None, masks=None, space=None, holdout_from=0)
+    """
+
+    downscale: int = 1
+    """average blocks of so many pixels squared"""
+    longest: int | None = None
+    """pixels that photos have at most on their longer side (default: all, but 1600 where they would take over 2 GB)"""
+    holdout: int | None = None
+    """hold out every K-th image for measuring, 0: none (default: the files' split, else every 8th from 30 images up)"""
+    kind: str | None = None
+    """read the folder as this format, where it could be several (see `nerf.datasets.readers`)"""
+    masks: Path | None = None
+    """folder of masks, NAME.png for each photo: what is black there is ignored (default: those that the data names, or
+    masks/ beside photos without poses)"""
+    space: Literal["box", "unbounded", "ndc"] | None = None
+    """box for an object, unbounded for a place, ndc for a forward-facing set (default: chosen by what is seen)"""
+    holdout_from: int = 0
+    """where neither `holdout` nor the files say what is held out: every 8th image of so many or more, else none"""
+
+    def check(self, flag: str = "") -> None:
+        """UserError for what can be wrong with the options by themselves; flag: what their names begin with."""
+        if self.downscale < 1:
+            raise UserError(f"{flag}downscale is {self.downscale}, expected a whole number from 1 up")
+        if self.longest is not None and self.longest < 16:
+            raise UserError(f"{flag}longest is {self.longest}, expected pixels from 16 up")
+        if self.holdout is not None and self.holdout < 0:
+            raise UserError(f"{flag}holdout is {self.holdout}, expected 0 (none) or a whole number from 2 up")
+        if self.holdout == 1:
+            raise UserError(f"{flag}holdout 1 leaves no image to train on: choose 0 (none) or a number from 2 up")
+        if self.space not in (None, "box", "unbounded", "ndc"):
+            raise UserError(f"{flag}space is {self.space!r}, expected one of box, unbounded, ndc")
+
+    def load_options(self) -> dict[str, Any]:
+        """The options alone, of any record that holds them: two runs are of one scene where these agree."""
+        return {f.name: getattr(self, f.name) for f in fields(LoadOptions)}

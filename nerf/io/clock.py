@@ -1,0 +1,77 @@
+"""How long a training or a fit takes: a number of steps, or a time, from which the first steps settle that number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nerf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to train: a number of steps or a time in minutes, one of the two.
+
+    Raises UserError where neither or both are given, or one that is not above zero.
+
+    >>> Length(minutes=2.0).seconds
+    120.0
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise UserError("say how long: either steps or minutes, not both")
+        if self.minutes is not None and not 0 < self.minutes < 1e6:
+            raise UserError(f"--minutes must be above 0, got {self.minutes:g}")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"--steps must be at least 1, got {self.steps}")
+
+    @property
+    def seconds(self) -> float:
+        """The time to fill, 0 where a number of steps was given."""
+        return 60.0 * (self.minutes or 0.0)
+
+
+def _same(step: int) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Settles, once a part of a time is over, how many steps fill it.
+
+    >>> Clock(warm_up=0.1, margin=0.0).steps_to_fill(60.0, [(20, 6.0)])  # 20 steps took 6 seconds
+    200
+    """
+
+    warm_up: float  # share of the time that passes before the number of steps is settled
+    margin: float  # share of the time that is left over: rather early than late
+
+    def steps_to_fill(
+        self,
+        seconds: float,
+        marks: Sequence[tuple[int, float]],
+        cost: Callable[[int], float] = _same,
+        past_cost: Callable[[int], float] = _same,
+    ) -> int | None:
+        """The number of steps, those done included, that fills so many seconds; None before the warm-up is over.
+
+        marks: (steps done, seconds passed) now, as the last one, and at times before: what a step takes is measured
+        from the first mark in the second half of the time passed, for the first steps of a process are slow. cost: what
+        a step takes relative to others, by its index, from now on; past_cost: of those that are measured.
+        """
+        step, passed = marks[-1]
+        if passed < self.warm_up * seconds:
+            return None
+        first, since = next((mark for mark in marks if mark[1] > passed / 2), (0, 0.0))
+        if first >= step:  # no mark lies between the half and now
+            first, since = 0, 0.0
+        unit = (passed - since) / sum(past_cost(k) for k in range(first, step))
+        left = (1.0 - self.margin) * seconds - passed
+        while left > 0:
+            step += 1
+            left -= unit * cost(step)
+        return step

@@ -24,7 +24,7 @@ LONGEST = 110  # characters of a signature on one line
 HEAD = """\
 # Public API
 
-Written by `python scripts/api.py` from the names in `nerf.__all__`; do not edit. Everything else may change without notice.
+Written by `python scripts/api.py` from the names in `nerf.__all__`; do not edit. All else may change without notice.
 Examples assume `import nerf`, `import numpy as np` and `import torch`, and run as tests from the top of the repository.
 Frames, units and names of tensors: [glossary](architecture.md#glossary).
 """

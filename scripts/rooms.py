@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "errors": ("`UserError`, the sentence that a user reads", ()),
     "geometry": ("cameras, rotations, spaces, light, triangle meshes", ("errors",)),
     "io": ("files, pictures, films, checkpoints, progress, interrupts", ("errors", "geometry")),
-    "kernels": ("the one door to native code: reference, CPU, CUDA, tinycudann", ("errors", "geometry", "io")),
+    "kernels": ("native code behind one interface: reference, CPU, CUDA, tinycudann", ("errors", "geometry", "io")),
     "fields": ("encodings, networks, the radiance field, the occupancy grid", ("kernels",)),
     "rendering": (
         "rays to colours: marching, compositing, losses and metrics, `Model`",

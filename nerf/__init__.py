@@ -120,6 +120,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "MLP",
     "Backend",
     "Box",
     "Cameras",
@@ -135,7 +136,6 @@ __all__ = [
     "HashGrid",
     "Lens",
     "LoadOptions",
-    "MLP",
     "Marching",
     "MeshScores",
     "Model",

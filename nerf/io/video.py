@@ -28,8 +28,14 @@ def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Callable[[
         raise UserError(f"a video needs at least 2x2 pixels, got {width}x{height}")
     width, height = width // 2 * 2, height // 2 * 2
     options: dict[str, Any] = {
-        **{"format": "FFMPEG", "mode": "I", "fps": fps, "codec": "libx264", "pixelformat": "yuv420p"},
-        **{"macro_block_size": 2, "quality": None, "ffmpeg_log_level": "error"},
+        "format": "FFMPEG",
+        "mode": "I",
+        "fps": fps,
+        "codec": "libx264",
+        "pixelformat": "yuv420p",
+        "macro_block_size": 2,
+        "quality": None,
+        "ffmpeg_log_level": "error",
         # Without the tags players guess the colour matrix from the size of the picture, and colours shift.
         "output_params": [
             *("-crf", "18", "-preset", "medium", "-movflags", "+faststart"),

@@ -24,7 +24,7 @@ _EXTRAS = {
     "av": ("reading videos", "pip install av"),
     "pillow_heif": ("reading HEIC photos", "pip install pillow-heif"),
     "OpenEXR": ("reading and writing EXR pictures", "pip install OpenEXR"),
-    "skimage": ("comparing SSIM in the tests", "pip install scikit-image"),
+    "cuda": ("GPUs: compiling the kernels", "pip install 'nerf-reconstruct[cuda12]' or [cuda13], as torch's CUDA"),
 }
 _NEEDED = (
     *("torch", "numpy", "PIL", "imageio", "imageio_ffmpeg", "trimesh", "fast_simplification", "safetensors"),
@@ -107,12 +107,7 @@ def _of(total: int | None, part: int | None, word: str) -> str:
 
 def _version_of(name: str) -> str | None:
     """The version of an importable package, without importing it where its metadata tells."""
-    distribution = {
-        "PIL": "pillow",
-        "imageio_ffmpeg": "imageio-ffmpeg",
-        "skimage": "scikit-image",
-        "pillow_heif": "pillow-heif",
-    }.get(name, name)
+    distribution = {"PIL": "pillow", "cuda": "cuda-core"}.get(name, name.replace("_", "-"))
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from nerf.errors import UserError
 from nerf.training.evaluation import evaluate, summary
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nerf.errors import UserError, note
+from nerf.io.progress import Progress
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
 from nerf.meshing.extract import MAX_HOLE_FACES, Method, box_in_scene, extract_mesh
@@ -101,24 +102,25 @@ def main(args: MeshArgs) -> None:
     box = None if args.box is None else box_in_scene(model, args.box, args.frame)
     scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
     start = time.perf_counter()
-    mesh = extract_mesh(
-        model,
-        resolution=args.resolution,
-        method=args.method,
-        threshold=args.threshold,
-        watertight=args.watertight,
-        smooth=args.smooth,
-        holes=args.holes,
-        denoise=args.denoise,
-        box=box,
-        min_fraction=args.min_fraction,
-        max_components=args.max_components,
-        colours=args.colours and scene is None and args.faces is None,
-    )
-    if scene is not None:
-        mesh = texture_mesh(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
-    elif args.faces is not None:
-        mesh = decimate_mesh(model, mesh, args.faces, args.colours)
+    with Progress("meshing"):
+        mesh = extract_mesh(
+            model,
+            resolution=args.resolution,
+            method=args.method,
+            threshold=args.threshold,
+            watertight=args.watertight,
+            smooth=args.smooth,
+            holes=args.holes,
+            denoise=args.denoise,
+            box=box,
+            min_fraction=args.min_fraction,
+            max_components=args.max_components,
+            colours=args.colours and scene is None and args.faces is None,
+        )
+        if scene is not None:
+            mesh = texture_mesh(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
+        elif args.faces is not None:
+            mesh = decimate_mesh(model, mesh, args.faces, args.colours)
     seconds = time.perf_counter() - start
     up, front = common_up(model.cameras)[0], front_direction(model)
     if args.frame == "scene":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nerf.cli.train import TrainArgs, check, train_run, without_poses
 from nerf.errors import UserError, note
+from nerf.io.progress import Progress
 from nerf.training.runs import Run, write_run
 
 if TYPE_CHECKING:
@@ -146,9 +147,10 @@ def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, tex
     if texture is None:
         largest = max(int(scene.cameras.widths.max()), int(scene.cameras.heights.max()))
         texture = 4096 if largest >= SMALL_PHOTOS else 2048
-    mesh = extract_mesh(model, resolution, colours=texture == 0)
-    if texture:
-        mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
+    with Progress("meshing"):
+        mesh = extract_mesh(model, resolution, colours=texture == 0)
+        if texture:
+            mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
     up, front = common_up(model.cameras)[0], front_direction(model)
     save_mesh(mesh, out, up)
     note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")

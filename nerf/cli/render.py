@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -12,9 +12,6 @@ from nerf.errors import UserError
 from nerf.io.folders import model_files
 from nerf.views.paths import camera_path, load_path, save_path
 from nerf.views.video import check_modes, planned_outputs, render_video
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -44,7 +44,9 @@ def write_report(out: Path, notes: list[str] | None = None) -> Path:
         _files(out),
     ]
     body = "\n".join(part for part in parts if part)
-    page = _PAGE.format(title=_e(title), style=_STYLE, body=body, version=_e(__version__))
+    page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    for name, text in {"TITLE": _e(title), "VERSION": _e(__version__), "BODY": body}.items():
+        page = page.replace(f"@{name}@", text, 1)
     path = out / "report.html"
     write_file(path, page)
     return path
@@ -299,62 +301,3 @@ def _said(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_said(name, v) for v in value[:6]) + (f" and {len(value) - 6} more" if len(value) > 6 else "")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c21; --soft: #62626b; --paper: #fbfaf8; --card: #fff; --line: #e4e2dd;
-  --accent: #b5361c; }
-@media (prefers-color-scheme: dark) { :root { --ink: #ececee; --soft: #a0a0aa; --paper: #17171a; --card: #202025;
-  --line: #34343b; --accent: #ff8a5c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 2.3rem; line-height: 1.15; margin: 0 0 8px; letter-spacing: -0.02em; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 0 0 10px; letter-spacing: -0.01em; }
-header p { color: var(--soft); max-width: 70ch; margin: 0; }
-section { margin-top: 44px; }
-section > p { color: var(--soft); max-width: 75ch; margin: 0 0 14px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin-top: 24px; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; }
-.tile b { font-size: 1.9rem; font-weight: 650; letter-spacing: -0.02em; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--soft); }
-.tile p { margin: 2px 0 0; color: var(--soft); font-size: 0.88rem; }
-video { display: block; width: min(100%, 720px); max-height: 80vh; border-radius: 10px; background: #000; }
-figure { margin: 0 0 18px; }
-figure img { display: block; width: 100%; height: auto; border-radius: 10px; border: 1px solid var(--line);
-  background: #fff; }
-figcaption, .caption, section > p.caption { color: var(--soft); font-size: 0.88rem; margin-top: 6px; }
-.grid { display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px; }
-svg { display: block; width: 100%; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  font: 12px system-ui, sans-serif; }
-svg text { fill: var(--soft); }
-svg .rule { stroke: var(--line); }
-svg .curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
-table { width: 100%; border-collapse: collapse; font-size: 0.93rem; }
-th { text-align: left; font-weight: 500; color: var(--soft); width: 30%; }
-th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; overflow-x: auto;
-  font: 0.88rem/1.6 ui-monospace, monospace; }
-ul { padding-left: 1.2em; margin: 0; color: var(--soft); }
-a { color: var(--accent); }
-footer { margin-top: 48px; color: var(--soft); font-size: 0.85rem; }
-@media (max-width: 640px) { .grid { grid-template-columns: repeat(2, 1fr); } main { padding: 24px 16px; } }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} - reconstruction</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>Made by nerf {version}.</footer>
-</main>
-</body>
-</html>
-"""

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
-    from nerf.kernels import RenderedRays, Samples
+    from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
+    from nerf.kernels import Backend, RenderedRays, Samples
+    from nerf.kernels import using as backend
     from nerf.meshing.extract import extract_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
@@ -44,6 +46,10 @@ _WHERE = {
     "find_poses": "nerf.capture:find_poses",
     "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
+    "Similarity": "nerf.geometry.space:Similarity",
+    "Box": "nerf.geometry.space:Box",
+    "Unbounded": "nerf.geometry.space:Unbounded",
+    "Ndc": "nerf.geometry.space:Ndc",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
@@ -54,6 +60,8 @@ _WHERE = {
     "Marching": "nerf.rendering.marching:Marching",
     "Samples": "nerf.kernels:Samples",
     "RenderedRays": "nerf.kernels:RenderedRays",
+    "Backend": "nerf.kernels:Backend",
+    "backend": "nerf.kernels:using",
     "render_rays": "nerf.rendering.rays:render_rays",
     "render_with": "nerf.rendering.sampling:render_with",
     "sample_rays": "nerf.rendering.sampling:sample_rays",
@@ -74,6 +82,8 @@ _WHERE = {
 }
 
 __all__ = [
+    "Backend",
+    "Box",
     "Cameras",
     "CaptureOptions",
     "Field",
@@ -86,6 +96,7 @@ __all__ = [
     "LoadOptions",
     "Marching",
     "Model",
+    "Ndc",
     "OccupancyGrid",
     "ParsedScene",
     "RadianceField",
@@ -93,8 +104,11 @@ __all__ = [
     "Samples",
     "Scene",
     "SignalField",
+    "Similarity",
     "TrainConfig",
+    "Unbounded",
     "UserError",
+    "backend",
     "composite",
     "evaluate",
     "export_cameras",

@@ -14,7 +14,7 @@ from nerf.datasets import PixelStore, Scene
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
-from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, ray_box
+from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, Rays, ray_box
 
 FIELD = FieldOptions(
     n_levels=4,
@@ -87,6 +87,10 @@ class RayBatch:
 
     def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.rays_o, self.rays_d, self.t_near, self.t_far, self.jitter, self.occupied
+
+    def rays(self, viewdirs: Tensor | None = None) -> Rays:
+        views = self.rays_d if viewdirs is None else viewdirs
+        return Rays(self.rays_o, self.rays_d, views, self.t_near, self.t_far, self.jitter)
 
     def first(self, n: int) -> RayBatch:
         names = ("rays_o", "rays_d", "t_near", "t_far", "jitter")

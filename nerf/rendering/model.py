@@ -64,14 +64,6 @@ class Model:
     def space(self) -> Space:
         return self.marching.space
 
-    @property
-    def near(self) -> float:
-        return self.marching.near
-
-    @property
-    def far(self) -> float:
-        return self.marching.far
-
     # ---- questions to the field
 
     def density(self, points: Tensor) -> Tensor:

@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     from nerf.capture import CaptureOptions, find_poses
     from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError
+    from nerf.fields.encodings import FourierFeatures, HashGrid
+    from nerf.fields.networks import MLP, Siren
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
     from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
-    from nerf.kernels import Backend, RenderedRays, Samples
+    from nerf.kernels import Backend, RenderedRays, Samples, ray_jitter
     from nerf.kernels import using as backend
+    from nerf.meshing.evaluation import MeshScores, evaluate_mesh
     from nerf.meshing.extract import extract_mesh
+    from nerf.meshing.files import save_mesh
+    from nerf.meshing.finish import texture_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
@@ -28,11 +33,20 @@ if TYPE_CHECKING:
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.fitting import FitConfig, Fitted, fit
     from nerf.signals.image import image_of_field, read_image
+    from nerf.signals.record import Problem, Signal
     from nerf.signals.video import read_video
-    from nerf.training.config import TrainConfig
+    from nerf.training.config import TrainConfig, default_field, default_marching
     from nerf.training.evaluation import evaluate
     from nerf.training.export import export_cameras
-    from nerf.training.loop import train
+    from nerf.training.loop import Trainer, train
+    from nerf.training.objective import SceneLoss
+    from nerf.training.optimiser import FieldOptimiser
+    from nerf.training.pixel_sampler import PixelBatch, PixelSampler
+    from nerf.training.schedule import Schedule, Weights
+    from nerf.training.stepping import next_n_rays
+    from nerf.training.visibility import visible_cells
+    from nerf.views.paths import camera_path
+    from nerf.views.video import render_video
 
 # name -> where it is defined
 _WHERE = {
@@ -66,14 +80,38 @@ _WHERE = {
     "render_with": "nerf.rendering.sampling:render_with",
     "sample_rays": "nerf.rendering.sampling:sample_rays",
     "composite": "nerf.rendering.sampling:composite",
+    "Trainer": "nerf.training.loop:Trainer",
+    "FieldOptimiser": "nerf.training.optimiser:FieldOptimiser",
+    "PixelSampler": "nerf.training.pixel_sampler:PixelSampler",
+    "PixelBatch": "nerf.training.pixel_sampler:PixelBatch",
+    "SceneLoss": "nerf.training.objective:SceneLoss",
+    "Schedule": "nerf.training.schedule:Schedule",
+    "Weights": "nerf.training.schedule:Weights",
+    "default_field": "nerf.training.config:default_field",
+    "default_marching": "nerf.training.config:default_marching",
+    "visible_cells": "nerf.training.visibility:visible_cells",
+    "ray_jitter": "nerf.kernels:ray_jitter",
+    "next_n_rays": "nerf.training.stepping:next_n_rays",
     "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract_mesh",
+    "save_mesh": "nerf.meshing.files:save_mesh",
+    "camera_path": "nerf.views.paths:camera_path",
+    "render_video": "nerf.views.video:render_video",
+    "texture_mesh": "nerf.meshing.finish:texture_mesh",
+    "evaluate_mesh": "nerf.meshing.evaluation:evaluate_mesh",
+    "MeshScores": "nerf.meshing.evaluation:MeshScores",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
     "Fitted": "nerf.signals.fitting:Fitted",
     "FieldChoice": "nerf.signals.fields:FieldChoice",
     "SignalField": "nerf.signals.fields:SignalField",
+    "Problem": "nerf.signals.record:Problem",
+    "Signal": "nerf.signals.record:Signal",
+    "HashGrid": "nerf.fields.encodings:HashGrid",
+    "FourierFeatures": "nerf.fields.encodings:FourierFeatures",
+    "MLP": "nerf.fields.networks:MLP",
+    "Siren": "nerf.fields.networks:Siren",
     "image_of_field": "nerf.signals.image:image_of_field",
     "read_image": "nerf.signals.image:read_image",
     "read_audio": "nerf.signals.audio:read_audio",
@@ -88,43 +126,67 @@ __all__ = [
     "CaptureOptions",
     "Field",
     "FieldChoice",
+    "FieldOptimiser",
     "FieldOptions",
     "FitConfig",
     "Fitted",
+    "FourierFeatures",
     "Frame",
+    "HashGrid",
     "Lens",
     "LoadOptions",
+    "MLP",
     "Marching",
+    "MeshScores",
     "Model",
     "Ndc",
     "OccupancyGrid",
     "ParsedScene",
+    "PixelBatch",
+    "PixelSampler",
+    "Problem",
     "RadianceField",
     "RenderedRays",
     "Samples",
     "Scene",
+    "SceneLoss",
+    "Schedule",
+    "Signal",
     "SignalField",
     "Similarity",
+    "Siren",
     "TrainConfig",
+    "Trainer",
     "Unbounded",
     "UserError",
+    "Weights",
     "backend",
+    "camera_path",
     "composite",
+    "default_field",
+    "default_marching",
     "evaluate",
+    "evaluate_mesh",
     "export_cameras",
     "extract_mesh",
     "find_poses",
     "fit",
     "image_of_field",
     "load",
+    "next_n_rays",
+    "ray_jitter",
     "read_audio",
     "read_image",
     "read_video",
     "reader",
     "render_rays",
+    "render_video",
     "render_with",
     "sample_rays",
+    "save_mesh",
+    "texture_mesh",
     "train",
+    "visible_cells",
 ]
 
 

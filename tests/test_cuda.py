@@ -181,13 +181,12 @@ def test_deterministic_gradients_do_not_depend_on_the_order_of_threads(
 def test_a_deterministic_training_does_not_depend_on_the_order_of_threads(
     emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
     monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)
     scene, found = tiny.sphere_scene(4, 16), []
     field = replace(tiny.FIELD, log2_hashmap_size=7)
     for backwards in (False, True):
         monkeypatch.setattr(emulation, "BACKWARDS", backwards)
-        trainer = Trainer(scene, TrainConfig(steps=2, batch_samples=1024, field=field, deterministic=True))
+        trainer = Trainer(scene, tiny.train_config(steps=2, batch_samples=1024, field=field, deterministic=True))
         for _ in range(2):
             trainer.n_rays = 64
             trainer.train_step()
@@ -202,7 +201,7 @@ def test_deterministic_error_maps_do_not_depend_on_the_order_of_pixels(emulated:
         batch = sampler.draw(500, tiny.generator(0))
         batch.blocks = batch.blocks[order]
         sampler.record(batch, tiny.uniform(500, seed=1)[order])
-        sampler.refocus(0.5)
+        sampler.update_importance(0.5)
         maps.append([sampler.errors, sampler.cumulative])
     for a, b in zip(*maps, strict=True):
         assert a is not None and b is not None and torch.equal(a, b)
@@ -263,7 +262,7 @@ def test_training_and_its_checkpoint_move_between_backends(
         training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32)
     )  # 128 takes long here
     scene = tiny.sphere_scene(4, 16)
-    config = TrainConfig(steps=2, batch_samples=1024, field=tiny.FIELD, occupancy_every=2)
+    config = tiny.train_config(steps=2, batch_samples=1024, field=tiny.FIELD, occupancy_every=2)
     trainer = Trainer(scene, config)
     losses = [trainer.train_step() for _ in range(2)]
     assert all(np.isfinite(losses)) and trainer.samples["trained"] > 0

@@ -24,15 +24,6 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # public names without an example: only ever shorter
 WITHOUT = {
     "Cameras",
-    "FieldChoice",
-    "FitConfig",
-    "Fitted",
-    "SignalField",
-    "fit",
-    "image_of_field",
-    "read_audio",
-    "read_image",
-    "read_video",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -20,8 +19,6 @@ from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.io import checkpoint
 from nerf.kernels import FieldConfig, FieldParams, FieldView, GradAccumulator, GridLayout, nvrtc, reference, tcnn
-from nerf.training import loop as training
-from nerf.training.config import TrainConfig
 from nerf.training.loop import Trainer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -180,8 +177,7 @@ def test_no_ray_and_one_ray(n: int, package: None) -> None:
 
 
 def test_a_checkpoint_moves_to_it_and_back(package: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
-    trainer = Trainer(tiny.sphere_scene(4, 16), TrainConfig(steps=2, batch_samples=512, field=tiny.FIELD))
+    trainer = Trainer(tiny.sphere_scene(4, 16), tiny.train_config(steps=2, batch_samples=512, field=tiny.FIELD))
     before = [p.clone() for p in trainer.parameters]
     assert trainer.train_step() > 0 and trainer.samples["trained"] >= 0
     assert all(not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
@@ -199,7 +195,6 @@ def test_a_checkpoint_moves_to_it_and_back(package: None, tmp_path: Path, monkey
 def test_gpu_check_compares_it_with_our_kernels(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import gpu_modes
 
-    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
     monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)
     monkeypatch.setattr(gpu_modes, "load", lambda *ignored: tiny.sphere_scene(4, 16))
     for module, name in ((checks, "HALF_VALUE"), (gpu_modes, "TINYCUDANN_VALUE")):

@@ -134,22 +134,22 @@ def test_photos_on_their_side_give_an_upright_orbit(quarter: int) -> None:
     cameras.heights[:] = 24  # 32 wide, 24 high
     up, sideways = paths.common_up(cameras)
     assert sideways and float(up[2]) > 0.99
-    path = paths.make_path("orbit", cameras, IDENTITY, Box(), 24)
+    path = paths.camera_path("orbit", cameras, IDENTITY, Box(), 24)
     assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (
         24,
         32,
     ) and "on their side" in path.description
     assert float(path.cameras.c2w[:, 2, 1].min()) > 0.8  # the pictures' up is the world's
-    path = paths.make_path("interpolate", cameras, IDENTITY, Box(), 24)
+    path = paths.camera_path("interpolate", cameras, IDENTITY, Box(), 24)
     assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (32, 24)  # as the photos were
 
 
 def test_lens_at_other_sizes() -> None:
     cameras = ring_cameras(size=32)
-    path = paths.make_path("orbit", cameras, IDENTITY, Box(), 4, width=128, height=64)
+    path = paths.camera_path("orbit", cameras, IDENTITY, Box(), 4, width=128, height=64)
     assert float(path.cameras.fy[0]) == pytest.approx(64 * 1.3)  # the shorter side keeps its field of view
     assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (128, 64)
-    path = paths.make_path("auto", cameras, IDENTITY, NDC, 4, width=16)
+    path = paths.camera_path("auto", cameras, IDENTITY, NDC, 4, width=16)
     assert int(path.cameras.heights[0]) == 16 and "spiral" in path.description
 
 
@@ -158,7 +158,7 @@ def test_the_path_fits_the_scene() -> None:
         *((12, NDC, "spiral"), (12, Box(), "orbit"), (40, Unbounded(5), "orbit")),
         *((12, Unbounded(5), "interpolate"), (1, Unbounded(5), "orbit")),
     ):
-        path = paths.make_path("auto", ring_cameras(n), IDENTITY, space, 4, width=16)
+        path = paths.camera_path("auto", ring_cameras(n), IDENTITY, space, 4, width=16)
         assert expected in path.description, f"{n} photos, {space}"
 
 
@@ -173,14 +173,14 @@ def test_the_path_fits_the_scene() -> None:
 )
 def test_impossible_paths_are_named(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        paths.make_path(cameras=ring_cameras(), scene_from_world=IDENTITY, space=Box(), **kwargs)
+        paths.camera_path(cameras=ring_cameras(), scene_from_world=IDENTITY, space=Box(), **kwargs)
 
 
 # ---- camera-path JSON
 
 
 def test_our_format_round_trips(tmp_path: Path) -> None:
-    made = paths.make_path("orbit", ring_cameras(), IDENTITY, Box(), 5, fps=24, width=40, height=30)
+    made = paths.camera_path("orbit", ring_cameras(), IDENTITY, Box(), 5, fps=24, width=40, height=30)
     paths.save_path(tmp_path / "path.json", made)
     read = paths.load_path(tmp_path / "path.json")
     assert read.fps == 24
@@ -318,12 +318,13 @@ def decoded(file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 def orbit_path(width: int = 33, height: int = 24, n: int = 3) -> paths.CameraPath:
     model = FakeModel()
-    return paths.make_path("orbit", model.cameras, model.scene_from_world, Box(), n, fps=24, width=width, height=height)
+    space, size = Box(), {"width": width, "height": height}
+    return paths.camera_path("orbit", model.cameras, model.scene_from_world, space, n, fps=24, **size)
 
 
 def test_video_shows_what_was_rendered(tmp_path: Path) -> None:
     model, path = FakeModel(), orbit_path(65, 49, 5)  # odd sizes: yuv420p cannot have them
-    assert video.render_path(model, path, tmp_path / "a.mp4", show_progress=False) == [tmp_path / "a.mp4"]
+    assert video.render_video(model, path, tmp_path / "a.mp4", show_progress=False) == [tmp_path / "a.mp4"]
     about, frames = decoded(tmp_path / "a.mp4")
     assert about["size"] == (64, 48) and about["fps"] == 24 and "yuv420p" in about["pix_fmt"]
     assert len(frames) == 5
@@ -336,14 +337,14 @@ def test_video_shows_what_was_rendered(tmp_path: Path) -> None:
 
 def test_every_mode_has_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, path = FakeModel(), orbit_path()
-    written = video.render_path(model, path, tmp_path / "b.mp4", video.MODES, show_progress=False)
+    written = video.render_video(model, path, tmp_path / "b.mp4", video.MODES, show_progress=False)
     assert [p.name for p in written] == ["b.mp4", "b_depth.mp4", "b_opacity.mp4", "b_normal.mp4"]
     assert all(p.stat().st_size > 0 for p in written)
     # Seen from 4 away, the front of the sphere (radius 0.7 scene = 1.05 world) is between 2.95 and 4 world units.
     text = capsys.readouterr().err
     near, far = (float(text.split("depth: ")[1].split(" (")[0]), float(text.split("(light) to ")[1].split(" (")[0]))
     assert 2.9 < near < 3.2 and 3.2 < far < 4.0
-    written = video.render_path(model, path, tmp_path / "pictures", ("color", "depth"), show_progress=False)
+    written = video.render_video(model, path, tmp_path / "pictures", ("color", "depth"), show_progress=False)
     assert [p.name for p in written] == ["color", "depth"]
     assert sorted(p.name for p in written[1].iterdir()) == ["00000.png", "00001.png", "00002.png"]
 
@@ -357,7 +358,7 @@ def test_a_failure_leaves_no_half_video(tmp_path: Path) -> None:
 
     (tmp_path / "a.mp4").write_bytes(b"an older video")
     with pytest.raises(KeyboardInterrupt):
-        video.render_path(Breaks(), orbit_path(), tmp_path / "a.mp4", overwrite=True, show_progress=False)
+        video.render_video(Breaks(), orbit_path(), tmp_path / "a.mp4", overwrite=True, show_progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == b"an older video"
 

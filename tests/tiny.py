@@ -15,6 +15,7 @@ from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
 from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, Rays, ray_box
+from nerf.training.config import TrainConfig
 
 FIELD = FieldOptions(
     n_levels=4,
@@ -25,6 +26,11 @@ FIELD = FieldOptions(
     n_color_layers=2,
     density_bias=1.0,
 )
+
+
+def train_config(**settings: Any) -> TrainConfig:
+    """For small scenes, with settings by name, those of weights and schedule among them."""
+    return TrainConfig(occupancy_resolution=32).with_settings(**settings)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -14,7 +14,7 @@ from nerf.capture.photos import PLACES, Photos, describe_cameras, group_cameras,
 from nerf.capture.settings import Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
 from nerf.errors import UserError, note
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.machine import usable_cores
 
 LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
@@ -170,7 +170,7 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
             started = time.perf_counter()
             result = run_worker(own | {"better_than": best["n_placed"] if best else 0}, show)
             result["seconds"] = time.perf_counter() - started
-            write_whole(kept, json.dumps(result))
+            write_file(kept, json.dumps(result))
         seconds += result["seconds"]
         result["database"] = f"features_{number}.db"
         if best is None or result["n_placed"] > best["n_placed"]:

@@ -19,7 +19,7 @@ from nerf.datasets.readers.colmap import lens_of
 from nerf.errors import UserError
 from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.interrupts import end_quietly_when_told
 from nerf.io.ply import Columns, ply
 
@@ -46,7 +46,7 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     points = world.apply(points)
     _write_sparse(model, world, folder)
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
-    write_whole(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
+    write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
     lenses = cameras_of(c2w, [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)])
     masks = [find_mask(folder / "masks", name) for name in names]
     posed = PosedFiles(lenses, [folder / "images" / name for name in names], {}, masks)

@@ -13,6 +13,7 @@ import numpy as np
 
 from nerf.capture.photos import bits_of
 from nerf.capture.protocol import counted, in_order
+from nerf.errors import brief
 from nerf.io.files import write_file
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
@@ -149,7 +150,7 @@ def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.nda
             mask, _ = read_grey(folder / "masks" / f"{photo['name']}.png", size)
             use = mask if use is None else np.minimum(use, mask)
     except Exception as error:  # what a damaged picture makes Pillow or ffmpeg raise
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        reason = brief(error)
         return *nothing, {"n_features": 0, "sharpness": 0.0, "mean": 0.0, "spread": 0.0, "damaged": reason}
     found = {"sharpness": sharpness(grey), "mean": float(grey.mean()), "spread": float(grey.std())}
     octave = -1 if max(size) <= ENLARGED_UP_TO else settings["first_octave"]

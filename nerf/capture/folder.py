@@ -11,7 +11,7 @@ from typing import Any
 from nerf.capture.photos import FEWEST, Photo, Photos
 from nerf.capture.prepare import write_photo
 from nerf.capture.video import take_frames, video_fingerprint
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.io.files import write_file
 from nerf.io.folders import make_folder
 from nerf.io.progress import progress
@@ -79,7 +79,7 @@ def write_photos(photos: Photos, folder: Path, before: dict[str, Any] | None) ->
         except UserError:
             raise
         except Exception as error:  # what damaged pictures make Pillow raise
-            photos.left_out[photo.source.name] = f"damaged ({' '.join(str(error).split())[:100]})"
+            photos.left_out[photo.source.name] = f"damaged ({brief(error)})"
             continue
         good.append(photo)
     photos.photos = good

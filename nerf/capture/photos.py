@@ -12,7 +12,7 @@ from typing import Any
 
 from nerf.capture.exif import read_exif
 from nerf.datasets.named import find_mask
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".heic", ".heif", ".tif", ".tiff", ".webp", ".bmp")
 HEIF = (".heic", ".heif")
@@ -162,7 +162,7 @@ def _header(path: Path) -> Photo | str:
             usual = image.format in ("JPEG", "PNG", "WEBP", "BMP", "MPO") or image.format == "TIFF" and bits == 8
         fingerprint = hashlib.sha1(path.read_bytes()).hexdigest()
     except Exception as error:  # whatever a damaged file makes Pillow raise
-        return f"cannot be read as an image ({' '.join(str(error).split())[:100] or type(error).__name__})"
+        return f"cannot be read as an image ({brief(error)})"
     turned = exif.orientation >= 5
     return Photo(
         source=path,

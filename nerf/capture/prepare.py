@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.photos import Photo
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.io.files import atomic_write
 
 JPEG_QUALITY = 97
@@ -103,7 +103,7 @@ def _write_mask(photo: Photo, target: Path) -> None:
         with Image.open(photo.mask) as image:
             mask = np.asarray(image.convert("RGB")).max(axis=2)
     except Exception as error:
-        raise UserError(f"{photo.mask}: cannot be read as a mask ({' '.join(str(error).split())[:100]})") from None
+        raise UserError(f"{photo.mask}: cannot be read as a mask ({brief(error)})") from None
     upright, stored = (photo.height, photo.width), (photo.width, photo.height)
     if photo.orientation >= 5 and _same_shape(mask.shape, stored) and not _same_shape(mask.shape, upright):
         mask = TURNS[photo.orientation](mask[..., None])[..., 0]

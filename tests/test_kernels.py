@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from tiny import SETTINGS, cast, ray_batch, small_field, uniform, unit_vectors
 from torch import Tensor
 
 from nerf import kernels
+from nerf.cli import train
 from nerf.errors import UserError
 from nerf.kernels import (
     FieldParams,
@@ -375,3 +376,18 @@ def test_field_names_the_argument_that_is_wrong(
         getattr(params, argument)[value] = torch.zeros(16, 48)
     with pytest.raises(error, match=words):
         cpu.field_forward(positions, directions, FieldView(params, config, half))
+
+
+def test_the_command_line_offers_every_backend() -> None:
+    assert set(get_args(train.Backend)) == {"auto", *kernels.BACKENDS}
+
+
+@native
+def test_a_backend_for_a_while(backend: Callable[[str], str]) -> None:
+    backend("cpu")
+    with kernels.using("reference", deterministic=True) as name:
+        assert name == kernels.backend() == "reference" and kernels.cuda.deterministic
+    assert kernels.backend() == "cpu" and not kernels.cuda.deterministic
+    with pytest.raises(UserError, match="unknown"), kernels.using("abacus"):
+        pass
+    assert kernels.backend() == "cpu"

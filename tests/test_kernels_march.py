@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from march_definition import march_loop
 from native import (
     MARCH_ERRORS,
     lines_before_the_end,
@@ -91,7 +92,7 @@ def test_march_gives_the_same_samples_to_the_bit(name: str, filled: float) -> No
     same_samples(found, reference_march(batch, settings))
     assert bool(len(found.t_starts)) == (filled > 0)
     few = batch.first(6)
-    same_samples(native_march(few, settings), reference_march(few, settings, reference.march_loop))
+    same_samples(native_march(few, settings), reference_march(few, settings, march_loop))
 
 
 @native

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exact import rand, rng, unit_vectors
+from march_definition import march_loop
 from torch import Tensor
 
 from nerf.kernels import reference
@@ -146,7 +147,7 @@ def test_march_equals_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     origins[9] = math.nan
     jitter = reference.ray_jitter(1, 2, torch.arange(n))
     args = (origins, directions, t_near, t_far, jitter, occupied, step, cone, longest)
-    expected = reference.march_loop(*args)
+    expected = march_loop(*args)
     assert (len(expected.t_starts) > 0) == (share > 0)
     # Small chunks bring in the coarse test of whole runs, and the seams between chunks.
     for chunk in (march_vectorised.MARCH_CHUNK, 512):
@@ -170,7 +171,7 @@ def test_march_skips_runs_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen and seen[0] >= 4
 
 
-@pytest.mark.parametrize("march", [reference.march, reference.march_loop])
+@pytest.mark.parametrize("march", [reference.march, march_loop])
 def test_march_closed_form(march) -> None:  # type: ignore[no-untyped-def]
     # Along x through [-1,1]^3 in steps of 1/8, all numbers exact: from t = 2 to 4, shifted by half a step.
     one = torch.ones(1)
@@ -198,7 +199,7 @@ def test_march_closed_form(march) -> None:  # type: ignore[no-untyped-def]
     assert samples.t_ends.tolist() == [0.375, 0.5, 0.625, 0.78125, 0.9765625]
 
 
-@pytest.mark.parametrize("march", [reference.march, reference.march_loop])
+@pytest.mark.parametrize("march", [reference.march, march_loop])
 def test_march_levels_nest(march) -> None:  # type: ignore[no-untyped-def]
     # One level at a time occupied: samples lie where that level is the finest, 2^(k-1) <= |p| < 2^k.
     origins, directions = torch.tensor([[0.01, 0.02, 0.03]]), torch.tensor([[1.0, 0.0, 0.0]])
@@ -232,7 +233,7 @@ def test_march_without_rays_or_hits(cone: float) -> None:
     for n in (0, 3):
         zeros = torch.zeros(n, 3)
         far = torch.full((n,), -1.0)
-        for march in (reference.march, reference.march_loop):
+        for march in (reference.march, march_loop):
             samples = march(zeros, zeros + 1, torch.zeros(n), far, torch.zeros(n), occupied, 0.01, cone)
             assert samples.t_starts.shape == samples.t_ends.shape == samples.ray_indices.shape == (0,)
             assert samples.t_starts.dtype == torch.float32 and samples.ray_indices.dtype == torch.int64
@@ -265,7 +266,7 @@ def test_march_rejects() -> None:
         ("cone_angle", -1.0, ValueError),
         ("max_step", 0.01, ValueError),
     ):
-        for march in (reference.march, reference.march_loop):
+        for march in (reference.march, march_loop):
             with pytest.raises(error, match=name):
                 march(**{**good, name: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ray 0 never ends"):

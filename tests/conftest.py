@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from nerf import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,3 +33,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real scenes at {folder}")
     return folder
+
+
+@pytest.fixture()
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture()
+def backend() -> Iterator[Callable[[str], str]]:
+    """Switches the backend, and back after the test."""
+    before = kernels.backend()
+    yield kernels.use
+    kernels.use(before)

@@ -64,6 +64,15 @@ class Model:
     def space(self) -> Space:
         return self.marching.space
 
+    def to(self, device: torch.device | str) -> Model:
+        """Move field and occupancy, in place: the backend in use must run there. Returns the model."""
+        device = torch.device(device)
+        self.field.to(device)
+        if isinstance(self.field, RadianceField) and self.field.table_half is not None:
+            self.field.table_half = self.field.table_half.to(device)
+        self.occupancy.to(device)
+        return self
+
     # ---- questions to the field
 
     def density(self, points: Tensor) -> Tensor:
@@ -160,9 +169,14 @@ class Model:
 
     @staticmethod
     def from_state(
-        tensors: dict[str, Tensor], config: dict[str, Any], where: str = "checkpoint", field: nn.Module | None = None
+        tensors: dict[str, Tensor],
+        config: dict[str, Any],
+        where: str = "checkpoint",
+        field: nn.Module | None = None,
+        device: torch.device | None = None,
     ) -> Model:
-        """The model of `to_state`; field: the one to fill with what was learnt, needed if it is not ours."""
+        """The model of `to_state`, on a device (None: that of the backend in use); field: the one to fill with what was
+        learnt, needed if it is not ours."""
         try:
             options = dict(config["field"])
             if "class" in options and (field is None or isinstance(field, RadianceField)):
@@ -178,12 +192,13 @@ class Model:
             with torch.no_grad():
                 for name, t in field.state_dict().items():
                     t.copy_(tensors[f"field.{name}"])
-            field.to(kernels.device())
+            device = kernels.device() if device is None else device
+            field.to(device)
             if isinstance(field, RadianceField):
                 field.table_half = field.table.detach().half()
             occupancy = OccupancyGrid(**config["occupancy"])
             occupancy.restore(checkpoint.part(tensors, "occupancy"))
-            occupancy.to(kernels.device())
+            occupancy.to(device)
             cameras = Cameras(**checkpoint.part(tensors, "cameras"))
             model = Model(
                 field,

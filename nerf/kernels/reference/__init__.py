@@ -1,8 +1,8 @@
 """Every kernel again in plain torch: the oracle of the native backends, and the fallback where there is none.
 
 Differentiable operations are written in terms of torch's own, so that they work in any float dtype, on any device, and
-to any order of differentiation; the dtype of the positions (or rays) decides. Two marchers stand side by side:
-`march_loop` is the definition, one ray and one interval at a time; `march` gives the same samples, vectorised.
+to any order of differentiation; the dtype of the positions (or rays) decides. The march is vectorised; its
+definition, one ray and one interval at a time, is what tests hold it to (tests/march_definition.py).
 One file for each subject, as in `../src`.
 """
 
@@ -13,7 +13,6 @@ from nerf.kernels.reference.adam import adam_step
 from nerf.kernels.reference.compositing import composite, scale_near_gradients, seen_samples
 from nerf.kernels.reference.field import DENSITY_CLAMP, density_activation, mlp, radiance_density, radiance_field
 from nerf.kernels.reference.hashgrid import HASH_PRIMES, IntoAccumulator, hashgrid_encode
-from nerf.kernels.reference.march_definition import march_loop
 from nerf.kernels.reference.march_vectorised import march
 from nerf.kernels.reference.rays import ray_jitter
 from nerf.kernels.reference.rendering import render_rays, render_samples, sample_positions
@@ -29,7 +28,6 @@ __all__ = [
     "density_activation",
     "hashgrid_encode",
     "march",
-    "march_loop",
     "mlp",
     "radiance_density",
     "radiance_field",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nerf.kernels.records import Samples
 from nerf.kernels.reference.arithmetic import fma32
-from nerf.kernels.reference.checks import check
+from nerf.kernels.reference.march_vectorised import check_march
 
 
 def march_loop(
@@ -78,37 +78,3 @@ def march_loop(
         torch.tensor(owners, dtype=torch.int64, device=device),
         torch.tensor(packed, dtype=torch.int64, device=device).reshape(-1, 2),
     )
-
-
-def check_march(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    occupied: Tensor,
-    step_size: float,
-    cone_angle: float,
-    max_step: float,
-) -> None:
-    check("rays_o", rays_o, ("n", 3))
-    n = rays_o.shape[0]
-    for name, tensor, shape in (
-        ("rays_o", rays_o, (n, 3)),
-        ("rays_d", rays_d, (n, 3)),
-        ("t_near", t_near, (n,)),
-        ("t_far", t_far, (n,)),
-        ("jitter", jitter, (n,)),
-    ):
-        check(name, tensor, shape)
-        if tensor.dtype != torch.float32:
-            raise TypeError(f"{name}: expected float32 (samples must be the same on every backend), got {tensor.dtype}")
-    check("occupied", occupied, ("K", "R", "R", "R"), floating=False)
-    if occupied.dtype != torch.bool or len(set(occupied.shape[1:])) != 1 or 0 in occupied.shape:
-        raise ValueError(f"occupied: expected a bool cube [K,R,R,R], got {occupied.dtype} {list(occupied.shape)}")
-    if not (math.isfinite(step_size) and step_size > 0):
-        raise ValueError(f"step_size: expected a positive length, got {step_size!r}")
-    if not (math.isfinite(cone_angle) and cone_angle >= 0):
-        raise ValueError(f"cone_angle: expected a number >= 0, got {cone_angle!r}")
-    if not max_step >= step_size:
-        raise ValueError(f"max_step: expected at least step_size ({step_size!r}), got {max_step!r}")

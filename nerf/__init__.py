@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
-    from nerf.kernels import RenderedRays, Samples
+    from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
+    from nerf.kernels import Backend, RenderedRays, Samples, ray_jitter
+    from nerf.kernels import using as backend
     from nerf.meshing.extract import extract_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
@@ -30,10 +32,16 @@ if TYPE_CHECKING:
     from nerf.signals.image import image_of_field, read_image
     from nerf.signals.record import Problem, Signal
     from nerf.signals.video import read_video
-    from nerf.training.config import TrainConfig
+    from nerf.training.config import TrainConfig, default_field, default_marching
     from nerf.training.evaluation import evaluate
     from nerf.training.export import export_cameras
-    from nerf.training.loop import train
+    from nerf.training.loop import Trainer, train
+    from nerf.training.objective import SceneLoss
+    from nerf.training.optimiser import FieldOptimiser
+    from nerf.training.pixel_sampler import PixelBatch, PixelSampler
+    from nerf.training.schedule import Schedule, Weights
+    from nerf.training.stepping import next_n_rays
+    from nerf.training.visibility import visible_cells
 
 # name -> where it is defined
 _WHERE = {
@@ -47,6 +55,10 @@ _WHERE = {
     "find_poses": "nerf.capture:find_poses",
     "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
+    "Similarity": "nerf.geometry.space:Similarity",
+    "Box": "nerf.geometry.space:Box",
+    "Unbounded": "nerf.geometry.space:Unbounded",
+    "Ndc": "nerf.geometry.space:Ndc",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
@@ -57,10 +69,24 @@ _WHERE = {
     "Marching": "nerf.rendering.marching:Marching",
     "Samples": "nerf.kernels:Samples",
     "RenderedRays": "nerf.kernels:RenderedRays",
+    "Backend": "nerf.kernels:Backend",
+    "backend": "nerf.kernels:using",
     "render_rays": "nerf.rendering.rays:render_rays",
     "render_with": "nerf.rendering.sampling:render_with",
     "sample_rays": "nerf.rendering.sampling:sample_rays",
     "composite": "nerf.rendering.sampling:composite",
+    "Trainer": "nerf.training.loop:Trainer",
+    "FieldOptimiser": "nerf.training.optimiser:FieldOptimiser",
+    "PixelSampler": "nerf.training.pixel_sampler:PixelSampler",
+    "PixelBatch": "nerf.training.pixel_sampler:PixelBatch",
+    "SceneLoss": "nerf.training.objective:SceneLoss",
+    "Schedule": "nerf.training.schedule:Schedule",
+    "Weights": "nerf.training.schedule:Weights",
+    "default_field": "nerf.training.config:default_field",
+    "default_marching": "nerf.training.config:default_marching",
+    "visible_cells": "nerf.training.visibility:visible_cells",
+    "ray_jitter": "nerf.kernels:ray_jitter",
+    "next_n_rays": "nerf.training.stepping:next_n_rays",
     "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract_mesh",
     "export_cameras": "nerf.training.export:export_cameras",
@@ -83,10 +109,13 @@ _WHERE = {
 }
 
 __all__ = [
+    "Backend",
+    "Box",
     "Cameras",
     "CaptureOptions",
     "Field",
     "FieldChoice",
+    "FieldOptimiser",
     "FieldOptions",
     "FitConfig",
     "Fitted",
@@ -98,19 +127,31 @@ __all__ = [
     "MLP",
     "Marching",
     "Model",
+    "Ndc",
     "OccupancyGrid",
     "ParsedScene",
+    "PixelBatch",
+    "PixelSampler",
     "Problem",
     "RadianceField",
     "RenderedRays",
     "Samples",
     "Scene",
+    "SceneLoss",
+    "Schedule",
     "Signal",
     "SignalField",
+    "Similarity",
     "Siren",
     "TrainConfig",
+    "Trainer",
+    "Unbounded",
     "UserError",
+    "Weights",
+    "backend",
     "composite",
+    "default_field",
+    "default_marching",
     "evaluate",
     "export_cameras",
     "extract_mesh",
@@ -118,6 +159,8 @@ __all__ = [
     "fit",
     "image_of_field",
     "load",
+    "next_n_rays",
+    "ray_jitter",
     "read_audio",
     "read_image",
     "read_video",
@@ -126,6 +169,7 @@ __all__ = [
     "render_with",
     "sample_rays",
     "train",
+    "visible_cells",
 ]
 
 

@@ -24,9 +24,6 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # public names without an example: only ever shorter
 WITHOUT = {
     "Cameras",
-    "Scene",
-    "export_cameras",
-    "load",
 }
 
 

@@ -11,20 +11,18 @@ import pytest
 import torch
 from fakes import FakeModel, ring_cameras
 from PIL import Image
-from test_datasets import write_transforms
-from tiny import FIELD, make_scene, sphere_scene
+from small_scenes import write_transforms
+from tiny import FIELD, make_scene, sphere_scene, train_config
 
 from nerf.datasets import Scene, load
 from nerf.datasets.brightness import measure
 from nerf.errors import UserError
-from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry import light
 from nerf.kernels import bindings
 from nerf.rendering.metrics import hdr_psnr
 from nerf.rendering.model import Model
-from nerf.training import loop as training
-from nerf.training.config import TrainConfig, default_field
+from nerf.training.config import default_field
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import train
 from nerf.views import paths, video
@@ -179,10 +177,9 @@ def hdr_sphere(peak: float = 20.0, n: int = 12, size: int = 48) -> Scene:
 @native
 def test_light_beyond_white_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To 20 times white, to within a part of the light itself in the dark and in the bright, in a held-out view."""
-    monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
     scene = hdr_sphere()
     field = replace(FIELD, density_bias=3.0, color_scale=scene.brightest, width=32)
-    train(scene, TrainConfig(steps=300, batch_samples=1 << 12, field=field), tmp_path, progress=False)
+    train(scene, train_config(steps=300, batch_samples=1 << 12, field=field), tmp_path, progress=False)
     model = Model.load(tmp_path / "checkpoint.safetensors")
     assert model.linear and model.exposure == pytest.approx(scene.exposure) and model.field.options.color_scale == 20
     result = evaluate(model, scene, "test", show_progress=False)

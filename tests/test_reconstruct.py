@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeModel, FakeScene, fake_scene
-from test_datasets import write_transforms
+from small_scenes import write_transforms
 
 from nerf.cli.reconstruct import ReconstructArgs, finish, turntable
 from nerf.cli.reconstruct import main as main_reconstruct

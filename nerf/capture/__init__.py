@@ -22,7 +22,11 @@ LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train o
 
 @dataclass
 class CaptureOptions:
-    """Find where photos were taken: features, matching and mapping, and a data set that every tool reads."""
+    """Find where photos were taken: features, matching and mapping, and a data set that every tool reads.
+
+    >>> CaptureOptions(Path("photos"), Path("posed"), matching="sequential").longest
+    1600
+    """
 
     data: Path
     """folder of photos (JPEG, PNG, HEIC, TIFF, WebP), or a video"""
@@ -33,7 +37,7 @@ class CaptureOptions:
     masks: Path | None = None
     """folder of masks, NAME.png for each photo: what is black is ignored (default: masks/ beside the photos)"""
     matching: Literal["auto", "exhaustive", "sequential", "spatial", "retrieval"] = "auto"
-    """which photos are compared: all with all, neighbours in time, those taken nearest by GPS, or look-alikes"""
+    """which photos are compared: all with all, neighbours in time, those taken nearest by GPS, or similar ones"""
     longest: int = 1600
     """pixels on the longer side of the pictures in which features are found"""
     distance: tuple[str, str, float] | None = None
@@ -58,6 +62,10 @@ def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
 
     Work that an earlier, interrupted call has done is used again if photos and settings are the same. Returns what
     poses.json holds. Raises UserError when nothing of use can come of it, and says what would help.
+
+    >>> find_poses(CaptureOptions(Path("no/photos"), Path("posed")))
+    Traceback (most recent call last):
+    nerf.errors.UserError: no/photos: there is no such folder or video
     """
     _check(args)
     started = time.perf_counter()

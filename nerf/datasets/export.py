@@ -58,13 +58,14 @@ def transforms_json(posed: PosedFiles, home: Path) -> dict[str, Any]:
     return common | lists | {"frames": frames}
 
 
-def write_transforms(posed: PosedFiles, file: Path) -> None:
-    """Write FILE.json and, where there are sparse points, FILE.ply beside it."""
+def write_transforms(posed: PosedFiles, file: Path, cloud: str = "") -> None:
+    """Write FILE.json and, where there are sparse points, FILE.ply beside it; or name a cloud that is there already."""
     content = transforms_json(posed, file.parent)
     if posed.points is not None and len(posed.points):
-        cloud = file.with_suffix(".ply")
-        content = {"ply_file_path": cloud.name} | content
-        write_whole(cloud, ply([Columns("double", "x y z", posed.points.numpy())]))
+        cloud = file.with_suffix(".ply").name
+        write_whole(file.with_name(cloud), ply([Columns("double", "x y z", posed.points.numpy())]))
+    if cloud:
+        content = {"ply_file_path": cloud} | content
     write_whole(file, json.dumps(content, indent=1) + "\n")
 
 

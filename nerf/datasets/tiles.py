@@ -23,7 +23,7 @@ import torch
 from nerf.datasets.store import PixelStore
 from nerf.errors import UserError, note
 from nerf.io.files import whole
-from nerf.io.folders import cache_folder
+from nerf.io.folders import cache_folder, make_folder
 from nerf.io.machine import usable_cores
 from nerf.io.progress import Progress
 
@@ -190,12 +190,9 @@ def _writable(place: Path) -> Path:
     """nerf-pixels/ in the data set's folder, or in the user's cache folder where that cannot be written to."""
     for folder in (place / FOLDER, cache_folder() / FOLDER):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".nerf-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            note(f"{folder} cannot be written to ({error.strerror})")
+            make_folder(folder)
+        except UserError as error:
+            note(str(error).split(";")[0])
             continue
         return folder
     raise UserError(

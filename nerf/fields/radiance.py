@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nerf import kernels
 from nerf.fields.encodings import HashGrid
 from nerf.fields.networks import MLP
-from nerf.kernels import FieldConfig, FieldParams, GridLayout
+from nerf.kernels import FieldConfig, FieldParams, FieldView, GridLayout
 
 GEO_FEATURES = 16  # outputs of the density network: the density's logarithm, and what the colour network is told
 SH_FEATURES = 16  # spherical harmonics of the direction, bands 0 to 3
@@ -80,7 +80,7 @@ class RadianceField(nn.Module):
     def __init__(self, options: FieldOptions = FieldOptions(), contracted: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.options = options
-        self.config = FieldConfig(options.layout(), contracted, options.density_bias)
+        self.config = FieldConfig(options.layout(), contracted, options.density_bias, options.color_scale)
         layout, width = self.config.layout, options.width
         with torch.device("meta"):  # sizes alone: the numbers come below
             self.encoding = HashGrid(**asdict(layout))
@@ -114,9 +114,13 @@ class RadianceField(nn.Module):
         """What kernels read: the parameters themselves."""
         return FieldParams(self.table, self.density_weights, self.color_weights)
 
+    def view(self) -> FieldView:
+        """What kernels read: in mixed precision where there is a `table_half`."""
+        return FieldView(self.params(), self.config, self.table_half)
+
     def density(self, positions: Tensor) -> Tensor:
         """sigmas [n] (1/scene length) at scene positions [n,3]; differentiable as `forward` is."""
-        return kernels.field_forward(positions, None, self.params(), self.config, self.table_half)[0]
+        return kernels.field_forward(positions, None, self.view())[0]
 
     def forward(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """sigmas [n] (1/scene length) and rgbs [n,3] at scene positions and unit directions [n,3].
@@ -124,9 +128,9 @@ class RadianceField(nn.Module):
         Once differentiable in the parameters, positions and directions; the fast path, in mixed precision where there
         is a `table_half`, is taken where no gradient is asked for (`torch.no_grad()`).
         """
-        sigmas, rgbs = kernels.field_forward(positions, directions, self.params(), self.config, self.table_half)
+        sigmas, rgbs = kernels.field_forward(positions, directions, self.view())
         assert rgbs is not None
-        return sigmas, rgbs if self.options.color_scale == 1.0 else rgbs * self.options.color_scale
+        return sigmas, rgbs
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self.options) | {"contracted": self.config.contracted}

@@ -60,8 +60,8 @@ def test_a_loss_of_ones_own_is_what_is_learnt() -> None:
 @native
 def test_a_field_of_ones_own_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     module = example("custom_field")
-    psnr = module.main([SAMPLE, "--steps", "40", "--downscale", "16", "--batch", "2048"])
-    assert min(psnr.values()) > 15
+    psnr = module.main([SAMPLE, "--steps", "30", "--downscale", "16", "--batch", "2048"])
+    assert psnr["planes and lines"] > psnr["hash grid"] - 1.5 and min(psnr.values()) > 13  # a white picture has 10 dB
     field = module.VectorMatrixField(n_features=4, resolution=16)
     before = {name: t.clone() for name, t in field.state_dict().items()}
     scene = nerf.load(SAMPLE, downscale=16, quiet=True)

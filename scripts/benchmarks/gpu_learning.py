@@ -75,7 +75,7 @@ def psnr_of(model: Model, scene: Scene, every: int = 1) -> float:
 
 
 def trained(args: Args, scene: Scene, seconds: float, **settings: Any) -> tuple[Model, dict[str, Any]]:
-    config = TrainConfig(minutes=seconds / 60, **settings)
+    config = TrainConfig(minutes=seconds / 60).with_settings(**settings)
     if args.dry_run:
         config = TrainConfig(steps=2, batch_samples=256, field=TINY)
     with TemporaryDirectory() as scratch:
@@ -127,9 +127,9 @@ def training(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
 SETTINGS: list[dict[str, Any]] = [
     *({"batch_samples": 1 << k} for k in (15, 16, 18, 19, 20)),
     *({"learning_rate": r} for r in (5e-3, 2e-2)),
-    *({"surface_weight": w} for w in (0.0, 0.05, 0.4)),
+    *({"surface": w} for w in (0.0, 0.15, 1.2)),
     {"coarse_steps": 100, "diffuse_steps": 50},
-    {"medium_stretch": 1.0},
+    {"step_scale": 1.0},
     {"occupancy_every": 32},
     {"graph": True},
 ]

@@ -13,11 +13,18 @@ if TYPE_CHECKING:
     from nerf.capture import CaptureOptions, find_poses
     from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError
+    from nerf.fields.encodings import FourierFeatures, HashGrid
+    from nerf.fields.networks import MLP, Siren
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
-    from nerf.kernels import RenderedRays, Samples, ray_jitter
+    from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
+    from nerf.kernels import Backend, RenderedRays, Samples, ray_jitter
+    from nerf.kernels import using as backend
+    from nerf.meshing.evaluation import MeshScores, evaluate_mesh
     from nerf.meshing.extract import extract_mesh
+    from nerf.meshing.files import save_mesh
+    from nerf.meshing.finish import texture_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.fitting import FitConfig, Fitted, fit
     from nerf.signals.image import image_of_field, read_image
+    from nerf.signals.record import Problem, Signal
     from nerf.signals.video import read_video
     from nerf.training.config import TrainConfig, default_field, default_marching
     from nerf.training.evaluation import evaluate
@@ -37,6 +45,8 @@ if TYPE_CHECKING:
     from nerf.training.schedule import Schedule, Weights
     from nerf.training.stepping import next_n_rays
     from nerf.training.visibility import visible_cells
+    from nerf.views.paths import camera_path
+    from nerf.views.video import render_video
 
 # name -> where it is defined
 _WHERE = {
@@ -50,6 +60,10 @@ _WHERE = {
     "find_poses": "nerf.capture:find_poses",
     "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
+    "Similarity": "nerf.geometry.space:Similarity",
+    "Box": "nerf.geometry.space:Box",
+    "Unbounded": "nerf.geometry.space:Unbounded",
+    "Ndc": "nerf.geometry.space:Ndc",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
@@ -60,6 +74,8 @@ _WHERE = {
     "Marching": "nerf.rendering.marching:Marching",
     "Samples": "nerf.kernels:Samples",
     "RenderedRays": "nerf.kernels:RenderedRays",
+    "Backend": "nerf.kernels:Backend",
+    "backend": "nerf.kernels:using",
     "render_rays": "nerf.rendering.rays:render_rays",
     "render_with": "nerf.rendering.sampling:render_with",
     "sample_rays": "nerf.rendering.sampling:sample_rays",
@@ -78,12 +94,24 @@ _WHERE = {
     "next_n_rays": "nerf.training.stepping:next_n_rays",
     "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract_mesh",
+    "save_mesh": "nerf.meshing.files:save_mesh",
+    "camera_path": "nerf.views.paths:camera_path",
+    "render_video": "nerf.views.video:render_video",
+    "texture_mesh": "nerf.meshing.finish:texture_mesh",
+    "evaluate_mesh": "nerf.meshing.evaluation:evaluate_mesh",
+    "MeshScores": "nerf.meshing.evaluation:MeshScores",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
     "Fitted": "nerf.signals.fitting:Fitted",
     "FieldChoice": "nerf.signals.fields:FieldChoice",
     "SignalField": "nerf.signals.fields:SignalField",
+    "Problem": "nerf.signals.record:Problem",
+    "Signal": "nerf.signals.record:Signal",
+    "HashGrid": "nerf.fields.encodings:HashGrid",
+    "FourierFeatures": "nerf.fields.encodings:FourierFeatures",
+    "MLP": "nerf.fields.networks:MLP",
+    "Siren": "nerf.fields.networks:Siren",
     "image_of_field": "nerf.signals.image:image_of_field",
     "read_image": "nerf.signals.image:read_image",
     "read_audio": "nerf.signals.audio:read_audio",
@@ -92,6 +120,8 @@ _WHERE = {
 }
 
 __all__ = [
+    "Backend",
+    "Box",
     "Cameras",
     "CaptureOptions",
     "Field",
@@ -100,30 +130,43 @@ __all__ = [
     "FieldOptions",
     "FitConfig",
     "Fitted",
+    "FourierFeatures",
     "Frame",
+    "HashGrid",
     "Lens",
     "LoadOptions",
+    "MLP",
     "Marching",
+    "MeshScores",
     "Model",
+    "Ndc",
     "OccupancyGrid",
     "ParsedScene",
     "PixelBatch",
     "PixelSampler",
+    "Problem",
     "RadianceField",
     "RenderedRays",
     "Samples",
     "Scene",
     "SceneLoss",
     "Schedule",
+    "Signal",
     "SignalField",
+    "Similarity",
+    "Siren",
     "TrainConfig",
     "Trainer",
+    "Unbounded",
     "UserError",
     "Weights",
+    "backend",
+    "camera_path",
     "composite",
     "default_field",
     "default_marching",
     "evaluate",
+    "evaluate_mesh",
     "export_cameras",
     "extract_mesh",
     "find_poses",
@@ -137,8 +180,11 @@ __all__ = [
     "read_video",
     "reader",
     "render_rays",
+    "render_video",
     "render_with",
     "sample_rays",
+    "save_mesh",
+    "texture_mesh",
     "train",
     "visible_cells",
 ]

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.radiance import RadianceField
 from nerf.geometry.aim import look_at
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Box, Similarity, Space
 from nerf.kernels import RenderedRays
+from nerf.meshing.level import default_threshold
+from nerf.rendering.marching import Marching
+from nerf.rendering.model import Model
+
+CELLS = 32  # per side of the occupancy grid of analytic models
+
+
+def ball(radius: float, centre: tuple[float, float, float] = (0, 0, 0)) -> Callable[[Tensor], Tensor]:
+    """The signed distance of a ball."""
+    return lambda p: (p - torch.tensor(centre, dtype=p.dtype)).norm(dim=1) - radius
 
 
 def ring_cameras(
@@ -25,64 +38,85 @@ def ring_cameras(
     level, height = distance * math.cos(elevation), distance * math.sin(elevation)
     origins = torch.stack([level * angles.cos(), level * angles.sin(), torch.full_like(angles, height)], dim=1)
     poses = look_at(origins, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
-    focal, middle = torch.full((n,), size * 1.3, dtype=torch.float64), torch.full((n,), size / 2, dtype=torch.float64)
-    return Cameras(
-        c2w=poses,
-        fx=focal,
-        fy=focal.clone(),
-        cx=middle,
-        cy=middle.clone(),
-        widths=torch.full((n,), size),
-        heights=torch.full((n,), size),
-        models=torch.zeros(n, dtype=torch.int64),
-        distortion=torch.zeros(n, 6, dtype=torch.float64),
-    )
+    return Cameras.perspective(poses, size * 1.3, size, size)
 
 
-@dataclass
-class FakeModel:
-    """A solid sphere around the scene origin whose colour is its normal; the interface of Model."""
+class AnalyticField:
+    """Density DENSITY * exp(-distance / softness) of a signed distance; colour from position and direction."""
 
-    radius: float = 0.7
-    scene_from_world: Similarity = field(default_factory=lambda: Similarity.around([0.0, 0.0, 0.0], 1.5))
-    space: Space = Box()
-    near: float = 0.0
-    far: float = 10.0
-    background: Tensor = field(default_factory=lambda: torch.ones(3))
-    linear: bool = False
-    exposure: float = 1.0
-    meta: dict[str, Any] = field(default_factory=lambda: {"steps": 10, "seconds": 1.0})
-    cameras: Cameras = field(default_factory=ring_cameras)
-    names: list[str] = field(default_factory=list)
-    given_poses: Tensor | None = None
-    log_gains: Tensor | None = None
+    def __init__(self, distance: Callable[[Tensor], Tensor], softness: float) -> None:
+        self.distance, self.softness, self.n_evaluated = distance, softness, 0
+
+    def density(self, x: Tensor) -> Tensor:
+        self.n_evaluated += len(x)
+        return default_threshold() * torch.exp((-self.distance(x) / self.softness).clamp(-60, 8))
+
+    def __call__(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        return self.density(x), 0.5 + 0.25 * x - 0.25 * d
+
+
+class AnalyticModel(Model):
+    """A Model around an analytic field: of points [n,3] -> signed distance [n], scene length, below 0 inside."""
+
+    def __init__(
+        self,
+        distance: Callable[[Tensor], Tensor],
+        softness: float = 0.01,
+        scene_from_world: Similarity | None = None,
+        space: Space | None = None,
+        linear: bool = False,
+        exposure: float = 1.0,
+        cameras: Cameras | None = None,
+    ) -> None:
+        occupancy = OccupancyGrid(1, CELLS)
+        occupancy.restrict(lambda centres, sizes: distance(centres) < math.sqrt(3) * sizes)
+        super().__init__(
+            cast(RadianceField, AnalyticField(distance, softness)),
+            occupancy,
+            Marching(Box() if space is None else space, 0.0, 10.0),
+            Similarity.identity() if scene_from_world is None else scene_from_world,
+            ring_cameras() if cameras is None else cameras,
+            torch.ones(3),
+            linear,
+            {"steps": 10, "seconds": 1.0},
+            exposure,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_bytes(b"a fake checkpoint")
+
+
+class FakeModel(AnalyticModel):
+    """A solid sphere around the scene origin whose colour is its normal; rays meet it in closed form."""
+
+    def __init__(self, radius: float = 0.7, scene_from_world: Similarity | None = None, **options: Any) -> None:
+        around = Similarity.around([0.0, 0.0, 0.0], 1.5) if scene_from_world is None else scene_from_world
+        super().__init__(ball(radius), scene_from_world=around, **options)
+        self.radius = radius
+
+    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
+        o, d = rays_o.double(), rays_d.double()
+        middle = -(o * d).sum(dim=1)
+        inside = middle**2 - (o * o).sum(dim=1) + self.radius**2
+        t = torch.where(inside > 0, middle - inside.clamp_min(0).sqrt(), 0.0).float()
+        return t, torch.zeros_like(t)
 
     def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
-        b = (rays_o * rays_d).sum(dim=1)
-        inside = b * b - (rays_o * rays_o).sum(dim=1) + self.radius**2
-        hit = inside > 0
-        t = torch.where(hit, -b - inside.clamp_min(0).sqrt(), torch.zeros_like(b))
+        t, _ = self.median_depths(rays_o, rays_d)
+        hit = t > 0
         normals = torch.nn.functional.normalize(rays_o + t[:, None] * rays_d, dim=1)
         shown = torch.where(hit[:, None], 0.5 + 0.5 * normals, torch.zeros_like(normals))
         return RenderedRays(shown, hit.float(), t, t, shown.square().sum(dim=1), torch.zeros_like(t))
 
-    def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
-        h, w = int(cameras.heights[i]), int(cameras.widths[i])
-        rays_o, rays_d = cameras.image_rays(i, self.scene_from_world)
+    def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
         out = self.render_rays(rays_o, rays_d)
-        normal = torch.nn.functional.normalize(rays_o + out.depths[:, None] * rays_d, dim=1) * out.opacities[:, None]
-        return {
-            "color": out.over(self.background).reshape(h, w, 3).numpy(),
-            "opacity": out.opacities.reshape(h, w).numpy(),
-            "depth": out.median_depths.reshape(h, w).numpy(),
-            "normal": normal.reshape(h, w, 3).numpy(),
-        }
-
-    def coarser(self, stretch: float) -> FakeModel:
-        return self
-
-    def save(self, path: Path) -> None:
-        Path(path).write_bytes(b"a fake checkpoint")
+        seen = {"color": out.over(self.background), "opacity": out.opacities, "depth": out.depths}
+        outward = torch.nn.functional.normalize(rays_o + out.depths[:, None] * rays_d, dim=1) * out.opacities[:, None]
+        return seen | {"normal": self.scene_from_world.inverse().apply_directions(outward)} if normals else seen
 
 
 class FakePixels:

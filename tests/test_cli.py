@@ -198,7 +198,6 @@ def test_an_output_folder_that_cannot_be_written(
 
 
 def test_a_checkpoint_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("nerf.rendering.model")
     (tmp_path / "checkpoint.safetensors").write_bytes(b"this is not a checkpoint")
     for verb in ("eval", "render", "mesh"):
         assert cli.run([verb, str(tmp_path)]) == 2

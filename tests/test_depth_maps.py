@@ -13,7 +13,7 @@ import pytest
 import torch
 from fakes import FakeModel
 from PIL import Image
-from test_datasets import SIZE, ring, write_transforms
+from small_scenes import SIZE, ring, write_transforms
 from tiny import FIELD, make_scene, sphere_scene, store, train_config
 
 from nerf.datasets import Scene, load

@@ -24,18 +24,6 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # public names without an example: only ever shorter
 WITHOUT = {
     "Cameras",
-    "FieldChoice",
-    "FitConfig",
-    "Fitted",
-    "Scene",
-    "SignalField",
-    "export_cameras",
-    "fit",
-    "image_of_field",
-    "load",
-    "read_audio",
-    "read_image",
-    "read_video",
 }
 
 

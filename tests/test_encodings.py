@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from nerf.fields.encodings import FourierFeatures, Frequency, HashGrid, Identity, SphericalHarmonics
+from nerf.fields.encodings import FourierFeatures, Frequency, HashGrid, Identity
 from nerf.kernels import reference
 
 
@@ -23,7 +23,6 @@ ENCODINGS = {
     "frequency": lambda: Frequency(3, 4),
     "frequency alone": lambda: Frequency(3, 4, include_input=False),
     "fourier": lambda: FourierFeatures(3, 5, sigma=2.0),
-    "harmonics": lambda: SphericalHarmonics(3),
 }
 
 
@@ -75,13 +74,6 @@ def test_fourier_features() -> None:
     kernel = (encoding(u) * encoding(v)).sum() / 4000
     expected = math.exp(-2 * math.pi**2 * 9 * (0.05**2 + 0.02**2))
     assert kernel.item() == pytest.approx(expected, abs=4 / math.sqrt(4000))
-
-
-def test_spherical_harmonics_is_the_kernels() -> None:
-    directions = torch.nn.functional.normalize(rand(6, 3) - 0.5, dim=1)
-    assert torch.equal(SphericalHarmonics(4)(directions), reference.sh_encode(directions, 4))
-    with pytest.raises(ValueError, match="degree"):
-        SphericalHarmonics(0)
 
 
 def test_hash_grid_starts_small_and_repeatable() -> None:

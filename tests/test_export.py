@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_datasets import ring
+from small_scenes import ring
 from test_other_tools import write_csv, write_metashape
 from tiny import FIELD, train_config
 

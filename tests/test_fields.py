@@ -101,3 +101,32 @@ def test_a_half_precision_table_is_read_where_there_is_one() -> None:
     # 2^-11 of features of order 1, through a network and an exponential.
     with torch.no_grad():
         torch.testing.assert_close(field.density(points), exact, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("contracted", [False, True])
+def test_field_is_differentiable_as_the_reference_is(backend: str, contracted: bool) -> None:
+    field = RadianceField(FIELD, contracted, seed=2)
+    with torch.no_grad():
+        field.table.mul_(1e4)
+    where = [uniform(200, 3, low=-1).requires_grad_(), unit_vectors(200).requires_grad_()]
+    to_all = [*where, *field.parameters()]
+    weights = uniform(200, 4, seed=5)
+
+    def gradients(sigmas: torch.Tensor, rgbs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((torch.cat([sigmas[:, None], rgbs], dim=1) * weights).sum(), to_all)
+
+    found = gradients(*field(*where))
+    expected = gradients(*reference.radiance_field(*where, field.params(), field.config))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
+
+
+def test_checkpoints_name_the_parameters_as_ever(backend: str) -> None:
+    field, other = RadianceField(FIELD, seed=1), RadianceField(FIELD, seed=2)
+    state = field.state_dict()
+    n_density, n_color = FIELD.n_density_layers, FIELD.n_color_layers
+    names = [f"density_weights.{i}" for i in range(n_density)] + [f"color_weights.{i}" for i in range(n_color)]
+    assert list(state) == ["table", *names]
+    other.load_state_dict(state)
+    for a, b in zip(field.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from fakes import FakeModel
 from torch import Tensor
 
 from nerf import kernels
 from nerf.cli import main as cli
 from nerf.errors import UserError
+from nerf.fields.occupancy import OccupancyGrid
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
+from nerf.geometry.space import Ndc, Similarity, Space, Unbounded
 from nerf.geometry.triangles import read_mesh
 from nerf.kernels import DepthView, fusion
 from nerf.meshing.clean import find_hole_faces, taubin_smooth
@@ -34,7 +36,6 @@ from nerf.meshing.fused import (
     unproject_depths,
 )
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
-from nerf.rendering.marching import Marching
 
 needs_native = pytest.mark.skipif(kernels.backend() != "cpu", reason="needs the native library")
 
@@ -57,10 +58,7 @@ def cameras_around(n: int, distance: float, size: int = 120, half: bool = False)
     r = (1 - z * z).sqrt()
     eyes = distance * torch.stack([r * a.cos(), r * a.sin(), z], dim=1)
     c2w = torch.stack([look_at(eye, torch.zeros(3, dtype=torch.float64)) for eye in eyes])
-    full = lambda x: torch.full((n,), x, dtype=torch.float64)  # noqa: E731
-    whole = torch.full((n,), size)
-    lens = (full(size * 1.1), full(size * 1.1), full(size / 2), full(size / 2))
-    return Cameras(c2w, *lens, whole, whole.clone(), torch.zeros_like(whole), torch.zeros(n, 6, dtype=torch.float64))
+    return Cameras.perspective(c2w, size * 1.1, size, size)
 
 
 def moved() -> Similarity:
@@ -77,44 +75,22 @@ def in_world(cameras: Cameras, scene_from_world: Similarity) -> Cameras:
     return Cameras(**tensors)
 
 
-@dataclass
-class Occupancy:
-    occupied: Tensor
-
-
-@dataclass
-class BallModel:
+class BallModel(FakeModel):
     """A solid ball that cameras see; nobody may ask for its density, which is nonsense inside of real fields."""
 
-    radius: float = 0.6
-    cameras: Cameras = field(default_factory=lambda: cameras_around(40, 3.0))
-    scene_from_world: Similarity = field(default_factory=Similarity.identity)
-    space: Space = Box()
-    linear: bool = False
-    exposure: float = 1.0
-    marching: Marching = field(default_factory=lambda: Marching(Box(), 0.0, 9.0))
-
-    def __post_init__(self) -> None:
-        self.occupancy = Occupancy(torch.ones(1, 8, 8, 8, dtype=torch.bool))
-
-    def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
-        o, d = rays_o.double(), rays_d.double()
-        middle = -(o * d).sum(dim=1)
-        inside = middle**2 - (o * o).sum(dim=1) + self.radius**2
-        t = torch.where(inside > 0, middle - inside.clamp_min(0).sqrt(), 0.0).float()
-        return t, torch.zeros_like(t)
-
-    def trace(self, rays_o: Tensor, rays_d: Tensor) -> dict[str, Tensor]:
-        t, _ = self.median_depths(rays_o, rays_d)
-        normals = torch.nn.functional.normalize(rays_o + t[:, None] * rays_d, dim=1)
-        world = self.scene_from_world.inverse().apply_directions(normals)
-        return {"depth": t, "opacity": (t > 0).float(), "normal": world, "color": rays_d.abs()}
+    def __init__(
+        self,
+        radius: float = 0.6,
+        cameras: Cameras | None = None,
+        scene_from_world: Similarity | None = None,
+        space: Space | None = None,
+    ) -> None:
+        cameras = cameras_around(40, 3.0) if cameras is None else cameras
+        super().__init__(radius, scene_from_world or Similarity.identity(), space=space, cameras=cameras)
+        self.occupancy = OccupancyGrid(1, 32)
 
     def density(self, points: Tensor) -> Tensor:
         raise AssertionError("the fused surface asks views, not densities")
-
-    def color(self, points: Tensor, directions: Tensor) -> Tensor:
-        return torch.full_like(points, 0.5)
 
 
 def random_views(seed: int = 0) -> list[DepthView]:
@@ -176,7 +152,7 @@ def test_pixels_count_as_they_weigh() -> None:
 
 
 def test_half_pixels_and_edges() -> None:
-    """Depth grows by 0.1 a pixel to the right; a jump is not taubin_smooth over."""
+    """Depth grows by 0.1 a pixel to the right; a jump is not smoothed over."""
     depths = (1 + 0.1 * torch.arange(8.0)).expand(8, 8).clone()
     view = DepthView(torch.eye(4, dtype=torch.float64)[:3], (8.0, 8.0, 0.0, 0.0), depths, torch.ones(8, 8))
 
@@ -204,9 +180,8 @@ def test_bad_arguments_are_named() -> None:
         kernels.fuse_depths(torch.zeros(1, 3), [bad], 1.0, 1.0)
 
 
-@dataclass
 class FieldBall(BallModel):
-    """As fields see it: light goes out a little behind the surface."""
+    """As fields see it: the median-transmittance depth lies a little behind the surface."""
 
     def median_depths(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor]:
         t, _ = super().median_depths(rays_o, rays_d)
@@ -218,7 +193,7 @@ class FieldBall(BallModel):
 def test_depth_views_are_where_the_surface_is() -> None:
     model = FieldBall(scene_from_world=moved())
     model.cameras = in_world(model.cameras, model.scene_from_world)
-    views = depth_views(model, 7, 50)  # type: ignore[arg-type]
+    views = depth_views(model, 7, 50)
     assert len(views) == 7 and all(view.depths.shape == (50, 50) for view in views)
     for view in views:
         points = unproject_depths(view)
@@ -230,7 +205,7 @@ def test_depth_views_are_where_the_surface_is() -> None:
 
 
 def test_a_ball_is_closed_in_place_and_solid() -> None:
-    mesh = extract_mesh(BallModel(), resolution=96)  # type: ignore[arg-type]
+    mesh = extract_mesh(BallModel(), resolution=96)
     radii = np.linalg.norm(mesh.vertices, axis=1)
     assert mesh.metadata["closed"] and mesh.metadata["method"] == "tsdf" and mesh.metadata["components"] == 1
     assert mesh.euler_number == 2 and mesh.volume > 0
@@ -246,14 +221,14 @@ def test_smoothing_takes_noise_and_keeps_the_size() -> None:
             return torch.where(t > 0, t + 0.06 * noise, t), spread
 
     def measured(rounds: int) -> tuple[float, float]:
-        mesh = extract_mesh(Noisy(), resolution=96, smooth=rounds, denoise=0)  # type: ignore[arg-type]
+        mesh = extract_mesh(Noisy(), resolution=96, smooth=rounds, denoise=0)
         radii = np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
         return float((mesh.vertex_normals * mesh.vertices / radii).sum(axis=1).mean()), float(radii.mean())
 
     (rough, size), (fair, same_size) = measured(0), measured(3)
     assert 1 - fair < 0.6 * (1 - rough) and abs(size - same_size) < 0.002, (rough, fair, size, same_size)
     with pytest.raises(UserError, match="--smooth must be from 0 to 100"):
-        extract_mesh(BallModel(), smooth=-1)  # type: ignore[arg-type]
+        extract_mesh(BallModel(), smooth=-1)
 
 
 def test_denoising_flattens_sides_and_keeps_edges() -> None:
@@ -281,14 +256,14 @@ def test_denoising_flattens_sides_and_keeps_edges() -> None:
     assert fair < 0.5 * rounded[0], (fair, rounded)
     assert torch.equal(denoise_normals(noisy, faces, 0), noisy)
     with pytest.raises(UserError, match="--denoise must be from 0 to 100"):
-        extract_mesh(BallModel(), denoise=101)  # type: ignore[arg-type]
+        extract_mesh(BallModel(), denoise=101)
 
 
 def test_what_no_view_sees_stays_or_goes() -> None:
     """Cameras above see the upper side; what they cannot see is solid, and is cut off where that is asked for."""
     model = BallModel(cameras=cameras_around(30, 3.0, half=True))
-    whole = extract_mesh(model, resolution=64)  # type: ignore[arg-type]
-    cut = extract_mesh(model, resolution=64, watertight=False)  # type: ignore[arg-type]
+    whole = extract_mesh(model, resolution=64)
+    cut = extract_mesh(model, resolution=64, watertight=False)
     assert whole.metadata["closed"] and not whole.metadata["unseen_faces"]
     assert not cut.metadata["closed"] and cut.metadata["unseen_faces"] == len(whole.faces) - len(cut.faces) > 0
     radii = np.linalg.norm(cut.vertices, axis=1)
@@ -302,7 +277,7 @@ def test_few_views_that_are_unsure_still_say_what_is_empty() -> None:
             return t, torch.where(t > 0, 4 * self.marching.step_size, spread)
 
     model = Unsure(cameras=cameras_around(30, 3.0, half=True).subset(range(21, 30)))  # all from above
-    surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))  # type: ignore[arg-type]
+    surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))
     above = torch.nn.functional.normalize(torch.rand(1000, 3) - torch.tensor([0.5, 0.5, -0.5]), dim=1)
     assert float((surface.values(above * 0.55) > 0).float().mean()) > 0.99
     assert float((surface.values(above * 0.68) < 0).float().mean()) > 0.99
@@ -327,7 +302,7 @@ def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_one_view_alone_sees_is_no_surface_where_the_unseen_goes() -> None:
     model = BallModel(cameras=cameras_around(9, 1.5, half=True))
-    surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))  # type: ignore[arg-type]
+    surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))
     to_cameras = torch.nn.functional.normalize(model.cameras.centres.float(), dim=1)
     anywhere = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
     least, most = ((anywhere @ to_cameras.T > 0.4 + unclear).sum(dim=1) for unclear in (0.1, -0.1))
@@ -354,7 +329,7 @@ def test_small_holes_close_and_what_is_apart_goes() -> None:
 def test_cells_away_from_the_surface_are_not_evaluated() -> None:
     model = BallModel()
     grid = Grid((-1.0, -1.0, -1.0), 2 / 96, (97, 97, 97))
-    surface = FusedSurface(model, grid)  # type: ignore[arg-type]
+    surface = FusedSurface(model, grid)
     codes = surface.known(slice(0, 97), slice(0, 97), slice(0, 97))
     assert codes[48, 48, 48] == INSIDE and codes[0, 0, 0] == OUTSIDE and 0.05 < (codes == ASK).mean() < 0.3
     z, y, x = np.nonzero(codes != ASK)
@@ -365,13 +340,13 @@ def test_cells_away_from_the_surface_are_not_evaluated() -> None:
 
 def test_nothing_seen_is_one_sentence() -> None:
     with pytest.raises(UserError, match="no surface: .*nothing solid"):
-        extract_mesh(BallModel(radius=0.0), resolution=32)  # type: ignore[arg-type]
+        extract_mesh(BallModel(radius=0.0), resolution=32)
 
 
 def test_points_lie_on_the_surface_and_look_outwards(tmp_path: Path) -> None:
     model = BallModel(scene_from_world=moved())
     model.cameras = in_world(model.cameras, model.scene_from_world)
-    cloud = point_cloud(model, 3000)  # type: ignore[arg-type]
+    cloud = point_cloud(model, 3000)
     assert cloud.points.shape == (3000, 3) and cloud.points.dtype == torch.float64 and cloud.colors.dtype == np.uint8
     scene = model.scene_from_world.apply(cloud.points)
     assert torch.allclose(scene.norm(dim=1), torch.tensor(0.6, dtype=torch.float64), atol=1e-5)
@@ -396,11 +371,11 @@ def test_what_one_view_alone_sees_is_no_point() -> None:
             ahead = rays_d @ torch.nn.functional.normalize(-first, dim=0) > 0.999
             return torch.where(beside & ahead, 0.5, t), spread
 
-    cloud = point_cloud(Floater(), 20000)  # type: ignore[arg-type]
+    cloud = point_cloud(Floater(), 20000)
     assert float((cloud.points.norm(dim=1) - 0.6).abs().max()) < 1e-4
 
 
-def test_shine_does_not_hollow_out() -> None:
+def test_specular_highlights_do_not_hollow_out() -> None:
     """From above, a spot of the ball looks like a pit with a thin skin; those rays have no say."""
 
     class Shiny(BallModel):
@@ -413,7 +388,7 @@ def test_shine_does_not_hollow_out() -> None:
             return torch.where(spot, t + 0.3, t), torch.where(spot, self.spread, spread)
 
     def lowest(model: Shiny) -> float:
-        mesh = extract_mesh(model, resolution=64)  # type: ignore[arg-type]
+        mesh = extract_mesh(model, resolution=64)
         return float(np.linalg.norm(mesh.vertices, axis=1).min())
 
     naive = Shiny()
@@ -423,7 +398,7 @@ def test_shine_does_not_hollow_out() -> None:
 
 def test_no_points_is_one_sentence() -> None:
     with pytest.raises(UserError, match="see no surface"):
-        point_cloud(BallModel(radius=0.0), 10)  # type: ignore[arg-type]
+        point_cloud(BallModel(radius=0.0), 10)
 
 
 @pytest.mark.parametrize("frame", ["world", "scene"])
@@ -457,9 +432,9 @@ def test_cells_are_as_large_as_pixels(to_scene: Similarity) -> None:
     model = BallModel(scene_from_world=to_scene)
     model.cameras = in_world(model.cameras, to_scene)
     low, high = -np.ones(3), np.ones(3)
-    assert default_resolution(model, low, high) == math.ceil(2 / (CELL_PIXELS * 3 / 132))  # type: ignore[arg-type]
-    assert default_resolution(model, low / 50, high / 50) == 64  # type: ignore[arg-type]
-    mesh = extract_mesh(model)  # type: ignore[arg-type]
+    assert default_resolution(model, low, high) == math.ceil(2 / (CELL_PIXELS * 3 / 132))
+    assert default_resolution(model, low / 50, high / 50) == 64
+    mesh = extract_mesh(model)
     assert mesh.metadata["step"] == pytest.approx(2 / 118)
 
 
@@ -478,12 +453,12 @@ def test_a_box_in_the_frame_of_the_photos(tmp_path: Path, monkeypatch: pytest.Mo
     assert vertices.min(axis=0)[0] > centre[0] - 0.1 and abs(vertices.max(axis=0)[0] - centre[0] - 1.2) < 0.05
     assert cli.run([*common, *(str(v) for v in (*(low + 50), *(high + 50))), "--overwrite"]) == 2
     with pytest.raises(UserError, match="outside the scene, which reaches from"):
-        box_in_scene(model, (*(low + 50), *(high + 50)), "world")  # type: ignore[arg-type]
+        box_in_scene(model, (*(low + 50), *(high + 50)), "world")
     with pytest.raises(UserError, match="outside the scene, which reaches from -1 to 1 in scene units"):
-        box_in_scene(model, (2.0, 0.0, 0.0, 3.0, 1.0, 1.0), "scene")  # type: ignore[arg-type]
-    model.space = Ndc(1.0, 1.0)
+        box_in_scene(model, (2.0, 0.0, 0.0, 3.0, 1.0, 1.0), "scene")
+    model.marching = replace(model.marching, space=Ndc(1.0, 1.0))
     with pytest.raises(UserError, match="--frame scene"):
-        box_in_scene(model, (*low, *high), "world")  # type: ignore[arg-type]
+        box_in_scene(model, (*low, *high), "world")
 
 
 def test_the_page_comes_with_a_glb_only(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fakes import FakeModel, ring_cameras
 from PIL import Image
-from test_datasets import write_transforms
+from small_scenes import write_transforms
 from tiny import FIELD, make_scene, sphere_scene, train_config
 
 from nerf.datasets import Scene, load
@@ -212,7 +212,7 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
     cameras = ring_cameras(2, 24)
     path = paths.CameraPath(cameras, 30.0, "a ring")
     model = Bright(linear=True)
-    written = video.render_path(model, path, tmp_path / "out", video.MODES, show_progress=False, exr=True)
+    written = video.render_video(model, path, tmp_path / "out", video.MODES, show_progress=False, exr=True)
     assert [p.name for p in written] == list(video.MODES)
     view = model.render_image(cameras, 1)
     np.testing.assert_array_equal(exr.read_colours(tmp_path / "out" / "color" / "00001.exr"), view["color"])
@@ -226,13 +226,13 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
     normals = exr.read_channels(tmp_path / "out" / "normal" / "00001.exr")
     np.testing.assert_array_equal(normals["Y"], view["normal"][..., 1])
 
-    srgb = video.render_path(FakeModel(), path, tmp_path / "srgb", show_progress=False, exr=True)[0]
+    srgb = video.render_video(FakeModel(), path, tmp_path / "srgb", show_progress=False, exr=True)[0]
     decoded = exr.read_colours(srgb / "00000.exr")
     np.testing.assert_allclose(light.encode(decoded), FakeModel().render_image(cameras, 0)["color"], atol=1e-6)
     with pytest.raises(UserError, match="holds pictures already"):
-        video.render_path(model, path, tmp_path / "srgb", show_progress=False, exr=True)
+        video.render_video(model, path, tmp_path / "srgb", show_progress=False, exr=True)
     with pytest.raises(UserError, match="--exr writes a folder"):
-        video.render_path(model, path, tmp_path / "a.mp4", show_progress=False, exr=True)
+        video.render_video(model, path, tmp_path / "a.mp4", show_progress=False, exr=True)
 
 
 def test_pictures_and_textures_show_light_with_the_exposure() -> None:

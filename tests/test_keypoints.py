@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeModel
-from test_datasets import write_colmap, write_transforms
+from small_scenes import write_colmap, write_transforms
 from test_depth_maps import native, plain_sphere
 from tiny import FIELD, sphere_scene, train_config
 

@@ -111,19 +111,19 @@ def test_points_are_spread_evenly_by_area() -> None:
 def test_a_mesh_against_itself_scores_nothing() -> None:
     mesh = read_mesh(SAMPLE)
     result = evaluate_mesh(mesh, mesh, 20_000)
-    assert result["chamfer_percent"] < 0.01 and result["f_scores"]["0.25"]["f_score"] == 1
-    assert result["normal_consistency"] > 0.999
+    assert result.chamfer_percent < 0.01 and result.f_scores["0.25"].f_score == 1
+    assert result.normal_consistency > 0.999
 
 
 def test_distances_of_two_balls() -> None:
     one, other = (triangles(trimesh.creation.icosphere(subdivisions=5, radius=r)) for r in (1.0, 1.02))
     result = evaluate_mesh(one, other, 20_000)
-    assert result["accuracy"] == pytest.approx(0.02, rel=0.05)
-    assert result["completeness"] == pytest.approx(0.02, rel=0.05)
-    assert result["chamfer_percent"] == pytest.approx(100 * 0.02 / (2.04 * math.sqrt(3)), rel=0.05)
-    scores = result["f_scores"]  # 0.02 is 0.57 % of the diagonal
-    assert scores["0.5"]["f_score"] == 0 and scores["1"]["f_score"] == 1
-    assert result["normal_consistency"] > 0.999
+    assert result.accuracy == pytest.approx(0.02, rel=0.05)
+    assert result.completeness == pytest.approx(0.02, rel=0.05)
+    assert result.chamfer_percent == pytest.approx(100 * 0.02 / (2.04 * math.sqrt(3)), rel=0.05)
+    scores = result.f_scores  # 0.02 is 0.57 % of the diagonal
+    assert scores["0.5"].f_score == 0 and scores["1"].f_score == 1
+    assert result.normal_consistency > 0.999
 
 
 def test_accuracy_and_completeness_are_told_apart() -> None:
@@ -131,8 +131,8 @@ def test_accuracy_and_completeness_are_told_apart() -> None:
     half.apply_translation((0, 0, 0.5))  # the upper half
     half.update_faces(half.triangles_center[:, 2] > 0.01)  # without its floor, which is no part of the truth
     result = evaluate_mesh(triangles(half), triangles(whole), 20_000)
-    assert result["accuracy"] < 1e-6 and result["completeness"] > 0.2
-    assert result["f_scores"]["1"]["precision"] == 1 and result["f_scores"]["1"]["recall"] < 0.6
+    assert result.accuracy < 1e-6 and result.completeness > 0.2
+    assert result.f_scores["1"].precision == 1 and result.f_scores["1"].recall < 0.6
 
 
 def test_evalmesh_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,55 +11,19 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from fakes import AnalyticModel, ball
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
-from nerf.meshing.clean import component_labels, is_closed, keep_faces, vertex_normals
+from nerf.geometry.space import Ndc, Similarity, Unbounded
+from nerf.meshing.clean import Limits, component_labels, is_closed, keep_faces, vertex_normals
 from nerf.meshing.extract import extract_mesh as extract_any
-from nerf.meshing.files import save
+from nerf.meshing.files import save_mesh
 from nerf.meshing.level import default_threshold, near_occupied
 from nerf.meshing.marching import ASK, BLOCK, Grid, Surface, marching_cubes
 from nerf.meshing.table import CORNERS, derive_table
 
 extract = partial(extract_any, method="density")  # that of the views has its tests in test_fusion.py
-
-R = 32  # cells per side of the stand-in's occupancy grid
-
-
-@dataclass
-class Occupancy:
-    occupied: Tensor
-
-
-@dataclass
-class AnalyticModel:
-    """Density threshold * exp(-distance / softness) of a signed distance; colour from position and direction."""
-
-    distance: Callable[[Tensor], Tensor]  # points [n,3] -> signed distance [n], scene length, below 0 inside
-    softness: float = 0.01
-    scene_from_world: Similarity = field(default_factory=Similarity.identity)
-    space: Space = Box()
-    linear: bool = False
-    exposure: float = 1.0
-    n_evaluated: int = 0
-
-    def __post_init__(self) -> None:
-        c = (torch.arange(R) + 0.5) * 2 / R - 1
-        z, y, x = torch.meshgrid(c, c, c, indexing="ij")
-        near = self.distance(torch.stack([x, y, z], dim=-1).reshape(-1, 3)) < 2 * math.sqrt(3) / R
-        self.occupancy = Occupancy(near.reshape(1, R, R, R))
-
-    def density(self, points: Tensor) -> Tensor:
-        self.n_evaluated += len(points)
-        return default_threshold() * torch.exp((-self.distance(points) / self.softness).clamp(-60, 8))
-
-    def color(self, points: Tensor, directions: Tensor) -> Tensor:
-        return 0.5 + 0.25 * points - 0.25 * directions
-
-
-def ball(radius: float, centre: tuple[float, float, float] = (0, 0, 0)) -> Callable[[Tensor], Tensor]:
-    return lambda p: (p - torch.tensor(centre, dtype=p.dtype)).norm(dim=1) - radius
 
 
 def torus(p: Tensor) -> Tensor:
@@ -237,7 +200,7 @@ def test_only_points_near_occupied_cells_are_evaluated() -> None:
     model = AnalyticModel(ball(0.3))
     mesh = extract(model, resolution=160, box=(-1, -1, -1, 1, 1, 1), colours=False)
     share = float(model.occupancy.occupied.float().mean())
-    assert model.n_evaluated < 161**3 * share * 1.6 + 2 * len(mesh.vertices)
+    assert model.field.n_evaluated < 161**3 * share * 1.6 + 2 * len(mesh.vertices)
     assert mesh.euler_number == 2
 
 
@@ -300,7 +263,7 @@ def test_pieces_and_cavities() -> None:
     assert extract(model, 128, box=everything, colours=False, min_fraction=0).metadata["components"] == 3
     one = extract(model, 128, box=everything, colours=False, max_components=1)
     assert one.metadata["components"] == 1 and one.volume == pytest.approx(whole * 0.5**3, rel=2e-3)
-    model.space = Unbounded(1)  # a room is a cavity, and the cameras are in it
+    model = AnalyticModel(scene, space=Unbounded(1))  # a room is a cavity, and the cameras are in it
     open_space = extract(model, 128, colours=False)
     assert open_space.metadata["components"] == 3
     assert open_space.volume == pytest.approx(whole * (0.5**3 - 0.35**3 + 0.12**3), rel=2e-3)
@@ -362,7 +325,7 @@ def test_forward_facing_scenes_come_back_through_ndc() -> None:
 def test_files_hold_the_same_mesh(kind: str, tmp_path: Path) -> None:
     mesh = extract(AnalyticModel(torus, scene_from_world=Similarity.around([3.0, 1.0, -2.0], 4.0)), 48)
     path = tmp_path / f"mesh.{kind}"
-    save(mesh, path)
+    save_mesh(mesh, path)
     again = trimesh.load(path, process=False, force="mesh", **({"maintain_order": True} if kind == "obj" else {}))
     np.testing.assert_allclose(again.vertices, mesh.vertices, atol=1e-6)  # float32 of values up to 7
     np.testing.assert_array_equal(again.faces, mesh.faces)
@@ -402,7 +365,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     mesh = trimesh.creation.box()
     for path, word in ((tmp_path / "mesh.fbx", ".ply"), (tmp_path / "no" / "mesh.ply", "no such folder")):
         with pytest.raises(UserError, match=word):
-            save(mesh, path)
+            save_mesh(mesh, path)
 
 
 # ---- cleaning
@@ -436,7 +399,7 @@ def test_a_million_pieces() -> None:
     ball = trimesh.creation.icosphere(2)
     faces = torch.cat([faces, torch.tensor(ball.faces) + len(vertices)])
     vertices = torch.cat([vertices, torch.tensor(ball.vertices)])
-    kept, components = keep_faces(vertices, faces, 0.1, None, cavities=False)
+    kept, components = keep_faces(vertices, faces, Limits(0.1), cavities=False)
     assert components == 1 and kept[4 * n :].all() and not kept[: 4 * n].any()
 
 
@@ -457,6 +420,6 @@ def test_normals_and_volume_of_a_tiny_mesh() -> None:
     normals = vertex_normals(torch.tensor(sphere.vertices), torch.tensor(sphere.faces, dtype=torch.int64)).numpy()
     assert (normals * sphere.vertices / 1e-5).sum(axis=1).min() > 0.99
     kept, n = keep_faces(
-        torch.tensor(sphere.vertices), torch.tensor(sphere.faces, dtype=torch.int64), 0.01, None, False
+        torch.tensor(sphere.vertices), torch.tensor(sphere.faces, dtype=torch.int64), Limits(0.01), False
     )
     assert n == 1 and kept.all()

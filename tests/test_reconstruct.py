@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeModel, FakeScene, fake_scene
-from test_datasets import write_transforms
+from small_scenes import write_transforms
 
 from nerf.cli.reconstruct import ReconstructArgs, finish, turntable
 from nerf.cli.reconstruct import main as main_reconstruct
@@ -254,7 +254,7 @@ def test_a_stage_that_fails_does_not_stop_the_next(
 
 def test_the_turntable_is_at_most_640_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr("nerf.views.video.render_path", lambda model, path, out, **_: seen.append(path))
+    monkeypatch.setattr("nerf.views.video.render_video", lambda model, path, out, **_: seen.append(path))
     model = FakeModel()
     model.cameras.widths[:], model.cameras.heights[:] = 1080, 1920
     turntable(model, tmp_path / "video.mp4")  # type: ignore[arg-type]
@@ -384,7 +384,8 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
 
 
 def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path) -> None:
-    trimesh = pytest.importorskip("trimesh")
+    import trimesh
+
     box = trimesh.creation.box(extents=(2.0, 1.0, 0.5))
     (tmp_path / "mesh.glb").write_bytes(box.export(file_type="glb"))
     write_six_sides(box, torch.tensor([0.0, -1.0, 0.0]), torch.tensor([0.0, 0.0, 1.0]), tmp_path / "mesh_views")
@@ -399,7 +400,6 @@ def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path) -> None:
 
 def test_reconstruct_for_real(tmp_path: Path) -> None:
     """The bundled scene through every stage, far too briefly to be good."""
-    pytest.importorskip("nerf.training.loop")
     sample = Path(__file__).resolve().parent.parent / "data" / "sample"
     out = tmp_path / "out"
     try:

@@ -20,7 +20,7 @@ import torch
 
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
-from nerf.geometry.space import Ndc, Unbounded
+from nerf.geometry.space import Ndc, Similarity, Unbounded
 from nerf.meshing.extract import extract_mesh
 from nerf.rendering.model import Model
 from nerf.training.evaluation import evaluate
@@ -54,6 +54,15 @@ def test_an_op_that_mixes_devices_fails(far: None) -> None:
     with pytest.raises((RuntimeError, TypeError)):
         there.numpy()
     assert torch.equal(here.to(kernels.device()).cpu(), here) and torch.equal(there[torch.tensor([2])].cpu(), here[2:])
+
+
+def test_a_frame_is_placed_on_a_device_once(far: None) -> None:
+    frame, points = Similarity.around([1.0, 2.0, 3.0], 0.7), torch.randn(5, 3)
+    placed, there = frame.to(kernels.device()), points.to(kernels.device())
+    assert placed.to(kernels.device()) is placed and frame.to(points.device) is frame
+    for here in (placed, frame):  # what is not placed is copied at each call
+        assert torch.equal(here.apply(there).cpu(), frame.apply(points))
+        assert torch.equal(here.apply_directions(there).cpu(), frame.apply_directions(points))
 
 
 SCENES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,6 @@ from nerf.kernels import Layer
 from nerf.kernels.network import reference_forward
 from nerf.rendering.metrics import psnr_of
 from nerf.signals import derivatives
-from nerf.signals.equations import Helmholtz, Wave
 from nerf.signals.fields import KINDS, FieldChoice, SignalField
 from nerf.signals.fitting import FitConfig, fit
 from nerf.signals.image import image_of_field
@@ -187,29 +186,3 @@ def found_from(signal: Signal, learn: str, config: FitConfig) -> tuple[np.ndarra
     fitted = fit(problem, FieldChoice("siren", width=48, depth=2, first_omega_0=10.0, omega_0=10.0), config)
     problem.settle(fitted.field)
     return image_of_field(fitted.field, *signal.shape).reshape(-1), problem.relative_error(fitted.field)
-
-
-def test_helmholtz_is_solved() -> None:
-    side = 32
-    problem = Helmholtz(wavenumber=3.0, sources=((0.4, 0.5, 1.0),), spread=0.15, border_weight=3.0)
-    choice = FieldChoice("siren", width=48, depth=2, first_omega_0=8.0, omega_0=8.0)
-    fitted = fit(problem, choice, FitConfig(steps=400, batch=256, learning_rate=5e-3))
-    # the same equation by five-point differences
-    x = torch.arange(1, side, dtype=torch.float64) / side
-    n, h2 = side - 1, 1.0 / side**2
-    line = torch.diag(torch.full((n,), -2.0)) + torch.diag(torch.ones(n - 1), 1) + torch.diag(torch.ones(n - 1), -1)
-    eye = torch.eye(n, dtype=torch.float64)
-    matrix = (torch.kron(line.double(), eye) + torch.kron(eye, line.double())) / h2
-    u = torch.stack(torch.meshgrid(x, x, indexing="ij"), dim=-1).reshape(-1, 2)
-    exact = torch.linalg.solve(matrix + problem.wavenumber**2 * torch.eye(n * n).double(), -problem.source(u))
-    found = fitted.field.evaluate(u.float()).double()
-    assert float((found - exact).norm() / exact.norm()) < 0.15
-
-
-def test_the_wave_equation_is_solved() -> None:
-    problem = Wave(speed=0.25, width=0.08)
-    choice = FieldChoice("siren", width=48, depth=2, first_omega_0=15.0, omega_0=15.0)
-    fitted = fit(problem, choice, FitConfig(steps=500, batch=256, learning_rate=3e-3))
-    u = torch.rand(2000, 2)
-    exact = problem.exact(u)
-    assert float((fitted.field.evaluate(u) - exact).norm() / exact.norm()) < 0.25  # 1 where nothing is learnt

@@ -230,7 +230,7 @@ def test_a_texture_from_photos_looks_like_the_photos(scene: datasets.Scene, trut
     made = trimesh.Trimesh(
         vertices[atlas.corners].numpy(), atlas.faces.numpy(), visual=visual, process=False, validate=False
     )
-    assert evaluate_mesh_views(made, scene)["psnr"] > 28
+    assert evaluate_mesh_views(made, scene).psnr > 28
 
 
 def test_an_atlas_of_one_face_is_coloured_too() -> None:

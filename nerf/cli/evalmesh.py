@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
 from nerf.errors import UserError
 from nerf.geometry.triangles import read_mesh, read_textured_mesh
-from nerf.io.files import write_whole
-from nerf.meshing.evaluation import check_frames, evaluate_mesh, evaluate_mesh_views, format_scores
-
-if TYPE_CHECKING:
-    pass
+from nerf.io.files import write_file
+from nerf.meshing.evaluation import check_frames, evaluate_mesh, evaluate_mesh_views
 
 
 @dataclass
@@ -48,14 +45,15 @@ def main(args: EvalMeshArgs) -> None:
     if args.truth is not None:
         truth = read_mesh(args.truth)
         check_frames(mesh, truth, str(args.mesh), str(args.truth))
-        result |= evaluate_mesh(mesh, truth, args.samples) | {"truth": str(args.truth)}
-        print(format_scores(result))
+        scores = evaluate_mesh(mesh, truth, args.samples)
+        result |= scores.to_dict() | {"truth": str(args.truth)}
+        print(scores)
     if args.views is not None:
         from nerf import datasets
 
-        result |= {"views": evaluate_mesh_views(read_textured_mesh(args.mesh), datasets.load(args.views))}
-        views = result["views"]
-        print(f"drawn as {views['n_views']} test views: PSNR {views['psnr']:.2f} dB, SSIM {views['ssim']:.4f} (mean)")
+        views = evaluate_mesh_views(read_textured_mesh(args.mesh), datasets.load(args.views))
+        result |= {"views": views.to_dict()}
+        print(f"drawn as {views.n_views} test views: PSNR {views.psnr:.2f} dB, SSIM {views.ssim:.4f} (mean)")
     if args.out is not None:
-        write_whole(args.out, json.dumps(result, indent=1) + "\n")
+        write_file(args.out, json.dumps(result, indent=1) + "\n")
         print(args.out)

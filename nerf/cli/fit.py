@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,7 +57,7 @@ class VideoArgs(FitArgs):
     """only the first so many"""
 
 
-# `nerf fit KIND`; a further kind is one more line here, one in `main` and one in that of nerf.cli.sample.
+# `nerf fit KIND`; a further kind is one more line here, one in `_FIT` and one in that of nerf.cli.sample.
 FitVerbs = (
     Annotated[ImageArgs, tyro.conf.subcommand("image")]
     | Annotated[AudioArgs, tyro.conf.subcommand("audio")]
@@ -65,22 +66,6 @@ FitVerbs = (
     | Annotated[CtArgs, tyro.conf.subcommand("ct")]
     | Annotated[SetArgs, tyro.conf.subcommand("set")]
 )
-
-
-def main(args: Any) -> None:
-    """`nerf fit`: a checkpoint, the reconstruction and fit.json in the output folder."""
-    if isinstance(args, ImageArgs):
-        fit_image(args)
-    elif isinstance(args, AudioArgs):
-        fit_audio(args)
-    elif isinstance(args, VideoArgs):
-        fit_video(args)
-    elif isinstance(args, ShapeArgs):
-        kinds.fit_shape(args)
-    elif isinstance(args, CtArgs):
-        kinds.fit_ct(args)
-    elif isinstance(args, SetArgs):
-        kinds.fit_set(args)
 
 
 def fit_image(args: ImageArgs) -> None:
@@ -133,3 +118,18 @@ def fit_video(args: VideoArgs) -> None:
     target = args.out / "reconstruction.mp4"
     video.write_video(target, fitted.field, signal.describe(), *signal.shape[1:])
     tell(args, fitted, restore.measure(fitted.field, signal), target)
+
+
+_FIT: dict[type, Callable[[Any], None]] = {
+    ImageArgs: fit_image,
+    AudioArgs: fit_audio,
+    VideoArgs: fit_video,
+    ShapeArgs: kinds.fit_shape,
+    CtArgs: kinds.fit_ct,
+    SetArgs: kinds.fit_set,
+}
+
+
+def main(args: Any) -> None:
+    """`nerf fit`: a checkpoint, the reconstruction and fit.json in the output folder."""
+    _FIT[type(args)](args)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import tyro
 
-from nerf.cli.fit_options import FitArgs, adjusted, choice_of, run_fit, tell
+from nerf.cli.fit_options import FitArgs, adjust_choice, choice_of, run_fit, tell
 from nerf.errors import UserError, note
 
 if TYPE_CHECKING:
@@ -78,15 +78,15 @@ def fit_shape(args: ShapeArgs) -> None:
     if args.samples < 1000:
         raise UserError(f"--samples {args.samples}: expected 1000 or more")
     unsigned = None if args.distance == "auto" else args.distance == "unsigned"
-    choice = adjusted(args, shape.choose_shape(args.field))
+    choice = adjust_choice(args, shape.choose_shape(args.field))
     truth = solid.read_solid(args.file, unsigned)
     problem = shape.Shape(truth, args.file.name, args.eikonal, args.samples, args.seed)
     fitted = run_fit(args, problem, shape.shape_field(problem, choice, args.seed))
     measured = surface.measure_shape(fitted.field, truth, args.seed)
     mesh = surface.mesh_of_field(fitted.field, fitted.signal, args.grid)
-    files.save(mesh, args.out / "mesh.ply")
+    files.save_mesh(mesh, args.out / "mesh.ply")
     if truth.areas is None and truth.signed:
-        measured |= {"chamfer_percent": surface.chamfer_of(mesh, truth)["chamfer_percent"]}
+        measured |= {"chamfer_percent": surface.chamfer_of(mesh, truth).chamfer_percent}
     views = [surface.trace(fitted.field, fitted.signal, azimuth=a) for a in (35.0, 215.0)]
     Image.fromarray(np.hstack(views)).save(args.out / "preview.png")
     tell(args, fitted, measured, args.out / "mesh.ply")
@@ -112,19 +112,19 @@ def fit_ct(args: CtArgs) -> None:
 def fit_set(args: SetArgs) -> None:
     from PIL import Image
 
-    from nerf.signals import family
+    from nerf.signals import latents
 
-    images = family.read_family(args.file)
-    problem = family.Family(images, args.file.name)
-    field = family.family_field(problem, args.latent, args.width, args.depth, args.seed)
+    images = latents.read_set(args.file)
+    problem = latents.LatentFields(images, args.file.name)
+    field = latents.latent_field(problem, args.latent, args.width, args.depth, args.seed)
     fitted = run_fit(args, problem, field)
-    z = family.latents_of(field, problem)
+    z = latents.latents_of(field, problem)
     np.save(args.out / LATENTS, z.numpy())
     h, w = problem.shape
-    found = family.pictures_of(field, z, h, w)
-    measured = family.measure_family(problem, found)
+    found = latents.pictures_of(field, z, h, w)
+    measured = latents.measure_set(problem, found)
     pairs = np.stack([images[:_COLUMNS], found[:_COLUMNS]]).reshape(-1, h, w, images.shape[3])
-    Image.fromarray(family.sheet(pairs, min(_COLUMNS, len(images)))).save(args.out / "reconstruction.png")
+    Image.fromarray(latents.sheet(pairs, min(_COLUMNS, len(images)))).save(args.out / "reconstruction.png")
     tell(args, fitted, measured, args.out / "reconstruction.png")
 
 
@@ -133,7 +133,7 @@ def sample_shape(fitted: Fitted, grid: int | None, out: Path) -> None:
     from nerf.signals import surface
 
     files.check_path(out)
-    files.save(surface.mesh_of_field(fitted.field, fitted.signal, grid or 256), out)
+    files.save_mesh(surface.mesh_of_field(fitted.field, fitted.signal, grid or 256), out)
 
 
 def sample_ct(fitted: Fitted, height: int, width: int, out: Path) -> None:
@@ -156,28 +156,28 @@ def sample_set(fitted: Fitted, folder: Path, wanted: Wanted, size: tuple[int, in
     """A sheet of pictures as PNG."""
     from PIL import Image
 
-    from nerf.signals import family
+    from nerf.signals import latents
 
     field = fitted.field
-    if not isinstance(field, family.ModulatedField):
+    if not isinstance(field, latents.ModulatedField):
         raise UserError("the checkpoint holds no shared network of a set: fit it again")
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: expected a name that ends in .png")
     if sum(x is not None for x in (wanted.new, wanted.between, wanted.latent)) != 1:
         raise UserError("say which pictures of the set: --new N, --between I J, or --latent FILE.npy")
     if wanted.latent is not None:
-        z = family.check_latents(wanted.latent, field.latent)
+        z = latents.check_latents(wanted.latent, field.latent)
     else:
-        known = family.check_latents(folder / LATENTS, field.latent)
+        known = latents.check_latents(folder / LATENTS, field.latent)
         if wanted.new is not None:
             if wanted.new < 1:
                 raise UserError(f"--new {wanted.new}: expected 1 or more")
-            z = family.Density.of(known).draw(wanted.new, wanted.seed)
+            z = latents.LatentPrior.of(known).draw(wanted.new, wanted.seed)
         else:
             assert wanted.between is not None
             if not all(0 <= i < len(known) for i in wanted.between):
                 raise UserError(f"--between: expected two of the pictures 0 to {len(known) - 1}, got {wanted.between}")
-            z = family.between(known[wanted.between[0]], known[wanted.between[1]], _COLUMNS)
-    pictures: NDArray[np.float32] = family.pictures_of(field, z, size[1], size[0])
-    Image.fromarray(family.sheet(pictures, min(_COLUMNS, len(z)))).save(out)
+            z = latents.between(known[wanted.between[0]], known[wanted.between[1]], _COLUMNS)
+    pictures: NDArray[np.float32] = latents.pictures_of(field, z, size[1], size[0])
+    Image.fromarray(latents.sheet(pictures, min(_COLUMNS, len(z)))).save(out)
     note(f"{len(z)} pictures, {size[0]}x{size[1]} each")

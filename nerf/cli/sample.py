@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -87,20 +87,21 @@ def main(args: SampleArgs) -> None:
     print(args.out)
 
 
+_TAKES = {
+    "image": {"scale", "size"},
+    "audio": {"rate", "slow"},
+    "video": {"scale", "size", "fps", "slow"},
+    "shape": {"grid"},
+    "ct": {"scale", "size"},
+    "set": {"scale", "size", "new", "between", "latent", "seed"},
+}
+
+
 def _check_options(args: SampleArgs, kind: str) -> None:
-    takes = {
-        "image": {"scale", "size"},
-        "audio": {"rate", "slow"},
-        "video": {"scale", "size", "fps", "slow"},
-        "shape": {"grid"},
-        "ct": {"scale", "size"},
-        "set": {"scale", "size", "new", "between", "latent", "seed"},
-    }
-    defaults = {"scale": None, "size": None, "rate": None, "fps": None, "slow": 1.0}
-    defaults |= {"grid": None, "new": None, "between": None, "latent": None, "seed": 0}
-    for name, default in defaults.items():
-        if getattr(args, name) != default and name not in takes.get(kind, ()):
-            raise UserError(f"--{name} means nothing for a fitted {kind}")
+    for option in fields(args):
+        given = option.name in set().union(*_TAKES.values()) and getattr(args, option.name) != option.default
+        if given and option.name not in _TAKES.get(kind, ()):
+            raise UserError(f"--{option.name} means nothing for a fitted {kind}")
 
 
 def _size(args: SampleArgs, shape: list[int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Encodings: coordinates in the unit frame (or unit directions) to features, [n, n_in] to [n, n_out]."""
+"""Encodings: coordinates in the unit frame to features, [n, n_in] to [n, n_out]."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ class FourierFeatures(nn.Module):
     u: [n, n_dims], to [n, 2*n_features], cosines first. B [n_features, n_dims] is a buffer: saved, not learned, and the
     same for the same seed. Differentiable to any order. Source: Tancik et al. 2020, Fourier Features Let Networks Learn
     High Frequency Functions in Low Dimensional Domains, section 4.
+
+    >>> nerf.FourierFeatures(n_dims=2, n_features=8, sigma=10.0)(torch.rand(5, 2)).shape
+    torch.Size([5, 16])
     """
 
     matrix: Tensor
@@ -69,25 +72,6 @@ class FourierFeatures(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
-class SphericalHarmonics(nn.Module):
-    """Real spherical harmonics of unit directions [n, 3], all bands below `degree` (1 to 4): [n, degree^2].
-
-    Order and signs as in `nerf.kernels.reference.sh_encode`. Differentiable.
-    """
-
-    def __init__(self, degree: int = 4) -> None:
-        super().__init__()
-        if degree not in (1, 2, 3, 4):
-            raise ValueError(f"degree: expected 1, 2, 3 or 4, got {degree!r}")
-        self.n_in, self.n_out, self.degree = 3, degree * degree, degree
-
-    def forward(self, directions: Tensor) -> Tensor:
-        # The polynomials are few and cheap: plain torch here, native code only inside the fused field.
-        from nerf.kernels.reference import sh_encode
-
-        return sh_encode(directions, self.degree)
-
-
 class HashGrid(nn.Module):
     """Multi-resolution hash grid with a learned table, see `nerf.kernels.reference.hashgrid_encode` for the equation.
 
@@ -96,6 +80,10 @@ class HashGrid(nn.Module):
 
     The table starts uniform in +-1e-4 (Mueller et al. 2022, section 4): small, so that the networks see nearly nothing
     at first, and random, so that no two features start the same.
+
+    >>> grid = nerf.HashGrid(n_dims=2, n_levels=4, n_features_per_level=2, log2_hashmap_size=10)
+    >>> grid(torch.rand(5, 2)).shape
+    torch.Size([5, 8])
     """
 
     def __init__(
@@ -117,6 +105,6 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4, generator=generator))
 
     def forward(self, u: Tensor) -> Tensor:
-        from nerf.kernels import hashgrid_encode  # the door: native where there is a library, else the reference
+        from nerf.kernels import hashgrid_encode
 
         return hashgrid_encode(u, self.table, self.layout)

@@ -28,6 +28,9 @@ class MLP(nn.Module):
     Args:
         activation: "relu", "tanh" or "softplus". output_activation: None (linear), "sigmoid" or "exp".
         depth: hidden layers, 0 for one linear map. generator: for a repeatable start.
+
+    >>> nerf.MLP(n_in=3, n_out=1, width=16, depth=2)(torch.rand(5, 3)).shape
+    torch.Size([5, 1])
     """
 
     def __init__(
@@ -58,6 +61,10 @@ class MLP(nn.Module):
             _fill_uniform(layer.weight, math.sqrt(gain / layer.in_features), generator)
             if bias:
                 nn.init.zeros_(layer.bias)
+
+    def weights(self) -> list[Tensor]:
+        """The matrices [out, in] of all layers, in order."""
+        return [layer.weight for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def as_layers(self) -> list[Layer]:
         """The same network for `kernels.network_mse`; of activations, it takes ReLU and sigmoid alone."""
@@ -106,6 +113,9 @@ class Siren(nn.Module):
 
     It expects coordinates in [-1,1] (`Identity(centred=True)`). `first_omega_0` sets the highest frequency it starts
     with: 30 for pictures, 3000 for a few seconds of sound. Source: SIREN (Sitzmann et al. 2020).
+
+    >>> nerf.Siren(n_in=2, n_out=3, width=16, depth=2)(torch.rand(5, 2) * 2 - 1).shape
+    torch.Size([5, 3])
     """
 
     def __init__(

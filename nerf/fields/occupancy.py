@@ -23,6 +23,11 @@ class OccupancyGrid:
     `values` [levels*R^3] float: decayed maximum of density seen in a cell; `candidates`: cells that may be occupied at
     all (seen by a camera, inside the silhouettes, not served by a finer level); `occupied` [levels,R,R,R] bool, indexed
     [level,z,y,x].
+
+    >>> grid = nerf.OccupancyGrid(resolution=32)
+    >>> grid.restrict(lambda centres, sizes: centres.norm(dim=1) < 0.5)  # a ball
+    >>> round(float(grid.occupied.float().mean()) * 8, 1)  # its volume, of the box's 8
+    0.5
     """
 
     def __init__(self, n_levels: int = 1, resolution: int = 128, initial_density: float = 0.0) -> None:

@@ -48,6 +48,13 @@ class Triangles(NamedTuple):
     vertices: Tensor
     faces: Tensor
 
+    @staticmethod
+    def of(mesh: Triangles | trimesh.Trimesh) -> Triangles:
+        """A copy of what trimesh keeps; triangles are themselves."""
+        if isinstance(mesh, Triangles):
+            return mesh
+        return Triangles(*(torch.from_numpy(np.array(x, t)) for x, t in ((mesh.vertices, float), (mesh.faces, int))))
+
     def corners(self, which: Tensor) -> Tensor:
         """[n,3,3] the corners of faces [n]."""
         return self.vertices[self.faces[which]]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.meshing.clean import component_labels
+from nerf.meshing.fair import twin_edges
 from nerf.meshing.packing import pack
 from nerf.meshing.preview import rasterise
 
@@ -51,7 +52,7 @@ def unwrap(vertices: Tensor, faces: Tensor, size: int) -> Atlas:
     a, b, c = (points[faces[:, k]] for k in range(3))
     normals = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1, eps=1e-300)
     flat = torch.stack([points[:, [1, 2]], points[:, [2, 0]], points[:, [0, 1]]])  # [axis, v, 2]
-    neighbours = _neighbours(faces, len(vertices))
+    neighbours = torch.stack(twin_edges(faces, len(vertices)), dim=1) // 3  # pairs of faces [e,2] that share an edge
     side = _choose_sides(torch.stack([normals, -normals], dim=2).flatten(1), neighbours)
     axis = torch.div(side, 2, rounding_mode="floor")
     layer = torch.zeros(len(faces), dtype=torch.int64)
@@ -91,15 +92,6 @@ def _choose_sides(facing: Tensor, neighbours: Tensor) -> Tensor:
         most, best = torch.where(lowest > _SLANTED, shared, 0.0).max(dim=1)
         side = torch.where((most > 0)[patch], best[patch], side)
     return side
-
-
-def _neighbours(faces: Tensor, n_vertices: int) -> Tensor:
-    """Pairs of faces [e,2] that share an edge."""
-    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).sort(dim=1).values
-    key, order = (edges[:, 0] * n_vertices + edges[:, 1]).sort(stable=True)
-    owner = order % len(faces)
-    same = (key[1:] == key[:-1]).nonzero()[:, 0]
-    return torch.stack([owner[same], owner[same + 1]], dim=1)
 
 
 def _label_patches(label: Tensor, neighbours: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Cleaning of closed triangle meshes: connected components, which of them stay, normals, is it closed."""
+"""Cleaning of closed triangle meshes: connected components, small ones removed, normals, smoothing.
+
+Components and Taubin smoothing are ours because trimesh's need scipy, which is no dependency, and hold sparse matrices
+of the whole mesh where these work in chunks.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.io.memory import give_back
+from nerf.io.memory import trim_heap
 from nerf.meshing.repair import repair
 
 _CHUNK = 1 << 18  # faces at once
@@ -62,12 +67,15 @@ def signed_volumes(vertices: Tensor, faces: Tensor, labels: Tensor) -> tuple[Ten
     return names, counts[names], volumes[names]
 
 
-def keep_faces(
-    vertices: Tensor, faces: Tensor, min_fraction: float, max_count: int | None, cavities: bool
-) -> tuple[Tensor, int]:
-    """Which faces [f] bool stay, and in how many components.
+class Limits(NamedTuple):
+    """Which components are large enough: those of a share of the largest one's faces, and at most so many."""
 
-    Those of at least min_fraction of the largest one's faces stay, at most max_count of them.
+    min_fraction: float = 0.0
+    max_count: int | None = None
+
+
+def keep_faces(vertices: Tensor, faces: Tensor, limits: Limits, cavities: bool) -> tuple[Tensor, int]:
+    """Which faces [f] bool to keep within the limits, and in how many components.
 
     cavities: whether to keep components that enclose emptiness (the inner skin of a hollow solid: nothing outside sees
     it).
@@ -77,33 +85,33 @@ def keep_faces(
     good = torch.ones_like(names, dtype=torch.bool) if cavities else volumes > 0
     if not bool(good.any()):
         return good.new_zeros(len(faces)), 0
-    good &= counts >= min_fraction * counts[good].max()
-    if max_count is not None:
+    good &= counts >= limits.min_fraction * counts[good].max()
+    if limits.max_count is not None:
         order = torch.argsort(torch.where(good, counts, 0), descending=True, stable=True)
-        good[order[max_count:]] = False
-    stays = torch.zeros(len(vertices), dtype=torch.bool)
-    stays[names[good]] = True
-    return _rows(stays[labels], faces[:, 0]), int(good.sum())
+        good[order[limits.max_count :]] = False
+    keep = torch.zeros(len(vertices), dtype=torch.bool)
+    keep[names[good]] = True
+    return _rows(keep[labels], faces[:, 0]), int(good.sum())
 
 
-def find_hole_faces(faces: Tensor, gone: Tensor, n_vertices: int, most: int) -> Tensor:
-    """Which of the faces [f] that are to go (bool) would leave a hole of at most so many faces in those that stay."""
-    chosen = gone.nonzero()[:, 0]
+def find_hole_faces(faces: Tensor, removed: Tensor, n_vertices: int, most: int) -> Tensor:
+    """Which of the faces [f] to be removed (bool) would leave a hole of at most so many faces in the others."""
+    chosen = removed.nonzero()[:, 0]
     if not most or not len(chosen):
-        return torch.zeros_like(gone)
+        return torch.zeros_like(removed)
     labels = component_labels(n_vertices, faces[chosen])
     owner = _rows(labels, faces[chosen, 0])
     small = torch.bincount(owner, minlength=n_vertices) <= most
     border, held = torch.zeros(n_vertices, dtype=torch.bool), torch.zeros(n_vertices, dtype=torch.bool)
-    border[faces[~gone].reshape(-1).long()] = True
+    border[faces[~removed].reshape(-1).long()] = True
     held[labels[border]] = True  # a piece of its own is no hole
-    filling = torch.zeros_like(gone)
+    filling = torch.zeros_like(removed)
     filling[chosen] = (small & held)[owner]
     return filling
 
 
 def compact(faces: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
-    """Drop vertices that no face uses: (indices of those that stay [v], faces in their numbering [f,3])."""
+    """Drop vertices that no face uses: (indices of those that are kept [v], faces in their numbering [f,3])."""
     used = torch.zeros(n_vertices, dtype=torch.bool)
     for some in faces.split(_CHUNK):
         used[some.reshape(-1).long()] = True
@@ -202,7 +210,7 @@ def decimate(vertices: Tensor, faces: Tensor, n_faces: int, closed: bool = True)
     points, kept = _simplify(unit.numpy(), faces.int().numpy(), n_faces)
     points, kept = repair(points, kept, len(kept) if closed else _SMALL_HOLE)
     used, kept_faces = compact(torch.from_numpy(kept), len(points))
-    give_back()
+    trim_heap()
     return torch.from_numpy(points)[used] * extent + middle, kept_faces
 
 

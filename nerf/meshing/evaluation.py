@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -19,57 +20,142 @@ if TYPE_CHECKING:
 
 F_SCORE_PERCENTS = (0.25, 0.5, 1.0)  # per cent of the truth's diagonal
 _SUPERSAMPLE = 4  # of a pixel: with 2, the four shades of a silhouette's pixels cost 0.4 dB at 40 dB
+_LENGTHS = ("accuracy", "completeness", "chamfer")
 _MAX_SIZE_RATIO = 10.0  # of the two diagonals, beyond which frames are taken to differ
 
 
-def evaluate_mesh_views(mesh: trimesh.Trimesh, scene: Scene) -> dict[str, Any]:
-    """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white; means and
-    one by one. Pixels outside a view's mask do not count."""
+class FScore(NamedTuple):
+    """Shares of points within a distance: of the mesh's to the truth, of the truth's to the mesh, harmonic mean."""
+
+    precision: float
+    recall: float
+    f_score: float
+
+
+@dataclass(frozen=True)
+class MeshScores:
+    """What `evaluate_mesh` measures; lengths in the units of the two meshes. As a string it is a table.
+
+    >>> import trimesh
+    >>> box = trimesh.creation.box()
+    >>> scores = nerf.evaluate_mesh(box, box, samples=1000)
+    >>> scores.f_scores["0.25"].f_score, scores.to_dict()["faces"]
+    (1.0, 12)
+    """
+
+    accuracy: float  # mean distance of the mesh's points to the truth
+    completeness: float  # mean distance of the truth's points to the mesh
+    f_scores: dict[str, FScore]  # by the distance in per cent of the diagonal, of F_SCORE_PERCENTS
+    normal_consistency: float  # mean |cosine| of a point's face normal and its nearest face's, over both ways
+    diagonal: float  # of the truth's bounding box
+    samples: int
+    faces: int
+    faces_of_truth: int
+
+    @property
+    def chamfer(self) -> float:
+        """The mean of accuracy and completeness."""
+        return (self.accuracy + self.completeness) / 2
+
+    @property
+    def chamfer_percent(self) -> float:
+        """Of the diagonal."""
+        return 100 * self.chamfer / self.diagonal
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `nerf evalmesh` writes it: JSON-able, with lengths in per cent of the diagonal too."""
+        lengths = {name: getattr(self, name) for name in _LENGTHS}
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*_LENGTHS, "f_scores")}
+        percents = {f"{name}_percent": 100 * value / self.diagonal for name, value in lengths.items()}
+        return lengths | percents | {"f_scores": {k: f._asdict() for k, f in self.f_scores.items()}} | rest
+
+    def __str__(self) -> str:
+        """A table for a person."""
+        lines = [f"{'':20}{'length':>12}{'of diagonal':>14}"]
+        for name in _LENGTHS:
+            lines.append(f"{name:20}{getattr(self, name):12.5g}{100 * getattr(self, name) / self.diagonal:12.4f} %")
+        lines.append(f"{'within':20}{'precision':>12}{'recall':>14}{'F-score':>10}")
+        lines += [f"{percent + ' %':20}{p:12.4f}{r:14.4f}{f:10.4f}" for percent, (p, r, f) in self.f_scores.items()]
+        lines.append(f"{'normal consistency':20}{self.normal_consistency:12.4f}")
+        lines.append(
+            f"{self.samples:,} points on each; {self.faces:,} faces against {self.faces_of_truth:,}; "
+            f"diagonal {self.diagonal:.5g}"
+        )
+        return "\n".join(lines)
+
+
+class ViewScore(NamedTuple):
+    """One view: its photo's name, PSNR in dB, SSIM; None where its mask leaves nothing to compare."""
+
+    name: str
+    psnr: float | None
+    ssim: float | None
+
+
+class MeshViewScores(NamedTuple):
+    """Means over views, how many there are, and each."""
+
+    psnr: float
+    ssim: float
+    n_views: int
+    views: list[ViewScore]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `nerf evalmesh` writes it: JSON-able."""
+        return self._asdict() | {"views": [view._asdict() for view in self.views]}
+
+
+def evaluate_mesh_views(mesh: trimesh.Trimesh, scene: Scene) -> MeshViewScores:
+    """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white.
+
+    Pixels outside a view's mask do not count. Not differentiable. Raises UserError where no view is held out.
+    """
     white = torch.ones(3)
     rows = []
     for i in scene.splits["test"].tolist():
         drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE)["color"])
         numbers = compare(drawn, shown_as(scene, truth_of(scene, i, white / scene.exposure)), mask_of(scene, i))
-        rows.append({"name": scene.names[i], "psnr": numbers["psnr"], "ssim": numbers["ssim"]})
+        rows.append(ViewScore(scene.names[i], numbers["psnr"], numbers["ssim"]))
     if not rows:
         raise UserError(f"{scene.path}: no view is held out, so there is none to compare with")
-    means = {k: sum(row[k] or 0.0 for row in rows) / len(rows) for k in ("psnr", "ssim")}
-    return means | {"n_views": len(rows), "views": rows}
+    psnr, ssim = (sum(score or 0.0 for score in scores) / len(rows) for scores in list(zip(*rows, strict=True))[1:])
+    return MeshViewScores(psnr, ssim, len(rows), rows)
 
 
-def evaluate_mesh(mesh: Triangles, truth: Triangles, samples: int = 200_000) -> dict[str, Any]:
-    """Distances between two surfaces, from `samples` points sampled by area on each to the faces of the other.
+def evaluate_mesh(
+    mesh: Triangles | trimesh.Trimesh, truth: Triangles | trimesh.Trimesh, samples: int = 200_000
+) -> MeshScores:
+    """Distances between two surfaces in one frame, from `samples` points sampled by area on each to the other's faces.
 
-    Returns, in units of the frame: "accuracy", mean distance of the mesh's points to the truth; "completeness", of the
-    truth's to the mesh; "chamfer", the mean of both; each also as "..._percent" of the diagonal of the truth's bounding
-    box. "f_scores": {per cent of the diagonal: {"precision", "recall", "f_score"}}. "normal_consistency": mean over
-    both ways of |cosine| between a point's face normal and that of the face nearest to it.
-    A mesh against itself scores 0 but for float32 (1e-6 of its size). Not differentiable.
+    A mesh against itself scores 0 but for float32 (1e-6 of its size). Deterministic; not differentiable.
     Sources: F-score, Knapitsch et al., "Tanks and Temples", 2017, equations 3 to 5; normal consistency, Mescheder et
     al., "Occupancy Networks", 2019.
+
+    >>> import trimesh
+    >>> box, larger = trimesh.creation.box((1, 1, 1)), trimesh.creation.box((1.2, 1.2, 1.2))
+    >>> f"{nerf.evaluate_mesh(box, larger, samples=6000).accuracy:.3f}"
+    '0.100'
     """
+    mesh, truth = Triangles.of(mesh), Triangles.of(truth)
     diagonal = truth.diagonal()
     to_truth, normals_there = _distances(mesh, truth, samples)
     to_mesh, normals_back = _distances(truth, mesh, samples)
-    means = {"accuracy": float(to_truth.mean()), "completeness": float(to_mesh.mean())}
-    means["chamfer"] = (means["accuracy"] + means["completeness"]) / 2
     f_scores = {}
     for percent in F_SCORE_PERCENTS:
         within = percent / 100 * diagonal
         precision, recall = float((to_truth <= within).double().mean()), float((to_mesh <= within).double().mean())
         both = precision + recall
-        f_score = 2 * precision * recall / both if both > 0 else 0.0
-        f_scores[f"{percent:g}"] = {"precision": precision, "recall": recall, "f_score": f_score}
-    return {
-        **means,
-        **{f"{name}_percent": 100 * value / diagonal for name, value in means.items()},
-        "f_scores": f_scores,
-        "normal_consistency": (normals_there + normals_back) / 2,
-        "diagonal": diagonal,
-        "samples": samples,
-        "faces": len(mesh.faces),
-        "faces_of_truth": len(truth.faces),
-    }
+        f_scores[f"{percent:g}"] = FScore(precision, recall, 2 * precision * recall / both if both > 0 else 0.0)
+    return MeshScores(
+        float(to_truth.mean()),
+        float(to_mesh.mean()),
+        f_scores,
+        (normals_there + normals_back) / 2,
+        diagonal,
+        samples,
+        len(mesh.faces),
+        len(truth.faces),
+    )
 
 
 def _distances(one: Triangles, other: Triangles, samples: int) -> tuple[torch.Tensor, float]:
@@ -100,19 +186,3 @@ def check_frames(mesh: Triangles, truth: Triangles, mesh_name: str, truth_name: 
             f"{mesh_name} spans {spans[0]} and {truth_name} spans {spans[1]}: they do not stand in the same frame and "
             "units; bring one into the other's frame first"
         )
-
-
-def format_scores(result: dict[str, Any]) -> str:
-    """The numbers of `evaluate_mesh` for a person."""
-    lines = [f"{'':20}{'length':>12}{'of diagonal':>14}"]
-    for name in ("accuracy", "completeness", "chamfer"):
-        lines.append(f"{name:20}{result[name]:12.5g}{result[f'{name}_percent']:12.4f} %")
-    lines.append(f"{'within':20}{'precision':>12}{'recall':>14}{'F-score':>10}")
-    for percent, f in result["f_scores"].items():
-        lines.append(f"{percent + ' %':20}{f['precision']:12.4f}{f['recall']:14.4f}{f['f_score']:10.4f}")
-    lines.append(f"{'normal consistency':20}{result['normal_consistency']:12.4f}")
-    lines.append(
-        f"{result['samples']:,} points on each; {result['faces']:,} faces against {result['faces_of_truth']:,}; "
-        f"diagonal {result['diagonal']:.5g}"
-    )
-    return "\n".join(lines)

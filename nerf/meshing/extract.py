@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.io.memory import give_back
+from nerf.io.memory import trim_heap
 from nerf.io.pictures import to_display
-from nerf.meshing.clean import compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
+from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
 from nerf.meshing.fused import FusedSurface
 from nerf.meshing.level import LevelSurface, default_threshold
@@ -30,6 +31,21 @@ _NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; a
 _CHUNK = 1 << 16  # vertices coloured or moved to the world at once
 
 Method = Literal["auto", "tsdf", "density"]
+
+
+@dataclass(frozen=True)
+class MeshInfo:
+    """What is known of an extracted mesh; `mesh.metadata` holds it as a dict."""
+
+    method: str
+    step: float  # of the grid, scene length
+    components: int
+    closed: bool
+    unseen_faces: int  # that were removed because fewer than two views see them
+    threshold: float | None = None  # of the density, 1/scene length, where the method is "density"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def extract_mesh(
@@ -54,92 +70,109 @@ def extract_mesh(
     crosses `threshold` (1/scene length; None: see level.default_threshold); "auto" takes tsdf, and density where a
     threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for
     forward-facing scenes); None: around the occupied cells for a bounded object, [-1,1]^3 for unbounded captures.
-    Components under min_fraction of the largest one's faces go, as do, for bounded objects, cavities that nothing
-    outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to slide it
-    onto the true surface along its edge. watertight: whether faces that one view or none has seen stay (None: for
-    bounded objects, and with "density"); at most `holes` of them in one place stay anyway. smooth: rounds of smoothing
-    that keeps the shape (None: 6, or none with "density"). denoise: rounds of averaging normals that agree, which
-    flattens noise and keeps edges (None: 12, or none with "density" and for over 4 million faces).
+    Components under min_fraction of the largest one's faces are removed, as are, for bounded objects, cavities that
+    nothing outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to
+    slide it onto the zero crossing along its edge. watertight: whether to keep faces that one view or none has seen
+    (None: for bounded objects, and with "density"); at most `holes` of them in one place are kept anyway. smooth:
+    rounds of Taubin smoothing (None: 6, or none with "density"). denoise: rounds of bilateral normal filtering (None:
+    12, or none with "density" and for over 4 million faces).
 
-    Unless such faces go the mesh is closed (where it meets the box it is capped), 2-manifold, wound counter-clockwise
-    seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal. `mesh.metadata`
-    says method, threshold, step, components, closed, and how many unseen faces went. Raises UserError where there is no
-    surface or an argument makes no sense. Not differentiable. Source: marching cubes (Lorensen and Cline 1987).
+    Unless unseen faces are removed the mesh is closed (where it meets the box it is capped), 2-manifold, wound
+    counter-clockwise seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal.
+    `mesh.metadata` is a MeshInfo as a dict. Raises UserError where there is no surface or an argument makes no sense.
+    Not differentiable. Sources: marching cubes, Lorensen and Cline 1987; TSDF fusion, Curless and Levoy 1996.
 
     >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
     >>> mesh = nerf.extract_mesh(model, resolution=24)
     >>> mesh.faces.shape[1], mesh.metadata["closed"]
     (3, True)
     """
-    import trimesh
-
     if method == "auto":
         method = "density" if threshold is not None or model.space.warped else "tsdf"
-    smooth = smooth if smooth is not None else 6 if method == "tsdf" else 0
+    if smooth is None:
+        smooth = 6 if method == "tsdf" else 0
     level = default_threshold() if threshold is None else float(threshold)
     _check(resolution, level, box, min_fraction, max_components, smooth, holes, denoise)
-    low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
-    resolution = default_resolution(model, low, high) if resolution is None else resolution
-    step = float((high - low).max()) / resolution
-    counts = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1
-    grid = Grid((float(low[0]), float(low[1]), float(low[2])), step, (int(counts[0]), int(counts[1]), int(counts[2])))
-
+    keep_unseen = model.space.bounded if watertight is None else watertight
+    limits = Limits(min_fraction, max_components)
+    grid = _grid(model, resolution, box)
     with torch.no_grad():
         shape = FusedSurface(model, grid) if method == "tsdf" else LevelSurface(model, grid, level)
-        surface = marching_cubes(shape.values, grid, shape.known, shape.outside)
-        if not len(surface.faces):
-            raise UserError(f"there is no surface: {shape.explain_empty()}")
-        points, faces = surface.refined_points(shape.values, refine), torch.from_numpy(surface.faces)
-        del surface
-        give_back()
-        kept, n_components = keep_faces(points, faces, min_fraction, max_components, cavities=not model.space.bounded)
+        points, faces = _polygonise(shape, grid, refine)
+        trim_heap()
+        kept, n_components = keep_faces(points, faces, limits, cavities=not model.space.bounded)
         if not n_components:
             raise UserError("nothing solid was found: every piece is a cavity; try another --threshold or --method")
         points = taubin_smooth(points, faces, smooth)
         if denoise is None:
             denoise = DENOISE_ROUNDS if method == "tsdf" and len(faces) <= MAX_DENOISED_FACES else 0
         points = denoise_normals(points, faces, denoise)
-        n_whole = int(kept.sum())
-        if isinstance(shape, FusedSurface) and not (model.space.bounded if watertight is None else watertight):
-            seen = torch.cat([shape.seen(some) for some in points.split(_CHUNK)])
-            gone = kept & ~seen[faces.long()].all(dim=1)
-            kept &= ~gone
-            kept[gone | kept] |= find_hole_faces(faces[gone | kept], gone[gone | kept], len(points), holes)
-            # What was one piece with what nobody sees may be crumbs now.
-            stays, n_components = keep_faces(points, faces[kept], min_fraction, max_components, cavities=True)
-            if not n_components:
-                raise UserError(
-                    "no two photos see a surface there: "
-                    "train longer, choose another --box, or keep all with --watertight"
-                )
-            kept[kept.nonzero()[~stays]] = False
-        n_unseen = n_whole - int(kept.sum())
+        n_unseen = 0
+        if isinstance(shape, FusedSurface) and not keep_unseen:
+            n_whole = int(kept.sum())
+            kept, n_components = _remove_unseen(shape, points, faces, kept, limits, holes)
+            n_unseen = n_whole - int(kept.sum())
         del shape
         faces = faces[kept]
         vertices, faces = compact(faces, len(points))
         points = points[vertices]
-        give_back()
+        trim_heap()
         normals = vertex_normals(points, faces)
         rgb = _colours(model, points, normals) if colours else None
-        give_back()
+        trim_heap()
         world, faces, normals = _to_world(model, points, faces, normals)
     del points, vertices
     closed = is_closed(faces.numpy(), len(world))
-    give_back()
+    info = MeshInfo(method, grid.step, n_components, closed, n_unseen, level if method == "density" else None)
+    trim_heap()
     faces, normals = faces.long(), normals.double()  # as trimesh keeps them; the small ones are freed before it begins
+    return to_trimesh(world, faces, normals, info.to_dict(), vertex_colors=rgb)
+
+
+def to_trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, info: dict[str, Any], **looks: Any) -> trimesh.Trimesh:
+    """A trimesh.Trimesh of vertices [v,3] float64, faces [f,3] int64 and normals [v,3] float64, nothing merged."""
+    import trimesh
+
     mesh = trimesh.Trimesh(
-        vertices=world.numpy(),
-        faces=faces.numpy(),
-        vertex_normals=normals.numpy(),
-        vertex_colors=rgb,
-        process=False,
-        validate=False,
+        vertices.numpy(), faces.numpy(), vertex_normals=normals.numpy(), process=False, validate=False, **looks
     )
-    about = {"method": method, "step": step, "components": n_components, "closed": closed, "unseen_faces": n_unseen}
-    mesh.metadata = about
-    if method == "density":
-        mesh.metadata["threshold"] = level
+    mesh.metadata = info
     return mesh
+
+
+def _grid(model: Model, resolution: int | None, box: tuple[float, ...] | None) -> Grid:
+    """The grid points to march through: around the box or, without one, around what the model shows."""
+    low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
+    resolution = default_resolution(model, low, high) if resolution is None else resolution
+    step = float((high - low).max()) / resolution
+    counts = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1
+    return Grid((float(low[0]), float(low[1]), float(low[2])), step, (int(counts[0]), int(counts[1]), int(counts[2])))
+
+
+def _polygonise(shape: FusedSurface | LevelSurface, grid: Grid, refine: int) -> tuple[Tensor, Tensor]:
+    """Marching cubes: vertices [v,3] float32 in the scene frame and faces [f,3] int32."""
+    surface = marching_cubes(shape.values, grid, shape.known, shape.outside)
+    if not len(surface.faces):
+        raise UserError(f"there is no surface: {shape.explain_empty()}")
+    return surface.refined_points(shape.values, refine), torch.from_numpy(surface.faces)
+
+
+def _remove_unseen(
+    shape: FusedSurface, points: Tensor, faces: Tensor, kept: Tensor, limits: Limits, holes: int
+) -> tuple[Tensor, int]:
+    """Which of the kept faces [f] two views have seen, small holes among them filled, and in how many components."""
+    seen = torch.cat([shape.seen(some) for some in points.split(_CHUNK)])
+    removed = kept & ~seen[faces.long()].all(dim=1)
+    kept &= ~removed
+    kept[removed | kept] |= find_hole_faces(faces[removed | kept], removed[removed | kept], len(points), holes)
+    # What was one component with unseen faces may be several small ones now.
+    keep, n_components = keep_faces(points, faces[kept], limits, cavities=True)
+    if not n_components:
+        raise UserError(
+            "no two photos see a surface there: train longer, choose another --box, or keep all with --watertight"
+        )
+    kept[kept.nonzero()[~keep]] = False
+    return kept, n_components
 
 
 def _check(
@@ -152,20 +185,17 @@ def _check(
     holes: int,
     denoise: int | None,
 ) -> None:
-    if holes < 0:
-        raise UserError(f"--holes must be 0 or more faces, got {holes}")
-    if not 0 <= smooth <= 100:
-        raise UserError(f"--smooth must be from 0 to 100 rounds, got {smooth}")
-    if denoise is not None and not 0 <= denoise <= 100:
-        raise UserError(f"--denoise must be from 0 to 100 rounds, got {denoise}")
-    if resolution is not None and not 8 <= resolution <= 4096:
-        raise UserError(f"--resolution must be from 8 to 4096 cells, got {resolution}")
-    if not (math.isfinite(level) and level > 0):
-        raise UserError(f"--threshold must be a density above 0 in 1/scene length, got {level}")
-    if not 0 <= min_fraction <= 1:
-        raise UserError(f"--min-fraction must be from 0 to 1, got {min_fraction}")
-    if max_components is not None and max_components < 1:
-        raise UserError(f"--max-components must be 1 or more, got {max_components}")
+    for holds, message in (
+        (holes >= 0, f"--holes must be 0 or more faces, got {holes}"),
+        (0 <= smooth <= 100, f"--smooth must be from 0 to 100 rounds, got {smooth}"),
+        (denoise is None or 0 <= denoise <= 100, f"--denoise must be from 0 to 100 rounds, got {denoise}"),
+        (resolution is None or 8 <= resolution <= 4096, f"--resolution must be from 8 to 4096 cells, got {resolution}"),
+        (0 < level < math.inf, f"--threshold must be a density above 0 in 1/scene length, got {level}"),
+        (0 <= min_fraction <= 1, f"--min-fraction must be from 0 to 1, got {min_fraction}"),
+        (max_components is None or max_components >= 1, f"--max-components must be 1 or more, got {max_components}"),
+    ):
+        if not holds:
+            raise UserError(message)
     if box is not None:
         _check_box(box)
 

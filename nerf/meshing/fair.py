@@ -20,10 +20,10 @@ def denoise_normals(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
     """Vertices [v,3] float32 moved so that faces [f,3] lie along bilaterally filtered normals; any frame and unit.
 
     Each round, `n_i <- normalise(sum_j A_j exp(-|n_i - n_j|^2 / (2 NORMAL_SIGMA^2)) n_j)` over the face i and those
-    across its edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around, c their centres.
-    Connectivity stays, so a closed mesh stays closed. Not differentiable. Sources: Zheng et al., "Bilateral Normal
-    Filtering for Mesh Denoising", 2011, local scheme (area in place of distance); Sun et al., "Fast and Effective
-    Feature-Preserving Mesh Denoising", 2007, equation 12, for the vertices.
+    across its edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around, c
+    their centres. Connectivity stays, so a closed mesh stays closed. Not differentiable.
+    Sources: Zheng et al., "Bilateral Normal Filtering for Mesh Denoising", 2011, local scheme (area in place of
+    distance); for the vertices Sun et al., "Fast and Effective Feature-Preserving Mesh Denoising", 2007, equation 12.
     """
     if not rounds or not len(faces):
         return vertices
@@ -49,15 +49,19 @@ def denoise_normals(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
 def faces_across(faces: Tensor, n_vertices: int) -> Tensor:
     """[f,3] int32: the face on the other side of the edges that leave corners 0, 1 and 2 (itself where there is none);
     where more than two share an edge, one of them."""
+    one, other = twin_edges(faces, n_vertices)
+    across = torch.arange(len(faces), dtype=torch.int32).repeat_interleave(3)
+    across[one], across[other] = (other // 3).int(), (one // 3).int()
+    return across.reshape(-1, 3)
+
+
+def twin_edges(faces: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
+    """Pairs [e], [e] of edges of faces [f,3] that join the same vertices; edge 3 f + k leaves corner k of face f."""
     low = torch.minimum(faces, faces.roll(-1, 1)).long()
     key, order = (low * n_vertices + torch.maximum(faces, faces.roll(-1, 1))).reshape(-1).sort(stable=True)
     del low
     twin = (key[1:] == key[:-1]).nonzero()[:, 0]
-    del key
-    across = torch.arange(len(faces), dtype=torch.int32).repeat_interleave(3)
-    one, other = order[twin], order[twin + 1]
-    across[one], across[other] = (other // 3).int(), (one // 3).int()
-    return across.reshape(-1, 3)
+    return order[twin], order[twin + 1]
 
 
 def _normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:

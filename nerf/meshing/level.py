@@ -14,9 +14,8 @@ from nerf.meshing.marching import ASK, OUTSIDE, Grid, Known
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
-HALF_TRANSMITTANCE_LENGTH = (
-    1 / 64
-)  # scene length over which the iso-surface's density absorbs half the light: a cell of a 128^3 occupancy grid
+# Scene length over which the iso-surface's density absorbs half the light: a cell of a 128^3 occupancy grid.
+HALF_TRANSMITTANCE_LENGTH = 1 / 64
 _CLAMP = 3.0  # of log(density / level): beyond a factor of 20 a value says "inside" or "outside", not how far
 
 

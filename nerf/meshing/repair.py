@@ -1,4 +1,7 @@
-"""Making a mesh closed again: doubled faces, edges with too many faces, holes."""
+"""Making a mesh closed and manifold again: doubled faces, edges with too many faces, holes.
+
+Ours, because trimesh fills holes of three and four edges alone, and pymeshfix (GPL) and pymeshlab are no dependencies.
+"""
 
 from __future__ import annotations
 

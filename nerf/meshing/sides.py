@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.geometry.aim import look_at_point
+from nerf.geometry.aim import look_at, look_at_point
 from nerf.geometry.cameras import Cameras
 from nerf.io.pictures import write_png
 from nerf.meshing.preview import render_mesh
@@ -43,7 +43,9 @@ def render_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int
     c, s = float(np.cos(np.radians(15))), float(np.sin(np.radians(15)))
     backward = [c * ahead + s * up, c * right + s * up, -c * ahead + s * up, -c * right + s * up, up, -up]
     upward = [up] * 4 + [-ahead, ahead]
-    cameras = _cameras(torch.stack(backward), torch.stack(upward), middle, radius, size)
+    origins = middle + _DISTANCE_RADII * radius * torch.stack(backward)
+    focal = size / 2 * _DISTANCE_RADII / 1.02  # a ball of the radius about the middle fills the picture
+    cameras = Cameras.perspective(look_at(origins, middle, torch.stack(upward)), focal, size, size)
     return {name: _draw(mesh, cameras, k) for k, name in enumerate(SIDES)}
 
 
@@ -57,14 +59,6 @@ def write_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, folder: Pa
     folder.mkdir(exist_ok=True)
     for name, picture in render_six_sides(mesh, front, up).items():
         write_png(folder / f"{name}.png", picture)
-
-
-def _cameras(backward: Tensor, up: Tensor, middle: Tensor, radius: float, size: int) -> Cameras:
-    """Cameras far away along backward [n,3] (unit), so that a ball of the radius about the middle fills the picture."""
-    x = torch.nn.functional.normalize(torch.linalg.cross(up, backward), dim=1)
-    y = torch.linalg.cross(backward, x)
-    c2w = torch.stack([x, y, backward, middle + _DISTANCE_RADII * radius * backward], dim=2)
-    return Cameras.perspective(c2w, size / 2 * _DISTANCE_RADII / 1.02, size, size)
 
 
 def _draw(mesh: trimesh.Trimesh, cameras: Cameras, k: int) -> np.ndarray:

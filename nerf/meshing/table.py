@@ -53,9 +53,7 @@ def _loops(case: int, edge_of: dict[frozenset[int], int]) -> list[list[int]]:
     for ring in _faces():
         inside = [bool(case >> corner & 1) for corner in ring]
         for k in range(4):
-            if (
-                not inside[k] and inside[(k + 1) % 4]
-            ):  # here the walk enters a run of inside corners; find where it leaves
+            if not inside[k] and inside[(k + 1) % 4]:  # the walk enters a run of inside corners; find where it leaves
                 enter = edge_of[frozenset((ring[k], ring[(k + 1) % 4]))]
                 j = (k + 1) % 4
                 while inside[(j + 1) % 4]:

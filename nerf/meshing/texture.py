@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.light import encode
-from nerf.io.memory import give_back
+from nerf.io.memory import trim_heap
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, rasterise
 from nerf.training.exposure import remove_exposure
@@ -143,7 +143,7 @@ def bake(
     texture, known = torch.zeros(atlas.size**2, 3), torch.zeros(atlas.size**2, dtype=torch.bool)
     texture[flat], known[flat] = color, True
     del color, weights, flat, face
-    give_back()
+    trim_heap()
     shape = (atlas.size, atlas.size)
     return fill(texture.reshape(*shape, 3), known.reshape(shape)).clamp_min(0)
 

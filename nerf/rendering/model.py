@@ -64,14 +64,6 @@ class Model:
     def space(self) -> Space:
         return self.marching.space
 
-    @property
-    def near(self) -> float:
-        return self.marching.near
-
-    @property
-    def far(self) -> float:
-        return self.marching.far
-
     # ---- questions to the field
 
     def density(self, points: Tensor) -> Tensor:
@@ -148,7 +140,7 @@ class Model:
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON-able config) for `nerf.io.checkpoint`."""
-        tensors = {f"field.{name}": t.detach() for name, t in self.field.state_dict().items()}
+        tensors = {f"field.{name}": t for name, t in self.field.state_dict().items()}
         tensors |= {f"occupancy.{name}": t for name, t in self.occupancy.tensors().items()}
         tensors |= {f"cameras.{name}": t for name, t in self.cameras.tensors().items()}
         tensors["background"] = self.background

@@ -1,9 +1,11 @@
-"""Sound as a signal: WAV with 8 to 32 bits or floats and any number of channels; other formats through ffmpeg."""
+"""Sound as a signal: WAV with 8 to 32 bits or floats and any number of channels; other formats through ffmpeg.
+
+The standard library's `wave` neither reads nor writes floats, so the chunks are read here.
+"""
 
 from __future__ import annotations
 
 import struct
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,9 @@ import numpy as np
 import torch
 
 from nerf.errors import UserError, note
-from nerf.io.files import whole
-from nerf.signals.record import Signal, to_values
+from nerf.io.files import atomic_write
+from nerf.io.video import ffmpeg
+from nerf.signals.record import Signal, check_file, to_values
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
@@ -29,13 +32,21 @@ _DTYPES: dict[tuple[int, int], np.dtype] = {
 
 
 def read_audio(path: str | Path) -> Signal:
-    """A sound as it is in the file: all channels, all bits. Values of the field are in [-1, 1], full scale 1."""
+    """A sound as it is in the file: all channels, all bits. Values of the field are in [-1, 1], full scale 1.
+
+    Raises UserError for what is missing, empty, broken or not finite.
+
+    >>> import wave
+    >>> with wave.open("tone.wav", "wb") as file:
+    ...     file.setparams((1, 2, 8000, 0, "NONE", ""))
+    ...     file.writeframes(np.arange(800, dtype="<i2").tobytes())
+    >>> signal = nerf.read_audio("tone.wav")
+    >>> signal.shape, signal.meta["rate"], signal.meta["bits"]
+    ((800,), 8000, 16)
+    """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected a sound (WAV, FLAC, MP3, OGG)")
+    check_file(path, "a sound (WAV, FLAC, MP3, OGG)")
     data = path.read_bytes()
-    if not data:
-        raise UserError(f"{path}: is empty; expected a sound")
     if data[:4] != b"RIFF":
         data = _through_ffmpeg(path)
     samples, rate, bits = _wav(path, data)
@@ -99,19 +110,13 @@ def _wav(path: Path, data: bytes) -> tuple[np.ndarray, int, int]:
 
 
 def _through_ffmpeg(path: Path) -> bytes:
-    import imageio_ffmpeg
-
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path.absolute())]
-    done = subprocess.run(
-        [*command, "-vn", "-c:a", "pcm_f32le", "-f", "wav", "-"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode or not done.stdout:
-        why = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UserError(f"{path}: cannot be read as a sound ({why[-1][:120] if why else 'it holds none'})")
-    return done.stdout
+    try:
+        data = ffmpeg("-i", str(path.absolute()), "-vn", "-c:a", "pcm_f32le", "-f", "wav", "-")
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as a sound ({error})") from None
+    if not data:
+        raise UserError(f"{path}: cannot be read as a sound (it holds none)")
+    return data
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int, bits: int) -> None:
@@ -127,7 +132,7 @@ def write_wav(path: Path, samples: np.ndarray, rate: int, bits: int) -> None:
         b"fmt " + struct.pack("<I", 16) + body + b"data" + struct.pack("<I", len(raw)) + raw + b"\0" * (len(raw) % 2)
     )
     try:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WAVE" + parts)
     except OSError as error:
         raise UserError(f"{path}: writing the sound failed ({error.strerror or error}); is the disk full?") from error

@@ -16,11 +16,16 @@ from nerf.fields.networks import MLP, Siren
 from nerf.kernels import Layer
 
 KINDS = ("hash", "siren", "fourier", "mlp")
+OWN = "own"  # the kind of a module of somebody else's
 
 
 @dataclass(frozen=True)
 class FieldChoice:
-    """Which field, and its size. A number that the kind has no use for is ignored."""
+    """Which field, and its size. A number that the kind has no use for is ignored.
+
+    >>> FieldChoice("siren", width=128, depth=3).first_omega_0
+    30.0
+    """
 
     kind: str = "hash"  # hash: grid of features; siren: sine layers; fourier: Gaussian features; mlp: plain or NeRF's
     width: int = 64
@@ -51,7 +56,12 @@ class SignalField(nn.Module):
 
     Args:
         extents: e [n_dims]. low, high: the range of the values; a network starts and learns best around -1 to 1.
-        seed: of the start.
+        seed: of the start. network: a module of your own, [n, n_dims] to [n, n_channels], instead of ours
+            (`SignalField.of`).
+
+    >>> field = SignalField(FieldChoice("siren", width=32), n_dims=2, n_channels=3)
+    >>> field(torch.rand(5, 2)).shape
+    torch.Size([5, 3])
     """
 
     extents: Tensor
@@ -65,9 +75,10 @@ class SignalField(nn.Module):
         low: float = 0.0,
         high: float = 1.0,
         seed: int = 0,
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if choice.kind not in KINDS:
+        if choice.kind not in KINDS and network is None:
             raise UserError(f"--field {choice.kind}: there is no such field, expected one of {', '.join(KINDS)}")
         self.choice, self.n_dims, self.n_channels, self.seed = choice, n_dims, n_channels, seed
         sides = tuple(extents or (1.0,) * n_dims)
@@ -80,7 +91,9 @@ class SignalField(nn.Module):
         random = torch.Generator().manual_seed(seed)
         self.encoding = _encoding(choice, n_dims, random, seed)
         self.pairs = False  # whether training multiplies in bfloat16, where the processor has it
-        self.network: Siren | MLP
+        self.network: Any = network
+        if network is not None:
+            return
         if choice.kind == "siren":
             self.network = Siren(
                 n_dims, n_channels, choice.width, choice.depth, choice.first_omega_0, choice.omega_0, random
@@ -95,6 +108,11 @@ class SignalField(nn.Module):
                 generator=random,
             )
 
+    @classmethod
+    def of(cls, network: nn.Module, n_dims: int, n_channels: int) -> SignalField:
+        """A field that is a module of your own: unit coordinates [n, n_dims] to values [n, n_channels], in torch."""
+        return cls(FieldChoice(OWN), n_dims, n_channels, None, -1.0, 1.0, network=network)
+
     @property
     def device(self) -> torch.device:
         return self.extents.device
@@ -106,7 +124,7 @@ class SignalField(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """Natively, and so differentiable once in the parameters; where u has a gradient, in plain torch, to any order
         that the encoding has."""
-        if not (u.requires_grad and torch.is_grad_enabled()):
+        if self.choice.kind != OWN and not (u.requires_grad and torch.is_grad_enabled()):
             return self.offset + self.scale * kernels.network_forward(*self._as_layers(u), self.pairs)
         return self.offset + self.scale * self.network(self.encoding(self.positions(u)))
 
@@ -117,6 +135,8 @@ class SignalField(nn.Module):
     def mse(self, u: Tensor, values: Tensor) -> Tensor:
         """Mean squared error over all elements at u [n, n_dims] against values [n, n_channels], differentiable once:
         natively where there is a library, value and gradients in one pass."""
+        if self.choice.kind == OWN:
+            return (self(u) - values).square().mean()
         x, layers = self._as_layers(u)
         targets = (values - self.offset) * (1.0 / self.scale)
         return kernels.network_mse(x, targets, layers, self.pairs) * self.scale**2
@@ -130,6 +150,8 @@ class SignalField(nn.Module):
     def with_gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(values [n, c], their gradients [n, c, d] in u) to learn from both, natively; not of hash grids, nor of
         octaves of frequencies, which `derivatives.gradient` takes."""
+        if self.choice.kind == OWN:
+            raise ValueError("with_gradient: takes the kinds siren, fourier and mlp, not a module of your own")
         x, layers = self._as_layers(u)
         if self.encoding.n_out != self.n_dims and not isinstance(self.encoding, FourierFeatures):
             raise ValueError(f"with_gradient: the field {self.choice.kind} has an encoding that it cannot go through")
@@ -164,14 +186,20 @@ class SignalField(nn.Module):
         }
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> SignalField:
+    def from_dict(cls, config: dict[str, Any], network: nn.Module | None = None) -> SignalField:
         """The untrained field of these sizes; a subclass takes what it adds to `to_dict` as keyword arguments."""
         choice = FieldChoice(**config["choice"])
+        if choice.kind == OWN:
+            if network is None:
+                raise UserError("the field is a module of somebody's own: Fitted.load(path, network=...) takes it")
+            return cls.of(network, config["n_dims"], config["n_channels"])
         sizes = {name: value for name, value in config.items() if name != "choice"}
         return cls(choice, **sizes | {"extents": tuple(sizes["extents"])})
 
 
 def _encoding(choice: FieldChoice, n_dims: int, random: torch.Generator, seed: int) -> Any:
+    if choice.kind == OWN:
+        return Identity(n_dims)
     if choice.kind == "siren":
         return Identity(n_dims, centred=True)
     if choice.kind == "fourier":

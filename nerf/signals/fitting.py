@@ -10,23 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.errors import UserError, note
 from nerf.io import checkpoint
+from nerf.io.clock import Clock, Length
 from nerf.io.interrupts import whole_steps
 from nerf.io.progress import Progress
 from nerf.rendering.metrics import psnr_of
-from nerf.signals.family import ModulatedField
 from nerf.signals.fields import FieldChoice, SignalField, choose
+from nerf.signals.latents import ModulatedField
 from nerf.signals.record import Problem
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """How to fit. Give `steps`, or `minutes`: the latter times the first tenth, then fixes the number of steps for
-    good."""
+    good.
+
+    >>> FitConfig(steps=200).learning_rate is None  # by the kind of field
+    True
+    """
 
     steps: int | None = None
     minutes: float | None = None
@@ -43,9 +48,9 @@ class FitConfig:
     checkpoint_seconds: float = 60.0
 
 
-WARM_UP = 0.1  # of the minutes, before the number of steps is fixed
-LEARNING_RATES = {"hash": 1e-2, "siren": 5e-4, "fourier": 2e-3, "mlp": 2e-3}
-BATCHES = {"hash": 1 << 16, "siren": 1 << 13, "fourier": 1 << 13, "mlp": 1 << 13}
+CLOCK = Clock(warm_up=0.1, margin=0.02)
+LEARNING_RATES = {"hash": 1e-2, "siren": 5e-4, "fourier": 2e-3, "mlp": 2e-3, "own": 2e-3}
+BATCHES = {"hash": 1 << 16, "siren": 1 << 13, "fourier": 1 << 13, "mlp": 1 << 13, "own": 1 << 13}
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -149,7 +154,14 @@ class Fitter:
 
 @dataclass
 class Fitted:
-    """A fitted field and what is needed to give it out as a file again: what a checkpoint holds."""
+    """A fitted field and what is needed to give it out as a file again: what a checkpoint holds.
+
+    >>> ramp = nerf.Signal("image", np.linspace(0, 1, 64, dtype=np.float32)[:, None], (8, 8))
+    >>> fitted = nerf.fit(ramp, "mlp", nerf.FitConfig(steps=2))
+    >>> fitted.save("ramp.safetensors")
+    >>> nerf.Fitted.load("ramp.safetensors").signal["shape"]
+    [8, 8]
+    """
 
     field: SignalField
     kind: str  # "image", "audio", "video", "shape", ...
@@ -166,21 +178,26 @@ class Fitted:
         checkpoint.save(path, *self.to_state())
 
     @staticmethod
-    def load(path: str | Path) -> Fitted:
-        """Read a fitted field from a checkpoint file, or from the folder that holds one."""
+    def load(path: str | Path, network: nn.Module | None = None) -> Fitted:
+        """Read a fitted field from a checkpoint file, or from the folder that holds one.
+
+        network: the module whose parameters are filled, where a module of your own was fitted.
+        """
         path = Path(path)
         if path.is_dir():
             path = path / CHECKPOINT
-        return fitted_of_state(*checkpoint.load(path), str(path))
+        return fitted_of_state(*checkpoint.load(path), str(path), network)
 
 
-def fitted_of_state(tensors: dict[str, Tensor], config: dict[str, Any], path: str) -> Fitted:
+def fitted_of_state(
+    tensors: dict[str, Tensor], config: dict[str, Any], path: str, network: nn.Module | None = None
+) -> Fitted:
     """What `Fitted.to_state` gave, again; path: for what is said of a state that cannot be used."""
     if config.get("format") != "nerf-signal":
         raise UserError(f"{path} holds no fitted signal: expected what `nerf fit` wrote")
     try:
         kind = ModulatedField if "latent" in config["field"] else SignalField
-        field = kind.from_dict(config["field"])
+        field = kind.from_dict(config["field"], network)
         field.load_state_dict(checkpoint.part(tensors, "field"))
         return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -189,7 +206,7 @@ def fitted_of_state(tensors: dict[str, Tensor], config: dict[str, Any], path: st
 
 def fit(
     problem: Problem,
-    field: SignalField | FieldChoice | str = "hash",
+    field: nn.Module | FieldChoice | str = "hash",
     config: FitConfig | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -197,12 +214,22 @@ def fit(
 ) -> Fitted:
     """Fit a field to an image, a sound, a video, or to anything else that is a `Problem`.
 
-    field: one of your own, its choice, or the name of its kind. out: a folder for checkpoint.safetensors, written
-    while fitting; Ctrl-C saves and stops, and `resume` continues as if it never had.
+    Args:
+        field: the name of a kind ("hash", "siren", "fourier", "mlp"), a `FieldChoice`, a `SignalField`, or any module
+            of your own that maps unit coordinates [n, n_dims] to values [n, n_channels] and is differentiable in its
+            parameters.
+        out: a folder for checkpoint.safetensors, written while fitting; Ctrl-C saves and stops, and `resume` continues
+            as if it never had.
+    Raises:
+        UserError: where the numbers of the fit or the field's sizes do not go together, or the error is not finite.
+
+    >>> ramp = nerf.Signal("image", np.linspace(0, 255, 64).astype(np.uint8)[:, None], (8, 8), one=255.0)
+    >>> fitted = nerf.fit(ramp, "hash", nerf.FitConfig(steps=50))
+    >>> nerf.image_of_field(fitted.field, 16, 16).shape
+    (16, 16, 1)
     """
     config = config or FitConfig(minutes=1.0)
-    if (config.steps is None) == (config.minutes is None):
-        raise UserError("say how long to fit: either steps or minutes")
+    length = Length(config.steps, config.minutes)
     fitter = Fitter(problem, field_for(problem, field, config.seed), config)
     path = None if out is None else Path(out) / CHECKPOINT
     if resume and path is not None and path.exists():
@@ -216,8 +243,8 @@ def fit(
                 recent.append(fitter.train_step())
             now = time.perf_counter()
             fitter.seconds = now - started
-            if fitter.total_steps is None:
-                fitter.total_steps = _settle_steps(fitter, 60.0 * (config.minutes or 0.0))
+            if fitter.total_steps is None and fitter.step >= 3:
+                fitter.total_steps = CLOCK.steps_to_fill(length.seconds, [(fitter.step, fitter.seconds)])
             if fitter.step % 50 == 0:
                 mse = sum(recent) / len(recent)
                 fitter.curve.append({"step": fitter.step, "seconds": round(fitter.seconds, 2), "mse": mse})
@@ -242,7 +269,7 @@ def fit(
     return Fitted(fitter.field, problem.kind, problem.describe(), {"seconds": fitter.seconds, "step": fitter.step})
 
 
-def field_for(problem: Problem, field: SignalField | FieldChoice | str, seed: int = 0) -> SignalField:
+def field_for(problem: Problem, field: nn.Module | FieldChoice | str, seed: int = 0) -> SignalField:
     """The field for a problem: as it is, or made from a choice or a kind's name."""
     if isinstance(field, SignalField):
         for name in ("n_dims", "n_channels"):
@@ -251,20 +278,14 @@ def field_for(problem: Problem, field: SignalField | FieldChoice | str, seed: in
                     f"the field has {name} {getattr(field, name)}, and the {problem.kind} {getattr(problem, name)}"
                 )
         return field
+    if isinstance(field, nn.Module):
+        return SignalField.of(field, problem.n_dims, problem.n_channels)
     # what has no grid of its own is as wide as high, with values around zero
     shape = getattr(problem, "shape", (256,) * problem.n_dims)
     choice = choose(field, shape) if isinstance(field, str) else field
     extents = getattr(problem, "extents", None)
     low, high = getattr(problem, "span", (-1.0, 1.0))
     return SignalField(choice, problem.n_dims, problem.n_channels, extents, low, high, seed)
-
-
-def _settle_steps(fitter: Fitter, budget: float) -> int | None:
-    """The number of steps that fills the seconds, once the warm-up is over; None until then."""
-    if fitter.seconds < WARM_UP * budget or fitter.step < 3:
-        return None
-    left = 0.98 * budget - fitter.seconds  # rather early than late
-    return fitter.step + max(0, int(left / (fitter.seconds / fitter.step)))
 
 
 def _save(fitter: Fitter, path: Path) -> None:

@@ -15,9 +15,9 @@ import torch
 
 from nerf.errors import UserError
 from nerf.io import exr
-from nerf.io.files import whole
+from nerf.io.files import atomic_write
 from nerf.io.images import Picture, read_header, read_pixels
-from nerf.signals.record import Signal, to_values
+from nerf.signals.record import Signal, check_file, to_values
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
@@ -27,7 +27,16 @@ STRIP = 1 << 18  # pixels evaluated at once when a field is sampled
 
 
 def read_image(path: str | Path) -> Signal:
-    """An image file as it is: values keep the file's type, colour space and straight alpha; EXIF turns it upright."""
+    """An image file as it is: values keep the file's type, colour space and straight alpha; EXIF turns it upright.
+
+    Raises UserError for what is missing, empty, broken or not finite.
+
+    >>> from PIL import Image
+    >>> Image.new("RGB", (6, 4), (255, 0, 0)).save("red.png")
+    >>> signal = nerf.read_image("red.png")
+    >>> signal.shape, signal.n_channels, signal.one
+    ((4, 6), 3, 255.0)
+    """
     path = Path(path)
     picture, pixels = _decoded(path)
     if pixels.size == 0:
@@ -47,10 +56,7 @@ def read_image(path: str | Path) -> Signal:
 
 
 def _decoded(path: Path) -> tuple[Picture, np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected an image (PNG, JPEG, EXR, TIFF, WebP)")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: is empty; expected an image")
+    check_file(path, "an image (PNG, JPEG, EXR, TIFF, WebP)")
     from PIL import Image
 
     before = Image.MAX_IMAGE_PIXELS
@@ -76,7 +82,12 @@ def rows_of_field(field: SignalField, height: int, width: int) -> Iterator[np.nd
 
 
 def image_of_field(field: SignalField, height: int, width: int) -> np.ndarray:
-    """[h,w,c] float32 of a fitted image at any size."""
+    """[h,w,c] float32 of a fitted image at any size; no gradient.
+
+    >>> field = nerf.SignalField(nerf.FieldChoice("mlp"), n_dims=2, n_channels=3)
+    >>> nerf.image_of_field(field, height=4, width=6).shape
+    (4, 6, 3)
+    """
     return np.concatenate(list(rows_of_field(field, height, width)))
 
 
@@ -111,7 +122,7 @@ def png_writer(path: Path, width: int, height: int, n_channels: int, dtype: np.d
     pack = zlib.compressobj(6)
     depth = dtype.itemsize * 8
     try:
-        with whole(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
 
             def chunk(name: bytes, data: bytes) -> None:
                 file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))

@@ -13,7 +13,6 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ def pack(fitted: Fitted, bits: int) -> bytes:
     for name, tensor in sorted(tensors.items()):
         if not tensor.is_floating_point():
             raise UserError(f"the field holds {tensor.dtype} numbers in {name}, which cannot be packed")
-        coded, entry = _coded(
+        coded, entry = _quantise(
             tensor.detach().float().cpu(), 16 if tensor.dim() < 2 or name.endswith(".matrix") else bits
         )
         parts.append(coded)
@@ -65,7 +64,7 @@ def unpack(data: bytes, name: str = "file") -> Fitted:
     return fitted_of_state(tensors, config, name)
 
 
-def _coded(values: Tensor, bits: int) -> tuple[bytes, tuple[float, float, int]]:
+def _quantise(values: Tensor, bits: int) -> tuple[bytes, tuple[float, float, int]]:
     """(bytes, (low, step, number of symbols))."""
     low, high = float(values.min()), float(values.max())
     count = 1 << bits
@@ -129,12 +128,3 @@ def load_signal(path: Path) -> Fitted:
     if path.is_file() and path.open("rb").read(len(MAGIC)) == MAGIC:
         return unpack(path.read_bytes(), str(path))
     return Fitted.load(model_files(path)[1])
-
-
-def rate_curve(fitted: Fitted, bits: list[int], measure: Any) -> list[dict[str, float]]:
-    """For each number of bits: bytes of the file, and what `measure(field)` says of the field after it."""
-    rows = []
-    for b in bits:
-        data = pack(fitted, b)
-        rows.append({"bits": b, "bytes": len(data), **measure(unpack(data).field)})
-    return rows

@@ -126,24 +126,26 @@ def _spread(n: int, count: int, random: torch.Generator) -> Tensor:
 def _derivative(pixels: np.ndarray, axis: int, order: int) -> np.ndarray:
     """Derivative of [h,w,c] along an axis, per length of that side, of the cosine series through the pixels."""
     n = pixels.shape[axis]
-    mirrored = np.concatenate([pixels, np.flip(pixels, axis)], axis)  # period 2 sides, even about both ends
-    waves = np.arange(n + 1) * math.pi  # radians per side
+    factors = (1j * np.arange(n + 1) * math.pi) ** order  # radians per side
     if order % 2:
-        waves[n] = 0.0  # the highest cosine is zero at all pixels, whatever its slope
-    shape = [1] * pixels.ndim
-    shape[axis] = n + 1
-    spectrum = np.fft.rfft(mirrored, axis=axis) * ((1j * waves) ** order).reshape(shape)
-    return np.take(np.fft.irfft(spectrum, 2 * n, axis=axis), np.arange(n), axis=axis)
+        factors[n] = 0.0  # the highest cosine is zero at all pixels, whatever its slope
+    return _filter(pixels, axis, factors, 1)
 
 
 def _integral(slopes: np.ndarray, axis: int) -> np.ndarray:
     """What first derivatives [h,w,c] of `_derivative` add up to along their axis, with mean zero on each line."""
     n = slopes.shape[axis]
-    mirrored = np.concatenate([slopes, -np.flip(slopes, axis)], axis)  # cosines have sines as derivatives
-    waves = np.arange(n + 1) * math.pi
-    inverse = np.zeros(n + 1, complex)
-    inverse[1:n] = 1.0 / (1j * waves[1:n])  # the highest cosine is zero at all pixels
-    shape = [1] * slopes.ndim
+    factors = np.zeros(n + 1, complex)
+    factors[1:n] = 1.0 / (1j * (np.arange(1, n) * math.pi))  # the highest cosine is zero at all pixels
+    return _filter(slopes, axis, factors, -1)  # cosines have sines as derivatives
+
+
+def _filter(values: np.ndarray, axis: int, factors: np.ndarray, mirror: int) -> np.ndarray:
+    """[h,w,c] with its waves along an axis, of half a cycle to n/2 cycles a side, times factors [n+1]; it goes on
+    beyond its ends with its mirror image (1) or that with the other sign (-1)."""
+    n = values.shape[axis]
+    mirrored = np.concatenate([values, mirror * np.flip(values, axis)], axis)  # period 2 sides
+    shape = [1] * values.ndim
     shape[axis] = n + 1
-    spectrum = np.fft.rfft(mirrored, axis=axis) * inverse.reshape(shape)
+    spectrum = np.fft.rfft(mirrored, axis=axis) * factors.reshape(shape)
     return np.take(np.fft.irfft(spectrum, 2 * n, axis=axis), np.arange(n), axis=axis)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,18 @@ IN_MEMORY = 1 << 28  # bytes of float32 up to which values are converted once, i
 
 
 class Problem(Protocol):
-    """What `nerf.signals.fitting.fit` can fit a field to: it draws its batches and says how wrong it is there."""
+    """What `nerf.fit` can fit a field to: it draws its batches and says how wrong the field is there.
+
+    `Signal` is one; examples/own_signal.py and examples/equations.py write others. It may also have `shape`, `extents`
+    and `span` as a Signal has, from which a field that is named by its kind takes its size.
+
+    >>> ramp = nerf.Signal("image", np.linspace(0, 1, 64, dtype=np.float32)[:, None], (8, 8))
+    >>> problem: nerf.Problem = ramp
+    >>> field = nerf.SignalField(nerf.FieldChoice("mlp"), problem.n_dims, problem.n_channels)
+    >>> minimised, shown = problem.loss(field, 16, torch.Generator())
+    >>> minimised.requires_grad, shown.requires_grad
+    (True, False)
+    """
 
     kind: str  # "image", "audio", ...: what `nerf sample` does with the result
     peak: float | None  # the mean squared error is shown as PSNR against this; None: shown as it is
@@ -39,7 +51,12 @@ class Signal:
     """Values [n, n_channels] on a grid of `shape` in row-major order, in the type of the file, in memory or mapped.
 
     Coordinates are unit coordinates u in [0,1]^d in the order x, y, t (the last axis of `shape` first), at the centres
-    of cells: pixel (row i, column j) is at ((j + 0.5)/w, (i + 0.5)/h). A field's values are `(value - zero) / one`.
+    of cells: pixel (row i, column j) is at ((j + 0.5)/w, (i + 0.5)/h). A field's values are
+    `(value - zero) / (one - zero)`.
+
+    >>> signal = nerf.Signal("image", np.array([[0], [51], [102], [255]], np.uint8), (2, 2), one=255.0)
+    >>> signal.coordinates(torch.tensor([1])), signal.targets(torch.tensor([1]))
+    (tensor([[0.7500, 0.2500]]), tensor([[0.2000]]))
     """
 
     kind: str
@@ -136,6 +153,14 @@ def to_values(field_values: np.ndarray, dtype: np.dtype, zero: float, one: float
         limits = np.iinfo(dtype)
         wide = np.clip(np.rint(wide), limits.min, limits.max)
     return wide.astype(dtype)
+
+
+def check_file(path: Path, expected: str) -> None:
+    """Raises UserError where there is no file at path, or an empty one; expected: what should be there."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; expected {expected}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty; expected {expected.partition(' (')[0]}")
 
 
 def keep_fraction(n: int, fraction: float, seed: int = 0) -> Tensor:

@@ -76,17 +76,21 @@ class SuperResolution:
 
     def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         indices = self.image.draw(max(1, batch // self.factor**2), random)
-        u = (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
-        means = field(u.to(field.device)).reshape(len(indices), -1, self.n_channels).mean(dim=1)
+        means = self._means(field(self._fine(indices).to(field.device)))
         mse = (means - self.image.targets(indices).to(field.device)).square().mean()
         return mse, mse.detach()
+
+    def _fine(self, indices: Tensor) -> Tensor:
+        return (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
+
+    def _means(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, self.factor**2, self.n_channels).mean(dim=1)
 
     def measure(self, field: SignalField) -> dict[str, Any]:
         """How close the averages of the fine image come to the given one."""
         total, n = 0.0, len(self.image.values)
         for indices in torch.arange(n).split(max(1, (1 << 18) // self.factor**2)):
-            u = (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
-            means = field.evaluate(u).reshape(len(indices), -1, self.n_channels).mean(dim=1)
+            means = self._means(field.evaluate(self._fine(indices)))
             total += float((means.double() - self.image.targets(indices).double()).square().sum())
         mse = total / self.image.values.size
         return {"mse_of_averages": mse, "psnr_of_averages": psnr_of(mse)}

@@ -2,7 +2,7 @@
 
 The field does not hold the distance d itself but y = sign(d) log(1 + |d| / soft): of slope 1/soft at the surface, where
 the shape is decided, and with errors relative to the distance far away (as the relative error that Mueller et al. 2022,
-section 5.2, train on). `distance_of` turns it back.
+section 5.2, train on). `distances_at` turns it back.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Shape:
     def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         batch = min(batch, len(self.u))
         start = int(torch.randint(len(self.u) - batch + 1, (), generator=random))
-        part, soft = slice(start, start + batch), SOFT[field.choice.kind]
-        u, y = self.u[part].to(field.device), encoded(self.distances[part], soft).to(field.device)
+        part, soft = slice(start, start + batch), SOFT.get(field.choice.kind, 0.1)
+        u, y = self.u[part].to(field.device), encode_distance(self.distances[part], soft).to(field.device)
         if not self.eikonal:
             mse = field.mse(u, y)
             return mse, mse.detach()
@@ -75,12 +75,12 @@ class Shape:
         }
 
 
-def encoded(d: Tensor, soft: float) -> Tensor:
+def encode_distance(d: Tensor, soft: float) -> Tensor:
     """What the field holds of distances d in unit lengths."""
     return d.sign() * torch.log1p(d.abs() / soft)
 
 
-def decoded(y: Tensor, soft: float) -> Tensor:
+def decode_distance(y: Tensor, soft: float) -> Tensor:
     """Distances in unit lengths of what the field holds."""
     return y.sign() * soft * torch.expm1(y.abs().clamp_max(math.log(2 / soft)))
 
@@ -106,5 +106,5 @@ def shape_field(shape: Shape, choice: FieldChoice, seed: int = 0) -> SignalField
 
 def distances_at(field: SignalField, x: Tensor) -> Tensor:
     """Distances [n] in unit lengths at x [n,3] of a fitted shape, as its field knows them."""
-    soft = SOFT[field.choice.kind]
-    return decoded(field.evaluate(x.float() / field.extents.cpu())[:, 0], soft)
+    soft = SOFT.get(field.choice.kind, 0.1)
+    return decode_distance(field.evaluate(x.float() / field.extents.cpu())[:, 0], soft)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,8 @@ def solid_of_mesh(mesh: Triangles, name: str = "mesh", unsigned: bool | None = N
         raise UserError(f"{name}: all its triangles are lines or points: expected a surface with an area")
     low, sides = _box(mesh.vertices[faces.reshape(-1)])
     holes = _open_edges(mesh.vertices, faces)
-    solid = _placed(mesh.vertices, faces, None, low, sides, {"triangles": len(faces), "open_edges": holes})
-    return _settled(solid, name, unsigned)
+    solid = _to_unit(mesh.vertices, faces, None, low, sides, {"triangles": len(faces), "open_edges": holes})
+    return _decide_sign(solid, name, unsigned)
 
 
 def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigned: bool | None = None) -> Solid:
@@ -134,9 +134,9 @@ def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigne
     low, sides = _box(points)
     numbers = torch.arange(len(points))[:, None].expand(-1, 3).contiguous()
     areas = torch.nn.functional.normalize(normals.double(), dim=1)
-    solid = _placed(points, numbers, areas, low, sides, {"points": len(points)})
+    solid = _to_unit(points, numbers, areas, low, sides, {"points": len(points)})
     rough = _point_areas(solid.vertices)
-    solid = Solid(solid.vertices, numbers, areas * rough[:, None], True, low, sides, solid.about)
+    solid = replace(solid, areas=areas * rough[:, None])
     # The areas are right up to a factor; across the surface the winding number must fall by one.
     at, outward = solid.on_surface(min(len(points), 2000))
     step = 4.0 * rough.median().sqrt() * outward
@@ -144,11 +144,10 @@ def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigne
     if not fall > 0.1:
         raise UserError(f"{name}: its normals do not agree on what is outside: orient them consistently")
     assert solid.areas is not None
-    solid = Solid(solid.vertices, numbers, solid.areas / fall, True, low, sides, solid.about)
-    return _settled(solid, name, unsigned)
+    return _decide_sign(replace(solid, areas=solid.areas / fall), name, unsigned)
 
 
-def _settled(solid: Solid, name: str, unsigned: bool | None) -> Solid:
+def _decide_sign(solid: Solid, name: str, unsigned: bool | None) -> Solid:
     """The solid with inside and outside decided, and the user told where that is not as expected."""
     share = enclosing_share(solid)
     signed = share >= _CLOSED_SHARE if unsigned is None else not unsigned
@@ -161,8 +160,7 @@ def _settled(solid: Solid, name: str, unsigned: bool | None) -> Solid:
         note(
             f"{name} has holes ({solid.about['open_edges']} open edges): inside is where it goes around more than half"
         )
-    about = {**solid.about, "enclosing_share": round(share, 4)}
-    return Solid(solid.vertices, solid.faces, solid.areas, signed, solid.low, solid.sides, about)
+    return replace(solid, signed=signed, about={**solid.about, "enclosing_share": round(share, 4)})
 
 
 def enclosing_share(solid: Solid, n: int = 4000) -> float:
@@ -186,7 +184,7 @@ def _box(points: Tensor) -> tuple[tuple[float, float, float], tuple[float, float
     return (x, y, z), (width, height, depth)
 
 
-def _placed(vertices: Tensor, faces: Tensor, areas: Tensor | None, low, sides, about: dict[str, Any]) -> Solid:
+def _to_unit(vertices: Tensor, faces: Tensor, areas: Tensor | None, low, sides, about: dict[str, Any]) -> Solid:
     unit = (vertices.double() - torch.tensor(low, dtype=torch.float64)) / max(sides)
     return Solid(unit, faces, areas, True, low, sides, about)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.geometry.triangles import Triangles
-from nerf.meshing.clean import compact, keep_faces, vertex_normals
-from nerf.meshing.evaluation import evaluate_mesh
+from nerf.meshing.clean import Limits, compact, keep_faces, vertex_normals
+from nerf.meshing.evaluation import MeshScores, evaluate_mesh
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid, marching_cubes
 from nerf.signals.fields import SignalField
 from nerf.signals.shape import distances_at
@@ -72,8 +72,8 @@ def mesh_of_field(field: SignalField, signal: dict[str, Any], grid: int = 256) -
         raise UserError("the fitted field has no surface in its box: fit it for longer")
     faces = torch.from_numpy(surface.faces)
     vertices = surface.refined_points(ask, 2)
-    stays, _ = keep_faces(vertices, faces, _SMALL, None, cavities=True)
-    used, faces = compact(faces[stays], len(vertices))
+    keep, _ = keep_faces(vertices, faces, Limits(_SMALL), cavities=True)
+    used, faces = compact(faces[keep], len(vertices))
     vertices = vertices[used].double() * placed.side + torch.tensor(placed.low, dtype=torch.float64)
     normals = vertex_normals(vertices - vertices.mean(dim=0), faces)
     return trimesh.Trimesh(vertices.numpy(), faces.numpy(), vertex_normals=normals.numpy(), process=False)
@@ -131,11 +131,9 @@ def _iou(a: Tensor, b: Tensor) -> float:
     return float((a & b).sum()) / max(float((a | b).sum()), 1.0)
 
 
-def chamfer_of(mesh: trimesh.Trimesh, solid: Solid, samples: int = 100_000) -> dict[str, Any]:
+def chamfer_of(mesh: trimesh.Trimesh, solid: Solid, samples: int = 100_000) -> MeshScores:
     """How far a mesh is from a true mesh, both in the file's frame; see `meshing.evaluation.evaluate_mesh`."""
-    truth = Triangles(solid.to_own(solid.vertices), solid.faces.long())
-    own = Triangles(torch.from_numpy(np.array(mesh.vertices)), torch.from_numpy(np.array(mesh.faces, np.int64)))
-    return evaluate_mesh(own, truth, samples)
+    return evaluate_mesh(mesh, Triangles(solid.to_own(solid.vertices), solid.faces.long()), samples)
 
 
 def trace(

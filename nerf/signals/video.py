@@ -13,19 +13,26 @@ import torch
 from nerf.errors import UserError
 from nerf.io.memory import allocate
 from nerf.io.video import mp4
-from nerf.signals.record import Signal, to_values
+from nerf.signals.record import Signal, check_file, to_values
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
 
 
 def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) -> Signal:
-    """A video as it is shown (turned upright), sRGB, 8 bits. downscale: of its sides; frames: only the first."""
+    """A video as it is shown (turned upright), sRGB, 8 bits. downscale: of its sides; frames: only the first.
+
+    Raises UserError for what is missing, empty or broken.
+
+    >>> from nerf.io.video import mp4
+    >>> with mp4(Path("grey.mp4"), 32, 16, 10.0) as write:
+    ...     for k in range(5):
+    ...         write(np.full((16, 32, 3), 40 * k, np.uint8))
+    >>> nerf.read_video("grey.mp4").shape
+    (5, 16, 32)
+    """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; expected a video")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: is empty; expected a video")
+    check_file(path, "a video")
     if downscale < 1 or (frames is not None and frames < 1):
         raise UserError("--downscale and --frames: expected 1 or more")
     import imageio_ffmpeg

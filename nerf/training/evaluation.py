@@ -18,7 +18,7 @@ from nerf import kernels
 from nerf.errors import UserError, note
 from nerf.geometry.light import encode
 from nerf.io.exr import write_exr
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.machine import machine
 from nerf.io.pictures import error_map, panels, resized, to_display, write_png
 from nerf.io.progress import progress
@@ -256,7 +256,7 @@ def summary(result: dict[str, Any]) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def picture_name(i: int, name: str) -> str:

@@ -18,7 +18,7 @@ from nerf import kernels
 from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.io import checkpoint
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.interrupts import whole_steps
 from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
@@ -339,4 +339,4 @@ def _save(trainer: Trainer, out: Path) -> None:
         raise broken(trainer.step, "the field holds NaN or infinity")
     checkpoint.save(out / "checkpoint.safetensors", *trainer.state())
     log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
-    write_whole(out / "training.json", json.dumps(log, indent=1))
+    write_file(out / "training.json", json.dumps(log, indent=1))

@@ -30,7 +30,7 @@ from nerf.io.machine import machine
 from nerf.meshing.clean import component_labels
 from nerf.meshing.evaluation import evaluate_mesh, evaluate_mesh_views
 from nerf.meshing.extract import extract_mesh
-from nerf.meshing.files import save
+from nerf.meshing.files import save_mesh
 from nerf.meshing.finish import TEXTURED_FACES, texture_mesh
 from nerf.rendering.model import Model
 from nerf.training.config import TrainConfig, default_field
@@ -138,18 +138,18 @@ def textured_mesh(
     made = texture_mesh(loaded, photos, surface, texture, TEXTURED_FACES)
     times["texture"] = time.perf_counter() - started - times["extract"]
     with TemporaryDirectory() as scratch:
-        save(made, f"{scratch}/mesh.glb")
+        save_mesh(made, f"{scratch}/mesh.glb")
     seconds = time.perf_counter() - started
     times["save"] = seconds - sum(times.values())
     result: dict[str, Any] = {"seconds": seconds, "seconds_of": times, "peak_bytes": peak()}
     result |= {"triangles": len(made.faces), "extracted": len(surface.faces), "texture": texture, **surface.metadata}
     views = evaluate_mesh_views(made, photos)
     field = evaluate(loaded, photos, show_progress=False)
-    result |= {"views": views, "field_psnr": field["psnr"], "psnr_lost": field["psnr"] - views["psnr"]}
+    result |= {"views": views.to_dict(), "field_psnr": field["psnr"], "psnr_lost": field["psnr"] - views.psnr}
     if truth is not None:
-        against, kept = read_mesh(truth), Triangles(torch.from_numpy(made.vertices), torch.from_numpy(made.faces))
-        whole = Triangles(torch.from_numpy(numpy.array(surface.vertices)), torch.from_numpy(numpy.array(surface.faces)))
-        result |= {"truth": evaluate_mesh(whole, against), "truth_textured": evaluate_mesh(kept, against)}
+        against, whole = read_mesh(truth), Triangles.of(surface)
+        pairs = {"truth": whole, "truth_textured": made}
+        result |= {name: evaluate_mesh(mesh, against).to_dict() for name, mesh in pairs.items()}
         result["genus_off_one"] = abs(genus(whole) - 1)
     return result
 

@@ -44,8 +44,8 @@ def micro(samples: int = 1 << 18, repeats: int = 7) -> dict[str, Any]:
     gradient = torch.randn(samples, layout.n_features, generator=random)
     with torch.no_grad():
         measure("hashgrid_forward", samples, lambda: encode)
+        measure("field_forward", samples, lambda: lambda: field(points * 2 - 1, directions))
     measure("hashgrid_backward", samples, lambda: _backward(encode(), gradient, [field.table]))
-    measure("field_forward", samples, lambda: lambda: field(points * 2 - 1, directions))
 
     occupancy, marching = OccupancyGrid(), Marching(Box(), 0.0, 10.0)
     occupancy.restrict(lambda centres, _: centres.norm(dim=1) < BALL)

@@ -16,7 +16,7 @@ from benchmarks import phantom
 from benchmarks.signal_jobs import natural_image
 from nerf.errors import UserError
 from nerf.rendering.metrics import psnr_of
-from nerf.signals import ct, family, packing, restore, shape, solid, surface
+from nerf.signals import ct, latents, packing, restore, shape, solid, surface
 from nerf.signals.fields import FieldChoice, choose
 from nerf.signals.fitting import FitConfig, fit
 
@@ -38,7 +38,7 @@ def shape_of(file: str, minutes: float, kinds: list[str]) -> dict[str, Any]:
         begun = time.perf_counter()
         mesh = surface.mesh_of_field(found.field, found.signal, 256)
         about = {"mesh_seconds": time.perf_counter() - begun, "parameters": found.field.n_parameters}
-        about |= {"chamfer_percent": surface.chamfer_of(mesh, truth)["chamfer_percent"]}
+        about |= {"chamfer_percent": surface.chamfer_of(mesh, truth).chamfer_percent}
         result[kind] = {**found.fitting, **about, **surface.measure_shape(found.field, truth)}
     return result
 
@@ -95,17 +95,17 @@ def faces(minutes: float, latent: int) -> dict[str, Any]:
     except ImportError as error:
         raise UserError("needs scikit-image: pip install scikit-image") from error
     images = lfw_subset()[:100].astype(np.float32)[..., None]
-    problem = family.Family(images, "lfw_subset")
-    field = family.family_field(problem, latent)
+    problem = latents.LatentFields(images, "lfw_subset")
+    field = latents.latent_field(problem, latent)
     found = fit(problem, field, FitConfig(minutes=minutes))
     assert found.fitting is not None
-    z = family.latents_of(field, problem)
-    result = {**found.fitting, **family.measure_family(problem, family.pictures_of(field, z, 25, 25))}
+    z = latents.latents_of(field, problem)
+    result = {**found.fitting, **latents.measure_set(problem, latents.pictures_of(field, z, 25, 25))}
     flat = images.reshape(100, -1).astype(np.float64)
     mean = flat[problem.learned.numpy()].mean(axis=0)
     axes = np.linalg.svd(flat[problem.learned.numpy()] - mean, full_matrices=False)[2][:latent]
     linear = ((flat - mean) @ axes.T @ axes + mean).reshape(images.shape).astype(np.float32).clip(0, 1)
-    return result | {"principal_components": family.measure_family(problem, linear)}
+    return result | {"principal_components": latents.measure_set(problem, linear)}
 
 
 def compression(image_name: str, side: int, minutes: float, widths: list[int], tables: list[int]) -> dict[str, Any]:
@@ -129,7 +129,10 @@ def compression(image_name: str, side: int, minutes: float, widths: list[int], t
     packed: list[dict[str, Any]] = []
     for name, choice in fields:
         found = fit(signal, choice, FitConfig(minutes=minutes))
-        for row in packing.rate_curve(found, [4, 5, 6, 8], lambda field: restore.measure(field, signal)):
+        for bits in (4, 5, 6, 8):
+            data = packing.pack(found, bits)
+            measured = restore.measure(packing.unpack(data).field, signal)
+            row = {"bits": bits, "bytes": len(data), **measured}
             rate = 8 * row["bytes"] / (h * w)
             lead = row["psnr"] - _at(jpeg, rate) if rate >= jpeg[0]["bits_per_pixel"] else None
             packed.append({"field": name, "bits_per_pixel": rate, "over_jpeg": lead, **row})

@@ -75,7 +75,7 @@ class ModulatedField(SignalField):
 
 
 @dataclass
-class Family:
+class LatentFields:
     """A set of signals of one size as something to fit (a `record.Problem`): values [n, h, w, c] in [0,1]."""
 
     images: NDArray[np.float32]
@@ -118,11 +118,11 @@ class Family:
         return about | {"pixels": self.pixels, "held_out": len(self.held_out)}
 
 
-def family_field(
-    family: Family, latent: int = LATENT, width: int | None = None, depth: int | None = None, seed: int = 0
+def latent_field(
+    problem: LatentFields, latent: int = LATENT, width: int | None = None, depth: int | None = None, seed: int = 0
 ) -> ModulatedField:
     choice = FieldChoice("siren", width or WIDTH, depth or DEPTH, first_omega_0=20.0, omega_0=20.0)
-    sizes: dict[str, Any] = {"n_dims": 2, "n_channels": family.n_channels, "extents": family.extents, "seed": seed}
+    sizes: dict[str, Any] = {"n_dims": 2, "n_channels": problem.n_channels, "extents": problem.extents, "seed": seed}
     return ModulatedField(choice, latent, **sizes)
 
 
@@ -132,18 +132,18 @@ def grid_coordinates(h: int, w: int) -> Tensor:
     return torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
-def latents_of(field: ModulatedField, family: Family, chunk: int = 64) -> Tensor:
+def latents_of(field: ModulatedField, problem: LatentFields, chunk: int = 64) -> Tensor:
     """[n, latent] of all signals of a set, held out or not."""
-    parts = [field.find_latents(family.u, part) for part in family.values.split(chunk)]
+    parts = [field.find_latents(problem.u, part) for part in problem.values.split(chunk)]
     return torch.cat(parts)
 
 
-def measure_family(family: Family, found: NDArray[np.float32]) -> dict[str, float]:
+def measure_set(problem: LatentFields, found: NDArray[np.float32]) -> dict[str, float]:
     """Mean PSNR over the pictures that were learned from, and over those that were not."""
-    errors = np.square(found.astype(np.float64) - family.images).mean(axis=(1, 2, 3))
+    errors = np.square(found.astype(np.float64) - problem.images).mean(axis=(1, 2, 3))
     each = torch.tensor([psnr_of(float(e)) for e in errors])
-    result = {"psnr": float(each[family.learned].mean())}
-    return result | ({"psnr_held_out": float(each[family.held_out].mean())} if len(family.held_out) else {})
+    result = {"psnr": float(each[problem.learned].mean())}
+    return result | ({"psnr_held_out": float(each[problem.held_out].mean())} if len(problem.held_out) else {})
 
 
 def pictures_of(field: ModulatedField, z: Tensor, h: int, w: int, chunk: int = 16) -> NDArray[np.float32]:
@@ -155,7 +155,7 @@ def pictures_of(field: ModulatedField, z: Tensor, h: int, w: int, chunk: int = 1
 
 
 @dataclass(frozen=True)
-class Density:
+class LatentPrior:
     """A Gaussian over latents: what new signals of the kind are drawn from. Of n latents it keeps the directions that
     they span; `temperature` 1 draws as widely as they lie."""
 
@@ -164,12 +164,12 @@ class Density:
     deviations: Tensor  # [k]
 
     @staticmethod
-    def of(z: Tensor) -> Density:
+    def of(z: Tensor) -> LatentPrior:
         if len(z) < 3:
             raise UserError(f"a density needs 3 latents or more, got {len(z)}")
         mean = z.mean(dim=0)
         _, size, axes = torch.linalg.svd((z - mean).double(), full_matrices=False)
-        return Density(mean, axes.float(), (size / (len(z) - 1) ** 0.5).float())
+        return LatentPrior(mean, axes.float(), (size / (len(z) - 1) ** 0.5).float())
 
     def draw(self, n: int, seed: int = 0, temperature: float = 0.8) -> Tensor:
         random = torch.Generator().manual_seed(seed)
@@ -194,7 +194,7 @@ def sheet(pictures: NDArray[np.float32], columns: int) -> NDArray[np.uint8]:
     return (page.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def read_family(path: Path) -> NDArray[np.float32]:
+def read_set(path: Path) -> NDArray[np.float32]:
     """[n,h,w,c] in [0,1]: a .npy of [n,h,w] or [n,h,w,c], or a folder of pictures of one size."""
     parts: list[NDArray[np.float32]] = []
     if path.is_dir():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from nerf.cli import main as cli
 from nerf.errors import UserError
-from nerf.signals import family, packing
+from nerf.signals import latents, packing
 from nerf.signals.fields import FieldChoice
 from nerf.signals.fitting import FitConfig, Fitted, fit
 from nerf.signals.record import Signal
@@ -57,15 +57,15 @@ def test_a_set_is_learned_blended_and_drawn_from(tmp_path: Path, capsys) -> None
         assert run("sample", out, "-o", tmp_path / "bad.png", *words) == 2
         assert said in capsys.readouterr().err, said
     loaded = Fitted.load(out)
-    assert isinstance(loaded.field, family.ModulatedField)
+    assert isinstance(loaded.field, latents.ModulatedField)
     with pytest.raises(UserError, match="length 5"):
         loaded.field.values(torch.zeros(3, 2), torch.zeros(1, 5))
 
 
 def test_the_steps_to_a_latent_can_be_learned_through() -> None:
     """The gradient of the error after the inner steps, in a shared weight, against a difference of it."""
-    problem = family.Family(blobs(4)[..., None])
-    field = family.family_field(problem, latent=3, width=8, depth=2).double()
+    problem = latents.LatentFields(blobs(4)[..., None])
+    field = latents.latent_field(problem, latent=3, width=8, depth=2).double()
     field.rates.data.fill_(0.5)
     u, targets = problem.u.double(), problem.values.double()
 
@@ -89,11 +89,11 @@ def test_the_steps_to_a_latent_can_be_learned_through() -> None:
 def test_a_density_draws_what_its_latents_are_like() -> None:
     random = torch.Generator().manual_seed(0)
     z = torch.randn(400, 3, generator=random) @ torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 0, 0.1]]) + 5
-    drawn = family.Density.of(z).draw(20_000, temperature=1.0)
+    drawn = latents.LatentPrior.of(z).draw(20_000, temperature=1.0)
     torch.testing.assert_close(torch.cov(drawn.t()), torch.cov(z.t()), rtol=0.1, atol=0.05)
     torch.testing.assert_close(drawn.mean(dim=0), z.mean(dim=0), rtol=0.02, atol=0.02)
     with pytest.raises(UserError, match="3 latents"):
-        family.Density.of(z[:2])
+        latents.LatentPrior.of(z[:2])
 
 
 def test_bad_sets_are_one_sentence(tmp_path: Path, capsys) -> None:

@@ -50,8 +50,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("scene", nargs="?", default="data/sample")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--downscale", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=1 << 13)
     args = parser.parse_args(argv)
-    scene, config = nerf.load(args.scene, downscale=args.downscale, quiet=True), nerf.TrainConfig(steps=args.steps)
+    scene = nerf.load(args.scene, downscale=args.downscale, quiet=True)
+    # small batches and a coarse occupancy grid, for a field in plain torch is slow
+    config = nerf.TrainConfig(steps=args.steps, batch_samples=args.batch, occupancy_resolution=32)
     psnr = {}
     for name, field in (("planes and lines", VectorMatrixField()), ("hash grid", None)):
         with tempfile.TemporaryDirectory() as out:

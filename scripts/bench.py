@@ -5,7 +5,7 @@
     python scripts/bench.py kernels                             ns a sample and core of every kernel
     python scripts/bench.py extract RUN --resolution 512        seconds and peak memory of extraction
     python scripts/bench.py scaling data/sample                 threads, number of images, resolution
-    python scripts/bench.py ablation data/sample focus=0 width=32,n_levels=16     what each override gives
+    python scripts/bench.py ablation data/sample importance=0 width=32,n_levels=16     what each override gives
     python scripts/bench.py foundation --data DIR               every number that the CPU foundation is held to
     python scripts/bench.py mesh --data DIR                     every number that meshes and textures are held to
     python scripts/bench.py capture --data DIR                  every number that finding poses is held to

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import json
 import os
 import re
@@ -135,10 +134,6 @@ def _emulated(wanted: bool) -> Iterator[None]:
     import second_device
     import torch
 
-    from nerf.fields.occupancy import OccupancyGrid
-    from nerf.training import loop as training
-
-    training.OccupancyGrid = functools.partial(OccupancyGrid, resolution=32)  # type: ignore[assignment, misc]
     torch.set_num_threads(1)
     with second_device.use():
         yield

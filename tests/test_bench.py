@@ -75,7 +75,7 @@ def test_speed_kernels_and_extract_measure_something(folder: Path) -> None:
 
 
 def test_mistakes_show_before_anything_is_trained(tmp_path: Path) -> None:
-    wrong = bench("ablation", SAMPLE, "focus=0", "nonsense=1", "--out", tmp_path / "a.json")
+    wrong = bench("ablation", SAMPLE, "importance=0", "nonsense=1", "--out", tmp_path / "a.json")
     assert wrong.returncode == 2 and "'nonsense=1'" in wrong.stderr and "learning_rate" in wrong.stderr
     lost = bench("foundation", "--data", tmp_path, "--rows", "lego-1min,lego-2min", "--out", tmp_path / "b.json")
     assert lost.returncode == 2 and "there is no lego-2min" in lost.stderr

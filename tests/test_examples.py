@@ -18,6 +18,7 @@ from nerf.rendering.model import Model
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = str(ROOT / "data" / "sample")
 EXAMPLES = ROOT / "examples"
+SMALL = nerf.TrainConfig(steps=6, batch_samples=512, occupancy_resolution=32)
 native = pytest.mark.skipif(bindings.load().handle is None, reason="the slow reference kernels")
 
 
@@ -59,12 +60,12 @@ def test_a_loss_of_ones_own_is_what_is_learnt() -> None:
 @native
 def test_a_field_of_ones_own_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     module = example("custom_field")
-    psnr = module.main([SAMPLE, "--steps", "60", "--downscale", "16"])
-    assert min(psnr.values()) > 17
+    psnr = module.main([SAMPLE, "--steps", "30", "--downscale", "16", "--batch", "2048"])
+    assert psnr["planes and lines"] > psnr["hash grid"] - 1.5 and min(psnr.values()) > 13  # a white picture has 10 dB
     field = module.VectorMatrixField(n_features=4, resolution=16)
     before = {name: t.clone() for name, t in field.state_dict().items()}
     scene = nerf.load(SAMPLE, downscale=16, quiet=True)
-    model = nerf.train(scene, nerf.TrainConfig(steps=4, batch_samples=512), tmp_path, progress=False, field=field)
+    model = nerf.train(scene, SMALL, tmp_path, progress=False, field=field)
     assert all(not torch.equal(t, before[name]) for name, t in model.field.state_dict().items())
     with pytest.raises(UserError, match=r"holds a field of the class VectorMatrixField: give one to fill.*field="):
         Model.load(tmp_path)
@@ -77,7 +78,7 @@ def test_a_field_of_ones_own_is_trained_saved_and_loaded(tmp_path: Path) -> None
 @native
 def test_a_field_of_ones_own_goes_on_to_the_bit(tmp_path: Path) -> None:
     field = example("custom_field").VectorMatrixField
-    scene, config = nerf.load(SAMPLE, downscale=16, quiet=True), nerf.TrainConfig(steps=6, batch_samples=512)
+    scene, config = nerf.load(SAMPLE, downscale=16, quiet=True), SMALL
     whole = nerf.train(scene, config, tmp_path / "whole", progress=False, field=field(4, 16))
     half = nerf.Trainer(scene, config, field(4, 16))
     for _ in range(3):

@@ -75,9 +75,9 @@ def psnr_of(model: Model, scene: Scene, every: int = 1) -> float:
 
 
 def trained(args: Args, scene: Scene, seconds: float, **settings: Any) -> tuple[Model, dict[str, Any]]:
-    config = TrainConfig(minutes=seconds / 60, **settings)
+    config = TrainConfig(minutes=seconds / 60).with_settings(**settings)
     if args.dry_run:
-        config = TrainConfig(steps=2, batch_samples=256, field=TINY)
+        config = TrainConfig(steps=2, batch_samples=256, field=TINY, occupancy_resolution=32)
     with TemporaryDirectory() as scratch:
         started = time.perf_counter()
         model = train_scene(scene, config, scratch, progress=False)
@@ -127,9 +127,9 @@ def training(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
 SETTINGS: list[dict[str, Any]] = [
     *({"batch_samples": 1 << k} for k in (15, 16, 18, 19, 20)),
     *({"learning_rate": r} for r in (5e-3, 2e-2)),
-    *({"surface_weight": w} for w in (0.0, 0.05, 0.4)),
+    *({"surface": w} for w in (0.0, 0.15, 1.2)),
     {"coarse_steps": 100, "diffuse_steps": 50},
-    {"medium_stretch": 1.0},
+    {"step_scale": 1.0},
     {"occupancy_every": 32},
     {"graph": True},
 ]
@@ -196,7 +196,11 @@ def _view_chunks(args: Args, scene: Scene) -> dict[int, float]:
 def profile(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     """Where a training step's time goes, kernel by kernel, in the middle of a short training."""
     loaded = load(scene, 32 if args.dry_run else 1)
-    config = TrainConfig(steps=2000) if not args.dry_run else TrainConfig(steps=2, batch_samples=256, field=TINY)
+    config = (
+        TrainConfig(steps=2000)
+        if not args.dry_run
+        else TrainConfig(steps=2, batch_samples=256, field=TINY, occupancy_resolution=32)
+    )
     trainer = Trainer(loaded, config)
     n_warm, n = (0, 1) if args.dry_run else (600, 32)
     for _ in range(n_warm):

@@ -35,7 +35,9 @@ def graph(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     n_warm, n = (0, 1) if args.dry_run else (600, 200)
     found: dict[str, Any] = {}
     for mode in ("plain", "graph", "deterministic"):
-        small: dict[str, Any] = {"batch_samples": 256, "field": TINY} if args.dry_run else {}
+        small: dict[str, Any] = (
+            {"batch_samples": 256, "field": TINY, "occupancy_resolution": 32} if args.dry_run else {}
+        )
         config = TrainConfig(steps=3000, graph=mode == "graph", deterministic=mode == "deterministic", **small)
         try:
             trainer = Trainer(loaded, config)
@@ -109,7 +111,9 @@ def tinycudann(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     loaded = load(scene, 32 if args.dry_run else 1)
     for backend in ("cuda", "tinycudann"):
         kernels.use(backend)
-        small: dict[str, Any] = {"batch_samples": 256, "field": TINY} if args.dry_run else {}
+        small: dict[str, Any] = (
+            {"batch_samples": 256, "field": TINY, "occupancy_resolution": 32} if args.dry_run else {}
+        )
         trainer, n_steps = Trainer(loaded, TrainConfig(steps=3000, **small)), 1 if args.dry_run else 100
         for _ in range(n_steps):
             trainer.train_step()

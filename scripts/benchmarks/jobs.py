@@ -206,12 +206,12 @@ def check(variants: list[list[str]]) -> dict[str, Any]:
 def configured(scene: Scene, config: TrainConfig, overrides: list[str]) -> TrainConfig:
     """The configuration with KEY=VALUE of TrainConfig or FieldOptions applied, and its field written out."""
     training, field = split(overrides)
-    return replace(config, field=replace(default_field(scene), **field), **training)
+    return replace(config, field=replace(default_field(scene), **field)).with_settings(**training)
 
 
 def split(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """KEY=VALUE strings -> (those of TrainConfig, those of FieldOptions)."""
-    of_training = {f.name for f in fields(TrainConfig)} - {"field", "steps", "minutes"}
+    of_training = set(TrainConfig().settings()) - {"field", "steps", "minutes"}
     of_field = {f.name for f in fields(FieldOptions)}
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for override in overrides:

@@ -25,7 +25,7 @@ ROWS |= {
         "cpu",
     ),
     "lego-1024": ("extract", {"model": "{runs}/lego-field", "resolution": 1024}, "cpu"),
-    "lego-no-surface": ("train", {"scene": "{data}/lego", "minutes": 5, "overrides": ["surface_weight=0"]}, "cpu"),
+    "lego-no-surface": ("train", {"scene": "{data}/lego", "minutes": 5, "overrides": ["surface=0"]}, "cpu"),
     "cup-field": ("train", {"scene": "{data}/cup", "minutes": 5}, "cpu"),
     "cup": ("distance_of_points", {"model": "{runs}/cup-field", "scene": "{data}/cup"}, "cpu"),
 }

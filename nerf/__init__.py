@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from nerf.fields.occupancy import OccupancyGrid
     from nerf.fields.radiance import Field, FieldOptions, RadianceField
     from nerf.geometry.cameras import Cameras
-    from nerf.kernels import RenderedRays, Samples
+    from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
+    from nerf.kernels import Backend, RenderedRays, Samples, ray_jitter
+    from nerf.kernels import using as backend
     from nerf.meshing.extract import extract_mesh
+    from nerf.meshing.files import save_mesh
     from nerf.rendering.marching import Marching
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
@@ -27,10 +30,18 @@ if TYPE_CHECKING:
     from nerf.signals.fitting import FitConfig, Fitted, fit
     from nerf.signals.image import image_of_field, read_image
     from nerf.signals.video import read_video
-    from nerf.training.config import TrainConfig
+    from nerf.training.config import TrainConfig, default_field, default_marching
     from nerf.training.evaluation import evaluate
     from nerf.training.export import export_cameras
-    from nerf.training.loop import train
+    from nerf.training.loop import Trainer, train
+    from nerf.training.objective import SceneLoss
+    from nerf.training.optimiser import FieldOptimiser
+    from nerf.training.pixel_sampler import PixelBatch, PixelSampler
+    from nerf.training.schedule import Schedule, Weights
+    from nerf.training.stepping import next_n_rays
+    from nerf.training.visibility import visible_cells
+    from nerf.views.paths import camera_path
+    from nerf.views.video import render_video
 
 # name -> where it is defined
 _WHERE = {
@@ -44,6 +55,10 @@ _WHERE = {
     "find_poses": "nerf.capture:find_poses",
     "CaptureOptions": "nerf.capture:CaptureOptions",
     "Cameras": "nerf.geometry.cameras:Cameras",
+    "Similarity": "nerf.geometry.space:Similarity",
+    "Box": "nerf.geometry.space:Box",
+    "Unbounded": "nerf.geometry.space:Unbounded",
+    "Ndc": "nerf.geometry.space:Ndc",
     "TrainConfig": "nerf.training.config:TrainConfig",
     "train": "nerf.training.loop:train",
     "Model": "nerf.rendering.model:Model",
@@ -54,12 +69,29 @@ _WHERE = {
     "Marching": "nerf.rendering.marching:Marching",
     "Samples": "nerf.kernels:Samples",
     "RenderedRays": "nerf.kernels:RenderedRays",
+    "Backend": "nerf.kernels:Backend",
+    "backend": "nerf.kernels:using",
     "render_rays": "nerf.rendering.rays:render_rays",
     "render_with": "nerf.rendering.sampling:render_with",
     "sample_rays": "nerf.rendering.sampling:sample_rays",
     "composite": "nerf.rendering.sampling:composite",
+    "Trainer": "nerf.training.loop:Trainer",
+    "FieldOptimiser": "nerf.training.optimiser:FieldOptimiser",
+    "PixelSampler": "nerf.training.pixel_sampler:PixelSampler",
+    "PixelBatch": "nerf.training.pixel_sampler:PixelBatch",
+    "SceneLoss": "nerf.training.objective:SceneLoss",
+    "Schedule": "nerf.training.schedule:Schedule",
+    "Weights": "nerf.training.schedule:Weights",
+    "default_field": "nerf.training.config:default_field",
+    "default_marching": "nerf.training.config:default_marching",
+    "visible_cells": "nerf.training.visibility:visible_cells",
+    "ray_jitter": "nerf.kernels:ray_jitter",
+    "next_n_rays": "nerf.training.stepping:next_n_rays",
     "evaluate": "nerf.training.evaluation:evaluate",
     "extract_mesh": "nerf.meshing.extract:extract_mesh",
+    "save_mesh": "nerf.meshing.files:save_mesh",
+    "camera_path": "nerf.views.paths:camera_path",
+    "render_video": "nerf.views.video:render_video",
     "export_cameras": "nerf.training.export:export_cameras",
     "fit": "nerf.signals.fitting:fit",
     "FitConfig": "nerf.signals.fitting:FitConfig",
@@ -74,10 +106,13 @@ _WHERE = {
 }
 
 __all__ = [
+    "Backend",
+    "Box",
     "Cameras",
     "CaptureOptions",
     "Field",
     "FieldChoice",
+    "FieldOptimiser",
     "FieldOptions",
     "FitConfig",
     "Fitted",
@@ -86,16 +121,29 @@ __all__ = [
     "LoadOptions",
     "Marching",
     "Model",
+    "Ndc",
     "OccupancyGrid",
     "ParsedScene",
+    "PixelBatch",
+    "PixelSampler",
     "RadianceField",
     "RenderedRays",
     "Samples",
     "Scene",
+    "SceneLoss",
+    "Schedule",
     "SignalField",
+    "Similarity",
     "TrainConfig",
+    "Trainer",
+    "Unbounded",
     "UserError",
+    "Weights",
+    "backend",
+    "camera_path",
     "composite",
+    "default_field",
+    "default_marching",
     "evaluate",
     "export_cameras",
     "extract_mesh",
@@ -103,14 +151,19 @@ __all__ = [
     "fit",
     "image_of_field",
     "load",
+    "next_n_rays",
+    "ray_jitter",
     "read_audio",
     "read_image",
     "read_video",
     "reader",
     "render_rays",
+    "render_video",
     "render_with",
     "sample_rays",
+    "save_mesh",
     "train",
+    "visible_cells",
 ]
 
 

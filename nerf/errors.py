@@ -18,6 +18,11 @@ class UserError(Exception):
     """
 
 
+def brief(error: BaseException | str) -> str:
+    """What an error of a library says, short and in one line, to be quoted in a sentence of ours."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:120] or type(error).__name__
+
+
 def note(message: str) -> None:
     """Print one line for the user to standard error (standard output is kept for results)."""
     print(f"nerf: {message}", file=sys.stderr, flush=True)

@@ -25,18 +25,7 @@ def ring_cameras(
     level, height = distance * math.cos(elevation), distance * math.sin(elevation)
     origins = torch.stack([level * angles.cos(), level * angles.sin(), torch.full_like(angles, height)], dim=1)
     poses = look_at(origins, torch.zeros(3, dtype=torch.float64), torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
-    focal, middle = torch.full((n,), size * 1.3, dtype=torch.float64), torch.full((n,), size / 2, dtype=torch.float64)
-    return Cameras(
-        c2w=poses,
-        fx=focal,
-        fy=focal.clone(),
-        cx=middle,
-        cy=middle.clone(),
-        widths=torch.full((n,), size),
-        heights=torch.full((n,), size),
-        models=torch.zeros(n, dtype=torch.int64),
-        distortion=torch.zeros(n, 6, dtype=torch.float64),
-    )
+    return Cameras.perspective(poses, size * 1.3, size, size)
 
 
 @dataclass
@@ -46,8 +35,6 @@ class FakeModel:
     radius: float = 0.7
     scene_from_world: Similarity = field(default_factory=lambda: Similarity.around([0.0, 0.0, 0.0], 1.5))
     space: Space = Box()
-    near: float = 0.0
-    far: float = 10.0
     background: Tensor = field(default_factory=lambda: torch.ones(3))
     linear: bool = False
     exposure: float = 1.0

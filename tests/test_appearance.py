@@ -6,21 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from fakes import FakeModel
-from tiny import FIELD, make_scene, sphere_scene
+from tiny import FIELD, make_scene, sphere_scene, train_config
 from torch import Tensor
 
 from nerf.datasets import Scene
-from nerf.fields.occupancy import OccupancyGrid
-from nerf.training import loop as training
-from nerf.training.config import TrainConfig
 from nerf.training.evaluation import _exposed, evaluate
-from nerf.training.exposure import brightened, brightened_over, evened, fitted
+from nerf.training.exposure import apply_exposure, apply_exposure_over, fitted, remove_exposure
 from nerf.training.loop import train
 
-CONFIG = TrainConfig(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
+CONFIG = train_config(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
 
 EVERY = torch.ones(500, dtype=torch.bool)
 
@@ -35,7 +31,7 @@ def with_gains(scene: Scene, logs: Tensor) -> Scene:
     for i in range(len(scene.names)):
         image = scene.pixels.raw(i).copy()
         rgb = torch.from_numpy(image[..., :3].astype(np.float32) / 255)
-        image[..., :3] = (brightened(rgb, logs[i], False).clamp(0, 1) * 255 + 0.5).numpy().astype(np.uint8)
+        image[..., :3] = (apply_exposure(rgb, logs[i], False).clamp(0, 1) * 255 + 0.5).numpy().astype(np.uint8)
         images.append(image)
     return make_scene(images, scene.cameras)
 
@@ -43,17 +39,17 @@ def with_gains(scene: Scene, logs: Tensor) -> Scene:
 def test_gains_are_of_light_and_fitted_ones_are_those_applied() -> None:
     colors, logs = random(500, 3) * 0.6 + 0.2, torch.tensor([0.3, -0.2, 0.1])
     light = ((colors + 0.055) / 1.055) ** 2.4
-    shown = brightened(colors, logs, False)
+    shown = apply_exposure(colors, logs, False)
     torch.testing.assert_close(shown, 1.055 * (light * logs.exp()) ** (1 / 2.4) - 0.055, atol=1e-5, rtol=0)
-    torch.testing.assert_close(brightened(colors, logs, True), colors * logs.exp())
+    torch.testing.assert_close(apply_exposure(colors, logs, True), colors * logs.exp())
     for linear in (False, True):
-        torch.testing.assert_close(evened(brightened(colors, logs, linear), logs, linear), colors)
+        torch.testing.assert_close(remove_exposure(apply_exposure(colors, logs, linear), logs, linear), colors)
     torch.testing.assert_close(fitted(colors, shown, EVERY), logs, atol=1e-4, rtol=0)
 
 
 def test_what_is_saturated_or_masked_does_not_vote() -> None:
     colors, logs = random(500, 3) * 0.6 + 0.2, torch.tensor([0.2, 0.2, 0.2])
-    shown = brightened(colors, logs, False)
+    shown = apply_exposure(colors, logs, False)
     shown[:100] = 1.0
     torch.testing.assert_close(fitted(colors, shown, EVERY), logs, atol=1e-4, rtol=0)
     shown[:100] = 0.5
@@ -68,7 +64,7 @@ def test_no_pixel_is_scored_by_gains_that_have_seen_it_and_the_background_has_no
     opacities = torch.ones(8, 8, 1)
     opacities[:2] = 0.0
     picture = torch.where(opacities > 0, random(8, 8, 3) * 0.5 + 0.2, model.background)
-    other = brightened_over(picture, gain, opacities, model.background)
+    other = apply_exposure_over(picture, gain, opacities, model.background)
     assert other[:2].equal(picture[:2]) and not other[2:].isclose(picture[2:]).any()
     view = {"color": picture.numpy(), "opacity": opacities[..., 0].numpy()}
     score = _exposed(model, view, other, None)  # type: ignore[arg-type]
@@ -77,8 +73,7 @@ def test_no_pixel_is_scored_by_gains_that_have_seen_it_and_the_background_has_no
     assert score is not None and score < 30, "the right half's own gain is not seen"
 
 
-def test_photos_that_differ_in_exposure_are_learnt_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
+def test_photos_that_differ_in_exposure_are_learnt_with_it(tmp_path: Path) -> None:
     logs = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)) * 0.25
     scene = with_gains(sphere_scene(12, 48), logs)
     ids = scene.splits["train"]

@@ -60,7 +60,7 @@ def test_signatures_are_alike_for_photos_of_the_same() -> None:
     places = [descriptors(60, k) for k in range(4)]
     photos = [place[torch.randperm(60)[:40]] for place in places for _ in range(2)]
     vectors = matching.signatures(photos, n_words=16)
-    assert pairs.look_alikes(vectors, 1) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert pairs.retrieve_similar(vectors, 1) == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
 
 def test_which_pairs_are_compared() -> None:

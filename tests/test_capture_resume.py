@@ -109,7 +109,7 @@ def test_retrieval_matches_the_same_pairs_after_an_interruption(
 ) -> None:
     """Partners of partners are those of the first pairs, whatever an interrupted call has found of the further ones."""
     pytest.importorskip("pycolmap")
-    monkeypatch.setattr(pairs, "LOOK_ALIKES", 2)
+    monkeypatch.setattr(pairs, "SIMILAR", 2)
     monkeypatch.setattr(pairs, "TRANSITIVE", 2)
     job = job_of(tmp_path, 12, "retrieval")
     statistics = features.extract(job)

@@ -28,7 +28,7 @@ from nerf import kernels
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.io import checkpoint
-from nerf.kernels import GradAccumulator, cuda, cuda_render, nvrtc
+from nerf.kernels import FieldView, GradAccumulator, cuda, cuda_render, nvrtc
 from nerf.rendering.model import Model
 from nerf.training import loop as training
 from nerf.training.config import TrainConfig
@@ -86,11 +86,9 @@ def test_the_checks_notice_a_wrong_number(emulated: None, monkeypatch: pytest.Mo
 
 
 def render(rays: tiny.RayBatch, params, config, sink=None, half=True):
-    table_half = params.table.detach().half() if half else None
-    views = tiny.unit_vectors(len(rays.rays_o), 5)
-    return kernels.render_rays(
-        rays.rays_o, rays.rays_d, views, *rays.all()[2:], params, config, tiny.SETTINGS, None, table_half, sink
-    )
+    view = FieldView(params, config, params.table.detach().half() if half else None)
+    views, overflow = tiny.unit_vectors(len(rays.rays_o), 5), "grow" if sink is None else "drop"
+    return kernels.render_rays(rays.rays(views), rays.occupied, view, tiny.SETTINGS, None, sink, overflow)
 
 
 @pytest.mark.parametrize("ordered", (False, True))
@@ -100,8 +98,8 @@ def test_no_ray_and_one_ray(n: int, ordered: bool, emulated: None) -> None:
     params, config = checks.make_field(**SMALL)
     params = tiny.cast(params, torch.float32, requires_grad=True)
     out = render(tiny.ray_batch(8).first(n), params, config)
-    assert out["colors"].shape == (n, 3)
-    out["colors"].sum().backward()
+    assert out.foregrounds.shape == (n, 3)
+    out.foregrounds.sum().backward()
     assert params.table.grad is not None and bool(params.table.grad.isfinite().all())
 
 
@@ -116,7 +114,7 @@ def test_a_block_never_asks_for_more_shared_memory_than_the_card_has(
     monkeypatch.setattr(nvrtc, "find", lambda: (card, ""))
     monkeypatch.setattr(cuda.Net, "program", lambda self, name: mock.Mock())
     params, config = checks.make_field(width=width)
-    net = cuda.Net(params, config, params.table.half(), cuda.pointers())
+    net = cuda.Net(FieldView(params, config, params.table.half()), cuda.pointers())
     assert net.backward_bytes <= card.shared_bytes
     assert dict(net.constants)["NERF_STAGE_WEIGHTS"] == staged == (net.staged_bytes > 0)
 
@@ -131,13 +129,13 @@ def test_samples_without_room_are_in_the_picture_and_counted(emulated: None, mon
     monkeypatch.setattr(cuda_render, "RAY_ROOM", 0)
     sink = GradAccumulator(torch.zeros_like(params.table.detach()))
     cramped = render(rays, params, config, sink)
-    assert int(cramped["kept"]) > cramped["capacity"] == 64
-    assert torch.equal(cramped["colors"], whole["colors"])
-    cramped["colors"].sum().backward()
+    assert int(cramped.kept) > cramped.capacity == 64
+    assert torch.equal(cramped.foregrounds, whole.foregrounds)
+    cramped.foregrounds.sum().backward()
     assert bool(sink.table.isfinite().all()) and float(sink.table.abs().sum()) > 0
 
     grown = render(rays, params, config)  # without a sink every sample is promised its gradient
-    assert int(grown["kept"]) == int(cramped["kept"]) <= grown["capacity"]
+    assert int(grown.kept) == int(cramped.kept) <= grown.capacity
 
 
 @pytest.fixture
@@ -160,11 +158,12 @@ def all_gradients(half: bool, monkeypatch: pytest.MonkeyPatch, backwards: bool) 
     moving = [rays.rays_o.requires_grad_(), rays.rays_d.requires_grad_(), views]
     table_half = params.table.detach().half() if half else None
     settings = replace(tiny.SETTINGS, stop_threshold=1e-3, alpha_threshold=1e-2)
-    out = kernels.render_rays(*moving, *rays.all()[2:], params, config, settings, None, table_half)
-    found = list(torch.autograd.grad(out["colors"].square().sum(), [*moving, *tiny.flat(params)]))
+    view = FieldView(params, config, table_half)
+    out = kernels.render_rays(rays.rays(views), rays.occupied, view, settings)
+    found = list(torch.autograd.grad(out.foregrounds.square().sum(), [*moving, *tiny.flat(params)]))
     points = tiny.uniform(300, 3, seed=3)
     features = kernels.hashgrid_encode(points, params.table, config.layout)
-    return [*found, *torch.autograd.grad(features.sin().sum(), params.table), out["colors"].detach()]
+    return [*found, *torch.autograd.grad(features.sin().sum(), params.table), out.foregrounds.detach()]
 
 
 @pytest.mark.parametrize("half", (False, True))
@@ -182,13 +181,12 @@ def test_deterministic_gradients_do_not_depend_on_the_order_of_threads(
 def test_a_deterministic_training_does_not_depend_on_the_order_of_threads(
     emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
     monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)
     scene, found = tiny.sphere_scene(4, 16), []
     field = replace(tiny.FIELD, log2_hashmap_size=7)
     for backwards in (False, True):
         monkeypatch.setattr(emulation, "BACKWARDS", backwards)
-        trainer = Trainer(scene, TrainConfig(steps=2, batch_samples=1024, field=field, deterministic=True))
+        trainer = Trainer(scene, tiny.train_config(steps=2, batch_samples=1024, field=field, deterministic=True))
         for _ in range(2):
             trainer.n_rays = 64
             trainer.train_step()
@@ -203,7 +201,7 @@ def test_deterministic_error_maps_do_not_depend_on_the_order_of_pixels(emulated:
         batch = sampler.draw(500, tiny.generator(0))
         batch.blocks = batch.blocks[order]
         sampler.record(batch, tiny.uniform(500, seed=1)[order])
-        sampler.refocus(0.5)
+        sampler.update_importance(0.5)
         maps.append([sampler.errors, sampler.cumulative])
     for a, b in zip(*maps, strict=True):
         assert a is not None and b is not None and torch.equal(a, b)
@@ -235,8 +233,8 @@ def test_nothing_is_kept_for_a_backward_pass_that_cannot_come(emulated: None) ->
     with torch.no_grad():
         seen = render(tiny.ray_batch(20), params, config)
     learnt = render(tiny.ray_batch(20), params, config)
-    assert "capacity" not in seen and "capacity" in learnt
-    assert torch.equal(seen["colors"], learnt["colors"])
+    assert seen.capacity is None and learnt.capacity is not None
+    assert torch.equal(seen.foregrounds, learnt.foregrounds)
 
 
 def test_gradients_of_any_size_survive_half_precision(emulated: None) -> None:
@@ -244,7 +242,7 @@ def test_gradients_of_any_size_survive_half_precision(emulated: None) -> None:
     rays, found = tiny.ray_batch(20), []
     for scale in (2.0**-40, 1.0, 2.0**27):  # powers of two: the same digits, wherever the point is
         p = tiny.cast(params, torch.float32, requires_grad=True)
-        (render(rays, p, config)["colors"].sum() * scale).backward()
+        (render(rays, p, config).foregrounds.sum() * scale).backward()
         assert p.table.grad is not None
         found.append(p.table.grad / scale)
     assert checks.relative(found[0], found[1]) < 1e-6 and checks.relative(found[2], found[1]) < 1e-6
@@ -253,7 +251,7 @@ def test_gradients_of_any_size_survive_half_precision(emulated: None) -> None:
 def test_a_number_that_is_none_shows(emulated: None) -> None:
     params, config = checks.make_field(**SMALL)
     params.density_weights[1][0, 0] = float("nan")
-    sigmas, _ = kernels.field_forward(tiny.uniform(5, 3), None, params, config, params.table.half())
+    sigmas, _ = kernels.field_forward(tiny.uniform(5, 3), None, FieldView(params, config, params.table.half()))
     assert bool(sigmas.isnan().all())
 
 
@@ -264,7 +262,7 @@ def test_training_and_its_checkpoint_move_between_backends(
         training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32)
     )  # 128 takes long here
     scene = tiny.sphere_scene(4, 16)
-    config = TrainConfig(steps=2, batch_samples=1024, field=tiny.FIELD, occupancy_every=2)
+    config = tiny.train_config(steps=2, batch_samples=1024, field=tiny.FIELD, occupancy_every=2)
     trainer = Trainer(scene, config)
     losses = [trainer.train_step() for _ in range(2)]
     assert all(np.isfinite(losses)) and trainer.samples["trained"] > 0

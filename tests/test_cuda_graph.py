@@ -6,7 +6,6 @@ see (the trainer's own numbers) is put back to what it was when the step was rec
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -27,9 +26,9 @@ from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.geometry.space import Ndc, Similarity, Unbounded
 from nerf.kernels import cuda_graph
-from nerf.training import loop as training
 from nerf.training.config import TrainConfig
-from nerf.training.loop import StepShape, Trainer
+from nerf.training.loop import Trainer
+from nerf.training.stepping import StepPlan, StepResult
 
 FIELD = replace(tiny.FIELD, log2_hashmap_size=7)
 
@@ -90,7 +89,6 @@ def test_reads_are_noticed() -> None:
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if emulation.compiler() is None:
         pytest.skip("needs a C++ compiler")
-    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
     monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)  # asking the field everywhere takes long here
     with second_device.use():  # where copies between it and the CPU are seen
         yield
@@ -98,7 +96,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def config(**changes: Any) -> TrainConfig:
     small = {"steps": 20, "batch_samples": 16, "field": FIELD, "occupancy_every": 3, "coarse_steps": 5}
-    return TrainConfig(**(small | {"diffuse_steps": 2, "focus": 0.5} | changes))
+    return tiny.train_config(**(small | {"diffuse_steps": 2} | changes))
 
 
 def scene_with_everything() -> Any:
@@ -115,12 +113,12 @@ def test_a_step_reads_nothing_back(everything: bool, emulated: None) -> None:
     trainer = Trainer(scene_with_everything() if everything else tiny.sphere_scene(3, 16), config())
     trainer.train_step()  # what is prepared once may read
     if everything:
-        trainer.sampler.refocus(0.5)
-    shape, now = StepShape(16, 8.0, True, True, everything), kernels.StepNumbers(1, 1e-2, 0.5)
+        trainer.sampler.update_importance(0.5)
+    now = StepPlan(1, 16, 8.0, True, everything, 1e-2, 0.5)
     trainer.random.manual_seed(0)
     with nothing_is_read():
-        errors, counts = trainer._learn(shape, now)
-    assert errors.shape == (16,) and int(counts["evaluated"]) > 0
+        result = trainer.learn(now)
+    assert result.errors.shape == (16,) and int(result.evaluated) > 0
 
 
 def test_frames_and_ndc_read_nothing_back() -> None:
@@ -148,7 +146,8 @@ class StandIn:
         trainer = StandIn.trainer
         assert trainer is not None and trainer.recorded is not None
         sampler, field, bits = trainer.sampler, trainer.model.field, trainer.model.occupancy.bits
-        tensors = [*trainer.parameters, *(t for pair in trainer.moments for t in pair), trainer.sink.table]
+        optimiser = trainer.optimiser
+        tensors = [*trainer.parameters, *optimiser.tensors().values(), optimiser.grad_accumulator.table]
         tensors += [sampler.errors, sampler.counts, sampler.blocks, bits.fine, bits.clearance, field.table_half]
         tensors += [trainer.recorded.rates, trainer.recorded.step_at, sampler.cumulative]
         return [0 if t is None else t.data_ptr() for t in tensors]
@@ -165,11 +164,9 @@ class StandIn:
 def test_replayed_steps_are_the_steps_that_they_stand_for(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits as without graphs, through another learning rate, jitter, occupancy, error map and stretch."""
     monkeypatch.setattr(cuda_graph, "_Graph", StandIn)
-    monkeypatch.setattr(training, "FOCUS_AFTER", 4)
-    monkeypatch.setattr(training, "FOCUS_EVERY", 2)
     scene, found = tiny.sphere_scene(3, 16), []
     for graph in (False, True):
-        trainer = StandIn.trainer = Trainer(scene, config(graph=graph))
+        trainer = StandIn.trainer = Trainer(scene, config(graph=graph, importance_after=4, importance_every=2))
         losses = []
         for _ in range(17):
             trainer.n_rays = 16
@@ -185,9 +182,8 @@ def test_the_batch_keeps_its_rays_while_graphs_serve(emulated: None) -> None:
     trainer = Trainer(tiny.sphere_scene(3, 16), config(graph=True, batch_samples=6400))
     for samples, wanted in ((6000.0, 1024), (3000.0, 2048), (12000.0, 512)):
         trainer.n_rays = 1024
-        numbers = {"evaluated": 0, "kept": int(samples)}
-        counts = {name: torch.tensor([n]).to(trainer.device) for name, n in numbers.items()}
-        trainer._read(torch.ones(4), counts)
+        counts = [torch.tensor([n]).to(trainer.device) for n in (0, int(samples))]
+        trainer.look_at_numbers(trainer.plan(), StepResult(torch.ones(()), torch.ones(4), *counts, None))
         assert (trainer.n_rays == 1024) == (wanted == 1024), samples
 
 

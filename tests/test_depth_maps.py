@@ -13,16 +13,13 @@ import pytest
 import torch
 from fakes import FakeModel
 from PIL import Image
-from test_datasets import SIZE, ring, write_transforms
-from tiny import FIELD, make_scene, sphere_scene, store
+from small_scenes import SIZE, ring, write_transforms
+from tiny import FIELD, make_scene, sphere_scene, store, train_config
 
 from nerf.datasets import Scene, load
 from nerf.errors import UserError
-from nerf.fields.occupancy import OccupancyGrid
 from nerf.kernels import bindings
 from nerf.rendering import losses
-from nerf.training import loop as training
-from nerf.training.config import TrainConfig
 from nerf.training.loop import train
 from nerf.training.pixel_sampler import PixelSampler, ray_lengths
 
@@ -200,13 +197,10 @@ def plain_sphere(n: int = 6, size: int = 32) -> Scene:
 
 @native
 def test_depth_maps_move_the_surface_to_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
     scene, sphere = plain_sphere(), FakeModel()
 
     def error(weight: float) -> float:
-        config = TrainConfig(
-            steps=150, batch_samples=1 << 11, field=replace(FIELD, density_bias=3.0), depth_weight=weight
-        )
+        config = train_config(steps=150, batch_samples=1 << 11, field=replace(FIELD, density_bias=3.0), depth=weight)
         model = train(scene, config, tmp_path / str(weight), progress=False)
         true, found = (m.render_image(scene.cameras, 5) for m in (sphere, model))  # a view that was held out
         both = (true["opacity"] > 0.5) & (found["opacity"] > 0.5)
@@ -218,10 +212,9 @@ def test_depth_maps_move_the_surface_to_where_it_is(tmp_path: Path, monkeypatch:
 
 @native
 def test_scenes_without_depth_maps_train_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
     scene, field = sphere_scene(4, 24), replace(FIELD, density_bias=3.0)
     a, b = (
-        train(scene, TrainConfig(steps=8, batch_samples=1 << 9, field=field, depth_weight=w), tmp_path / str(w), False)
+        train(scene, train_config(steps=8, batch_samples=1 << 9, field=field, depth=w), tmp_path / str(w), False)
         for w in (0.0, 1.0)
     )
     assert torch.equal(a.field.table, b.field.table)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_datasets import ring
+from small_scenes import ring
 from test_other_tools import write_csv, write_metashape
-from tiny import FIELD
+from tiny import FIELD, train_config
 
 from nerf.cli import main as cli
 from nerf.datasets import Scene, load
@@ -120,11 +120,9 @@ def test_other_programs_cameras_go_through(tmp_path: Path) -> None:
 
 def test_a_trained_model_exports_its_own_cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As training left them: here moved by hand, as pose refinement would."""
-    from nerf.fields.occupancy import OccupancyGrid
     from nerf.training import loop as training
     from nerf.training.runs import Run, load_for_training, write_run
 
-    monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
     data, out = write_data(tmp_path / "data", ["opencv"], sizes=((41, 31),)), tmp_path / "run"
     out.mkdir()
     run = Run(str(data), downscale=2)
@@ -138,7 +136,7 @@ def test_a_trained_model_exports_its_own_cameras(tmp_path: Path, monkeypatch: py
         return real(trainer)
 
     monkeypatch.setattr(training.Trainer, "train_step", moved)
-    config = training.TrainConfig(steps=2, batch_samples=1 << 9, field=replace(FIELD, density_bias=3.0))
+    config = train_config(steps=2, batch_samples=1 << 9, field=replace(FIELD, density_bias=3.0))
     training.train(scene, config, out, progress=False)
     export_cameras(out, tmp_path / "refined.json")
     before, after = load(data, quiet=True), load(tmp_path / "refined.json", quiet=True)

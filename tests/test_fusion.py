@@ -57,10 +57,7 @@ def cameras_around(n: int, distance: float, size: int = 120, half: bool = False)
     r = (1 - z * z).sqrt()
     eyes = distance * torch.stack([r * a.cos(), r * a.sin(), z], dim=1)
     c2w = torch.stack([look_at(eye, torch.zeros(3, dtype=torch.float64)) for eye in eyes])
-    full = lambda x: torch.full((n,), x, dtype=torch.float64)  # noqa: E731
-    whole = torch.full((n,), size)
-    lens = (full(size * 1.1), full(size * 1.1), full(size / 2), full(size / 2))
-    return Cameras(c2w, *lens, whole, whole.clone(), torch.zeros_like(whole), torch.zeros(n, 6, dtype=torch.float64))
+    return Cameras.perspective(c2w, size * 1.1, size, size)
 
 
 def moved() -> Similarity:

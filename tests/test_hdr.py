@@ -11,20 +11,18 @@ import pytest
 import torch
 from fakes import FakeModel, ring_cameras
 from PIL import Image
-from test_datasets import write_transforms
-from tiny import FIELD, make_scene, sphere_scene
+from small_scenes import write_transforms
+from tiny import FIELD, make_scene, sphere_scene, train_config
 
 from nerf.datasets import Scene, load
 from nerf.datasets.brightness import measure
 from nerf.errors import UserError
-from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry import light
 from nerf.kernels import bindings
 from nerf.rendering.metrics import hdr_psnr
 from nerf.rendering.model import Model
-from nerf.training import loop as training
-from nerf.training.config import TrainConfig, default_field
+from nerf.training.config import default_field
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import train
 from nerf.views import paths, video
@@ -179,10 +177,9 @@ def hdr_sphere(peak: float = 20.0, n: int = 12, size: int = 48) -> Scene:
 @native
 def test_light_beyond_white_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To 20 times white, to within a part of the light itself in the dark and in the bright, in a held-out view."""
-    monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
     scene = hdr_sphere()
     field = replace(FIELD, density_bias=3.0, color_scale=scene.brightest, width=32)
-    train(scene, TrainConfig(steps=300, batch_samples=1 << 12, field=field), tmp_path, progress=False)
+    train(scene, train_config(steps=300, batch_samples=1 << 12, field=field), tmp_path, progress=False)
     model = Model.load(tmp_path / "checkpoint.safetensors")
     assert model.linear and model.exposure == pytest.approx(scene.exposure) and model.field.options.color_scale == 20
     result = evaluate(model, scene, "test", show_progress=False)
@@ -215,7 +212,7 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
     cameras = ring_cameras(2, 24)
     path = paths.CameraPath(cameras, 30.0, "a ring")
     model = Bright(linear=True)
-    written = video.render_path(model, path, tmp_path / "out", video.MODES, show_progress=False, exr=True)
+    written = video.render_video(model, path, tmp_path / "out", video.MODES, show_progress=False, exr=True)
     assert [p.name for p in written] == list(video.MODES)
     view = model.render_image(cameras, 1)
     np.testing.assert_array_equal(exr.read_colours(tmp_path / "out" / "color" / "00001.exr"), view["color"])
@@ -229,13 +226,13 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
     normals = exr.read_channels(tmp_path / "out" / "normal" / "00001.exr")
     np.testing.assert_array_equal(normals["Y"], view["normal"][..., 1])
 
-    srgb = video.render_path(FakeModel(), path, tmp_path / "srgb", show_progress=False, exr=True)[0]
+    srgb = video.render_video(FakeModel(), path, tmp_path / "srgb", show_progress=False, exr=True)[0]
     decoded = exr.read_colours(srgb / "00000.exr")
     np.testing.assert_allclose(light.encode(decoded), FakeModel().render_image(cameras, 0)["color"], atol=1e-6)
     with pytest.raises(UserError, match="holds pictures already"):
-        video.render_path(model, path, tmp_path / "srgb", show_progress=False, exr=True)
+        video.render_video(model, path, tmp_path / "srgb", show_progress=False, exr=True)
     with pytest.raises(UserError, match="--exr writes a folder"):
-        video.render_path(model, path, tmp_path / "a.mp4", show_progress=False, exr=True)
+        video.render_video(model, path, tmp_path / "a.mp4", show_progress=False, exr=True)
 
 
 def test_pictures_and_textures_show_light_with_the_exposure() -> None:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from nerf.errors import UserError
 from nerf.kernels import (
     FieldConfig,
     FieldParams,
+    FieldView,
     GradAccumulator,
     GridLayout,
     MarchSettings,
@@ -295,14 +296,14 @@ def test_field_values(shape: str, contracted: bool) -> None:
     if contracted:
         positions *= torch.logspace(-2, 6, 500)[:, None]
     directions = unit_vectors(500, seed=2)
-    sigmas, rgbs = cpu.field_forward(positions, directions, params, config)
+    sigmas, rgbs = cpu.field_forward(positions, directions, FieldView(params, config))
     wide = cast(params, torch.float64)
     expected = reference.radiance_field(positions.double(), directions.double(), wide, config)
     assert rgbs is not None
     # sigma = exp(h): the rounding of h, about 1e-6 of its terms' size, is relative in sigma.
     close(sigmas, expected[0], rtol=2e-4, atol=0)
     close(rgbs, expected[1], rtol=0, atol=1e-5)
-    alone, nothing = cpu.field_forward(positions, None, params, config)
+    alone, nothing = cpu.field_forward(positions, None, FieldView(params, config))
     assert nothing is None and torch.equal(alone, sigmas)
 
 
@@ -311,7 +312,7 @@ def test_field_values(shape: str, contracted: bool) -> None:
 def test_field_of_any_number_of_points(n: int) -> None:
     params, config = small_field(3)
     positions, directions = uniform(n, 3, seed=1, low=-1), unit_vectors(max(n, 1), seed=2)[:n]
-    sigmas, rgbs = cpu.field_forward(positions, directions, params, config)
+    sigmas, rgbs = cpu.field_forward(positions, directions, FieldView(params, config))
     assert rgbs is not None and sigmas.shape == (n,) and rgbs.shape == (n, 3)
     some = torch.arange(0, n, max(1, n // 500))
     wide = cast(params, torch.float64)
@@ -324,10 +325,10 @@ def test_field_of_any_number_of_points(n: int) -> None:
 def test_field_of_strided_tensors() -> None:
     params, config = small_field(3)
     positions, directions = uniform(200, 3, seed=1, low=-1), unit_vectors(200, seed=2)
-    plain = cpu.field_forward(positions, directions, params, config)
+    plain = cpu.field_forward(positions, directions, FieldView(params, config))
     turned = [w.t().contiguous().t() for w in params.color_weights]
     other = FieldParams(strided(params.table), [strided(w) for w in params.density_weights], turned)
-    found = cpu.field_forward(strided(positions), directions.t().contiguous().t(), other, config)
+    found = cpu.field_forward(strided(positions), directions.t().contiguous().t(), FieldView(other, config))
     assert plain[1] is not None and found[1] is not None
     assert torch.equal(found[0], plain[0]) and torch.equal(found[1], plain[1])
 
@@ -336,14 +337,14 @@ def test_field_of_strided_tensors() -> None:
 def test_field_beyond_its_box_and_at_no_number_does_not_crash() -> None:
     done = in_a_process(
         "import torch\n"
-        "from nerf.kernels import cpu\n"
+        "from nerf.kernels import FieldView, cpu\n"
         "from tiny import small_field\n"
         "for contracted in (False, True):\n"
         "    params, config = small_field(3, contracted)\n"
         "    for value in (-1.5, 1.0001, -1e30, 1e38, float('inf'), -float('inf'), float('nan')):\n"
         "        print(contracted, value, flush=True)\n"
         "        points = torch.full((100, 3), value)\n"
-        "        cpu.field_forward(points, points, params, config)\n"
+        "        cpu.field_forward(points, points, FieldView(params, config))\n"
     )
     assert done.returncode == 0, f"exit {done.returncode} after {done.stdout.splitlines()[-1]}: {done.stderr[-500:]}"
 
@@ -351,9 +352,9 @@ def test_field_beyond_its_box_and_at_no_number_does_not_crash() -> None:
 @native
 def test_density_saturates_instead_of_overflowing() -> None:
     params, config = small_field(3, bias=1000.0)
-    sigmas, _ = cpu.field_forward(uniform(10, 3), None, params, config)
+    sigmas, _ = cpu.field_forward(uniform(10, 3), None, FieldView(params, config))
     close(sigmas, torch.full((10,), 15.0, dtype=torch.float64).exp(), rtol=1e-6, atol=0)
-    sigmas, _ = cpu.field_forward(uniform(10, 3), None, params, replace(config, density_bias=-1000.0))
+    sigmas, _ = cpu.field_forward(uniform(10, 3), None, FieldView(params, replace(config, density_bias=-1000.0)))
     assert bool((sigmas == 0).all())
 
 
@@ -368,13 +369,13 @@ def test_no_number_in_the_field_is_no_number_in_its_results(place: str) -> None:
     (params.table if name == "table" else getattr(params, name)[int(layer)]).fill_(float("nan"))
     positions, directions = uniform(100, 3, seed=1, low=-1), unit_vectors(100, seed=2)
     expected = reference.radiance_field(positions, directions, params, config)
-    found = cpu.field_forward(positions, directions, params, config)
+    found = cpu.field_forward(positions, directions, FieldView(params, config))
     for mine, theirs in zip(found, expected, strict=True):
         assert mine is not None and torch.equal(mine.isnan(), theirs.isnan())
     batch = ray_batch(50, 16)
-    broken = render_reference(batch, params, config, SETTINGS)["colors"].isnan()
+    broken = render_reference(batch, params, config, SETTINGS)["foregrounds"].isnan()
     assert bool(broken.any())
-    assert torch.equal(render(batch, params, config, SETTINGS)["colors"].isnan(), broken)
+    assert torch.equal(render(batch, params, config, SETTINGS)["foregrounds"].isnan(), broken)
 
 
 @native
@@ -382,9 +383,9 @@ def test_mixed_precision_within_its_rounding() -> None:
     params, config = small_field(3)
     half = params.table.half()
     positions, directions = uniform(300, 3, seed=1, low=-1), unit_vectors(300, seed=2)
-    found = cpu.field_forward(positions, directions, params, config, half)
+    found = cpu.field_forward(positions, directions, FieldView(params, config, half))
     # The table moves by 2^-12 of its size, what products read by 2^-9; the network passes on a few times that.
-    plain = cpu.field_forward(positions, directions, params, config)
+    plain = cpu.field_forward(positions, directions, FieldView(params, config))
     assert plain[1] is not None and found[1] is not None
     close(found[0], plain[0], rtol=2e-2, atol=0)
     close(found[1], plain[1], rtol=0, atol=5e-3)
@@ -416,7 +417,7 @@ def test_field_names_the_argument_that_is_wrong(
 ) -> None:
     params, config = small_field(3)
     positions, directions, half = torch.zeros(5, 3), torch.zeros(5, 3), params.table.half()
-    cpu.field_forward(positions, directions, params, config, half)
+    cpu.field_forward(positions, directions, FieldView(params, config, half))
     if argument == "positions":
         assert isinstance(value, Tensor)
         positions = value
@@ -440,7 +441,7 @@ def test_field_names_the_argument_that_is_wrong(
         assert isinstance(value, int)
         getattr(params, argument)[value] = torch.zeros(16, 48)
     with pytest.raises(error, match=words):
-        cpu.field_forward(positions, directions, params, config, half)
+        cpu.field_forward(positions, directions, FieldView(params, config, half))
 
 
 # --- occupancy and march ---------------------------------------------------------------------------------------------
@@ -512,7 +513,7 @@ def same_samples(found: Samples, expected: Samples) -> None:
 
 
 def native_march(batch: RayBatch, settings: MarchSettings) -> Samples:
-    return cpu.march(*batch.all()[:5], cpu.pack_occupancy(batch.occupied), settings)
+    return cpu.march(batch.rays(), cpu.pack_occupancy(batch.occupied), settings)
 
 
 @native
@@ -623,7 +624,7 @@ def test_march_refuses_settings_that_never_end() -> None:
     code = "from nerf.kernels import MarchSettings, cpu\nfrom tiny import ray_batch\nbatch = ray_batch(4, 11)\n"
     for text in settings:
         code += (
-            f"try:\n    cpu.march(*batch.all()[:5], cpu.pack_occupancy(batch.occupied), {text})\n"
+            f"try:\n    cpu.march(batch.rays(), cpu.pack_occupancy(batch.occupied), {text})\n"
             "    print('accepted', flush=True)\n"
             "except ValueError as error:\n    print(error, flush=True)\n"
         )
@@ -643,7 +644,7 @@ def test_march_ends_for_rays_without_end() -> None:
         "batch = ray_batch(8, 11)\n"
         "batch.t_far[:] = float('inf')\n"
         "for cone in (0.0, 1 / 64):\n"
-        "    found = cpu.march(*batch.all()[:5], cpu.pack_occupancy(batch.occupied), MarchSettings(0.05, cone, 1.0))\n"
+        "    found = cpu.march(batch.rays(), cpu.pack_occupancy(batch.occupied), MarchSettings(0.05, cone, 1.0))\n"
         "    expected = reference.march(*batch.all(), 0.05, cone, 1.0)\n"
         "    print(torch.equal(found.t_starts, expected.t_starts), flush=True)\n"
     )
@@ -663,8 +664,8 @@ def test_jitter_is_the_same_integer_hash(seed: int, step: int, backend: Callable
 
 # --- fused render ----------------------------------------------------------------------------------------------------
 
-OUTPUTS = ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")
-SUMS = ("colors", "opacities", "depths", "second_moments", "distortions")  # the differentiable ones
+OUTPUTS = ("foregrounds", "opacities", "depths", "median_depths", "second_moments", "distortions")
+SUMS = ("foregrounds", "opacities", "depths", "second_moments", "distortions")  # the differentiable ones
 
 
 def render(
@@ -677,22 +678,16 @@ def render(
     sink: GradAccumulator | None = None,
 ) -> dict[str, Any]:
     """The native op."""
-    views = batch.rays_d if viewdirs is None else viewdirs
-    bits = cpu.pack_occupancy(batch.occupied)
-    return cpu.render_rays(
-        batch.rays_o, batch.rays_d, views, batch.t_near, batch.t_far, batch.jitter, bits, params, config, settings,
-        table_half, sink,
-    )  # fmt: skip
+    view, bits = FieldView(params, config, table_half), cpu.pack_occupancy(batch.occupied)
+    return cpu.render_rays(batch.rays(viewdirs), bits, view, settings, sink)._asdict()
 
 
 def render_reference(
     batch: RayBatch, params: FieldParams, config: FieldConfig, settings: MarchSettings, viewdirs: Tensor | None = None
 ) -> dict[str, Any]:
     """The staged path, in the type of the rays."""
-    return reference.render_rays(
-        batch.rays_o, batch.rays_d, batch.rays_d if viewdirs is None else viewdirs, batch.t_near, batch.t_far,
-        batch.jitter, batch.occupied, params, config, **{k: v for k, v in asdict(settings).items() if v},
-    )  # fmt: skip
+    view = FieldView(params, config)
+    return reference.render_rays(batch.rays(viewdirs), batch.occupied, view, settings)._asdict()
 
 
 def everything(
@@ -807,7 +802,7 @@ def test_render_of_little(case: str) -> None:
         compare_gradients([(found, expected)])
     else:
         assert all(float(t.double().norm()) == 0 for t in found.values())
-        assert found["colors"].shape == (len(batch.rays_o), 3)
+        assert found["foregrounds"].shape == (len(batch.rays_o), 3)
 
 
 @native
@@ -836,8 +831,10 @@ def test_render_of_strided_tensors() -> None:
         weights = [make(w).requires_grad_() for w in flat(params)]
         mine = FieldParams(weights[0], weights[1:3], weights[3:])
         out = render(rays, mine, config, SETTINGS, viewdirs=make(batch.rays_d))
-        grads = torch.autograd.grad((out["colors"] * make(uniform(40, 3, seed=1))).sum() + out["depths"].sum(), weights)
-        results.append([out["colors"].detach(), *grads])
+        grads = torch.autograd.grad(
+            (out["foregrounds"] * make(uniform(40, 3, seed=1))).sum() + out["depths"].sum(), weights
+        )
+        results.append([out["foregrounds"].detach(), *grads])
     for other in results[1:]:
         for k, (mine, plain) in enumerate(zip(other, results[0], strict=True)):
             assert torch.equal(mine, plain), f"result {k} depends on the strides"
@@ -865,8 +862,8 @@ def test_gradients_of_samples_near_the_camera_are_scaled_down() -> None:
     plain = render(batch, params, config, settings)
     weights = cast(params, torch.float32, requires_grad=True)
     out = render(batch, weights, config, replace(settings, gradient_distance=distance))
-    assert torch.equal(out["colors"], plain["colors"]) and torch.equal(out["depths"], plain["depths"])
-    found = torch.autograd.grad(out["colors"].square().sum() + out["depths"].sum(), flat(weights))
+    assert torch.equal(out["foregrounds"], plain["foregrounds"]) and torch.equal(out["depths"], plain["depths"])
+    found = torch.autograd.grad(out["foregrounds"].square().sum() + out["depths"].sum(), flat(weights))
 
     wide = cast(params, torch.float64, requires_grad=True)
     samples, ray = reference_march(batch, settings), reference_march(batch, settings).ray_indices
@@ -877,8 +874,8 @@ def test_gradients_of_samples_near_the_camera_are_scaled_down() -> None:
     assert 0.2 < float(share.mean()) < 0.8
     sigmas = share * sigmas + (1 - share) * sigmas.detach()
     rgbs = share[:, None] * rgbs + (1 - share)[:, None] * rgbs.detach()
-    want = reference.composite(samples, sigmas, rgbs, 60)
-    expected = torch.autograd.grad(want["colors"].square().sum() + want["depths"].sum(), flat(wide))
+    want = reference.composite(samples, sigmas, rgbs, 60)._asdict()
+    expected = torch.autograd.grad(want["foregrounds"].square().sum() + want["depths"].sum(), flat(wide))
     for mine, theirs in zip(found, expected, strict=True):
         assert relative(mine, theirs) < 5e-3  # with room for a kink, see compare_gradients
 
@@ -888,14 +885,14 @@ def test_a_gradient_sink_gets_the_tables_gradient() -> None:
     params, config = small_field(5)
     weights = cast(params, torch.float32, requires_grad=True)
     batch = ray_batch(40, 16)
-    grads = torch.autograd.grad(render(batch, weights, config, SETTINGS)["colors"].sum(), flat(weights))
+    grads = torch.autograd.grad(render(batch, weights, config, SETTINGS)["foregrounds"].sum(), flat(weights))
     sink = GradAccumulator(torch.zeros_like(params.table))
     out = render(batch, weights, config, SETTINGS, sink=sink)
-    out["colors"].sum().backward()
+    out["foregrounds"].sum().backward()
     assert torch.equal(sink.table, grads[0]) and weights.table.grad is None
     for weight, grad in zip(flat(weights)[1:], grads[1:], strict=True):
         assert weight.grad is not None and torch.equal(weight.grad, grad)
-    render(batch, weights, config, SETTINGS, sink=sink)["colors"].sum().backward()  # adds
+    render(batch, weights, config, SETTINGS, sink=sink)["foregrounds"].sum().backward()  # adds
     close(sink.table, 2 * grads[0], rtol=1e-5, atol=1e-6)
 
 
@@ -907,8 +904,8 @@ def test_a_gradient_sink_of_another_shape_or_type_is_refused(wrong: Tensor) -> N
     # Larger than the table in bytes, so that a missing check fails this test and not the process.
     table = torch.zeros(*params.table.shape, *[2] * wrong.dim()).double()
     out = render(ray_batch(4, 11), weights, config, SETTINGS, sink=GradAccumulator(table))
-    with pytest.raises((TypeError, ValueError), match="sink"):
-        out["colors"].sum().backward()
+    with pytest.raises((TypeError, ValueError), match="grad_accumulator"):
+        out["foregrounds"].sum().backward()
 
 
 @native
@@ -921,9 +918,9 @@ def test_the_reference_backend_fills_the_sink_too(backend: Callable[[str], str])
         backend(name)
         weights = cast(params, torch.float32, requires_grad=True)
         sinks.append(GradAccumulator(torch.zeros_like(params.table)))
-        rays = batch.all()
-        out = kernels.render_rays(rays[0], rays[1], rays[1], *rays[2:], weights, config, SETTINGS, sink=sinks[-1])
-        out["colors"].sum().backward()
+        view = FieldView(weights, config)
+        out = kernels.render_rays(batch.rays(), batch.occupied, view, SETTINGS, grad_accumulator=sinks[-1])
+        out.foregrounds.sum().backward()
     assert float(sinks[0].table.norm()) > 0
     assert relative(sinks[1].table, sinks[0].table) < GRADIENT
 
@@ -954,7 +951,7 @@ def test_mixed_precision_rounds_what_products_read_and_nothing_else(width: int) 
     unit = (positions + 1) / 2
     x = reference.hashgrid_encode(unit, half.float(), config.layout)
     expected = (rounded_products(x, params.density_weights)[:, 0] + config.density_bias).exp()
-    sigmas, _ = cpu.field_forward(positions, None, params, config, half)
+    sigmas, _ = cpu.field_forward(positions, None, FieldView(params, config, half))
     torch.testing.assert_close(sigmas, expected, rtol=2e-3, atol=1e-6)  # a sum's order decides the next rounding
 
 
@@ -966,7 +963,9 @@ def test_render_in_mixed_precision() -> None:
     for copy in (half, None):
         weights = cast(params, torch.float32, requires_grad=True)
         out = render(batch, weights, config, SETTINGS, table_half=copy)
-        results.append([out["colors"].detach(), *torch.autograd.grad(out["colors"].square().sum(), flat(weights))])
+        results.append(
+            [out["foregrounds"].detach(), *torch.autograd.grad(out["foregrounds"].square().sum(), flat(weights))]
+        )
     # 11 bits of the table and 8 of what the products read: a small fraction of a grey level of 1/255 = 4e-3.
     close(results[0][0], results[1][0], rtol=0, atol=4e-3)
     assert all(relative(a, b) < 5e-2 for a, b in zip(results[0], results[1], strict=True))
@@ -981,7 +980,7 @@ def test_what_changed_between_forward_and_backward_is_noticed() -> None:
     m, v = torch.zeros_like(params.table), torch.zeros_like(params.table)
     cpu.adam_step(weights.table.detach(), torch.ones_like(m), m, v, 0.1, 0.9, 0.99, 1e-8, 1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out["colors"].sum().backward()
+        out["foregrounds"].sum().backward()
 
 
 @native
@@ -989,7 +988,7 @@ def test_render_refuses_a_second_derivative_and_a_second_backward() -> None:
     params, config = small_field(5)
     weights = cast(params, torch.float32, requires_grad=True)
     out = render(ray_batch(10, 16), weights, config, SETTINGS)
-    (grad,) = torch.autograd.grad(out["colors"].square().sum(), weights.table, create_graph=True)
+    (grad,) = torch.autograd.grad(out["foregrounds"].square().sum(), weights.table, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -1000,8 +999,10 @@ def test_two_forward_passes_before_two_backward_passes() -> None:
     params, config = small_field(5)
     weights = cast(params, torch.float32, requires_grad=True)
     batches = [ray_batch(30, 16), ray_batch(50, 18)]
-    alone = [torch.autograd.grad(render(b, weights, config, SETTINGS)["colors"].sum(), flat(weights)) for b in batches]
-    both = [render(b, weights, config, SETTINGS)["colors"].sum() for b in batches]
+    alone = [
+        torch.autograd.grad(render(b, weights, config, SETTINGS)["foregrounds"].sum(), flat(weights)) for b in batches
+    ]
+    both = [render(b, weights, config, SETTINGS)["foregrounds"].sum() for b in batches]
     for loss, expected in zip(both, alone, strict=True):
         for mine, grad in zip(torch.autograd.grad(loss, flat(weights)), expected, strict=True):
             assert torch.equal(mine, grad)
@@ -1024,7 +1025,7 @@ def test_two_threads_give_the_bytes_of_one(name: str, threads: Callable[[int], N
         features = cpu.hashgrid_encode(x, table, config.layout)
         grads = torch.autograd.grad(features.square().sum(), (x, table))
         points = uniform(40_000, 3, seed=2, low=-1)
-        sigmas, rgbs = cpu.field_forward(points, points, params, config)
+        sigmas, rgbs = cpu.field_forward(points, points, FieldView(params, config))
         assert rgbs is not None
         samples = native_march(batch, settings)
         results.append(
@@ -1069,7 +1070,7 @@ def test_splitting_intervals_changes_nothing_where_the_field_is_constant() -> No
     with torch.no_grad():
         whole, split = (render(batch, params, config, MarchSettings(s)) for s in (0.1, 0.05))
     assert split["kept"] == 2 * whole["kept"]
-    for name in ("colors", "opacities", "second_moments"):
+    for name in ("foregrounds", "opacities", "second_moments"):
         close(split[name], whole[name], rtol=1e-5, atol=1e-5)
 
 
@@ -1106,7 +1107,7 @@ VARIANT_RUN = """
 import sys
 import numpy as np
 import torch
-from nerf.kernels import MarchSettings, bindings, cpu
+from nerf.kernels import FieldView, MarchSettings, bindings, cpu
 from test_kernels import everything, native_march, render
 from tiny import ray_batch, small_field
 assert bindings.load().variant == sys.argv[1], bindings.load()
@@ -1125,7 +1126,7 @@ for seed, (shape, n_levels, settings) in enumerate([
     out |= {"bits kept": out.pop("value kept"), "bits jitter": cpu.ray_jitter(3, 4, 1000)}
     table, half = params.table.clone(), params.table.half()
     for name, copy in (("value", None), ("mixed", half)):
-        found = cpu.field_forward(batch.rays_o / 5, batch.rays_d, params, config, copy)
+        found = cpu.field_forward(batch.rays_o / 5, batch.rays_d, FieldView(params, config, copy))
         out[f"{name} sigmas"], out[f"{name} rgbs"] = found
     m, v = torch.zeros_like(table), torch.zeros_like(table)
     cpu.adam_step(table, params.table.clone(), m, v, 1e-2, 0.9, 0.99, 1e-15, 3, True, half, True)

@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeModel
-from test_datasets import write_colmap, write_transforms
+from small_scenes import write_colmap, write_transforms
 from test_depth_maps import native, plain_sphere
-from tiny import FIELD, sphere_scene
+from tiny import FIELD, sphere_scene, train_config
 
 from nerf.datasets import Keypoints, Scene, keypoints, load
 from nerf.datasets.parsed import Frame, Lens
-from nerf.fields.occupancy import OccupancyGrid
-from nerf.training import loop as training
-from nerf.training.config import TrainConfig
 from nerf.training.loop import train
 from nerf.training.pixel_sampler import BLOCK, KEYPOINTS, PixelSampler
 
@@ -152,14 +149,11 @@ def test_every_eighth_pixel_drawn_shows_one() -> None:
 
 @native
 def test_keypoints_move_the_surface_to_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
     scene, sphere = plain_sphere(), FakeModel()
     scene = replace(scene, depths=None, keypoints=sphere_keypoints(scene))
 
     def error(weight: float) -> float:
-        config = TrainConfig(
-            steps=150, batch_samples=1 << 11, field=replace(FIELD, density_bias=3.0), depth_weight=weight
-        )
+        config = train_config(steps=150, batch_samples=1 << 11, field=replace(FIELD, density_bias=3.0), depth=weight)
         model = train(scene, config, tmp_path / str(weight), progress=False)
         true, found = (m.render_image(scene.cameras, 5) for m in (sphere, model))  # a view that was held out
         both = (true["opacity"] > 0.5) & (found["opacity"] > 0.5)

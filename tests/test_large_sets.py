@@ -306,7 +306,7 @@ def test_tiles_with_large_errors_are_taken_more_often(wide: nerf.datasets.Scene)
     sampler = TileSampler(wide, torch.arange(3), working_set=0)
     batch = sampler.draw(5000, generator(0))
     sampler.record(batch, (batch.image_ids == 1).float())
-    sampler.refocus(0.5)
+    sampler.update_importance(0.5)
     p = torch.cat([sampler.cumulative[:1], sampler.cumulative.diff()])
     only = sampler.places[:, 0] == 1
     areas = sampler.areas / sampler.areas.sum()
@@ -358,11 +358,10 @@ def test_keypoints_of_the_working_set_are_drawn_too(wide: nerf.datasets.Scene) -
 
 def test_training_from_tiles_learns_and_continues_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nerf.training.pixel_cache.CHANGE_EVERY", 4)
-    monkeypatch.setattr("nerf.training.loop.FOCUS_AFTER", 8)
-    monkeypatch.setattr("nerf.training.loop.FOCUS_EVERY", 8)
     scene = sphere_scene(8, 160)
     scene = replace(scene, pixels=in_tiles(scene.pixels, tmp_path, "p"))
     config = TrainConfig(steps=40, batch_samples=1 << 11, field=FIELD)
+    config = config.with_settings(importance_after=8, importance_every=8)
 
     def trainer() -> Trainer:
         made = Trainer(scene, config)

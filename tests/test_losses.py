@@ -62,11 +62,11 @@ def test_surface_equals_its_definition(background: str) -> None:
     targets = rand(4, 3, seed=4)
     backgrounds = {"none": None, "one": rand(3, seed=5), "per ray": rand(4, 3, seed=6)}[background]
     out = reference.composite(samples, sigmas, rgbs, 4)
-    loss = losses.surface(out["second_moments"], out["colors"], out["opacities"], targets, backgrounds)
+    loss = losses.surface(out.second_moments, out.foregrounds, out.opacities, targets, backgrounds)
     errors = (rgbs - targets[samples.ray_indices]).square().sum(1)
-    total = (out["weights"] * errors).sum()
+    total = (out.weights * errors).sum()
     if backgrounds is not None:
-        total = total + ((1 - out["opacities"]) * (backgrounds - targets).square().sum(1)).sum()
+        total = total + ((1 - out.opacities) * (backgrounds - targets).square().sum(1)).sum()
     torch.testing.assert_close(loss, total / 12, **F64)
 
 
@@ -74,7 +74,7 @@ def test_surface_of_an_opaque_sample_is_mse() -> None:
     samples, sigmas, rgbs = samples_of([1, 1, 1])
     out = reference.composite(samples, sigmas * 0 + 1e4, rgbs, 3)  # optical depth 1000
     targets = rand(3, 3, seed=4)
-    loss = losses.surface(out["second_moments"], out["colors"], out["opacities"], targets, torch.ones(3).double())
+    loss = losses.surface(out.second_moments, out.foregrounds, out.opacities, targets, torch.ones(3).double())
     torch.testing.assert_close(loss, losses.mse(rgbs, targets), **F64)
 
 
@@ -93,7 +93,7 @@ def test_surface_gradient_pulls_density_to_the_right_colour() -> None:
     rgbs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
     target = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
     out = reference.composite(samples, sigmas, rgbs, 1)
-    loss = losses.surface(out["second_moments"], out["colors"], out["opacities"], target, torch.zeros(3).double())
+    loss = losses.surface(out.second_moments, out.foregrounds, out.opacities, target, torch.zeros(3).double())
     (grad,) = torch.autograd.grad(loss, sigmas)
     assert grad[0] > 0 > grad[1]
 

@@ -19,5 +19,5 @@ def test_freed_pages_go_back_to_the_system() -> None:
     last = pieces[-1]
     before = resident()
     del pieces
-    memory.give_back()
+    memory.trim_heap()
     assert resident() < before - 50e6 and sys.getsizeof(last) > 50_000

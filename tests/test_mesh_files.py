@@ -16,7 +16,7 @@ from PIL import Image
 from nerf.errors import UserError
 from nerf.geometry.triangles import read_mesh, read_textured_mesh
 from nerf.meshing.evaluation import evaluate_mesh
-from nerf.meshing.files import check_path, save
+from nerf.meshing.files import check_path, save_mesh
 from nerf.meshing.glb import upright
 
 
@@ -78,7 +78,7 @@ def test_the_turn_brings_up_to_y(up: tuple[float, ...], taken: tuple[float, ...]
 
 def test_a_glb_of_a_world_whose_up_is_z_stands_in_its_own_coordinates_in_blender(tmp_path: Path) -> None:
     mesh, path = ball(), tmp_path / "ball.glb"
-    save(mesh, path, torch.tensor([0.0, 0.02, 1.0]))
+    save_mesh(mesh, path, torch.tensor([0.0, 0.02, 1.0]))
     seen = trimesh.load(path, process=False, force="mesh").vertices  # as any reader places it: y is up
     blender = np.stack([seen[:, 0], -seen[:, 2], seen[:, 1]], axis=1)
     np.testing.assert_allclose(blender, mesh.vertices, atol=1e-5)
@@ -87,7 +87,7 @@ def test_a_glb_of_a_world_whose_up_is_z_stands_in_its_own_coordinates_in_blender
 
 def test_what_a_glb_says_of_itself(tmp_path: Path) -> None:
     mesh, path = ball(), tmp_path / "ball.glb"
-    save(mesh, path)
+    save_mesh(mesh, path)
     document, binary = parts(path)
     assert document["materials"][0]["extensions"] == {"KHR_materials_unlit": {}}
     assert document["extensionsUsed"] == ["KHR_materials_unlit"]
@@ -110,7 +110,7 @@ def test_what_a_glb_says_of_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["glb", "obj"])
 def test_a_texture_travels_with_its_mesh(kind: str, tmp_path: Path) -> None:
     mesh, path = textured(), tmp_path / f"square.{kind}"
-    save(mesh, path)
+    save_mesh(mesh, path)
     names = {p.name for p in tmp_path.iterdir()}
     assert names == ({"square.glb"} if kind == "glb" else {"square.obj", "square.mtl", "square.png"})
     again = read_textured_mesh(path)
@@ -127,7 +127,7 @@ def test_a_texture_travels_with_its_mesh(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["ply", "obj", "glb", "stl"])
 def test_every_kind_keeps_the_shape_and_the_place(kind: str, tmp_path: Path) -> None:
     mesh, path = ball(), tmp_path / f"ball.{kind}"
-    save(mesh, path, torch.tensor([0.0, 0.0, 1.0]))
+    save_mesh(mesh, path, torch.tensor([0.0, 0.0, 1.0]))
     again = read_mesh(path)
     assert len(again.faces) == len(mesh.faces)
     truth = tmp_path / "truth.ply"
@@ -143,7 +143,7 @@ def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("os.replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     (tmp_path / "mesh.ply").write_bytes(b"precious")
     with pytest.raises(UserError, match="No space left on device"):
-        save(trimesh.creation.box(), tmp_path / "mesh.ply")
+        save_mesh(trimesh.creation.box(), tmp_path / "mesh.ply")
     assert (tmp_path / "mesh.ply").read_bytes() == b"precious" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -18,7 +18,7 @@ from nerf.errors import UserError
 from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 from nerf.meshing.clean import component_labels, is_closed, keep_faces, vertex_normals
 from nerf.meshing.extract import extract_mesh as extract_any
-from nerf.meshing.files import save
+from nerf.meshing.files import save_mesh
 from nerf.meshing.level import default_threshold, near_occupied
 from nerf.meshing.marching import ASK, BLOCK, Grid, Surface, marching_cubes
 from nerf.meshing.table import CORNERS, derive_table
@@ -362,7 +362,7 @@ def test_forward_facing_scenes_come_back_through_ndc() -> None:
 def test_files_hold_the_same_mesh(kind: str, tmp_path: Path) -> None:
     mesh = extract(AnalyticModel(torus, scene_from_world=Similarity.around([3.0, 1.0, -2.0], 4.0)), 48)
     path = tmp_path / f"mesh.{kind}"
-    save(mesh, path)
+    save_mesh(mesh, path)
     again = trimesh.load(path, process=False, force="mesh", **({"maintain_order": True} if kind == "obj" else {}))
     np.testing.assert_allclose(again.vertices, mesh.vertices, atol=1e-6)  # float32 of values up to 7
     np.testing.assert_array_equal(again.faces, mesh.faces)
@@ -402,7 +402,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     mesh = trimesh.creation.box()
     for path, word in ((tmp_path / "mesh.fbx", ".ply"), (tmp_path / "no" / "mesh.ply", "no such folder")):
         with pytest.raises(UserError, match=word):
-            save(mesh, path)
+            save_mesh(mesh, path)
 
 
 # ---- cleaning

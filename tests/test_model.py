@@ -47,7 +47,7 @@ def test_a_saved_model_renders_the_same_picture(tmp_path: Path) -> None:
             for name in before:
                 assert before[name].tobytes() == after[name].tobytes(), name
         assert loaded.space == space and loaded.meta == {"steps": 7} and not loaded.linear
-        assert (loaded.near, loaded.far) == (saved.near, saved.far)
+        assert loaded.marching == saved.marching
         assert torch.equal(loaded.background, saved.background)
         assert torch.equal(loaded.scene_from_world.matrix(), saved.scene_from_world.matrix())
         assert torch.equal(loaded.occupancy.values, saved.occupancy.values)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_datasets import FLIP, look_at
+from small_scenes import FLIP, look_at
 
 from nerf.datasets import load
 from nerf.errors import UserError

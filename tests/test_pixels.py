@@ -137,7 +137,7 @@ def test_errors_draw_attention() -> None:
     batch = draw(sampler, 1600)
     errors = torch.where(batch.blocks == 5, 1.0, 0.01)
     sampler.record(batch, errors)
-    sampler.refocus(0.5)
+    sampler.update_importance(0.5)
     counts = torch.bincount(draw(sampler, 16_000).blocks, minlength=16).float() / 16_000
     # Half evenly, half in proportion to the block's mean error.
     expected = 0.5 / 16 + 0.5 * torch.where(torch.arange(16) == 5, 1.0, 0.01) / 1.15
@@ -151,18 +151,18 @@ def test_a_block_never_drawn_counts_as_average() -> None:
     names = ("image_ids", "rows", "cols", "blocks", "rgb", "alpha")
     some = replace(batch, **{k: getattr(batch, k)[keep] for k in names})
     sampler.record(some, torch.full((int(keep.sum()),), 0.3))
-    sampler.refocus(0.9)
+    sampler.update_importance(0.9)
     counts = torch.bincount(draw(sampler, 16_000).blocks, minlength=16)
     assert int(counts.min()) >= 990 and int(counts.max()) <= 1010
 
 
 def test_focus_on_no_errors_at_all_still_draws_everything() -> None:
     sampler = PixelSampler(numbered_scene([(64, 64)]), torch.arange(1))
-    sampler.refocus(0.5)  # nothing recorded
+    sampler.update_importance(0.5)  # nothing recorded
     assert len(draw(sampler, 1600).blocks.unique()) == 16
     batch = draw(sampler, 1600)
     sampler.record(batch, torch.zeros(1600))  # a perfect picture
-    sampler.refocus(0.5)
+    sampler.update_importance(0.5)
     assert len(draw(sampler, 1600).blocks.unique()) == 16
 
 
@@ -173,7 +173,7 @@ def test_the_error_map_comes_back_from_its_tensors() -> None:
     for seed in range(3):
         batch = draw(sampler, 400, seed)
         sampler.record(batch, batch.rgb[:, 0])
-        sampler.refocus(0.5)
+        sampler.update_importance(0.5)
     again.restore({k: t.clone() for k, t in sampler.tensors().items()})
     assert torch.equal(draw(sampler, 400, 9).rows, draw(again, 400, 9).rows)
 

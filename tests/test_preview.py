@@ -16,10 +16,7 @@ def camera(size: int = 64, distance: float = 4.0) -> Cameras:
     """One camera on the +z axis that looks at the origin with x to the right and y up."""
     c2w = torch.eye(4, dtype=torch.float64)[None, :3].clone()
     c2w[0, 2, 3] = distance
-    focal, middle = torch.tensor([size * 1.5], dtype=torch.float64), torch.tensor([size / 2], dtype=torch.float64)
-    side, zero = torch.tensor([size]), torch.zeros(1, dtype=torch.int64)
-    no_lens = torch.zeros(1, 6, dtype=torch.float64)
-    return Cameras(c2w, focal, focal.clone(), middle, middle.clone(), side, side.clone(), zero, no_lens)
+    return Cameras.perspective(c2w, size * 1.5, size, size)
 
 
 def test_sphere_has_its_outline_depth_normals_and_colours() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeModel, FakeScene, fake_scene
-from test_datasets import write_transforms
+from small_scenes import write_transforms
 
 from nerf.cli.reconstruct import ReconstructArgs, finish, turntable
 from nerf.cli.reconstruct import main as main_reconstruct
@@ -254,7 +254,7 @@ def test_a_stage_that_fails_does_not_stop_the_next(
 
 def test_the_turntable_is_at_most_640_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr("nerf.views.video.render_path", lambda model, path, out, **_: seen.append(path))
+    monkeypatch.setattr("nerf.views.video.render_video", lambda model, path, out, **_: seen.append(path))
     model = FakeModel()
     model.cameras.widths[:], model.cameras.heights[:] = 1080, 1920
     turntable(model, tmp_path / "video.mp4")  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from nerf.kernels import reference
-from nerf.kernels.records import FieldConfig, FieldParams, GridLayout, Samples
+from nerf.kernels.records import FieldConfig, FieldParams, FieldView, GridLayout, MarchSettings, Rays, Samples
 from nerf.kernels.reference import arithmetic, march_vectorised
 
 # Exact formulas evaluated twice in float64, in another order: a few dozen roundings of 1e-16 on values of order 1.
@@ -622,11 +622,17 @@ def random_samples(counts: list[int], seed: int = 0) -> tuple[Samples, Tensor, T
     return samples, 4 * rand(s, seed=seed + 2), rand(s, 3, seed=seed + 3)
 
 
+def composite(*arguments, **named) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+    """What is found per ray and per sample, by name."""
+    found = reference.composite(*arguments, **named)._asdict()
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
 def naive_composite(
     samples: Samples, sigmas: Tensor, rgbs: Tensor, stop_threshold: float = 0.0
 ) -> dict[str, list[float] | list[list[float]]]:
     """Front to back, sample by sample, in Python floats; the distortion as its double sum."""
-    keys = ("colors", "opacities", "depths", "second_moments", "distortions", "median_depths")
+    keys = ("foregrounds", "opacities", "depths", "second_moments", "distortions", "median_depths")
     out: dict[str, list] = {key: [] for key in keys} | {"weights": [], "trans": []}
     for first, count in samples.packed_info.tolist():
         ids = range(first, first + count)
@@ -643,7 +649,7 @@ def naive_composite(
             ws.append(w)
             ms.append(mid)
             trans *= 1 - alpha
-        out["colors"].append([sum(w * rgbs[i, c].item() for w, i in zip(ws, ids, strict=True)) for c in range(3)])
+        out["foregrounds"].append([sum(w * rgbs[i, c].item() for w, i in zip(ws, ids, strict=True)) for c in range(3)])
         out["opacities"].append(sum(ws))
         out["depths"].append(sum(w * m for w, m in zip(ws, ms, strict=True)))
         moments = (w * sum(rgbs[i, c].item() ** 2 for c in range(3)) for w, i in zip(ws, ids, strict=True))
@@ -661,7 +667,7 @@ COUNTS = [3, 0, 1, 17, 0, 0, 8, 2]
 @pytest.mark.parametrize("stop_threshold", [0.0, 0.3])
 def test_composite_equals_naive(stop_threshold: float) -> None:
     samples, sigmas, rgbs = random_samples(COUNTS)
-    out = reference.composite(samples, sigmas, rgbs, len(COUNTS), stop_threshold)
+    out = composite(samples, sigmas, rgbs, len(COUNTS), stop_threshold)
     expected = naive_composite(samples, sigmas, rgbs, stop_threshold)
     assert out.keys() == expected.keys()
     for key, value in out.items():
@@ -674,10 +680,10 @@ def test_composite_equals_naive(stop_threshold: float) -> None:
 def test_composite_gradients(stop_threshold: float) -> None:
     samples, sigmas, rgbs = random_samples([3, 0, 1, 6])
     leaves = (sigmas.requires_grad_(), rgbs.requires_grad_())
-    keys = ("colors", "opacities", "depths", "second_moments", "distortions", "weights")
+    keys = ("foregrounds", "opacities", "depths", "second_moments", "distortions", "weights")
 
     def outputs(sigmas: Tensor, rgbs: Tensor) -> tuple[Tensor, ...]:
-        out = reference.composite(samples, sigmas, rgbs, 4, stop_threshold)
+        out = composite(samples, sigmas, rgbs, 4, stop_threshold)
         assert not out["median_depths"].requires_grad
         return tuple(out[key] for key in keys)
 
@@ -689,10 +695,10 @@ def test_slab_has_closed_form_opacity() -> None:
     # Density s over length L, cut into equal pieces: 1 - exp(-sL), mean depth of an exponential cut off at L.
     s, length, start, n = 1.7, 1.25, 1.0, 1000
     samples = pack([n], torch.full((n,), length / n, dtype=torch.float64), start=start)
-    out = reference.composite(samples, torch.full((n,), s, dtype=torch.float64), torch.ones(n, 3).double(), 1)
+    out = composite(samples, torch.full((n,), s, dtype=torch.float64), torch.ones(n, 3).double(), 1)
     opacity = 1 - math.exp(-s * length)
     assert out["opacities"].item() == pytest.approx(opacity, rel=1e-12)  # exact for any cut, but for rounding
-    assert out["colors"].tolist()[0] == pytest.approx([opacity] * 3, rel=1e-12)
+    assert out["foregrounds"].tolist()[0] == pytest.approx([opacity] * 3, rel=1e-12)
     depth = start * opacity + (1 - (1 + s * length) * math.exp(-s * length)) / s
     # Each piece puts its weight in its middle: an error of order dt^2 relative, (1.25/1000)^2 = 1.6e-6.
     assert out["depths"].item() == pytest.approx(depth, rel=2e-6)
@@ -702,9 +708,7 @@ def test_slab_has_closed_form_opacity() -> None:
     wall = pack([2], torch.tensor([1e-9, 1e-9], dtype=torch.float64), torch.tensor([0.0, 3.0], dtype=torch.float64))
     sigmas = torch.tensor([math.log(2) * 1e9, 1e12], dtype=torch.float64)
     # t is near 4, so that dt = 1e-9 is known to 4*1e-16/1e-9 = 1e-6.
-    assert reference.composite(wall, sigmas, torch.ones(2, 3).double(), 1)["distortions"].item() == pytest.approx(
-        1.5, rel=1e-5
-    )
+    assert composite(wall, sigmas, torch.ones(2, 3).double(), 1)["distortions"].item() == pytest.approx(1.5, rel=1e-5)
 
 
 def test_splitting_an_interval_changes_nothing() -> None:
@@ -717,9 +721,9 @@ def test_splitting_an_interval_changes_nothing() -> None:
         samples.ray_indices.repeat_interleave(2),
         samples.packed_info * 2,
     )
-    out = reference.composite(samples, sigmas, rgbs, len(COUNTS))
-    split = reference.composite(halves, sigmas.repeat_interleave(2), rgbs.repeat_interleave(2, 0), len(COUNTS))
-    for key in ("colors", "opacities", "second_moments"):
+    out = composite(samples, sigmas, rgbs, len(COUNTS))
+    split = composite(halves, sigmas.repeat_interleave(2), rgbs.repeat_interleave(2, 0), len(COUNTS))
+    for key in ("foregrounds", "opacities", "second_moments"):
         torch.testing.assert_close(split[key], out[key], **F64)
     torch.testing.assert_close(split["weights"].view(-1, 2).sum(1), out["weights"], **F64)
 
@@ -728,14 +732,14 @@ def test_occluded_samples_change_nothing() -> None:
     samples, sigmas, rgbs = random_samples([6, 6])
     sigmas[2] = 1e4  # optical depth > 500: exp of it is 0 even in float64's last digits
     sigmas.requires_grad_()
-    keys = ("colors", "opacities", "depths", "second_moments", "distortions", "median_depths")
-    before = reference.composite(samples, sigmas, rgbs, 2)
+    keys = ("foregrounds", "opacities", "depths", "second_moments", "distortions", "median_depths")
+    before = composite(samples, sigmas, rgbs, 2)
     grads = torch.autograd.grad(sum(before[key].sum() for key in keys), sigmas)[0]
     assert (grads[3:6].abs() < 1e-100).all()
     with torch.no_grad():
         sigmas[3:6] *= 7
     rgbs[3:6] = 0.5
-    after = reference.composite(samples, sigmas, rgbs, 2)
+    after = composite(samples, sigmas, rgbs, 2)
     for key in keys:
         torch.testing.assert_close(after[key], before[key], **F64)
 
@@ -743,18 +747,18 @@ def test_occluded_samples_change_nothing() -> None:
 def test_stopped_samples_have_no_gradient() -> None:
     samples, sigmas, rgbs = random_samples([8])
     leaves = (sigmas.requires_grad_(), rgbs.requires_grad_())
-    out = reference.composite(samples, sigmas, rgbs, 1, stop_threshold=0.5)
+    out = composite(samples, sigmas, rgbs, 1, stop_threshold=0.5)
     hidden = out["trans"] < 0.5
     assert 0 < hidden.sum() < 8
     assert (out["weights"][hidden] == 0).all()
-    total = sum(out[key].sum() for key in ("colors", "opacities", "depths", "second_moments", "distortions"))
+    total = sum(out[key].sum() for key in ("foregrounds", "opacities", "depths", "second_moments", "distortions"))
     for grad in torch.autograd.grad(total, leaves):
         assert (grad[hidden] == 0).all() and (grad[~hidden] != 0).any()
 
 
 def test_composite_of_nothing() -> None:
     samples, sigmas, rgbs = random_samples([0, 0])
-    out = reference.composite(samples, sigmas, rgbs, 2)
+    out = composite(samples, sigmas, rgbs, 2)
     for key, value in out.items():
         assert value.shape[0] == (0 if key in ("weights", "trans") else 2)
         assert (value == 0).all()
@@ -773,8 +777,8 @@ def test_composite_of_many_in_float32() -> None:
     samples = Samples(starts, starts + 0.005, ray, torch.stack([firsts, torch.tensor(counts)], 1))
     sigmas = (10 ** (6 * rand(s) - 3)).float()
     rgbs = rand(s, 3, seed=1).float()
-    out = reference.composite(samples, sigmas, rgbs, len(counts))
-    exact = reference.composite(samples, sigmas.double(), rgbs.double(), len(counts))
+    out = composite(samples, sigmas, rgbs, len(counts))
+    exact = composite(samples, sigmas.double(), rgbs.double(), len(counts))
     for key in out:
         if key != "median_depths":
             torch.testing.assert_close(out[key].double(), exact[key], **F32)
@@ -784,9 +788,9 @@ def test_composite_of_many_in_float32() -> None:
 
 def test_a_bad_ray_spoils_no_other() -> None:
     samples, sigmas, rgbs = random_samples([4, 4, 4])
-    good = reference.composite(samples, sigmas, rgbs, 3)["colors"]
+    good = composite(samples, sigmas, rgbs, 3)["foregrounds"]
     sigmas[5] = math.nan
-    out = reference.composite(samples, sigmas, rgbs, 3)["colors"]
+    out = composite(samples, sigmas, rgbs, 3)["foregrounds"]
     assert out[1].isnan().all()
     assert torch.equal(out[[0, 2]], good[[0, 2]])
 
@@ -796,9 +800,14 @@ def test_non_contiguous_inputs() -> None:
     wide = torch.stack([sigmas, sigmas], dim=1)[:, 0]
     turned = rgbs.t().contiguous().t()
     assert not wide.is_contiguous() and not turned.is_contiguous()
-    expected = reference.composite(samples, sigmas, rgbs, 2)
-    for key, value in reference.composite(samples, wide, turned, 2).items():
+    expected = composite(samples, sigmas, rgbs, 2)
+    for key, value in composite(samples, wide, turned, 2).items():
         assert torch.equal(value, expected[key])
+
+
+def render_rays(o, d, v, near, far, jitter, occupied, params, config, **settings) -> dict:  # type: ignore[no-untyped-def]
+    view = FieldView(params, config)
+    return reference.render_rays(Rays(o, d, v, near, far, jitter), occupied, view, MarchSettings(**settings))._asdict()
 
 
 # --- render_rays -----------------------------------------------------------------------------------------------------
@@ -818,7 +827,7 @@ def test_render_of_a_constant_density() -> None:
     n, step = 5, 0.01
     origins, directions, t_near, t_far = scene_rays(n)
     occupied = torch.ones(1, 8, 8, 8, dtype=torch.bool)
-    out = reference.render_rays(
+    out = render_rays(
         origins, directions, directions, t_near, t_far, torch.zeros(n), occupied, params, config, step_size=step
     )
     counts = torch.ceil((t_far - t_near) / step - 0.5)  # middles before the exit
@@ -827,7 +836,7 @@ def test_render_of_a_constant_density() -> None:
     torch.testing.assert_close(out["opacities"], opacity, rtol=1e-4, atol=0)
     h = torch.zeros(n, 16, dtype=torch.float64)
     rgb = torch.sigmoid(reference.mlp(torch.cat([reference.sh_encode(directions, 4), h], 1), params.color_weights))
-    torch.testing.assert_close(out["colors"], opacity[:, None] * rgb, rtol=1e-4, atol=0)
+    torch.testing.assert_close(out["foregrounds"], opacity[:, None] * rgb, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("contracted", [False, True])
@@ -839,11 +848,11 @@ def test_render_gradients(contracted: bool) -> None:
     occupied = torch.ones(1, 8, 8, 8, dtype=torch.bool)
     leaves = [origins, directions, directions.clone(), params.table, *params.density_weights, *params.color_weights]
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    keys = ("colors", "opacities", "depths", "second_moments", "distortions")
+    keys = ("foregrounds", "opacities", "depths", "second_moments", "distortions")
 
     def render(o: Tensor, d: Tensor, v: Tensor, table: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         moving = FieldParams(table, list(weights[:2]), list(weights[2:]))
-        out = reference.render_rays(
+        out = render_rays(
             o, d, v, t_near + 0.1, t_far - 0.1, torch.full((n,), 0.3), occupied, moving, config, step_size=0.31
         )
         return tuple(out[key] for key in keys)
@@ -861,17 +870,17 @@ def test_render_stops_as_composite_does() -> None:
     config = FieldConfig(config.layout, False, density_bias=2.0)
     kwargs = {"step_size": 0.05}
     args = (origins, directions, directions, t_near, t_far, torch.zeros(n), occupied, params, config)
-    out = reference.render_rays(*args, **kwargs, stop_threshold=threshold)
+    out = render_rays(*args, **kwargs, stop_threshold=threshold)
     single = (x.float() for x in (origins, directions, t_near, t_far))
     samples = reference.march(*single, torch.zeros(n), occupied, 0.05)
     mids = (samples.t_starts.double() + samples.t_ends.double()) / 2
     positions = origins[samples.ray_indices] + mids[:, None] * directions[samples.ray_indices]
     fields = reference.radiance_field(positions, directions[samples.ray_indices], params, config)
-    expected = reference.composite(samples, *fields, n, threshold)
+    expected = composite(samples, *fields, n, threshold)
     assert 0 < (expected["weights"] == 0).sum() < len(mids)
     for key in expected:
         torch.testing.assert_close(out[key], expected[key], **F64)
-    grads = [torch.autograd.grad(o["colors"].square().sum(), params.table)[0] for o in (out, expected)]
+    grads = [torch.autograd.grad(o["foregrounds"].square().sum(), params.table)[0] for o in (out, expected)]
     torch.testing.assert_close(grads[0], grads[1], **F64)
     assert out["evaluated"] == len(mids)
     assert out["kept"] == (expected["weights"] > 0).sum()
@@ -880,8 +889,8 @@ def test_render_stops_as_composite_does() -> None:
     sigmas, rgbs = (value.detach() for value in fields)
     alphas = 1 - torch.exp(-sigmas * (samples.t_ends.double() - samples.t_starts.double()))
     thin = alphas.median().item() + 1e-9
-    out = reference.render_rays(*args, **kwargs, stop_threshold=threshold, alpha_threshold=thin)
-    expected = reference.composite(samples, torch.where(alphas < thin, 0.0, sigmas), rgbs, n, threshold)
+    out = render_rays(*args, **kwargs, stop_threshold=threshold, alpha_threshold=thin)
+    expected = composite(samples, torch.where(alphas < thin, 0.0, sigmas), rgbs, n, threshold)
     for key in expected:
         torch.testing.assert_close(out[key], expected[key], **F64)
     assert out["kept"] < len(mids) / 2
@@ -893,7 +902,7 @@ def test_render_without_samples() -> None:
     empty = torch.zeros(1, 8, 8, 8, dtype=torch.bool)
     for n in (0, 4):
         origins, directions, t_near, t_far = (x.float() for x in scene_rays(n))
-        out = reference.render_rays(
+        out = render_rays(
             origins,
             directions,
             directions,
@@ -906,8 +915,8 @@ def test_render_without_samples() -> None:
             step_size=0.01,
             stop_threshold=1e-4,
         )
-        assert out["colors"].shape == (n, 3) and (out["colors"] == 0).all() and (out["opacities"] == 0).all()
-        out["colors"].sum().backward()  # no samples, no gradient, no error
+        assert out["foregrounds"].shape == (n, 3) and (out["foregrounds"] == 0).all() and (out["opacities"] == 0).all()
+        out["foregrounds"].sum().backward()  # no samples, no gradient, no error
 
 
 # --- optimiser -------------------------------------------------------------------------------------------------------
@@ -968,9 +977,9 @@ def test_wrong_shapes_raise() -> None:
         r"weights\[1\]": lambda: reference.mlp(x, [torch.zeros(8, 3), torch.zeros(3, 7)]),
         r"directions: expected shape \[4, 3\]": lambda: reference.radiance_field(x, x[:2], params, config),
         "rays_d": lambda: reference.ray_box(x, x[:2], 1.0),
-        "sigmas": lambda: reference.composite(samples, sigmas[:2], rgbs, 2),
-        "rgbs": lambda: reference.composite(samples, sigmas, rgbs[:, :2], 2),
-        "packed_info": lambda: reference.composite(samples, sigmas, rgbs, 3),
+        "sigmas": lambda: composite(samples, sigmas[:2], rgbs, 2),
+        "rgbs": lambda: composite(samples, sigmas, rgbs[:, :2], 2),
+        "packed_info": lambda: composite(samples, sigmas, rgbs, 3),
         "grad": lambda: reference.adam_step(x, x[:2], x, x, 0.1, 0.9, 0.99, 1e-15, 1),
         "step": lambda: reference.adam_step(x, x, x, x, 0.1, 0.9, 0.99, 1e-15, 0),
         "param": lambda: reference.adam_step(x[0], x[0], x[0], x[0], 0.1, 0.9, 0.99, 1e-15, 1, True),

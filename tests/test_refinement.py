@@ -10,32 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import FakeModel, ring_cameras
-from tiny import FIELD, sphere_scene
+from tiny import FIELD, sphere_scene, train_config
 from torch import Tensor
 
 from nerf import kernels
 from nerf.datasets import Scene
 from nerf.errors import UserError
-from nerf.fields.occupancy import OccupancyGrid
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.rotations import rotations_of
 from nerf.geometry.space import Similarity
 from nerf.io import checkpoint
 from nerf.rendering.model import Model
-from nerf.training import loop as training
 from nerf.training.alignment import as_trained, similarity_between, with_poses
-from nerf.training.config import TrainConfig
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import Trainer, train
-from nerf.training.pose_refinement import ALWAYS, EVERY, PoseCorrections, viewing_distance
+from nerf.training.pose_refinement import ALWAYS, EVERY, PoseCorrections, scene_scale
+from nerf.training.stepping import RAY_GRADIENTS
 
 TO_SCENE = FakeModel().scene_from_world
-CONFIG = TrainConfig(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", lambda n, initial_density=0.0: OccupancyGrid(n, 32, initial_density))
+CONFIG = train_config(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -45,7 +38,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def noisy(scene: Scene, degrees: float) -> Scene:
     """Cameras turned and shifted as `bench.py capture` does it."""
     c2w, off = scene.cameras.c2w, math.radians(degrees)
-    distance = viewing_distance(scene.cameras, scene.scene_from_world) / scene.scene_from_world.scale
+    distance = scene_scale(scene.cameras, scene.scene_from_world) / scene.scene_from_world.scale
     centres = c2w[:, :, 3] + normal(len(c2w), 3, seed=1) * off * distance
     return with_poses(
         scene, torch.cat([rotations_of(normal(len(c2w), 3) * off) @ c2w[:, :, :3], centres[..., None]], 2)
@@ -143,12 +136,12 @@ def test_cameras_move_in_every_step_at_first_and_settle_under_noisy_gradients() 
 
 
 def test_minutes_are_filled_though_cameras_move_less_often_later() -> None:
-    config = replace(CONFIG, steps=None, minutes=1.0, refine_poses=True, pose_after=0, batch_growth=1e9)
+    config = CONFIG.with_settings(steps=None, minutes=1.0, refine_poses=True, pose_after=0, batch_growth=1e9)
     trainer = Trainer(sphere_scene(4, 12), config)
     trainer.step, trainer.seconds = 100, 10.0
-    total = training._settle_steps(trainer, 1.0)
+    total = trainer.steps_to_fill()
     assert total is not None
-    plain = 0.1 / (1 + training.RAY_GRADIENTS)
+    plain = 0.1 / (1 + RAY_GRADIENTS)
     seconds = [0.1 if PoseCorrections.moves(step) else plain for step in range(total)]
     assert sum(seconds) == pytest.approx(0.97 * 60.0, abs=0.2) and sum(seconds[:100]) == pytest.approx(10.0)
 
@@ -171,7 +164,7 @@ def test_poses_that_are_off_are_mended_and_both_scores_are_given() -> None:
     wrong.splits |= {"train": torch.arange(12), "test": torch.arange(12, 14)}
     results = {}
     for after in (60, 1000):  # steps; the latter never begins
-        trainer = Trainer(wrong, replace(CONFIG, refine_poses=True, pose_after=after))
+        trainer = Trainer(wrong, CONFIG.with_settings(refine_poses=True, pose_after=after))
         for _ in range(300):
             trainer.train_step()
         trainer.state()
@@ -185,7 +178,7 @@ def test_poses_that_are_off_are_mended_and_both_scores_are_given() -> None:
 
 def test_refinement_goes_on_to_the_bit(tmp_path: Path) -> None:
     scene, config = noisy(sphere_scene(8, 24), 1.0), replace(CONFIG, steps=40, refine_poses=True, exposure=True)
-    config = replace(config, pose_after=5)
+    config = config.with_settings(pose_after=5)
     train(scene, config, tmp_path / "whole", progress=False)
     half = Trainer(scene, config)
     for _ in range(17):

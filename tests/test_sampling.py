@@ -14,17 +14,18 @@ from torch.autograd import gradcheck
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import RadianceField
+from nerf.geometry.space import Box, Ndc, Unbounded
 from nerf.kernels import GradAccumulator, RenderedRays, reference
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_many, render_rays
 from nerf.rendering.sampling import composite, render_with, sample_rays
 
-BOX = Marching("box", 0.0, 100.0, step_size=0.04)
+BOX = Marching(Box(), 0.0, 100.0, step_size=0.04)
 MARCHES = {
     "box": BOX,
     "all samples": replace(BOX, stop_threshold=0.0, alpha_threshold=0.0),
-    "unbounded": replace(BOX, space="unbounded", n_levels=3, cone_angle=1 / 64, gradient_distance=1.5),
-    "ndc": replace(BOX, space="ndc", ndc=(1.2, 1.5)),
+    "unbounded": replace(BOX, space=Unbounded(3), cone_angle=1 / 64, gradient_distance=1.5),
+    "ndc": replace(BOX, space=Ndc(1.2, 1.5)),
 }
 # Both evaluate the same samples (asserted) in float32, the fused op with fused multiply-adds and its own exp: 1e-6 of
 # each factor, of which a ray multiplies some dozens. Gradients sum thousands of such terms of both signs.
@@ -58,9 +59,9 @@ def scene(name: str, n: int = 40) -> tuple[Tensor, Tensor, OccupancyGrid]:
             uniform(n, 3, seed=2, low=-0.3, high=0.3) - torch.tensor([0.0, 0.0, 1.0]), dim=1
         )
     else:
-        batch = ray_batch(n, n_levels=marching.n_levels)
+        batch = ray_batch(n, n_levels=marching.space.n_levels)
         o, d = batch.rays_o, batch.rays_d
-    grid = OccupancyGrid(marching.n_levels, 32)
+    grid = OccupancyGrid(marching.space.n_levels, 32)
     grid.restrict(lambda centres, _: torch.rand(len(centres), generator=generator(3)) < 0.4)
     return o, d, grid
 

@@ -6,7 +6,6 @@ tests works on the CPU's tensors, where nothing can be mixed up.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,22 +20,13 @@ import torch
 
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
-from nerf.geometry.space import Ndc, Unbounded
+from nerf.geometry.space import Ndc, Similarity, Unbounded
 from nerf.meshing.extract import extract_mesh
 from nerf.rendering.model import Model
-from nerf.training import loop as training
-from nerf.training.config import TrainConfig
 from nerf.training.evaluation import evaluate
-from nerf.training.loop import Trainer
+from nerf.training.loop import Trainer, train
 
 pytestmark = pytest.mark.skipif(emulation.compiler() is None, reason="needs a C++ compiler")
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
-    monkeypatch.setattr(training, "FOCUS_AFTER", 1)
-    monkeypatch.setattr(training, "FOCUS_EVERY", 1)
 
 
 @pytest.fixture
@@ -47,7 +37,8 @@ def far() -> Iterator[None]:
 
 def trained(scene: Any, steps: int = 3, **changes: Any) -> Trainer:
     settings = {"steps": steps, "batch_samples": 256, "field": tiny.FIELD, "occupancy_every": 2, "diffuse_steps": 1}
-    trainer = Trainer(scene, TrainConfig(**(settings | changes)))
+    settings |= {"importance_after": 1, "importance_every": 1}
+    trainer = Trainer(scene, tiny.train_config(**(settings | changes)))
     for _ in range(steps):
         trainer.n_rays = 64
         trainer.train_step()
@@ -63,6 +54,15 @@ def test_an_op_that_mixes_devices_fails(far: None) -> None:
     with pytest.raises((RuntimeError, TypeError)):
         there.numpy()
     assert torch.equal(here.to(kernels.device()).cpu(), here) and torch.equal(there[torch.tensor([2])].cpu(), here[2:])
+
+
+def test_a_frame_is_placed_on_a_device_once(far: None) -> None:
+    frame, points = Similarity.around([1.0, 2.0, 3.0], 0.7), torch.randn(5, 3)
+    placed, there = frame.to(kernels.device()), points.to(kernels.device())
+    assert placed.to(kernels.device()) is placed and frame.to(points.device) is frame
+    for here in (placed, frame):  # what is not placed is copied at each call
+        assert torch.equal(here.apply(there).cpu(), frame.apply(points))
+        assert torch.equal(here.apply_directions(there).cpu(), frame.apply_directions(points))
 
 
 SCENES: dict[str, dict[str, Any]] = {
@@ -104,8 +104,8 @@ def test_a_second_device_learns_the_same_and_its_model_is_seen_from_the_cpu(
     for world in (emulation, second_device):
         with world.use():
             solid = replace(tiny.FIELD, density_bias=5.0)  # so that there is a surface after two steps
-            config = TrainConfig(steps=2, batch_samples=256, field=solid)
-            training.train(scene, config, tmp_path / "run", progress=False)
+            config = tiny.train_config(steps=2, batch_samples=256, field=solid)
+            train(scene, config, tmp_path / "run", progress=False)
             model = Model.load(tmp_path / "run")
             found.append([p.detach().cpu() for p in model.field.parameters()])
             found[-1].append(torch.from_numpy(model.render_image(scene.cameras, 0)["color"]))

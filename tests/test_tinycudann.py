@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -19,9 +18,7 @@ from nerf import kernels
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.io import checkpoint
-from nerf.kernels import FieldConfig, FieldParams, GradAccumulator, GridLayout, nvrtc, reference, tcnn
-from nerf.training import loop as training
-from nerf.training.config import TrainConfig
+from nerf.kernels import FieldConfig, FieldParams, FieldView, GradAccumulator, GridLayout, nvrtc, reference, tcnn
 from nerf.training.loop import Trainer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -155,22 +152,16 @@ def test_its_render_op_is_the_staged_one(thresholds: tuple[float, float], packag
     rays, views = tiny.ray_batch(30), tiny.unit_vectors(30, 5)
     settings = kernels.MarchSettings(0.08, 0.0, 0.08, *thresholds, 2.0)
     sink = GradAccumulator(torch.zeros_like(params.table.detach()))
-    arguments = (rays.rays_o, rays.rays_d, views, *rays.all()[2:], params, config)
-    found = kernels.render_rays(*arguments, settings, None, None, sink)
-    wanted = reference.render_rays(
-        *arguments,
-        step_size=0.08,
-        stop_threshold=thresholds[0],
-        alpha_threshold=thresholds[1],
-        gradient_distance=2.0,
-    )
-    assert found["evaluated"] == wanted["evaluated"] > found["kept"] - 1 and found["kept"] == wanted["kept"]
-    for name in ("colors", "opacities", "depths", "second_moments", "distortions", "median_depths"):
-        assert torch.allclose(found[name], wanted[name], atol=1e-4), name
+    view = FieldView(params, config)
+    found = kernels.render_rays(rays.rays(views), rays.occupied, view, settings, None, sink)
+    wanted = reference.render_rays(rays.rays(views), rays.occupied, view, settings)
+    assert found.evaluated == wanted.evaluated > found.kept - 1 and found.kept == wanted.kept
+    for name in ("foregrounds", "opacities", "depths", "second_moments", "distortions", "median_depths"):
+        assert torch.allclose(getattr(found, name), getattr(wanted, name), atol=1e-4), name
     leaves = [*params.density_weights, *params.color_weights]
-    grads = torch.autograd.grad(found["colors"].sum(), [*leaves, params.table], allow_unused=True)
+    grads = torch.autograd.grad(found.foregrounds.sum(), [*leaves, params.table], allow_unused=True)
     assert grads[-1] is None or not grads[-1].any()  # it went to the sink
-    wanted_grads = torch.autograd.grad(wanted["colors"].sum(), [*leaves, params.table])
+    wanted_grads = torch.autograd.grad(wanted.foregrounds.sum(), [*leaves, params.table])
     for a, b in zip((*grads[:-1], sink.table), wanted_grads, strict=True):
         assert a is not None and checks.relative(a, b) < 1e-4
 
@@ -180,14 +171,13 @@ def test_no_ray_and_one_ray(n: int, package: None) -> None:
     params, config = field()
     rays = tiny.ray_batch(8).first(n)
     params = tiny.cast(params, torch.float32, requires_grad=True)
-    out = kernels.render_rays(rays.rays_o, rays.rays_d, rays.rays_d, *rays.all()[2:], params, config, tiny.SETTINGS)
-    out["colors"].sum().backward()
-    assert out["colors"].shape == (n, 3) and params.table.grad is not None
+    out = kernels.render_rays(rays.rays(), rays.occupied, FieldView(params, config), tiny.SETTINGS)
+    out.foregrounds.sum().backward()
+    assert out.foregrounds.shape == (n, 3) and params.table.grad is not None
 
 
 def test_a_checkpoint_moves_to_it_and_back(package: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
-    trainer = Trainer(tiny.sphere_scene(4, 16), TrainConfig(steps=2, batch_samples=512, field=tiny.FIELD))
+    trainer = Trainer(tiny.sphere_scene(4, 16), tiny.train_config(steps=2, batch_samples=512, field=tiny.FIELD))
     before = [p.clone() for p in trainer.parameters]
     assert trainer.train_step() > 0 and trainer.samples["trained"] >= 0
     assert all(not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
@@ -205,7 +195,6 @@ def test_a_checkpoint_moves_to_it_and_back(package: None, tmp_path: Path, monkey
 def test_gpu_check_compares_it_with_our_kernels(package: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import gpu_modes
 
-    monkeypatch.setattr(training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32))
     monkeypatch.setattr(OccupancyGrid, "update", tiny.flicker)
     monkeypatch.setattr(gpu_modes, "load", lambda *ignored: tiny.sphere_scene(4, 16))
     for module, name in ((checks, "HALF_VALUE"), (gpu_modes, "TINYCUDANN_VALUE")):

@@ -12,7 +12,7 @@ import torch
 import trimesh
 from PIL import Image
 
-from nerf.meshing.files import save
+from nerf.meshing.files import save_mesh
 from nerf.meshing.viewer import write_page
 
 BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
@@ -40,7 +40,7 @@ def test_a_textured_mesh_stands_upright_before_the_viewer(tmp_path: Path) -> Non
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(texture))
     visual = trimesh.visual.TextureVisuals(uv=np.array([[0, 0], [1, 0], [1, 1], [0, 1]]), material=material)
     glb = tmp_path / "square.glb"
-    save(trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False), glb, UP)
+    save_mesh(trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False), glb, UP)
     page = write_page(glb, FRONT)
     assert page == tmp_path / "square.html"
     picture = shown(page, tmp_path)
@@ -53,7 +53,7 @@ def test_a_textured_mesh_stands_upright_before_the_viewer(tmp_path: Path) -> Non
 def test_vertex_colours_are_those_of_the_mesh(tmp_path: Path) -> None:
     ball = trimesh.creation.icosphere(3)
     ball.visual.vertex_colors = np.tile(np.array([60, 120, 180, 255], np.uint8), (len(ball.vertices), 1))
-    save(ball, tmp_path / "ball.glb", UP)
+    save_mesh(ball, tmp_path / "ball.glb", UP)
     picture = shown(write_page(tmp_path / "ball.glb"), tmp_path)
     np.testing.assert_allclose(picture[200, 300], (60, 120, 180), atol=3)
     wide = np.abs(picture[200] - (60, 120, 180)).max(axis=1) < 6

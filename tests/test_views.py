@@ -13,7 +13,6 @@ import torch
 from fakes import FakeModel, ring_cameras
 
 from nerf.errors import UserError
-from nerf.geometry import aim
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
 from nerf.io.pictures import apply_colour_map, colour_map, error_map, panels, to_display
@@ -76,25 +75,6 @@ def test_covered_arc_wraps_around() -> None:
     assert math.degrees(start) == pytest.approx(150) and math.degrees(length) == pytest.approx(60)
 
 
-def test_axes_meet_where_the_cameras_look() -> None:
-    target = torch.tensor([0.3, -0.2, 0.7], dtype=torch.float64)
-    cameras = ring_cameras(9)
-    cameras.c2w[:, :, 3] += target
-    found = aim.nearest_point_to_axes(cameras)
-    assert found is not None
-    torch.testing.assert_close(found, target)
-    torch.testing.assert_close(paths.look_at_point(cameras, IDENTITY, Unbounded(1)), target)
-    cameras.c2w[:] = cameras.c2w[:1]  # all the same: the axes are parallel
-    assert aim.nearest_point_to_axes(cameras) is None
-
-
-def test_box_scenes_are_circled_around_the_box() -> None:
-    box = Similarity.around([1.0, 2.0, 3.0], 0.5)
-    torch.testing.assert_close(
-        paths.look_at_point(ring_cameras(), box, Box()), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    )
-
-
 def test_interpolated_path_passes_through_its_keys() -> None:
     cameras = ring_cameras(6, arc=math.radians(200))
     poses, _ = paths.interpolate(cameras, 5 * 40 + 1)
@@ -131,7 +111,7 @@ def test_spiral_stays_among_the_cameras_and_loops() -> None:
     grid = torch.tensor([[x, y, 0.1 * x] for x in (-1.0, 0.0, 1.0) for y in (-0.5, 0.0, 0.5)], dtype=torch.float64)
     cameras = ring_cameras(9)
     cameras.c2w[:, :, :3] = torch.eye(3, dtype=torch.float64)
-    cameras.centres = grid
+    cameras.c2w[:, :, 3] = grid
     poses, _ = paths.spiral(cameras, focus=4.0, n_frames=60)
     assert is_rotation(poses)
     assert float(poses[:, 0, 3].abs().max()) <= 1 + 1e-9 and float(poses[:, 1, 3].abs().max()) <= 0.5 + 1e-9
@@ -142,12 +122,6 @@ def test_spiral_stays_among_the_cameras_and_loops() -> None:
     assert float(steps.max()) < 3 * float(steps.mean())
 
 
-def test_up_is_found_where_the_mean_leans() -> None:
-    up, sideways = paths.common_up(ring_cameras(10, elevation=0.9, arc=math.radians(100)))
-    torch.testing.assert_close(up, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
-    assert not sideways
-
-
 @pytest.mark.parametrize("quarter", [1, -1])
 def test_photos_on_their_side_give_an_upright_orbit(quarter: int) -> None:
     """A phone held upright that saved its photos turned by 90 degrees, either way, with a shaky hand."""
@@ -156,33 +130,26 @@ def test_photos_on_their_side_give_an_upright_orbit(quarter: int) -> None:
     right, top = upright.c2w[:, :, 0].clone(), upright.c2w[:, :, 1].clone()
     shake = 0.1 * torch.randn(24, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     right, top = right * shake.cos() + top * shake.sin(), top * shake.cos() - right * shake.sin()
-    cameras.c2w[:, :, 0], cameras.up = quarter * top, -quarter * right
+    cameras.c2w[:, :, 0], cameras.c2w[:, :, 1] = quarter * top, -quarter * right
     cameras.heights[:] = 24  # 32 wide, 24 high
     up, sideways = paths.common_up(cameras)
     assert sideways and float(up[2]) > 0.99
-    path = paths.make_path("orbit", cameras, IDENTITY, Box(), 24)
+    path = paths.camera_path("orbit", cameras, IDENTITY, Box(), 24)
     assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (
         24,
         32,
     ) and "on their side" in path.description
     assert float(path.cameras.c2w[:, 2, 1].min()) > 0.8  # the pictures' up is the world's
-    path = paths.make_path("interpolate", cameras, IDENTITY, Box(), 24)
+    path = paths.camera_path("interpolate", cameras, IDENTITY, Box(), 24)
     assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (32, 24)  # as the photos were
-
-
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_up_of_few_level_cameras_is_not_sideways(n: int) -> None:
-    for elevation in (0.0, 0.3, 1.5):
-        up, sideways = paths.common_up(ring_cameras(n, elevation=elevation))
-        assert not sideways and up.isfinite().all() and float(up.norm()) == pytest.approx(1)
 
 
 def test_lens_at_other_sizes() -> None:
     cameras = ring_cameras(size=32)
-    path = paths.make_path("orbit", cameras, IDENTITY, Box(), 4, width=128, height=64)
+    path = paths.camera_path("orbit", cameras, IDENTITY, Box(), 4, width=128, height=64)
     assert float(path.cameras.fy[0]) == pytest.approx(64 * 1.3)  # the shorter side keeps its field of view
     assert (int(path.cameras.widths[0]), int(path.cameras.heights[0])) == (128, 64)
-    path = paths.make_path("auto", cameras, IDENTITY, NDC, 4, width=16)
+    path = paths.camera_path("auto", cameras, IDENTITY, NDC, 4, width=16)
     assert int(path.cameras.heights[0]) == 16 and "spiral" in path.description
 
 
@@ -191,7 +158,7 @@ def test_the_path_fits_the_scene() -> None:
         *((12, NDC, "spiral"), (12, Box(), "orbit"), (40, Unbounded(5), "orbit")),
         *((12, Unbounded(5), "interpolate"), (1, Unbounded(5), "orbit")),
     ):
-        path = paths.make_path("auto", ring_cameras(n), IDENTITY, space, 4, width=16)
+        path = paths.camera_path("auto", ring_cameras(n), IDENTITY, space, 4, width=16)
         assert expected in path.description, f"{n} photos, {space}"
 
 
@@ -206,14 +173,14 @@ def test_the_path_fits_the_scene() -> None:
 )
 def test_impossible_paths_are_named(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        paths.make_path(cameras=ring_cameras(), scene_from_world=IDENTITY, space=Box(), **kwargs)
+        paths.camera_path(cameras=ring_cameras(), scene_from_world=IDENTITY, space=Box(), **kwargs)
 
 
 # ---- camera-path JSON
 
 
 def test_our_format_round_trips(tmp_path: Path) -> None:
-    made = paths.make_path("orbit", ring_cameras(), IDENTITY, Box(), 5, fps=24, width=40, height=30)
+    made = paths.camera_path("orbit", ring_cameras(), IDENTITY, Box(), 5, fps=24, width=40, height=30)
     paths.save_path(tmp_path / "path.json", made)
     read = paths.load_path(tmp_path / "path.json")
     assert read.fps == 24
@@ -351,12 +318,13 @@ def decoded(file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 def orbit_path(width: int = 33, height: int = 24, n: int = 3) -> paths.CameraPath:
     model = FakeModel()
-    return paths.make_path("orbit", model.cameras, model.scene_from_world, "box", n, fps=24, width=width, height=height)
+    space, size = Box(), {"width": width, "height": height}
+    return paths.camera_path("orbit", model.cameras, model.scene_from_world, space, n, fps=24, **size)
 
 
 def test_video_shows_what_was_rendered(tmp_path: Path) -> None:
     model, path = FakeModel(), orbit_path(65, 49, 5)  # odd sizes: yuv420p cannot have them
-    assert video.render_path(model, path, tmp_path / "a.mp4", show_progress=False) == [tmp_path / "a.mp4"]
+    assert video.render_video(model, path, tmp_path / "a.mp4", show_progress=False) == [tmp_path / "a.mp4"]
     about, frames = decoded(tmp_path / "a.mp4")
     assert about["size"] == (64, 48) and about["fps"] == 24 and "yuv420p" in about["pix_fmt"]
     assert len(frames) == 5
@@ -369,14 +337,14 @@ def test_video_shows_what_was_rendered(tmp_path: Path) -> None:
 
 def test_every_mode_has_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, path = FakeModel(), orbit_path()
-    written = video.render_path(model, path, tmp_path / "b.mp4", video.MODES, show_progress=False)
+    written = video.render_video(model, path, tmp_path / "b.mp4", video.MODES, show_progress=False)
     assert [p.name for p in written] == ["b.mp4", "b_depth.mp4", "b_opacity.mp4", "b_normal.mp4"]
     assert all(p.stat().st_size > 0 for p in written)
     # Seen from 4 away, the front of the sphere (radius 0.7 scene = 1.05 world) is between 2.95 and 4 world units.
     text = capsys.readouterr().err
     near, far = (float(text.split("depth: ")[1].split(" (")[0]), float(text.split("(light) to ")[1].split(" (")[0]))
     assert 2.9 < near < 3.2 and 3.2 < far < 4.0
-    written = video.render_path(model, path, tmp_path / "pictures", ("color", "depth"), show_progress=False)
+    written = video.render_video(model, path, tmp_path / "pictures", ("color", "depth"), show_progress=False)
     assert [p.name for p in written] == ["color", "depth"]
     assert sorted(p.name for p in written[1].iterdir()) == ["00000.png", "00001.png", "00002.png"]
 
@@ -390,7 +358,7 @@ def test_a_failure_leaves_no_half_video(tmp_path: Path) -> None:
 
     (tmp_path / "a.mp4").write_bytes(b"an older video")
     with pytest.raises(KeyboardInterrupt):
-        video.render_path(Breaks(), orbit_path(), tmp_path / "a.mp4", overwrite=True, show_progress=False)
+        video.render_video(Breaks(), orbit_path(), tmp_path / "a.mp4", overwrite=True, show_progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == b"an older video"
 

@@ -16,13 +16,13 @@ from nerf.datasets import Scene
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.geometry.cameras import FISHEYE, OPENCV, Cameras
 from nerf.geometry.space import Similarity
-from nerf.training.visibility import possible_cells
+from nerf.training.visibility import visible_cells
 
 
 def possible(scene: Scene, points: Tensor, size: float) -> Tensor:
     """Whether the cells that hold these scene points may hold anything; cells of the grid with this edge length."""
     centres = (torch.floor(points / size) + 0.5) * size
-    return possible_cells(scene, scene.splits["train"])(centres.float(), torch.full((len(points),), size))
+    return visible_cells(scene, scene.splits["train"])(centres.float(), torch.full((len(points),), size))
 
 
 def shown_at(cameras: Cameras, points_world: Tensor) -> list[np.ndarray]:
@@ -85,7 +85,7 @@ def test_silhouettes_never_take_a_cell_with_something_in_it(lens: str, cell: flo
 def test_silhouettes_of_a_sphere_leave_the_sphere_and_little_else() -> None:
     scene = sphere_scene(12, 48)
     grid = OccupancyGrid(1, 32)
-    grid.restrict(possible_cells(scene, scene.splits["train"]))
+    grid.restrict(visible_cells(scene, scene.splits["train"]))
     centres, sizes = grid.cell_centres(torch.arange(32**3))
     distance, kept = centres.norm(dim=1), grid.occupied.reshape(-1)
     assert bool(kept[distance < 0.7 + sizes / 2].all())
@@ -100,7 +100,7 @@ def test_a_hull_uses_only_the_images_asked_for() -> None:
     other = replace(scene, pixels=store(empty))  # the test view shows nothing: that must not matter
     centres, sizes = uniform(500, 3, low=-1), torch.full((500,), 1 / 16)
     ids = scene.splits["train"]
-    assert torch.equal(possible_cells(scene, ids)(centres, sizes), possible_cells(other, ids)(centres, sizes))
+    assert torch.equal(visible_cells(scene, ids)(centres, sizes), visible_cells(other, ids)(centres, sizes))
 
 
 def test_what_lies_outside_a_picture_may_be_anything() -> None:
@@ -135,8 +135,8 @@ def test_what_is_transparent_under_a_mask_is_not_carved() -> None:
         image[:, 20:28], mask[:, 20:28] = 0, 0
     masked = replace(scene, pixels=store(images), masks=store(masks))
     centres, sizes = uniform(2000, 3, low=-0.4, high=0.4), torch.full((2000,), 1 / 64)
-    assert bool(possible_cells(scene, scene.splits["train"])(centres, sizes).all())
-    assert bool(possible_cells(masked, scene.splits["train"])(centres, sizes).all())
+    assert bool(visible_cells(scene, scene.splits["train"])(centres, sizes).all())
+    assert bool(visible_cells(masked, scene.splits["train"])(centres, sizes).all())
 
 
 @pytest.mark.parametrize("lens", LENSES)
@@ -184,7 +184,7 @@ def test_the_scene_frame_is_the_cells_frame() -> None:
     moved = replace(scene, **changes)
     centres, sizes = uniform(3000, 3, low=-1), torch.full((3000,), 1 / 32)
     ids = scene.splits["train"]
-    same = possible_cells(scene, ids)(centres, sizes) == possible_cells(moved, ids)(centres, sizes)
+    same = visible_cells(scene, ids)(centres, sizes) == visible_cells(moved, ids)(centres, sizes)
     assert float(same.float().mean()) > 0.999  # rounding may move a ball across a pixel's edge
 
 
@@ -210,13 +210,13 @@ def test_many_views_are_asked_by_their_bounds_with_the_same_answer(monkeypatch: 
     cube = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
     centres = torch.cat([cube, 4 * cube])
     sizes = torch.cat([torch.full((len(cube),), size) for size in (1 / 12, 1 / 3)])
-    few = possible_cells(many_views(), ids)(centres, sizes)
+    few = visible_cells(many_views(), ids)(centres, sizes)
     monkeypatch.setattr("nerf.training.visibility.MANY", 10)
-    many = possible_cells(many_views(), ids)(centres, sizes)
+    many = visible_cells(many_views(), ids)(centres, sizes)
     assert 0.1 < float(few.float().mean()) < 0.9
     # Few views are generous with balls beside a camera: those count as seen whatever their direction.
     assert int((many & ~few).sum()) <= 2 and int((few & ~many).sum()) < 1e-3 * len(few)
     monkeypatch.setattr("nerf.training.visibility.BLOCKS", (1,))
-    assert torch.equal(possible_cells(many_views(), ids)(centres, sizes), many), "blocks change nothing"
-    wider = possible_cells(many_views(-1.0), ids)(centres, sizes)  # a barrel lens sees more
+    assert torch.equal(visible_cells(many_views(), ids)(centres, sizes), many), "blocks change nothing"
+    wider = visible_cells(many_views(-1.0), ids)(centres, sizes)  # a barrel lens sees more
     assert bool((wider | ~many).all()) and int(wider.sum()) > int(many.sum())

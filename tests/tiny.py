@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from nerf.datasets import PixelStore, Scene
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Box
-from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, ray_box
+from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, Rays, ray_box
+from nerf.training.config import TrainConfig
 
 FIELD = FieldOptions(
     n_levels=4,
@@ -27,6 +26,11 @@ FIELD = FieldOptions(
     n_color_layers=2,
     density_bias=1.0,
 )
+
+
+def train_config(**settings: Any) -> TrainConfig:
+    """For small scenes, with settings by name, those of weights and schedule among them."""
+    return TrainConfig(occupancy_resolution=32).with_settings(**settings)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -90,6 +94,10 @@ class RayBatch:
     def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.rays_o, self.rays_d, self.t_near, self.t_far, self.jitter, self.occupied
 
+    def rays(self, viewdirs: Tensor | None = None) -> Rays:
+        views = self.rays_d if viewdirs is None else viewdirs
+        return Rays(self.rays_o, self.rays_d, views, self.t_near, self.t_far, self.jitter)
+
     def first(self, n: int) -> RayBatch:
         names = ("rays_o", "rays_d", "t_near", "t_far", "jitter")
         return replace(self, **{k: getattr(self, k)[:n].clone() for k in names})
@@ -136,25 +144,20 @@ def store(images: list[np.ndarray]) -> PixelStore:
 
 def make_scene(images: list[np.ndarray], cameras: Cameras, n_test: int = 1, **changes: Any) -> Scene:
     """A box scene of these images; the last `n_test` are for testing."""
-    ids, n = torch.arange(len(images)), len(images) - n_test
-    scene = Scene(
-        pixels=store(images),
-        cameras=cameras,
+    n = len(images) - n_test
+    scene = Scene.from_arrays(
+        images,
+        cameras.c2w,
+        torch.stack([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=1),
+        space="box",
         names=[f"view_{i:03d}.png" for i in range(len(images))],
-        splits={"train": ids[:n], "val": ids[:0], "test": ids[n:]},
-        points=None,
+        splits={"train": range(n), "test": range(n, len(images))},
+        linear=changes.get("linear", False),
         scene_from_world=FakeModel().scene_from_world,
-        space=Box(),
-        near=0.0,
-        far=100.0,
-        has_alpha=images[0].shape[2] in (2, 4),
-        linear=False,
-        masks=None,
-        source="test",
-        path=Path("tiny"),
-        notes=[],
     )
-    return replace(scene, **changes)
+    has_alpha = images[0].shape[2] in (2, 4)  # also where all is opaque
+    fixed = {"cameras": cameras, "far": 100.0, "has_alpha": has_alpha, "brightest": 1.0, "exposure": 1.0}
+    return replace(scene, **fixed | changes)  # type: ignore[arg-type]
 
 
 def sphere_scene(n: int = 12, size: int = 48, **changes: Any) -> Scene:

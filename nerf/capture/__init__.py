@@ -14,7 +14,7 @@ from nerf.capture.photos import PLACES, Photos, describe_cameras, group_cameras,
 from nerf.capture.settings import Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
 from nerf.errors import UserError, note
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.machine import usable_cores
 
 LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
@@ -22,7 +22,11 @@ LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train o
 
 @dataclass
 class CaptureOptions:
-    """Find where photos were taken: features, matching and mapping, and a data set that every tool reads."""
+    """Find where photos were taken: features, matching and mapping, and a data set that every tool reads.
+
+    >>> CaptureOptions(Path("photos"), Path("posed"), matching="sequential").longest
+    1600
+    """
 
     data: Path
     """folder of photos (JPEG, PNG, HEIC, TIFF, WebP), or a video"""
@@ -33,7 +37,7 @@ class CaptureOptions:
     masks: Path | None = None
     """folder of masks, NAME.png for each photo: what is black is ignored (default: masks/ beside the photos)"""
     matching: Literal["auto", "exhaustive", "sequential", "spatial", "retrieval"] = "auto"
-    """which photos are compared: all with all, neighbours in time, those taken nearest by GPS, or look-alikes"""
+    """which photos are compared: all with all, neighbours in time, those taken nearest by GPS, or similar ones"""
     longest: int = 1600
     """pixels on the longer side of the pictures in which features are found"""
     distance: tuple[str, str, float] | None = None
@@ -58,6 +62,10 @@ def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
 
     Work that an earlier, interrupted call has done is used again if photos and settings are the same. Returns what
     poses.json holds. Raises UserError when nothing of use can come of it, and says what would help.
+
+    >>> find_poses(CaptureOptions(Path("no/photos"), Path("posed")))
+    Traceback (most recent call last):
+    nerf.errors.UserError: no/photos: there is no such folder or video
     """
     _check(args)
     started = time.perf_counter()
@@ -162,7 +170,7 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
             started = time.perf_counter()
             result = run_worker(own | {"better_than": best["n_placed"] if best else 0}, show)
             result["seconds"] = time.perf_counter() - started
-            write_whole(kept, json.dumps(result))
+            write_file(kept, json.dumps(result))
         seconds += result["seconds"]
         result["database"] = f"features_{number}.db"
         if best is None or result["n_placed"] > best["n_placed"]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nerf.errors import UserError, note
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.progress import Progress
 
 WORKER = [sys.executable, "-m", "nerf.capture.worker"]
@@ -22,7 +22,7 @@ def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
     """Do a job in a process of its own and return its result; Ctrl-C kills it at once. UserError where it fails."""
     folder = Path(job["folder"], "capture")
     file, log = folder / "job.json", folder / "log.txt"
-    write_whole(file, json.dumps(job))
+    write_file(file, json.dumps(job))
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,10 +12,14 @@ import numpy as np
 import torch
 
 from nerf.capture.frame import world_from_model
+from nerf.datasets.export import PosedFiles, write_transforms
+from nerf.datasets.named import find_mask
+from nerf.datasets.posed import cameras_of
+from nerf.datasets.readers.colmap import lens_of
 from nerf.errors import UserError
 from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.interrupts import end_quietly_when_told
 from nerf.io.ply import Columns, ply
 
@@ -43,8 +46,11 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     points = world.apply(points)
     _write_sparse(model, world, folder)
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
-    write_whole(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
-    _write_transforms(folder, names, [_lens(camera) for camera in cameras], c2w.numpy())
+    write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
+    lenses = cameras_of(c2w, [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)])
+    masks = [find_mask(folder / "masks", name) for name in names]
+    posed = PosedFiles(lenses, [folder / "images" / name for name in names], {}, masks)
+    write_transforms(posed, folder / "transforms.json", "sparse_pc.ply")
     return {"names": names, "c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
 
 
@@ -71,8 +77,7 @@ def _metric(names: list[str], c2w: torch.Tensor, distance: tuple[str, str, float
 def _write_sparse(model: Any, world: Similarity, folder: Path) -> None:
     import pycolmap
 
-    moved = np.concatenate([world.scale * world.rotation.numpy(), world.translation.numpy()[:, None]], axis=1)
-    model.transform(pycolmap.Sim3d(moved))
+    model.transform(pycolmap.Sim3d(world.matrix()[:3].numpy()))
     write_model(model, folder / "sparse", "0")
 
 
@@ -95,29 +100,3 @@ def write_model(model: Any, folder: Path, inside: str = "") -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(new, folder)
-
-
-def _write_transforms(folder: Path, names: list[str], lenses: list[dict[str, Any]], c2w: np.ndarray) -> None:
-    """nerfstudio's flavour: OpenGL poses; OPENCV distortion, stated once when all photos share a camera."""
-    shared = all(lens == lenses[0] for lens in lenses)
-    content: dict[str, Any] = {"camera_model": "OPENCV", **(lenses[0] if shared else {})}
-    content["ply_file_path"] = "sparse_pc.ply"
-    entries = []
-    for name, lens, pose in zip(names, lenses, c2w, strict=True):
-        entry: dict[str, Any] = {"file_path": f"images/{name}"}
-        if (folder / "masks" / f"{name}.png").is_file():
-            entry["mask_path"] = f"masks/{name}.png"
-        entry |= {} if shared else lens
-        entry["transform_matrix"] = [*pose.tolist(), [0.0, 0.0, 0.0, 1.0]]
-        entries.append(entry)
-    content["frames"] = entries
-    write_whole(folder / "transforms.json", json.dumps(content, indent=1) + "\n")
-
-
-def _lens(camera: Any) -> dict[str, Any]:
-    """Of the three camera models that nerf.capture.mapping makes, as OPENCV, which holds them all."""
-    p = [float(value) for value in camera.params]
-    if camera.model_name != "OPENCV":  # SIMPLE_RADIAL or RADIAL: f, cx, cy, k1 and perhaps k2
-        p = [p[0], *p[:4], p[4] if len(p) > 4 else 0.0, 0.0, 0.0]
-    names = ("w", "h", "fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")
-    return dict(zip(names, (int(camera.width), int(camera.height), *p), strict=True))

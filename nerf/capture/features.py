@@ -13,7 +13,7 @@ import numpy as np
 
 from nerf.capture.photos import bits_of
 from nerf.capture.protocol import counted, in_order
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
 
@@ -92,7 +92,7 @@ def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
             lines.write("\n" + json.dumps({photo["name"]: found}))  # never behind a line that was cut off
             lines.flush()
     database.close()
-    write_whole(Path(job["folder"], "capture", "statistics.json"), json.dumps(statistics))
+    write_file(Path(job["folder"], "capture", "statistics.json"), json.dumps(statistics))
     return statistics
 
 

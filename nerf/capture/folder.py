@@ -12,7 +12,7 @@ from nerf.capture.photos import FEWEST, Photo, Photos
 from nerf.capture.prepare import write_photo
 from nerf.capture.video import take_frames, video_fingerprint
 from nerf.errors import UserError
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.folders import make_folder
 from nerf.io.progress import progress
 
@@ -108,7 +108,7 @@ def identity(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
-    write_whole(folder / STATE, json.dumps(state, indent=1))
+    write_file(folder / STATE, json.dumps(state, indent=1))
 
 
 def forget(folder: Path, images: bool = False) -> None:

@@ -1,4 +1,5 @@
-"""Which features of two photos are the same: nearest neighbours among SIFT descriptors, and a quick look beforehand.
+"""Which features of two photos are the same: nearest neighbours among SIFT descriptors, and preemptive matching (Wu
+2013) before that.
 
 On a CPU this is the dearest part of structure from motion. A product of matrices in cache-sized pieces does it; most
 pairs of photos that show nothing in common are recognised by their few largest features alone.
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 ROWS = 256  # of the product at a time, so that it stays in the cache
-LOOK = 768  # features, those of the largest scale, compared before all are
+PREEMPTIVE = 768  # features, those of the largest scale, compared before all are
 MAX_ANGLE = 0.7  # radians between two descriptors that may be the same
 UNIT = 512.0  # length of a SIFT descriptor in bytes
 
@@ -39,9 +40,9 @@ def match(a: Tensor, b: Tensor, max_ratio: float = 0.8) -> Tensor:
     return torch.stack([rows, index[rows]], dim=1)
 
 
-def look(a: Tensor, b: Tensor) -> int:
+def count_preemptive_matches(a: Tensor, b: Tensor) -> int:
     """How many of the features of the largest scale match (rows are in order of falling scale)."""
-    return len(match(a[:LOOK], b[:LOOK]))
+    return len(match(a[:PREEMPTIVE], b[:PREEMPTIVE]))
 
 
 def signatures(descriptors: list[Tensor], n_words: int = 64, seed: int = 0) -> Tensor:

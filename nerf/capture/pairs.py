@@ -1,5 +1,5 @@
 """Which pairs of photos are worth comparing: all of a small set, neighbours in time of a video; of many, those taken
-near each other, where EXIF says so, and look-alikes."""
+near each other, where EXIF says so, and similar ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-EXHAUSTIVE_UP_TO = 300  # photos; beyond that the quick look at every pair takes longer than all the rest
+EXHAUSTIVE_UP_TO = 300  # photos; beyond that preemptive matching of every pair takes longer than all the rest
 NEIGHBOURS = 10  # of a video: so many following frames, and beyond them those 2^k away
 LOOP_FRAMES = 100  # of a video: so many frames are compared with each other to find where it came back
-LOOK_ALIKES = 60  # of a large set: so many photos for each, of smaller ones at most a quarter of all
+SIMILAR = 60  # of a large set: so many photos for each, of smaller ones at most a quarter of all
 NEAREST = 40  # of a large set with GPS: so many photos taken nearest to each ...
-LOOK_ALIKES_TOO = 20  # ... and so many look-alikes: where the satellites were hidden, positions are wrong
+SIMILAR_TOO = 20  # ... and so many similar ones: where the satellites were hidden, positions are wrong
 GPS_SHARE = 0.9  # of the photos that must say where they were taken
 GPS_SPREAD = 50.0  # metres across, at least: a phone's position is wrong by several
 EARTH = 6_371_000.0  # metres
@@ -38,14 +38,14 @@ def choose_mode(n: int, is_video: bool, asked: str = "auto", gps: Gps = ()) -> t
     if known >= GPS_SHARE * n and across >= GPS_SPREAD:
         return "spatial", (
             f"matching: spatial, each of {n} photos with the {NEAREST} taken nearest to it ({known} hold GPS, "
-            f"{across:.0f} m across) and the {LOOK_ALIKES_TOO} most like it"
+            f"{across:.0f} m across) and the {SIMILAR_TOO} most like it"
         )
     why = f"GPS in {known}" if known < GPS_SHARE * n else f"all within {across:.0f} m, too near for GPS to tell"
-    return "retrieval", f"matching: retrieval, each of {n} photos with the {look_alike_count(n)} most like it ({why})"
+    return "retrieval", f"matching: retrieval, each of {n} photos with the {n_similar(n)} most like it ({why})"
 
 
-def look_alike_count(n: int) -> int:
-    return min(LOOK_ALIKES, max(10, n // 4))
+def n_similar(n: int) -> int:
+    return min(SIMILAR, max(10, n // 4))
 
 
 def metres(gps: Gps) -> Tensor:
@@ -117,7 +117,7 @@ def loop_candidates(n: int) -> list[Pair]:
     return [pair for pair in all_pairs(n, every) if pair not in near]
 
 
-def look_alikes(signatures: Tensor, count: int = LOOK_ALIKES) -> list[Pair]:
+def retrieve_similar(signatures: Tensor, count: int = SIMILAR) -> list[Pair]:
     """Each photo with the `count` whose signature [n,k] (unit length) is most like its own, in order of numbers."""
     similar = signatures @ signatures.T
     similar.fill_diagonal_(-2)
@@ -126,7 +126,7 @@ def look_alikes(signatures: Tensor, count: int = LOOK_ALIKES) -> list[Pair]:
 
 
 def promising(scores: dict[Pair, int], at_least: int, partners: int) -> list[Pair]:
-    """The pairs whose quick look found enough, for each photo the best `partners`; in order of numbers."""
+    """The pairs of which preemptive matching found enough, for each photo the best `partners`; in order of numbers."""
     of: dict[int, list[tuple[int, Pair]]] = {}
     for pair, score in scores.items():
         if score >= at_least:

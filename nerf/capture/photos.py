@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from nerf.capture.exif import read_exif
+from nerf.datasets.named import find_mask
 from nerf.errors import UserError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".heic", ".heif", ".tif", ".tiff", ".webp", ".bmp")
@@ -196,9 +197,8 @@ def _add_masks(found: Photos, folder: Path, masks: Path | None) -> None:
     if not place.is_dir():
         raise UserError(f"{place}: there is no such folder of masks")
     for photo in found.photos:
-        own = photo.source.name
-        names = (f"{own}.png", f"{photo.source.stem}.png", f"{photo.source.stem}.jpg", own)
-        photo.mask = next((place / n for n in names if (place / n).is_file()), None)
+        others = (place / name for name in (f"{photo.source.stem}.jpg", photo.source.name))
+        photo.mask = find_mask(place, photo.source.name) or next((p for p in others if p.is_file()), None)
     n = sum(p.mask is not None for p in found.photos)
     if masks is not None and n == 0:
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from nerf.capture.photos import Photo
 from nerf.errors import UserError
-from nerf.io.files import whole
+from nerf.io.files import atomic_write
 
 JPEG_QUALITY = 97
 _FICLONE = 0x40049409  # Linux: share the blocks of another file
@@ -43,7 +42,7 @@ def write_photo(photo: Photo, folder: Path) -> None:
 def copy(source: Path, target: Path) -> None:
     """A file of its own, so that editing one in place never changes the other; where the file system can share what is
     alike until then (Btrfs, XFS, ZFS, APFS), it takes no room and no time."""
-    with whole(target) as temporary:
+    with atomic_write(target) as temporary:
         if not _cloned(source, temporary):
             shutil.copyfile(source, temporary)
 
@@ -63,7 +62,7 @@ def _rewrite(photo: Photo, target: Path) -> None:
     from PIL import Image, ImageOps
 
     if photo.rewrite == "16":
-        with whole(target) as temporary:
+        with atomic_write(target) as temporary:
             _rewrite_16(photo, temporary)
         return
     with Image.open(photo.source) as image:
@@ -78,36 +77,19 @@ def _rewrite(photo: Photo, target: Path) -> None:
         upright.info.pop("exif", None)  # its orientation is no longer true
         if profile:
             options["icc_profile"] = profile
-        with whole(target) as temporary:
+        with atomic_write(target) as temporary:
             upright.save(temporary, exif=b"", **options)
 
 
 def _rewrite_16(photo: Photo, target: Path) -> None:
     """16 bits a channel through ffmpeg, which keeps them; turned upright by numpy."""
-    import imageio_ffmpeg
+    from nerf.io.images import TURNS, read_png_16, write_png_16
 
-    from nerf.io.images import TURNS
-
-    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
-    turned = photo.orientation >= 5
-    w, h = (photo.height, photo.width) if turned else (photo.width, photo.height)
-    decode = [ffmpeg, "-v", "error", "-noautorotate", "-i", str(photo.source.absolute())]
-    decoded = subprocess.run(
-        [*decode, "-f", "rawvideo", "-pix_fmt", "rgb48be", "-"], stdin=subprocess.DEVNULL, capture_output=True
-    )
-    if len(decoded.stdout) != w * h * 6:
-        raise ValueError(" ".join(decoded.stderr.decode(errors="replace").split())[-100:] or "no picture in it")
-    pixels = np.frombuffer(decoded.stdout, ">u2").reshape(h, w, 3)
-    pixels = np.ascontiguousarray(TURNS.get(photo.orientation, lambda a: a)(pixels))
-    size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-    encode = [ffmpeg, "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb48be", "-s", size, "-i", "-"]
-    done = subprocess.run(
-        [*encode, "-f", "image2", "-c:v", "png", "-update", "1", str(target.absolute())],
-        input=pixels.tobytes(),
-        capture_output=True,
-    )
-    if done.returncode:
-        raise OSError(5, " ".join(done.stderr.decode(errors="replace").split())[-100:])
+    pixels = read_png_16(photo.source, 3)
+    try:
+        write_png_16(target, TURNS.get(photo.orientation, lambda a: a)(pixels))
+    except ValueError as error:
+        raise OSError(5, str(error)) from None
 
 
 def _write_mask(photo: Photo, target: Path) -> None:
@@ -130,7 +112,7 @@ def _write_mask(photo: Photo, target: Path) -> None:
             f"{photo.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, its photo {photo.width}x{photo.height}: "
             "expected the same shape"
         )
-    with whole(target) as temporary:
+    with atomic_write(target) as temporary:
         Image.fromarray(np.where(mask > 127, 255, 0).astype(np.uint8)).save(temporary, format="PNG")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.photos import Photo
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 
 ADVICE = (
     "take more photos with two thirds of each shared with the next, walk around the subject instead of turning on the "
@@ -107,7 +107,7 @@ def all_alike(images: Path, names: list[str]) -> bool:
 def write_report(folder: Path, content: dict[str, Any]) -> None:
     """poses.json in the data set: all that is said on the terminal, and each photo that was left out."""
     text = json.dumps({"format": "nerf-poses", "version": 1, **content}, indent=1)
-    write_whole(folder / "poses.json", text + "\n")
+    write_file(folder / "poses.json", text + "\n")
 
 
 def summary(content: dict[str, Any]) -> str:

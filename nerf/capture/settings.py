@@ -17,8 +17,8 @@ class Settings:
     n_features: int = 4096
     peak_threshold: float = 0.0066
     max_ratio: float = 0.8
-    at_least: int = 6  # matches of the quick look; 0 matches every candidate pair in full
-    partners: int = 24  # the quick look's best, matched in full, for each photo
+    at_least: int = 6  # matches of preemptive matching; 0 matches every candidate pair in full
+    partners: int = 24  # the best of preemptive matching, matched in full, for each photo
     min_inliers: int = 15
     relaxed: bool = False  # mapping that starts from, and takes in, photos with fewer matches and smaller angles
     name: str = "usual settings"

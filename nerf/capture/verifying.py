@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nerf.capture import pairs as choose
 from nerf.capture.features import open_database
-from nerf.capture.matching import LOOK, look, match, signatures
+from nerf.capture.matching import PREEMPTIVE, count_preemptive_matches, match, signatures
 from nerf.capture.pairs import Pair
 from nerf.capture.protocol import counted, in_order, say
 from nerf.capture.report import verified_partners
@@ -28,7 +28,7 @@ OF_SIGNATURE = 400  # features of each photo that its signature is made of
 def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> dict[str, int]:
     """Match and verify all pairs that are worth it and that the database lacks; how many were compared at all, and how
     many of them in full."""
-    photos = Photos(job, statistics)
+    photos = MatchDatabase(job, statistics)
     settings, threads = job["settings"], job["threads"]
     with ThreadPoolExecutor(threads) as pool:
         mode, sentence = choose.choose_mode(len(photos.names), job["is_video"], job["matching"], photos.gps)
@@ -37,13 +37,13 @@ def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> d
         if settings["at_least"] == 0 and mode == "exhaustive":
             certain, candidates = candidates, []
         partners = settings["partners"] // (3 if mode == "sequential" else 1)  # neighbours in time are certain already
-        scores = _looked_at(photos, candidates, pool)
+        scores = _preemptive_matches(photos, candidates, pool)
         chosen = choose.promising(scores, settings["at_least"], partners)
         _match(photos, {*certain, *chosen}, settings, pool, threads)
         if mode in ("retrieval", "spatial"):  # who shares partners may overlap too, whatever they look like
             known = {*scores, *certain}
             partners_of = photos.partners({*certain, *chosen})
-            further = _looked_at(photos, choose.transitive(partners_of, known), pool)
+            further = _preemptive_matches(photos, choose.transitive(partners_of, known), pool)
             _match(photos, choose.promising(further, settings["at_least"], partners), settings, pool, threads)
             scores |= further
     n, compared, matched = len(photos.names), len({*certain, *scores}), photos.n_matched()
@@ -52,16 +52,18 @@ def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> d
     return {"pairs_compared": compared, "pairs_matched": matched}
 
 
-def _looked_at(photos: Photos, candidates: list[Pair], pool: ThreadPoolExecutor) -> dict[Pair, int]:
+def _preemptive_matches(photos: MatchDatabase, candidates: list[Pair], pool: ThreadPoolExecutor) -> dict[Pair, int]:
     """{pair: matches among the features of the largest scale}."""
     if not candidates:
         return {}
-    found = in_order(pool, lambda p: (p, look(photos.largest(p[0]), photos.largest(p[1]))), candidates, 64)
+    found = in_order(
+        pool, lambda p: (p, count_preemptive_matches(photos.largest(p[0]), photos.largest(p[1]))), candidates, 64
+    )
     return dict(counted(found, "looking for overlap", len(candidates)))
 
 
 def _match(
-    photos: Photos, pairs: Iterable[Pair], settings: dict[str, Any], pool: ThreadPoolExecutor, threads: int
+    photos: MatchDatabase, pairs: Iterable[Pair], settings: dict[str, Any], pool: ThreadPoolExecutor, threads: int
 ) -> None:
     """Match the pairs in full, those that the database lacks."""
     wanted = [pair for pair in sorted(pairs, key=_block) if not photos.has_matches(pair)]
@@ -76,21 +78,21 @@ def _block(pair: Pair) -> tuple[int, int, int, int]:
     return pair[0] // BLOCK, pair[1] // BLOCK, pair[0], pair[1]
 
 
-def _candidates(mode: str, photos: Photos) -> tuple[list[Pair], list[Pair]]:
-    """(pairs to match in full, pairs to look at first), by number of the photo in order of names."""
+def _candidates(mode: str, photos: MatchDatabase) -> tuple[list[Pair], list[Pair]]:
+    """(pairs to match in full, pairs for preemptive matching), by number of the photo in order of names."""
     n = len(photos.names)
     if mode == "sequential":
         return choose.neighbours_in_time(n), choose.loop_candidates(n)
     if mode in ("retrieval", "spatial"):
         alike = signatures([photos.largest(i)[:OF_SIGNATURE] for i in range(n)])
         if mode == "retrieval":
-            return [], choose.look_alikes(alike, choose.look_alike_count(n))
+            return [], choose.retrieve_similar(alike, choose.n_similar(n))
         near = choose.nearest_places(photos.gps)
-        return [], sorted({*near, *choose.look_alikes(alike, choose.LOOK_ALIKES_TOO)})
+        return [], sorted({*near, *choose.retrieve_similar(alike, choose.SIMILAR_TOO)})
     return [], choose.all_pairs(n)
 
 
-class Photos:
+class MatchDatabase:
     """The photos that have features, by number in order of names, and what the database holds of them."""
 
     def __init__(self, job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> None:
@@ -111,8 +113,8 @@ class Photos:
         self.descriptors = lru_cache(KEPT)(lambda i: torch.from_numpy(self._bytes[i]).float())
 
     def largest(self, i: int) -> Tensor:
-        """Descriptors [<= LOOK,128] of the features of the largest scale."""
-        return torch.from_numpy(self._bytes[i][:LOOK]).float()
+        """Descriptors [<= PREEMPTIVE,128] of the features of the largest scale."""
+        return torch.from_numpy(self._bytes[i][:PREEMPTIVE]).float()
 
     def partners(self, among: set[Pair]) -> dict[int, list[int]]:
         """Of each photo those that one camera motion explains features shared with, best first, at most BEST; of these
@@ -141,7 +143,7 @@ class Photos:
             self.database.write_two_view_geometry(a, b, geometry)
 
 
-def _verified(photos: Photos, pair: Pair, settings: dict[str, Any]) -> tuple[np.ndarray, Any]:
+def _verified(photos: MatchDatabase, pair: Pair, settings: dict[str, Any]) -> tuple[np.ndarray, Any]:
     """(matches [m,2] uint32, the two-view geometry that COLMAP's RANSAC finds among them)."""
     import pycolmap
 

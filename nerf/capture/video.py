@@ -11,8 +11,8 @@ import numpy as np
 
 from nerf.capture.features import sharpness
 from nerf.capture.photos import Photo, Photos
-from nerf.errors import UserError
-from nerf.io.files import whole
+from nerf.errors import UserError, brief
+from nerf.io.files import atomic_write
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv")
 FRAMES = 120  # taken of a video by default ...
@@ -66,7 +66,7 @@ def _opened(av: Any, video: Path) -> Any:
     try:
         return av.open(str(video))
     except (OSError, ValueError) as error:  # av's errors are both
-        raise UserError(f"{video}: cannot be opened as a video ({_brief(error)})") from None
+        raise UserError(f"{video}: cannot be opened as a video ({brief(error)})") from None
 
 
 def _stream(container: Any, video: Path) -> Any:
@@ -137,13 +137,13 @@ def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
             try:
                 frames = packet.decode()
             except (OSError, ValueError) as error:
-                why = _brief(error)
+                why = brief(error)
                 continue
             for frame in frames:
                 some = True
                 yield frame
     except (OSError, ValueError) as error:  # of the file's own structure: it ends here
-        why = _brief(error)
+        why = brief(error)
     if not some:
         raise UserError(f"{video}: no frame of it can be decoded ({why})")
 
@@ -166,7 +166,7 @@ def _write(frame: Any, images: Path, number: int) -> tuple[Path, tuple[int, int]
         )
     path = images / f"frame_{number:06d}.jpg"
     try:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
     except OSError as error:
         raise UserError(
@@ -191,8 +191,3 @@ def _without_repeats(
         else:
             item[0].unlink(missing_ok=True)
     return result
-
-
-def _brief(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)  # without av's log of the same
-    return " ".join(text.split())[:120] or type(error).__name__

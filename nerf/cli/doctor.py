@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nerf import __version__
+from nerf.errors import brief
 from nerf.io.machine import _cpu_name, _memory, source_commit, usable_cores
 
 # Optional parts: import name -> (what it is for, how to get it)
@@ -140,7 +141,9 @@ def _torch() -> dict[str, Any]:
     try:
         import torch
     except Exception as error:  # a broken torch fails in many ways; all of them are to be told
-        says = f"cannot be imported ({_one_line(error)}); pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        says = (
+            f"cannot be imported ({brief(error)}); pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        )
         return {"ok": False, "says": says}
     cuda, build = torch.cuda.is_available(), torch.version.cuda
     if build is None:
@@ -166,7 +169,7 @@ def _backends(torch_part: dict[str, Any]) -> dict[str, dict[str, Any]]:
         described: dict[str, Any] = import_module("nerf.kernels").describe()
     except Exception as error:
         described = {}
-        parts["cpu"] = {"ok": False, "says": f"the kernels cannot tell ({_one_line(error)})"}
+        parts["cpu"] = {"ok": False, "says": f"the kernels cannot tell ({brief(error)})"}
     parts.update(_kernel_parts(described))
     parts.setdefault("reference", {"ok": True, "says": "plain torch, slow, always there"})
     parts.setdefault("cuda", _cuda(described))
@@ -224,7 +227,3 @@ def cpu_instructions() -> list[str]:
             present = set(line.split(":", 1)[1].split())
             return [name for name in wanted if name in present]
     return []
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

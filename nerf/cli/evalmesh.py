@@ -10,7 +10,7 @@ import tyro
 
 from nerf.errors import UserError
 from nerf.geometry.triangles import read_mesh, read_textured_mesh
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.meshing.evaluation import check_frames, evaluate_mesh, evaluate_mesh_views, format_scores
 
 if TYPE_CHECKING:
@@ -57,5 +57,5 @@ def main(args: EvalMeshArgs) -> None:
         views = result["views"]
         print(f"drawn as {views['n_views']} test views: PSNR {views['psnr']:.2f} dB, SSIM {views['ssim']:.4f} (mean)")
     if args.out is not None:
-        write_whole(args.out, json.dumps(result, indent=1) + "\n")
+        write_file(args.out, json.dumps(result, indent=1) + "\n")
         print(args.out)

@@ -84,7 +84,7 @@ def fit_shape(args: ShapeArgs) -> None:
     fitted = run_fit(args, problem, shape.shape_field(problem, choice, args.seed))
     measured = surface.measure_shape(fitted.field, truth, args.seed)
     mesh = surface.mesh_of_field(fitted.field, fitted.signal, args.grid)
-    files.save(mesh, args.out / "mesh.ply")
+    files.save_mesh(mesh, args.out / "mesh.ply")
     if truth.areas is None and truth.signed:
         measured |= {"chamfer_percent": surface.chamfer_of(mesh, truth)["chamfer_percent"]}
     views = [surface.trace(fitted.field, fitted.signal, azimuth=a) for a in (35.0, 215.0)]
@@ -133,7 +133,7 @@ def sample_shape(fitted: Fitted, grid: int | None, out: Path) -> None:
     from nerf.signals import surface
 
     files.check_path(out)
-    files.save(surface.mesh_of_field(fitted.field, fitted.signal, grid or 256), out)
+    files.save_mesh(surface.mesh_of_field(fitted.field, fitted.signal, grid or 256), out)
 
 
 def sample_ct(fitted: Fitted, height: int, width: int, out: Path) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nerf.errors import UserError, note
-from nerf.io.files import whole
-from nerf.io.folders import make_folder
+from nerf.errors import UserError
+from nerf.io.files import write_file
+from nerf.io.folders import open_folder
 
 if TYPE_CHECKING:
     from nerf.signals.fields import FieldChoice, SignalField
@@ -77,7 +77,7 @@ def run_fit(args: FitArgs, problem: Problem, field: SignalField | FieldChoice, s
     from nerf.signals.fitting import fit
 
     config = config_of(args)
-    open_folder(args.out, args.resume, args.overwrite)
+    open_folder(args.out, "fit", (CHECKPOINT,), args.resume, args.overwrite)
     if args.overwrite:
         for name in OUR_FILES:
             (args.out / name).unlink(missing_ok=True)
@@ -126,34 +126,11 @@ def config_of(args: FitArgs) -> FitConfig:
     return FitConfig(args.steps, minutes, args.seed, args.batch, args.learning_rate)
 
 
-def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Make sure that a fit may write to `out`, changing nothing in it; UserError where it may not."""
-    if resume and overwrite:
-        raise UserError("--resume continues what is there and --overwrite discards it: give one of them")
-    there = out.is_dir() and any(out.iterdir())
-    if resume:
-        if not (out / CHECKPOINT).is_file():
-            raise UserError(f"{out}: there is nothing to resume; start without --resume")
-    elif there and not overwrite:
-        raise UserError(
-            f"{out} is not empty: choose a new folder with -o, or give --resume to continue the fit in it "
-            "or --overwrite to discard it"
-        )
-    elif there and not (out / CHECKPOINT).is_file():
-        note(f"{out} holds no fit: what is in it stays")
-    make_folder(out)
-
-
-def write_result(out: Path, result: dict[str, Any]) -> None:
-    """Write fit.json, whole or not at all, and print its numbers on one line."""
-    with whole(out / RESULT) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
 def tell(args: FitArgs, fitted: Fitted, measured: dict[str, Any], target: Path) -> None:
     """Write fit.json, and print what was reached in one line."""
     assert fitted.fitting is not None
     about = {"field": args.field, "parameters": fitted.field.n_parameters, **fitted.fitting}
-    write_result(args.out, {"kind": fitted.kind, **fitted.signal, **about, **measured})
+    result = {"kind": fitted.kind, **fitted.signal, **about, **measured}
+    write_file(args.out / RESULT, json.dumps(result, indent=1) + "\n")
     numbers = ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
     print(f"{target}: {numbers} after {fitted.fitting['step']} steps, {fitted.fitting['seconds']:.1f} s")

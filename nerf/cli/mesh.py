@@ -13,7 +13,7 @@ from nerf.errors import UserError, note
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
 from nerf.meshing.extract import MAX_HOLE_FACES, Method, box_in_scene, extract_mesh
-from nerf.meshing.files import check_path, save
+from nerf.meshing.files import check_path, save_mesh
 from nerf.meshing.finish import TEXTURED_FACES, decimate_mesh, texture_mesh, transform_mesh
 from nerf.meshing.sides import front_direction
 from nerf.meshing.viewer import page_path, write_page
@@ -124,7 +124,7 @@ def main(args: MeshArgs) -> None:
     if args.frame == "scene":
         transform_mesh(mesh, model.scene_from_world)
         up, front = (model.scene_from_world.apply_directions(v) for v in (up, front))
-    save(mesh, out, up)
+    save_mesh(mesh, out, up)
     about = mesh.metadata
     if not about["closed"] and not about["unseen_faces"] and scene is None and args.faces is None:
         note("the mesh is not closed everywhere, which should not happen; please report it")

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from nerf.errors import UserError
-from nerf.io.files import whole
+from nerf.io.files import atomic_write
 from nerf.io.folders import model_files
 from nerf.signals.fitting import Fitted
 from nerf.signals.packing import pack
@@ -39,7 +39,7 @@ def main(args: PackArgs) -> None:
     fitted = Fitted.load(model_files(args.fit)[1])
     data = pack(fitted, args.bits)
     try:
-        with whole(args.out) as temporary:
+        with atomic_write(args.out) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
         raise UserError(f"{args.out} could not be written: {error.strerror or error}") from error

@@ -124,20 +124,20 @@ def finish(
 
 def turntable(model: Model, out: Path) -> None:
     """A short video around the scene, or along its photos (path "auto"), at most 640 pixels on its longest side."""
-    from nerf.views.paths import make_path
-    from nerf.views.video import render_path
+    from nerf.views.paths import camera_path
+    from nerf.views.video import render_video
 
-    path = make_path(
+    path = camera_path(
         "auto", model.cameras, model.scene_from_world, model.space, VIDEO_FRAMES, VIDEO_FPS, longest=VIDEO_LONGEST
     )
-    render_path(model.coarser(VIDEO_STRETCH), path, out, overwrite=True)
+    render_video(model.coarser(VIDEO_STRETCH), path, out, overwrite=True)
 
 
 def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, texture: int | None) -> None:
     """The mesh, textured from the photos; beside it a page that shows it and mesh_views/, pictures from six sides."""
     from nerf.geometry.aim import common_up
     from nerf.meshing.extract import extract_mesh
-    from nerf.meshing.files import save
+    from nerf.meshing.files import save_mesh
     from nerf.meshing.finish import TEXTURED_FACES, texture_mesh
     from nerf.meshing.sides import front_direction, write_six_sides
     from nerf.meshing.viewer import write_page
@@ -150,7 +150,7 @@ def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, tex
     if texture:
         mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
     up, front = common_up(model.cameras)[0], front_direction(model)
-    save(mesh, out, up)
+    save_mesh(mesh, out, up)
     note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
     write_page(out, front.numpy())
     write_six_sides(mesh, front, up, out.parent / "mesh_views")

@@ -10,8 +10,8 @@ import tyro
 
 from nerf.errors import UserError
 from nerf.io.folders import model_files
-from nerf.views.paths import load_path, make_path, save_path
-from nerf.views.video import check_modes, planned_outputs, render_path
+from nerf.views.paths import camera_path, load_path, save_path
+from nerf.views.video import check_modes, planned_outputs, render_video
 
 if TYPE_CHECKING:
     pass
@@ -63,12 +63,12 @@ def main(args: RenderArgs) -> None:
         model = Model.load(checkpoint)
     else:
         model = Model.load(checkpoint)
-        path = make_path(
+        path = camera_path(
             args.path, model.cameras, model.scene_from_world, model.space, args.frames, 30.0, args.width, args.height
         )
     if args.fps is not None:
         path.fps = args.fps
     if args.save_path is not None:
         save_path(args.save_path, path)
-    for written in render_path(model, path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
+    for written in render_video(model, path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
         print(written)

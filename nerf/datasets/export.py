@@ -21,7 +21,7 @@ from torch import Tensor
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, PERSPECTIVE, Cameras
 from nerf.geometry.rotations import matrix_to_quaternion
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.ply import Columns, ply
 
 _COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -58,14 +58,15 @@ def transforms_json(posed: PosedFiles, home: Path) -> dict[str, Any]:
     return common | lists | {"frames": frames}
 
 
-def write_transforms(posed: PosedFiles, file: Path) -> None:
-    """Write FILE.json and, where there are sparse points, FILE.ply beside it."""
+def write_transforms(posed: PosedFiles, file: Path, cloud: str = "") -> None:
+    """Write FILE.json and, where there are sparse points, FILE.ply beside it; or name a cloud that is there already."""
     content = transforms_json(posed, file.parent)
     if posed.points is not None and len(posed.points):
-        cloud = file.with_suffix(".ply")
-        content = {"ply_file_path": cloud.name} | content
-        write_whole(cloud, ply([Columns("double", "x y z", posed.points.numpy())]))
-    write_whole(file, json.dumps(content, indent=1) + "\n")
+        cloud = file.with_suffix(".ply").name
+        write_file(file.with_name(cloud), ply([Columns("double", "x y z", posed.points.numpy())]))
+    if cloud:
+        content = {"ply_file_path": cloud} | content
+    write_file(file, json.dumps(content, indent=1) + "\n")
 
 
 def _intrinsics(cameras: Cameras, i: int) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
     files = _as_text(model) if text else _as_binary(model)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        write_whole(folder / name, data)
+        write_file(folder / name, data)
     for name in files:  # a model of the other kind beside it would be read instead of this one
         (folder / name).with_suffix(".bin" if text else ".txt").unlink(missing_ok=True)
 

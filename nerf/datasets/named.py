@@ -71,6 +71,12 @@ def _closest(name: PurePosixPath, candidates: list[Path]) -> list[Path]:
     return [p for p in candidates if agreement(p) == best]
 
 
+def find_mask(folder: Path, *names: str) -> Path | None:
+    """NAME.png in the folder, or the name with .png for its suffix; of the first of the names that has one."""
+    places = (folder / p for name in names for p in (f"{name}.png", Path(name).with_suffix(".png")))
+    return next((place for place in places if place.is_file()), None)
+
+
 def add_masks(parsed: ParsedScene, folder: Path) -> None:
     """Give the frames their masks from a folder: NAME.png, or the name with .png for its suffix, with the name's own
     folders or without. UserError where none is found; a frame without one keeps what its files name."""
@@ -78,9 +84,7 @@ def add_masks(parsed: ParsedScene, folder: Path) -> None:
         raise UserError(f"{folder}: there is no such folder of masks")
     n = 0
     for frame in parsed.frames:
-        named = [Path(frame.name), Path(frame.path.name)]
-        places = [folder / p for name in named for p in (f"{name}.png", name.with_suffix(".png"))]
-        found = next((place for place in places if place.is_file()), None)
+        found = find_mask(folder, frame.name, frame.path.name)
         n += found is not None
         frame.mask = found or frame.mask
     if n == 0:
@@ -89,3 +93,13 @@ def add_masks(parsed: ParsedScene, folder: Path) -> None:
             f"{folder}: none of its files belongs to an image; expected {first.name}.png or {first.stem}.png"
         )
     parsed.notes.append(f"masks of {n} of {len(parsed.frames)} images from {folder}: what is black there is ignored")
+
+
+def listed(names: list[str], limit: int = 20) -> str:
+    """Names for a message, the first few of many."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def reduced_folders(folder: Path) -> list[Path]:
+    """images_2/, images_4/ and the like, the least reduced first."""
+    return sorted((p for p in folder.glob("images_*") if p.name[7:].isdigit()), key=lambda p: int(p.name[7:]))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.datasets.named import listed
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.errors import UserError
@@ -36,19 +37,21 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
         pictures = list(pool.map(_header, frames))
     _check_sizes(frames, pictures)
     lenses = [_fit_lens(f, pictures, i, parsed.notes) for i, f in enumerate(frames)]
-    columns = {
-        name: torch.tensor([getattr(k, name) for k in lenses], dtype=torch.float64) for name in ("fx", "fy", "cx", "cy")
-    }
-    cameras = Cameras(
-        c2w=torch.from_numpy(poses),
-        **columns,
-        widths=torch.tensor([p.width for p in pictures]),
-        heights=torch.tensor([p.height for p in pictures]),
-        models=torch.tensor([k.model for k in lenses]),
-        distortion=torch.tensor([k.distortion for k in lenses], dtype=torch.float64),
-    )
+    cameras = cameras_of(torch.from_numpy(poses), lenses)
     points = None if parsed.points is None else torch.from_numpy(np.ascontiguousarray(parsed.points, np.float64))
     return Posed(frames, pictures, cameras, points, _split(frames, options or LoadOptions(), parsed.notes))
+
+
+def cameras_of(c2w: Tensor, lenses: list[Lens]) -> Cameras:
+    """Poses [n,3,4] and their lenses, whose sizes are known."""
+    columns = {k: [getattr(lens, k) for lens in lenses] for k in ("fx", "fy", "cx", "cy", "distortion")}
+    return Cameras(
+        c2w=c2w,
+        **{k: torch.tensor(v, dtype=torch.float64) for k, v in columns.items()},
+        widths=torch.tensor([lens.width for lens in lenses]),
+        heights=torch.tensor([lens.height for lens in lenses]),
+        models=torch.tensor([lens.model for lens in lenses]),
+    )
 
 
 def _header(frame: Frame) -> Picture:
@@ -90,9 +93,7 @@ def _with_images(parsed: ParsedScene) -> list[Frame]:
     missing = [f for i, f in enumerate(parsed.frames) if i not in there]
     if missing:
         names = [f.name for f in missing]
-        parsed.notes.append(
-            f"skipped {len(missing)} of {len(parsed.frames)} frames without image: {_listed(names, 20)}"
-        )
+        parsed.notes.append(f"skipped {len(missing)} of {len(parsed.frames)} frames without image: {listed(names)}")
     if len(keep) < 3 and not all(f.pixels is not None for f in parsed.frames):
         first = f"; the first one missing is {missing[0].path}" if missing else ""
         raise UserError(
@@ -101,10 +102,6 @@ def _with_images(parsed: ParsedScene) -> list[Frame]:
     if parsed.depth_bounds is not None:
         parsed.depth_bounds = parsed.depth_bounds[keep]
     return [parsed.frames[i] for i in keep]
-
-
-def _listed(names: list[str], limit: int) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -> Lens:

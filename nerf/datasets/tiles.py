@@ -22,8 +22,8 @@ import torch
 
 from nerf.datasets.store import PixelStore
 from nerf.errors import UserError, note
-from nerf.io.files import whole
-from nerf.io.folders import cache_folder
+from nerf.io.files import atomic_write
+from nerf.io.folders import cache_folder, make_folder
 from nerf.io.machine import usable_cores
 from nerf.io.progress import Progress
 
@@ -92,7 +92,7 @@ def _converted(
     note(f"{label}: converting {len(sizes)} once, {n_bytes / 1e9:.1f} GB into {data}; later runs use it again")
     ranges = np.zeros((int(starts[-1]), 2), np.float32)
     try:
-        with whole(data) as temporary, open(temporary, "wb") as file:
+        with atomic_write(data) as temporary, open(temporary, "wb") as file:
 
             def one(i: int) -> None:
                 tiles, span = cut(decode(i))
@@ -103,7 +103,7 @@ def _converted(
                 for k, _ in enumerate(pool.map(one, range(len(sizes))), 1):  # raises the first error in file order
                     shown.update(k)
             os.fsync(file.fileno())  # the index below says that all of it is there
-        with whole(base.with_name(f"{base.name}.npz")) as temporary, open(temporary, "wb") as file:
+        with atomic_write(base.with_name(f"{base.name}.npz")) as temporary, open(temporary, "wb") as file:
             np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), ranges=ranges)
     except OSError as error:
         raise _full(base.parent, n_bytes, error.strerror or str(error)) from error
@@ -190,12 +190,9 @@ def _writable(place: Path) -> Path:
     """nerf-pixels/ in the data set's folder, or in the user's cache folder where that cannot be written to."""
     for folder in (place / FOLDER, cache_folder() / FOLDER):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".nerf-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            note(f"{folder} cannot be written to ({error.strerror})")
+            make_folder(folder)
+        except UserError as error:
+            note(str(error).split(";")[0])
             continue
         return folder
     raise UserError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
-from nerf.kernels import FieldConfig, FieldParams, GridLayout
+from nerf.kernels import FieldConfig, FieldParams, FieldView, GridLayout
 
 SH_FEATURES, GEO_FEATURES = 16, 16
 
@@ -51,15 +51,14 @@ class RadianceField(nn.Module):
     """Scene position and direction -> density (1/scene length) and colour in [0, color_scale].
 
     features = hashgrid(unit(x));  h = MLP(features);  sigma = exp(h_0 + bias);
-    rgb = color_scale * sigmoid(MLP([SH(d), h])). Native code knows the sigmoid alone: compositing is linear, so the
-    scale is applied to its results.
+    rgb = color_scale * sigmoid(MLP([SH(d), h])).
     `contracted`: an unbounded scene, squeezed into the grid's unit cube by L-inf contraction; else the box [-1,1]^3.
     """
 
     def __init__(self, options: FieldOptions = FieldOptions(), contracted: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.options = options
-        self.config = FieldConfig(options.layout(), contracted, options.density_bias)
+        self.config = FieldConfig(options.layout(), contracted, options.density_bias, options.color_scale)
         generator = torch.Generator().manual_seed(seed)
         layout, width = self.config.layout, options.width
 
@@ -82,9 +81,13 @@ class RadianceField(nn.Module):
     def params(self) -> FieldParams:
         return FieldParams(self.table, list(self.density_weights), list(self.color_weights))
 
+    def view(self) -> FieldView:
+        """What kernels read: in mixed precision where there is a `table_half`."""
+        return FieldView(self.params(), self.config, self.table_half)
+
     def density(self, positions: Tensor) -> Tensor:
         """sigmas [n] (1/scene length) at scene positions [n,3]; differentiable as `forward` is."""
-        return kernels.field_forward(positions, None, self.params(), self.config, self.table_half)[0]
+        return kernels.field_forward(positions, None, self.view())[0]
 
     def forward(self, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """sigmas [n] (1/scene length) and rgbs [n,3] at scene positions and unit directions [n,3].
@@ -92,9 +95,9 @@ class RadianceField(nn.Module):
         Once differentiable in the parameters, positions and directions; the fast path, in mixed precision where there
         is a `table_half`, is taken where no gradient is asked for (`torch.no_grad()`).
         """
-        sigmas, rgbs = kernels.field_forward(positions, directions, self.params(), self.config, self.table_half)
+        sigmas, rgbs = kernels.field_forward(positions, directions, self.view())
         assert rgbs is not None
-        return sigmas, rgbs if self.options.color_scale == 1.0 else rgbs * self.options.color_scale
+        return sigmas, rgbs
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self.options) | {"contracted": self.config.contracted}

@@ -81,7 +81,7 @@ class Cameras:
     @property
     def opencv_axes(self) -> Tensor:
         """[n,3,3], world: right, down and forward as columns."""
-        return self.c2w[:, :, :3] * _AXES
+        return self.c2w[:, :, :3] * _AXES.to(self.c2w.device)
 
     def with_poses(self, c2w: Tensor) -> Cameras:
         """The same cameras at other poses [n,3,4]."""

@@ -7,10 +7,10 @@ the library's writer copies everything first and a checkpoint is the largest thi
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nerf.errors import UserError
+from nerf.io.files import atomic_write
 
 FORMAT = "nerf-checkpoint"
 VERSION = 1
@@ -63,20 +64,16 @@ def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
     """
     target = Path(os.path.realpath(path))  # a link stays a link
     header, ordered = _header(tensors, config)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_orphans(target)
-        try:
+        with atomic_write(target, _suffix()) as temporary:
             with open(temporary, "wb") as file:
                 _write(file, header, ordered)
                 file.flush()
                 os.fsync(file.fileno())
             if target.exists():
                 _keep_as_previous(target)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
     except OSError as error:
         kept = "no checkpoint was there before"
@@ -100,7 +97,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with open(path, "rb") as file:
             raw, header = _read_header(file, path, size)
             metadata = _checked_metadata(header, path)
-            if _digest(_blanked(raw, metadata["sha256"]), _blocks(file)) != metadata["sha256"]:
+            if _digest(raw.replace(metadata["sha256"].encode(), _NO_SUM.encode(), 1), file) != metadata["sha256"]:
                 raise _unusable(path, "was altered or damaged after it was written (its checksum does not match)")
         tensors = load_file(path)
     except FileNotFoundError as error:
@@ -153,28 +150,25 @@ def _write(file: BinaryIO, header: bytes, tensors: list[Tensor]) -> None:
 
 def _keep_as_previous(target: Path) -> None:
     previous = previous_path(target)
-    link = target.with_name(f".{previous.name}.{os.getpid()}.tmp")
     try:
-        link.unlink(missing_ok=True)
-        os.link(target, link)  # a second name: `target` itself never disappears
-        os.replace(link, previous)
+        with atomic_write(previous, _suffix()) as link:
+            link.unlink(missing_ok=True)
+            os.link(target, link)  # a second name: `target` itself never disappears
     except OSError:
         os.replace(target, previous)  # no hard links on this file system: for an instant only the previous one is there
-    finally:
-        link.unlink(missing_ok=True)
+
+
+def _suffix() -> str:
+    return f".{os.getpid()}.tmp"
 
 
 def _remove_orphans(target: Path) -> None:
     """Removes temporary files of processes that were killed while they wrote; they can be large."""
     for name in (target.name, previous_path(target).name):
-        for orphan in target.parent.glob(f".{_escaped(name)}.*.tmp"):
+        for orphan in target.parent.glob(f".{glob.escape(name)}.*.tmp"):
             pid = orphan.name.split(".")[-2]
             if pid.isdigit() and not _is_running(int(pid)):
                 orphan.unlink(missing_ok=True)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _is_running(pid: int) -> bool:
@@ -235,18 +229,9 @@ def _checked_metadata(header: dict[str, Any], path: Path) -> dict[str, str]:
     return metadata
 
 
-def _blanked(raw: bytes, checksum: str) -> bytes:
-    return raw.replace(checksum.encode(), _NO_SUM.encode(), 1)
-
-
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    while block := file.read(_BLOCK):
-        yield block
-
-
-def _digest(start: bytes, blocks: Iterator[bytes]) -> str:
+def _digest(start: bytes, file: BinaryIO) -> str:
     digest = hashlib.sha256(start)
-    for block in blocks:
+    while block := file.read(_BLOCK):
         digest.update(block)
     return digest.hexdigest()
 

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nerf.errors import UserError
-from nerf.io.files import whole
+from nerf.errors import UserError, brief
+from nerf.io.files import atomic_write
 
 _MAGIC = 20000630
 _TYPES: dict[int, np.dtype] = {0: np.dtype(np.uint32), 1: np.dtype(np.float16), 2: np.dtype(np.float32)}
@@ -29,12 +29,13 @@ def read_header(path: Path) -> tuple[int, int, dict[str, np.dtype]]:
             channels[name.decode()] = _TYPES[struct.unpack_from("<i", rest)[0]]
             data = rest[16:]
     except (OSError, KeyError, ValueError, struct.error) as e:
-        raise UserError(f"{path}: cannot be read as an EXR image ({_brief(e)}): restore or remove the file") from e
+        raise UserError(f"{path}: cannot be read as an EXR image ({brief(e)}): restore or remove the file") from e
     return x1 - x0 + 1, y1 - y0 + 1, channels
 
 
 def _attributes(path: Path) -> dict[str, bytes]:
-    """The attributes of the first header by name, as they are in the file."""
+    """The attributes of the first header by name, as they are in the file: the package OpenEXR tells no channel's type
+    before it has decoded the picture."""
     with open(path, "rb") as f:
         return _parsed(f)
 
@@ -75,7 +76,7 @@ def read_channels(path: Path) -> dict[str, np.ndarray]:
         attributes = _attributes(path)
         data, display = (struct.unpack("<4i", attributes[f"{name}Window"]) for name in ("data", "display"))
     except Exception as e:
-        raise UserError(f"{path}: cannot be read as an EXR image ({_brief(e)}): restore or remove the file") from e
+        raise UserError(f"{path}: cannot be read as an EXR image ({brief(e)}): restore or remove the file") from e
     return {name: _placed(pixels, data, display) for name, pixels in found.items()}
 
 
@@ -148,12 +149,7 @@ def write_exr(path: Path, channels: dict[str, np.ndarray]) -> None:
 
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     try:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             OpenEXR.File(header, {name: np.ascontiguousarray(c) for name, c in channels.items()}).write(str(temporary))
     except (OSError, RuntimeError) as e:
-        raise UserError(f"{path}: writing the picture failed ({_brief(e)}); is the disk full?") from e
-
-
-def _brief(e: Exception) -> str:
-    text = " ".join(str(e).split())
-    return text[:120] or type(e).__name__
+        raise UserError(f"{path}: writing the picture failed ({brief(e)}); is the disk full?") from e

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place under another name, then renamed; and binary PLY."""
+"""Files that are whole or not there: written beside their place under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from nerf.errors import UserError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` when the block ends, and is gone when the block raises."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def atomic_write(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+    """A name beside `path` to write to; it becomes `path` when the block ends, and is gone when the block raises.
+
+    suffix: the end of that name, for writers that read the format from it, or several processes that write one file.
+    """
+    temporary = path.with_name(f".{path.name}{suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -21,12 +24,12 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
+def write_file(path: Path, data: bytes | str) -> None:
     """Write a file, or leave what was there; UserError where that cannot be done."""
-    write_together(path, {path.name: data})
+    write_files(path, {path.name: data})
 
 
-def write_together(path: Path, files: dict[str, bytes | str]) -> None:
+def write_files(path: Path, files: dict[str, bytes | str]) -> None:
     """Write files (name -> content) beside each other, `path` the last of them; none is replaced before all are
     whole. UserError where that cannot be done."""
     partial = {name: path.with_name(f".{name}.tmp") for name in files}

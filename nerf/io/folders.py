@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from nerf.errors import UserError
+from nerf.errors import UserError, note
 
 
 def model_files(path: Path) -> tuple[Path, Path]:
@@ -20,6 +21,29 @@ def model_files(path: Path) -> tuple[Path, Path]:
             f"{path}: holds no checkpoint.safetensors; expected what `nerf train` or `nerf reconstruct` wrote"
         )
     return path, checkpoint
+
+
+def open_folder(out: Path, what: str, ours: Sequence[str], resume: bool, overwrite: bool) -> None:
+    """Make sure that a `what` (run, fit) may write to `out`, changing nothing in it; UserError where it may not.
+
+    A new or empty folder will do. One that holds files of `ours` is continued with resume or given up with overwrite;
+    files of others are never touched, but only overwrite accepts them.
+    """
+    if resume and overwrite:
+        raise UserError("--resume continues what is there and --overwrite discards it: give one of them")
+    present = [name for name in ours if (out / name).exists()]
+    if resume and not present:
+        raise UserError(f"{out}: there is nothing to resume; start without --resume")
+    if present and not resume and not overwrite:
+        raise UserError(
+            f"{out} holds another {what} ({', '.join(present[:3])}{', ...' if len(present) > 3 else ''}): "
+            "choose another -o, or give --resume to continue it or --overwrite to discard it"
+        )
+    if not present and out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise UserError(f"{out} is not empty: choose a new folder with -o, or give --overwrite to write into it")
+        note(f"{out} holds no {what}: what is in it stays")
+    make_folder(out)
 
 
 def make_folder(folder: Path) -> None:

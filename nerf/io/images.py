@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.io import exr
+from nerf.io.video import ffmpeg
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -43,7 +44,7 @@ def read_header(path: Path) -> Picture:
             mode, transparent = im.mode, "transparency" in im.info
             deep = _png_16_bit_channels(path) if im.format == "PNG" else 0
     except Exception as e:
-        raise UserError(f"{path}: cannot be read as an image ({_brief(e)}): restore or remove the file") from e
+        raise UserError(f"{path}: cannot be read as an image ({brief(e)}): restore or remove the file") from e
     if orientation in (5, 6, 7, 8):
         width, height = height, width
     if deep:
@@ -61,25 +62,27 @@ def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
     reduction: 2, 4 or 8 asks the decoder of a JPEG for so many times fewer pixels each way; of other files it is
     ignored.
     """
+    import imageio.v3 as imageio
     from PIL import Image
 
     path = picture.path
+    mode = ("L", "LA", "RGB", "RGBA")[picture.n_channels - 1] if picture.dtype == np.uint8 else None
     try:
         if path.suffix.lower() == ".exr":
             return exr.read_colours(path)
         if picture.dtype == np.uint16 and picture.n_channels > 1:
-            pixels = _read_png_16(path, picture.n_channels)
-        else:
+            pixels = read_png_16(path, picture.n_channels)
+        elif reduction > 1 and path.suffix.lower() in (".jpg", ".jpeg"):  # imageio cannot ask the decoder for less
             with Image.open(path) as im:
-                if reduction > 1 and im.format in ("JPEG", "MPO"):
-                    im.draft(None, (im.width // reduction, im.height // reduction))  # type: ignore[arg-type]
-                if picture.dtype == np.uint8:
-                    im = im.convert(_eight_bit_mode(im.mode, "transparency" in im.info))
-                pixels = np.asarray(im).astype(picture.dtype, copy=False)
+                im.draft(None, (im.width // reduction, im.height // reduction))  # type: ignore[arg-type]
+                pixels = np.asarray(im.convert(mode))
+        else:
+            pixels = imageio.imread(path, plugin="pillow", index=0, mode=mode, writeable_output=False)
+            pixels = pixels.astype(picture.dtype, copy=False)
     except UserError:
         raise
     except Exception as e:
-        raise UserError(f"{path}: the image is damaged ({_brief(e)}): restore or remove the file") from e
+        raise UserError(f"{path}: the image is damaged ({brief(e)}): restore or remove the file") from e
     pixels = pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
     return TURNS.get(picture.orientation, lambda a: a)(pixels)
 
@@ -111,31 +114,23 @@ def _png_16_bit_channels(path: Path) -> int:
     return {0: 1, 2: 3, 4: 2, 6: 4}.get(header[25], 0) if len(header) == 26 and header[24] == 16 else 0
 
 
-def _read_png_16(path: Path, n_channels: int) -> np.ndarray:
-    """[h,w,c] uint16 through ffmpeg, the decoder that is installed with us and keeps all 16 bits."""
-    import subprocess
-
-    import imageio_ffmpeg
+def read_png_16(path: Path, n_channels: int) -> np.ndarray:
+    """[h,w,c] uint16 of a PNG, as it is stored, through ffmpeg: imageio's plugins cut 16-bit colours to 8 (pillow,
+    pyav) or take no PNG (FFMPEG), and imageio-ffmpeg, which reads it as a film, takes a fifth longer."""
     from PIL import Image
 
     with Image.open(path) as im:
         width, height = im.size
-    layout = {1: "gray16be", 2: "ya16be", 3: "rgb48be", 4: "rgba64be"}[n_channels]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-noautorotate", "-i", str(path.absolute())]
-    done = subprocess.run(
-        [*command, "-f", "rawvideo", "-pix_fmt", layout, "-"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if len(done.stdout) != width * height * n_channels * 2:
-        raise ValueError(done.stderr.decode(errors="replace").strip().splitlines()[-1:] or "no picture in it")
-    return np.frombuffer(done.stdout, ">u2").reshape(height, width, n_channels).astype(np.uint16)
+    layout = {1: "gray16le", 2: "ya16le", 3: "rgb48le", 4: "rgba64le"}[n_channels]
+    data = ffmpeg("-noautorotate", "-i", str(path.absolute()), "-f", "rawvideo", "-pix_fmt", layout, "-")
+    return np.frombuffer(data, "<u2").reshape(height, width, n_channels)
 
 
-def _brief(e: Exception) -> str:
-    text = " ".join(str(e).split())
-    return text[:120] or type(e).__name__
+def write_png_16(path: Path, pixels: np.ndarray) -> None:
+    """[h,w,3] uint16 to a PNG, which Pillow could not write."""
+    size = ("-pix_fmt", "rgb48le", "-s", f"{pixels.shape[1]}x{pixels.shape[0]}")
+    png = ("-f", "image2", "-c:v", "png", "-update", "1", str(path.absolute()))
+    ffmpeg("-f", "rawvideo", *size, "-i", "-", *png, data=pixels.astype("<u2").tobytes())
 
 
 def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:

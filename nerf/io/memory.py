@@ -16,7 +16,7 @@ _libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 _trim = getattr(_libc, "malloc_trim", None)  # glibc alone has it
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return free pages to the system (glibc; elsewhere nothing happens). Takes milliseconds: for the ends of stages
     that leave much behind, so that the next one's peak does not stand on it."""
     if _trim is not None:

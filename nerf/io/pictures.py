@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import base64
 import functools
-import io
 from pathlib import Path
+from typing import Any
 
+import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from nerf.geometry.light import encode
-from nerf.io.files import whole
+from nerf.io.files import atomic_write
 
 INK = (28, 28, 33)
 PAPER = (255, 255, 255)
@@ -134,12 +135,18 @@ def panels(pictures: list[np.ndarray], labels: list[str], legend: tuple[str, str
 
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Write through a temporary file beside it, so that a picture is either whole or not there."""
-    with whole(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
+    with atomic_write(path) as temporary:
+        imageio.imwrite(temporary, picture, plugin="pillow", extension=".png", compress_level=4)
 
 
 def data_uri(picture: np.ndarray, quality: int = 88) -> str:
     """The picture as a JPEG inside a data: address, for a page that is one file."""
-    memory = io.BytesIO()
-    Image.fromarray(picture).save(memory, format="JPEG", quality=quality, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(memory.getvalue()).decode("ascii")
+    options: dict[str, Any] = {
+        "plugin": "pillow",
+        "extension": ".jpg",
+        "quality": quality,
+        "subsampling": 0,
+        "optimize": True,
+    }
+    data = imageio.imwrite("<bytes>", picture, **options)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

@@ -1,26 +1,25 @@
-"""MP4 files, written by the ffmpeg that imageio-ffmpeg brings."""
+"""MP4 files, written by imageio; and the ffmpeg that imageio-ffmpeg brings, for what imageio has not."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from nerf.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from nerf.errors import UserError, brief
+from nerf.io.files import atomic_write
 
 
 @contextmanager
-def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Any]:
+def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that takes frames [h,w,3] uint8; the video gets its name when all are written."""
     try:
-        import imageio_ffmpeg
+        import imageio.v2 as imageio  # v3 takes all frames at once
+        import imageio_ffmpeg  # noqa: F401  (imageio would ask for it at the first frame only)
     except ImportError:
         raise UserError(
             "writing MP4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or give a folder for PNGs"
@@ -28,40 +27,41 @@ def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Any]:
     if min(width, height) < 2:
         raise UserError(f"a video needs at least 2x2 pixels, got {width}x{height}")
     width, height = width // 2 * 2, height // 2 * 2
-    temporary = place.with_name(f".{place.stem}.unfinished.mp4")
-    writer = imageio_ffmpeg.write_frames(
-        str(temporary),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        quality=None,
-        ffmpeg_log_level="error",
+    options: dict[str, Any] = {
+        "format": "FFMPEG",
+        "mode": "I",
+        "fps": fps,
+        "codec": "libx264",
+        "pixelformat": "yuv420p",
+        "macro_block_size": 2,
+        "quality": None,
+        "ffmpeg_log_level": "error",
         # Without the tags players guess the colour matrix from the size of the picture, and colours shift.
-        output_params=[
+        "output_params": [
             *("-crf", "18", "-preset", "medium", "-movflags", "+faststart"),
             *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-color_range", "tv"),
             *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
         ],
-    )
-    finished = False
+    }
     try:
-        writer.send(None)
-
-        def write(picture: np.ndarray) -> None:
-            writer.send(np.ascontiguousarray(picture[:height, :width]))
-
-        yield write
-        writer.close()
-        if not temporary.is_file() or temporary.stat().st_size == 0:
-            raise UserError(f"{place}: ffmpeg wrote nothing; is the disk full?")
-        os.replace(temporary, place)
-        finished = True
+        with atomic_write(place, suffix=".mp4") as temporary:
+            with closing(imageio.get_writer(temporary, **options)) as writer:  # its own end leaves ffmpeg on errors
+                film: Any = writer
+                yield lambda picture: film.append_data(picture[:height, :width])
+            if not temporary.is_file() or temporary.stat().st_size == 0:
+                raise UserError(f"{place}: ffmpeg wrote nothing; is the disk full?")
     except OSError as error:
         raise UserError(f"{place}: writing the video failed ({error.strerror or error}); is the disk full?") from error
-    finally:
-        writer.close()
-        if not finished:
-            temporary.unlink(missing_ok=True)
+
+
+def ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
+    """What ffmpeg writes to standard output, given `data` on standard input; ValueError with its last line where it
+    fails or writes nothing."""
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments]
+    stdin = subprocess.DEVNULL if data is None else None
+    done = subprocess.run(command, stdin=stdin, input=data, capture_output=True, check=False)
+    if done.returncode:
+        raise ValueError(brief(done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "ffmpeg failed"))
+    return done.stdout

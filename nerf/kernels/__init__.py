@@ -13,26 +13,17 @@ come from either side when the field is on the GPU: they travel there, and the r
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
 from nerf.geometry.space import ray_box
-from nerf.kernels import (
-    bindings,
-    cpu,
-    cuda,
-    cuda_render,
-    fusion,
-    nearest,
-    network,
-    nvrtc,
-    raster,
-    reference,
-    tcnn,
-    winding,
-)
+from nerf.kernels import bindings, cuda, fusion, nearest, network, nvrtc, raster, reference, winding  # noqa: F401
+from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
 from nerf.kernels.cuda_graph import RecordedSteps, StepNumbers
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.nearest import Nearest
@@ -40,18 +31,23 @@ from nerf.kernels.network import MAX_NET_LAYERS, Layer
 from nerf.kernels.records import (
     FieldConfig,
     FieldParams,
+    FieldView,
     GradAccumulator,
     GridLayout,
     MarchSettings,
     OccupancyBits,
+    Rays,
     RenderedRays,
     Samples,
 )
 
 __all__ = [
+    "BACKENDS",
+    "Backend",
     "DepthView",
     "FieldConfig",
     "FieldParams",
+    "FieldView",
     "Fused",
     "GradAccumulator",
     "GridLayout",
@@ -59,6 +55,7 @@ __all__ = [
     "MarchSettings",
     "Nearest",
     "OccupancyBits",
+    "Rays",
     "RecordedSteps",
     "RenderedRays",
     "Samples",
@@ -86,51 +83,45 @@ __all__ = [
     "ray_jitter",
     "render_rays",
     "use",
+    "using",
     "winding_numbers",
 ]
 
-BACKENDS = ("auto", "cpu", "cuda", "tinycudann", "reference")
 _chosen: str | None = None
 
 
 def use(name: str) -> str:
-    """Choose the backend for this process: "auto" (the fastest that is there), "cuda", "tinycudann", "cpu" or
-    "reference". Returns the one in use.
+    """Choose the backend for this process: "auto" (the fastest that is there) or one of `BACKENDS`. Returns the one in
+    use.
 
     auto never takes tinycudann: where it runs, our kernels do, and no GPU has yet measured it to be the faster one (its
     staged path evaluates what surfaces hide); scripts/gpu_check.sh compares the two.
     """
     global _chosen
-    if name not in BACKENDS:
-        raise UserError(f"backend {name!r} is unknown, expected one of {', '.join(BACKENDS)}")
+    if name not in ("auto", *BACKENDS):
+        raise UserError(f"backend {name!r} is unknown, expected one of auto, {', '.join(BACKENDS)}")
+    bindings.load()  # one that is broken says so now, whatever is used
+    if name != "auto" and (missing := BACKENDS[name].why_missing()):
+        raise UserError(f"backend {name} is not available: {missing}")
+    _chosen = _fastest() if name == "auto" else name
+    return _chosen
+
+
+def _fastest() -> str:
+    gpu, _ = nvrtc.find()
+    if gpu is not None:
+        if not (broken := cuda.why_broken()):
+            note(f"running on the GPU ({gpu.name}); NERF_BACKEND=cpu for the processor")
+            return "cuda"
+        # without a GPU nobody expects one; with one, silence would be slow silence
+        note(f"not running on the GPU: {broken}")
     lib = bindings.load()
-    if name in ("auto", "cuda", "tinycudann"):
-        gpu, reason = nvrtc.find()
-        if gpu is not None and (broken := cuda.why_broken()):
-            gpu, reason = None, broken
-            if name == "auto":  # without a GPU nobody expects one; with one, silence would be slow silence
-                note(f"not running on the GPU: {broken}")
-        if gpu is not None and name == "tinycudann" and (missing := tcnn.why_missing()):
-            raise UserError(f"backend tinycudann is not available: {missing}, or use --backend cuda")
-        if gpu is not None:
-            if name == "auto":
-                note(f"running on the GPU ({gpu.name}); NERF_BACKEND=cpu for the processor")
-            _chosen = "tinycudann" if name == "tinycudann" else "cuda"
-            return _chosen
-        if name != "auto":
-            raise UserError(f"backend {name} is not available: {reason}, or use --backend cpu")
-    if name == "cpu" and lib.handle is None:
-        raise UserError(
-            f"backend cpu is not available: {lib.reason}; "
-            "reinstall with a C++ compiler (g++ or clang++) or use --backend reference"
-        )
-    if name == "auto" and lib.handle is None:
+    if lib.handle is None:
         note(
             f"running the slow reference kernels, because {lib.reason}; "
             "reinstall with a C++ compiler for about 20 times the speed"
         )
-    _chosen = "reference" if name == "reference" or lib.handle is None else "cpu"
-    return _chosen
+    return "reference" if lib.handle is None else "cpu"
 
 
 def backend() -> str:
@@ -138,9 +129,34 @@ def backend() -> str:
     return _chosen or use(os.environ.get("NERF_BACKEND", "auto"))
 
 
+@contextmanager
+def using(name: str | None = None, *, deterministic: bool | None = None) -> Iterator[str]:
+    """Within it another backend is in use (None: the same), or gradients are the same to the bit in every run.
+
+    Exported as `nerf.backend`. Models live where they were made: see `Model.to`. Raises UserError where the backend is
+    not available, or cannot be deterministic.
+
+    >>> import nerf
+    >>> from nerf import kernels
+    >>> with nerf.backend("reference", deterministic=True) as name:
+    ...     name, kernels.backend()
+    ('reference', 'reference')
+    """
+    global _chosen
+    before = backend(), cuda.deterministic
+    try:
+        if name is not None:
+            use(name)
+        if deterministic is not None:
+            be_deterministic(deterministic)
+        yield backend()
+    finally:
+        _chosen, cuda.deterministic = before
+
+
 def on_gpu() -> bool:
     """Whether the backend in use is one of those that run on a GPU."""
-    return backend() in ("cuda", "tinycudann")
+    return isinstance(BACKENDS[backend()], Cuda)
 
 
 def be_deterministic(wanted: bool) -> None:
@@ -161,21 +177,21 @@ def is_deterministic() -> bool:
 
 def device() -> torch.device:
     """Where models of this backend live: the GPU for "cuda" and "tinycudann", else the CPU."""
-    return cuda.gpu().device if on_gpu() else torch.device("cpu")
+    return BACKENDS[backend()].device()
 
 
-def _runs_on(tensor: Tensor) -> str:
-    """The kernels for an op on this tensor: "cuda" where the tensor is on the GPU in use, else "cpu" or "reference"."""
-    if on_gpu():
-        if tensor.device.type == cuda.gpu().device.type:
-            return "cuda"
-        return "reference" if bindings.load().handle is None else "cpu"
-    return backend()
+def _backend_of(tensor: Tensor) -> Backend:
+    """The kernels for an op on this tensor: those of the backend in use where the tensor is on its device, else of the
+    processor."""
+    chosen = BACKENDS[backend()]
+    if tensor.device.type == chosen.device().type or tensor.device.type != "cpu":
+        return chosen
+    return BACKENDS["reference" if bindings.load().handle is None else "cpu"]
 
 
 def _searches_natively() -> bool:
     """Whether what only the CPU library has (searches in meshes) is there and not ruled out."""
-    return backend() == "cpu" or (on_gpu() and bindings.load().handle is not None)
+    return backend() != "reference" and bindings.load().handle is not None
 
 
 def describe() -> dict[str, object]:
@@ -208,154 +224,64 @@ def describe() -> dict[str, object]:
 def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
     """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`. Native code takes float32
     only."""
-    runs_on = _runs_on(table)
-    if runs_on == "cuda" and layout.n_levels <= bindings.MAX_LEVELS and layout.n_features_per_level in (1, 2, 4, 8):
-        if positions.dtype == table.dtype == torch.float32:
-            return cuda.hashgrid_encode(positions.to(table.device), table, layout).to(positions.device)
-    is_native = (
-        runs_on == "cpu"
-        and positions.dtype == table.dtype == torch.float32
-        and layout.n_features_per_level in (1, 2, 4, 8)
-        and layout.n_levels <= bindings.MAX_LEVELS
-    )
-    return (cpu if is_native else reference).hashgrid_encode(positions, table, layout)
+    features = _backend_of(table).hashgrid_encode(positions.to(table.device), table, layout)
+    return features.to(positions.device)
 
 
-def field_forward(
-    positions: Tensor,
-    directions: Tensor | None,
-    params: FieldParams,
-    config: FieldConfig,
-    table_half: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+def field_forward(positions: Tensor, directions: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
     """Densities [n] and, with directions, colours [n,3] at scene positions [n,3].
 
     Once differentiable in all float arguments where gradients are enabled and one of them asks for them: by the native
-    hash grid and networks in torch, in single precision whatever `table_half` is. Fast, and with it in mixed precision,
-    where no gradient is asked for.
+    hash grid and networks in torch, in single precision whatever `field.precision` is. Where no gradient is asked for
+    it is fast, and in that precision.
     """
-    runs_on = _runs_on(params.table)
-    rgbs: Tensor | None
-    moving = (positions, directions, params.table, *params.density_weights, *params.color_weights)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in moving):
-        here, x = positions.device, positions.to(params.table.device)
-        if directions is None:
-            return reference.radiance_density(x, params, config, hashgrid_encode).to(here), None
-        if backend() == "tinycudann" and runs_on == "cuda":
-            sigmas, rgbs = tcnn.radiance_field(x, directions.to(x.device), params, config)
-        else:
-            sigmas, rgbs = reference.radiance_field(x, directions.to(x.device), params, config, hashgrid_encode)
-        return sigmas.to(here), rgbs.to(here) if rgbs is not None else None
-    if runs_on == "cuda":
-        here, there = positions.device, params.table.device
-        towards = None if directions is None else directions.to(there)
-        if backend() == "tinycudann":
-            sigmas, rgbs = tcnn.field_forward(positions.to(there), towards, params, config)
-        else:
-            sigmas, rgbs = cuda.field_forward(positions.to(there), towards, params, config, table_half)
-        return sigmas.to(here), None if rgbs is None else rgbs.to(here)
-    if runs_on == "cpu":
-        return cpu.field_forward(positions, directions, params, config, table_half)
-    with torch.no_grad():
-        if directions is None:
-            return reference.radiance_density(positions, params, config), None
-        return reference.radiance_field(positions, directions, params, config)
+    here, there = positions.device, field.params.table.device
+    x, d = positions.to(there), None if directions is None else directions.to(there)
+    found = _backend_of(field.params.table)
+    moving = (positions, directions, *field.leaves)
+    is_asked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in moving)
+    sigmas, rgbs = (found.differentiable_field if is_asked else found.field)(x, d, field)
+    scale = field.config.color_scale
+    if rgbs is not None and scale != 1.0:
+        rgbs = rgbs * scale
+    return sigmas.to(here), None if rgbs is None else rgbs.to(here)
 
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:
     """The bits that the native march reads, or None where the reference reads the bool tensor itself."""
-    runs_on = _runs_on(occupied)
-    if runs_on == "cuda":
-        return cuda.pack_occupancy(occupied)
-    return cpu.pack_occupancy(occupied) if runs_on == "cpu" else None
+    return _backend_of(occupied).pack_occupancy(occupied)
 
 
 def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:
     """A float in [0,1) per ray from an integer hash of (seed, step, ray), the same on every backend; on `device()`.
     `step_at`: see `cuda.ray_jitter`."""
-    if on_gpu():
-        return cuda.ray_jitter(seed, step, n, step_at)
-    return cpu.ray_jitter(seed, step, n) if backend() == "cpu" else reference.ray_jitter(seed, step, torch.arange(n))
+    return BACKENDS[backend()].ray_jitter(seed, step, n, step_at)
 
 
-def march(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    occupied: Tensor,
-    settings: MarchSettings,
-    bits: OccupancyBits | None = None,
-) -> Samples:
+def march(rays: Rays, occupied: Tensor, settings: MarchSettings, bits: OccupancyBits | None = None) -> Samples:
     """Occupied intervals of every ray; see `reference.march`. The same to the bit on every backend."""
-    runs_on = _runs_on(rays_o)
-    if runs_on == "cuda":
-        return cuda.march(rays_o, rays_d, t_near, t_far, jitter, bits or cuda.pack_occupancy(occupied), settings)
-    if runs_on == "cpu":
-        return cpu.march(rays_o, rays_d, t_near, t_far, jitter, bits or cpu.pack_occupancy(occupied), settings)
-    return reference.march(
-        rays_o, rays_d, t_near, t_far, jitter, occupied, settings.step_size, settings.cone_angle, settings.max_step
-    )
+    return _backend_of(rays.o).march(rays, occupied, bits, settings)
 
 
 def render_rays(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    viewdirs: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
+    rays: Rays,
     occupied: Tensor,
-    params: FieldParams,
-    config: FieldConfig,
+    field: FieldView,
     settings: MarchSettings,
     bits: OccupancyBits | None = None,
-    table_half: Tensor | None = None,
-    sink: GradAccumulator | None = None,
-) -> dict:
-    """March, field and composite in one op; see `reference.render_rays` for the meaning and `cpu.render_rays` for the
-    rest."""
-    runs_on = _runs_on(params.table)
+    grad_accumulator: GradAccumulator | None = None,
+    overflow: Literal["grow", "drop"] = "grow",
+) -> RenderedRays:
+    """March, field and composite in one op; see `reference.render_rays` for the meaning, `cpu.render_rays` for what is
+    differentiable, and `Backend` for the rest."""
     if not torch.is_grad_enabled():  # an autograd function is not told, and would remember all samples for later
-        rays_o, rays_d, viewdirs = (t.detach() for t in (rays_o, rays_d, viewdirs))
-        density, color = ([w.detach() for w in ws] for ws in (params.density_weights, params.color_weights))
-        params = FieldParams(params.table.detach(), density, color)
-    if runs_on == "cuda":
-        here, there = rays_o.device, params.table.device
-        o, d, views, near, far, shift = (t.to(there) for t in (rays_o, rays_d, viewdirs, t_near, t_far, jitter))
-        bits = bits or cuda.pack_occupancy(occupied.to(there))
-        if backend() == "tinycudann":
-            out = tcnn.render_rays(o, d, views, near, far, shift, bits, params, config, settings, sink)
-        else:
-            out = cuda_render.render_rays(
-                o, d, views, near, far, shift, bits, params, config, settings, table_half, sink
-            )
-        return {k: v.to(here) if k in cuda_render.OUTPUTS else v for k, v in out.items()}
-    if runs_on == "cpu":
-        bits = bits or cpu.pack_occupancy(occupied)
-        return cpu.render_rays(
-            rays_o, rays_d, viewdirs, t_near, t_far, jitter, bits, params, config, settings, table_half, sink
-        )
-    if sink is not None:
-        params = FieldParams(reference.IntoSink.apply(params.table, sink), params.density_weights, params.color_weights)
-    return reference.render_rays(
-        rays_o,
-        rays_d,
-        viewdirs,
-        t_near,
-        t_far,
-        jitter,
-        occupied,
-        params,
-        config,
-        step_size=settings.step_size,
-        cone_angle=settings.cone_angle,
-        max_step=settings.max_step,
-        stop_threshold=settings.stop_threshold,
-        alpha_threshold=settings.alpha_threshold,
-        gradient_distance=settings.gradient_distance,
-    )
+        rays, field = rays.each(torch.Tensor.detach), field.with_leaves([t.detach() for t in field.leaves])
+    here, there = rays.o.device, field.params.table.device
+    found = _backend_of(field.params.table)
+    rays = rays.each(lambda t: t.to(there))
+    occupied = occupied if bits is not None else occupied.to(there)
+    out = found.render(rays, occupied, bits, field, settings, grad_accumulator, overflow)
+    return out.scaled(field.config.color_scale).to(here)
 
 
 def adam_step(
@@ -376,32 +302,14 @@ def adam_step(
 ) -> None:
     """One Adam step in place; see `reference.adam_step`. Refreshes the half-precision copy and clears the gradient when
     asked. `rates`: see `cuda.adam_step`."""
-    runs_on = _runs_on(param)
-    if runs_on == "cuda":
-        cuda.adam_step(
-            param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay, rates
-        )
-        return
-    if runs_on == "cpu":
-        cpu.adam_step(
-            param, grad, m, v, lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay
-        )
-        return
-    decayed = grad
-    if weight_decay:  # where a row is skipped, its decay is too
-        decayed = grad + weight_decay * param
-        if skip_zero_rows:
-            decayed = decayed * (grad != 0).any(dim=-1, keepdim=True)
-    reference.adam_step(param, decayed, m, v, lr, beta1, beta2, eps, step, skip_zero_rows)
-    if half_copy is not None:
-        half_copy.copy_(param)
-    if zero_grad:
-        grad.zero_()
+    numbers = (lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay)
+    on_the_gpu = {} if rates is None else {"rates": rates}
+    _backend_of(param).adam_step(param, grad, m, v, *numbers, **on_the_gpu)
 
 
 def native_networks(x: Tensor, n_layers: int) -> bool:
     """Whether networks of that many layers run natively on inputs like x (float32 on the CPU), else in plain torch."""
-    return _runs_on(x) == "cpu" and x.dtype == torch.float32 and n_layers <= MAX_NET_LAYERS
+    return isinstance(_backend_of(x), Cpu) and x.dtype == torch.float32 and n_layers <= MAX_NET_LAYERS
 
 
 def network_forward(x: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:

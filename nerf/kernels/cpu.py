@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,12 +21,13 @@ from nerf.kernels.bindings import (
     native,
 )
 from nerf.kernels.records import (
-    FieldConfig,
-    FieldParams,
+    FieldView,
     GradAccumulator,
     GridLayout,
     MarchSettings,
     OccupancyBits,
+    Rays,
+    RenderedRays,
     Samples,
 )
 
@@ -90,7 +92,8 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
 # ---- field ---------------------------------------------------------------------------------------------------------
 
 
-def field_desc(params: FieldParams, config: FieldConfig, table_half: Tensor | None, p: Pointers) -> FieldDesc:
+def field_desc(field: FieldView, p: Pointers) -> FieldDesc:
+    params, config, table_half = field.params, field.config, field.half
     layout, width = config.layout, params.density_weights[0].shape[0]
     if layout.n_dims != 3 or layout.n_features_per_level not in (2, 4) or layout.n_features % 16:
         raise ValueError(
@@ -129,14 +132,12 @@ def field_desc(params: FieldParams, config: FieldConfig, table_half: Tensor | No
 def field_forward(
     positions: Tensor,
     directions: Tensor | None,
-    params: FieldParams,
-    config: FieldConfig,
-    table_half: Tensor | None = None,
+    field: FieldView,
 ) -> tuple[Tensor, Tensor | None]:
     """Density [n] (1/scene length) and, where directions are given, colour [n,3] at scene positions [n,3]. Not
     differentiable."""
     p, n = Pointers(), len(positions)
-    desc = field_desc(params, config, table_half, p)
+    desc = field_desc(field, p)
     sigmas = torch.empty(n)
     rgbs = torch.empty(n, 3) if directions is not None else None
     if n:
@@ -172,23 +173,13 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     return OccupancyBits(fine, clearance, r, levels)
 
 
-def _render_desc(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    viewdirs: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    bits: OccupancyBits,
-    settings: MarchSettings,
-    p: Pointers,
-) -> RenderDesc:
+def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
     if not (0 < settings.step_size < math.inf and settings.cone_angle >= 0 and settings.max_step >= settings.step_size):
         raise ValueError(
             "settings: expected step_size > 0, cone_angle >= 0 and max_step >= step_size, got "
             f"{settings.step_size}, {settings.cone_angle} and {settings.max_step}"
         )
-    n = len(rays_o)
+    n = len(rays.o)
     desc = RenderDesc(
         fine=p("fine", bits.fine, (None,), torch.int32),
         clearance=p("clearance", bits.clearance, (None,), torch.uint8),
@@ -203,25 +194,17 @@ def _render_desc(
         n_rays=n,
         n_threads=torch.get_num_threads(),
     )
-    for name, tensor in (("rays_o", rays_o), ("rays_d", rays_d), ("viewdirs", viewdirs)):
+    for name, tensor in (("rays_o", rays.o), ("rays_d", rays.d), ("viewdirs", rays.viewdirs)):
         setattr(desc, name, p(name, tensor, (n, 3)))
-    for name, tensor in (("t_near", t_near), ("t_far", t_far), ("jitter", jitter)):
+    for name, tensor in (("t_near", rays.t_near), ("t_far", rays.t_far), ("jitter", rays.jitter)):
         setattr(desc, name, p(name, tensor, (n,)))
     return desc
 
 
-def march(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    bits: OccupancyBits,
-    settings: MarchSettings,
-) -> Samples:
-    """See `reference.march`: the same samples to the bit. float32; rays [n,3], the rest [n]. Not differentiable."""
-    p, n = Pointers(), len(rays_o)
-    desc = _render_desc(rays_o, rays_d, rays_d, t_near, t_far, jitter, bits, settings, p)
+def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
+    """See `reference.march`: the same samples to the bit. float32. Not differentiable."""
+    p, n = Pointers(), len(rays.o)
+    desc = _render_desc(rays, bits, settings, p)
     counts = torch.zeros(n, dtype=torch.int64)
     native().nerf_march(ctypes.addressof(desc), 0, counts.data_ptr(), 0, 0, 0)
     starts = counts.cumsum(0) - counts
@@ -257,54 +240,44 @@ class _Context:
             self.address = None
 
 
+@dataclass
+class _Job:
+    """What autograd must not see of one fused pass."""
+
+    rays: Rays
+    bits: OccupancyBits
+    field: FieldView
+    settings: MarchSettings
+    accumulator: GradAccumulator | None
+    evaluated: int = 0
+    kept: int = 0
+
+
 class _Render(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        rays_o,
-        rays_d,
-        viewdirs,
-        t_near,
-        t_far,
-        jitter,
-        bits,
-        settings,
-        config,
-        table_half,
-        sink,
-        counts,
-        table,
-        n_density,
-        *weights,
-    ):  # type: ignore[override]
+    def forward(ctx, job, rays_o, rays_d, viewdirs, *leaves):  # type: ignore[override]
         n, p = len(rays_o), Pointers()
-        params = FieldParams(table, list(weights[:n_density]), list(weights[n_density:]))
-        field = field_desc(params, config, table_half, p)
-        render = _render_desc(rays_o, rays_d, viewdirs, t_near, t_far, jitter, bits, settings, p)
-        colors = torch.zeros(n, 3)
-        scalars = [torch.zeros(n) for _ in range(5)]
-        for name, tensor in zip(
-            ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions"),
-            (colors, *scalars),
-            strict=True,
-        ):
+        field = field_desc(job.field, p)
+        render = _render_desc(job.rays, job.bits, job.settings, p)
+        outputs = (torch.zeros(n, 3), *(torch.zeros(n) for _ in range(5)))
+        for name, tensor in zip(("colors", *RenderedRays._fields[1:6]), outputs, strict=True):
             setattr(render, name, tensor.data_ptr())
         keep = any(ctx.needs_input_grad)
         numbers = (ctypes.c_longlong * 2)()
         address = native().nerf_render_forward(ctypes.addressof(field), ctypes.addressof(render), int(keep), numbers)
-        counts["evaluated"], counts["kept"] = int(numbers[0]), int(numbers[1])
+        job.evaluated, job.kept = int(numbers[0]), int(numbers[1])
         if keep:
-            ctx.state = (p, field, render, _Context(address), params, sink, n_density)
-            ctx.save_for_backward(rays_o, rays_d, viewdirs, table, *weights)  # notices changes made in between
-        ctx.mark_non_differentiable(scalars[2])
-        return (colors, *scalars)
+            ctx.state = (p, field, render, _Context(address), job)
+            ctx.save_for_backward(rays_o, rays_d, viewdirs, *leaves)  # notices changes made in between
+        ctx.mark_non_differentiable(outputs[3])
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_colors, grad_opacities, grad_depths, _median, grad_moments, grad_distortions):  # type: ignore[override]
         _ = ctx.saved_tensors
-        _alive, field, render, context, params, sink, n_density = ctx.state
-        n, p = render.n_rays, Pointers()
+        _alive, field, render, context, job = ctx.state
+        n, p, params, sink = render.n_rays, Pointers(), job.field.params, job.accumulator
         grads = RenderGrads(colors=p("grad_colors", grad_colors, (n, 3)))
         for name, tensor in (
             ("opacities", grad_opacities),
@@ -314,17 +287,15 @@ class _Render(torch.autograd.Function):
         ):
             setattr(grads, name, p(f"grad_{name}", tensor, (n,)))
         if sink is not None:
-            check_in_place("sink.table", sink.table, tuple(params.table.shape), torch.float32)
+            check_in_place("grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32)
         grad_table = sink.table if sink is not None else torch.zeros(params.table.shape)
         grads.table = grad_table.data_ptr()
         if sink is not None:
             torch.autograd.graph.increment_version(sink.table)
-        grad_weights = [torch.empty(w.shape) for w in params.density_weights + params.color_weights]
-        for i, g in enumerate(grad_weights):
-            if i < n_density:
-                grads.density_weights[i] = g.data_ptr()
-            else:
-                grads.color_weights[i - n_density] = g.data_ptr()
+        grad_density, grad_color = ([torch.empty(w.shape) for w in ws] for ws in params.networks)
+        for slots, found in ((grads.density_weights, grad_density), (grads.color_weights, grad_color)):
+            for i, g in enumerate(found):
+                slots[i] = g.data_ptr()
         grad_rays = [None, None, None]
         if any(ctx.needs_input_grad[:3]):
             grad_rays = [torch.empty(n, 3) for _ in range(3)]
@@ -333,68 +304,26 @@ class _Render(torch.autograd.Function):
             context.address, ctypes.addressof(field), ctypes.addressof(render), ctypes.addressof(grads)
         )
         ctx.state = None
-        return (
-            *grad_rays,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None if sink is not None else grad_table,
-            None,
-            *grad_weights,
-        )
+        return (None, *grad_rays, None if sink is not None else grad_table, *grad_density, *grad_color)
 
 
 def render_rays(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    viewdirs: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
+    rays: Rays,
     bits: OccupancyBits,
-    params: FieldParams,
-    config: FieldConfig,
+    field: FieldView,
     settings: MarchSettings,
-    table_half: Tensor | None = None,
-    sink: GradAccumulator | None = None,
-) -> dict:
+    grad_accumulator: GradAccumulator | None = None,
+) -> RenderedRays:
     """The fused op: march, field and composite. Same meaning as `reference.render_rays`, evaluated lazily from front to
     back.
 
-    rays [n,3] and t, jitter [n], float32, scene frame. Returns per-ray colors [n,3] (without background), opacities,
-    depths, second_moments, distortions [n], median_depths [n] (not differentiable) and the numbers "evaluated" and
-    "kept" of samples. Differentiable once to rays_o, rays_d, viewdirs, table and weights (t is constant); with `sink`
-    the table's gradient is added to `sink.table` instead of returned. With `table_half` the pass runs in mixed
-    precision: features are read from that copy of the table, and the networks' products read bfloat16 where the
-    processor has it (their sums stay float32).
+    float32. Differentiable once to rays.o, d, viewdirs, table and weights (t is constant); with `grad_accumulator` the
+    table's gradient is added there instead of returned. A field in mixed precision: features are read from its half
+    copy of the table, and the networks' products read bfloat16 where the processor has it (their sums stay float32).
     """
-    counts: dict = {}
-    outputs = _Render.apply(
-        rays_o,
-        rays_d,
-        viewdirs,
-        t_near,
-        t_far,
-        jitter,
-        bits,
-        settings,
-        config,
-        table_half,
-        sink,
-        counts,
-        params.table,
-        len(params.density_weights),
-        *params.density_weights,
-        *params.color_weights,
-    )
-    names = ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")
-    return dict(zip(names, outputs, strict=True)) | counts
+    job = _Job(rays, bits, field, settings, grad_accumulator)
+    outputs = _Render.apply(job, rays.o, rays.d, rays.viewdirs, *field.leaves)
+    return RenderedRays(*outputs)._replace(evaluated=job.evaluated, kept=job.kept)
 
 
 # ---- optimiser -----------------------------------------------------------------------------------------------------

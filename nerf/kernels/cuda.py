@@ -27,7 +27,7 @@ from nerf.kernels.cuda_args import (
     OccupancyArgs,
     PackArgs,
 )
-from nerf.kernels.records import FieldConfig, FieldParams, GridLayout, MarchSettings, OccupancyBits, Samples
+from nerf.kernels.records import FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
 
 THREADS = 256
 deterministic = False  # sums that do not depend on the order of threads; set by kernels.be_deterministic()
@@ -140,9 +140,10 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
 class Net:
     """A field as the kernels of one compilation see it: its struct, and its weights packed for the tensor cores."""
 
-    def __init__(self, params: FieldParams, config: FieldConfig, table_half: Tensor | None, p: Pointers) -> None:
-        self.desc: FieldDesc = field_desc(params, config, table_half, p)
-        self.single, layout = table_half is None, config.layout
+    def __init__(self, field: FieldView, p: Pointers) -> None:
+        params, layout = field.params, field.config.layout
+        self.desc: FieldDesc = field_desc(field, p)
+        self.single = field.precision == "single"
         self.element_bytes, self.warps = (4, 4) if self.single else (2, 8)  # warps of a block of the backward pass
         shapes = [w.shape for w in params.density_weights + params.color_weights]
         self.n_weights = sum(-(-n_out // 16) * 16 * n_in for n_out, n_in in shapes)  # padded as the kernels do
@@ -190,14 +191,12 @@ def fill_gpu(program: nvrtc.Program, kernel: str, threads: int, shared: int, mos
 def field_forward(
     positions: Tensor,
     directions: Tensor | None,
-    params: FieldParams,
-    config: FieldConfig,
-    table_half: Tensor | None = None,
+    field: FieldView,
 ) -> tuple[Tensor, Tensor | None]:
     """Density [n] (1/scene length) and, where directions are given, colour [n,3] at scene positions [n,3]. Not
     differentiable."""
     p, n, device = pointers(), len(positions), positions.device
-    net = Net(params, config, table_half, p)
+    net = Net(field, p)
     sigmas = torch.empty(n, device=device)
     rgbs = torch.empty(n, 3, device=device) if directions is not None else None
     if directions is not None and directions.shape != (n, 3):
@@ -261,27 +260,21 @@ def march_struct(settings: MarchSettings) -> March:
     return March(settings.step_size, settings.cone_angle, settings.max_step)
 
 
-def ray_pointers(args: Any, tensors: dict[str, Tensor], n: int, p: Pointers) -> None:
-    """Sets the rays' fields of a struct: rays [n,3], t_near, t_far, jitter [n]."""
-    for name, tensor in tensors.items():
-        setattr(args, name, p(name, tensor, (n, 3) if name.startswith("rays") else (n,)))
+def ray_pointers(args: Any, rays: Rays, p: Pointers) -> None:
+    """Sets the rays' fields of a struct."""
+    n = len(rays.o)
+    for name, tensor in (("rays_o", rays.o), ("rays_d", rays.d)):
+        setattr(args, name, p(name, tensor, (n, 3)))
+    for name in ("t_near", "t_far", "jitter"):
+        setattr(args, name, p(name, getattr(rays, name), (n,)))
 
 
-def march(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    bits: OccupancyBits,
-    settings: MarchSettings,
-) -> Samples:
-    """See `reference.march`: the same samples to the bit. float32; rays [n,3], the rest [n]. Not differentiable."""
-    p, n, device = pointers(), len(rays_o), rays_o.device
+def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
+    """See `reference.march`: the same samples to the bit. float32. Not differentiable."""
+    p, n, device = pointers(), len(rays.o), rays.o.device
     counts = torch.zeros(n, dtype=torch.int64, device=device)
     args = MarchArgs(grid=grid_struct(bits, p), march=march_struct(settings), n_rays=n, counts=counts.data_ptr())
-    rays = {"rays_o": rays_o, "rays_d": rays_d, "t_near": t_near, "t_far": t_far, "jitter": jitter}
-    ray_pointers(args, rays, n, p)
+    ray_pointers(args, rays, p)
     program = nvrtc.program("cuda_march.cu")
     program.launch("march_rays", args, blocks_of(n, 128), 128)
     starts = counts.cumsum(0) - counts

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
@@ -18,7 +22,15 @@ from nerf.kernels.cuda_args import (
     ScatterArgs,
 )
 from nerf.kernels.cuda_order import KeptSamples, scatter_in_integers, sorted_by_ray, sum_over_rays
-from nerf.kernels.records import FieldConfig, FieldParams, GradAccumulator, MarchSettings, OccupancyBits
+from nerf.kernels.records import (
+    FieldConfig,
+    FieldView,
+    GradAccumulator,
+    MarchSettings,
+    OccupancyBits,
+    Rays,
+    RenderedRays,
+)
 
 OUTPUTS = ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")
 RAY_ROOM = 24  # kept samples a ray that the buffer of a training step has room for, at least in the mean over its rays
@@ -44,31 +56,26 @@ def _keep(n: Tensor, n_rays: int, capacity: int, net: Net, n_features: int) -> K
     return KeptSamples.of(tensors, capacity)
 
 
+@dataclass
+class _Job:
+    """What autograd must not see of one fused pass."""
+
+    rays: Rays
+    bits: OccupancyBits
+    field: FieldView
+    settings: MarchSettings
+    accumulator: GradAccumulator | None
+    overflow: Literal["grow", "drop"]
+    capacity: int
+    numbers: dict[str, Any] = dataclass_field(default_factory=dict)
+
+
 class _Render(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        rays_o,
-        rays_d,
-        viewdirs,
-        t_near,
-        t_far,
-        jitter,
-        bits,
-        settings,
-        config,
-        table_half,
-        sink,
-        numbers,
-        capacity,
-        table,
-        n_density,
-        *weights,
-    ):  # type: ignore[override]
+    def forward(ctx, job, rays_o, rays_d, viewdirs, *leaves):  # type: ignore[override]
         n, p, device = len(rays_o), pointers(), rays_o.device
-        params = FieldParams(table, list(weights[:n_density]), list(weights[n_density:]))
-        net = Net(params, config, table_half, p)
-        rays = {"rays_o": rays_o, "rays_d": rays_d, "t_near": t_near, "t_far": t_far, "jitter": jitter}
+        settings, numbers, capacity = job.settings, job.numbers, job.capacity
+        net = Net(job.field, p)
         if viewdirs.shape != (n, 3):
             raise ValueError(f"viewdirs: expected shape [{n}, 3], got {list(viewdirs.shape)}")
         sh = net.directions(viewdirs, p)
@@ -76,7 +83,7 @@ class _Render(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         args = RenderArgs(
             field=net.desc,
-            grid=grid_struct(bits, p),
+            grid=grid_struct(job.bits, p),
             march=march_struct(settings),
             stop_threshold=settings.stop_threshold,
             alpha_threshold=settings.alpha_threshold,
@@ -84,7 +91,7 @@ class _Render(torch.autograd.Function):
             sh=sh.data_ptr(),
             weights=net.forward,
         )
-        ray_pointers(args, rays, n, p)
+        ray_pointers(args, job.rays, p)
         for name, tensor in zip(OUTPUTS, (colors, *scalars), strict=True):
             setattr(args, name, tensor.data_ptr())
         program = net.program("cuda_render.cu")
@@ -92,15 +99,15 @@ class _Render(torch.autograd.Function):
         while True:
             counts = torch.zeros(3, dtype=torch.int64, device=device)
             numbers["evaluated"], (numbers["kept"], next_ray) = counts[:1], counts[1:].view(torch.int32)[::2].split(1)
-            kept = _keep(numbers["kept"], n, capacity, net, config.layout.n_features) if keep else None
+            kept = _keep(numbers["kept"], n, capacity, net, job.field.config.layout.n_features) if keep else None
             args.n_evaluated, args.next_ray = numbers["evaluated"].data_ptr(), next_ray.data_ptr()
             args.kept = kept.struct if kept else Kept()
             if n:
                 program.launch("render_forward", args, blocks, THREADS, shared=net.staged_bytes)
-            if kept is None or (sink is not None and not cuda.deterministic):
+            if kept is None or (job.overflow == "drop" and not cuda.deterministic):
                 break
-            # Without a sink every sample is promised its gradient: look, and try again. Where the same samples have to
-            # find room in every run, all must.
+            # Every sample is promised its gradient: look, and try again. Where the same samples have to find room in
+            # every run, all must.
             found = int(kept.tensors["n"])
             if found <= capacity:
                 break
@@ -109,8 +116,8 @@ class _Render(torch.autograd.Function):
             numbers["capacity"] = capacity
             if cuda.deterministic:
                 kept = sorted_by_ray(kept, found)
-            ctx.state = (p, net, kept, sh, params, config, settings, sink, n_density)
-            ctx.save_for_backward(rays_o, rays_d, viewdirs, table, *weights)  # notices changes made in between
+            ctx.state = (p, net, kept, sh, job)
+            ctx.save_for_backward(rays_o, rays_d, viewdirs, *leaves)  # notices changes made in between
         outputs = (colors, *scalars.unbind(0))
         ctx.mark_non_differentiable(outputs[3])
         return outputs
@@ -119,7 +126,8 @@ class _Render(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_colors, grad_opacities, grad_depths, _median, grad_moments, grad_distortions):  # type: ignore[override]
         rays_o, rays_d, viewdirs, *_ = ctx.saved_tensors
-        _alive, net, kept, sh, params, config, settings, sink, n_density = ctx.state
+        _alive, net, kept, sh, job = ctx.state
+        params, sink = job.field.params, job.accumulator
         per_ray = {
             "colors": grad_colors,
             "opacities": grad_opacities,
@@ -128,19 +136,23 @@ class _Render(torch.autograd.Function):
             "distortions": grad_distortions,
         }
         if sink is not None:
-            check_in_place("sink.table", sink.table, tuple(params.table.shape), torch.float32, str(gpu().device))
+            check_in_place(
+                "grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32, str(gpu().device)
+            )
             torch.autograd.graph.increment_version(sink.table)
         grad_table = sink.table if sink is not None else torch.zeros_like(params.table)
         with_rays = any(ctx.needs_input_grad[:3])
         rays = (rays_o, rays_d, viewdirs) if with_rays else None
-        flat, grad_rays = _backward(net, kept, sh, per_ray, config, settings, grad_table, rays)
-        grad_weights, at = [], 0
-        for w in params.density_weights + params.color_weights:
-            grad_weights.append(flat[at : at + w.numel()].view(w.shape))
-            at += w.numel()
+        flat, grad_rays = _backward(net, kept, sh, per_ray, job.field.config, job.settings, grad_table, rays)
+        shapes = [w.shape for w in params.density_weights + params.color_weights]
+        parts = zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)
         ctx.state = None
-        nothing = (None,) * 10
-        return (*grad_rays, *nothing, None if sink is not None else grad_table, None, *grad_weights)
+        return (
+            None,
+            *grad_rays,
+            None if sink is not None else grad_table,
+            *(part.view(shape) for part, shape in parts),
+        )
 
 
 def _backward(
@@ -258,42 +270,20 @@ def _weight_shapes(net: Net, n_features: int) -> list[tuple[int, int]]:
 
 
 def render_rays(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    viewdirs: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
+    rays: Rays,
     bits: OccupancyBits,
-    params: FieldParams,
-    config: FieldConfig,
+    field: FieldView,
     settings: MarchSettings,
-    table_half: Tensor | None = None,
-    sink: GradAccumulator | None = None,
-) -> dict:
-    """The fused op, see `cpu.render_rays`: same meaning, same dictionary.
+    grad_accumulator: GradAccumulator | None = None,
+    overflow: Literal["grow", "drop"] = "grow",
+) -> RenderedRays:
+    """The fused op, see `cpu.render_rays`: same meaning.
 
-    The numbers "evaluated" and "kept" are tensors [1] on the GPU, so that nobody waits for them who does not look. With
-    a sink the buffer of kept samples has a fixed size ("capacity"): what finds no room in it is in the picture and in
-    "kept", but has no gradient. Without a sink the buffer grows until all fit.
+    The numbers "evaluated" and "kept" are tensors [1] on the GPU, so that nobody waits for them who does not look.
+    overflow: of the buffer of kept samples. "grow" waits for their number and makes room for all; "drop" never waits:
+    what finds no room in "capacity" is in the picture and in "kept", but has no gradient.
     """
-    numbers: dict = {}
-    capacity = max(LEAST_ROOM, RAY_ROOM * len(rays_o))
-    outputs = _Render.apply(
-        *(t.contiguous() for t in (rays_o, rays_d, viewdirs)),
-        t_near,
-        t_far,
-        jitter,
-        bits,
-        settings,
-        config,
-        table_half,
-        sink,
-        numbers,
-        capacity,
-        params.table,
-        len(params.density_weights),
-        *params.density_weights,
-        *params.color_weights,
-    )
-    return dict(zip(OUTPUTS, outputs, strict=True)) | numbers
+    rays = replace(rays, o=rays.o.contiguous(), d=rays.d.contiguous(), viewdirs=rays.viewdirs.contiguous())
+    job = _Job(rays, bits, field, settings, grad_accumulator, overflow, max(LEAST_ROOM, RAY_ROOM * len(rays.o)))
+    outputs = _Render.apply(job, rays.o, rays.d, rays.viewdirs, *field.leaves)
+    return RenderedRays(*outputs, **job.numbers)

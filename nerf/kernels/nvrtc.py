@@ -11,7 +11,6 @@ import ctypes
 import hashlib
 import os
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from nerf.errors import UserError, note
+from nerf.io.files import atomic_write
 from nerf.io.folders import cache_folder
 
 SOURCES = Path(__file__).resolve().parent / "src"
@@ -191,14 +191,11 @@ def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:
     code, _ = compile_source(name, architecture, defines)
     statistics["compiled"] += 1
     statistics["compile_seconds"] += time.perf_counter() - started
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(code)
-        temporary.replace(path)
+        with atomic_write(path, f".{os.getpid()}.tmp") as temporary:  # several processes may compile the same
+            temporary.write_bytes(code)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         note(
             f"compiled kernels cannot be kept in {path.parent} ({error.strerror}); set NERF_CACHE_DIR to another folder"
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 MAX_GRID_DIMS = 4
@@ -116,6 +118,28 @@ class FieldParams:
     density_weights: list[Tensor]
     color_weights: list[Tensor]
 
+    @property
+    def networks(self) -> tuple[list[Tensor], list[Tensor]]:
+        return self.density_weights, self.color_weights
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Rays in the space in which they are marched (NDC where the scene is). o, d, viewdirs [n,3]: origins, unit
+    directions, and those that the colours are asked for; t_near, t_far, jitter [n]: range, and shift of the steps in
+    [0,1)."""
+
+    o: Tensor
+    d: Tensor
+    viewdirs: Tensor
+    t_near: Tensor
+    t_far: Tensor
+    jitter: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Rays:
+        """The rays with a change made to each of their tensors."""
+        return Rays(*(change(t) for t in (self.o, self.d, self.viewdirs, self.t_near, self.t_far, self.jitter)))
+
 
 @dataclass(frozen=True)
 class FieldConfig:
@@ -123,11 +147,38 @@ class FieldConfig:
 
     contracted: false maps the scene box [-1,1]^3 to the unit cube, true maps all of space (L-inf contraction).
     density_bias: added to the first output of the density network, before the exponential.
+    color_scale: brightest colour. Compositing is linear, so `nerf.kernels` applies it to what a backend returns, and
+    nobody else.
     """
 
     layout: GridLayout
     contracted: bool = False
     density_bias: float = 0.0
+    color_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class FieldView:
+    """What a kernel may read of a field. `half`: a copy of the table in half precision, given for mixed precision."""
+
+    params: FieldParams
+    config: FieldConfig
+    half: Tensor | None = None
+
+    @property
+    def precision(self) -> Literal["single", "mixed"]:
+        """mixed: features are read from `half`, and networks' products read half precision with single sums."""
+        return "single" if self.half is None else "mixed"
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Table, weights of the density network, weights of the colour network."""
+        return [self.params.table, *self.params.density_weights, *self.params.color_weights]
+
+    def with_leaves(self, leaves: Sequence[Tensor]) -> FieldView:
+        """The same field with other learned numbers, in the order of `leaves`."""
+        n = 1 + len(self.params.density_weights)
+        return replace(self, params=FieldParams(leaves[0], list(leaves[1:n]), list(leaves[n:])))
 
 
 @dataclass(frozen=True)
@@ -186,6 +237,19 @@ class RenderedRays(NamedTuple):
     evaluated: int | Tensor = 0
     kept: int | Tensor = 0
     capacity: int | None = None
+    weights: Tensor | None = None  # per sample, of the staged path alone: [s] of all that were marched
+    trans: Tensor | None = None
+
+    def scaled(self, factor: float) -> RenderedRays:
+        """What the same rays see of colours `factor` times as bright."""
+        if factor == 1.0:
+            return self
+        moments = self.second_moments * factor**2
+        return self._replace(foregrounds=self.foregrounds * factor, second_moments=moments)
+
+    def to(self, device: torch.device) -> RenderedRays:
+        """The same on a device; the numbers of samples stay where they are."""
+        return self._replace(**{name: getattr(self, name).to(device) for name in self._fields[:6]})
 
     def over(self, background: Tensor) -> Tensor:
         """Colours [n,3] over a background ([3] or [n,3]): foregrounds + (1 - opacities) background. Differentiable."""

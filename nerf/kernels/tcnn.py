@@ -23,10 +23,13 @@ from nerf.kernels import cuda, reference
 from nerf.kernels.records import (
     FieldConfig,
     FieldParams,
+    FieldView,
     GradAccumulator,
     GridLayout,
     MarchSettings,
     OccupancyBits,
+    Rays,
+    RenderedRays,
 )
 
 WIDTHS = (16, 32, 64, 128)  # of the hidden layers of its fully fused networks
@@ -240,10 +243,9 @@ def radiance_field(
     return reference.density_activation(h + config.density_bias), torch.sigmoid(logits)
 
 
-def field_forward(
-    positions: Tensor, directions: Tensor | None, params: FieldParams, config: FieldConfig
-) -> tuple[Tensor, Tensor | None]:
+def field_forward(positions: Tensor, directions: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
     """As `cuda.field_forward`."""
+    params, config = field.params, field.config
     if directions is None:
         return density(positions, params, config), None
     with torch.no_grad():
@@ -254,38 +256,25 @@ def field_forward(
 
 
 def render_rays(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    viewdirs: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
+    rays: Rays,
     bits: OccupancyBits,
-    params: FieldParams,
-    config: FieldConfig,
+    field: FieldView,
     settings: MarchSettings,
-    sink: GradAccumulator | None = None,
-) -> dict:
+    grad_accumulator: GradAccumulator | None = None,
+) -> RenderedRays:
     """March (our kernel), field (tinycudann), composite (torch); see `cpu.render_rays` for the meaning.
 
     Densities of all samples that are marched are evaluated first, then those that are seen with their gradients: what a
     surface hides costs a density here, which the fused op of the other backends never asks for.
     """
-    o, d, near, far, shift = (t.detach().float().contiguous() for t in (rays_o, rays_d, t_near, t_far, jitter))
-    samples = cuda.march(o, d, near, far, shift, bits, settings)
-    n_evaluated, n_rays = len(samples.t_starts), len(rays_o)
-    if settings.stop_threshold > 0 or settings.alpha_threshold > 0:
-        with torch.no_grad():
-            sigmas = density(reference.sample_positions(samples, rays_o, rays_d), params, config)
-            samples = reference.seen_samples(
-                samples, sigmas, n_rays, settings.stop_threshold, settings.alpha_threshold
-            )[0]
-    if sink is not None:
-        table = reference.IntoSink.apply(params.table, sink)
+    params, config = field.params, field.config
+    if grad_accumulator is not None:
+        table = reference.IntoAccumulator.apply(params.table, grad_accumulator)
         params = FieldParams(table, params.density_weights, params.color_weights)
-    positions = reference.sample_positions(samples, rays_o, rays_d)
-    seen_from = viewdirs.index_select(0, samples.ray_indices)
-    sigmas, rgbs = radiance_field(positions, seen_from, params, config)
-    sigmas, rgbs = reference.scale_near_gradients(samples, sigmas, rgbs, settings.gradient_distance)
-    out: dict = reference.composite(samples, sigmas, rgbs, n_rays)
-    return out | {"evaluated": n_evaluated, "kept": len(samples.t_starts)}
+    return reference.render_samples(
+        lambda x, d: radiance_field(x, d, params, config),
+        lambda x: density(x, params, config),
+        cuda.march(rays.each(lambda t: t.detach().float().contiguous()), bits, settings),
+        rays,
+        settings,
+    )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.io.memory import give_back
+from nerf.io.memory import trim_heap
 from nerf.meshing.repair import repair
 
 _CHUNK = 1 << 18  # faces at once
@@ -202,7 +202,7 @@ def decimate(vertices: Tensor, faces: Tensor, n_faces: int, closed: bool = True)
     points, kept = _simplify(unit.numpy(), faces.int().numpy(), n_faces)
     points, kept = repair(points, kept, len(kept) if closed else _SMALL_HOLE)
     used, kept_faces = compact(torch.from_numpy(kept), len(points))
-    give_back()
+    trim_heap()
     return torch.from_numpy(points)[used] * extent + middle, kept_faces
 
 

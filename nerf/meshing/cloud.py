@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.pictures import to_display
 from nerf.io.ply import Columns, ply
 from nerf.meshing.fused import MAX_VIEWS, MIN_WEIGHT, depth_views, find_supported
@@ -69,4 +69,4 @@ def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
 def save_cloud(cloud: Cloud, path: Path) -> None:
     """Binary PLY: float64 positions (world coordinates may be large), float32 normals, 8-bit colours."""
     columns = [Columns("double", "x y z", cloud.points.numpy()), Columns("float", "nx ny nz", cloud.normals.numpy())]
-    write_whole(path, ply([*columns, Columns("uchar", "red green blue", cloud.colors)]))
+    write_file(path, ply([*columns, Columns("uchar", "red green blue", cloud.colors)]))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.io.memory import give_back
+from nerf.io.memory import trim_heap
 from nerf.io.pictures import to_display
 from nerf.meshing.clean import compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
@@ -91,7 +91,7 @@ def extract_mesh(
             raise UserError(f"there is no surface: {shape.explain_empty()}")
         points, faces = surface.refined_points(shape.values, refine), torch.from_numpy(surface.faces)
         del surface
-        give_back()
+        trim_heap()
         kept, n_components = keep_faces(points, faces, min_fraction, max_components, cavities=not model.space.bounded)
         if not n_components:
             raise UserError("nothing solid was found: every piece is a cavity; try another --threshold or --method")
@@ -118,14 +118,14 @@ def extract_mesh(
         faces = faces[kept]
         vertices, faces = compact(faces, len(points))
         points = points[vertices]
-        give_back()
+        trim_heap()
         normals = vertex_normals(points, faces)
         rgb = _colours(model, points, normals) if colours else None
-        give_back()
+        trim_heap()
         world, faces, normals = _to_world(model, points, faces, normals)
     del points, vertices
     closed = is_closed(faces.numpy(), len(world))
-    give_back()
+    trim_heap()
     faces, normals = faces.long(), normals.double()  # as trimesh keeps them; the small ones are freed before it begins
     mesh = trimesh.Trimesh(
         vertices=world.numpy(),

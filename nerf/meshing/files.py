@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nerf.errors import UserError, note
-from nerf.io.files import write_together
+from nerf.io.files import write_files
 from nerf.io.ply import Columns, ply
 from nerf.meshing.glb import far_origin, glb
 
@@ -37,17 +37,22 @@ def check_path(path: Path, overwrite: bool = True, textured: bool = False) -> No
         raise UserError(f"{path.parent} is not writable, so {path.name} cannot go there")
 
 
-def save(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> None:
+def save_mesh(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> None:
     """Write a mesh; the ending says how. A file of that name is replaced only when the new one is complete.
 
     Vertices keep their world coordinates in all formats; a GLB turns them so that `up` [3] of the world is up where it
     is opened (see glb.py). PLY, GLB and STL hold float32; where the coordinates are too large for that, a PLY holds
     float64 and a GLB a shift. STL holds the shape alone. A texture is inside a GLB; with an OBJ it is NAME.mtl and
-    NAME.png.
+    NAME.png. Raises UserError for an unknown ending, and where the file cannot be written.
+
+    >>> import trimesh
+    >>> nerf.save_mesh(trimesh.creation.box(), "box.glb", up=torch.tensor([0.0, 0.0, 1.0]))
+    >>> len(trimesh.load("box.glb", force="mesh").faces)
+    12
     """
     path = Path(path)
     check_path(path)
-    write_together(path, _contents(mesh, path, up))
+    write_files(path, _contents(mesh, path, up))
 
 
 def _contents(mesh: trimesh.Trimesh, path: Path, up: Tensor | None) -> dict[str, bytes | str]:

@@ -1,5 +1,7 @@
 """GLB files: one binary glTF 2.0 with the mesh, its colours or its texture, upright wherever it is opened.
 
+trimesh writes them; ours are where the mesh stands, how it is lit, and vertex colours of 16 bits.
+
 Vertices keep their world coordinates; where those are too large for float32 (national grids), they are stored about
 the mesh's middle, and a node below the first moves them back. glTF says that y is up, so the first node turns the
 world's up to y; programs that turn y to their own up (Blender: z) then show a world whose up is z in its own
@@ -10,9 +12,6 @@ Source: Khronos glTF 2.0 specification; vertex colours are linear there, texture
 
 from __future__ import annotations
 
-import io
-import json
-import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,77 +23,41 @@ from nerf.geometry.triangles import ORIGIN_NODE, WORLD_NODE
 if TYPE_CHECKING:
     import trimesh
 
-_FLOAT, _UNSIGNED, _SHORT = 5126, 5125, 5123  # component types
-_VERTICES, _INDICES = 34962, 34963  # buffer targets
+_SAMPLER = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}  # linear, mipmaps, clamp
 
 
 def glb(mesh: trimesh.Trimesh, up: NDArray[np.float64] | None = None) -> bytes:
     """A mesh in the world frame as the bytes of a GLB file; up [3]: the world's up (None: y, nothing is turned)."""
-    binary = bytearray()
-    views: list[dict[str, Any]] = []
-    accessors: list[dict[str, Any]] = []
+    import trimesh
+    from trimesh.exchange.gltf import export_glb
 
-    def view(data: bytes, **about: Any) -> int:
-        binary.extend(b"\0" * (-len(binary) % 4))
-        views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": len(data), **about})
-        binary.extend(data)
-        return len(views) - 1
-
-    def accessor(array: NDArray[Any], component: int, kind: str, target: int, **about: Any) -> int:
-        at = view(np.ascontiguousarray(array).tobytes(), target=target)
-        accessors.append({"bufferView": at, "componentType": component, "count": len(array), "type": kind, **about})
-        return len(accessors) - 1
-
-    origin = far_origin(np.asarray(mesh.vertices, np.float64))
-    positions = (np.asarray(mesh.vertices, np.float64) - (0 if origin is None else origin)).astype(np.float32)
-    span = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
-    attributes = {
-        "POSITION": accessor(positions, _FLOAT, "VEC3", _VERTICES, **span),
-        "NORMAL": accessor(np.asarray(mesh.vertex_normals, np.float32), _FLOAT, "VEC3", _VERTICES),
-    }
-    material: dict[str, Any] = {
-        "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0},
-        "extensions": {"KHR_materials_unlit": {}},
-    }
-    images: dict[str, Any] = {}
+    vertices = np.asarray(mesh.vertices, np.float64)
     visual: Any = mesh.visual
+    origin = far_origin(vertices)
+    near = vertices if origin is None else vertices - origin
+    stored = trimesh.Trimesh(near, mesh.faces, vertex_normals=mesh.vertex_normals, process=False, validate=False)
     if visual.kind == "texture":
-        uv = np.asarray(visual.uv, np.float32) * np.array([1, -1], np.float32) + np.array(
-            [0, 1], np.float32
-        )  # v runs downwards here
-        attributes["TEXCOORD_0"] = accessor(uv, _FLOAT, "VEC2", _VERTICES)
-        picture = io.BytesIO()
-        visual.material.baseColorTexture.save(picture, "PNG")
-        images = {
-            "images": [{"bufferView": view(picture.getvalue()), "mimeType": "image/png"}],
-            "samplers": [
-                {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}
-            ],  # linear, mipmaps, clamp
-            "textures": [{"source": 0, "sampler": 0}],
-        }
-        material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
-    elif visual.kind == "vertex":
-        rgba = _linear(np.asarray(visual.vertex_colors)[:, :3])
-        attributes["COLOR_0"] = accessor(rgba, _SHORT, "VEC4", _VERTICES, normalized=True)
-    faces = accessor(np.asarray(mesh.faces, np.uint32).reshape(-1), _UNSIGNED, "SCALAR", _INDICES)
-    document = {
-        "asset": {"version": "2.0", "generator": "nerf"},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": _nodes(upright(up), origin),
-        "meshes": [{"primitives": [{"attributes": attributes, "indices": faces, "material": 0}]}],
-        "materials": [material],
-        "extensionsUsed": ["KHR_materials_unlit"],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": len(binary)}],
-        **images,
-    }
-    text = json.dumps(document, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    binary.extend(b"\0" * (-len(binary) % 4))
-    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + bytes(binary)
-    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+        stored.visual = visual
+    elif visual.kind == "vertex":  # trimesh would write them as they are, 8-bit sRGB
+        stored.vertex_attributes["_COLOR_0"] = _linear(np.asarray(visual.vertex_colors)[:, :3])
+
+    def finish(tree: dict[str, Any]) -> None:
+        primitive = tree["meshes"][0]["primitives"][0]
+        if "_COLOR_0" in primitive["attributes"]:
+            colors = primitive["attributes"]["COLOR_0"] = primitive["attributes"].pop("_COLOR_0")
+            tree["accessors"][colors]["normalized"] = True
+        surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+        if "textures" in tree:
+            surface["baseColorTexture"] = {"index": 0}
+            tree["textures"][0]["sampler"], tree["samplers"] = 0, [_SAMPLER]
+        primitive["material"] = 0
+        tree["materials"] = [{"pbrMetallicRoughness": surface, "extensions": {"KHR_materials_unlit": {}}}]
+        tree["extensionsUsed"] = ["KHR_materials_unlit"]
+        tree["nodes"], tree["scenes"] = _nodes(upright(up), origin), [{"nodes": [0]}]
+        tree["asset"]["generator"] = "nerf"
+
+    data: bytes = export_glb(stored, include_normals=True, tree_postprocessor=finish)
+    return data
 
 
 def far_origin(vertices: NDArray[np.float64]) -> NDArray[np.float64] | None:

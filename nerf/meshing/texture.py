@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.light import encode
-from nerf.io.memory import give_back
+from nerf.io.memory import trim_heap
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, rasterise
-from nerf.training.exposure import evened
+from nerf.training.exposure import remove_exposure
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -143,7 +143,7 @@ def bake(
     texture, known = torch.zeros(atlas.size**2, 3), torch.zeros(atlas.size**2, dtype=torch.bool)
     texture[flat], known[flat] = color, True
     del color, weights, flat, face
-    give_back()
+    trim_heap()
     shape = (atlas.size, atlas.size)
     return fill(texture.reshape(*shape, 3), known.reshape(shape)).clamp_min(0)
 
@@ -204,7 +204,7 @@ def load_photo_colors(model: Model, scene: Scene, i: int) -> Tensor:
     pixels = scene.pixels.image(i)
     colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
     if model.log_gains is not None and scene.names[i] in model.names:
-        colors = evened(colors, model.log_gains[model.names.index(scene.names[i])], model.linear)
+        colors = remove_exposure(colors, model.log_gains[model.names.index(scene.names[i])], model.linear)
     return _to_srgb(model, colors)
 
 

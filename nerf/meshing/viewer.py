@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 
 
 def page_path(glb: Path) -> Path:
@@ -34,5 +34,5 @@ def write_page(glb: Path, front: NDArray[np.float64] | None = None) -> Path:
     }.items():
         page = page.replace(f"@{name}@", text, 1)
     path = page_path(glb)
-    write_whole(path, page)
+    write_file(path, page)
     return path

@@ -12,8 +12,10 @@ def mse(colors: Tensor, targets: Tensor) -> Tensor:
     return (colors - targets).square().mean()
 
 
-def huber(colors: Tensor, targets: Tensor, delta: float = 0.1) -> Tensor:
+def huber(colors: Tensor, targets: Tensor, delta: float = 0.1, weights: Tensor | None = None) -> Tensor:
     """Mean of `d^2/2` where `|d| <= delta`, else `delta*(|d| - delta/2)`: a parabola, then a line of slope `delta`.
+
+    weights: [n], of the rays, whose number the mean is over; None: 1.
 
     Source: Huber 1964; delta 0.1 is instant-ngp's.
     """
@@ -23,7 +25,8 @@ def huber(colors: Tensor, targets: Tensor, delta: float = 0.1) -> Tensor:
     distance = (colors - targets).abs()
     near = distance.clamp(max=delta)
     # near*(d - near/2) is d^2/2 inside and delta*(d - delta/2) outside: both branches in one.
-    return (near * (distance - 0.5 * near)).mean()
+    terms = near * (distance - 0.5 * near)
+    return (terms if weights is None else terms * weights[:, None]).mean()
 
 
 def charbonnier(colors: Tensor, targets: Tensor, epsilon: float = 1e-3) -> Tensor:

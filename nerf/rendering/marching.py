@@ -14,8 +14,8 @@ from nerf.kernels import MarchSettings
 
 @dataclass(frozen=True)
 class Marching:
-    """How rays cross the scene: its space, their range, and their steps. Lengths are scene units (NDC units in
-    "ndc")."""
+    """How rays cross the scene: its space, their range, and their steps. Lengths are those of the march: scene units,
+    NDC units in the space Ndc."""
 
     space: Space
     near: float
@@ -45,7 +45,7 @@ class Marching:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, as checkpoints keep it."""
         mine = {f.name: getattr(self, f.name) for f in fields(self)}
-        return mine | space_to_dict(self.space)
+        return {name: mine.pop(name) for name in ("space", "near", "far")} | space_to_dict(self.space) | mine
 
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Marching:

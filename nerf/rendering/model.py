@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.errors import UserError
@@ -37,7 +37,7 @@ class Model:
 
     def __init__(
         self,
-        field: RadianceField,
+        field: RadianceField | Any,  # or any nn.Module with density(x) and forward(x, d)
         occupancy: OccupancyGrid,
         marching: Marching,
         scene_from_world: Similarity,
@@ -58,19 +58,11 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the field and the occupancy are; rays and points may come from anywhere, and results go back there."""
-        return self.field.table.device
+        return self.occupancy.occupied.device
 
     @property
     def space(self) -> Space:
         return self.marching.space
-
-    @property
-    def near(self) -> float:
-        return self.marching.near
-
-    @property
-    def far(self) -> float:
-        return self.marching.far
 
     # ---- questions to the field
 
@@ -148,14 +140,14 @@ class Model:
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON-able config) for `nerf.io.checkpoint`."""
-        tensors = {f"field.{name}": p.detach() for name, p in self.field.named_parameters()}
+        tensors = {f"field.{name}": t.detach() for name, t in self.field.state_dict().items()}
         tensors |= {f"occupancy.{name}": t for name, t in self.occupancy.tensors().items()}
         tensors |= {f"cameras.{name}": t for name, t in self.cameras.tensors().items()}
         tensors["background"] = self.background
         learnt = {"given_poses": self.given_poses, "log_gains": self.log_gains}
         tensors |= {name: t for name, t in learnt.items() if t is not None}
         config = {
-            "field": self.field.to_dict(),
+            "field": self.field.to_dict() if isinstance(self.field, RadianceField) else {"class": _class(self.field)},
             "marching": self.marching.to_dict(),
             "occupancy": {"n_levels": self.occupancy.n_levels, "resolution": self.occupancy.resolution},
             "scene_from_world": self.scene_from_world.to_dict(),
@@ -167,16 +159,28 @@ class Model:
         return tensors, config
 
     @staticmethod
-    def from_state(tensors: dict[str, Tensor], config: dict[str, Any], where: str = "checkpoint") -> Model:
+    def from_state(
+        tensors: dict[str, Tensor], config: dict[str, Any], where: str = "checkpoint", field: nn.Module | None = None
+    ) -> Model:
+        """The model of `to_state`; field: the one to fill with what was learnt, needed if it is not ours."""
         try:
             options = dict(config["field"])
-            contracted = options.pop("contracted")
-            field = RadianceField(FieldOptions(**options), contracted)
+            if "class" in options and (field is None or isinstance(field, RadianceField)):
+                raise UserError(
+                    f"{where} holds a field of the class {options['class']}: give one to fill, "
+                    "as in Model.load(path, field=MyField())"
+                )
+            if "class" not in options and field is not None and not isinstance(field, RadianceField):
+                raise UserError(f"{where} holds no {_class(field)} but the field of this package: leave out field")
+            if field is None:
+                contracted = options.pop("contracted")
+                field = RadianceField(FieldOptions(**options), contracted)
             with torch.no_grad():
-                for name, p in field.named_parameters():
-                    p.copy_(tensors[f"field.{name}"])
+                for name, t in field.state_dict().items():
+                    t.copy_(tensors[f"field.{name}"])
             field.to(kernels.device())
-            field.table_half = field.table.detach().half()
+            if isinstance(field, RadianceField):
+                field.table_half = field.table.detach().half()
             occupancy = OccupancyGrid(**config["occupancy"])
             occupancy.restore(checkpoint.part(tensors, "occupancy"))
             occupancy.to(kernels.device())
@@ -205,9 +209,14 @@ class Model:
         checkpoint.save(path, *self.to_state())
 
     @staticmethod
-    def load(path: str | Path) -> Model:
-        """Read a model from a checkpoint file, or from the run folder that holds one."""
+    def load(path: str | Path, field: nn.Module | None = None) -> Model:
+        """Read a model from a checkpoint file, or from the run folder that holds one; field: of your own, made as it
+        was for the training, to fill with what was learnt."""
         path = Path(path)
         if path.is_dir():
             path = path / "checkpoint.safetensors"
-        return Model.from_state(*checkpoint.load(path), where=str(path))
+        return Model.from_state(*checkpoint.load(path), str(path), field)
+
+
+def _class(field: nn.Module) -> str:
+    return type(field).__qualname__

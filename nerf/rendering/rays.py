@@ -10,7 +10,7 @@ from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import Field, RadianceField
 from nerf.kernels import GradAccumulator, RenderedRays
 from nerf.rendering.marching import Marching
-from nerf.rendering.sampling import FieldFunction, render_with
+from nerf.rendering.sampling import FieldFunction, marched_rays, render_with
 
 RENDER_CHUNK = 1 << 16  # rays rendered at once where no gradient is wanted
 GPU_CHUNK = 1 << 21  # the same on a GPU, which many launches of little work would leave idle: a picture of 1920x1080
@@ -37,7 +37,8 @@ def render_rays(
 
     >>> import torch
     >>> from nerf import FieldOptions, Marching, OccupancyGrid, RadianceField, render_rays
-    >>> field, marching = RadianceField(FieldOptions(density_bias=0.0)), Marching("box", near=0.0, far=10.0)
+    >>> from nerf.geometry.space import Box
+    >>> field, marching = RadianceField(FieldOptions(density_bias=0.0)), Marching(Box(), near=0.0, far=10.0)
     >>> rays_o, rays_d = torch.tensor([[0.0, 0.0, -2.0]]), torch.tensor([[0.0, 0.0, 1.0]])
     >>> rays = render_rays(field, OccupancyGrid(), marching, rays_o, rays_d)
     >>> rays.over(torch.ones(3)).shape, 0 < rays.opacities.item() < 1
@@ -51,27 +52,15 @@ def render_rays(
         return render_with(
             field, rays_o, rays_d, occupancy, marching, jitter=jitter, step_scale=step_scale, viewdirs=viewdirs
         )
-    o, d, own, t_near, t_far = marching.enter(rays_o, rays_d)
-    out = kernels.render_rays(
-        o,
-        d,
-        own if viewdirs is None else viewdirs,
-        t_near,
-        t_far,
-        torch.full_like(t_near, 0.5) if jitter is None else jitter,
+    return kernels.render_rays(
+        marched_rays(rays_o, rays_d, marching, jitter, viewdirs),
         occupancy.occupied,
-        field.params(),
-        field.config,
+        field.view(),
         marching.settings(step_scale),
         occupancy.bits,
-        field.table_half,
         grad_accumulator,
+        "grow" if grad_accumulator is None else "drop",
     )
-    out["foregrounds"] = out.pop("colors")
-    scale = field.options.color_scale
-    if scale != 1.0:
-        out["foregrounds"], out["second_moments"] = out["foregrounds"] * scale, out["second_moments"] * scale**2
-    return RenderedRays(**{name: out[name] for name in RenderedRays._fields if name in out})
 
 
 def render_chunk(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
-from nerf.kernels import RenderedRays, Samples, reference
+from nerf.kernels import MarchSettings, Rays, RenderedRays, Samples, reference
 from nerf.rendering.marching import Marching
 
 # (positions [s,3], unit directions [s,3]) -> (sigmas [s], 1/scene length, rgbs [s,3])
@@ -35,12 +35,13 @@ def sample_rays(
 
     >>> import torch
     >>> from nerf import Marching, OccupancyGrid, sample_rays
-    >>> marching = Marching("box", near=0.0, far=10.0, step_size=0.5)
+    >>> from nerf.geometry.space import Box
+    >>> marching = Marching(Box(), near=0.0, far=10.0, step_size=0.5)
     >>> samples = sample_rays(torch.tensor([[0.0, 0, -2]]), torch.tensor([[0.0, 0, 1]]), OccupancyGrid(), marching)
     >>> samples.t_starts
     tensor([1.2500, 1.7500, 2.2500])
     """
-    return _sampled(*marching.enter(rays_o, rays_d), occupancy, marching, jitter, step_scale)
+    return march(marched_rays(rays_o, rays_d, marching, jitter), occupancy, marching.settings(step_scale))
 
 
 def render_with(
@@ -64,23 +65,20 @@ def render_with(
 
     >>> import torch
     >>> from nerf import Marching, OccupancyGrid, render_with
+    >>> from nerf.geometry.space import Box
     >>> sigma = torch.tensor(1.0, requires_grad=True)
     >>> fog = lambda x, d: (sigma.expand(len(x)), torch.ones_like(x))
     >>> rays_o, rays_d = torch.tensor([[0.0, 0.0, -2.0]]), torch.tensor([[0.0, 0.0, 1.0]])
-    >>> rays = render_with(fog, rays_o, rays_d, OccupancyGrid(), Marching("box", near=0.0, far=10.0))
+    >>> rays = render_with(fog, rays_o, rays_d, OccupancyGrid(), Marching(Box(), near=0.0, far=10.0))
     >>> round(float(rays.opacities.detach()), 2)  # 1 - exp(-2): the box is 2 deep
     0.86
     >>> rays.over(torch.zeros(3)).sum().backward()
     >>> round(float(sigma.grad), 1)  # 3 channels of 2 exp(-2)
     0.8
     """
-    o, d, own, t_near, t_far = marching.enter(rays_o, rays_d)
-    settings = marching.settings(step_scale)
-    samples = _sampled(o, d, own, t_near, t_far, occupancy, marching, jitter, step_scale)
+    rays, settings = marched_rays(rays_o, rays_d, marching, jitter, viewdirs), marching.settings(step_scale)
     density = getattr(field, "density", None)
-    seen = reference.render_samples(field, density, samples, o, d, own if viewdirs is None else viewdirs, settings)
-    seen["foregrounds"] = seen.pop("colors")
-    return RenderedRays(**{name: seen[name] for name in RenderedRays._fields if name in seen})
+    return reference.render_samples(field, density, march(rays, occupancy, settings), rays, settings)
 
 
 def composite(samples: Samples, sigmas: Tensor, rgbs: Tensor) -> RenderedRays:
@@ -91,31 +89,26 @@ def composite(samples: Samples, sigmas: Tensor, rgbs: Tensor) -> RenderedRays:
 
     >>> import torch
     >>> from nerf import Marching, OccupancyGrid, composite, sample_rays
-    >>> marching = Marching("box", near=0.0, far=10.0, step_size=0.5)
+    >>> from nerf.geometry.space import Box
+    >>> marching = Marching(Box(), near=0.0, far=10.0, step_size=0.5)
     >>> samples = sample_rays(torch.tensor([[0.0, 0, -2]]), torch.tensor([[0.0, 0, 1]]), OccupancyGrid(), marching)
     >>> sigmas, rgbs = torch.full((3,), 2.0), torch.ones(3, 3)
     >>> composite(samples, sigmas, rgbs).opacities  # 1 - exp(-2 * 1.5)
     tensor([0.9502])
     """
-    found = reference.composite(samples, sigmas, rgbs, len(samples.packed_info))
-    found["foregrounds"] = found.pop("colors")
-    found |= {"evaluated": len(sigmas), "kept": len(sigmas)}  # type: ignore[dict-item]
-    return RenderedRays(**{name: found[name] for name in RenderedRays._fields if name in found})  # type: ignore[arg-type]
+    return reference.composite(samples, sigmas, rgbs, len(samples.packed_info))
 
 
-def _sampled(
-    o: Tensor,
-    d: Tensor,
-    _viewdirs: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    occupancy: OccupancyGrid,
-    marching: Marching,
-    jitter: Tensor | None,
-    step_scale: float,
-) -> Samples:
-    if jitter is None:
-        jitter = torch.full_like(t_near, 0.5)
-    o, d, near, far, shift = (t.detach().float() for t in (o, d, t_near, t_far, jitter))
-    settings = marching.settings(step_scale)
-    return kernels.march(o, d, near, far, shift, occupancy.occupied, settings, occupancy.bits)
+def marched_rays(
+    rays_o: Tensor, rays_d: Tensor, marching: Marching, jitter: Tensor | None = None, viewdirs: Tensor | None = None
+) -> Rays:
+    """Scene rays [n,3] in the space in which they are marched; jitter None: 0.5, viewdirs None: the rays' own."""
+    o, d, own, t_near, t_far = marching.enter(rays_o, rays_d)
+    shift = torch.full_like(t_near, 0.5) if jitter is None else jitter
+    return Rays(o, d, own if viewdirs is None else viewdirs, t_near, t_far, shift)
+
+
+def march(rays: Rays, occupancy: OccupancyGrid, settings: MarchSettings) -> Samples:
+    """The rays' intervals in occupied cells; not differentiable."""
+    still = rays.each(lambda t: t.detach().float())
+    return kernels.march(still, occupancy.occupied, settings, occupancy.bits)

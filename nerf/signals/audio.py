@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 
 from nerf.errors import UserError, note
-from nerf.io.files import whole
+from nerf.io.files import atomic_write
+from nerf.io.video import ffmpeg
 from nerf.signals.record import Signal, to_values
 
 if TYPE_CHECKING:
@@ -99,19 +99,13 @@ def _wav(path: Path, data: bytes) -> tuple[np.ndarray, int, int]:
 
 
 def _through_ffmpeg(path: Path) -> bytes:
-    import imageio_ffmpeg
-
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path.absolute())]
-    done = subprocess.run(
-        [*command, "-vn", "-c:a", "pcm_f32le", "-f", "wav", "-"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode or not done.stdout:
-        why = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UserError(f"{path}: cannot be read as a sound ({why[-1][:120] if why else 'it holds none'})")
-    return done.stdout
+    try:
+        data = ffmpeg("-i", str(path.absolute()), "-vn", "-c:a", "pcm_f32le", "-f", "wav", "-")
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as a sound ({error})") from None
+    if not data:
+        raise UserError(f"{path}: cannot be read as a sound (it holds none)")
+    return data
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int, bits: int) -> None:
@@ -127,7 +121,7 @@ def write_wav(path: Path, samples: np.ndarray, rate: int, bits: int) -> None:
         b"fmt " + struct.pack("<I", 16) + body + b"data" + struct.pack("<I", len(raw)) + raw + b"\0" * (len(raw) % 2)
     )
     try:
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WAVE" + parts)
     except OSError as error:
         raise UserError(f"{path}: writing the sound failed ({error.strerror or error}); is the disk full?") from error

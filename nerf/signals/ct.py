@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.io.files import whole
+from nerf.io.files import atomic_write
 from nerf.signals.fields import SignalField
 from nerf.signals.image import image_of_field, read_image
 
@@ -208,7 +208,7 @@ def write_slice(path: Path, values: NDArray[np.float32]) -> None:
     if path.suffix.lower() not in (".npy", ".png"):
         raise UserError(f"{path}: expected a name that ends in .npy (values as they are) or .png (16 bits, stretched)")
     try:
-        with whole(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             if path.suffix.lower() == ".npy":
                 np.save(file, values)
             else:

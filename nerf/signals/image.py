@@ -15,7 +15,7 @@ import torch
 
 from nerf.errors import UserError
 from nerf.io import exr
-from nerf.io.files import whole
+from nerf.io.files import atomic_write
 from nerf.io.images import Picture, read_header, read_pixels
 from nerf.signals.record import Signal, to_values
 
@@ -111,7 +111,7 @@ def png_writer(path: Path, width: int, height: int, n_channels: int, dtype: np.d
     pack = zlib.compressobj(6)
     depth = dtype.itemsize * 8
     try:
-        with whole(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
 
             def chunk(name: bytes, data: bytes) -> None:
                 file.write(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))

@@ -11,12 +11,12 @@ from nerf.datasets import Scene
 from nerf.geometry import light
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity
-from nerf.kernels import GradAccumulator
 from nerf.rendering import losses
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
-from nerf.training.exposure import OPAQUE, brightened_over, fitted
-from nerf.training.pose_refinement import PoseCorrections, viewing_distance
+from nerf.training.exposure import OPAQUE, apply_exposure_over, fitted
+from nerf.training.optimiser import grad_accumulator_of
+from nerf.training.pose_refinement import PoseCorrections, scene_scale
 
 STEPS = 120  # of the search for one camera's pose
 RAYS = 512  # a step and camera
@@ -61,7 +61,7 @@ def with_poses(scene: Scene, c2w: Tensor) -> Scene:
     return replace(scene, cameras=scene.cameras.with_poses(c2w))
 
 
-def poses_by_sight(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:
+def optimise_test_poses(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:
     """Poses [n,3,4] (world) with which a model's field looks most like the pictures; the field stays as it is.
 
     pictures: [h,w,3] each, over the model's background, in its colour space; masks [h,w] bool, True where a pixel
@@ -82,12 +82,10 @@ def poses_by_sight(model: Model, cameras: Cameras, pictures: list[Tensor], masks
 def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: list[Tensor | None]) -> Tensor:
     n, device, to_scene = len(cameras), model.device, model.scene_from_world
     here = cameras.to(device)
-    distance = viewing_distance(model.cameras, to_scene)
+    distance = scene_scale(model.cameras, to_scene)
     corrections = PoseCorrections(here, torch.arange(n), to_scene, distance, fixed_frame=False)
     random = torch.Generator(device).manual_seed(0)
-    sink = GradAccumulator(
-        torch.zeros_like(model.field.table)
-    )  # the table's gradient is made with the rays', and unused
+    accumulator = grad_accumulator_of(model.field)  # the table's gradient is made with the rays', and unused
     focal, smallest = float(cameras.fx.median()), min(min(p.shape[:2]) for p in pictures)
     image_ids = torch.arange(n, device=device).repeat_interleave(RAYS)
 
@@ -99,14 +97,15 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
         return *here.rays(image_ids, rows, cols, to_scene), wanted, counts
 
     def differences(rays_o: Tensor, rays_d: Tensor, wanted: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        out = render_rays(model.field, model.occupancy, model.marching, rays_o, rays_d, grad_accumulator=sink)
-        shown, background, opacities = out.over(model.background), model.background, out.opacities[:, None]
+        field, occupancy, marching = model.field, model.occupancy, model.marching
+        seen = render_rays(field, occupancy, marching, rays_o, rays_d, grad_accumulator=accumulator)
+        shown, background, opacities = seen.over(model.background), model.background, seen.opacities[:, None]
         if model.linear:
             shown, wanted, background = (light.encode(t * model.exposure) for t in (shown, wanted, background))
         if model.log_gains is not None:  # the picture's own exposure is not the pose's affair
             views, votes = (n, RAYS, 3), (counts > 0) & (opacities > OPAQUE)
             logs = fitted(shown.detach().view(views), wanted.view(views), votes.view(n, RAYS))
-            shown = brightened_over(shown, logs.repeat_interleave(RAYS, dim=0), opacities, background)
+            shown = apply_exposure_over(shown, logs.repeat_interleave(RAYS, dim=0), opacities, background)
         return shown * counts, wanted * counts
 
     for blur in BLURS:

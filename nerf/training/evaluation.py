@@ -18,13 +18,13 @@ from nerf import kernels
 from nerf.errors import UserError, note
 from nerf.geometry.light import encode
 from nerf.io.exr import write_exr
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.machine import machine
 from nerf.io.pictures import error_map, panels, resized, to_display, write_png
 from nerf.io.progress import progress
 from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
-from nerf.training.alignment import RAYS, STEPS, as_trained, poses_by_sight, with_poses
-from nerf.training.exposure import OPAQUE, brightened_over, fitted
+from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, with_poses
+from nerf.training.exposure import OPAQUE, apply_exposure_over, fitted
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -143,7 +143,7 @@ def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
     for first in range(0, len(ids), _GROUP):
         some = ids[first : first + _GROUP]
         photos, masks = [truth_of(scene, i, model.background) for i in some], [mask_of(scene, i) for i in some]
-        c2w[some] = poses_by_sight(model, scene.cameras.subset(some), photos, masks)
+        c2w[some] = optimise_test_poses(model, scene.cameras.subset(some), photos, masks)
     return with_poses(scene, c2w)
 
 
@@ -155,7 +155,7 @@ def _exposed(model: Model, view: dict[str, Any], truth: Tensor, mask: Tensor | N
     half, votes = truth.shape[1] // 2, opacities[..., 0] > OPAQUE
     votes = votes if mask is None else votes & mask
     logs = fitted(*(t[:, :half].flatten(0, 1) for t in (colors, truth, votes)))
-    shown = brightened_over(colors[:, half:], logs, opacities[:, half:], background)
+    shown = apply_exposure_over(colors[:, half:], logs, opacities[:, half:], background)
     return _finite(psnr(shown, truth[:, half:], None if mask is None else mask[:, half:]))
 
 
@@ -256,7 +256,7 @@ def summary(result: dict[str, Any]) -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
-    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def picture_name(i: int, name: str) -> str:

@@ -30,6 +30,14 @@ def export_cameras(
     which gets a COLMAP model in sparse/0 and, where the photos lie elsewhere, a link to their folder as images. Cameras
     are in the full pixels of the photos, poses in the world of the input, refined where training refined them. Reading
     the result gives the same cameras to rounding. Raises UserError; nothing is replaced without overwrite.
+
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp(), "cameras.json")
+    >>> export_cameras("data/sample", out) == out
+    True
+    >>> from nerf import load
+    >>> len(load(out, quiet=True).names)
+    72
     """
     out = Path(out)
     is_json = out.suffix.lower() == ".json"

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerf import kernels
+from nerf.training.optimiser import SmallAdam
 
-BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 TOE, GAMMA = 0.055, 2.4  # of the sRGB curve
 SATURATED = 0.998  # values from here on may have been brighter than the file can say
 OPAQUE = 0.99  # from here on a pixel shows the scene alone, and votes on its photo's gain
 HEADROOM = 1.25  # brightest colour of the field: what is white in a dark photo is brighter in the others' exposure
 
 
-def brightened(colors: Tensor, logs: Tensor, linear: bool, opacities: Tensor | float = 1.0) -> Tensor:
+def apply_exposure(colors: Tensor, logs: Tensor, linear: bool, opacities: Tensor | float = 1.0) -> Tensor:
     """Colours [n,3] as a photo with log gains [n,3] of its light shows them; opacities [n,1] where they are composited.
 
     Light times g is, as sRGB values c beyond the curve's short straight part, a (c + 0.055) - 0.055 with
@@ -26,15 +25,15 @@ def brightened(colors: Tensor, logs: Tensor, linear: bool, opacities: Tensor | f
     return a * colors + TOE * (a - 1.0) * opacities
 
 
-def brightened_over(colors: Tensor, logs: Tensor, opacities: Tensor, background: Tensor) -> Tensor:
+def apply_exposure_over(colors: Tensor, logs: Tensor, opacities: Tensor, background: Tensor) -> Tensor:
     """Colours [...,3] that were composited over background [3] (sRGB values), as a photo with log gains [...,3] shows
     them: what lies in front is brighter, the background is not. opacities [...,1]. Differentiable."""
     behind = (1.0 - opacities) * background
-    return brightened(colors - behind, logs, linear=False, opacities=opacities) + behind
+    return apply_exposure(colors - behind, logs, linear=False, opacities=opacities) + behind
 
 
-def evened(colors: Tensor, logs: Tensor, linear: bool) -> Tensor:
-    """The inverse of `brightened` for opaque colours: a photo's colours in the exposure common to all."""
+def remove_exposure(colors: Tensor, logs: Tensor, linear: bool) -> Tensor:
+    """The inverse of `apply_exposure` for opaque colours: a photo's colours in the exposure common to all."""
     if linear:
         return colors / logs.exp()
     return (colors + TOE) / (logs / GAMMA).exp() - TOE
@@ -50,39 +49,34 @@ def fitted(rendered: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return GAMMA * a.clamp(0.1, 10.0).log()
 
 
-class PhotoGains:
+class ExposureCorrections:
     """Log gains [n_images,3] of the photos' light, 0 in the mean over those that are trained on."""
 
     def __init__(self, ids: Tensor, n_images: int, linear: bool, device: torch.device) -> None:
         self.ids, self.linear = ids.to(device), linear
         self.logs = torch.zeros(n_images, 3, device=device, requires_grad=True)
-        self.moments = torch.zeros(n_images, 3, device=device), torch.zeros(n_images, 3, device=device)
-        self.n_updates = 0
+        self.adam = SmallAdam((n_images, 3), device)
 
     def apply(self, image_ids: Tensor, foregrounds: Tensor, opacities: Tensor) -> Tensor:
         """Composited colours [n,3] (without background) as their photos show them; differentiable in the gains too."""
-        return brightened(foregrounds, self.logs[image_ids], self.linear, opacities[:, None])
+        return apply_exposure(foregrounds, self.logs[image_ids], self.linear, opacities[:, None])
 
-    def even(self, image_ids: Tensor, colors: Tensor) -> Tensor:
+    def remove(self, image_ids: Tensor, colors: Tensor) -> Tensor:
         """Photos' colours [n,3] in the common exposure; no gradient."""
-        return evened(colors, self.logs.detach()[image_ids], self.linear)
+        return remove_exposure(colors, self.logs.detach()[image_ids], self.linear)
 
     def step(self, rate: float) -> None:
         """One step of Adam; what is common to all photos stays with the field."""
         assert self.logs.grad is not None
-        self.n_updates += 1
         values = self.logs.data
-        kernels.adam_step(values, self.logs.grad, *self.moments, rate, BETA1, BETA2, EPSILON, self.n_updates)
+        self.adam.step(values, self.logs.grad, rate)
         values -= values[self.ids].mean(dim=0)
         self.logs.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be stored to go on bit for bit."""
-        m, v = self.moments
-        return {"logs": self.logs.data, "m": m, "v": v, "n_updates": torch.tensor([self.n_updates])}
+        return {"logs": self.logs.data} | self.adam.tensors()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        device = self.logs.device
         self.logs.data.copy_(tensors["logs"])
-        self.moments = tensors["m"].to(device), tensors["v"].to(device)
-        self.n_updates = int(tensors["n_updates"])
+        self.adam.restore(tensors)

@@ -115,10 +115,10 @@ class TileSampler:
         """Remember the errors [n] of a batch in its tiles."""
         add_errors(self.errors, self.counts, batch.blocks, errors)
 
-    def refocus(self, focus: float) -> None:
+    def update_importance(self, share: float) -> None:
         """Take tiles from now on by what was recorded; old errors fade. Tiles never drawn from count as average."""
         mean = mean_errors(self.errors, self.counts).cpu().double() * self.areas
-        p = (1 - focus) * self.areas / self.areas.sum() + focus * mean / mean.sum().clamp_min(1e-12)
+        p = (1 - share) * self.areas / self.areas.sum() + share * mean / mean.sum().clamp_min(1e-12)
         self.cumulative = _cumulative(p)
         self.errors *= 0.7
         self.counts *= 0.7
@@ -212,7 +212,7 @@ def _places(scene: Scene, image_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _may_show(scene: Scene, numbers: Tensor) -> Tensor:
-    """Whether tiles hold a pixel that is not known to be empty (see `pixel_sampler.may_show`), and one that is used."""
+    """Whether tiles hold a pixel that is not known to be empty (see `valid_pixels`), and one that is used."""
     shown = torch.ones(len(numbers), dtype=torch.bool)
     if scene.has_alpha:
         assert scene.pixels.ranges is not None

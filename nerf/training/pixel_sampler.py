@@ -11,6 +11,7 @@ from torch import Tensor
 from nerf import kernels
 from nerf.datasets import Keypoints, Scene
 from nerf.errors import UserError
+from nerf.training.schedule import Weights
 
 BLOCK = 16  # pixels along the side of a block, the grain of the error map
 KEYPOINTS = 8  # one pixel in so many shows a sparse point, where the scene has some
@@ -30,9 +31,23 @@ class PixelBatch:
     alpha: Tensor
     used: Tensor | None  # [n,1] 0 where a mask excludes the pixel
     depths: Tensor | None = None  # [n] z-depth in world units, 0 where unknown, transparent or masked
+    # set by a training for its loss
+    background: Tensor = torch.ones(3)  # [n,3] what transparent pixels and rays are shown over
+    t_depths: Tensor | None = None  # [n] `depths` as places on the march, 0 where unknown
+    weights: Weights = Weights()  # of the loss's terms
+    surface: float | Tensor = 0.0  # that of the surface loss in this step
+
+    def over_background(self, rgb: Tensor) -> Tensor:
+        """Colours [n,3] with the pixels' alpha over the background."""
+        return rgb * self.alpha + self.background * (1.0 - self.alpha)
+
+    @property
+    def targets(self) -> Tensor:
+        """Colours [n,3] of the pixels over the background."""
+        return self.over_background(self.rgb)
 
 
-def may_show(scene: Scene, i: int) -> Tensor:
+def valid_pixels(scene: Scene, i: int) -> Tensor:
     """Pixels [h,w] (bool) of image i that are not known to be empty: not wholly transparent, or excluded by a mask."""
     shown = torch.from_numpy(np.ascontiguousarray(scene.pixels.raw(i)[..., -1] > 0))
     if scene.masks is not None:
@@ -124,7 +139,7 @@ class PixelSampler:
     """Draws pixels of the training images. Blocks that only show background far from any silhouette are left out, and
     those that masks exclude whole.
 
-    The error map remembers the mean squared error of each block; with `focus` f, a share f of the pixels is drawn in
+    The error map remembers the mean squared error of each block; `update_importance` has a share of the pixels drawn in
     proportion to it.
     """
 
@@ -135,7 +150,7 @@ class PixelSampler:
             h, w = int(scene.pixels.heights[i]), int(scene.pixels.widths[i])
             wanted = torch.ones(-(-h // BLOCK), -(-w // BLOCK), dtype=torch.bool)
             if scene.has_alpha:
-                shown = may_show(scene, i).float()[None, None]
+                shown = valid_pixels(scene, i).float()[None, None]
                 near = torch.nn.functional.max_pool2d(shown, BLOCK, ceil_mode=True)
                 wanted = torch.nn.functional.max_pool2d(near, 3, 1, 1)[0, 0] > 0
             if scene.masks is not None:
@@ -212,10 +227,10 @@ class PixelSampler:
         """Remember the errors [n] of a batch in its blocks."""
         add_errors(self.errors, self.counts, batch.blocks, errors)
 
-    def refocus(self, focus: float) -> None:
+    def update_importance(self, share: float) -> None:
         """Draw from now on by what was recorded; old errors fade. Blocks never drawn count as average."""
         mean = mean_errors(self.errors, self.counts)
-        p = (1 - focus) / len(mean) + focus * mean / mean.sum().clamp_min(1e-12)
+        p = (1 - share) / len(mean) + share * mean / mean.sum().clamp_min(1e-12)
         p = p.double()
         cumulative = (p * FIXED).long().cumsum(0).double() if kernels.is_deterministic() else p.cumsum(0)
         cumulative = (cumulative / cumulative[-1]).float()

@@ -5,19 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerf import kernels
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.rotations import rotations_of
 from nerf.geometry.space import Similarity
+from nerf.training.optimiser import SmallAdam
 
-BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 DAMPING = 0.1  # of the diagonal, in the preconditioner (CamP, section 4.2)
 SETTLING = 20  # steps of the cameras after which theirs are half as long
 ALWAYS, EVERY = 300, 4  # so many steps of training move cameras, then one in so many
 NEAREST, FARTHEST = 0.5, 4.0  # depths that count when parameters are weighed, in viewing distances
 
 
-def viewing_distance(cameras: Cameras, scene_from_world: Similarity) -> float:
+def scene_scale(cameras: Cameras, scene_from_world: Similarity) -> float:
     """Median distance of the cameras from the scene's origin, which is what they look at; scene units."""
     return float(scene_from_world.apply(cameras.centres).norm(dim=1).median())
 
@@ -45,8 +44,7 @@ class PoseCorrections:
         self.ids = ids.to(device)
         self.rotations = torch.eye(3, dtype=torch.float64, device=device).repeat(n, 1, 1)
         self.shifts = torch.zeros(n, 3, dtype=torch.float64, device=device)
-        self.moments = torch.zeros(n, 6, device=device), torch.zeros(n, 6, device=device)
-        self.n_updates = 0
+        self.adam = SmallAdam((n, 6), device)
         host = Cameras(**{name: t.cpu() for name, t in cameras.tensors().items()}).subset(ids.cpu())
         whitening = torch.zeros(n, 6, 6, dtype=torch.float64)
         whitening[ids.cpu()] = _whitening(host, scene_from_world)
@@ -78,7 +76,7 @@ class PoseCorrections:
         At a constant rate the cameras jitter by several times a step's length: at 1e-3 by 3 pixels in photos of 1920,
         for as long as it lasts, and the field learns no detail meanwhile.
         """
-        return first / (1.0 + self.n_updates / SETTLING)
+        return first / (1.0 + self.adam.n_updates / SETTLING)
 
     def step(self, image_ids: Tensor, rays_d: Tensor, grad_o: Tensor, grad_d: Tensor, rate: float) -> None:
         """One step of Adam from the gradients [n,3] to the corrected rays (rays_d: their directions).
@@ -86,11 +84,10 @@ class PoseCorrections:
         For exp(w) d' at w = 0, dL/dw = d' x dL/dd'.
         """
         per_ray = torch.cat([torch.linalg.cross(rays_d, grad_d), grad_o * self.distance], dim=1)
-        gradient = torch.zeros(self.moments[0].shape, device=per_ray.device).index_add_(0, image_ids, per_ray)
+        gradient = torch.zeros_like(self.adam.m).index_add_(0, image_ids, per_ray)
         gradient = torch.einsum("nji,nj->ni", self.whitening, gradient.double()).float().contiguous()
         z = torch.zeros_like(gradient)
-        self.n_updates += 1
-        kernels.adam_step(z, gradient, *self.moments, rate, BETA1, BETA2, EPSILON, self.n_updates)
+        self.adam.step(z, gradient, rate)
         moved = torch.einsum("nij,nj->ni", self.whitening, z.double())[self.ids]
         if self.frame is not None:
             flat = moved.reshape(-1)
@@ -108,15 +105,13 @@ class PoseCorrections:
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be stored to go on bit for bit."""
-        m, v = self.moments
-        count = torch.tensor([self.n_updates])
-        return {"rotations": self.rotations, "shifts": self.shifts, "m": m, "v": v, "n_updates": count}
+        return {"rotations": self.rotations, "shifts": self.shifts} | self.adam.tensors()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         device = self.shifts.device
         self.rotations, self.shifts = tensors["rotations"].to(device), tensors["shifts"].to(device)
-        self.moments = tensors["m"].to(device), tensors["v"].to(device)
-        self.n_updates, self._packed = int(tensors["n_updates"]), None
+        self.adam.restore(tensors)
+        self._packed = None
 
 
 def _similarities(centres: Tensor) -> Tensor:

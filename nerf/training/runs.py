@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nerf.datasets.options import LoadOptions
 from nerf.errors import UserError, note
+from nerf.io.folders import open_folder
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -41,37 +42,19 @@ class Run(LoadOptions):
 
 
 def open_run(out: Path, run: Run, resume: bool, overwrite: bool) -> None:
-    """Make sure that a run may write to `out`, changing nothing in it; UserError where it may not.
-
-    A new or empty folder will do. One that holds a run is continued with resume (same data, same way of loading) or
-    given up with overwrite (see `clear_run`); files of others are never touched, but only overwrite accepts them.
-    """
-    from nerf.io.folders import make_folder
-
-    if resume and overwrite:
-        raise UserError("--resume continues what is there and --overwrite discards it: give one of them")
-    present = [name for name in OUR_FILES if (out / name).exists()]
-    if resume:
-        before = read_run(out)
-        if before is None and not present:
-            raise UserError(f"{out}: there is nothing to resume; start without --resume")
-        if before is not None:
-            made_with = {"data": before.data, **before.load_options()}
-            for name, now in {"data": run.data, **run.load_options()}.items():
-                if (then := made_with[name]) != now:
-                    raise UserError(
-                        f"{out} was made with {name} {then}, not {now}: resume with the same, or choose another -o"
-                    )
-        if not (out / "checkpoint.safetensors").exists():
-            note(f"{out}: stopped before the first checkpoint; training starts from the beginning")
-    elif present and not overwrite:
-        raise UserError(
-            f"{out} holds another run ({', '.join(present[:3])}{', ...' if len(present) > 3 else ''}): "
-            "choose another -o, or give --resume to continue it or --overwrite to discard it"
-        )
-    elif not overwrite and out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: choose a new folder with -o, or give --overwrite to write into it")
-    make_folder(out)
+    """Make sure that a run may write to `out` (see nerf.io.folders), and that one which is resumed is the same: of the
+    same data, loaded in the same way."""
+    open_folder(out, "run", OUR_FILES, resume, overwrite)
+    before = read_run(out) if resume else None
+    if before is not None:
+        made_with = {"data": before.data, **before.load_options()}
+        for name, now in {"data": run.data, **run.load_options()}.items():
+            if (then := made_with[name]) != now:
+                raise UserError(
+                    f"{out} was made with {name} {then}, not {now}: resume with the same, or choose another -o"
+                )
+    if resume and not (out / "checkpoint.safetensors").exists():
+        note(f"{out}: stopped before the first checkpoint; training starts from the beginning")
 
 
 def clear_run(out: Path) -> None:

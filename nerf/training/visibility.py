@@ -9,14 +9,14 @@ from torch import Tensor
 
 from nerf.datasets import Scene
 from nerf.geometry.cameras import PERSPECTIVE, Cameras, picture_border
-from nerf.training.pixel_sampler import may_show
+from nerf.training.pixel_sampler import valid_pixels
 
 CHUNK = 1 << 17
 BLOCKS = (16, 8, 4, 2, 1)  # cells along the sides of the blocks that are asked about as a whole, one after the other
 MANY = 150  # views; of more, the bounds of what each sees are asked, not its lens
 
 
-def possible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
     """A test for `OccupancyGrid.restrict`: (centres [n,3] scene, sizes [n]) -> bool [n].
 
     Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed,
@@ -172,7 +172,7 @@ def _footprint(view: Cameras, points: Tensor, radii: Tensor) -> tuple[Tensor, Te
 
 def _alpha_sums(scene: Scene, i: int) -> Tensor:
     """Summed-area table [h+1,w+1] of the pixels that are not wholly transparent."""
-    shown = may_show(scene, i)
+    shown = valid_pixels(scene, i)
     table = torch.zeros(shown.shape[0] + 1, shown.shape[1] + 1, dtype=torch.int32)
     table[1:, 1:] = shown.to(torch.int32).cumsum(0).cumsum(1)
     return table

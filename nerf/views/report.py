@@ -15,7 +15,7 @@ from PIL import Image
 
 from nerf import __version__
 from nerf.errors import note
-from nerf.io.files import write_whole
+from nerf.io.files import write_file
 from nerf.io.pictures import data_uri, resized
 from nerf.meshing.sides import SIDES
 from nerf.training.runs import Run, read_run
@@ -46,7 +46,7 @@ def write_report(out: Path, notes: list[str] | None = None) -> Path:
     body = "\n".join(part for part in parts if part)
     page = _PAGE.format(title=_e(title), style=_STYLE, body=body, version=_e(__version__))
     path = out / "report.html"
-    write_whole(path, page)
+    write_file(path, page)
     return path
 
 

@@ -63,10 +63,10 @@ def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool, exr: boo
     return places
 
 
-def render_path(
+def render_video(
     model: Model,
     path: CameraPath,
-    out: Path,
+    out: Path | str,
     modes: tuple[str, ...] = ("color",),
     overwrite: bool = False,
     show_progress: bool = True,
@@ -81,8 +81,14 @@ def render_path(
     white. normal: world axes (x, y, z) as (r, g, b), 0.5 + 0.5 n, fading to white with opacity.
     exr: a folder of 00000.exr ... with numbers instead of pictures; see exr_channels.
     A file appears under its name only when it is complete. Raises UserError.
+
+    >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
+    >>> path = nerf.camera_path("orbit", model.cameras, model.scene_from_world, model.space, n_frames=2, longest=32)
+    >>> nerf.render_video(model, path, "flight.mp4", show_progress=False)
+    [PosixPath('flight.mp4')]
     """
     check_modes(modes)
+    out = Path(out)
     places = planned_outputs(out, modes, overwrite, exr)
     video = out.suffix.lower() == ".mp4"
     cameras = path.cameras
@@ -115,7 +121,7 @@ def render_path(
 
 
 def picture_of(view: dict[str, np.ndarray], mode: str, depth_range: tuple[float, float], model: Model) -> np.ndarray:
-    """One mode of a rendered view as [h,w,3] uint8; see render_path."""
+    """One mode of a rendered view as [h,w,3] uint8; see render_video."""
     if mode == "color":
         return to_display(view["color"] * model.exposure, model.linear)
     opacity = np.clip(view["opacity"], 0, 1)[..., None]

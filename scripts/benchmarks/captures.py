@@ -27,7 +27,7 @@ from nerf.training.alignment import similarity_between, with_poses
 from nerf.training.config import TrainConfig
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import train as train_scene
-from nerf.training.pose_refinement import viewing_distance
+from nerf.training.pose_refinement import scene_scale
 
 
 def poses(
@@ -142,7 +142,7 @@ def noise(
     given = datasets.load(scene, downscale=downscale, quiet=True)
     n, random, off = len(given.cameras), torch.Generator().manual_seed(seed), math.radians(degrees)
     turns, shifts = (torch.randn(n, 3, generator=random, dtype=torch.float64) * off for _ in range(2))
-    shifts *= viewing_distance(given.cameras, given.scene_from_world) / given.scene_from_world.scale
+    shifts *= scene_scale(given.cameras, given.scene_from_world) / given.scene_from_world.scale
     c2w = given.cameras.c2w
     shifted = (c2w[:, :, 3] + shifts)[:, :, None]
     wrong = with_poses(given, torch.cat([rotations_of(turns) @ c2w[:, :, :3], shifted], dim=2))
@@ -169,7 +169,7 @@ def pose_errors(c2w: torch.Tensor, given: Scene, ids: torch.Tensor) -> dict[str,
     true = given.cameras.c2w[ids]
     c2w = similarity_between(c2w, true).apply_poses(c2w)
     cosines = ((c2w[:, :, :3] * true[:, :, :3]).sum(dim=(1, 2)) - 1) / 2
-    distance = viewing_distance(given.cameras, given.scene_from_world) / given.scene_from_world.scale
+    distance = scene_scale(given.cameras, given.scene_from_world) / given.scene_from_world.scale
     off = (c2w[:, :, 3] - true[:, :, 3]).norm(dim=1)
     degrees = cosines.clamp(-1, 1).acos().rad2deg()
     return {"rotation_median": float(degrees.median()), "position_median_percent": 100 * float(off.median()) / distance}

@@ -14,7 +14,19 @@ import torch
 from torch import Tensor
 
 from nerf import kernels
-from nerf.kernels import FieldConfig, FieldParams, GradAccumulator, GridLayout, MarchSettings, bindings, cpu, reference
+from nerf.kernels import (
+    FieldConfig,
+    FieldParams,
+    FieldView,
+    GradAccumulator,
+    GridLayout,
+    MarchSettings,
+    Rays,
+    RenderedRays,
+    bindings,
+    cpu,
+    reference,
+)
 
 Row = tuple[str, float, float]
 
@@ -93,6 +105,11 @@ def cast(p: FieldParams, device: torch.device | str, dtype: torch.dtype) -> Fiel
 # ---- the checks ----------------------------------------------------------------------------------------------------
 
 
+def _rays(tensors: list[Tensor], viewdirs: Tensor | None = None) -> Rays:
+    o, d, t_near, t_far, jitter = tensors[:5]
+    return Rays(o, d, d if viewdirs is None else viewdirs, t_near, t_far, jitter)
+
+
 def check_march(n: int = 4096) -> Iterator[Row]:
     """Jitter, occupancy bits and samples: the CPU's to the bit."""
     device = kernels.device()
@@ -105,11 +122,11 @@ def check_march(n: int = 4096) -> Iterator[Row]:
         rays = make_rays(n, n_levels)
         on_device = [t.to(device) for t in rays]
         bits = kernels.pack_occupancy(on_device[-1])
-        found = kernels.march(*on_device, settings, bits)
+        found = kernels.march(_rays(on_device), on_device[-1], settings, bits)
         name = f"march, {n_levels} levels"
         try:
             packed = cpu.pack_occupancy(rays[-1])
-            wanted = cpu.march(*rays[:-1], packed, settings)
+            wanted = cpu.march(_rays(rays), packed, settings)
         except RuntimeError:  # no compiler here: the reference gives the same samples
             wanted = reference.march(*rays, settings.step_size, settings.cone_angle, settings.max_step)
         else:
@@ -149,9 +166,9 @@ def check_field(half: bool, n: int = 4096, **size: Any) -> Iterator[Row]:
             positions.double(), directions.double(), cast(params, "cpu", torch.float64), config
         )
         placed = cast(params, device, torch.float32)
-        table_half = placed.table.detach().half() if half else None
-        sigmas, rgbs = kernels.field_forward(positions.to(device), directions.to(device), placed, config, table_half)
-        alone, _ = kernels.field_forward(positions.to(device), None, placed, config, table_half)
+        view = FieldView(placed, config, placed.table.detach().half() if half else None)
+        sigmas, rgbs = kernels.field_forward(positions.to(device), directions.to(device), view)
+        alone, _ = kernels.field_forward(positions.to(device), None, view)
         limit = HALF_VALUE if half else SINGLE_CONTRACTED if contracted else SINGLE_VALUE
         name = f"field, {kind}{', contracted' if contracted else ''}"
         assert rgbs is not None
@@ -171,36 +188,35 @@ def check_render(half: bool, n: int = 512, step_size: float = 0.02, **size: Any)
 
 
 def _check_render(half: bool, n_levels: int, n: int, step_size: float, **size: Any) -> Iterator[Row]:
-    outputs = ("colors", "opacities", "depths", "second_moments", "distortions")
+    outputs = ("foregrounds", "opacities", "depths", "second_moments", "distortions")
     device, kind = kernels.device(), "half" if half else "single"
     params, config = make_field(contracted=n_levels > 1, **size)
     rays = make_rays(n, n_levels, 32)
     viewdirs = _directions(n, 8)
     settings = MarchSettings(step_size, 0.01 if n_levels > 1 else 0.0, 0.5, 0.0, 0.0, 1.5 if n_levels > 1 else 0.0)
 
-    def plain(*arguments: Any) -> dict:
-        names = ("step_size", "cone_angle", "max_step", "gradient_distance")
-        return reference.render_rays(*arguments, **{k: getattr(settings, k) for k in names})
+    def cpu_render(rays: Rays, occupied: Tensor, view: FieldView, settings: MarchSettings) -> RenderedRays:
+        return cpu.render_rays(rays, cpu.pack_occupancy(occupied), view, settings)
 
-    def cpu_render(*arguments: Any) -> dict:
-        *rest, occupied, p, c = arguments
-        return cpu.render_rays(*rest, cpu.pack_occupancy(occupied), p, c, settings)
+    def found_by(rays: Rays, occupied: Tensor, view: FieldView, settings: MarchSettings) -> RenderedRays:
+        table_half = view.params.table.detach().half() if half else None
+        return kernels.render_rays(rays, occupied, replace(view, half=table_half), settings)
 
-    def found_by(*arguments: Any) -> dict:
-        table_half = arguments[-2].table.detach().half() if half else None
-        return kernels.render_rays(*arguments, settings, None, table_half)
-
-    def gradients(render: Callable[..., dict], where: Any, dtype: torch.dtype) -> tuple[dict, tuple[Tensor, ...]]:
+    def gradients(
+        render: Callable[..., RenderedRays], where: Any, dtype: torch.dtype
+    ) -> tuple[dict, tuple[Tensor, ...]]:
         p = cast(params, where, dtype)
         moving = [t.to(where, dtype).requires_grad_() for t in (*rays[:2], viewdirs)]
-        out = render(*moving, *(t.to(where) for t in rays[2:]), p, config)
+        fixed = [t.to(where) for t in rays[2:]]
+        tensors = _rays([*moving[:2], *fixed], moving[2])
+        out = render(tensors, fixed[-1], FieldView(p, config), settings)._asdict()
         loss = torch.zeros((), dtype=dtype, device=where)
         for i, name in enumerate(outputs):
             weights = torch.randn(out[name].shape, generator=torch.Generator().manual_seed(i)) / n
             loss = loss + (out[name] * weights.to(where, dtype)).sum()
         return out, torch.autograd.grad(loss, [*moving, *_flat(p)])
 
-    wanted, wanted_grads = gradients(plain, "cpu", torch.float64)
+    wanted, wanted_grads = gradients(reference.render_rays, "cpu", torch.float64)
     found, grads = gradients(found_by, device, torch.float32)
     name = f"render, {kind}, {n_levels} level{'s' * (n_levels > 1)}"
     yield f"{name}: samples that differ", abs(int(found["evaluated"]) - int(wanted["evaluated"])), EXACT
@@ -229,22 +245,22 @@ def check_stops(n: int = 512, **size: Any) -> Iterator[Row]:
     params, config = make_field(**size)
     rays, viewdirs = make_rays(n, 1, 32), _directions(n, 8)
     settings = MarchSettings(0.02, 0.0, 0.02, 1e-3, 2e-3)
-    plain = {k: getattr(settings, k) for k in ("step_size", "stop_threshold", "alpha_threshold")}
-    wanted = reference.render_rays(*rays[:2], viewdirs, *rays[2:], params, config, **plain)
+    steps = replace(settings, max_step=1e10)
+    wanted = reference.render_rays(_rays(rays, viewdirs), rays[-1], FieldView(params, config), steps)
     placed = cast(params, device, torch.float32)
-    arguments = [t.to(device) for t in (*rays[:2], viewdirs, *rays[2:])]
-    sink = GradAccumulator(torch.zeros_like(placed.table.detach()))
-    out = kernels.render_rays(*arguments, placed, config, settings, None, None, sink)
-    yield "render, stops: colours", relative(out["colors"], wanted["colors"]), 3e-3
-    yield "render, stops: samples learnt from", abs(int(out["kept"]) / max(wanted["kept"], 1) - 1), 1e-2
-    out["colors"].square().mean().backward()
+    there, occupied = _rays([t.to(device) for t in rays], viewdirs.to(device)), rays[-1].to(device)
+    accumulator = GradAccumulator(torch.zeros_like(placed.table.detach()))
+    out = kernels.render_rays(there, occupied, FieldView(placed, config), settings, None, accumulator, "drop")
+    yield "render, stops: colours", relative(out.foregrounds, wanted.foregrounds), 3e-3
+    yield "render, stops: samples learnt from", abs(int(out.kept) / max(int(wanted.kept), 1) - 1), 1e-2
+    out.foregrounds.square().mean().backward()
     p = cast(params, device, torch.float32)
-    again = kernels.render_rays(*arguments, p, config, settings)
-    again["colors"].square().mean().backward()
+    again = kernels.render_rays(there, occupied, FieldView(p, config), settings)
+    again.foregrounds.square().mean().backward()
     assert p.table.grad is not None
-    yield "render: gradient in the sink", relative(sink.table, p.table.grad), SINGLE_GRADIENT
-    still = kernels.render_rays(*arguments, replace(p, table=p.table.detach()), config, settings)
-    yield "render: pictures of the same rays that differ", differs(still["colors"], again["colors"]), EXACT
+    yield "render: gradient in the accumulator", relative(accumulator.table, p.table.grad), SINGLE_GRADIENT
+    still = kernels.render_rays(there, occupied, FieldView(replace(p, table=p.table.detach()), config), settings)
+    yield "render: pictures of the same rays that differ", differs(still.foregrounds, again.foregrounds), EXACT
 
 
 def check_deterministic(n: int = 4096, **size: Any) -> Iterator[Row]:
@@ -261,8 +277,9 @@ def check_deterministic(n: int = 4096, **size: Any) -> Iterator[Row]:
             p = cast(params, device, torch.float32)
             moving = [t.to(device).requires_grad_() for t in (*rays[:2], viewdirs)]
             fixed = [t.to(device) for t in rays[2:]]
-            out = kernels.render_rays(*moving, *fixed, p, config, settings, None, p.table.detach().half())
-            grads = torch.autograd.grad(out["colors"].square().sum(), [*moving, *_flat(p)])
+            view = FieldView(p, config, p.table.detach().half())
+            out = kernels.render_rays(_rays([*moving[:2], *fixed], moving[2]), fixed[-1], view, settings)
+            grads = torch.autograd.grad(out.foregrounds.square().sum(), [*moving, *_flat(p)])
             features = kernels.hashgrid_encode(points, p.table, config.layout)
             runs[ordered].append([*grads, *torch.autograd.grad(features.sin().sum(), p.table)])
         finally:

@@ -27,7 +27,7 @@ from nerf import kernels as ops
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Box
-from nerf.kernels import GradAccumulator, GridLayout, nvrtc
+from nerf.kernels import GradAccumulator, GridLayout, Rays, nvrtc
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
 
@@ -183,16 +183,16 @@ def _render_timed(field: Any, n: int, place: torch.device) -> dict[str, float]:
     settings = replace(settings, stop_threshold=0.0, alpha_threshold=0.0)
     bits = ops.pack_occupancy(rays[-1])
     sink = GradAccumulator(torch.zeros_like(field.table.data))
-    half, params, config = field.table_half, field.params(), field.config
+    view, marched = field.view(), Rays(*rays[:2], rays[1], *rays[2:-1])
 
-    def forward() -> dict:
-        return ops.render_rays(*rays[:2], rays[1], *rays[2:], params, config, settings, bits, half, sink)
+    def forward() -> ops.RenderedRays:
+        return ops.render_rays(marched, rays[-1], view, settings, bits, sink, "drop")
 
     def both() -> None:
         out = forward()
-        torch.autograd.grad(out["colors"].sum() + out["opacities"].sum(), params.density_weights)
+        torch.autograd.grad(out.foregrounds.sum() + out.opacities.sum(), view.params.density_weights)
 
-    samples = int(forward()["evaluated"])
+    samples = int(forward().evaluated)
     return {
         "render_samples": float(samples),
         "render_forward_per_second": samples / seconds_of(forward),

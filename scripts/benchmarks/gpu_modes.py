@@ -46,7 +46,7 @@ def graph(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
             for _ in range(n):
                 trainer.train_step()
             synchronise()
-            row: dict[str, Any] = {"step_seconds": (time.perf_counter() - started) / n, "mse": trainer.last_mse}
+            row: dict[str, Any] = {"step_seconds": (time.perf_counter() - started) / n, "mse": trainer.meter.mse}
             if trainer.recorded is not None:
                 row |= {"replayed": trainer.recorded.n_replayed, "graphs_kept": len(trainer.recorded.graphs)}
             found[mode] = row

@@ -30,7 +30,7 @@ from nerf.io.machine import machine
 from nerf.meshing.clean import component_labels
 from nerf.meshing.evaluation import evaluate_mesh, evaluate_mesh_views
 from nerf.meshing.extract import extract_mesh
-from nerf.meshing.files import save
+from nerf.meshing.files import save_mesh
 from nerf.meshing.finish import TEXTURED_FACES, texture_mesh
 from nerf.rendering.model import Model
 from nerf.training.config import TrainConfig, default_field
@@ -138,7 +138,7 @@ def textured_mesh(
     made = texture_mesh(loaded, photos, surface, texture, TEXTURED_FACES)
     times["texture"] = time.perf_counter() - started - times["extract"]
     with TemporaryDirectory() as scratch:
-        save(made, f"{scratch}/mesh.glb")
+        save_mesh(made, f"{scratch}/mesh.glb")
     seconds = time.perf_counter() - started
     times["save"] = seconds - sum(times.values())
     result: dict[str, Any] = {"seconds": seconds, "seconds_of": times, "peak_bytes": peak()}

@@ -66,14 +66,14 @@ def reader(
 
     >>> import numpy as np
     >>> from nerf import Frame, Lens, ParsedScene, reader
-    >>> @reader("poses_txt", tells="poses.txt", help="poses.txt (ours)")
-    ... def read_poses(file):
+    >>> @reader("lines", tells="lines.txt", help="lines.txt (ours)")
+    ... def read_lines(file):
     ...     rows = [line.split() for line in file.read_text().splitlines()]
     ...     frames = [
     ...         Frame(r[0], file.parent / r[0], np.reshape(r[1:], (3, 4)).astype(float), Lens(fx=500.0), r[0])
     ...         for r in rows
     ...     ]
-    ...     return ParsedScene("poses_txt", file.parent, frames, [])
+    ...     return ParsedScene("lines", file.parent, frames, [])
     """
 
     def find(folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nerf.datasets.keypoints import attach, of_model
+from nerf.datasets.named import find_mask, reduced_folders
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
@@ -70,8 +71,8 @@ def read_colmap(folder: Path) -> ParsedScene:
         if not np.isfinite(w2c).all():
             raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this image")
         c2w = np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
-        frame = Frame(str(image.name), images[image.name], c2w, _lens(model.cameras[image.camera_id], where), where)
-        frame.mask = _mask(folder, str(image.name))
+        frame = Frame(str(image.name), images[image.name], c2w, lens_of(model.cameras[image.camera_id], where), where)
+        frame.mask = find_mask(folder / "masks", str(image.name))
         frames.append(frame)
     attach(frames, of_model(model))
     points = np.array([p.xyz for p in model.points3D.values()], dtype=np.float64).reshape(-1, 3)
@@ -117,7 +118,8 @@ def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
     return notes, path, model, posed
 
 
-def _lens(camera: Any, where: str) -> Lens:
+def lens_of(camera: Any, where: str) -> Lens:
+    """Of a pycolmap camera."""
     name = str(camera.model_name)
     if name not in _MODELS:
         raise UserError(
@@ -140,8 +142,14 @@ def _lens(camera: Any, where: str) -> Lens:
 
 def find_images(folder: Path, names: list[str]) -> tuple[dict[str, Path], str]:
     """({name: path}, a note) in images/, else the least reduced images_N/, input/ and other usual places."""
-    reduced = sorted((p for p in folder.glob("images_*") if p.name[7:].isdigit()), key=lambda p: int(p.name[7:]))
-    for base in [folder / "images", *reduced, folder / "input", folder / "dense" / "images", folder / "rgb", folder]:
+    for base in [
+        folder / "images",
+        *reduced_folders(folder),
+        folder / "input",
+        folder / "dense" / "images",
+        folder / "rgb",
+        folder,
+    ]:
         if not base.is_dir():
             continue
         found = {name: base / name for name in names}
@@ -154,13 +162,6 @@ def find_images(folder: Path, names: list[str]) -> tuple[dict[str, Path], str]:
         f"{folder}: the images of the model (the first is {names[0] if names else 'none'}) are not in images/, "
         "images_N/ or input/"
     )
-
-
-def _mask(folder: Path, name: str) -> Path | None:
-    for candidate in (folder / "masks" / f"{name}.png", (folder / "masks" / name).with_suffix(".png")):
-        if candidate.is_file():
-            return candidate
-    return None
 
 
 def _check_binary(model: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nerf.datasets.named import reduced_folders
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
@@ -46,8 +47,7 @@ def read_llff(file: Path) -> ParsedScene:
 
 
 def _images(folder: Path) -> tuple[list[Path], Path]:
-    reduced = sorted((p for p in folder.glob("images_*") if p.name[7:].isdigit()), key=lambda p: int(p.name[7:]))
-    for base in [folder / "images", *reduced]:
+    for base in [folder / "images", *reduced_folders(folder)]:
         found = sorted(p for p in base.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if found:
             return found, base

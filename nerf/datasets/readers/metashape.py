@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from nerf.datasets.named import find_named
+from nerf.datasets.named import find_named, listed
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
@@ -50,20 +50,21 @@ def read_metashape(file: Path) -> ParsedScene:
     except ElementTree.ParseError as e:
         raise UserError(f"{file}: not valid XML ({e}): the file is cut off or damaged, export it again") from e
     chunk = root.find("chunk")
-    listed = None if chunk is None else chunk.find("cameras")
-    if chunk is None or listed is None:
+    entries = None if chunk is None else chunk.find("cameras")
+    if chunk is None or entries is None:
         raise UserError(
             f"{file}: no <chunk> with <cameras> in it: in Metashape choose File > Export > Export Cameras, Agisoft XML"
         )
     lenses = {s.get("id"): s for s in chunk.iter("sensor")}
-    all_cameras = list(listed.iter("camera"))
+    all_cameras = list(entries.iter("camera"))
     disabled = [c for c in all_cameras if c.get("enabled", "1").lower() in ("0", "false")]
     on = [c for c in all_cameras if c not in disabled]
     lost = [c for c in on if c.find("transform") is None]
     notes: list[str] = []
     for what, some in (("disabled", disabled), ("not aligned", lost)):
         if some:
-            notes.append(f"left out {len(some)} of {len(all_cameras)} cameras that are {what}: {_listed(some)}")
+            names = listed([str(c.get("label")) for c in some])
+            notes.append(f"left out {len(some)} of {len(all_cameras)} cameras that are {what}: {names}")
     aligned = _largest_component([c for c in on if c not in lost], notes)
     if not aligned:
         raise UserError(f"{file}: none of its {len(all_cameras)} cameras is aligned: align the photos and export again")
@@ -86,11 +87,6 @@ def read_metashape(file: Path) -> ParsedScene:
         c2w = (world if world is not None else np.eye(4)) @ pose @ OPENGL_FROM_OPENCV
         frames.append(Frame(name, images[label], c2w, fitted[sensor], where))
     return ParsedScene("metashape", file.parent, frames, notes)
-
-
-def _listed(cameras: list[ElementTree.Element]) -> str:
-    names = [str(c.get("label")) for c in cameras]
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _largest_component(cameras: list[ElementTree.Element], notes: list[str]) -> list[ElementTree.Element]:

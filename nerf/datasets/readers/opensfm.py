@@ -7,7 +7,6 @@ right, y down, z forward). The world is OpenSfM's: metres, and, where the photos
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from nerf.datasets.named import find_named
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.datasets.readers.transforms import is_list, parse_json
+from nerf.datasets.readers.transforms import finite, is_list, parse_json
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 from nerf.geometry.rotations import rotations_of
@@ -105,10 +104,7 @@ def _lens(camera: dict[str, Any], where: str) -> Lens:
     model, known = _MODELS[kind]
 
     def number(key: str, default: float | None = None) -> float:
-        value = camera.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{where}: {key} is {value!r}, expected a finite number")
-        return float(value)
+        return finite(camera.get(key, default), key, where)
 
     width, height = int(number("width")), int(number("height"))
     if width < 1 or height < 1:

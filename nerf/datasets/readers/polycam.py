@@ -7,17 +7,14 @@ sensor was guessing. `corrected_` files are those that Polycam aligned once more
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nerf.datasets.depths import MILLIMETRES, DepthMap
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.datasets.readers.transforms import read_json
-from nerf.errors import UserError
+from nerf.datasets.readers.transforms import finite, read_json
 from nerf.io.images import IMAGE_SUFFIXES
 
 _KINDS = ("corrected_", "")
@@ -56,8 +53,8 @@ def read_polycam(folder: Path) -> ParsedScene:
         where = f"{place.name}/{file.name}"
         c2w = np.eye(4)
         for row in range(3):
-            c2w[row] = [_number(data, f"t_{row}{col}", where) for col in range(4)]
-        fx, fy, cx, cy, w, h = (_number(data, k, where) for k in ("fx", "fy", "cx", "cy", "width", "height"))
+            c2w[row] = [finite(data.get(f"t_{row}{col}"), f"t_{row}{col}", where) for col in range(4)]
+        fx, fy, cx, cy, w, h = (finite(data.get(k), k, where) for k in ("fx", "fy", "cx", "cy", "width", "height"))
         path = pictures.get(file.stem, images / f"{file.stem}.jpg")
         frame = Frame(path.name, path, c2w, Lens(fx=fx, fy=fy, cx=cx, cy=cy, width=int(w), height=int(h)), where)
         depth = place.parent / "depth" / f"{file.stem}.png"
@@ -68,10 +65,3 @@ def read_polycam(folder: Path) -> ParsedScene:
     if not place.name.startswith("corrected"):
         notes.append("Polycam did not correct these poses after the capture, so they may have drifted")
     return ParsedScene("polycam", folder, frames, notes)
-
-
-def _number(data: dict[str, Any], key: str, where: str) -> float:
-    value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"{where}: {key} is {value!r}, expected a finite number")
-    return float(value)

@@ -149,6 +149,13 @@ def read_json(file: Path) -> dict[str, Any]:
     return data
 
 
+def finite(value: Any, name: str, where: str) -> float:
+    """A value out of a JSON file as a float; UserError where it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{where}: {name} is {value!r}, expected a finite number")
+    return float(value)
+
+
 def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
     if "frames" not in data:
         raise UserError(f"{file}: the key 'frames' is missing")
@@ -223,11 +230,7 @@ def _lens(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -
 
     def number(key: str, default: float = math.nan) -> float:
         value = entry.get(key, data.get(key))
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{where}: {key} is {value!r}, expected a finite number")
-        return float(value)
+        return default if value is None else finite(value, key, where)
 
     if all(math.isnan(number(k)) for k in ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")):
         raise UserError(

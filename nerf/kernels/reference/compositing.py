@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nerf.kernels.records import Samples
+from nerf.kernels.records import RenderedRays, Samples
 from nerf.kernels.reference.checks import check
 
 
@@ -38,9 +38,7 @@ def _sums_before(x: Tensor, places: Tensor, longest: int) -> Tensor:
     return total
 
 
-def composite(
-    samples: Samples, sigmas: Tensor, rgbs: Tensor, n_rays: int, stop_threshold: float = 0.0
-) -> dict[str, Tensor]:
+def composite(samples: Samples, sigmas: Tensor, rgbs: Tensor, n_rays: int, stop_threshold: float = 0.0) -> RenderedRays:
     """Volume rendering quadrature per ray, without a background.
 
     `alpha = 1 - exp(-sigma*dt)`, `trans_i = exp(-sum_{j<i} sigma_j dt_j)`, `w = trans*alpha`, `t_mid = (t_start +
@@ -51,10 +49,10 @@ def composite(
         n_rays: n, also counting rays without samples.
         stop_threshold: a sample with `trans < stop_threshold` contributes nothing: weight 0, no gradient.
     Returns:
-        colors [n,3] (sum w*rgb), opacities [n] (sum w), depths [n] (sum w*t_mid), second_moments [n] (sum w*|rgb|^2),
-        distortions [n] (sum_ij w_i w_j |m_i - m_j| + sum w^2 dt / 3, m = t_mid), median_depths [n] (t at which the
-        opacity reaches 1/2, with sigma constant in each sample, 0 where it does not; not differentiable), and per
-        sample weights, trans [s].
+        foregrounds [n,3] (sum w*rgb), opacities [n] (sum w), depths [n] (sum w*t_mid), second_moments [n]
+        (sum w*|rgb|^2), distortions [n] (sum_ij w_i w_j |m_i - m_j| + sum w^2 dt / 3, m = t_mid), median_depths
+        [n] (t at which the opacity reaches 1/2, with sigma constant in each sample, 0 where it does not; not
+        differentiable), and per sample weights, trans [s].
         A ray without samples has zeros. Differentiable in sigmas and rgbs.
     Source: NeRF (Mildenhall et al. 2020), equation 3; distortion: Mip-NeRF 360, equation 15 (in scene length).
     """
@@ -94,16 +92,18 @@ def composite(
         with_none = torch.cat([t_starts + within * dts, mids.new_zeros(1)])
         median_depths = with_none[first_reached]
 
-    return {
-        "colors": per_ray(weights.unsqueeze(1) * rgbs),
-        "opacities": per_ray(weights),
-        "depths": per_ray(weights * mids),
-        "second_moments": per_ray(weights * (rgbs * rgbs).sum(dim=1)),
-        "distortions": per_ray(distortion),
-        "median_depths": median_depths,
-        "weights": weights,
-        "trans": trans,
-    }
+    return RenderedRays(
+        per_ray(weights.unsqueeze(1) * rgbs),
+        per_ray(weights),
+        per_ray(weights * mids),
+        median_depths,
+        per_ray(weights * (rgbs * rgbs).sum(dim=1)),
+        per_ray(distortion),
+        evaluated=n_samples,
+        kept=n_samples,
+        weights=weights,
+        trans=trans,
+    )
 
 
 def seen_samples(

@@ -64,15 +64,15 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
     return torch.cat(levels).t().contiguous()
 
 
-class IntoSink(torch.autograd.Function):
-    """The table itself, whose gradient goes to the sink instead."""
+class IntoAccumulator(torch.autograd.Function):
+    """The table itself, whose gradient is added to the accumulator instead."""
 
     @staticmethod
-    def forward(ctx, table: Tensor, sink: GradAccumulator) -> Tensor:  # type: ignore[override]
-        ctx.sink = sink
+    def forward(ctx, table: Tensor, accumulator: GradAccumulator) -> Tensor:  # type: ignore[override]
+        ctx.accumulator = accumulator
         return table.view_as(table)
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        ctx.sink.table.add_(grad)
+        ctx.accumulator.table.add_(grad)
         return None, None

@@ -19,10 +19,10 @@ __all__ = [
     "PATH_FORMAT",
     "PATH_KINDS",
     "CameraPath",
+    "camera_path",
     "covered_arc",
     "interpolate",
     "load_path",
-    "make_path",
     "orbit",
     "save_path",
     "spiral",
@@ -33,7 +33,7 @@ PATH_KINDS = ("orbit", "interpolate", "spiral")
 FEW = 30  # photos of an open scene, below which new views far from all of them show fog
 
 
-def make_path(
+def camera_path(
     kind: str,
     cameras: Cameras,
     scene_from_world: Similarity,
@@ -51,6 +51,11 @@ def make_path(
     the inputs, with one of them the other keeps their aspect ratio; longest caps what is not given. Orbit and spiral
     stand upright even where the photos lie on their side.
     Raises UserError for an unknown kind or too few cameras.
+
+    >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
+    >>> path = nerf.camera_path("orbit", model.cameras, model.scene_from_world, model.space, n_frames=8, longest=64)
+    >>> len(path.cameras), path.fps
+    (8, 30.0)
     """
     if len(cameras) == 0:
         raise UserError("a camera path needs the input cameras, but this model holds none; give a camera-path JSON")

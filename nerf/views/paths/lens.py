@@ -47,5 +47,5 @@ def filled_in(width: int | None, height: int | None, w0: float, h0: float) -> tu
 def with_lens_of(poses: Tensor, cameras: Cameras, width: int, height: int) -> Cameras:
     """Perspective cameras at poses [n,3,4] with pictures of width x height, their focal length that of the inputs."""
     shorter = torch.minimum(cameras.widths, cameras.heights).double()
-    focal = torch.stack([cameras.fx / shorter, cameras.fy / shorter], dim=1).median(dim=0).values * min(width, height)
-    return Cameras.perspective(poses, focal.cpu().expand(len(poses), 2), width, height)
+    focals = torch.stack([(f / shorter).median().double() * min(width, height) for f in (cameras.fx, cameras.fy)])
+    return Cameras.perspective(poses, focals.expand(len(poses), 2), width, height)

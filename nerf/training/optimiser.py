@@ -1,0 +1,77 @@
+"""Adam (Kingma and Ba 2015): for the parameters of a field, and for the small tensors of corrections."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nerf import kernels
+from nerf.fields.radiance import RadianceField
+from nerf.kernels import GradAccumulator
+
+BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
+
+
+def grad_accumulator_of(field: nn.Module) -> GradAccumulator | None:
+    """Where the gradient of our field's table is added up; None for other fields, whose gradients lie in `.grad`."""
+    return GradAccumulator(torch.zeros_like(field.table.data)) if isinstance(field, RadianceField) else None
+
+
+class FieldOptimiser:
+    """Adam for all parameters of a field. Rows of our field's table that no sample of a batch touched keep still."""
+
+    def __init__(self, field: nn.Module, beta1: float = BETA1, beta2: float = BETA2, epsilon: float = EPSILON) -> None:
+        self.field, self.settings = field, (beta1, beta2, epsilon)
+        self.live = [p for p in field.parameters() if p.requires_grad]
+        self.parameters = [p.data for p in self.live]
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self.grad_accumulator = grad_accumulator_of(field)
+        refresh_half(field)
+
+    def step(self, learning_rate: float, step: int, rates: Tensor | None = None) -> None:
+        """Step number `step` (from 0) from the gradients, which are cleared; rates: see `kernels.adam_step`."""
+        ours = self.field if isinstance(self.field, RadianceField) else None
+        for p, (m, v), live in zip(self.parameters, self.moments, self.live, strict=True):
+            is_table, grad, half = False, live.grad, None
+            if ours is not None and self.grad_accumulator is not None and live is ours.table:
+                is_table, grad, half = True, self.grad_accumulator.table, ours.table_half
+            if grad is not None:
+                numbers = learning_rate, *self.settings, step + 1
+                kernels.adam_step(p, grad, m, v, *numbers, is_table, half, is_table, rates=rates)
+            live.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What must be stored to go on bit for bit."""
+        return {f"{i}.{name}": t for i, pair in enumerate(self.moments) for name, t in zip("mv", pair, strict=True)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        for name, t in self.tensors().items():
+            t.copy_(tensors[name])
+        refresh_half(self.field)
+
+
+def refresh_half(field: nn.Module) -> None:
+    """Make the half-precision copy of our field's table, which native passes read, that of its values."""
+    if isinstance(field, RadianceField):
+        field.table_half = field.table.detach().half()
+
+
+class SmallAdam:
+    """Adam for one tensor that is given at each step."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.m, self.v = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.n_updates = 0
+
+    def step(self, values: Tensor, grad: Tensor, rate: float) -> None:
+        """One step, in place."""
+        self.n_updates += 1
+        kernels.adam_step(values, grad, self.m, self.v, rate, BETA1, BETA2, EPSILON, self.n_updates)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What must be stored to go on bit for bit."""
+        return {"m": self.m, "v": self.v, "n_updates": torch.tensor([self.n_updates])}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.m, self.v = tensors["m"].to(self.m.device), tensors["v"].to(self.v.device)
+        self.n_updates = int(tensors["n_updates"])

@@ -1,0 +1,139 @@
+"""What surrounds a training step: what it is told, how long it takes, how large the next batch is - and what a GPU
+makes of it, where nothing waits for numbers and whole steps may be replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nerf import kernels
+from nerf.errors import UserError, note
+from nerf.io.clock import Clock
+from nerf.kernels import RecordedSteps, StepNumbers
+
+CLOCK = Clock(warm_up=0.15, margin=0.03)  # schedules are constant until later than the warm-up
+GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
+RAY_GRADIENTS = 0.45  # of a step's time, beside 1 without them (measured)
+RAYS_TOO_FAR = 1.15  # with graphs: factor by which the batch may miss its size before its rays, and so all, change
+READ_EVERY = 16  # steps of a GPU between looks at its numbers, for looking waits for it
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one step is told before it begins; the last two: its numbers on a GPU, where a recorded step reads them."""
+
+    step: int  # from 0
+    n_rays: int
+    step_scale: float  # times the march's steps when rendering
+    diffuse: bool  # colours are asked for from random directions
+    by_importance: bool  # pixels are drawn by their error
+    learning_rate: float
+    surface: float | Tensor  # weight of the surface loss
+    rates: Tensor | None = None
+    step_at: Tensor | None = None
+
+    def jitter(self, seed: int) -> Tensor:
+        """Shifts [n_rays] in [0,1) of the rays' samples: a hash of seed, step and ray."""
+        return kernels.ray_jitter(seed, self.step, self.n_rays, self.step_at)
+
+    def shape(self) -> tuple[int, float, bool, bool, bool]:
+        """What the launches depend on beside numbers and contents of tensors: a recorded step serves while it stays."""
+        return self.n_rays, self.step_scale, self.diffuse, bool(self.surface > 0), self.by_importance
+
+
+class StepResult(NamedTuple):
+    """What a step leaves: its loss, the rays' squared errors [n], and numbers of samples (see RenderedRays)."""
+
+    loss: Tensor
+    errors: Tensor
+    evaluated: int | Tensor
+    kept: int | Tensor
+    capacity: int | None
+
+
+def run_step(
+    work: Callable[[StepPlan], StepResult], plan: StepPlan, recorded: RecordedSteps | None = None
+) -> StepResult:
+    """The result of `work(plan)`, called or replayed from what it launched for a plan of the same shape."""
+    if recorded is None:
+        return work(plan)
+    assert not isinstance(plan.surface, Tensor)
+    placed = recorded.place(StepNumbers(plan.step, plan.learning_rate, plan.surface))
+    surface = placed.surface if plan.surface > 0 else 0.0
+    here = replace(plan, surface=surface, rates=placed.rates, step_at=placed.step_at)
+    return recorded.run(plan.shape(), lambda: work(here))
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Within, sums on a GPU do or do not depend on the order of their terms; afterwards as before."""
+    before = kernels.is_deterministic()
+    kernels.be_deterministic(wanted)
+    try:
+        yield
+    finally:
+        kernels.be_deterministic(before)
+
+
+class Meter:
+    """Counts what steps did. On a GPU numbers stay there and are read every so many steps, for reading waits for it."""
+
+    def __init__(self, device: torch.device, every: int) -> None:
+        self.every = every
+        self.samples = {"rays": 0, "evaluated": 0, "trained": 0}
+        self.unread = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)]
+        self.mse, self.warned_overflow = float("inf"), False
+
+    def read(self, plan: StepPlan, result: StepResult) -> float | None:
+        """Add a step. Returns how many samples with gradient its work amounts to, one only evaluated counting a third;
+        None where it was not looked at.
+
+        Raises UserError where the loss or an error is no number.
+        """
+        self.samples["rays"] += plan.n_rays
+        self.unread[0] += result.evaluated
+        self.unread[1] += result.kept
+        if (plan.step + 1) % self.every and plan.step > self.every:
+            return None
+        self.mse, kept = float(result.errors.mean()), int(result.kept)
+        for value in (result.loss, result.errors.mean()):
+            if not bool(value.isfinite()):
+                raise broken(plan.step, f"the loss is {float(value):g}")
+        if result.capacity is not None and kept > result.capacity and not self.warned_overflow:
+            self.warned_overflow = True
+            lost = kept - result.capacity
+            note(f"step {plan.step}: sample buffer overflow, {lost} of {kept} samples got no gradient")
+        self.flush()
+        return kept + int(result.evaluated) / 3
+
+    def flush(self) -> None:
+        """Bring `samples` up to date."""
+        for name, count in zip(("evaluated", "trained"), self.unread, strict=True):
+            self.samples[name] += int(count)
+            count.zero_()
+
+
+def broken(step: int, what: str) -> UserError:
+    """What is said of a training that gives no numbers any more."""
+    return UserError(
+        f"training broke down at step {step}: {what}; the last good checkpoint is kept, try a lower learning rate, or "
+        "look for broken images and poses"
+    )
+
+
+def next_n_rays(n_rays: int, wanted: float, spent: float, most: int, steady: float = 1.0) -> int:
+    """How many rays do the wanted work if so many did what was spent: a multiple of 64 from 256 to `most`, at most
+    twice as many as now; as many as now where it is within a factor `steady`."""
+    n = n_rays * min(2.0, wanted / max(spent, 1))
+    n = int(min(max(n, 256), most)) // 64 * 64
+    return n_rays if 1 / steady < n / n_rays < steady else n
+
+
+def step_cost(batch_factor: float, ray_gradients: bool) -> float:
+    """What a step takes relative to others."""
+    return (1.0 + GROWTH * batch_factor) * (1.0 + RAY_GRADIENTS * ray_gradients)

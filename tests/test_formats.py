@@ -1,0 +1,210 @@
+"""Every format gives the right geometry and pixels."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_scenes import (
+    ELLIPSOID,
+    FOCAL,
+    MIDDLE,
+    SIZE,
+    check_geometry,
+    edit,
+    in_scene,
+    picture,
+    ring,
+    save,
+    to_binary,
+    write_blender,
+    write_colmap,
+    write_llff,
+    write_neus,
+    write_transforms,
+)
+
+from nerf.datasets import load
+from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.space import Box, Ndc
+
+
+def test_blender(tmp_path):
+    scene = load(write_blender(tmp_path))
+    assert scene.source == "blender" and scene.has_alpha and not scene.linear
+    assert scene.splits["train"].tolist() == list(range(6)) and scene.splits["test"].tolist() == list(range(6, 12))
+    assert scene.names[0] == "train/r_0" and scene.pixels.memory.dtype == np.uint8
+    check_geometry(scene, ring()[::2] + ring()[1::2])
+    assert scene.space.name == "box" and scene.near == 0 and scene.space.n_levels == 1
+    reach = np.abs(in_scene(scene, ELLIPSOID)).max()
+    assert 0.7 < reach < 1  # inside the box, and the box is tight but for what 12 low views cannot see
+
+
+def test_blender_keeps_val_out_of_train_and_works_with_train_alone(tmp_path):
+    scene = load(write_blender(tmp_path / "a", splits=("train", "val", "test")))
+    assert [len(scene.splits[k]) for k in ("train", "val", "test")] == [4, 4, 4]
+    scene = load(write_blender(tmp_path / "b", splits=("train",)))
+    assert scene.splits["test"].tolist() == sorted(sorted(range(12), key=lambda i: f"train/r_{i}")[::8])
+    assert len(load(tmp_path / "b", holdout=0).splits["test"]) == 0
+    assert len(load(tmp_path / "b", holdout=4).splits["test"]) == 3
+
+
+def test_gather_and_image_give_the_files_pixels(tmp_path):
+    scene = load(write_blender(tmp_path))
+    ids, rows, cols = torch.tensor([3, 0, 11]), torch.tensor([7, 47, 0]), torch.tensor([9, 0, 47])
+    values = scene.pixels.gather(ids, rows, cols)
+    assert values.dtype == torch.float32 and torch.allclose(values[:, 0] * 255, rows * 3.0)
+    assert torch.allclose(values[:, 1] * 255, cols * 3.0)
+    assert torch.equal(scene.pixels.image(3)[7, 9], values[0])
+
+
+def test_instant_ngp(tmp_path):
+    scene = load(write_transforms(tmp_path, k1=0.01, k2=-0.02, p1=0.001, p2=0.002, aabb_scale=4))
+    check_geometry(scene, ring(10))
+    assert scene.cameras.models.tolist() == [OPENCV] * 10
+    assert scene.cameras.distortion[0].tolist() == [0.01, -0.02, 0, 0, 0.001, 0.002]
+    assert scene.splits["test"].tolist() == [0, 8] and scene.space.name == "unbounded" and scene.space.n_levels >= 4
+    radius = torch.linalg.norm(scene.scene_from_world.apply(scene.cameras.centres), dim=1)
+    assert 0.9 < float(radius.min()) and float(radius.max()) < 2.5 and 0 < scene.near < 0.5
+    assert any("aabb_scale" in n for n in scene.notes)
+
+
+def test_instant_ngp_scale_and_offset_are_honoured(tmp_path):
+    scene = load(write_transforms(tmp_path, scale=0.5, offset=[0.5, 0.5, 0.25], aabb_scale=1))
+    corners = (np.array([[0.0, 0, 0], [1, 1, 1]]) - [0.5, 0.5, 0.25]) / 0.5
+    assert np.allclose(in_scene(scene, corners), [[-1] * 3, [1] * 3]) and scene.space.name == "box"
+
+
+def test_nerfstudio(tmp_path):
+    names = [f"images/{i:03d}.png" for i in range(10)]
+    lists = {"train_filenames": names[:6], "val_filenames": names[6:7], "test_filenames": names[7:9]}
+    write_transforms(
+        tmp_path, camera_model="OPENCV_FISHEYE", k1=0.1, k4=0.01, applied_transform=np.eye(4).tolist()[:3], **lists
+    )
+    save(tmp_path / "m.png", np.repeat(np.arange(SIZE)[None] < 10, SIZE, 0).astype(np.uint8) * 255)
+
+    def change(data):
+        data["frames"][2] |= {"fl_x": 33.0, "fl_y": 34.0, "mask_path": "m.png"}
+        data["frames"][3]["file_path"] = "images/003"  # without its suffix
+        data["train_filenames"][3] = "images/003"
+
+    edit(tmp_path / "transforms.json", change)
+    scene = load(tmp_path)
+    assert scene.cameras.models.tolist() == [FISHEYE] * 9 and scene.cameras.distortion[0, 3] == 0.01
+    assert float(scene.cameras.fx[2]) == 33 and float(scene.cameras.fy[2]) == 34 and float(scene.cameras.fx[1]) == FOCAL
+    assert scene.splits["val"].tolist() == [6] and scene.splits["test"].tolist() == [7, 8]
+    assert any("none of the file's lists" in n for n in scene.notes)
+    assert any("applied_transform" in n for n in scene.notes)
+    assert scene.masks is not None and scene.masks.memory.dtype == torch.uint8
+    assert (
+        scene.masks.image(2)[5, 9] == 1 and scene.masks.image(2)[5, 10] == 0 and float(scene.masks.image(1).min()) == 1
+    )
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_colmap(tmp_path, binary):
+    pytest.importorskip("pycolmap")
+    write_colmap(tmp_path)
+    scene = load(to_binary(tmp_path) if binary else tmp_path)
+    assert scene.source == "colmap" and scene.points is not None and len(scene.points) == 150
+    check_geometry(scene, ring(10))
+    assert scene.cameras.models.tolist() == [PERSPECTIVE] * 10 and scene.space.name == "unbounded"
+    assert np.abs(in_scene(scene, ELLIPSOID)).max() < 1.2
+    radius = torch.linalg.norm(scene.scene_from_world.apply(scene.cameras.centres), dim=1)
+    assert 0.9 < float(radius.median()) < 2.1
+    box = load(tmp_path, space="box")
+    assert box.space == Box() and np.abs(in_scene(box, ELLIPSOID)).max() < 1.05
+
+
+COLMAP_CAMERAS = {
+    "SIMPLE_PINHOLE": [50, 24, 23],
+    "PINHOLE": [50, 52, 24, 23],
+    "SIMPLE_RADIAL": [50, 24, 23, 0.05],
+    "RADIAL": [50, 24, 23, 0.05, -0.02],
+    "OPENCV": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002],
+    "FULL_OPENCV": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002, 0.01, 0, 0, 0],
+    "OPENCV_FISHEYE": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002],
+    "SIMPLE_RADIAL_FISHEYE": [50, 24, 23, 0.05],
+    "RADIAL_FISHEYE": [50, 24, 23, 0.05, -0.02],
+}
+
+
+@pytest.mark.parametrize("model", COLMAP_CAMERAS)
+def test_colmap_camera_models_project_as_colmap_does(tmp_path, model):
+    pycolmap = pytest.importorskip("pycolmap")
+    params = COLMAP_CAMERAS[model]
+    scene = load(write_colmap(tmp_path, f"{model} {SIZE} {SIZE} {' '.join(map(str, params))}", n=4), quiet=True)
+    theirs = pycolmap.Camera(model=model, width=SIZE, height=SIZE, params=params)
+    local = np.random.default_rng(0).uniform([-0.7, -0.7, 1.0], [0.7, 0.7, 2.0], size=(50, 3))
+    c2w = scene.cameras.c2w[0].numpy()
+    world = (local * [1, -1, -1]) @ c2w[:, :3].T + c2w[:, 3]
+    uv, _ = scene.cameras.project(torch.from_numpy(world))
+    wanted = np.stack([theirs.img_from_cam(p) for p in local]).reshape(-1, 2)
+    assert np.abs(uv[0].numpy() - wanted).max() < 1e-6
+
+
+def test_the_largest_colmap_model_wins_over_others_and_over_llff(tmp_path):
+    pytest.importorskip("pycolmap")
+    write_colmap(tmp_path, n=10)
+    small = write_colmap(tmp_path / "small", n=4) / "sparse" / "0"
+    shutil.copytree(small, tmp_path / "sparse" / "1")
+    np.save(tmp_path / "poses_bounds.npy", np.zeros((10, 17)))
+    scene = load(tmp_path)
+    assert len(scene.names) == 10 and scene.source == "colmap"
+    assert any("2 COLMAP models" in n for n in scene.notes) and any("preferred to llff" in n for n in scene.notes)
+
+
+def test_colmap_uses_reduced_images_when_there_are_no_others(tmp_path):
+    pytest.importorskip("pycolmap")
+    write_colmap(tmp_path)
+    for file in (tmp_path / "images").iterdir():
+        half = Image.open(file).resize((SIZE // 2, SIZE // 2))
+        (tmp_path / "images_2").mkdir(exist_ok=True)
+        half.save(tmp_path / "images_2" / (file.stem + ".jpg"))
+    shutil.rmtree(tmp_path / "images")
+    scene = load(tmp_path)
+    assert float(scene.cameras.fx[0]) == FOCAL / 2 and int(scene.cameras.widths[0]) == SIZE // 2
+
+
+def test_llff(tmp_path):
+    scene = load(write_llff(tmp_path))
+    assert scene.source == "llff" and isinstance(scene.space, Ndc)
+    assert np.allclose(scene.cameras.fx, FOCAL) and scene.splits["test"].tolist() == [0, 8]
+    assert np.allclose(scene.cameras.centres[4], [0, -4, 0]) and np.allclose(scene.cameras.c2w[4, :, 2], [0, -1, 0])
+    # the average camera looks along -z; a point at 3/4 of the nearest depth lies on the near plane
+    middle = in_scene(scene, np.array([[0.0, -4.0, 0.0], [0.0, -4.0 + 1.5, 0.0]]))
+    assert np.abs(middle[0]).max() < 0.02 and np.allclose(middle[1], [0, 0, -1], atol=0.02)
+    ids = torch.arange(9).repeat_interleave(4)
+    rows, cols = torch.tensor([0, 0, SIZE - 1, SIZE - 1]).repeat(9), torch.tensor([0, SIZE - 1] * 18)
+    o, d = scene.cameras.rays(ids, rows, cols, scene.scene_from_world)
+    for depth in (1.0, 2.0, 1e4):
+        x = scene.space.points_to_march(o + (-depth - o[:, 2:]) / d[:, 2:] * d)
+        assert float(x.abs().max()) <= 1 + 1e-4
+
+
+def test_neus(tmp_path):
+    scene = load(write_neus(tmp_path))
+    check_geometry(scene, ring(8))
+    assert scene.has_alpha and scene.pixels.n_channels == 4 and scene.space.name == "box"
+    assert torch.equal(scene.pixels.image(2), torch.from_numpy(picture(ring(8)[2]).astype(np.float32) / 255))
+    assert 0.7 < np.abs(in_scene(scene, ELLIPSOID)).max() < 1
+    shutil.rmtree(tmp_path / "mask")
+    bare = load(tmp_path)
+    assert not bare.has_alpha and np.allclose(in_scene(bare, MIDDLE[None] + [0.8, 0, 0]), [[1, 0, 0]])
+
+
+def test_a_colmap_scene_leaves_sigterm_alone(tmp_path: Path) -> None:
+    """Importing pycolmap makes SIGTERM print a C++ stack; a process that read a model ends without a word."""
+    pytest.importorskip("pycolmap")
+    folder = write_colmap(tmp_path / "scene")
+    read = f"import os, signal, nerf.datasets as d; d.load({str(folder)!r}, quiet=True)"
+    code = f"{read}; os.kill(os.getpid(), signal.SIGTERM); os._exit(0)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, "")

@@ -94,12 +94,7 @@ def _own_doc(thing: Any) -> str:
 
 def entry(name: str) -> str:
     thing = getattr(nerf, name)
-    file = (
-        Path(inspect.getsourcefile(inspect.unwrap(thing) if callable(thing) else thing) or "")
-        .resolve()
-        .relative_to(ROOT)
-        .as_posix()
-    )
+    file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").resolve().relative_to(ROOT).as_posix()
     lines = [f"### `nerf.{name}`", "", f"[{file}](../{file})", "", "```text"]
     if not inspect.isclass(thing):
         lines += [signature(name, thing), "```", "", prose(_own_doc(thing))]

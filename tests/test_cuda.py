@@ -6,7 +6,6 @@ On a machine with a GPU, scripts/gpu_check.sh runs the same checks there.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import re
@@ -30,7 +29,6 @@ from nerf.fields.occupancy import OccupancyGrid
 from nerf.io import checkpoint
 from nerf.kernels import FieldView, GradAccumulator, cuda, cuda_render, nvrtc
 from nerf.rendering.model import Model
-from nerf.training import loop as training
 from nerf.training.config import TrainConfig
 from nerf.training.loop import Trainer
 from nerf.training.pixel_sampler import PixelSampler
@@ -255,12 +253,7 @@ def test_a_number_that_is_none_shows(emulated: None) -> None:
     assert bool(sigmas.isnan().all())
 
 
-def test_training_and_its_checkpoint_move_between_backends(
-    emulated: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        training, "OccupancyGrid", functools.partial(OccupancyGrid, resolution=32)
-    )  # 128 takes long here
+def test_training_and_its_checkpoint_move_between_backends(emulated: None, tmp_path: Path) -> None:
     scene = tiny.sphere_scene(4, 16)
     config = tiny.train_config(steps=2, batch_samples=1024, field=tiny.FIELD, occupancy_every=2)
     trainer = Trainer(scene, config)

@@ -37,8 +37,7 @@ def sample_surface(vertices: Tensor, faces: Tensor, n: int) -> SurfaceSamples:
     k = torch.arange(n, dtype=torch.float64)
     which = torch.searchsorted(ends, (k + 0.5) / n * ends[-1]).clamp_max(len(faces) - 1)
     u, v = (0.5 + k * 0.7548776662466927) % 1, (0.5 + k * 0.5698402909980532) % 1
-    over = u + v > 1
-    u, v = torch.where(over, 1 - u, u), torch.where(over, 1 - v, v)
+    u, v = (torch.where(u + v > 1, 1 - x, x) for x in (u, v))
     return SurfaceSamples(which, torch.stack([1 - u - v, u, v], dim=1))
 
 
@@ -77,13 +76,13 @@ def read_mesh(path: Path | str) -> Triangles:
     """
     meshes = _parts(Path(path))
     starts = np.cumsum([0, *(len(m.vertices) for m in meshes)])
-    vertices = torch.from_numpy(np.concatenate([np.asarray(m.vertices, np.float64) for m in meshes]))
-    faces = torch.from_numpy(
-        np.concatenate([np.asarray(m.faces, np.int64) + s for m, s in zip(meshes, starts[:-1], strict=True)])
-    )
-    if not bool(vertices[faces.reshape(-1)].isfinite().all()):
+    parts = [
+        (np.asarray(m.vertices, float), np.asarray(m.faces, int) + s) for m, s in zip(meshes, starts[:-1], strict=True)
+    ]
+    mesh = Triangles(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True)))
+    if not bool(mesh.vertices[mesh.faces.reshape(-1)].isfinite().all()):
         raise UserError(f"{path} holds vertices that are no numbers (NaN or infinity)")
-    return Triangles(vertices, faces)
+    return mesh
 
 
 def read_textured_mesh(path: Path | str) -> trimesh.Trimesh:
@@ -117,11 +116,8 @@ def _placed(scene: trimesh.Scene) -> list[Any]:
     """The parts of a scene where its nodes put them."""
     parts = []
     for node in scene.graph.nodes_geometry:
-        transform, name = scene.graph[node]
-        part = scene.geometry[name].copy()
-        if node == ORIGIN_NODE:
-            part.apply_transform(scene.graph.get(ORIGIN_NODE, WORLD_NODE)[0])
-        elif node != WORLD_NODE:
-            part.apply_transform(transform)
-        parts.append(part)
+        transform, name = scene.graph.get(node, WORLD_NODE if node == ORIGIN_NODE else None)
+        parts.append(scene.geometry[name].copy())
+        if node != WORLD_NODE:
+            parts[-1].apply_transform(transform)
     return parts

@@ -10,9 +10,7 @@ from nerf.errors import UserError
 
 @dataclass(frozen=True)
 class Length:
-    """How long to train: a number of steps or a time in minutes, one of the two.
-
-    Raises UserError where neither or both are given, or one that is not above zero.
+    """How long to train: a number of steps or a time in minutes, one of the two, above zero (UserError otherwise).
 
     >>> Length(minutes=2.0).seconds
     120.0

@@ -14,20 +14,13 @@ from nerf import __version__
 
 def machine() -> dict[str, Any]:
     """What a result needs beside it: processor, cores that this process may use, memory in bytes, system, versions."""
-    facts: dict[str, Any] = {
-        "cpu": _cpu_name(),
-        "cores": usable_cores(),
-        "memory_bytes": _memory()[0],
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "nerf": __version__,
-    }
+    facts: dict[str, Any] = {"cpu": _cpu_name(), "cores": usable_cores(), "memory_bytes": _memory()[0]}
+    facts["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    facts |= {"python": platform.python_version(), "nerf": __version__}
     torch = sys.modules.get("torch")  # whoever measures has imported it
     if torch is not None:
-        facts["torch"] = torch.__version__
-        facts["threads"] = torch.get_num_threads()
-    commit = source_commit()
-    if commit:
+        facts |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if commit := source_commit():
         facts["commit"] = commit
     return facts
 
@@ -69,11 +62,9 @@ def _cpu_name() -> str:
 
 def _memory() -> tuple[int | None, int | None]:
     """(bytes in all, bytes available), the first cut to a container's limit."""
-    facts: dict[str, int] = {}
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, value = line.split(":", 1)
-            facts[name] = int(value.split()[0]) * 1024
+        lines = (line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        facts = {name: int(value.split()[0]) * 1024 for name, value in lines}
     except (OSError, ValueError):
         return None, None
     total, available = facts.get("MemTotal"), facts.get("MemAvailable")

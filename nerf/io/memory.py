@@ -17,8 +17,7 @@ _trim = getattr(_libc, "malloc_trim", None)  # glibc alone has it
 
 
 def trim_heap() -> None:
-    """Return free pages to the system (glibc; elsewhere nothing happens). Takes milliseconds: for the ends of stages
-    that leave much behind, so that the next one's peak does not stand on it."""
+    """Return free pages to the system (glibc alone), in milliseconds, so that the next stage's peak is lower."""
     if _trim is not None:
         _trim(ctypes.c_size_t(0))
 

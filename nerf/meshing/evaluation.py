@@ -72,8 +72,8 @@ class MeshScores:
     def __str__(self) -> str:
         """A table for a person."""
         lines = [f"{'':20}{'length':>12}{'of diagonal':>14}"]
-        for name in _LENGTHS:
-            lines.append(f"{name:20}{getattr(self, name):12.5g}{100 * getattr(self, name) / self.diagonal:12.4f} %")
+        for name, length in ((name, getattr(self, name)) for name in _LENGTHS):
+            lines.append(f"{name:20}{length:12.5g}{100 * length / self.diagonal:12.4f} %")
         lines.append(f"{'within':20}{'precision':>12}{'recall':>14}{'F-score':>10}")
         lines += [f"{percent + ' %':20}{p:12.4f}{r:14.4f}{f:10.4f}" for percent, (p, r, f) in self.f_scores.items()]
         lines.append(f"{'normal consistency':20}{self.normal_consistency:12.4f}")
@@ -110,11 +110,10 @@ def evaluate_mesh_views(mesh: trimesh.Trimesh, scene: Scene) -> MeshViewScores:
 
     Pixels outside a view's mask do not count. Not differentiable. Raises UserError where no view is held out.
     """
-    white = torch.ones(3)
     rows = []
     for i in scene.splits["test"].tolist():
         drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE)["color"])
-        numbers = compare(drawn, shown_as(scene, truth_of(scene, i, white / scene.exposure)), mask_of(scene, i))
+        numbers = compare(drawn, shown_as(scene, truth_of(scene, i, torch.ones(3) / scene.exposure)), mask_of(scene, i))
         rows.append(ViewScore(scene.names[i], numbers["psnr"], numbers["ssim"]))
     if not rows:
         raise UserError(f"{scene.path}: no view is held out, so there is none to compare with")
@@ -146,16 +145,9 @@ def evaluate_mesh(
         precision, recall = float((to_truth <= within).double().mean()), float((to_mesh <= within).double().mean())
         both = precision + recall
         f_scores[f"{percent:g}"] = FScore(precision, recall, 2 * precision * recall / both if both > 0 else 0.0)
-    return MeshScores(
-        float(to_truth.mean()),
-        float(to_mesh.mean()),
-        f_scores,
-        (normals_there + normals_back) / 2,
-        diagonal,
-        samples,
-        len(mesh.faces),
-        len(truth.faces),
-    )
+    accuracy, completeness, normals = float(to_truth.mean()), float(to_mesh.mean()), (normals_there + normals_back) / 2
+    counts = samples, len(mesh.faces), len(truth.faces)
+    return MeshScores(accuracy, completeness, f_scores, normals, diagonal, *counts)
 
 
 def _distances(one: Triangles, other: Triangles, samples: int) -> tuple[torch.Tensor, float]:

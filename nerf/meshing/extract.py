@@ -107,11 +107,10 @@ def extract_mesh(
         if denoise is None:
             denoise = DENOISE_ROUNDS if method == "tsdf" and len(faces) <= MAX_DENOISED_FACES else 0
         points = denoise_normals(points, faces, denoise)
-        n_unseen = 0
+        n_whole = int(kept.sum())
         if isinstance(shape, FusedSurface) and not keep_unseen:
-            n_whole = int(kept.sum())
             kept, n_components = _remove_unseen(shape, points, faces, kept, limits, holes)
-            n_unseen = n_whole - int(kept.sum())
+        n_unseen = n_whole - int(kept.sum())
         del shape
         faces = faces[kept]
         vertices, faces = compact(faces, len(points))
@@ -143,10 +142,10 @@ def to_trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, info: dict[str,
 def _grid(model: Model, resolution: int | None, box: tuple[float, ...] | None) -> Grid:
     """The grid points to march through: around the box or, without one, around what the model shows."""
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
-    resolution = default_resolution(model, low, high) if resolution is None else resolution
-    step = float((high - low).max()) / resolution
-    counts = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1
-    return Grid((float(low[0]), float(low[1]), float(low[2])), step, (int(counts[0]), int(counts[1]), int(counts[2])))
+    step = float((high - low).max()) / (default_resolution(model, low, high) if resolution is None else resolution)
+    nx, ny, nz = (np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1).tolist()
+    x, y, z = low.tolist()
+    return Grid((x, y, z), step, (nx, ny, nz))
 
 
 def _polygonise(shape: FusedSurface | LevelSurface, grid: Grid, refine: int) -> tuple[Tensor, Tensor]:
@@ -203,16 +202,15 @@ def _check(
 def _check_box(box: tuple[float, ...]) -> None:
     ordered = len(box) == 6 and all(a < b for a, b in zip(box[:3], box[3:], strict=True))
     if not ordered or not all(math.isfinite(b) for b in box):
-        raise UserError(
-            f"--box must be x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1, z0 < z1, got {' '.join(map(str, box))}"
-        )
+        got = " ".join(map(str, box))
+        raise UserError(f"--box must be x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1, z0 < z1, got {got}")
 
 
 def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[float, ...]:
     """A box of the world (or scene) frame, x0 y0 z0 x1 y1 z1, as the one around it in the scene frame."""
     _check_box(box)
+    reach = 2.0 ** (len(model.occupancy.occupied) - 1)
     if frame == "scene":
-        reach = 2.0 ** (len(model.occupancy.occupied) - 1)
         if any(a > reach or b < -reach for a, b in zip(box[:3], box[3:], strict=True)):
             raise UserError(f"--box lies outside the scene, which reaches from {-reach:g} to {reach:g} in scene units")
         return box
@@ -221,7 +219,6 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[floa
     x, y, z = (torch.tensor([box[k], box[k + 3]], dtype=torch.float64) for k in range(3))
     corners = model.scene_from_world.apply(torch.cartesian_prod(x, y, z))
     low, high = corners.amin(dim=0), corners.amax(dim=0)
-    reach = 2.0 ** (len(model.occupancy.occupied) - 1)
     if bool((low > reach).any() or (high < -reach).any()):
         ends = model.scene_from_world.inverse().apply(torch.tensor([[-reach] * 3, [reach] * 3], dtype=torch.float64))
         first, last = (" ".join(f"{float(v):.4g}" for v in end) for end in (ends.amin(dim=0), ends.amax(dim=0)))
@@ -249,7 +246,7 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def default_resolution(model: Model, low: NDArray[np.float64], high: NDArray[np.float64]) -> int:
     """Cells along the longest side of a box of the scene, each CELL_PIXELS of what a photo's pixel spans in its
-    middle (the median of the photos), from 64 to 512: larger meshes are more than most can use."""
+    middle (the median of the photos), from 64 to 512."""
     if model.space.warped:
         return 512
     origins = model.scene_from_world.apply(model.cameras.centres)

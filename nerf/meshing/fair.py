@@ -1,8 +1,5 @@
-"""Bilateral normal filtering: noise out of a triangle mesh, edges kept.
-
-Ours, because none of trimesh's filters keeps edges, and the packages that do (pymeshlab, Open3D) are large and have
-wheels for few systems.
-"""
+"""Bilateral normal filtering: noise out of a triangle mesh, edges kept, which none of trimesh's filters does, and the
+packages that do (pymeshlab, Open3D) are large and have wheels for few systems."""
 
 from __future__ import annotations
 
@@ -66,11 +63,8 @@ def twin_edges(faces: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
 
 def _normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     """Unit normals [f,3] and twice the areas [f,1]; a face without area has no normal (0)."""
-    parts = []
-    for some in faces.split(_CHUNK):
-        a, b, c = (vertices.index_select(0, some[:, k]) for k in range(3))
-        parts.append(torch.linalg.cross(b - a, c - a))
-    crosses = torch.cat(parts)
+    corners = ([vertices.index_select(0, some[:, k]) for k in range(3)] for some in faces.split(_CHUNK))
+    crosses = torch.cat([torch.linalg.cross(b - a, c - a) for a, b, c in corners])
     areas = crosses.norm(dim=1, keepdim=True)
     return crosses / areas.clamp_min(1e-30), areas
 

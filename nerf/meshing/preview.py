@@ -29,11 +29,10 @@ def render_mesh(
 ) -> dict[str, NDArray[np.float32]]:
     """What camera i sees of a mesh in the world frame; float32 arrays of its size, as Model.render_image gives.
 
-    "color" [h,w,3]: of its texture or vertices (grey where there are none) over the background; lit adds a light at the
-    camera, which shows the shape. "opacity" [h,w]: share of the pixel that is covered. "depth" [h,w]: distance from the
-    camera in world length, 0 where nothing is. "normal" [h,w,3]: unit, world frame, outward, 0 where nothing is. Faces
-    show from both sides. supersample^2 points a pixel are tested. A triangle that reaches behind the camera is left
-    out. Lens distortion moves the corners of triangles; their edges stay straight. Deterministic; not differentiable.
+    "color" [h,w,3]: of its texture or vertices (else grey) over the background; lit adds a light at the camera.
+    "opacity" [h,w]: share of the pixel that is covered. "depth" [h,w]: distance in world length, and "normal" [h,w,3]:
+    unit, world frame, outward; both 0 where nothing is. Faces show from both sides; supersample^2 points a pixel are
+    tested. Lens distortion moves the corners of triangles alone. Not differentiable.
     """
     camera = cameras.subset([i])
     h, w = int(camera.heights[0]), int(camera.widths[0])

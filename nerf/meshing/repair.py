@@ -18,8 +18,7 @@ def repair(vertices: Points, faces: Faces, longest_hole: int) -> tuple[Points, F
     """A mesh [v,3], [f,3] whose edges have at most one face on either side, with its smaller holes closed.
 
     Faces that fold onto each other go, as do those around edges that more than two share; then holes of at most
-    longest_hole edges are closed, by a fan around a new vertex in their middle. New vertices and faces stand at the
-    end. What is whole comes back as it is.
+    longest_hole edges are closed, by a fan around a new vertex. New vertices and faces stand at the end.
     """
     for _ in range(_ROUNDS):
         faces = _drop_duplicates(faces)

@@ -58,8 +58,7 @@ def _loops(case: int, edge_of: dict[frozenset[int], int]) -> list[list[int]]:
                 j = (k + 1) % 4
                 while inside[(j + 1) % 4]:
                     j = (j + 1) % 4
-                leave = edge_of[frozenset((ring[j], ring[(j + 1) % 4]))]
-                follows[enter] = leave
+                follows[enter] = edge_of[frozenset((ring[j], ring[(j + 1) % 4]))]
     loops = []
     while follows:
         start = min(follows)
@@ -94,31 +93,26 @@ def derive_table() -> Table:
     def in_one_face(a: int, b: int) -> bool:
         return any(set(edges[a]) | set(edges[b]) <= face for face in faces)
 
+    def smallest_sine(triangle: tuple[int, int, int]) -> float:
+        """Of its corners, with every vertex in the middle of its edge."""
+        p = middle[list(triangle)]
+        sides = [p[1] - p[0], p[2] - p[1], p[0] - p[2]]
+        lengths = sorted(float(np.linalg.norm(s)) for s in sides)
+        return float(np.linalg.norm(np.cross(sides[0], sides[1]))) / (lengths[1] * lengths[2])
+
     def quality(triangles: Iterable[tuple[int, int, int]]) -> float:
-        """The smallest sine of a corner, with every vertex in the middle of its edge."""
-        worst = 1.0
-        for triangle in triangles:
-            p = middle[list(triangle)]
-            sides = [p[1] - p[0], p[2] - p[1], p[0] - p[2]]
-            lengths = sorted(float(np.linalg.norm(s)) for s in sides)
-            worst = min(worst, float(np.linalg.norm(np.cross(sides[0], sides[1]))) / (lengths[1] * lengths[2]))
-        return worst
+        return min([1.0, *map(smallest_sine, triangles)])
 
     cases: list[list[tuple[int, int, int]]] = []
     for case in range(256):
         triangles: list[tuple[int, int, int]] = []
         for loop in _loops(case, edge_of):
             borders = {frozenset((loop[k - 1], loop[k])) for k in range(len(loop))}
-            allowed = [
-                option
-                for option in _triangulations(loop)
-                if not any(
-                    in_one_face(a, b)
-                    for t in option
-                    for a, b in ((t[0], t[1]), (t[1], t[2]), (t[2], t[0]))
-                    if frozenset((a, b)) not in borders
-                )
-            ]
+            allowed = []
+            for option in _triangulations(loop):
+                sides = {frozenset((t[k - 1], t[k])) for t in option for k in range(3)}
+                if not any(in_one_face(*side) for side in sides - borders):
+                    allowed.append(option)
             triangles += max(allowed, key=quality)
         cases.append(triangles)
     counts = np.array([len(triangles) for triangles in cases])

@@ -1,10 +1,9 @@
 """Texture from photos: which photo colours which part of the mesh, and the colours of every texel.
 
 Every vertex rates every photo by how much of it the photo shows: visible (against a depth buffer of the mesh, with a
-margin beside the silhouettes of what stands in front), seen straight on, and near. The ratings are smooth over the
-surface, so photos blend into each other across seams, and they count by their squares, so the best nearly decides. Each
-face takes its few best photos; their colours at a texel are averaged, and those that disagree with the others (specular
-highlights, passers-by, a wrong depth) count less. What no photo shows is coloured by the field.
+margin beside silhouettes), seen straight on, and near. The ratings are smooth over the surface, so photos blend across
+seams, and count by their squares. Each face takes its few best photos; their colours at a texel are averaged, and those
+that disagree with the others (specular highlights, passers-by) count less. The field colours what no photo shows.
 The rating by projected area and the removal of disagreeing photos follow Waechter, Moehrle and Goesele, "Let There Be
 Color! Large-Scale Texturing of 3D Reconstructions", 2014, sections 3.1 and 3.2.
 """
@@ -81,14 +80,13 @@ def _valid_pixels(scene: Scene, i: int) -> Tensor:
 
 
 def feather_ratings(ratings: Tensor, faces: Tensor, rounds: int = 2) -> Tensor:
-    """Ratings [n,v] that fade out towards what a photo does not show: the smaller of a vertex's and its neighbours'
-    mean."""
-    n_vertices = ratings.shape[1]
+    """Ratings [n,v] that fade out towards what a photo does not show: at most their neighbours' mean."""
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    count = torch.zeros(n_vertices).index_add_(0, edges.flatten(), torch.ones(edges.numel())).clamp_min(1)
+    nothing, ends, others = torch.zeros(ratings.shape[1]), edges.flatten(), edges.flip(1).flatten()
+    count = nothing.index_add(0, ends, torch.ones(len(ends))).clamp_min(1)
     for _ in range(rounds):
         for row in ratings:
-            mean = torch.zeros(n_vertices).index_add_(0, edges.flatten(), row[edges.flip(1).flatten()]) / count
+            mean = nothing.index_add(0, ends, row[others]) / count
             torch.minimum(row, mean, out=row)
     return ratings
 
@@ -140,12 +138,11 @@ def bake(
     for some in unseen.split(_CHUNK):
         of, corner = weights[some].double(), mesh_faces[face[some].long()]
         color[some] = field_colors(model, _mean(of, centred[corner]) + middle, _mean(of, normals[corner]))
-    texture, known = torch.zeros(atlas.size**2, 3), torch.zeros(atlas.size**2, dtype=torch.bool)
-    texture[flat], known[flat] = color, True
+    texture, known = torch.zeros(atlas.size, atlas.size, 3), torch.zeros(atlas.size, atlas.size, dtype=torch.bool)
+    texture.view(-1, 3)[flat], known.view(-1)[flat] = color, True
     del color, weights, flat, face
     trim_heap()
-    shape = (atlas.size, atlas.size)
-    return fill(texture.reshape(*shape, 3), known.reshape(shape)).clamp_min(0)
+    return fill(texture, known).clamp_min(0)
 
 
 def _mean(weights: Tensor, corners: Tensor) -> Tensor:

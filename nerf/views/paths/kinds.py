@@ -61,11 +61,10 @@ def covered_arc(azimuths: Tensor) -> tuple[float, float]:
 
 
 def interpolate(cameras: Cameras, n_frames: int, n_keys: int = 24) -> tuple[Tensor, str]:
-    """A smooth flight through at most `n_keys` of the input cameras, spread evenly over their order, ends included.
+    """A smooth flight through at most `n_keys` of the input cameras, spread evenly over their `walking_order`.
 
-    The order is that of the cameras where it is a walk (a capture, sorted by name), else a short tour from neighbour
-    to neighbour. Positions and (sign-aligned, normalised) quaternions run along Catmull-Rom splines through the keys,
-    timed by distance, so the speed hardly changes and the path passes through every key.
+    Positions and (sign-aligned, normalised) quaternions run along Catmull-Rom splines through the keys, timed by
+    distance, so the speed hardly changes.
     """
     order = walking_order(cameras)
     keys = order[torch.linspace(0, len(order) - 1, min(n_keys, len(order))).round().long()]

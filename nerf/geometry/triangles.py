@@ -27,11 +27,8 @@ class SurfaceSamples(NamedTuple):
 
 
 def sample_surface(vertices: Tensor, faces: Tensor, n: int) -> SurfaceSamples:
-    """n points over the faces [f,3] of vertices [v,3], even by area; the same every time.
-
-    Every face gets its share (stratified by area, so that no hole opens by chance); inside the faces a low-discrepancy
-    sequence places them. Source: Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018 (R2).
-    """
+    """n points over the faces [f,3] of vertices [v,3], stratified by area; the same every time. Inside the faces a
+    low-discrepancy sequence places them (R2: Roberts, "The unreasonable effectiveness of quasirandom sequences")."""
     a, b, c = (vertices[faces[:, k].long()].double() for k in range(3))
     ends = torch.linalg.cross(b - a, c - a).norm(dim=1).cumsum(0)
     k = torch.arange(n, dtype=torch.float64)

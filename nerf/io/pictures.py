@@ -1,7 +1,4 @@
-"""Numbers to pictures: colour maps, labels, panels side by side, PNG and JPEG files.
-
-Pictures here are numpy arrays [h, w, 3] of uint8 in sRGB; maps are float arrays [h, w].
-"""
+"""Numbers to pictures ([h, w, 3] uint8 in sRGB): colour maps, labels, panels side by side, PNG and JPEG files."""
 
 from __future__ import annotations
 
@@ -30,11 +27,8 @@ def to_display(colors: np.ndarray, linear: bool) -> np.ndarray:
 
 @functools.cache
 def colour_map(name: str) -> np.ndarray:
-    """[256, 3] uint8: "error" from black over violet and red to pale yellow, "depth" from that over green to dark blue.
-
-    Both are paths through OKLCH (Ottosson 2020) whose lightness changes at a constant rate, so that equal steps look
-    equal, and they stay readable in grey and to the colour-blind; the chroma is cut back to what sRGB can show.
-    """
+    """[256, 3] uint8: "error" from black over violet and red to pale yellow, "depth" from that over green to dark blue;
+    paths through OKLCH (Ottosson 2020) of constantly changing lightness, the chroma cut back to what sRGB can show."""
     t = np.linspace(0, 1, 256)
     if name == "error":
         lightness, hue, chroma = 0.08 + 0.89 * t, 285 + 180 * t, 0.21 * np.sin(np.pi * np.clip(t, 0.02, 0.93)) ** 0.6
@@ -83,10 +77,8 @@ def resized(picture: np.ndarray, longest: int) -> np.ndarray:
 
 
 def panels(pictures: list[np.ndarray], labels: list[str], legend: tuple[str, str, str] | None = None) -> np.ndarray:
-    """Pictures side by side with a caption above each, on white; [h, w, 3] out.
-
-    legend: (name of a colour map, text at its low end, text at its high end), drawn under the last picture.
-    """
+    """Pictures side by side with a caption above each, on white: [h, w, 3]; legend: (name of a colour map, text at its
+    low end, at its high end), drawn under the last picture."""
     height = max(p.shape[0] for p in pictures)
     size = int(np.clip(height // 22, 11, 30))
     font = ImageFont.load_default(size=size)  # a caption may be wider than a thumbnail, which is then given the room

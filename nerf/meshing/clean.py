@@ -1,7 +1,5 @@
-"""Cleaning of closed triangle meshes: connected components, small ones removed, normals, smoothing.
-
-Ours, because trimesh's need scipy, which is no dependency, and sparse matrices of the whole mesh.
-"""
+"""Cleaning of closed triangle meshes: connected components, small ones removed, normals, smoothing. Ours, because
+trimesh's need scipy, which is no dependency, and sparse matrices of the whole mesh."""
 
 from __future__ import annotations
 
@@ -27,11 +25,8 @@ _BLOCK = 1 << 19  # vertices whose neighbours are sorted at once
 
 
 def component_labels(n_vertices: int, faces: Tensor) -> Tensor:
-    """For each vertex the smallest vertex it is connected to: [n_vertices] int64; faces [f,3] int32 or int64.
-
-    Rounds of: every root hooks onto its smallest neighbouring root, then all paths are cut short. On what marching
-    cubes leaves, the first round joins nearly everything.
-    """
+    """For each vertex the smallest vertex it is connected to: [n_vertices] int64; faces [f,3] int32 or int64. Rounds:
+    every root hooks onto its smallest neighbouring root, then all paths are cut short."""
     joins = [(some[:, k], some[:, k + 1]) for some in faces.split(_CHUNK) for k in range(2)]  # views
     parent = torch.arange(n_vertices)
     while joins:
@@ -52,7 +47,7 @@ def _rows(values: Tensor, faces: Tensor) -> Tensor:
 def signed_volumes(vertices: Tensor, faces: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Components as (label [c], number of faces [c], enclosed volume [c]); a cavity's volume is negative."""
     corner = vertices - vertices.mean(dim=0)
-    counts, volumes = torch.zeros(len(vertices), dtype=torch.int64), torch.zeros(len(vertices), dtype=torch.float64)
+    counts, volumes = (torch.zeros(len(vertices), dtype=kind) for kind in (torch.int64, torch.float64))
     for some in faces.split(_CHUNK):
         owner = _rows(labels, some[:, 0])
         a, b, c = _rows(corner, some).unbind(dim=1)
@@ -94,7 +89,7 @@ def find_hole_faces(faces: Tensor, removed: Tensor, n_vertices: int, most: int) 
     labels = component_labels(n_vertices, faces[chosen])
     owner = _rows(labels, faces[chosen, 0])
     small = torch.bincount(owner, minlength=n_vertices) <= most
-    border, held = torch.zeros(n_vertices, dtype=torch.bool), torch.zeros(n_vertices, dtype=torch.bool)
+    border, held = torch.zeros(2, n_vertices, dtype=torch.bool)
     border[faces[~removed].reshape(-1).long()] = True
     held[labels[border]] = True  # a piece of its own is no hole
     filling = torch.zeros_like(removed)
@@ -180,11 +175,9 @@ def check_count(n_faces: int | None) -> None:
 
 
 def decimate(vertices: Tensor, faces: Tensor, n_faces: int, closed: bool = True) -> tuple[Tensor, Tensor]:
-    """At most about n_faces faces that keep the shape: (vertices [v,3] float64, faces [f,3] int64).
-
-    A mesh that is `closed` stays so; of an open one only small holes are closed, as decimation tears them.
-    Source: quadric error metrics, Garland and Heckbert 1997, by fast-simplification.
-    """
+    """At most about n_faces faces that keep the shape: (vertices [v,3] float64, faces [f,3] int64). A mesh that is
+    `closed` stays so; of an open one only small holes are closed, as decimation tears them. Source: quadric error
+    metrics, Garland and Heckbert 1997."""
     if len(faces) <= n_faces:
         return vertices.double(), faces.long()
     check_count(n_faces)

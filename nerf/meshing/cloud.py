@@ -32,11 +32,8 @@ class Cloud(NamedTuple):
 
 
 def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
-    """At most n points in the world frame, where pixels drawn from the training views see a surface.
-
-    A pixel counts where most of its light is stopped and at least two views agree on the depth, so what floats before a
-    single camera stays out. Raises UserError where nothing is seen. Not differentiable.
-    """
+    """At most n points in the world frame, of pixels of the training views that stop most of their light and on whose
+    depth at least two views agree. Raises UserError where nothing is seen. Not differentiable."""
     cameras, random = model.cameras, torch.Generator().manual_seed(seed)
     views = depth_views(model, MAX_VIEWS, _MAX_SIDE)
     fewest = min(MIN_WEIGHT, len(views) / 2)

@@ -106,10 +106,8 @@ class MeshViewScores(NamedTuple):
 
 
 def evaluate_mesh_views(mesh: trimesh.Trimesh, scene: Scene) -> MeshViewScores:
-    """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white.
-
-    Pixels outside a view's mask do not count. Not differentiable. Raises UserError where no view is held out.
-    """
+    """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white, within
+    their masks. Not differentiable. Raises UserError where no view is held out."""
     rows = []
     for i in scene.splits["test"].tolist():
         drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE)["color"])

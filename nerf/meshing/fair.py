@@ -14,11 +14,10 @@ _CHUNK = 1 << 19  # faces at once
 
 
 def denoise_normals(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
-    """Vertices [v,3] float32 moved so that faces [f,3] lie along bilaterally filtered normals; any frame and unit.
+    """Vertices [v,3] float32 moved so that faces [f,3] lie along bilaterally filtered normals. Not differentiable.
 
     Each round, `n_i <- normalise(sum_j A_j exp(-|n_i - n_j|^2 / (2 NORMAL_SIGMA^2)) n_j)` over the face i and those
-    across its edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around, c
-    their centres. Connectivity stays, so a closed mesh stays closed. Not differentiable.
+    across its edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around.
     Sources: Zheng et al., "Bilateral Normal Filtering for Mesh Denoising", 2011, local scheme (area in place of
     distance); for the vertices Sun et al., "Fast and Effective Feature-Preserving Mesh Denoising", 2007, equation 12.
     """

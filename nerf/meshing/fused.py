@@ -1,8 +1,5 @@
-"""TSDF fusion: depth maps rendered from the model, fused into one truncated signed distance.
-
-Source: Curless and Levoy, "A Volumetric Method for Building Complex Models from Range Images", 1996. Ours, because
-distances are asked for point by point where marching cubes needs them, so no volume of 512^3 is ever held.
-"""
+"""TSDF fusion: depth maps rendered from the model, fused into one truncated signed distance (Curless and Levoy, "A
+Volumetric Method for Building Complex Models from Range Images", 1996), asked for where marching cubes needs it."""
 
 from __future__ import annotations
 

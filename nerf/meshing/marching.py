@@ -66,10 +66,8 @@ class Surface:
         return torch.from_numpy((index * self.grid.step + np.array(self.grid.origin)).astype(np.float32))
 
     def fractions(self) -> NDArray[np.float32]:
-        """Where the field, linear between the ends, is zero; kept off the ends so that no triangle collapses.
-
-        Where one end is the layer outside, the vertex lies on the border of the grid: the surface is capped there.
-        """
+        """Where the field, linear between the ends, is zero, kept off the ends so that no triangle collapses; on the
+        border of the grid where one end is the layer outside."""
         low, axis = self.low_ends()
         at = low[np.arange(len(axis)), axis]
         between = self.values_low / (self.values_low - self.values_high)
@@ -103,9 +101,8 @@ def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside
     """The zero surface of a field on a grid, closed and with every edge shared by exactly two triangles.
 
     field is asked once about every point of which no more is `known` than ASK (all without it); the others, and what
-    lies outside the grid, have the value `outside` (below 0) or, inside, -outside. Memory: one slab of values, 4 *
-    (BLOCK + 1) * shape_x * shape_y bytes, and the surface. Source: Lorensen and Cline 1987; the cases are derived in
-    nerf.meshing.table.
+    lies outside the grid, have the value `outside` (below 0) or, inside, -outside. Memory: one slab of BLOCK + 1 layers
+    and the surface. Source: Lorensen and Cline 1987; the cases are derived in nerf.meshing.table.
     """
     if outside >= 0:
         raise ValueError(f"outside must be below 0, got {outside}")

@@ -1,12 +1,10 @@
 """The cases of marching cubes, derived from first principles when first asked for; no published table is used.
 
-A cell has 8 corners; bit k of a case says that corner k lies inside. Its bits are its place: corner k sits at x = k &
-1, y = k >> 1 & 1, z = k >> 2 & 1. On every face of the cell the surface is a set of segments between crossed edges. A
-face with four crossings is ambiguous; we always cut its two inside corners off from each other. The choice looks at the
-four corners of the face and at nothing else, so the two cells that share the face make the same one, and the surface
-closes. Segments are directed (inside on one fixed hand), so they chain into loops; each loop is cut into triangles
-without using a diagonal that lies in a face of the cell, because the neighbour might use the same one, and then an edge
-would have four triangles instead of two.
+Bit k of a case says that corner k of the cell lies inside; it sits at x = k & 1, y = k >> 1 & 1, z = k >> 2 & 1. On
+every face of the cell the surface is a set of segments between crossed edges. Where a face has four crossings, its two
+inside corners are cut off from each other: the two cells that share it make the same choice, and the surface closes.
+Segments are directed (inside on one fixed hand), so they chain into loops; each is cut into triangles without a
+diagonal that lies in a face of the cell, which the neighbour might use too, so that an edge had four triangles.
 """
 
 from __future__ import annotations

@@ -35,10 +35,8 @@ _RATINGS = 1 << 26  # numbers gathered at once, of which each face has three for
 
 
 def photo_ratings(scene: Scene, vertices: Tensor, faces: Tensor, normals: Tensor, photos: Tensor) -> Tensor:
-    """How well each photo shows each vertex: [photos, v] float32, 0 where it does not; relative, larger is better.
-
-    vertices [v,3], normals [v,3] (unit, outward), faces [f,3], world frame; photos [n]: images of the scene.
-    """
+    """How well each photo [n] of the scene shows each vertex: [n,v] float32, 0 where it does not; relative, larger is
+    better. vertices [v,3], normals [v,3] (unit, outward), faces [f,3], world frame."""
     ratings = torch.zeros(len(photos), len(vertices))
     for row, i in enumerate(photos.tolist()):
         ratings[row] = _rating(scene, i, vertices, faces, normals)
@@ -112,8 +110,7 @@ def bake(
     k = min(PHOTOS_PER_FACE, len(photos))
     few = max(1, _RATINGS // (3 * len(photos)))  # faces at a time: bounded memory for any number of photos
     best = torch.cat([ratings[:, some].sum(dim=2).topk(k, dim=0).indices.T for some in mesh_faces.split(few)])
-    colors = torch.zeros(len(flat), k, 3)
-    shares = torch.zeros(len(flat), k)
+    colors, shares = torch.zeros(len(flat), k, 3), torch.zeros(len(flat), k)
     for row, i in enumerate(photos.tolist()):
         chosen = best == row
         rank_of_face = torch.where(chosen.any(dim=1), chosen.int().argmax(dim=1), -1)
@@ -166,10 +163,8 @@ def blend_photos(colors: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 def exposure_gains(
     model: Model, scene: Scene, ratings: Tensor, vertices: Tensor, normals: Tensor, photos: Tensor, samples: int = 4096
 ) -> Tensor:
-    """How much brighter each photo is than the others: [n,3], 1 where it cannot be told, 1 in the (geometric) mean.
-
-    The field has seen all photos, so what it shows is their common exposure, and each is compared with it.
-    """
+    """How much brighter each photo is than their common exposure, which the field shows: [n,3], 1 where it cannot be
+    told, 1 in the (geometric) mean."""
     gains = torch.full((len(photos), 3), math.nan)
     for row, i in enumerate(photos.tolist()):
         seen = (ratings[row] > 0).nonzero()[:, 0]

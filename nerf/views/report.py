@@ -1,7 +1,5 @@
-"""OUT/report.html: one page that shows and measures a run, made from the files of the run alone.
-
-Pictures and the training curve are inside the page; the video and the mesh are linked by name and lie beside it.
-"""
+"""OUT/report.html: one page that shows and measures a run, made from the files of the run alone; pictures and the
+training curve are inside it, the video and the mesh are linked by name and lie beside it."""
 
 from __future__ import annotations
 

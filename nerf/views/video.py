@@ -35,10 +35,8 @@ def check_modes(modes: tuple[str, ...]) -> None:
 
 
 def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool, exr: bool = False) -> dict[str, Path]:
-    """Where each mode goes: the video or folder itself for a single mode, else one for each, named after it.
-
-    Raises UserError before anything is rendered: unknown kind of file, file in the way, folder not writable.
-    """
+    """Where each mode goes: the video or folder itself for a single mode, else one for each, named after it; UserError
+    for an unknown kind of file, a file in the way, a folder that is not writable."""
     video = out.suffix.lower() == ".mp4"
     if exr:
         if video:

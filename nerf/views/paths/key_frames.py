@@ -18,11 +18,10 @@ PATH_FORMAT = "nerf-camera-path"
 
 
 def save_path(path: Path, camera_path: CameraPath) -> None:
-    """Write our own camera-path JSON.
+    """Write our own camera-path JSON; poses are OpenGL camera-to-world in the world frame of the input photos' poses.
 
     {"format": "nerf-camera-path", "version": 1, "width": pixels, "height": pixels, "fps": number, "frames": [
      {"camera_to_world": 3 or 4 rows of 4 numbers, "vertical_fov": degrees}, ...]}
-    Poses are OpenGL camera-to-world (x right, y up, looking along -z) in the world frame of the input photos' poses.
     """
     cameras = camera_path.cameras
     fovs = torch.rad2deg(2 * torch.atan(cameras.heights / (2 * cameras.fy)))

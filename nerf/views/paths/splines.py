@@ -7,10 +7,8 @@ from torch import Tensor
 
 
 def catmull_rom(times: Tensor, values: Tensor, at: Tensor) -> Tensor:
-    """Cubic Hermite spline through values [k,c] at increasing times [k], evaluated at [n]: [n,c].
-
-    Tangents are the slopes of the parabolas through neighbouring keys (non-uniform Catmull-Rom), one-sided at the ends.
-    """
+    """Cubic Hermite spline through values [k,c] at increasing times [k], evaluated at [n]: [n,c]; its tangents are the
+    slopes of the parabolas through neighbouring keys (non-uniform Catmull-Rom), one-sided at the ends."""
     step = times[1:] - times[:-1]
     slope = (values[1:] - values[:-1]) / step[:, None]
     weight = (step[1:] / (step[1:] + step[:-1]))[:, None]

@@ -89,11 +89,9 @@ class Progress(AbstractContextManager["Progress"]):
         ended = threading.Event()
 
         def show() -> None:
-            if notebook:
-                filled = _BAR * self.done // self.total if self.total else 0
-                print(f"\r{'█' * filled}{'░' * (_BAR - filled)} {self.line()}  ", end="", file=sys.stderr, flush=True)
-            else:
-                print(self.line(), file=sys.stderr, flush=True)
+            filled = _BAR * self.done // self.total if self.total else 0
+            bar = f"\r{'█' * filled}{'░' * (_BAR - filled)} {self.line()}  "
+            print(bar if notebook else self.line(), end="" if notebook else "\n", file=sys.stderr, flush=True)
 
         def repeat() -> None:
             with suppress(OSError, ValueError):  # nobody reads on, or the stream is closed

@@ -17,7 +17,7 @@ from nerf.io.pictures import to_display
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
 from nerf.meshing.fused import FusedSurface
-from nerf.meshing.level import LevelSurface, default_threshold
+from nerf.meshing.level import LevelSurface, DEFAULT_THRESHOLD
 from nerf.meshing.marching import Grid, marching_cubes
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def extract_mesh(
 
     resolution: cells along the longest side of the box that is meshed (None: see default_resolution). method: "tsdf"
     fuses depth maps of the training views, and what no view sees is solid; "density" is the surface where the density
-    crosses `threshold` (1/scene length; None: see level.default_threshold); "auto" takes tsdf, and density where a
+    crosses `threshold` (1/scene length; None: see level.DEFAULT_THRESHOLD); "auto" takes tsdf, and density where a
     threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for
     forward-facing scenes); None: around the occupied cells for a bounded object, [-1,1]^3 for unbounded captures.
     Components under min_fraction of the largest one's faces are removed, as are, for bounded objects, cavities that
@@ -91,10 +91,12 @@ def extract_mesh(
         method = "density" if threshold is not None or model.space.warped else "tsdf"
     if smooth is None:
         smooth = 6 if method == "tsdf" else 0
-    level = default_threshold() if threshold is None else float(threshold)
-    _check(resolution, level, box, min_fraction, max_components, smooth, holes, denoise)
-    keep_unseen = model.space.bounded if watertight is None else watertight
+    level = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     limits = Limits(min_fraction, max_components)
+    _check(resolution, level, limits, smooth, holes, denoise)
+    if box is not None:
+        _check_box(box)
+    keep_unseen = model.space.bounded if watertight is None else watertight
     grid = _grid(model, resolution, box)
     with torch.no_grad():
         shape = FusedSurface(model, grid) if method == "tsdf" else LevelSurface(model, grid, level)
@@ -174,29 +176,19 @@ def _remove_unseen(
     return kept, n_components
 
 
-def _check(
-    resolution: int | None,
-    level: float,
-    box: tuple[float, ...] | None,
-    min_fraction: float,
-    max_components: int | None,
-    smooth: int,
-    holes: int,
-    denoise: int | None,
-) -> None:
+def _check(resolution: int | None, level: float, limits: Limits, smooth: int, holes: int, denoise: int | None) -> None:
+    fraction, most = limits
     for holds, message in (
         (holes >= 0, f"--holes must be 0 or more faces, got {holes}"),
         (0 <= smooth <= 100, f"--smooth must be from 0 to 100 rounds, got {smooth}"),
         (denoise is None or 0 <= denoise <= 100, f"--denoise must be from 0 to 100 rounds, got {denoise}"),
         (resolution is None or 8 <= resolution <= 4096, f"--resolution must be from 8 to 4096 cells, got {resolution}"),
         (0 < level < math.inf, f"--threshold must be a density above 0 in 1/scene length, got {level}"),
-        (0 <= min_fraction <= 1, f"--min-fraction must be from 0 to 1, got {min_fraction}"),
-        (max_components is None or max_components >= 1, f"--max-components must be 1 or more, got {max_components}"),
+        (0 <= fraction <= 1, f"--min-fraction must be from 0 to 1, got {fraction}"),
+        (most is None or most >= 1, f"--max-components must be 1 or more, got {most}"),
     ):
         if not holds:
             raise UserError(message)
-    if box is not None:
-        _check_box(box)
 
 
 def _check_box(box: tuple[float, ...]) -> None:
@@ -233,7 +225,7 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     occupied = model.occupancy.occupied[0].cpu()
     if not bool(occupied.any()):
         raise UserError("the model's occupancy grid is empty, so there is no surface; train it longer")
-    low, high = np.empty(3), np.empty(3)
+    low, high = np.empty((2, 3))
     for axis in range(3):  # x, y, z are dimensions 2, 1, 0
         cells = occupied.amax(dim=tuple(d for d in range(3) if d != 2 - axis)).nonzero()
         low[axis], high[axis] = int(cells.min()), int(cells.max()) + 1

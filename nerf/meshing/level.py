@@ -14,15 +14,10 @@ from nerf.meshing.marching import ASK, OUTSIDE, Grid, Known
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
-# Scene length over which the iso-surface's density absorbs half the light: a cell of a 128^3 occupancy grid.
-HALF_TRANSMITTANCE_LENGTH = 1 / 64
+# Density of the iso-surface in 1/scene length, which absorbs half the light over a cell of a 128^3 occupancy grid,
+# 1/64; not tied to the step of the mesh grid, so that a finer mesh shows the same surface.
+DEFAULT_THRESHOLD = math.log(2) / (1 / 64)
 _CLAMP = 3.0  # of log(density / level): beyond a factor of 20 a value says "inside" or "outside", not how far
-
-
-def default_threshold() -> float:
-    """Density of the iso-surface in 1/scene length: ln 2 / HALF_TRANSMITTANCE_LENGTH = 44; not tied to the step of the
-    mesh grid, so that a finer mesh shows the same surface."""
-    return math.log(2) / HALF_TRANSMITTANCE_LENGTH
 
 
 class LevelSurface:

@@ -93,11 +93,16 @@ def bilinear(picture: Tensor, uv: Tensor) -> Tensor:
     return upper * (1 - fy) + lower * fy
 
 
-def rasterise(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest face at every pixel centre that has one: (flat pixels [p] ascending, faces [p], weights [p,3]).
+def facing(camera: Cameras, vertices: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a surface at vertices [v,3], as camera 0 sees it: cosine [v] to its normal, and slope [v] (the tangent)."""
+    away = vertices - camera.centres[0]
+    cosine = -(normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
+    return cosine, (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
 
-    See `kernels.nearest_faces`; weights are of the triangle's corners in space: w_k / z_k over their sum.
-    """
+
+def rasterise(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest face at every pixel centre that has one: (flat pixels [p] ascending, faces [p], weights [p,3] of the
+    triangle's corners in space: w_k / z_k over their sum); see `kernels.nearest_faces`."""
     nearest = kernels.nearest_faces(uv, z, faces, width, height)
     pixel = (nearest >= 0).nonzero()[:, 0]
     face = nearest[pixel].long()

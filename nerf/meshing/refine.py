@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, avg_pool3d, grid_sample, interpolate, max_pool2d, pad
 
 from nerf import kernels
-from nerf.meshing.preview import bilinear
+from nerf.meshing.preview import bilinear, facing
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -105,9 +105,7 @@ class _Colours:
         self.sums = torch.zeros(len(vertices), 9)  # of w, w c, w d, w c.d, w |d|^2
 
     def add(self, camera: Cameras, picture: Tensor, rating: Tensor, drawn: Drawn) -> None:
-        away = self.vertices - camera.centres[0]
-        cosine = -(self.normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
-        slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
+        slope = facing(camera, self.vertices, self.normals)[1]
         # Beside what lies before or behind it, colours are mixed; a slanted surface gets nearer and farther by itself.
         alone = drawn.apart * camera.fx[0] / drawn.z.clamp_min(1e-300) <= 1.5 + 1.5 * _WINDOW_PIXELS * slope
         seen = ((rating > 0) & alone).nonzero()[:, 0]

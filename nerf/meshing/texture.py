@@ -19,7 +19,7 @@ from torch import Tensor
 from nerf.geometry.light import encode
 from nerf.io.memory import trim_heap
 from nerf.meshing.atlas import Atlas, fill, texels
-from nerf.meshing.preview import bilinear, rasterise
+from nerf.meshing.preview import bilinear, facing, rasterise
 from nerf.training.exposure import remove_exposure
 
 if TYPE_CHECKING:
@@ -53,14 +53,11 @@ def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tens
     window = 2 * _MARGIN + 1
     in_front = -torch.nn.functional.max_pool2d(-depth.reshape(1, 1, h, w), window, 1, _MARGIN).flatten()
 
-    away = vertices - camera.centres[0]
-    cosine = -(normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
+    cosine, slope = facing(camera, vertices, normals)
     density = camera.fx[0] / z.clamp_min(1e-300)  # pixels per length, seen straight on
     inside = (z > 0) & (uv >= _MARGIN).all(dim=1) & (uv[:, 0] < w - _MARGIN) & (uv[:, 1] < h - _MARGIN)
     at = (uv[:, 1].clamp(0, h - 1).long() * w + uv[:, 0].clamp(0, w - 1).long()).where(inside, torch.zeros(1).long())
-    # Within the window a slanted surface comes nearer by itself.
-    slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
-    tolerance = (1.5 + 1.5 * _MARGIN * slope) / density
+    tolerance = (1.5 + 1.5 * _MARGIN * slope) / density  # within the window a slanted surface comes nearer by itself
     visible = inside & (cosine > 0.1) & (z - in_front[at].double() <= tolerance)
     visible &= _valid_pixels(scene, i)[at]
     return (visible * density.square() * cosine.clamp_min(0).square()).float()

@@ -3,8 +3,8 @@ training curve are inside it, the video and the mesh are linked by name and lie 
 
 from __future__ import annotations
 
-import html
 import json
+from html import escape as _e
 from pathlib import Path
 from typing import Any
 
@@ -230,10 +230,6 @@ def _files(out: Path) -> str:
     )
     table = f"<table>{rows}</table>" if rows else ""
     return f"<section><h2>Files, and what next</h2>{table}<pre>{commands}</pre></section>"
-
-
-def _e(text: str) -> str:
-    return html.escape(text)
 
 
 def _training_time(training: dict[str, Any], about: dict[str, Any]) -> tuple[float, int]:

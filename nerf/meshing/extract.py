@@ -17,7 +17,7 @@ from nerf.io.pictures import to_display
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
 from nerf.meshing.fused import FusedSurface
-from nerf.meshing.level import LevelSurface, DEFAULT_THRESHOLD
+from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
 from nerf.meshing.marching import Grid, marching_cubes
 
 if TYPE_CHECKING:

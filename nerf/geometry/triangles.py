@@ -73,9 +73,8 @@ def read_mesh(path: Path | str) -> Triangles:
     """
     meshes = _parts(Path(path))
     starts = np.cumsum([0, *(len(m.vertices) for m in meshes)])
-    parts = [
-        (np.asarray(m.vertices, float), np.asarray(m.faces, int) + s) for m, s in zip(meshes, starts[:-1], strict=True)
-    ]
+    placed = zip(meshes, starts[:-1], strict=True)
+    parts = [(np.asarray(m.vertices, float), np.asarray(m.faces, int) + start) for m, start in placed]
     mesh = Triangles(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True)))
     if not bool(mesh.vertices[mesh.faces.reshape(-1)].isfinite().all()):
         raise UserError(f"{path} holds vertices that are no numbers (NaN or infinity)")

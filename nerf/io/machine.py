@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,10 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _cpu_name() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
@@ -68,11 +67,9 @@ def _memory() -> tuple[int | None, int | None]:
     except (OSError, ValueError):
         return None, None
     total, available = facts.get("MemTotal"), facts.get("MemAvailable")
-    try:
+    with suppress(OSError, ValueError):  # no cgroup, or the word "max"
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
         total = min(total or limit, limit)
         available = min(available or limit, max(0, limit - used))
-    except (OSError, ValueError):  # no cgroup, or the word "max"
-        pass
     return total, available

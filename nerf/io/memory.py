@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 
 import numpy as np
 
@@ -40,8 +41,6 @@ def allocate(n_pixels: int, n_channels: int, dtype: np.dtype) -> np.ndarray:
     with os.fdopen(handle, "r+b") as f:
         f.truncate(n_bytes)
         memory = np.memmap(f, dtype, "r+", shape=(n_pixels, n_channels))
-    try:
+    with suppress(OSError):  # Windows: stays in the temporary folder
         os.unlink(name)  # the mapping keeps it alive, and the disk is freed whatever happens to us
-    except OSError:
-        pass  # Windows: stays in the temporary folder
     return memory

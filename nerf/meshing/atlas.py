@@ -66,12 +66,10 @@ def unwrap(vertices: Tensor, faces: Tensor, size: int) -> Atlas:
 def _choose_sides(facing: Tensor, neighbours: Tensor) -> Tensor:
     """Which of the six sides (x, -x, y, ...) each face is seen from [f]: that which it faces (cosines [f,6]), or most
     of its neighbours where it is not too slanted; then small patches join a larger one beside them, likewise."""
-    side = facing.argmax(dim=1)
+    side, one = facing.argmax(dim=1), torch.ones(1)
     both = torch.cat([neighbours, neighbours.flip(1)])
     for _ in range(_VOTES):
-        votes = torch.zeros(facing.shape).index_put_(
-            (both[:, 0], side[both[:, 1]]), torch.ones(len(both)), accumulate=True
-        )
+        votes = torch.zeros(facing.shape).index_put_((both[:, 0], side[both[:, 1]]), one, accumulate=True)
         most, best = torch.where(facing > _SLANTED, votes, -1.0).max(dim=1)
         side = torch.where(most > votes.gather(1, side[:, None])[:, 0], best, side)
     for _ in range(_JOINS):
@@ -79,9 +77,8 @@ def _choose_sides(facing: Tensor, neighbours: Tensor) -> Tensor:
         count = torch.bincount(patch)
         here, there = patch[both].unbind(dim=1)
         larger = (count[here] < _SMALL) & (count[there] > count[here])
-        shared = torch.zeros(len(count), 6).index_put_(
-            (here[larger], side[both[larger, 1]]), torch.ones(int(larger.sum())), accumulate=True
-        )
+        places = here[larger], side[both[larger, 1]]
+        shared = torch.zeros(len(count), 6).index_put_(places, one, accumulate=True)
         lowest = torch.ones(len(count), 6, dtype=facing.dtype)
         lowest.scatter_reduce_(0, patch[:, None].expand(-1, 6), facing, "amin")
         most, best = torch.where(lowest > _SLANTED, shared, 0.0).max(dim=1)

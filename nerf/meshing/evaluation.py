@@ -77,11 +77,8 @@ class MeshScores:
         lines.append(f"{'within':20}{'precision':>12}{'recall':>14}{'F-score':>10}")
         lines += [f"{percent + ' %':20}{p:12.4f}{r:14.4f}{f:10.4f}" for percent, (p, r, f) in self.f_scores.items()]
         lines.append(f"{'normal consistency':20}{self.normal_consistency:12.4f}")
-        lines.append(
-            f"{self.samples:,} points on each; {self.faces:,} faces against {self.faces_of_truth:,}; "
-            f"diagonal {self.diagonal:.5g}"
-        )
-        return "\n".join(lines)
+        counts = f"{self.samples:,} points on each; {self.faces:,} faces against {self.faces_of_truth:,}"
+        return "\n".join([*lines, f"{counts}; diagonal {self.diagonal:.5g}"])
 
 
 class ViewScore(NamedTuple):
@@ -164,8 +161,7 @@ def _normals(corners: torch.Tensor) -> torch.Tensor:
 
 def check_frames(mesh: Triangles, truth: Triangles, mesh_name: str, truth_name: str) -> None:
     """UserError where two meshes cannot stand in one frame: boxes that do not touch, or of wholly different size."""
-    boxes = [m.box() for m in (mesh, truth)]
-    (low, high), (true_low, true_high) = boxes
+    (low, high), (true_low, true_high) = boxes = [m.box() for m in (mesh, truth)]
     apart = bool((low > true_high).any() or (high < true_low).any())
     ratio = mesh.diagonal() / max(truth.diagonal(), 1e-300)
     if truth.diagonal() == 0:

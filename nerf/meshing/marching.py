@@ -199,7 +199,6 @@ def _join_parts(grid: Grid, parts: list[Surface]) -> Surface:
     del again
     for part, numbers in zip(parts, number, strict=True):
         part.faces = numbers[part.faces]
-    low, high = (
-        np.concatenate(values)[first] for values in zip(*((p.values_low, p.values_high) for p in parts), strict=True)
-    )
+    ends = zip(*((p.values_low, p.values_high) for p in parts), strict=True)
+    low, high = (np.concatenate(values)[first] for values in ends)
     return Surface(grid, edges, low, high, np.concatenate([p.faces for p in parts]))

@@ -64,20 +64,18 @@ def _header(title: str, run: Run, training: dict[str, Any], evaluation: dict[str
     tiles = []
     if evaluation:
         kind = "held-out" if about.get("held_out") else "training"
-        tiles += [
-            (_number(evaluation.get("psnr"), 2), "dB PSNR", f"mean of {evaluation.get('n_views')} {kind} views"),
-            (_number(evaluation.get("ssim"), 3), "SSIM", "1 is identical"),
-        ]
+        tiles.append(
+            (_number(evaluation.get("psnr"), 2), "dB PSNR", f"mean of {evaluation.get('n_views')} {kind} views")
+        )
+        tiles.append((_number(evaluation.get("ssim"), 3), "SSIM", "1 is identical"))
         if evaluation.get("render_seconds_per_view"):
             size = about.get("resolution") or [""]
             tiles.append((_number(evaluation["render_seconds_per_view"], 2), "s a view", f"rendering at {size[0]}"))
     seconds, steps = _training_time(training, about)
     if seconds:
         tiles.append((_duration(seconds), "training", f"{steps:,} steps" if steps else ""))
-    cards = "".join(
-        f'<div class="tile"><b>{_e(value)}</b> <span>{_e(unit)}</span><p>{_e(says)}</p></div>'
-        for value, unit, says in tiles
-    )
+    tile = '<div class="tile"><b>{}</b> <span>{}</span><p>{}</p></div>'
+    cards = "".join(tile.format(*map(_e, words)) for words in tiles)
     sentence = _e(held_out_sentence(run, evaluation))
     return f'<header><h1>{_e(title)}</h1><p>{sentence}</p></header><div class="tiles">{cards}</div>'
 
@@ -85,10 +83,8 @@ def _header(title: str, run: Run, training: dict[str, Any], evaluation: dict[str
 def held_out_sentence(run: Run, evaluation: dict[str, Any]) -> str:
     """Whether views were held out, how many, and so what the numbers mean."""
     if run.images and run.held_out_views:
-        return (
-            f"{run.images} images, of which {run.held_out_views} were held out and never trained on; "
-            "the numbers are of these."
-        )
+        held_out = f"{run.held_out_views} were held out and never trained on"
+        return f"{run.images} images, of which {held_out}; the numbers are of these."
     if run.images:
         return (
             f"{run.images} images, all of them trained on: no view was held out, so the numbers are of views that the "

@@ -18,7 +18,7 @@ from nerf.geometry.aim import look_at
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Box, Similarity, Space
 from nerf.kernels import RenderedRays
-from nerf.meshing.level import default_threshold
+from nerf.meshing.level import DEFAULT_THRESHOLD
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
 
@@ -49,7 +49,7 @@ class AnalyticField:
 
     def density(self, x: Tensor) -> Tensor:
         self.n_evaluated += len(x)
-        return default_threshold() * torch.exp((-self.distance(x) / self.softness).clamp(-60, 8))
+        return DEFAULT_THRESHOLD * torch.exp((-self.distance(x) / self.softness).clamp(-60, 8))
 
     def __call__(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         return self.density(x), 0.5 + 0.25 * x - 0.25 * d

@@ -19,7 +19,7 @@ from nerf.geometry.space import Ndc, Similarity, Unbounded
 from nerf.meshing.clean import Limits, component_labels, is_closed, keep_faces, vertex_normals
 from nerf.meshing.extract import extract_mesh as extract_any
 from nerf.meshing.files import save_mesh
-from nerf.meshing.level import default_threshold, near_occupied
+from nerf.meshing.level import DEFAULT_THRESHOLD, near_occupied
 from nerf.meshing.marching import ASK, BLOCK, Grid, Surface, marching_cubes
 from nerf.meshing.table import CORNERS, derive_table
 
@@ -166,7 +166,7 @@ def test_sphere_has_the_right_volume_place_and_topology() -> None:
 def test_logarithm_places_vertices_better_than_density_or_opacity() -> None:
     """Density exp(network): steep, its values at the two ends far apart. Errors are RMS in grid steps, unrefined."""
     model = AnalyticModel(ball(0.7), softness=0.005)
-    step, level = 2 / 64, default_threshold()
+    step, level = 2 / 64, DEFAULT_THRESHOLD
     grid = Grid((-1.0, -1.0, -1.0), step, (65, 65, 65))
     transforms: dict[str, Callable[[Tensor], Tensor]] = {
         "density": lambda s: s - level,

@@ -71,7 +71,7 @@ def test_orbit_of_very_few_or_overhead_cameras_is_finite(n: int) -> None:
 
 
 def test_covered_arc_wraps_around() -> None:
-    start, length = paths.covered_arc(torch.deg2rad(torch.tensor([170.0, -170.0, 150.0, -150.0])))
+    start, length = paths.kinds.covered_arc(torch.deg2rad(torch.tensor([170.0, -170.0, 150.0, -150.0])))
     assert math.degrees(start) == pytest.approx(150) and math.degrees(length) == pytest.approx(60)
 
 

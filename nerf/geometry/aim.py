@@ -14,10 +14,9 @@ from nerf.geometry.space import Similarity, Space
 def common_up(cameras: Cameras) -> tuple[Tensor, bool]:
     """(up [3] float64 of unit length in the world frame, whether the photos lie on their side).
 
-    Photos are seldom rolled, so their right axes lie in the level plane: up is what is most nearly perpendicular to all
-    of them. (The mean of the up axes leans over as soon as the cameras look down and stand on one side only; it decides
-    the sign, and everything where the right axes do not span a plane.) Phones held upright may save photos on their
-    side; then it is the up axes that lie in the level plane, much more nearly than the right axes do.
+    Photos are seldom rolled, so up is most nearly perpendicular to their right axes, or to their up axes where phones
+    saved them on their side. The mean of the up axes, which leans over where cameras look down from one side, decides
+    the sign, and everything where the right axes do not span a plane.
     """
     rights, ups = cameras.c2w[:, :, 0].double(), cameras.up.double()
     level, axis = _normal_of(rights)
@@ -35,10 +34,8 @@ def common_up(cameras: Cameras) -> tuple[Tensor, bool]:
 
 
 def _normal_of(axes: Tensor) -> tuple[float, Tensor]:
-    """The direction most nearly perpendicular to axes [n,3]: (mean squared cosine to it, direction [3]).
-
-    Infinity where they do not span a plane: they are all parallel, or of every direction.
-    """
+    """The direction most nearly perpendicular to axes [n,3]: (mean squared cosine to it, direction [3]); infinity
+    where they do not span a plane."""
     spread, directions = torch.linalg.eigh(axes.T @ axes / len(axes))
     plane = float(spread[1]) > 0.1 and float(spread[0]) < 0.5 * float(spread[1])
     # Rounding may leave a tiny negative number; a floor of (half a degree) squared keeps ratios of nothing out.

@@ -7,7 +7,7 @@ are made, never to images.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -89,8 +89,7 @@ class Cameras:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything there is to store; Cameras(**tensors) is the same set again."""
-        names = ("c2w", "fx", "fy", "cx", "cy", "widths", "heights", "models", "distortion")
-        return {name: getattr(self, name) for name in names}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
     def subset(self, ids: Tensor | list[int]) -> Cameras:
         """The cameras of the given indices, in that order."""
@@ -113,37 +112,28 @@ class Cameras:
         if factor < 1:
             raise ValueError(f"factor must be a whole number from 1 up, got {factor}")
         t = self.tensors()
-        for name in ("fx", "fy", "cx", "cy"):
-            t[name] = t[name] / factor
-        t["widths"], t["heights"] = t["widths"] // factor, t["heights"] // factor
-        return Cameras(**t)
+        t |= {name: t[name] / factor for name in ("fx", "fy", "cx", "cy")}
+        return Cameras(**t | {name: t[name] // factor for name in ("widths", "heights")})
 
     def resized(self, widths: Tensor | int, heights: Tensor | int) -> Cameras:
         """The same views drawn with another number of pixels [n] or one for all (aspect ratio may change)."""
-        t = self.tensors()
-        t["widths"] = torch.as_tensor(widths, dtype=torch.int64).expand(len(self)).clone()
-        t["heights"] = torch.as_tensor(heights, dtype=torch.int64).expand(len(self)).clone()
-        sx, sy = t["widths"] / self.widths.double(), t["heights"] / self.heights.double()
-        t["fx"], t["cx"], t["fy"], t["cy"] = self.fx * sx, self.cx * sx, self.fy * sy, self.cy * sy
-        return Cameras(**t)
+        widths, heights = (torch.as_tensor(x, dtype=torch.int64).expand(len(self)).clone() for x in (widths, heights))
+        sx, sy = widths / self.widths.double(), heights / self.heights.double()
+        lens = {"fx": self.fx * sx, "fy": self.fy * sy, "cx": self.cx * sx, "cy": self.cy * sy}
+        return Cameras(**self.tensors() | lens | {"widths": widths, "heights": heights})
 
     def rays(
         self, image_ids: Tensor, rows: Tensor, cols: Tensor, scene_from_world: Similarity | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rays through pixels: (rays_o [n,3], rays_d [n,3] of unit length), float32, in the scene frame (world when
-        None).
-
-        image_ids [n] int; rows, cols [n] are pixel indices, whole (int) or fractional (float): (row, col) is the
-        centre of that pixel, (row + 0.5, col + 0.5) its lower right corner.
-        """
+        None). image_ids [n] int; rows, cols [n] are pixel indices, whole (int) or fractional (float): (row, col) is the
+        centre of that pixel, (row + 0.5, col + 0.5) its lower right corner."""
         packed = self._packed(scene_from_world)  # [n_cameras,16] float32
         p = packed.index_select(0, image_ids)
-        table = None
-        if bool(self._distorted()):
+        if self._distorted():
             table = None if rows.is_floating_point() or cols.is_floating_point() else self._table()
             if table is not None:
-                directions, offsets = table
-                d = directions.index_select(0, offsets[image_ids] + rows * self.widths[image_ids] + cols)
+                d = table[0].index_select(0, table[1][image_ids] + rows * self.widths[image_ids] + cols)
             else:
                 d = self._camera_directions(image_ids, rows, cols).float()
             x, y, z = d[:, 0:1], d[:, 1:2], d[:, 2:3]
@@ -162,15 +152,10 @@ class Cameras:
 
     def project(self, points_world: Tensor) -> tuple[Tensor, Tensor]:
         """Where world points [m,3] fall: (uv [n,m,2] OpenCV pixels with distortion, z_depths [n,m] along the optical
-        axis).
-
-        Points behind a perspective camera have z_depths <= 0 and meaningless uv. Differentiable in the points, poses
-        and intrinsics.
-        """
+        axis, <= 0 behind the camera, where uv means nothing). Differentiable in the points, poses and intrinsics."""
         local = torch.einsum("nij,nmi->nmj", self.c2w[:, :, :3], points_world.double()[None] - self.c2w[:, None, :, 3])
         x, y, z = local[..., 0], -local[..., 1], -local[..., 2]
-        k = self.distortion[:, None, :]
-        model = self.models[:, None]
+        k, model = self.distortion[:, None, :], self.models[:, None]
         safe = torch.where(z.abs() < 1e-12, torch.full_like(z, 1e-12), z)
         xn, yn = x / safe, y / safe
         if bool((self.models == OPENCV).any()):
@@ -182,11 +167,8 @@ class Cameras:
             scale = _fisheye(torch.atan2(r, z), k) / r
             lens = model == FISHEYE
             xn, yn = torch.where(lens, x * scale, xn), torch.where(lens, y * scale, yn)
-        u = self.fx[:, None] * xn + self.cx[:, None]
-        v = self.fy[:, None] * yn + self.cy[:, None]
-        return torch.stack([u, v], dim=-1), z
-
-    # ---- what makes rays() fast
+        uv = self.fx[:, None] * xn + self.cx[:, None], self.fy[:, None] * yn + self.cy[:, None]
+        return torch.stack(uv, dim=-1), z
 
     def _distorted(self) -> bool:
         if "distorted" not in self._cache:
@@ -201,13 +183,11 @@ class Cameras:
         host = self._cache.get("host")
         if isinstance(host, Cameras):
             packed = host._packed(scene_from_world).to(self.c2w.device)
-            self._cache["packed"] = (scene_from_world, packed)
-            return packed
-        s = (scene_from_world or Similarity.identity()).to(self.c2w.device)
-        axes = torch.einsum("ij,njk->nik", s.rotation, self.c2w[:, :, :3]) * _AXES
-        rest = torch.stack([1 / self.fx, 1 / self.fy, self.cx - 0.5, self.cy - 0.5], dim=1)
-        parts = [axes.transpose(1, 2).reshape(-1, 9), s.apply(self.centres), rest]
-        packed = torch.cat(parts, dim=1).float()
+        else:
+            s = (scene_from_world or Similarity.identity()).to(self.c2w.device)
+            axes = torch.einsum("ij,njk->nik", s.rotation, self.c2w[:, :, :3]) * _AXES
+            rest = torch.stack([1 / self.fx, 1 / self.fy, self.cx - 0.5, self.cy - 0.5], dim=1)
+            packed = torch.cat([axes.transpose(1, 2).reshape(-1, 9), s.apply(self.centres), rest], dim=1).float()
         self._cache["packed"] = (scene_from_world, packed)
         return packed
 
@@ -236,10 +216,8 @@ class Cameras:
                     for a in range(0, size, 1 << 18):
                         pixels = torch.arange(a, min(a + (1 << 18), size))
                         rows, cols = pixels // self.widths[i], pixels % self.widths[i]
-                        ids = torch.full_like(pixels, i)
-                        directions[start + a : start + a + len(pixels)] = self._camera_directions(
-                            ids, rows, cols
-                        ).float()
+                        found = self._camera_directions(torch.full_like(pixels, i), rows, cols)
+                        directions[start + a : start + a + len(pixels)] = found.float()
                 table = (directions, starts[which])
             self._cache["table"] = table
         return self._cache["table"]  # type: ignore[return-value]
@@ -268,11 +246,8 @@ def picture_border(height: float, width: float, n: int) -> tuple[Tensor, Tensor]
 
 
 def undistort(x: Tensor, y: Tensor, k: Tensor, models: Tensor, n_steps: int = 12) -> Tensor:
-    """Distorted normalised coordinates [n] to directions [n,3] (OpenCV camera frame, z forward) by Newton's method,
-    float64.
-
-    Where the lens polynomial has no inverse (far corners of a poor calibration) the result is the last finite estimate.
-    """
+    """Distorted normalised coordinates [n] to directions [n,3] float64 (OpenCV camera frame, z forward) by Newton's
+    method; where the lens polynomial has no inverse (far corners of a poor calibration), the last finite estimate."""
     dx, dy, dz = x.clone(), y.clone(), torch.ones_like(x)
     lens = models == OPENCV
     if bool(lens.any()):
@@ -299,7 +274,7 @@ def undistort(x: Tensor, y: Tensor, k: Tensor, models: Tensor, n_steps: int = 12
     lens = models == FISHEYE
     if bool(lens.any()):
         xd, yd, kk = x[lens], y[lens], k[lens]
-        k1, k2, k3, k4, _, _ = kk.unbind(-1)
+        k1, k2, k3, k4 = kk[:, :4].unbind(-1)
         r = torch.sqrt(xd * xd + yd * yd)
         theta = r.clamp_max(torch.pi)
         for _ in range(n_steps):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,18 +17,18 @@ def encode(light: Colours) -> Colours:
 
     Differentiable, with a gradient between 0 and 12.92 everywhere. Nothing is clipped.
     """
-    if isinstance(light, Tensor):
-        bright = 1.055 * light.clamp_min(0.0031308) ** (1 / 2.4) - 0.055
-        return torch.where(light <= 0.0031308, 12.92 * light, bright)
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055)
+    where, bright = _where_above(light, 0.0031308)
+    return where(light <= 0.0031308, 12.92 * light, 1.055 * bright ** (1 / 2.4) - 0.055)
 
 
 def decode(values: Colours) -> Colours:
     """sRGB values to linear light, the inverse of `encode`."""
-    if isinstance(values, Tensor):
-        bright = ((values.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
-        return torch.where(values <= 0.04045, values / 12.92, bright)
-    return np.where(values <= 0.04045, values / 12.92, ((np.maximum(values, 0.04045) + 0.055) / 1.055) ** 2.4)
+    where, bright = _where_above(values, 0.04045)
+    return where(values <= 0.04045, values / 12.92, ((bright + 0.055) / 1.055) ** 2.4)
+
+
+def _where_above(values: Colours, low: float) -> tuple[Any, Any]:
+    return (torch.where, values.clamp_min(low)) if isinstance(values, Tensor) else (np.where, np.maximum(values, low))
 
 
 def encode_slope(light: Tensor) -> Tensor:

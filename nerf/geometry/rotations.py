@@ -16,31 +16,20 @@ def aligned(quaternions: Tensor) -> Tensor:
 
 
 def matrix_to_quaternion(rotations: Tensor) -> Tensor:
-    """[n,3,3] -> unit quaternions [n,4] (w, x, y, z), w >= 0, from the largest component, so that none is divided by
-    0."""
+    """[n,3,3] -> unit quaternions [n,4] (w, x, y, z), w >= 0, from the largest component: none is divided by 0."""
     m = rotations
-    squares = torch.stack(
-        [
-            1 + m[:, 0, 0] + m[:, 1, 1] + m[:, 2, 2],
-            1 + m[:, 0, 0] - m[:, 1, 1] - m[:, 2, 2],
-            1 - m[:, 0, 0] + m[:, 1, 1] - m[:, 2, 2],
-            1 - m[:, 0, 0] - m[:, 1, 1] + m[:, 2, 2],
-        ],
-        dim=1,
-    )
-    a = torch.stack([m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]], dim=1)
+    x, y, z = m.diagonal(dim1=1, dim2=2).unbind(1)
+    a0, a1, a2 = m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]
     s01, s02, s12 = m[:, 0, 1] + m[:, 1, 0], m[:, 0, 2] + m[:, 2, 0], m[:, 1, 2] + m[:, 2, 1]
-    rows = torch.stack(
-        [
-            torch.stack([squares[:, 0], a[:, 0], a[:, 1], a[:, 2]], dim=1),
-            torch.stack([a[:, 0], squares[:, 1], s01, s02], dim=1),
-            torch.stack([a[:, 1], s01, squares[:, 2], s12], dim=1),
-            torch.stack([a[:, 2], s02, s12, squares[:, 3]], dim=1),
-        ],
-        dim=1,
-    )  # each row is 4 q_k q: the quaternion times its own k-th component
-    best = rows[torch.arange(len(m)), squares.argmax(dim=1)]
-    best = torch.nn.functional.normalize(best, dim=1)
+    products = [  # each row is 4 q_k q: the quaternion times its own k-th component
+        torch.stack([1 + x + y + z, a0, a1, a2], dim=1),
+        torch.stack([a0, 1 + x - y - z, s01, s02], dim=1),
+        torch.stack([a1, s01, 1 - x + y - z, s12], dim=1),
+        torch.stack([a2, s02, s12, 1 - x - y + z], dim=1),
+    ]
+    rows = torch.stack(products, dim=1)
+    largest = rows.diagonal(dim1=1, dim2=2).argmax(dim=1)
+    best = torch.nn.functional.normalize(rows[torch.arange(len(m)), largest], dim=1)
     return torch.where(best[:, :1] < 0, -best, best)
 
 

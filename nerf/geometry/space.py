@@ -2,8 +2,7 @@
 
 A `Space` says where rays are marched: `Box`, an object in [-1,1]^3 of the scene frame; `Unbounded`, nested boxes whose
 outside is contracted for the encoding; `Ndc`, forward-facing captures whose rays are warped to normalised device
-coordinates. Points of the march are scene points in the first two and NDC points in the last; the space takes points,
-directions and depths from one to the other, so that nobody else has to ask which it is.
+coordinates. The space takes points, directions and depths from scene to march and back, so nobody has to ask its kind.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ Rays = tuple[Tensor, Tensor, Tensor, Tensor]  # rays_o, rays_d [n,3], t_near, t_
 class Similarity:
     """The map x_s = scale * rotation @ x_w + translation from one frame (world) to another (scene), in float64.
 
-    scale: scene lengths per world length; rotation [3,3] float64, orthonormal, determinant +1; translation [3] float64,
-    scene lengths. Points and directions keep their dtype and device, and their gradients pass through. Rotation and
-    translation are copied to the points' device at each call, for which a GPU waits: `to` places them there for good.
+    Points and directions keep their dtype and device, and their gradients pass through. Rotation and translation are
+    copied to the points' device at each call, for which a GPU waits: `to` places them there for good.
 
     >>> import torch
     >>> to_scene = Similarity.around(centre=[1.0, 2.0, 3.0], half_size=0.5)
@@ -34,9 +32,9 @@ class Similarity:
     [[1.5, 2.0, 3.0]]
     """
 
-    scale: float
-    rotation: Tensor  # [3,3] float64
-    translation: Tensor  # [3] float64
+    scale: float  # scene lengths per world length
+    rotation: Tensor  # [3,3] float64, orthonormal, determinant +1
+    translation: Tensor  # [3] float64, scene lengths
 
     @staticmethod
     def identity() -> Similarity:
@@ -74,8 +72,7 @@ class Similarity:
     def matrix(self) -> Tensor:
         """The same map as a homogeneous [4,4] float64 matrix."""
         m = torch.eye(4, dtype=torch.float64)
-        m[:3, :3] = self.scale * self.rotation
-        m[:3, 3] = self.translation
+        m[:3] = torch.cat([self.scale * self.rotation, self.translation[:, None]], dim=1)
         return m
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,14 +81,8 @@ class Similarity:
 
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Similarity:
-        return Similarity(
-            float(d["scale"]),
-            torch.tensor(d["rotation"], dtype=torch.float64),
-            torch.tensor(d["translation"], dtype=torch.float64),
-        )
-
-
-# ---- spaces
+        rotation, translation = (torch.tensor(d[name], dtype=torch.float64) for name in ("rotation", "translation"))
+        return Similarity(float(d["scale"]), rotation, translation)
 
 
 class Space:
@@ -199,11 +190,8 @@ class Ndc(Space):
         return rays_o, rays_d, torch.maximum(low, t_near), torch.minimum(high, t_far)
 
     def warp_rays(self, rays_o: Tensor, rays_d: Tensor) -> Rays:
-        """Scene rays in NDC: rays_o [n,3] on the near plane, rays_d [n,3] of unit length, t_near, t_far [n].
-
-        t is NDC length: t_near = 0 lies on the near plane, t_far at infinity. A ray that does not look along -z reaches
-        neither: t_near = t_far = 0, a miss. Source: NeRF, appendix C, equations 25 and 26. Differentiable.
-        """
+        """Scene rays in NDC (NeRF, equations 25 and 26): rays_o [n,3] on the near plane, rays_d [n,3] of unit length,
+        t_near = 0 there, t_far [n] at infinity, both 0 (a miss) for rays that do not look along -z. Differentiable."""
         ok = rays_d[:, 2:] < -1e-6
         d = torch.cat([torch.where(ok, rays_d[:, :2], 0.0), torch.where(ok, rays_d[:, 2:], -1.0)], dim=1)
         o = rays_o - ((1.0 + rays_o[:, 2:]) / d[:, 2:]) * d  # slide to z = -1
@@ -211,22 +199,19 @@ class Ndc(Space):
         end = torch.stack([-self.a * d[:, 0] / d[:, 2], -self.b * d[:, 1] / d[:, 2], torch.ones_like(d[:, 2])], dim=-1)
         step = end - start
         length = step.norm(dim=-1, keepdim=True)
-        t_far = torch.where(ok[:, 0], length[:, 0], torch.zeros_like(length[:, 0]))
+        t_far = torch.where(ok[:, 0], length[:, 0], 0.0)
         return start, step / length, torch.zeros_like(t_far), t_far
 
     def depth_to_t(self, rays_o: Tensor, rays_d: Tensor, depths: Tensor) -> Tensor:
         start, direction, *_ = self.warp_rays(rays_o, rays_d)
         points = self.points_to_march(rays_o + depths[:, None] * rays_d)
-        t = ((points - start) * direction).sum(dim=1)
-        return torch.where(depths > 0, t, torch.zeros_like(t))
+        return torch.where(depths > 0, ((points - start) * direction).sum(dim=1), 0.0)
 
     def t_to_depth(self, rays_o: Tensor, rays_d: Tensor, t: Tensor) -> Tensor:
         hit = (t > 0).nonzero()[:, 0]
         o, d, *_ = self.warp_rays(rays_o[hit], rays_d[hit])
-        depths = t.clone()
         there = self.points_to_scene(o + t[hit, None] * d)
-        depths[hit] = (there - rays_o[hit]).norm(dim=1).clamp_max(1e6)
-        return depths
+        return t.index_copy(0, hit, (there - rays_o[hit]).norm(dim=1).clamp_max(1e6))
 
     def points_to_scene(self, points: Tensor) -> Tensor:
         """NDC points [...,3] in the scene frame; NDC depth +1 is infinitely far and gives inf."""
@@ -250,11 +235,8 @@ class Ndc(Space):
 
 def space_to_dict(space: Space) -> dict[str, Any]:
     """The three entries that a checkpoint keeps of a space."""
-    return {
-        "space": space.name,
-        "n_levels": space.n_levels,
-        "ndc": (space.a, space.b) if isinstance(space, Ndc) else None,
-    }
+    ndc = (space.a, space.b) if isinstance(space, Ndc) else None
+    return {"space": space.name, "n_levels": space.n_levels, "ndc": ndc}
 
 
 def space_from_dict(d: dict[str, Any]) -> Space:
@@ -269,44 +251,31 @@ def space_from_dict(d: dict[str, Any]) -> Space:
     raise ValueError(f"no space is called {d['space']!r}")
 
 
-# ---- what the kernels' definitions are made of
-
-
 def ray_box(
     rays_o: Tensor, rays_d: Tensor, half_extent: float, near: float = 0.0, far: float = math.inf
 ) -> tuple[Tensor, Tensor]:
     """Where rays [n,3] cross the box [-half_extent, half_extent]^3, cut to [near, far]: (t_near, t_far) [n], in units
-    of |d|; `t_near >= t_far` is a miss.
-
-    Per axis the planes are met at `(-+half_extent - o) / d`; the ray is inside between the last entry and the first
-    exit. A ray parallel to an axis meets no plane of it: that axis allows everything, or nothing if the origin lies
-    outside. Raises ValueError for other shapes.
-    """
+    of |d|; `t_near >= t_far` is a miss. An axis that a ray is parallel to allows everything, or nothing if the origin
+    lies outside. Raises ValueError for other shapes."""
     if rays_o.dim() != 2 or rays_o.shape[1] != 3 or rays_d.shape != rays_o.shape:
         raise ValueError(f"rays_o, rays_d: expected shapes [n, 3], got {list(rays_o.shape)} and {list(rays_d.shape)}")
     parallel = rays_d == 0
-    divisor = torch.where(parallel, torch.ones_like(rays_d), rays_d)
-    t0 = (-half_extent - rays_o) / divisor
-    t1 = (half_extent - rays_o) / divisor
-    inside = rays_o.abs() <= half_extent
-    unlimited = torch.where(inside, math.inf, -math.inf).to(rays_o.dtype)
+    divisor = torch.where(parallel, 1.0, rays_d)
+    t0, t1 = ((side - rays_o) / divisor for side in (-half_extent, half_extent))
+    unlimited = torch.where(rays_o.abs() <= half_extent, math.inf, -math.inf).to(rays_o.dtype)
     t_enter = torch.where(parallel, -unlimited, torch.minimum(t0, t1)).amax(dim=1)
     t_exit = torch.where(parallel, unlimited, torch.maximum(t0, t1)).amin(dim=1)
     return t_enter.clamp(min=near), t_exit.clamp(max=far)
 
 
 def contract(x: Tensor) -> Tensor:
-    """L-inf contraction of space into [-2,2]^d: identity where `|x|_inf <= 1`, else `(2 - 1/|x|_inf) * x/|x|_inf`.
-
-    x [...,d], scene frame. Differentiable; where two coordinates tie for the maximum they share its gradient.
-    Source: Mip-NeRF 360 (Barron et al. 2022), equation 10, with the maximum norm as nerfacto and NeRFacc use it.
-    """
+    """Scene points [...,d] into [-2,2]^d: `(2 - 1/|x|_inf) * x/|x|_inf` where `|x|_inf > 1` (mip-NeRF 360, equation
+    10, with the maximum norm). Differentiable; where two coordinates tie for the maximum they share its gradient."""
     # With the norm clamped at 1 the factor is exactly 1 inside, so one formula serves both sides.
     norm = x.abs().amax(dim=-1, keepdim=True).clamp(min=1.0)
     return x * ((2.0 - 1.0 / norm) / norm)
 
 
 def scene_to_unit(x: Tensor, contracted: bool) -> Tensor:
-    """Scene frame to unit frame: `(x+1)/2` for the box [-1,1]^d, `(contract(x)+2)/4` for unbounded space. [n,d] to
-    [n,d]."""
+    """Scene frame to unit frame, [n,d] to [n,d]: `(x+1)/2` for the box [-1,1]^d, else `(contract(x)+2)/4`."""
     return (contract(x) + 2.0) * 0.25 if contracted else (x + 1.0) * 0.5

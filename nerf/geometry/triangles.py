@@ -27,18 +27,14 @@ class SurfaceSamples(NamedTuple):
 
 
 def sample_surface(vertices: Tensor, faces: Tensor, n: int) -> SurfaceSamples:
-    """n points over the faces [f,3] of vertices [v,3], even by area; the same every time.
-
-    Every face gets its share (stratified by area, so that no hole opens by chance); inside the faces a low-discrepancy
-    sequence places them. Source: Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018 (R2).
-    """
+    """n points over the faces [f,3] of vertices [v,3], stratified by area; the same every time. Inside the faces a
+    low-discrepancy sequence places them (R2: Roberts, "The unreasonable effectiveness of quasirandom sequences")."""
     a, b, c = (vertices[faces[:, k].long()].double() for k in range(3))
     ends = torch.linalg.cross(b - a, c - a).norm(dim=1).cumsum(0)
     k = torch.arange(n, dtype=torch.float64)
     which = torch.searchsorted(ends, (k + 0.5) / n * ends[-1]).clamp_max(len(faces) - 1)
     u, v = (0.5 + k * 0.7548776662466927) % 1, (0.5 + k * 0.5698402909980532) % 1
-    over = u + v > 1
-    u, v = torch.where(over, 1 - u, u), torch.where(over, 1 - v, v)
+    u, v = (torch.where(u + v > 1, 1 - x, x) for x in (u, v))
     return SurfaceSamples(which, torch.stack([1 - u - v, u, v], dim=1))
 
 
@@ -77,13 +73,12 @@ def read_mesh(path: Path | str) -> Triangles:
     """
     meshes = _parts(Path(path))
     starts = np.cumsum([0, *(len(m.vertices) for m in meshes)])
-    vertices = torch.from_numpy(np.concatenate([np.asarray(m.vertices, np.float64) for m in meshes]))
-    faces = torch.from_numpy(
-        np.concatenate([np.asarray(m.faces, np.int64) + s for m, s in zip(meshes, starts[:-1], strict=True)])
-    )
-    if not bool(vertices[faces.reshape(-1)].isfinite().all()):
+    placed = zip(meshes, starts[:-1], strict=True)
+    parts = [(np.asarray(m.vertices, float), np.asarray(m.faces, int) + start) for m, start in placed]
+    mesh = Triangles(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True)))
+    if not bool(mesh.vertices[mesh.faces.reshape(-1)].isfinite().all()):
         raise UserError(f"{path} holds vertices that are no numbers (NaN or infinity)")
-    return Triangles(vertices, faces)
+    return mesh
 
 
 def read_textured_mesh(path: Path | str) -> trimesh.Trimesh:
@@ -117,11 +112,8 @@ def _placed(scene: trimesh.Scene) -> list[Any]:
     """The parts of a scene where its nodes put them."""
     parts = []
     for node in scene.graph.nodes_geometry:
-        transform, name = scene.graph[node]
-        part = scene.geometry[name].copy()
-        if node == ORIGIN_NODE:
-            part.apply_transform(scene.graph.get(ORIGIN_NODE, WORLD_NODE)[0])
-        elif node != WORLD_NODE:
-            part.apply_transform(transform)
-        parts.append(part)
+        transform, name = scene.graph.get(node, WORLD_NODE if node == ORIGIN_NODE else None)
+        parts.append(scene.geometry[name].copy())
+        if node != WORLD_NODE:
+            parts[-1].apply_transform(transform)
     return parts

@@ -1,8 +1,8 @@
 """One safetensors file that survives crashes: config JSON and a SHA-256 in its metadata, no pickle.
 
-The checksum is that of the whole file, taken with its own 64 characters as zeros, so it covers names, shapes, config
-and data alike. The file is written here tensor by tensor (the format is a length, a JSON header and the bytes), because
-the library's writer copies everything first and a checkpoint is the largest thing in memory; the library reads it back.
+The checksum is that of the whole file, taken with its own 64 characters as zeros. The file is written here tensor by
+tensor (the format is a length, a JSON header and the bytes), because the library's writer copies everything first and a
+checkpoint is the largest thing in memory; the library reads it back.
 """
 
 from __future__ import annotations
@@ -29,18 +29,9 @@ _NO_SUM = "0" * 64
 _BLOCK = 1 << 22  # bytes hashed or written at once
 _LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_DTYPES = {torch.bfloat16: "BF16", torch.uint8: "U8", torch.bool: "BOOL"}
+_DTYPES |= {getattr(torch, f"float{bits}"): f"F{bits}" for bits in (16, 32, 64)}
+_DTYPES |= {getattr(torch, f"int{bits}"): f"I{bits}" for bits in (8, 16, 32, 64)}
 
 
 def previous_path(path: str | Path) -> Path:
@@ -55,12 +46,11 @@ def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Writes `tensors` (any shape, any device) and the JSON-able `config` to `path`; no crash loses a good file.
+    """Writes `tensors` (any shape, any device) and the JSON-able `config` to `path`; what was there becomes
+    `previous_path(path)`, and at every moment one of the two is complete and on disk.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder; what was at `path` becomes
-    `previous_path(path)`. At every moment one of the two is complete and on disk. Raises UserError when the disk is
-    full or the folder cannot be written; then the old files are untouched and the temporary one is gone. Raises
-    TypeError for what JSON or safetensors cannot hold.
+    Raises UserError when the disk is full or the folder cannot be written; then the old files are untouched and the
+    temporary one is gone. Raises TypeError for what JSON or safetensors cannot hold.
     """
     target = Path(os.path.realpath(path))  # a link stays a link
     header, ordered = _header(tensors, config)
@@ -76,9 +66,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
                 _keep_as_previous(target)
         _sync_folder(target.parent)
     except OSError as error:
-        kept = "no checkpoint was there before"
-        if target.is_file():
-            kept = f"the last good checkpoint is untouched: {target}"
+        untouched = f"the last good checkpoint is untouched: {target}"
+        kept = untouched if target.is_file() else "no checkpoint was there before"
         raise UserError(
             f"cannot write the checkpoint {path}: {error.strerror or error}; {kept}. "
             "Free some space there, or choose another output folder"
@@ -86,16 +75,12 @@ def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
 
 
 def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save` wrote: (tensors on the CPU, config), after checking format, version and checksum.
-
-    Raises UserError, naming the file and what to do, when it is missing, truncated, altered, of an unknown version, or
-    no checkpoint of ours. Nothing in the file is ever executed.
-    """
+    """Reads what `save` wrote: (tensors on the CPU, config); UserError when it is missing, truncated, altered, of an
+    unknown version, or no checkpoint of ours. Nothing in the file is ever executed."""
     path = Path(path)
     try:
-        size = path.stat().st_size
         with open(path, "rb") as file:
-            raw, header = _read_header(file, path, size)
+            raw, header = _read_header(file, path)
             metadata = _checked_metadata(header, path)
             if _digest(raw.replace(metadata["sha256"].encode(), _NO_SUM.encode(), 1), file) != metadata["sha256"]:
                 raise _unusable(path, "was altered or damaged after it was written (its checksum does not match)")
@@ -107,9 +92,6 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except SafetensorError as error:
         raise _unusable(path, f"is no valid safetensors file ({error})") from error
     return tensors, json.loads(metadata["config"])
-
-
-# --- writing ---
 
 
 def _header(tensors: dict[str, Tensor], config: dict[str, Any]) -> tuple[bytes, list[Tensor]]:
@@ -125,11 +107,8 @@ def _header(tensors: dict[str, Tensor], config: dict[str, Any]) -> tuple[bytes, 
     offset = 0
     for name in names:
         end = offset + tensors[name].numel() * tensors[name].element_size()
-        entries[name] = {
-            "dtype": _DTYPES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [offset, end],
-        }
+        tensor = tensors[name]
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     return text + b" " * (-len(text) % 8), [tensors[name] for name in names]
@@ -174,10 +153,8 @@ def _remove_orphans(target: Path) -> None:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
@@ -189,11 +166,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# --- reading ---
-
-
-def _read_header(file: BinaryIO, path: Path, size: int) -> tuple[bytes, dict[str, Any]]:
+def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, Any]]:
     """The file's first bytes, up to where the data starts, and the parsed header; the file's length is checked."""
+    size = os.fstat(file.fileno()).st_size
     if size == 0:
         raise _unusable(path, "is empty")
     prefix = file.read(8)
@@ -237,9 +212,7 @@ def _digest(start: bytes, file: BinaryIO) -> str:
 
 
 def _unusable(path: Path, what: str) -> UserError:
-    previous = previous_path(path)
+    previous, advice = previous_path(path), "check the path, or train again"
     if previous.is_file() and not path.stem.endswith(".previous"):
         advice = f"the one before it is still there: use {previous}"
-    else:
-        advice = "check the path, or train again"
     return UserError(f"the checkpoint {path} {what}; {advice}")

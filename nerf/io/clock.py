@@ -10,9 +10,7 @@ from nerf.errors import UserError
 
 @dataclass(frozen=True)
 class Length:
-    """How long to train: a number of steps or a time in minutes, one of the two.
-
-    Raises UserError where neither or both are given, or one that is not above zero.
+    """How long to train: a number of steps or a time in minutes, one of the two, above zero (UserError otherwise).
 
     >>> Length(minutes=2.0).seconds
     120.0
@@ -59,9 +57,9 @@ class Clock:
     ) -> int | None:
         """The number of steps, those done included, that fills so many seconds; None before the warm-up is over.
 
-        marks: (steps done, seconds passed) now, as the last one, and at times before: what a step takes is measured
-        from the first mark in the second half of the time passed, for the first steps of a process are slow. cost: what
-        a step takes relative to others, by its index, from now on; past_cost: of those that are measured.
+        marks: (steps done, seconds passed) at times until now; steps are measured from the first mark in the second
+        half, for the first of a process are slow. cost: what a step takes relative to others, by its index, from now
+        on; past_cost: of those that are measured.
         """
         step, passed = marks[-1]
         if passed < self.warm_up * seconds:

@@ -1,11 +1,9 @@
-"""OpenEXR files: colours in linear light, and single channels such as depths. Source: OpenEXR, "Technical Introduction"
-and "File Layout"."""
+"""OpenEXR files: colours in linear light, and single channels such as depths. Source: OpenEXR, "File Layout"."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -36,14 +34,6 @@ def read_header(path: Path) -> tuple[int, int, dict[str, np.dtype]]:
 def _attributes(path: Path) -> dict[str, bytes]:
     """The attributes of the first header by name, as they are in the file: the package OpenEXR tells no channel's type
     before it has decoded the picture."""
-    with open(path, "rb") as f:
-        return _parsed(f)
-
-
-def _parsed(f: BinaryIO) -> dict[str, bytes]:
-    if struct.unpack("<i", f.read(4))[0] != _MAGIC:
-        raise ValueError("it does not begin as one")
-    f.read(4)  # version and flags
 
     def text() -> bytes:
         found = b""
@@ -54,13 +44,15 @@ def _parsed(f: BinaryIO) -> dict[str, bytes]:
         return found
 
     attributes = {}
-    while name := text():
-        text()  # its type
-        (size,) = struct.unpack("<i", f.read(4))
-        value = f.read(size)
-        if len(value) != size:
-            raise ValueError("its header is cut off")
-        attributes[name.decode()] = value
+    with open(path, "rb") as f:
+        if struct.unpack("<i4x", f.read(8))[0] != _MAGIC:  # then version and flags
+            raise ValueError("it does not begin as one")
+        while name := text():
+            text()  # its type
+            (size,) = struct.unpack("<i", f.read(4))
+            attributes[name.decode()] = f.read(size)
+            if len(attributes[name.decode()]) != size:
+                raise ValueError("its header is cut off")
     return attributes
 
 
@@ -87,10 +79,8 @@ def _placed(pixels: np.ndarray, data: tuple[int, ...], display: tuple[int, ...])
     if (top, left) == (0, 0) and pixels.shape == (h, w):
         return pixels
     out = np.zeros((h, w), pixels.dtype)
-    rows, cols = slice(max(top, 0), max(top + pixels.shape[0], 0)), slice(max(left, 0), max(left + pixels.shape[1], 0))
-    part = pixels[max(-top, 0) :, max(-left, 0) :]
-    target = out[rows, cols]
-    target[...] = part[: target.shape[0], : target.shape[1]]
+    target = out[max(top, 0) : max(top + pixels.shape[0], 0), max(left, 0) : max(left + pixels.shape[1], 0)]
+    target[...] = pixels[max(-top, 0) :, max(-left, 0) :][: target.shape[0], : target.shape[1]]
     return out
 
 
@@ -107,10 +97,9 @@ def colour_channels(names: list[str], path: Path) -> list[str]:
             )
         complete = told
     if complete:
-        chosen = [_join(complete[0], c) for c in "RGB"]
-        return chosen + [a for a in (_join(complete[0], "A"),) if a in names]
+        return [_join(complete[0], c) for c in "RGBA" if c != "A" or _join(complete[0], c) in names]
     if "Y" in names:
-        return ["Y"] + (["A"] if "A" in names else [])
+        return ["Y", "A"] if "A" in names else ["Y"]
     raise UserError(f"{path}: holds the channels {', '.join(names)}, expected R, G, B (and A) or Y")
 
 

@@ -12,10 +12,8 @@ from nerf.errors import UserError
 
 @contextmanager
 def atomic_write(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` when the block ends, and is gone when the block raises.
-
-    suffix: the end of that name, for writers that read the format from it, or several processes that write one file.
-    """
+    """A name beside `path` to write to, ending in suffix; it becomes `path` when the block ends, and is gone when the
+    block raises."""
     temporary = path.with_name(f".{path.name}{suffix}")
     try:
         yield temporary

@@ -13,22 +13,16 @@ def model_files(path: Path) -> tuple[Path, Path]:
     """(folder, checkpoint file) of a run, given either; UserError where there is none."""
     if path.is_file():
         return path.parent, path
-    if not path.exists():
-        raise UserError(f"{path}: there is no such folder; expected what `nerf train` or `nerf reconstruct` wrote")
     checkpoint = path / "checkpoint.safetensors"
     if not checkpoint.is_file():
-        raise UserError(
-            f"{path}: holds no checkpoint.safetensors; expected what `nerf train` or `nerf reconstruct` wrote"
-        )
+        what = "holds no checkpoint.safetensors" if path.exists() else "there is no such folder"
+        raise UserError(f"{path}: {what}; expected what `nerf train` or `nerf reconstruct` wrote")
     return path, checkpoint
 
 
 def open_folder(out: Path, what: str, ours: Sequence[str], resume: bool, overwrite: bool) -> None:
-    """Make sure that a `what` (run, fit) may write to `out`, changing nothing in it; UserError where it may not.
-
-    A new or empty folder will do. One that holds files of `ours` is continued with resume or given up with overwrite;
-    files of others are never touched, but only overwrite accepts them.
-    """
+    """Make sure that a `what` (run, fit) may write to `out`, changing nothing in it; UserError where files of `ours`
+    are there without resume or overwrite, or files of others (which are never touched) without overwrite."""
     if resume and overwrite:
         raise UserError("--resume continues what is there and --overwrite discards it: give one of them")
     present = [name for name in ours if (out / name).exists()]
@@ -61,7 +55,6 @@ def make_folder(folder: Path) -> None:
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept: $NERF_CACHE_DIR, else the user's cache folder."""
-    chosen = os.environ.get("NERF_CACHE_DIR")
-    if chosen:
+    if chosen := os.environ.get("NERF_CACHE_DIR"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nerf"

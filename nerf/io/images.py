@@ -47,21 +47,16 @@ def read_header(path: Path) -> Picture:
         raise UserError(f"{path}: cannot be read as an image ({brief(e)}): restore or remove the file") from e
     if orientation in (5, 6, 7, 8):
         width, height = height, width
-    if deep:
-        return Picture(path, width, height, deep, np.dtype(np.uint16), orientation)
-    if mode.startswith("I;16"):
-        return Picture(path, width, height, 1, np.dtype(np.uint16), orientation)
+    if deep or mode.startswith("I;16"):
+        return Picture(path, width, height, deep or 1, np.dtype(np.uint16), orientation)
     if mode == "F":
         return Picture(path, width, height, 1, np.dtype(np.float32), orientation)
     return Picture(path, width, height, len(_eight_bit_mode(mode, transparent)), np.dtype(np.uint8), orientation)
 
 
 def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
-    """Decode to [h,w,c] in the file's own type, turned upright unless picture.orientation is 1.
-
-    reduction: 2, 4 or 8 asks the decoder of a JPEG for so many times fewer pixels each way; of other files it is
-    ignored.
-    """
+    """Decode to [h,w,c] in the file's own type, turned upright; reduction: 2, 4 or 8 asks the decoder of a JPEG (of no
+    other file) for so many times fewer pixels each way."""
     import imageio.v3 as imageio
     from PIL import Image
 
@@ -100,10 +95,8 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.3, tag 0x0112
 
 def _eight_bit_mode(mode: str, transparent: bool) -> str:
     """The Pillow mode, one letter a channel, that an image of another mode is read as."""
-    if mode in ("L", "1"):
-        return "LA" if transparent else "L"
-    if mode in ("LA", "La"):
-        return "LA"
+    if mode in ("L", "1", "LA", "La"):
+        return "LA" if transparent or mode in ("LA", "La") else "L"
     return "RGBA" if transparent or mode in ("RGBA", "RGBa", "PA") else "RGB"
 
 
@@ -142,12 +135,10 @@ def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:
             pixels = (pixels.astype(np.float32) / np.iinfo(pixels.dtype).max).astype(dtype)
         else:
             pixels = pixels.astype(dtype)
-    c = pixels.shape[2]
-    if c == n_channels:
+    if pixels.shape[2] == n_channels:
         return pixels
-    opaque = np.full(pixels.shape[:2] + (1,), np.iinfo(dtype).max if dtype.kind == "u" else 1, dtype)
-    alpha = pixels[..., c - 1 :] if c in (2, 4) else opaque
-    colour = pixels[..., : c - 1] if c in (2, 4) else pixels
+    alpha = np.full(pixels.shape[:2] + (1,), np.iinfo(dtype).max if dtype.kind == "u" else 1, dtype)
+    colour, alpha = (pixels[..., :-1], pixels[..., -1:]) if pixels.shape[2] in (2, 4) else (pixels, alpha)
     if n_channels >= 3 and colour.shape[2] == 1:
         colour = np.repeat(colour, 3, axis=2)
     return np.concatenate([colour, alpha], axis=2) if n_channels in (2, 4) else colour

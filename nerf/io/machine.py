@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,13 @@ from nerf import __version__
 
 def machine() -> dict[str, Any]:
     """What a result needs beside it: processor, cores that this process may use, memory in bytes, system, versions."""
-    facts: dict[str, Any] = {
-        "cpu": _cpu_name(),
-        "cores": usable_cores(),
-        "memory_bytes": _memory()[0],
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "nerf": __version__,
-    }
+    facts: dict[str, Any] = {"cpu": _cpu_name(), "cores": usable_cores(), "memory_bytes": _memory()[0]}
+    facts["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    facts |= {"python": platform.python_version(), "nerf": __version__}
     torch = sys.modules.get("torch")  # whoever measures has imported it
     if torch is not None:
-        facts["torch"] = torch.__version__
-        facts["threads"] = torch.get_num_threads()
-    commit = source_commit()
-    if commit:
+        facts |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if commit := source_commit():
         facts["commit"] = commit
     return facts
 
@@ -58,30 +52,24 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _cpu_name() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
 def _memory() -> tuple[int | None, int | None]:
     """(bytes in all, bytes available), the first cut to a container's limit."""
-    facts: dict[str, int] = {}
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, value = line.split(":", 1)
-            facts[name] = int(value.split()[0]) * 1024
+        lines = (line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        facts = {name: int(value.split()[0]) * 1024 for name, value in lines}
     except (OSError, ValueError):
         return None, None
     total, available = facts.get("MemTotal"), facts.get("MemAvailable")
-    try:
+    with suppress(OSError, ValueError):  # no cgroup, or the word "max"
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
         used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
         total = min(total or limit, limit)
         available = min(available or limit, max(0, limit - used))
-    except (OSError, ValueError):  # no cgroup, or the word "max"
-        pass
     return total, available

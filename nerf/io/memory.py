@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 
 import numpy as np
 
@@ -17,8 +18,7 @@ _trim = getattr(_libc, "malloc_trim", None)  # glibc alone has it
 
 
 def trim_heap() -> None:
-    """Return free pages to the system (glibc; elsewhere nothing happens). Takes milliseconds: for the ends of stages
-    that leave much behind, so that the next one's peak does not stand on it."""
+    """Return free pages to the system (glibc alone), in milliseconds, so that the next stage's peak is lower."""
     if _trim is not None:
         _trim(ctypes.c_size_t(0))
 
@@ -41,8 +41,6 @@ def allocate(n_pixels: int, n_channels: int, dtype: np.dtype) -> np.ndarray:
     with os.fdopen(handle, "r+b") as f:
         f.truncate(n_bytes)
         memory = np.memmap(f, dtype, "r+", shape=(n_pixels, n_channels))
-    try:
+    with suppress(OSError):  # Windows: stays in the temporary folder
         os.unlink(name)  # the mapping keeps it alive, and the disk is freed whatever happens to us
-    except OSError:
-        pass  # Windows: stays in the temporary folder
     return memory

@@ -1,7 +1,4 @@
-"""Numbers to pictures: colour maps, labels, panels side by side, PNG and JPEG files.
-
-Pictures here are numpy arrays [h, w, 3] of uint8 in sRGB; maps are float arrays [h, w].
-"""
+"""Numbers to pictures ([h, w, 3] uint8 in sRGB): colour maps, labels, panels side by side, PNG and JPEG files."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from nerf.geometry.light import encode
 from nerf.io.files import atomic_write
 
 INK = (28, 28, 33)
-PAPER = (255, 255, 255)
 
 
 def to_display(colors: np.ndarray, linear: bool) -> np.ndarray:
@@ -31,11 +27,8 @@ def to_display(colors: np.ndarray, linear: bool) -> np.ndarray:
 
 @functools.cache
 def colour_map(name: str) -> np.ndarray:
-    """[256, 3] uint8: "error" from black over violet and red to pale yellow, "depth" from that over green to dark blue.
-
-    Both are paths through OKLCH (Ottosson 2020) whose lightness changes at a constant rate, so that equal steps look
-    equal, and they stay readable in grey and to the colour-blind; the chroma is cut back to what sRGB can show.
-    """
+    """[256, 3] uint8: "error" from black over violet and red to pale yellow, "depth" from that over green to dark blue;
+    paths through OKLCH (Ottosson 2020) of constantly changing lightness, the chroma cut back to what sRGB can show."""
     t = np.linspace(0, 1, 256)
     if name == "error":
         lightness, hue, chroma = 0.08 + 0.89 * t, 285 + 180 * t, 0.21 * np.sin(np.pi * np.clip(t, 0.02, 0.93)) ** 0.6
@@ -46,40 +39,25 @@ def colour_map(name: str) -> np.ndarray:
     colors = np.zeros((256, 3))
     for i in range(256):  # the largest chroma up to the wanted one that lies inside sRGB
         for c in np.linspace(chroma[i], 0, 60):
-            rgb = _oklch_to_linear(lightness[i], c, np.deg2rad(hue[i]))
-            if rgb.min() >= -1e-4 and rgb.max() <= 1 + 1e-4:
+            colors[i] = _oklch_to_linear(lightness[i], c, np.deg2rad(hue[i]))
+            if colors[i].min() >= -1e-4 and colors[i].max() <= 1 + 1e-4:
                 break
-        colors[i] = rgb
     return to_display(colors[None], linear=True)[0]
 
 
 def _oklch_to_linear(lightness: float, chroma: float, hue: float) -> np.ndarray:
     """OKLCH -> linear sRGB; the two matrices are those of Ottosson's definition of Oklab."""
     a, b = chroma * np.cos(hue), chroma * np.sin(hue)
-    lms = (
-        np.array(
-            [
-                lightness + 0.3963377774 * a + 0.2158037573 * b,
-                lightness - 0.1055613458 * a - 0.0638541728 * b,
-                lightness - 0.0894841775 * a - 1.2914855480 * b,
-            ]
-        )
-        ** 3
-    )
-    to_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    return to_rgb @ lms
+    to_lms = ([0.3963377774, 0.2158037573], [-0.1055613458, -0.0638541728], [-0.0894841775, -1.2914855480])
+    lms = np.array([lightness + x * a + y * b for x, y in to_lms]) ** 3
+    red, green = [4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965]
+    return np.array([red, green, [-0.0041960863, -0.7034186147, 1.7076147010]]) @ lms
 
 
 def apply_colour_map(values: np.ndarray, low: float, high: float, name: str) -> np.ndarray:
     """[h, w] floats -> [h, w, 3] uint8: low takes the map's first colour, high its last, beyond is clamped."""
-    span = high - low if high > low else 1.0
-    position = np.clip((np.nan_to_num(np.asarray(values, dtype=np.float32)) - low) / span, 0, 1)
+    from_low = np.nan_to_num(np.asarray(values, dtype=np.float32)) - low
+    position = np.clip(from_low / (high - low if high > low else 1.0), 0, 1)
     return colour_map(name)[(position * 255 + 0.5).astype(np.uint8)]
 
 
@@ -94,24 +72,21 @@ def resized(picture: np.ndarray, longest: int) -> np.ndarray:
     h, w = picture.shape[:2]
     if max(h, w) <= longest:
         return picture
-    size = (max(1, round(w * longest / max(h, w))), max(1, round(h * longest / max(h, w))))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    width, height = (max(1, round(side * longest / max(h, w))) for side in (w, h))
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def panels(pictures: list[np.ndarray], labels: list[str], legend: tuple[str, str, str] | None = None) -> np.ndarray:
-    """Pictures side by side with a caption above each, on white; [h, w, 3] out.
-
-    legend: (name of a colour map, text at its low end, text at its high end), drawn under the last picture.
-    """
+    """Pictures side by side with a caption above each, on white: [h, w, 3]; legend: (name of a colour map, text at its
+    low end, at its high end), drawn under the last picture."""
     height = max(p.shape[0] for p in pictures)
-    # A caption may be wider than a thumbnail; pictures are then given the room.
     size = int(np.clip(height // 22, 11, 30))
-    font = ImageFont.load_default(size=size)
+    font = ImageFont.load_default(size=size)  # a caption may be wider than a thumbnail, which is then given the room
     widths = [max(p.shape[1], int(font.getlength(text)) + size) for p, text in zip(pictures, labels, strict=True)]
     gap, head = max(4, size // 2), int(size * 1.9)
     foot = int(size * 2.0) if legend else gap
     width = sum(widths) + gap * (len(widths) + 1)
-    canvas = Image.new("RGB", (width, head + height + foot), PAPER)
+    canvas = Image.new("RGB", (width, head + height + foot), "white")
     draw = ImageDraw.Draw(canvas)
     left = gap
     for picture, text, room in zip(pictures, labels, widths, strict=True):
@@ -141,12 +116,6 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 def data_uri(picture: np.ndarray, quality: int = 88) -> str:
     """The picture as a JPEG inside a data: address, for a page that is one file."""
-    options: dict[str, Any] = {
-        "plugin": "pillow",
-        "extension": ".jpg",
-        "quality": quality,
-        "subsampling": 0,
-        "optimize": True,
-    }
-    data = imageio.imwrite("<bytes>", picture, **options)
+    options: dict[str, Any] = {"quality": quality, "subsampling": 0, "optimize": True}
+    data = imageio.imwrite("<bytes>", picture, plugin="pillow", extension=".jpg", **options)
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

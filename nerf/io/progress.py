@@ -6,10 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
-from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -22,7 +24,7 @@ def _nothing() -> None:
     pass
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Shows label, share, count, words of one's own, time gone and time left, from its making until `close`.
 
     total: None while it is not known; start: how many were done before (of a run that is resumed); shown: False prints
@@ -50,7 +52,7 @@ class Progress:
 
             console = Console(stderr=True)
             if console.is_interactive:
-                self._open_bar()
+                self._open_bar(console)
             else:
                 self._open_lines(console.is_jupyter, line_seconds)
 
@@ -64,10 +66,7 @@ class Progress:
         self._stop()
         self._stop = self._changed = _nothing
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def state(self) -> str:
@@ -90,11 +89,9 @@ class Progress:
         ended = threading.Event()
 
         def show() -> None:
-            if notebook:
-                filled = _BAR * self.done // self.total if self.total else 0
-                print(f"\r{'█' * filled}{'░' * (_BAR - filled)} {self.line()}  ", end="", file=sys.stderr, flush=True)
-            else:
-                print(self.line(), file=sys.stderr, flush=True)
+            filled = _BAR * self.done // self.total if self.total else 0
+            bar = f"\r{'█' * filled}{'░' * (_BAR - filled)} {self.line()}  "
+            print(bar if notebook else self.line(), end="" if notebook else "\n", file=sys.stderr, flush=True)
 
         def repeat() -> None:
             with suppress(OSError, ValueError):  # nobody reads on, or the stream is closed
@@ -113,14 +110,13 @@ class Progress:
 
         self._stop = stop
 
-    def _open_bar(self) -> None:
-        from rich.console import Console
+    def _open_bar(self, console: Console) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), *times)
-        bar = Bar(*columns, console=Console(stderr=True))
+        bar = Bar(*columns, console=console)
         task = bar.add_task(self.label, total=self.total, completed=self.done, state=self.state())
         bar.start()
         self._stop = bar.stop

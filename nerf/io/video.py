@@ -21,28 +21,17 @@ def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Callable[[
         import imageio.v2 as imageio  # v3 takes all frames at once
         import imageio_ffmpeg  # noqa: F401  (imageio would ask for it at the first frame only)
     except ImportError:
-        raise UserError(
-            "writing MP4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or give a folder for PNGs"
-        ) from None
+        needed = "writing MP4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or give a folder for PNGs"
+        raise UserError(needed) from None
     if min(width, height) < 2:
         raise UserError(f"a video needs at least 2x2 pixels, got {width}x{height}")
     width, height = width // 2 * 2, height // 2 * 2
-    options: dict[str, Any] = {
-        "format": "FFMPEG",
-        "mode": "I",
-        "fps": fps,
-        "codec": "libx264",
-        "pixelformat": "yuv420p",
-        "macro_block_size": 2,
-        "quality": None,
-        "ffmpeg_log_level": "error",
-        # Without the tags players guess the colour matrix from the size of the picture, and colours shift.
-        "output_params": [
-            *("-crf", "18", "-preset", "medium", "-movflags", "+faststart"),
-            *("-vf", "scale=out_color_matrix=bt709:out_range=tv", "-color_range", "tv"),
-            *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
-        ],
-    }
+    options: dict[str, Any] = {"format": "FFMPEG", "mode": "I", "fps": fps, "codec": "libx264", "quality": None}
+    options |= {"pixelformat": "yuv420p", "macro_block_size": 2, "ffmpeg_log_level": "error"}
+    # Without the tags players guess the colour matrix from the size of the picture, and colours shift.
+    tags = "-colorspace bt709 -color_primaries bt709 -color_trc bt709"
+    scale = "-vf scale=out_color_matrix=bt709:out_range=tv -color_range tv"
+    options["output_params"] = f"-crf 18 -preset medium -movflags +faststart {scale} {tags}".split()
     try:
         with atomic_write(place, suffix=".mp4") as temporary:
             with closing(imageio.get_writer(temporary, **options)) as writer:  # its own end leaves ffmpeg on errors

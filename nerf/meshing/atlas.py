@@ -39,12 +39,10 @@ def check_size(size: int) -> None:
 def unwrap(vertices: Tensor, faces: Tensor, size: int) -> Atlas:
     """Cut a mesh (vertices [v,3], faces [f,3]) into charts and pack them into a texture of size x size texels.
 
-    A chart is a connected patch seen along one of the six axis directions, nearly always that which its faces face: few
-    are shrunk by more than the square root of 3, none that joined a neighbour's chart by more than 3, and time grows
-    with the number of faces alone, which it does not for xatlas (a noisy mesh of 50 000 faces took it a minute, one of
-    200 000 did not end in ten). Where a patch lies above itself, its hidden faces make charts of their own. Faces keep
-    their order.
-    Raises UserError where the charts are too many for the texture.
+    A chart is a connected patch seen along one of the six axis directions, and time grows with the number of faces
+    alone, which it does not for xatlas (a noisy mesh of 200 000 faces did not end in ten minutes). Where a patch lies
+    above itself, its hidden faces make charts of their own. Faces keep their order. Raises UserError where the charts
+    are too many for the texture.
     """
     check_size(size)
     middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
@@ -66,17 +64,12 @@ def unwrap(vertices: Tensor, faces: Tensor, size: int) -> Atlas:
 
 
 def _choose_sides(facing: Tensor, neighbours: Tensor) -> Tensor:
-    """Which of the six sides (x, -x, y, ...) each face is seen from [f]; facing [f,6] are its normal's cosines to them.
-
-    That which it faces, but what most of its neighbours are seen from where it is not too slanted for that; then small
-    patches join a larger one beside them, likewise.
-    """
-    side = facing.argmax(dim=1)
+    """Which of the six sides (x, -x, y, ...) each face is seen from [f]: that which it faces (cosines [f,6]), or most
+    of its neighbours where it is not too slanted; then small patches join a larger one beside them, likewise."""
+    side, one = facing.argmax(dim=1), torch.ones(1)
     both = torch.cat([neighbours, neighbours.flip(1)])
     for _ in range(_VOTES):
-        votes = torch.zeros(facing.shape).index_put_(
-            (both[:, 0], side[both[:, 1]]), torch.ones(len(both)), accumulate=True
-        )
+        votes = torch.zeros(facing.shape).index_put_((both[:, 0], side[both[:, 1]]), one, accumulate=True)
         most, best = torch.where(facing > _SLANTED, votes, -1.0).max(dim=1)
         side = torch.where(most > votes.gather(1, side[:, None])[:, 0], best, side)
     for _ in range(_JOINS):
@@ -84,9 +77,8 @@ def _choose_sides(facing: Tensor, neighbours: Tensor) -> Tensor:
         count = torch.bincount(patch)
         here, there = patch[both].unbind(dim=1)
         larger = (count[here] < _SMALL) & (count[there] > count[here])
-        shared = torch.zeros(len(count), 6).index_put_(
-            (here[larger], side[both[larger, 1]]), torch.ones(int(larger.sum())), accumulate=True
-        )
+        places = here[larger], side[both[larger, 1]]
+        shared = torch.zeros(len(count), 6).index_put_(places, one, accumulate=True)
         lowest = torch.ones(len(count), 6, dtype=facing.dtype)
         lowest.scatter_reduce_(0, patch[:, None].expand(-1, 6), facing, "amin")
         most, best = torch.where(lowest > _SLANTED, shared, 0.0).max(dim=1)
@@ -97,8 +89,7 @@ def _choose_sides(facing: Tensor, neighbours: Tensor) -> Tensor:
 def _label_patches(label: Tensor, neighbours: Tensor) -> Tensor:
     """Number of the connected patch of one label [f] that each face belongs to: [f], from 0 without gaps."""
     joined = neighbours[label[neighbours[:, 0]] == label[neighbours[:, 1]]]
-    roots = component_labels(len(label), joined[:, [0, 1, 1]])
-    return roots.unique(return_inverse=True)[1]
+    return component_labels(len(label), joined[:, [0, 1, 1]]).unique(return_inverse=True)[1]
 
 
 def _pack_charts(flat: Tensor, axis: Tensor, chart: Tensor, faces: Tensor, size: int, exact: bool) -> Atlas:
@@ -132,10 +123,7 @@ def texels(atlas: Atlas) -> tuple[Tensor, Tensor, Tensor]:
 
 def fill(texture: Tensor, known: Tensor) -> Tensor:
     """The texture [h,w,c] with every texel that is not known [h,w] (bool) filled in from the nearest known ones, in
-    ever coarser means, so that filtering and smaller copies of the texture never see an edge of the atlas.
-
-    Source: pull-push, Gortler et al., "The Lumigraph", 1996, section 3.3.
-    """
+    ever coarser means. Source: pull-push, Gortler et al., "The Lumigraph", 1996, section 3.3."""
     filled = torch.empty_like(texture)
     for channel in range(texture.shape[2]):  # one at a time: a third of the memory
         filled[..., channel] = _filled(texture[..., [channel]], known)[..., 0]
@@ -145,19 +133,14 @@ def fill(texture: Tensor, known: Tensor) -> Tensor:
 def _filled(texture: Tensor, known: Tensor) -> Tensor:
     pictures, weights = [texture.permute(2, 0, 1)[None] * known], [known.to(texture.dtype)[None, None]]
     while max(pictures[-1].shape[2:]) > 1:
-        picture, weight = (torch.nn.functional.avg_pool2d(_even(x), 2) for x in (pictures[-1], weights[-1]))
-        filled = weight > 0
-        pictures.append(torch.where(filled, picture / weight.clamp_min(1e-12), picture))
-        weights.append(filled.to(texture.dtype))
-        pictures[-1] = pictures[-1] * weights[-1]
+        h, w = pictures[-1].shape[2:]
+        even = [torch.nn.functional.pad(x[-1], (0, w % 2, 0, h % 2)) for x in (pictures, weights)]
+        picture, weight = (torch.nn.functional.avg_pool2d(x, 2) for x in even)
+        weights.append((weight > 0).to(texture.dtype))
+        pictures.append(torch.where(weight > 0, picture / weight.clamp_min(1e-12), picture) * weights[-1])
     picture = pictures[-1]
     for finer, weight in zip(reversed(pictures[:-1]), reversed(weights[:-1]), strict=True):
         h, w = finer.shape[2:]
         spread = torch.nn.functional.interpolate(picture, scale_factor=2, mode="bilinear")[:, :, :h, :w]
         picture = torch.where(weight > 0, finer, spread)
     return picture[0].permute(1, 2, 0)
-
-
-def _even(x: Tensor) -> Tensor:
-    """Zeros added below and to the right until both sides are even."""
-    return torch.nn.functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))

@@ -1,8 +1,5 @@
-"""Cleaning of closed triangle meshes: connected components, small ones removed, normals, smoothing.
-
-Components and Taubin smoothing are ours because trimesh's need scipy, which is no dependency, and hold sparse matrices
-of the whole mesh where these work in chunks.
-"""
+"""Cleaning of closed triangle meshes: connected components, small ones removed, normals, smoothing. Ours, because
+trimesh's need scipy, which is no dependency, and sparse matrices of the whole mesh."""
 
 from __future__ import annotations
 
@@ -28,21 +25,14 @@ _BLOCK = 1 << 19  # vertices whose neighbours are sorted at once
 
 
 def component_labels(n_vertices: int, faces: Tensor) -> Tensor:
-    """For each vertex the smallest vertex it is connected to: [n_vertices] int64; faces [f,3] int32 or int64.
-
-    Rounds of: every root hooks onto its smallest neighbouring root, then all paths are cut short. Where numbers run
-    along the surface, as marching cubes leaves them, the first round joins nearly everything and the rest see few
-    edges.
-    """
+    """For each vertex the smallest vertex it is connected to: [n_vertices] int64; faces [f,3] int32 or int64. Rounds:
+    every root hooks onto its smallest neighbouring root, then all paths are cut short."""
     joins = [(some[:, k], some[:, k + 1]) for some in faces.split(_CHUNK) for k in range(2)]  # views
     parent = torch.arange(n_vertices)
     while joins:
         for a, b in joins:  # the larger of two roots hooks
             parent.scatter_reduce_(0, torch.maximum(a, b).long(), torch.minimum(a, b).long(), "amin")
-        while True:
-            shorter = parent[parent]
-            if torch.equal(shorter, parent):
-                break
+        while not torch.equal(shorter := parent[parent], parent):
             parent = shorter
         roots = ((_rows(parent, a), _rows(parent, b)) for a, b in joins)
         joins = [(a[apart], b[apart]) for a, b in roots if len(apart := (a != b).nonzero()[:, 0])]
@@ -57,7 +47,7 @@ def _rows(values: Tensor, faces: Tensor) -> Tensor:
 def signed_volumes(vertices: Tensor, faces: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Components as (label [c], number of faces [c], enclosed volume [c]); a cavity's volume is negative."""
     corner = vertices - vertices.mean(dim=0)
-    counts, volumes = torch.zeros(len(vertices), dtype=torch.int64), torch.zeros(len(vertices), dtype=torch.float64)
+    counts, volumes = (torch.zeros(len(vertices), dtype=kind) for kind in (torch.int64, torch.float64))
     for some in faces.split(_CHUNK):
         owner = _rows(labels, some[:, 0])
         a, b, c = _rows(corner, some).unbind(dim=1)
@@ -75,11 +65,8 @@ class Limits(NamedTuple):
 
 
 def keep_faces(vertices: Tensor, faces: Tensor, limits: Limits, cavities: bool) -> tuple[Tensor, int]:
-    """Which faces [f] bool to keep within the limits, and in how many components.
-
-    cavities: whether to keep components that enclose emptiness (the inner skin of a hollow solid: nothing outside sees
-    it).
-    """
+    """Which faces [f] bool to keep within the limits, and in how many components; cavities: whether to keep those
+    that enclose emptiness (the inner skin of a hollow solid)."""
     labels = component_labels(len(vertices), faces)
     names, counts, volumes = signed_volumes(vertices, faces, labels)
     good = torch.ones_like(names, dtype=torch.bool) if cavities else volumes > 0
@@ -102,7 +89,7 @@ def find_hole_faces(faces: Tensor, removed: Tensor, n_vertices: int, most: int) 
     labels = component_labels(n_vertices, faces[chosen])
     owner = _rows(labels, faces[chosen, 0])
     small = torch.bincount(owner, minlength=n_vertices) <= most
-    border, held = torch.zeros(n_vertices, dtype=torch.bool), torch.zeros(n_vertices, dtype=torch.bool)
+    border, held = torch.zeros(2, n_vertices, dtype=torch.bool)
     border[faces[~removed].reshape(-1).long()] = True
     held[labels[border]] = True  # a piece of its own is no hole
     filling = torch.zeros_like(removed)
@@ -133,11 +120,8 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def taubin_smooth(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
-    """Vertices [v,3] float32 after rounds of moving towards the mean of their neighbours and a little farther back:
-    noise goes, size and shape stay.
-
-    Source: Taubin, "A Signal Processing Approach to Fair Surface Design", 1995, section 3.
-    """
+    """Vertices [v,3] float32 after rounds of moving towards the mean of their neighbours and a little farther back.
+    Source: Taubin, "A Signal Processing Approach to Fair Surface Design", 1995, section 3."""
     if not rounds:
         return vertices
     blocks = [_neighbours(faces, k, min(k + _BLOCK, len(vertices))) for k in range(0, len(vertices), _BLOCK)]
@@ -149,10 +133,8 @@ def taubin_smooth(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
 
 
 def _neighbours(faces: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """The ends of the edges that leave the vertices from low to high, and where each vertex's own begin; both int32.
-
-    In a closed mesh every edge belongs to two faces, one for each of its directions, so these are all neighbours.
-    """
+    """The ends of the edges that leave the vertices from low to high (in a closed mesh all neighbours), and where each
+    vertex's own begin; both int32."""
     starts, ends = [], []
     for k in range(3):
         here = ((faces[:, k] >= low) & (faces[:, k] < high)).nonzero()[:, 0]
@@ -165,16 +147,15 @@ def _neighbours(faces: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
 
 def is_closed(faces: NDArray[np.int32], n_vertices: int) -> bool:
     """Whether every directed edge occurs once, and once the other way round: closed, 2-manifold, consistently wound."""
-    ways = []
-    for forward in (True, False):  # edges from the smaller vertex to the larger, and those from the larger
-        keys = []
-        for k in range(3):
-            a, b = (faces[:, k], faces[:, (k + 1) % 3]) if forward else (faces[:, (k + 1) % 3], faces[:, k])
-            up = a < b
-            keys.append(a[up].astype(np.int64) * n_vertices + b[up])
-        ways.append(np.concatenate(keys))
-        ways[-1].sort()
-    there, back = ways
+
+    def keys(first: int, second: int) -> NDArray[np.int64]:
+        """Of the edges that begin (or end) at the smaller vertex, sorted."""
+        pairs = ((faces[:, (k + first) % 3], faces[:, (k + second) % 3]) for k in range(3))
+        found = np.concatenate([a[a < b].astype(np.int64) * n_vertices + b[a < b] for a, b in pairs])
+        found.sort()
+        return found
+
+    there, back = keys(0, 1), keys(1, 0)
     return bool(np.array_equal(there, back) and (there[1:] > there[:-1]).all())
 
 
@@ -189,18 +170,14 @@ def check_count(n_faces: int | None) -> None:
     if n_faces is not None and n_faces < 4:
         raise UserError(f"--faces must be 4 or more, got {n_faces}")
     if find_spec("fast_simplification") is None:
-        raise UserError(
-            "fewer faces and textures need the package fast-simplification: pip install fast-simplification"
-        )
+        package = "fast-simplification"
+        raise UserError(f"fewer faces and textures need the package {package}: pip install {package}")
 
 
 def decimate(vertices: Tensor, faces: Tensor, n_faces: int, closed: bool = True) -> tuple[Tensor, Tensor]:
-    """At most about n_faces faces that keep the shape: (vertices [v,3] float64, faces [f,3] int64). Fewer come back as
-    they are.
-
-    A mesh that is `closed` stays so; of an open one only small holes are closed, as decimation tears them.
-    Source: quadric error metrics, Garland and Heckbert 1997, by fast-simplification.
-    """
+    """At most about n_faces faces that keep the shape: (vertices [v,3] float64, faces [f,3] int64). A mesh that is
+    `closed` stays so; of an open one only small holes are closed, as decimation tears them. Source: quadric error
+    metrics, Garland and Heckbert 1997."""
     if len(faces) <= n_faces:
         return vertices.double(), faces.long()
     check_count(n_faces)
@@ -224,12 +201,10 @@ def _simplify(
         try:
             np.savez(mesh, points=points, faces=faces)
         except OSError as error:
-            raise UserError(
-                f"{folder}: no room for a mesh of {len(faces):,} faces ({error.strerror}); set TMPDIR"
-            ) from None
-        done = subprocess.run(
-            [sys.executable, "-c", _SIMPLIFY_SCRIPT, str(mesh), str(n_faces)], capture_output=True, text=True
-        )
+            no_room = f"{folder}: no room for a mesh of {len(faces):,} faces ({error.strerror}); set TMPDIR"
+            raise UserError(no_room) from None
+        command = [sys.executable, "-c", _SIMPLIFY_SCRIPT, str(mesh), str(n_faces)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             last = done.stderr.strip().splitlines()[-1:] or [f"its process ended with status {done.returncode}"]
             raise UserError(f"the mesh of {len(faces):,} faces could not be simplified: {last[0]}")

@@ -32,15 +32,11 @@ class Cloud(NamedTuple):
 
 
 def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
-    """At most n points in the world frame, where pixels drawn from the training views see a surface.
-
-    A pixel counts where most of its light is stopped and at least two views agree on the depth, so what floats before a
-    single camera stays out. Raises UserError where nothing is seen. Not differentiable.
-    """
+    """At most n points in the world frame, of pixels of the training views that stop most of their light and on whose
+    depth at least two views agree. Raises UserError where nothing is seen. Not differentiable."""
     cameras, random = model.cameras, torch.Generator().manual_seed(seed)
     views = depth_views(model, MAX_VIEWS, _MAX_SIDE)
     fewest = min(MIN_WEIGHT, len(views) / 2)
-    world_from_scene = model.scene_from_world.inverse()
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     found = 0
     for _ in range(64):  # until there are enough, or pixels keep on showing nothing
@@ -59,11 +55,8 @@ def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
     if not found:
         raise UserError("the training views see no surface, so there are no points; train longer")
     points, normals, colors = (torch.cat(parts)[:n] for parts in zip(*kept, strict=True))
-    return Cloud(
-        world_from_scene.apply(points.double()),
-        normals.double(),
-        to_display(colors.numpy() * model.exposure, model.linear),
-    )
+    rgb = to_display(colors.numpy() * model.exposure, model.linear)
+    return Cloud(model.scene_from_world.inverse().apply(points.double()), normals.double(), rgb)
 
 
 def save_cloud(cloud: Cloud, path: Path) -> None:

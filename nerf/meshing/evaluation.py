@@ -72,16 +72,13 @@ class MeshScores:
     def __str__(self) -> str:
         """A table for a person."""
         lines = [f"{'':20}{'length':>12}{'of diagonal':>14}"]
-        for name in _LENGTHS:
-            lines.append(f"{name:20}{getattr(self, name):12.5g}{100 * getattr(self, name) / self.diagonal:12.4f} %")
+        for name, length in ((name, getattr(self, name)) for name in _LENGTHS):
+            lines.append(f"{name:20}{length:12.5g}{100 * length / self.diagonal:12.4f} %")
         lines.append(f"{'within':20}{'precision':>12}{'recall':>14}{'F-score':>10}")
         lines += [f"{percent + ' %':20}{p:12.4f}{r:14.4f}{f:10.4f}" for percent, (p, r, f) in self.f_scores.items()]
         lines.append(f"{'normal consistency':20}{self.normal_consistency:12.4f}")
-        lines.append(
-            f"{self.samples:,} points on each; {self.faces:,} faces against {self.faces_of_truth:,}; "
-            f"diagonal {self.diagonal:.5g}"
-        )
-        return "\n".join(lines)
+        counts = f"{self.samples:,} points on each; {self.faces:,} faces against {self.faces_of_truth:,}"
+        return "\n".join([*lines, f"{counts}; diagonal {self.diagonal:.5g}"])
 
 
 class ViewScore(NamedTuple):
@@ -106,15 +103,12 @@ class MeshViewScores(NamedTuple):
 
 
 def evaluate_mesh_views(mesh: trimesh.Trimesh, scene: Scene) -> MeshViewScores:
-    """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white.
-
-    Pixels outside a view's mask do not count. Not differentiable. Raises UserError where no view is held out.
-    """
-    white = torch.ones(3)
+    """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white, within
+    their masks. Not differentiable. Raises UserError where no view is held out."""
     rows = []
     for i in scene.splits["test"].tolist():
         drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE)["color"])
-        numbers = compare(drawn, shown_as(scene, truth_of(scene, i, white / scene.exposure)), mask_of(scene, i))
+        numbers = compare(drawn, shown_as(scene, truth_of(scene, i, torch.ones(3) / scene.exposure)), mask_of(scene, i))
         rows.append(ViewScore(scene.names[i], numbers["psnr"], numbers["ssim"]))
     if not rows:
         raise UserError(f"{scene.path}: no view is held out, so there is none to compare with")
@@ -146,16 +140,9 @@ def evaluate_mesh(
         precision, recall = float((to_truth <= within).double().mean()), float((to_mesh <= within).double().mean())
         both = precision + recall
         f_scores[f"{percent:g}"] = FScore(precision, recall, 2 * precision * recall / both if both > 0 else 0.0)
-    return MeshScores(
-        float(to_truth.mean()),
-        float(to_mesh.mean()),
-        f_scores,
-        (normals_there + normals_back) / 2,
-        diagonal,
-        samples,
-        len(mesh.faces),
-        len(truth.faces),
-    )
+    accuracy, completeness, normals = float(to_truth.mean()), float(to_mesh.mean()), (normals_there + normals_back) / 2
+    counts = samples, len(mesh.faces), len(truth.faces)
+    return MeshScores(accuracy, completeness, f_scores, normals, diagonal, *counts)
 
 
 def _distances(one: Triangles, other: Triangles, samples: int) -> tuple[torch.Tensor, float]:
@@ -174,8 +161,7 @@ def _normals(corners: torch.Tensor) -> torch.Tensor:
 
 def check_frames(mesh: Triangles, truth: Triangles, mesh_name: str, truth_name: str) -> None:
     """UserError where two meshes cannot stand in one frame: boxes that do not touch, or of wholly different size."""
-    boxes = [m.box() for m in (mesh, truth)]
-    (low, high), (true_low, true_high) = boxes
+    (low, high), (true_low, true_high) = boxes = [m.box() for m in (mesh, truth)]
     apart = bool((low > true_high).any() or (high < true_low).any())
     ratio = mesh.diagonal() / max(truth.diagonal(), 1e-300)
     if truth.diagonal() == 0:

@@ -17,7 +17,7 @@ from nerf.io.pictures import to_display
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
 from nerf.meshing.fused import FusedSurface
-from nerf.meshing.level import LevelSurface, default_threshold
+from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
 from nerf.meshing.marching import Grid, marching_cubes
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def extract_mesh(
 
     resolution: cells along the longest side of the box that is meshed (None: see default_resolution). method: "tsdf"
     fuses depth maps of the training views, and what no view sees is solid; "density" is the surface where the density
-    crosses `threshold` (1/scene length; None: see level.default_threshold); "auto" takes tsdf, and density where a
+    crosses `threshold` (1/scene length; None: see level.DEFAULT_THRESHOLD); "auto" takes tsdf, and density where a
     threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for
     forward-facing scenes); None: around the occupied cells for a bounded object, [-1,1]^3 for unbounded captures.
     Components under min_fraction of the largest one's faces are removed, as are, for bounded objects, cavities that
@@ -91,10 +91,12 @@ def extract_mesh(
         method = "density" if threshold is not None or model.space.warped else "tsdf"
     if smooth is None:
         smooth = 6 if method == "tsdf" else 0
-    level = default_threshold() if threshold is None else float(threshold)
-    _check(resolution, level, box, min_fraction, max_components, smooth, holes, denoise)
-    keep_unseen = model.space.bounded if watertight is None else watertight
+    level = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     limits = Limits(min_fraction, max_components)
+    _check(resolution, level, limits, smooth, holes, denoise)
+    if box is not None:
+        _check_box(box)
+    keep_unseen = model.space.bounded if watertight is None else watertight
     grid = _grid(model, resolution, box)
     with torch.no_grad():
         shape = FusedSurface(model, grid) if method == "tsdf" else LevelSurface(model, grid, level)
@@ -107,11 +109,10 @@ def extract_mesh(
         if denoise is None:
             denoise = DENOISE_ROUNDS if method == "tsdf" and len(faces) <= MAX_DENOISED_FACES else 0
         points = denoise_normals(points, faces, denoise)
-        n_unseen = 0
+        n_whole = int(kept.sum())
         if isinstance(shape, FusedSurface) and not keep_unseen:
-            n_whole = int(kept.sum())
             kept, n_components = _remove_unseen(shape, points, faces, kept, limits, holes)
-            n_unseen = n_whole - int(kept.sum())
+        n_unseen = n_whole - int(kept.sum())
         del shape
         faces = faces[kept]
         vertices, faces = compact(faces, len(points))
@@ -143,10 +144,10 @@ def to_trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, info: dict[str,
 def _grid(model: Model, resolution: int | None, box: tuple[float, ...] | None) -> Grid:
     """The grid points to march through: around the box or, without one, around what the model shows."""
     low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
-    resolution = default_resolution(model, low, high) if resolution is None else resolution
-    step = float((high - low).max()) / resolution
-    counts = np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1
-    return Grid((float(low[0]), float(low[1]), float(low[2])), step, (int(counts[0]), int(counts[1]), int(counts[2])))
+    step = float((high - low).max()) / (default_resolution(model, low, high) if resolution is None else resolution)
+    nx, ny, nz = (np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1).tolist()
+    x, y, z = low.tolist()
+    return Grid((x, y, z), step, (nx, ny, nz))
 
 
 def _polygonise(shape: FusedSurface | LevelSurface, grid: Grid, refine: int) -> tuple[Tensor, Tensor]:
@@ -175,44 +176,33 @@ def _remove_unseen(
     return kept, n_components
 
 
-def _check(
-    resolution: int | None,
-    level: float,
-    box: tuple[float, ...] | None,
-    min_fraction: float,
-    max_components: int | None,
-    smooth: int,
-    holes: int,
-    denoise: int | None,
-) -> None:
+def _check(resolution: int | None, level: float, limits: Limits, smooth: int, holes: int, denoise: int | None) -> None:
+    fraction, most = limits
     for holds, message in (
         (holes >= 0, f"--holes must be 0 or more faces, got {holes}"),
         (0 <= smooth <= 100, f"--smooth must be from 0 to 100 rounds, got {smooth}"),
         (denoise is None or 0 <= denoise <= 100, f"--denoise must be from 0 to 100 rounds, got {denoise}"),
         (resolution is None or 8 <= resolution <= 4096, f"--resolution must be from 8 to 4096 cells, got {resolution}"),
         (0 < level < math.inf, f"--threshold must be a density above 0 in 1/scene length, got {level}"),
-        (0 <= min_fraction <= 1, f"--min-fraction must be from 0 to 1, got {min_fraction}"),
-        (max_components is None or max_components >= 1, f"--max-components must be 1 or more, got {max_components}"),
+        (0 <= fraction <= 1, f"--min-fraction must be from 0 to 1, got {fraction}"),
+        (most is None or most >= 1, f"--max-components must be 1 or more, got {most}"),
     ):
         if not holds:
             raise UserError(message)
-    if box is not None:
-        _check_box(box)
 
 
 def _check_box(box: tuple[float, ...]) -> None:
     ordered = len(box) == 6 and all(a < b for a, b in zip(box[:3], box[3:], strict=True))
     if not ordered or not all(math.isfinite(b) for b in box):
-        raise UserError(
-            f"--box must be x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1, z0 < z1, got {' '.join(map(str, box))}"
-        )
+        got = " ".join(map(str, box))
+        raise UserError(f"--box must be x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1, z0 < z1, got {got}")
 
 
 def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[float, ...]:
     """A box of the world (or scene) frame, x0 y0 z0 x1 y1 z1, as the one around it in the scene frame."""
     _check_box(box)
+    reach = 2.0 ** (len(model.occupancy.occupied) - 1)
     if frame == "scene":
-        reach = 2.0 ** (len(model.occupancy.occupied) - 1)
         if any(a > reach or b < -reach for a, b in zip(box[:3], box[3:], strict=True)):
             raise UserError(f"--box lies outside the scene, which reaches from {-reach:g} to {reach:g} in scene units")
         return box
@@ -221,7 +211,6 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[floa
     x, y, z = (torch.tensor([box[k], box[k + 3]], dtype=torch.float64) for k in range(3))
     corners = model.scene_from_world.apply(torch.cartesian_prod(x, y, z))
     low, high = corners.amin(dim=0), corners.amax(dim=0)
-    reach = 2.0 ** (len(model.occupancy.occupied) - 1)
     if bool((low > reach).any() or (high < -reach).any()):
         ends = model.scene_from_world.inverse().apply(torch.tensor([[-reach] * 3, [reach] * 3], dtype=torch.float64))
         first, last = (" ".join(f"{float(v):.4g}" for v in end) for end in (ends.amin(dim=0), ends.amax(dim=0)))
@@ -236,7 +225,7 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     occupied = model.occupancy.occupied[0].cpu()
     if not bool(occupied.any()):
         raise UserError("the model's occupancy grid is empty, so there is no surface; train it longer")
-    low, high = np.empty(3), np.empty(3)
+    low, high = np.empty((2, 3))
     for axis in range(3):  # x, y, z are dimensions 2, 1, 0
         cells = occupied.amax(dim=tuple(d for d in range(3) if d != 2 - axis)).nonzero()
         low[axis], high[axis] = int(cells.min()), int(cells.max()) + 1
@@ -249,7 +238,7 @@ def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def default_resolution(model: Model, low: NDArray[np.float64], high: NDArray[np.float64]) -> int:
     """Cells along the longest side of a box of the scene, each CELL_PIXELS of what a photo's pixel spans in its
-    middle (the median of the photos), from 64 to 512: larger meshes are more than most can use."""
+    middle (the median of the photos), from 64 to 512."""
     if model.space.warped:
         return 512
     origins = model.scene_from_world.apply(model.cameras.centres)

@@ -1,8 +1,5 @@
-"""Bilateral normal filtering: noise out of a triangle mesh, edges kept.
-
-Ours, because none of trimesh's filters keeps edges, and the packages that do (pymeshlab, Open3D) are large and have
-wheels for few systems.
-"""
+"""Bilateral normal filtering: noise out of a triangle mesh, edges kept, which none of trimesh's filters does, and the
+packages that do (pymeshlab, Open3D) are large and have wheels for few systems."""
 
 from __future__ import annotations
 
@@ -17,11 +14,10 @@ _CHUNK = 1 << 19  # faces at once
 
 
 def denoise_normals(vertices: Tensor, faces: Tensor, rounds: int) -> Tensor:
-    """Vertices [v,3] float32 moved so that faces [f,3] lie along bilaterally filtered normals; any frame and unit.
+    """Vertices [v,3] float32 moved so that faces [f,3] lie along bilaterally filtered normals. Not differentiable.
 
     Each round, `n_i <- normalise(sum_j A_j exp(-|n_i - n_j|^2 / (2 NORMAL_SIGMA^2)) n_j)` over the face i and those
-    across its edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around, c
-    their centres. Connectivity stays, so a closed mesh stays closed. Not differentiable.
+    across its edges, A their areas; then vertices step by `mean_f n_f (n_f . (c_f - x))` over the faces f around.
     Sources: Zheng et al., "Bilateral Normal Filtering for Mesh Denoising", 2011, local scheme (area in place of
     distance); for the vertices Sun et al., "Fast and Effective Feature-Preserving Mesh Denoising", 2007, equation 12.
     """
@@ -66,11 +62,8 @@ def twin_edges(faces: Tensor, n_vertices: int) -> tuple[Tensor, Tensor]:
 
 def _normals(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     """Unit normals [f,3] and twice the areas [f,1]; a face without area has no normal (0)."""
-    parts = []
-    for some in faces.split(_CHUNK):
-        a, b, c = (vertices.index_select(0, some[:, k]) for k in range(3))
-        parts.append(torch.linalg.cross(b - a, c - a))
-    crosses = torch.cat(parts)
+    corners = ([vertices.index_select(0, some[:, k]) for k in range(3)] for some in faces.split(_CHUNK))
+    crosses = torch.cat([torch.linalg.cross(b - a, c - a) for a, b, c in corners])
     areas = crosses.norm(dim=1, keepdim=True)
     return crosses / areas.clamp_min(1e-30), areas
 

@@ -23,11 +23,12 @@ TEXTURED_KINDS = (".obj", ".glb")
 
 def check_path(path: Path, overwrite: bool = True, textured: bool = False) -> None:
     """UserError unless a mesh can be written there; asked before the work begins."""
-    if path.suffix.lower() not in KINDS:
+    kind = path.suffix.lower()
+    if kind not in KINDS:
         raise UserError(f"{path}: a mesh file ends in {', '.join(KINDS)}")
-    if textured and path.suffix.lower() not in TEXTURED_KINDS:
+    if textured and kind not in TEXTURED_KINDS:
         raise UserError(f"{path}: a {path.suffix} file carries no texture; choose {' or '.join(TEXTURED_KINDS)}")
-    beside = [path.with_suffix(".mtl"), path.with_suffix(".png")] if textured and path.suffix.lower() == ".obj" else []
+    beside = [path.with_suffix(".mtl"), path.with_suffix(".png")] if textured and kind == ".obj" else []
     for file in (path, *beside):
         if file.is_dir() or (file.exists() and not overwrite):
             raise UserError(f"{file} exists; choose another name or give --overwrite")
@@ -60,19 +61,20 @@ def _contents(mesh: trimesh.Trimesh, path: Path, up: Tensor | None) -> dict[str,
     from trimesh.exchange.obj import export_obj
 
     beside: dict[str, bytes] = {}
-    if path.suffix.lower() == ".obj":
+    kind, far = path.suffix.lower(), far_origin(np.asarray(mesh.vertices, np.float64)) is not None
+    if kind == ".obj":
         visual: Any = mesh.visual
         if visual.kind == "texture":
             visual.material.name = path.stem  # of NAME.png, too
         data, beside = export_obj(mesh, return_texture=True, mtl_name=f"{path.stem}.mtl", header=None)
-    elif path.suffix.lower() == ".glb":
+    elif kind == ".glb":
         data = glb(mesh, None if up is None else up.double().numpy())
-    elif path.suffix.lower() == ".ply" and far_origin(np.asarray(mesh.vertices, np.float64)) is not None:
+    elif kind == ".ply" and far:
         data = _ply(mesh)
     else:
-        if far_origin(np.asarray(mesh.vertices, np.float64)) is not None:
+        if far:
             note(f"{path.name}: STL rounds coordinates as large as these; a .ply, .obj or .glb keeps them")
-        data = mesh.export(file_type=path.suffix.lower()[1:])
+        data = mesh.export(file_type=kind[1:])
     return {**beside, path.name: data.encode() if isinstance(data, str) else data}
 
 

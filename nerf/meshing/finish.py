@@ -31,10 +31,8 @@ TEXTURED_FACES = 200_000
 def decimate_mesh(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool = True) -> trimesh.Trimesh:
     """The mesh (world frame) with at most about n_faces faces, its vertices coloured anew by the field."""
     vertices, faces, normals, info = _decimate(mesh, n_faces)
-    rgb = None
-    if colours:
-        with torch.no_grad():
-            rgb = to_display(field_colors(model, vertices, normals).numpy(), linear=False)
+    with torch.no_grad():
+        rgb = to_display(field_colors(model, vertices, normals).numpy(), linear=False) if colours else None
     return to_trimesh(vertices, faces, normals, info, vertex_colors=rgb)
 
 
@@ -63,21 +61,17 @@ def texture_mesh(
         ratings = photo_ratings(scene, vertices, faces, normals, photos)
         gains = exposure_gains(model, scene, ratings, vertices, normals, photos)
         asked = farthest_point_sample(scene.cameras.centres[photos], MAX_VIEWS)
-        pictures = [
-            partial(_load_common_exposure, model, scene, int(photos[row]), gains[row]) for row in asked.tolist()
-        ]
+        load = partial(_load_common_exposure, model, scene)
+        pictures = [partial(load, int(photos[row]), gains[row]) for row in asked.tolist()]
         vertices = refine_vertices(scene, vertices, faces, normals, photos[asked], ratings[asked], pictures)
         normals = _normals(vertices, faces)  # the ratings hold: nothing moved by more than a pixel
         atlas = unwrap(vertices, faces, size)
         texture = bake(model, scene, atlas, vertices, normals, photos, ratings, gains)
     picture = Image.fromarray(to_display(texture.numpy(), linear=False))
-    flat = atlas.uv.double() / atlas.size
-    material = trimesh.visual.material.PBRMaterial(
-        baseColorTexture=picture, baseColorFactor=[255] * 4, metallicFactor=0.0, roughnessFactor=1.0
-    )
-    visual = trimesh.visual.TextureVisuals(
-        uv=torch.stack([flat[:, 0], 1 - flat[:, 1]], dim=1).numpy(), material=material
-    )
+    x, y = (atlas.uv.double() / atlas.size).unbind(1)
+    factors = {"baseColorFactor": [255] * 4, "metallicFactor": 0.0, "roughnessFactor": 1.0}
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, **factors)
+    visual = trimesh.visual.TextureVisuals(uv=torch.stack([x, 1 - y], dim=1).numpy(), material=material)
     return to_trimesh(vertices[atlas.corners], atlas.faces, normals[atlas.corners], info, visual=visual)
 
 
@@ -93,12 +87,8 @@ def transform_mesh(mesh: trimesh.Trimesh, to: Similarity) -> None:
 
 
 def _decimate(mesh: trimesh.Trimesh, n_faces: int) -> tuple[Tensor, Tensor, Tensor, dict]:
-    vertices, faces = decimate(
-        torch.from_numpy(np.array(mesh.vertices)),
-        torch.from_numpy(np.array(mesh.faces)),
-        n_faces,
-        mesh.metadata.get("closed", False),
-    )
+    vertices, faces = (torch.from_numpy(np.array(x)) for x in (mesh.vertices, mesh.faces))
+    vertices, faces = decimate(vertices, faces, n_faces, mesh.metadata.get("closed", False))
     info = {**mesh.metadata, "closed": is_closed(faces.int().numpy(), len(vertices))}
     return vertices, faces, _normals(vertices, faces), info
 

@@ -1,8 +1,5 @@
-"""TSDF fusion: depth maps rendered from the model, fused into one truncated signed distance.
-
-Source: Curless and Levoy, "A Volumetric Method for Building Complex Models from Range Images", 1996. Ours, because
-distances are asked for point by point where marching cubes needs them, so no volume of 512^3 is ever held.
-"""
+"""TSDF fusion: depth maps rendered from the model, fused into one truncated signed distance (Curless and Levoy, "A
+Volumetric Method for Building Complex Models from Range Images", 1996), asked for where marching cubes needs it."""
 
 from __future__ import annotations
 
@@ -51,7 +48,9 @@ class FusedSurface:
 
     def values(self, points: Tensor) -> Tensor:
         """[n] in [-1,1] at grid points or between them [n,3]: minus the distance in truncation lengths."""
-        fused = self._fuse(points)
+        step, (low, high) = self.grid.step, BACK_TRUNCATION_STEPS
+        back = min(max(_BACK_TRUNCATION, low * step), high * step)
+        fused = kernels.fuse_depths(points, self.views, FRONT_TRUNCATION_STEPS * step, back)
         unseen = torch.where(fused.weights < 0, -1.0, 1.0)
         return torch.where(fused.weights < self.min_weight, unseen, -fused.distances)
 
@@ -67,11 +66,6 @@ class FusedSurface:
 
     def explain_empty(self) -> str:
         return "the photos' cameras see nothing solid there; train longer, or choose another --box"
-
-    def _fuse(self, points: Tensor) -> kernels.Fused:
-        step, (low, high) = self.grid.step, BACK_TRUNCATION_STEPS
-        back = min(max(_BACK_TRUNCATION, low * step), high * step)
-        return kernels.fuse_depths(points, self.views, FRONT_TRUNCATION_STEPS * step, back)
 
     def _classify(self) -> NDArray[np.uint8]:
         """A code for each cell: ASK within a cell of a seen surface or of a change between inside and outside."""
@@ -147,10 +141,8 @@ def farthest_point_sample(points: Tensor, most: int) -> Tensor:
 
 def _small_pinholes(cameras: Cameras, longest: int) -> Cameras:
     """The same views without distortion and with at most `longest` pixels on a side."""
-    sizes = torch.stack([cameras.widths, cameras.heights], dim=1)
-    scale = (longest / sizes.amax(dim=1)).clamp_max(1)
-    small = (sizes * scale[:, None]).round().clamp_min(1).long()
-    cameras = cameras.resized(small[:, 0], small[:, 1])
+    scale = (longest / torch.maximum(cameras.widths, cameras.heights)).clamp_max(1)
+    cameras = cameras.resized(*((n * scale).round().clamp_min(1).long() for n in (cameras.widths, cameras.heights)))
     cameras.models = torch.full_like(cameras.models, PERSPECTIVE)
     cameras.distortion = torch.zeros_like(cameras.distortion)
     return cameras

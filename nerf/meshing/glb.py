@@ -1,12 +1,9 @@
 """GLB files: one binary glTF 2.0 with the mesh, its colours or its texture, upright wherever it is opened.
 
-trimesh writes them; ours are where the mesh stands, how it is lit, and vertex colours of 16 bits.
-
-Vertices keep their world coordinates; where those are too large for float32 (national grids), they are stored about
-the mesh's middle, and a node below the first moves them back. glTF says that y is up, so the first node turns the
-world's up to y; programs that turn y to their own up (Blender: z) then show a world whose up is z in its own
-coordinates. Materials are unlit where the reader knows KHR_materials_unlit (the photos' light is in the colours
-already), else rough and not metallic.
+trimesh writes them; ours are where the mesh stands, how it is lit, and vertex colours of 16 bits. Vertices keep their
+world coordinates; where those are too large for float32 (national grids), they are stored about the mesh's middle, and
+a node below the first moves them back. glTF says that y is up, so the first node turns the world's up to y. Materials
+are unlit (the photos' light is in the colours already), for readers that do not know that rough and not metallic.
 Source: Khronos glTF 2.0 specification; vertex colours are linear there, textures sRGB.
 """
 
@@ -80,11 +77,8 @@ def _nodes(rotation: list[float], origin: NDArray[np.float64] | None) -> list[di
 
 
 def upright(up: NDArray[np.float64] | None) -> list[float]:
-    """The quaternion (x, y, z, w) of the shortest turn that brings the world's up [3] to y.
-
-    An up within 15 degrees of a signed axis is taken for that axis: worlds are built along their axes, and cameras tell
-    the up only roughly.
-    """
+    """The quaternion (x, y, z, w) of the shortest turn that brings the world's up [3] to y; an up within 15 degrees of
+    a signed axis is taken for that axis, as cameras tell it only roughly."""
     if up is None or not np.isfinite(up).all() or np.linalg.norm(up) == 0:
         return [0.0, 0.0, 0.0, 1.0]
     u = np.asarray(up, np.float64) / np.linalg.norm(up)
@@ -99,7 +93,5 @@ def upright(up: NDArray[np.float64] | None) -> list[float]:
 
 def _linear(rgb: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """8-bit sRGB [v,3] -> 16-bit linear RGBA [v,4]."""
-    table = light.decode(np.arange(256) / 255)
-    rgba = np.full((len(rgb), 4), 65535, np.uint16)
-    rgba[:, :3] = np.round(table * 65535).astype(np.uint16)[rgb]
-    return rgba
+    table = np.round(light.decode(np.arange(256) / 255) * 65535).astype(np.uint16)
+    return np.concatenate([table[rgb], np.full((len(rgb), 1), 65535, np.uint16)], axis=1)

@@ -14,18 +14,10 @@ from nerf.meshing.marching import ASK, OUTSIDE, Grid, Known
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
-# Scene length over which the iso-surface's density absorbs half the light: a cell of a 128^3 occupancy grid.
-HALF_TRANSMITTANCE_LENGTH = 1 / 64
+# Density of the iso-surface in 1/scene length, which absorbs half the light over a cell of a 128^3 occupancy grid,
+# 1/64; not tied to the step of the mesh grid, so that a finer mesh shows the same surface.
+DEFAULT_THRESHOLD = math.log(2) / (1 / 64)
 _CLAMP = 3.0  # of log(density / level): beyond a factor of 20 a value says "inside" or "outside", not how far
-
-
-def default_threshold() -> float:
-    """Density of the iso-surface in 1/scene length: ln 2 / HALF_TRANSMITTANCE_LENGTH = 44.
-
-    Light crosses a surface within about a cell of the occupancy grid, whatever the mesh's resolution, so the level is
-    tied to that length and not to the step of the mesh grid: a finer mesh shows the same surface.
-    """
-    return math.log(2) / HALF_TRANSMITTANCE_LENGTH
 
 
 class LevelSurface:
@@ -53,10 +45,7 @@ class LevelSurface:
 
 def near_occupied(occupied: Tensor, grid: Grid) -> Known:
     """Which grid points are worth evaluating: within one grid step of an occupied cell of the level that serves there.
-
-    occupied [levels,R,R,R] bool indexed [level, z, y, x]; level k covers [-2^k, 2^k]^3 and serves where no finer one
-    reaches.
-    """
+    occupied [levels,R,R,R] bool (z, y, x); level k covers [-2^k, 2^k]^3 and serves where no finer one reaches."""
     levels = [level.numpy() for level in occupied.cpu()]
     resolution = occupied.shape[-1]
 
@@ -71,13 +60,13 @@ def near_occupied(occupied: Tensor, grid: Grid) -> Known:
                 continue
             part = levels[k]
             for axis, (p, h) in enumerate(zip(positions, here, strict=True)):
-                first = np.clip(((p[h] - grid.step + extent) / cell).astype(int), 0, resolution - 1)
-                last = np.clip(((p[h] + grid.step + extent) / cell).astype(int), 0, resolution - 1)
+                ends = ((p[h] + side + extent) / cell for side in (-grid.step, grid.step))
+                first, last = (np.clip(end.astype(int), 0, resolution - 1) for end in ends)
                 spread = part.take(first, axis=axis)
                 for further in range(1, int((last - first).max()) + 1):
                     spread |= part.take(np.minimum(first + further, last), axis=axis)
                 part = spread
-            chosen[here[0][0] : here[0][-1] + 1, here[1][0] : here[1][-1] + 1, here[2][0] : here[2][-1] + 1] = part
+            chosen[tuple(slice(h[0], h[-1] + 1) for h in here)] = part
         return np.where(chosen, np.uint8(ASK), np.uint8(OUTSIDE))
 
     return known

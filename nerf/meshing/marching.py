@@ -1,9 +1,8 @@
 """Marching cubes over a sparse grid: slab after slab, block after block, and no seams.
 
 The grid is a box of points around which one more layer counts as outside, so the surface closes where it meets the
-border. The values of one slab of layers are in memory at a time; its last layer is handed to the next, so every point
-is evaluated once. Each vertex lies on one edge of the grid and is known by that edge's number, so blocks agree on
-vertices without talking.
+border. One slab of layers is in memory at a time and hands its last to the next, so every point is evaluated once. Each
+vertex is known by the number of the grid's edge that it lies on, so blocks agree on vertices.
 """
 
 from __future__ import annotations
@@ -67,10 +66,8 @@ class Surface:
         return torch.from_numpy((index * self.grid.step + np.array(self.grid.origin)).astype(np.float32))
 
     def fractions(self) -> NDArray[np.float32]:
-        """Where the field, linear between the ends, is zero; kept off the ends so that no triangle collapses.
-
-        Where one end is the layer outside, the vertex lies on the border of the grid: the surface is capped there.
-        """
+        """Where the field, linear between the ends, is zero, kept off the ends so that no triangle collapses; on the
+        border of the grid where one end is the layer outside."""
         low, axis = self.low_ends()
         at = low[np.arange(len(axis)), axis]
         between = self.values_low / (self.values_low - self.values_high)
@@ -79,10 +76,8 @@ class Surface:
 
     def refined_points(self, field: Field, n_steps: int) -> Tensor:
         """Positions [v,3] float32 of the refined vertices, worked out a chunk at a time."""
-        chunks = [slice(k, k + _CHUNK) for k in range(0, len(self.edges), _CHUNK)]
-        pieces = [
-            Surface(self.grid, self.edges[k], self.values_low[k], self.values_high[k], self.faces) for k in chunks
-        ]
+        some = [slice(k, k + _CHUNK) for k in range(0, len(self.edges), _CHUNK)]
+        pieces = (Surface(self.grid, self.edges[k], self.values_low[k], self.values_high[k], self.faces) for k in some)
         return torch.cat([piece.points(piece.refined(field, n_steps)) for piece in pieces])
 
     def refined(self, field: Field, n_steps: int) -> NDArray[np.float32]:
@@ -106,9 +101,8 @@ def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside
     """The zero surface of a field on a grid, closed and with every edge shared by exactly two triangles.
 
     field is asked once about every point of which no more is `known` than ASK (all without it); the others, and what
-    lies outside the grid, have the value `outside` (below 0) or, inside, -outside. Memory: one slab of values, 4 *
-    (BLOCK + 1) * shape_x * shape_y bytes, and the surface. Source: Lorensen and Cline 1987; the cases are derived in
-    nerf.meshing.table.
+    lies outside the grid, have the value `outside` (below 0) or, inside, -outside. Memory: one slab of BLOCK + 1 layers
+    and the surface. Source: Lorensen and Cline 1987; the cases are derived in nerf.meshing.table.
     """
     if outside >= 0:
         raise ValueError(f"outside must be below 0, got {outside}")
@@ -117,11 +111,9 @@ def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside
     xs, ys, zs = ((torch.arange(n) * grid.step + origin[[a]]).float().numpy() for a, n in enumerate(grid.shape))
     strides = np.array([1, nx + 2, (nx + 2) * (ny + 2)])  # between points of the padded grid, along x, y, z
     slab = np.full((BLOCK + 1, ny + 2, nx + 2), outside, np.float32)
-    parts: list[_Part] = []
-    for z0 in range(
-        0, nz + 1, BLOCK
-    ):  # cells z0 to z1 between layers z0 to z1 of the padded grid; layer z is grid layer z - 1
-        z1 = min(z0 + BLOCK, nz + 1)
+    parts: list[Surface] = []
+    for z0 in range(0, nz + 1, BLOCK):
+        z1 = min(z0 + BLOCK, nz + 1)  # cells between layers z0 to z1 of the padded grid; layer z is grid layer z - 1
         slab[0] = slab[-1] if z0 else outside
         slab[1:] = outside
         layers = slice(z0, min(z1, nz))
@@ -136,7 +128,7 @@ def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside
             block[asked] = _evaluate(field, torch.from_numpy(points)).numpy()
         for rows, cols in product(_ranges(ny + 1), _ranges(nx + 1)):
             block = slab[: z1 - z0 + 1, rows.start : rows.stop + 1, cols.start : cols.stop + 1]
-            part = _march(block, np.array([cols.start, rows.start, z0]) @ strides, strides, cases)
+            part = _march(grid, block, np.array([cols.start, rows.start, z0]) @ strides, strides, cases)
             if part is not None:
                 parts.append(part)
     del slab, inner, block
@@ -152,21 +144,11 @@ def _ranges(n: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
-@dataclass
-class _Part:
-    """The surface inside one block: as `Surface`, with vertices in the order in which they were found."""
-
-    edges: NDArray[np.int64]
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-    faces: NDArray[np.int32]
-
-
-def _march(values: NDArray[np.float32], first: np.int64, grid_strides: NDArray[np.int64], cases: Table) -> _Part | None:
-    """Triangles between the points of one block [z, y, x], or None if the surface does not pass.
-
-    first: number of the block's first point in the padded grid, whose strides along x, y, z are grid_strides.
-    """
+def _march(
+    grid: Grid, values: NDArray[np.float32], first: np.int64, grid_strides: NDArray[np.int64], cases: Table
+) -> Surface | None:
+    """The surface between the points of one block [z, y, x], vertices in the order in which they were found, or None
+    if it does not pass; first: the block's first point in the padded grid, whose strides (x, y, z) are grid_strides."""
     inside = np.ascontiguousarray(values > 0)
     if not inside.any() or inside.all():
         return None
@@ -204,10 +186,10 @@ def _march(values: NDArray[np.float32], first: np.int64, grid_strides: NDArray[n
     row, x = np.divmod(point, nx)
     z, y = np.divmod(row, ny)
     edges = (first + np.stack([x, y, z], axis=1) @ grid_strides) * 3 + axes
-    return _Part(edges, low, high, faces)
+    return Surface(grid, edges, low, high, faces)
 
 
-def _join_parts(grid: Grid, parts: list[_Part]) -> Surface:
+def _join_parts(grid: Grid, parts: list[Surface]) -> Surface:
     """One surface; vertices on the border of blocks, which several of them made, become one."""
     if not parts:
         nothing = np.empty(0, np.float32)
@@ -217,10 +199,6 @@ def _join_parts(grid: Grid, parts: list[_Part]) -> Surface:
     del again
     for part, numbers in zip(parts, number, strict=True):
         part.faces = numbers[part.faces]
-    return Surface(
-        grid,
-        edges,
-        np.concatenate([p.low for p in parts])[first],
-        np.concatenate([p.high for p in parts])[first],
-        np.concatenate([p.faces for p in parts]),
-    )
+    ends = zip(*((p.values_low, p.values_high) for p in parts), strict=True)
+    low, high = (np.concatenate(values)[first] for values in ends)
+    return Surface(grid, edges, low, high, np.concatenate([p.faces for p in parts]))

@@ -1,7 +1,6 @@
-"""Charts of a texture side by side: turned to their smallest boxes, then let fall onto each other, the tallest first.
+"""Charts of a texture side by side: turned to their smallest boxes, then let fall, the tallest first, to where each
+lies lowest, by its own outline, on the skyline of those before it, at the largest scale at which all of them fit.
 
-Each chart falls, by its own outline, to where it comes to lie lowest on the skyline of those before it, and the largest
-scale at which all of them fit is searched for.
 Source: the horizon of Levy, Petitjean, Ray and Maillot, "Least Squares Conformal Maps", 2002, section 5.
 """
 
@@ -12,7 +11,6 @@ import math
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 from torch import Tensor
 
 _COLUMNS = 1024  # of the skyline, at most: a texture of 4096 texels is packed in steps of 4, of 16 if not exact
@@ -55,9 +53,8 @@ def _rotate_charts(flat: Tensor, of_corner: Tensor, n_charts: int) -> tuple[Tens
     best = torch.full((n_charts,), torch.inf, dtype=flat.dtype)
     turned, extent = flat.clone(), torch.zeros(n_charts, 2, dtype=flat.dtype)
     for k in range(2 * _ANGLES):
-        c, s = math.cos(math.pi / 2 * k / _ANGLES), math.sin(math.pi / 2 * k / _ANGLES)
-        if k == _ANGLES:  # exactly upright again
-            c, s = 0.0, 1.0
+        angle = math.pi / 2 * k / _ANGLES
+        c, s = (0.0, 1.0) if k == _ANGLES else (math.cos(angle), math.sin(angle))  # exactly upright again
         place = flat @ torch.tensor([[c, s], [-s, c]], dtype=flat.dtype)
         low, high = torch.full_like(extent, torch.inf), torch.full_like(extent, -torch.inf)
         index = of_corner[:, None].expand(-1, 2)
@@ -93,31 +90,18 @@ def _drop_charts(
     if int((tops - bottoms).clamp_min(0).sum()) > n_columns**2:
         return None
     order = np.lexsort((-widths.numpy(), -heights.numpy()))
-    outline = bottoms.int().numpy(), tops.int().numpy()
-    places = _skyline(outline[0], outline[1], starts.numpy(), widths.numpy(), order, n_columns)
-    return None if places is None else torch.from_numpy(places).double() * step + gap / 2
-
-
-def _skyline(
-    bottoms: NDArray[np.int32],
-    tops: NDArray[np.int32],
-    starts: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    order: NDArray[np.int64],
-    size: int,
-) -> NDArray[np.int64] | None:
-    """Where each chart comes to lie [n,2]: column and row of a square of size x size."""
-    skyline = np.zeros(size, np.int32)
-    places = np.empty((len(starts), 2), np.int64)
+    low_outline, high_outline = bottoms.int().numpy(), tops.int().numpy()
+    skyline = np.zeros(n_columns, np.int32)
+    places = torch.empty((n_charts, 2), dtype=torch.float64)
     for i in order.tolist():
         width, mine = int(widths[i]), slice(int(starts[i]), int(starts[i] + widths[i]))
-        rests = (sliding_window_view(skyline, width) - bottoms[mine]).max(axis=1)
+        rests = (sliding_window_view(skyline, width) - low_outline[mine]).max(axis=1)
         np.maximum(rests, 0, out=rests)
         x = int(rests.argmin())
         y = int(rests[x])
-        top = y + tops[mine]
-        if int(top.max()) > size:
+        top = y + high_outline[mine]
+        if int(top.max()) > n_columns:
             return None
         skyline[x : x + width] = np.maximum(skyline[x : x + width], top)
-        places[i] = x, y
-    return places
+        places[i, 0], places[i, 1] = x, y
+    return places * step + gap / 2

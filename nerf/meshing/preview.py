@@ -29,11 +29,10 @@ def render_mesh(
 ) -> dict[str, NDArray[np.float32]]:
     """What camera i sees of a mesh in the world frame; float32 arrays of its size, as Model.render_image gives.
 
-    "color" [h,w,3]: of its texture or vertices (grey where there are none) over the background; lit adds a light at the
-    camera, which shows the shape. "opacity" [h,w]: share of the pixel that is covered. "depth" [h,w]: distance from the
-    camera in world length, 0 where nothing is. "normal" [h,w,3]: unit, world frame, outward, 0 where nothing is. Faces
-    show from both sides. supersample^2 points a pixel are tested. A triangle that reaches behind the camera is left
-    out. Lens distortion moves the corners of triangles; their edges stay straight. Deterministic; not differentiable.
+    "color" [h,w,3]: of its texture or vertices (else grey) over the background; lit adds a light at the camera.
+    "opacity" [h,w]: share of the pixel that is covered. "depth" [h,w]: distance in world length, and "normal" [h,w,3]:
+    unit, world frame, outward; both 0 where nothing is. Faces show from both sides; supersample^2 points a pixel are
+    tested. Lens distortion moves the corners of triangles alone. Not differentiable.
     """
     camera = cameras.subset([i])
     h, w = int(camera.heights[0]), int(camera.widths[0])
@@ -94,11 +93,16 @@ def bilinear(picture: Tensor, uv: Tensor) -> Tensor:
     return upper * (1 - fy) + lower * fy
 
 
-def rasterise(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest face at every pixel centre that has one: (flat pixels [p] ascending, faces [p], weights [p,3]).
+def facing(camera: Cameras, vertices: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a surface at vertices [v,3], as camera 0 sees it: cosine [v] to its normal, and slope [v] (the tangent)."""
+    away = vertices - camera.centres[0]
+    cosine = -(normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
+    return cosine, (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
 
-    See `kernels.nearest_faces`; weights are of the triangle's corners in space: w_k / z_k over their sum.
-    """
+
+def rasterise(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest face at every pixel centre that has one: (flat pixels [p] ascending, faces [p], weights [p,3] of the
+    triangle's corners in space: w_k / z_k over their sum); see `kernels.nearest_faces`."""
     nearest = kernels.nearest_faces(uv, z, faces, width, height)
     pixel = (nearest >= 0).nonzero()[:, 0]
     face = nearest[pixel].long()

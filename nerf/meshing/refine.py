@@ -1,12 +1,11 @@
 """The surface moved, by a pixel at most, to where the photos say it is: by their outlines and by their colours.
 
-A field's median-transmittance depth is off by a part of a pixel, outward in hollows and inward on what
-stands out. The photos know better: a surface in its place covers, of each pixel at its outline, what the photo's alpha
-says, and the photos in which a point of it is seen show one colour there. Both are linear in how far the surface moves
-along its normal, so the best move is one least-squares step, r + g x = 0 summed over photos and pixels: at an outline r
-is the alpha less the cover and g its change across the outline; at a vertex r is a photo's colour less the mean of all,
-and g how that changes as the vertex moves. The move is as smooth as what is known of it, from the whole mesh down to
-cells of 1/128 of its size.
+A field's median-transmittance depth is off by a part of a pixel. A surface in its place covers, of each pixel at its
+outline, what the photo's alpha says, and the photos in which a point of it is seen show one colour there. Both are
+linear in how far the surface moves along its normal, so the best move is one least-squares step, r + g x = 0 summed
+over photos and pixels: at an outline r is the alpha less the cover and g its change across the outline; at a vertex r
+is a photo's colour less the mean of all, and g how that changes as the vertex moves. The move is as smooth as what is
+known of it, from the whole mesh down to cells of 1/128 of its size.
 The colours' part is variational multi-view stereo's (Vu et al., "High Accuracy and Visibility-Consistent Dense
 Multiview Stereo", 2012, section 5), linearised once.
 """
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, avg_pool3d, grid_sample, interpolate, max_pool2d, pad
 
 from nerf import kernels
-from nerf.meshing.preview import bilinear
+from nerf.meshing.preview import bilinear, facing
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -55,12 +54,11 @@ def refine_vertices(
     ratings: Tensor,
     pictures: Sequence[Callable[[], Tensor]],
 ) -> Tensor:
-    """Vertices [v,3] moved along their normals [v,3] to where the photos agree.
-
-    faces [f,3]; photos [n], of the scene, with their ratings [n,v] (see texture.photo_ratings) and what makes their
-    pictures [h,w,3]; world frame. Not differentiable.
-    """
-    pixel = _pixel_length(scene.cameras.subset(photos), vertices)
+    """Vertices [v,3] moved along their normals [v,3] to where the photos [n] agree, given their ratings [n,v] (see
+    texture.photo_ratings) and what makes their pictures [h,w,3]; world frame. Not differentiable."""
+    middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
+    asked = scene.cameras.subset(photos)
+    pixel = float(((asked.centres - middle).norm(dim=1) / asked.fx).median())  # what one spans at the mesh
     found, colours = [], _Colours(vertices, normals)
     for row, i in enumerate(photos.tolist()):
         drawn = _rasterise(scene.cameras.subset([i]), vertices, faces)
@@ -71,12 +69,6 @@ def refine_vertices(
     limit = _MAX_MOVE_PIXELS * pixel
     move = _solve_coarse_to_fine(vertices, known, _PRIOR / pixel**2).clamp(-limit, limit)
     return vertices + move[:, None].double() * normals
-
-
-def _pixel_length(cameras: Cameras, vertices: Tensor) -> float:
-    """What a pixel spans at the mesh: the median over the photos."""
-    middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
-    return float(((cameras.centres - middle).norm(dim=1) / cameras.fx).median())
 
 
 class Drawn(NamedTuple):
@@ -113,9 +105,7 @@ class _Colours:
         self.sums = torch.zeros(len(vertices), 9)  # of w, w c, w d, w c.d, w |d|^2
 
     def add(self, camera: Cameras, picture: Tensor, rating: Tensor, drawn: Drawn) -> None:
-        away = self.vertices - camera.centres[0]
-        cosine = -(self.normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
-        slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
+        slope = facing(camera, self.vertices, self.normals)[1]
         # Beside what lies before or behind it, colours are mixed; a slanted surface gets nearer and farther by itself.
         alone = drawn.apart * camera.fx[0] / drawn.z.clamp_min(1e-300) <= 1.5 + 1.5 * _WINDOW_PIXELS * slope
         seen = ((rating > 0) & alone).nonzero()[:, 0]
@@ -128,9 +118,8 @@ class _Colours:
         right, down = (bilinear(picture, uv + step) - bilinear(picture, uv - step) for step in half)
         c, d = bilinear(picture, uv), right * along[:, :1] + down * along[:, 1:]
         w = (rating[seen] / rating.max()).sqrt()[:, None]
-        self.sums[seen] += w * torch.cat(
-            [torch.ones_like(w), c, d, (c * d).sum(dim=1, keepdim=True), d.square().sum(dim=1, keepdim=True)], dim=1
-        )
+        products = [x.sum(dim=1, keepdim=True) for x in (c * d, d.square())]
+        self.sums[seen] += w * torch.cat([torch.ones_like(w), c, d, *products], dim=1)
 
     def evidence(self) -> Evidence:
         weight, color, change, product, square = self.sums.split([1, 3, 3, 1, 1], dim=1)

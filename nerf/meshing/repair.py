@@ -1,7 +1,5 @@
-"""Making a mesh closed and manifold again: doubled faces, edges with too many faces, holes.
-
-Ours, because trimesh fills holes of three and four edges alone, and pymeshfix (GPL) and pymeshlab are no dependencies.
-"""
+"""Making a mesh closed and manifold again: doubled faces, edges with too many faces, holes (of which trimesh fills
+those of three and four edges alone)."""
 
 from __future__ import annotations
 
@@ -15,12 +13,8 @@ _ROUNDS = 8  # taking faces away opens holes, closing one can double a face
 
 
 def repair(vertices: Points, faces: Faces, longest_hole: int) -> tuple[Points, Faces]:
-    """A mesh [v,3], [f,3] whose edges have at most one face on either side, with its smaller holes closed.
-
-    Faces that fold onto each other go, as do those around edges that more than two share; then holes of at most
-    longest_hole edges are closed, by a fan around a new vertex in their middle. New vertices and faces stand at the
-    end. What is whole comes back as it is.
-    """
+    """A mesh [v,3], [f,3] without faces that fold onto each other or surround an edge that more than two share, and
+    with holes of at most longest_hole edges closed by a fan around a new vertex; what is new stands at the end."""
     for _ in range(_ROUNDS):
         faces = _drop_duplicates(faces)
         faces = faces[~_on_nonmanifold_edges(faces)]

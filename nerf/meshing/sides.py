@@ -25,11 +25,10 @@ _BACKFACE_COLOR = np.array([0.85, 0.1, 0.75], np.float32)  # magenta: nobody's p
 
 
 def render_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int = 420) -> dict[str, np.ndarray]:
-    """Name -> [size,size,3] uint8: the mesh in its texture or vertex colours, lit from the viewer, on white.
+    """Name -> [size,size,3] uint8: the mesh in its texture or vertex colours (else grey), lit by the viewer, on white.
 
     front [3]: towards the viewer of the view "front" (what of it lies along up is ignored); up [3]; world frame. The
-    four views around look down by 15 degrees, and there is next to no perspective. Where the mesh has no colours it is
-    grey, and where its inside shows, magenta: a mesh that is inside out cannot be missed. Deterministic.
+    four views around look down by 15 degrees. Where the mesh's inside shows, it is magenta.
     """
     vertices = torch.from_numpy(np.array(mesh.vertices, np.float64))
     middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
@@ -41,7 +40,7 @@ def render_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, size: int
     ahead = level / level.norm()
     right = torch.linalg.cross(up, ahead)
     c, s = float(np.cos(np.radians(15))), float(np.sin(np.radians(15)))
-    backward = [c * ahead + s * up, c * right + s * up, -c * ahead + s * up, -c * right + s * up, up, -up]
+    backward = [*(c * side + s * up for side in (ahead, right, -ahead, -right)), up, -up]
     upward = [up] * 4 + [-ahead, ahead]
     origins = middle + _DISTANCE_RADII * radius * torch.stack(backward)
     focal = size / 2 * _DISTANCE_RADII / 1.02  # a ball of the radius about the middle fills the picture

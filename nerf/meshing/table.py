@@ -1,12 +1,10 @@
 """The cases of marching cubes, derived from first principles when first asked for; no published table is used.
 
-A cell has 8 corners; bit k of a case says that corner k lies inside. Its bits are its place: corner k sits at x = k &
-1, y = k >> 1 & 1, z = k >> 2 & 1. On every face of the cell the surface is a set of segments between crossed edges. A
-face with four crossings is ambiguous; we always cut its two inside corners off from each other. The choice looks at the
-four corners of the face and at nothing else, so the two cells that share the face make the same one, and the surface
-closes. Segments are directed (inside on one fixed hand), so they chain into loops; each loop is cut into triangles
-without using a diagonal that lies in a face of the cell, because the neighbour might use the same one, and then an edge
-would have four triangles instead of two.
+Bit k of a case says that corner k of the cell lies inside; it sits at x = k & 1, y = k >> 1 & 1, z = k >> 2 & 1. On
+every face of the cell the surface is a set of segments between crossed edges. Where a face has four crossings, its two
+inside corners are cut off from each other: the two cells that share it make the same choice, and the surface closes.
+Segments are directed (inside on one fixed hand), so they chain into loops; each is cut into triangles without a
+diagonal that lies in a face of the cell, which the neighbour might use too, so that an edge had four triangles.
 """
 
 from __future__ import annotations
@@ -58,8 +56,7 @@ def _loops(case: int, edge_of: dict[frozenset[int], int]) -> list[list[int]]:
                 j = (k + 1) % 4
                 while inside[(j + 1) % 4]:
                     j = (j + 1) % 4
-                leave = edge_of[frozenset((ring[j], ring[(j + 1) % 4]))]
-                follows[enter] = leave
+                follows[enter] = edge_of[frozenset((ring[j], ring[(j + 1) % 4]))]
     loops = []
     while follows:
         start = min(follows)
@@ -94,31 +91,26 @@ def derive_table() -> Table:
     def in_one_face(a: int, b: int) -> bool:
         return any(set(edges[a]) | set(edges[b]) <= face for face in faces)
 
+    def smallest_sine(triangle: tuple[int, int, int]) -> float:
+        """Of its corners, with every vertex in the middle of its edge."""
+        p = middle[list(triangle)]
+        sides = [p[1] - p[0], p[2] - p[1], p[0] - p[2]]
+        lengths = sorted(float(np.linalg.norm(s)) for s in sides)
+        return float(np.linalg.norm(np.cross(sides[0], sides[1]))) / (lengths[1] * lengths[2])
+
     def quality(triangles: Iterable[tuple[int, int, int]]) -> float:
-        """The smallest sine of a corner, with every vertex in the middle of its edge."""
-        worst = 1.0
-        for triangle in triangles:
-            p = middle[list(triangle)]
-            sides = [p[1] - p[0], p[2] - p[1], p[0] - p[2]]
-            lengths = sorted(float(np.linalg.norm(s)) for s in sides)
-            worst = min(worst, float(np.linalg.norm(np.cross(sides[0], sides[1]))) / (lengths[1] * lengths[2]))
-        return worst
+        return min([1.0, *map(smallest_sine, triangles)])
 
     cases: list[list[tuple[int, int, int]]] = []
     for case in range(256):
         triangles: list[tuple[int, int, int]] = []
         for loop in _loops(case, edge_of):
             borders = {frozenset((loop[k - 1], loop[k])) for k in range(len(loop))}
-            allowed = [
-                option
-                for option in _triangulations(loop)
-                if not any(
-                    in_one_face(a, b)
-                    for t in option
-                    for a, b in ((t[0], t[1]), (t[1], t[2]), (t[2], t[0]))
-                    if frozenset((a, b)) not in borders
-                )
-            ]
+            allowed = []
+            for option in _triangulations(loop):
+                sides = {frozenset((t[k - 1], t[k])) for t in option for k in range(3)}
+                if not any(in_one_face(*side) for side in sides - borders):
+                    allowed.append(option)
             triangles += max(allowed, key=quality)
         cases.append(triangles)
     counts = np.array([len(triangles) for triangles in cases])

@@ -1,10 +1,9 @@
 """Texture from photos: which photo colours which part of the mesh, and the colours of every texel.
 
 Every vertex rates every photo by how much of it the photo shows: visible (against a depth buffer of the mesh, with a
-margin beside the silhouettes of what stands in front), seen straight on, and near. The ratings are smooth over the
-surface, so photos blend into each other across seams, and they count by their squares, so the best nearly decides. Each
-face takes its few best photos; their colours at a texel are averaged, and those that disagree with the others (specular
-highlights, passers-by, a wrong depth) count less. What no photo shows is coloured by the field.
+margin beside silhouettes), seen straight on, and near. The ratings are smooth over the surface, so photos blend across
+seams, and count by their squares. Each face takes its few best photos; their colours at a texel are averaged, and those
+that disagree with the others (specular highlights, passers-by) count less. The field colours what no photo shows.
 The rating by projected area and the removal of disagreeing photos follow Waechter, Moehrle and Goesele, "Let There Be
 Color! Large-Scale Texturing of 3D Reconstructions", 2014, sections 3.1 and 3.2.
 """
@@ -20,7 +19,7 @@ from torch import Tensor
 from nerf.geometry.light import encode
 from nerf.io.memory import trim_heap
 from nerf.meshing.atlas import Atlas, fill, texels
-from nerf.meshing.preview import bilinear, rasterise
+from nerf.meshing.preview import bilinear, facing, rasterise
 from nerf.training.exposure import remove_exposure
 
 if TYPE_CHECKING:
@@ -36,10 +35,8 @@ _RATINGS = 1 << 26  # numbers gathered at once, of which each face has three for
 
 
 def photo_ratings(scene: Scene, vertices: Tensor, faces: Tensor, normals: Tensor, photos: Tensor) -> Tensor:
-    """How well each photo shows each vertex: [photos, v] float32, 0 where it does not; relative, larger is better.
-
-    vertices [v,3], normals [v,3] (unit, outward), faces [f,3], world frame; photos [n]: images of the scene.
-    """
+    """How well each photo [n] of the scene shows each vertex: [n,v] float32, 0 where it does not; relative, larger is
+    better. vertices [v,3], normals [v,3] (unit, outward), faces [f,3], world frame."""
     ratings = torch.zeros(len(photos), len(vertices))
     for row, i in enumerate(photos.tolist()):
         ratings[row] = _rating(scene, i, vertices, faces, normals)
@@ -56,14 +53,11 @@ def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tens
     window = 2 * _MARGIN + 1
     in_front = -torch.nn.functional.max_pool2d(-depth.reshape(1, 1, h, w), window, 1, _MARGIN).flatten()
 
-    away = vertices - camera.centres[0]
-    cosine = -(normals * away).sum(dim=1) / away.norm(dim=1).clamp_min(1e-300)
+    cosine, slope = facing(camera, vertices, normals)
     density = camera.fx[0] / z.clamp_min(1e-300)  # pixels per length, seen straight on
     inside = (z > 0) & (uv >= _MARGIN).all(dim=1) & (uv[:, 0] < w - _MARGIN) & (uv[:, 1] < h - _MARGIN)
     at = (uv[:, 1].clamp(0, h - 1).long() * w + uv[:, 0].clamp(0, w - 1).long()).where(inside, torch.zeros(1).long())
-    # Within the window a slanted surface comes nearer by itself.
-    slope = (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
-    tolerance = (1.5 + 1.5 * _MARGIN * slope) / density
+    tolerance = (1.5 + 1.5 * _MARGIN * slope) / density  # within the window a slanted surface comes nearer by itself
     visible = inside & (cosine > 0.1) & (z - in_front[at].double() <= tolerance)
     visible &= _valid_pixels(scene, i)[at]
     return (visible * density.square() * cosine.clamp_min(0).square()).float()
@@ -81,14 +75,13 @@ def _valid_pixels(scene: Scene, i: int) -> Tensor:
 
 
 def feather_ratings(ratings: Tensor, faces: Tensor, rounds: int = 2) -> Tensor:
-    """Ratings [n,v] that fade out towards what a photo does not show: the smaller of a vertex's and its neighbours'
-    mean."""
-    n_vertices = ratings.shape[1]
+    """Ratings [n,v] that fade out towards what a photo does not show: at most their neighbours' mean."""
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    count = torch.zeros(n_vertices).index_add_(0, edges.flatten(), torch.ones(edges.numel())).clamp_min(1)
+    nothing, ends, others = torch.zeros(ratings.shape[1]), edges.flatten(), edges.flip(1).flatten()
+    count = nothing.index_add(0, ends, torch.ones(len(ends))).clamp_min(1)
     for _ in range(rounds):
         for row in ratings:
-            mean = torch.zeros(n_vertices).index_add_(0, edges.flatten(), row[edges.flip(1).flatten()]) / count
+            mean = nothing.index_add(0, ends, row[others]) / count
             torch.minimum(row, mean, out=row)
     return ratings
 
@@ -114,8 +107,7 @@ def bake(
     k = min(PHOTOS_PER_FACE, len(photos))
     few = max(1, _RATINGS // (3 * len(photos)))  # faces at a time: bounded memory for any number of photos
     best = torch.cat([ratings[:, some].sum(dim=2).topk(k, dim=0).indices.T for some in mesh_faces.split(few)])
-    colors = torch.zeros(len(flat), k, 3)
-    shares = torch.zeros(len(flat), k)
+    colors, shares = torch.zeros(len(flat), k, 3), torch.zeros(len(flat), k)
     for row, i in enumerate(photos.tolist()):
         chosen = best == row
         rank_of_face = torch.where(chosen.any(dim=1), chosen.int().argmax(dim=1), -1)
@@ -140,12 +132,11 @@ def bake(
     for some in unseen.split(_CHUNK):
         of, corner = weights[some].double(), mesh_faces[face[some].long()]
         color[some] = field_colors(model, _mean(of, centred[corner]) + middle, _mean(of, normals[corner]))
-    texture, known = torch.zeros(atlas.size**2, 3), torch.zeros(atlas.size**2, dtype=torch.bool)
-    texture[flat], known[flat] = color, True
+    texture, known = torch.zeros(atlas.size, atlas.size, 3), torch.zeros(atlas.size, atlas.size, dtype=torch.bool)
+    texture.view(-1, 3)[flat], known.view(-1)[flat] = color, True
     del color, weights, flat, face
     trim_heap()
-    shape = (atlas.size, atlas.size)
-    return fill(texture.reshape(*shape, 3), known.reshape(shape)).clamp_min(0)
+    return fill(texture, known).clamp_min(0)
 
 
 def _mean(weights: Tensor, corners: Tensor) -> Tensor:
@@ -169,10 +160,8 @@ def blend_photos(colors: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 def exposure_gains(
     model: Model, scene: Scene, ratings: Tensor, vertices: Tensor, normals: Tensor, photos: Tensor, samples: int = 4096
 ) -> Tensor:
-    """How much brighter each photo is than the others: [n,3], 1 where it cannot be told, 1 in the (geometric) mean.
-
-    The field has seen all photos, so what it shows is their common exposure, and each is compared with it.
-    """
+    """How much brighter each photo is than their common exposure, which the field shows: [n,3], 1 where it cannot be
+    told, 1 in the (geometric) mean."""
     gains = torch.full((len(photos), 3), math.nan)
     for row, i in enumerate(photos.tolist()):
         seen = (ratings[row] > 0).nonzero()[:, 0]

@@ -20,18 +20,12 @@ def page_path(glb: Path) -> Path:
 
 
 def write_page(glb: Path, front: NDArray[np.float64] | None = None) -> Path:
-    """Write NAME.html beside a GLB that `save` wrote, with the mesh inside; returns its path.
-
-    front [3]: from the object towards the viewer at the start, world frame (None: along the world's z). A browser may
-    not read other files from a page on the disk, so the GLB is repeated in it, a third larger.
-    """
-    settings = {"front": [0.0, 0.0, 1.0] if front is None else [float(x) for x in front]}
+    """Write NAME.html beside a GLB that `save` wrote, with the mesh inside (a page on the disk may read no other file);
+    returns its path. front [3]: from the object towards the viewer, world frame (None: along the world's z)."""
+    settings = json.dumps({"front": [0.0, 0.0, 1.0] if front is None else [float(x) for x in front]})
     page = files("nerf.meshing").joinpath("viewer.html").read_text(encoding="utf-8")
-    for name, text in {
-        "TITLE": html.escape(glb.name),
-        "SETTINGS": json.dumps(settings),
-        "GLB": base64.b64encode(glb.read_bytes()).decode(),
-    }.items():
+    data = base64.b64encode(glb.read_bytes()).decode()
+    for name, text in {"TITLE": html.escape(glb.name), "SETTINGS": settings, "GLB": data}.items():
         page = page.replace(f"@{name}@", text, 1)
     path = page_path(glb)
     write_file(path, page)

@@ -8,22 +8,17 @@ from typing import Any
 
 def curve_points(training: dict[str, Any]) -> list[tuple[float, float]]:
     """(seconds of training, PSNR) from training.json: "curve", a list of {"seconds", "psnr", ...}; finite ones only."""
-    points = []
-    for entry in training.get("curve", []):
-        if isinstance(entry, dict):
-            seconds, psnr = entry.get("seconds"), entry.get("psnr")
-            if isinstance(seconds, (int, float)) and isinstance(psnr, (int, float)):
-                if math.isfinite(seconds) and math.isfinite(psnr):
-                    points.append((float(seconds), float(psnr)))
-    return sorted(points)
+    entries = [entry for entry in training.get("curve", []) if isinstance(entry, dict)]
+    points = [(entry.get("seconds"), entry.get("psnr")) for entry in entries]
+    numbers = [(float(s), float(p)) for s, p in points if isinstance(s, (int, float)) and isinstance(p, (int, float))]
+    return sorted(point for point in numbers if all(map(math.isfinite, point)))
 
 
 def curve_svg(points: list[tuple[float, float]], width: int = 760, height: int = 280) -> str:
     """A line of (seconds, PSNR) points with axes, as inline SVG."""
     left, right, top, bottom = 46, 14, 12, 34
     minutes = points[-1][0] > 180
-    xs = [s / 60 if minutes else s for s, _ in points]
-    ys = [p for _, p in points]
+    xs, ys = [s / 60 if minutes else s for s, _ in points], [p for _, p in points]
     x_ticks, y_ticks = nice_ticks(0.0, max(xs)), nice_ticks(min(ys), max(ys))
     x_high = max(max(xs), 1e-9)
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))

@@ -1,12 +1,10 @@
-"""OUT/report.html: one page that shows and measures a run, made from the files of the run alone.
-
-Pictures and the training curve are inside the page; the video and the mesh are linked by name and lie beside it.
-"""
+"""OUT/report.html: one page that shows and measures a run, made from the files of the run alone; pictures and the
+training curve are inside it, the video and the mesh are linked by name and lie beside it."""
 
 from __future__ import annotations
 
-import html
 import json
+from html import escape as _e
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +31,8 @@ def write_report(out: Path, notes: list[str] | None = None) -> Path:
     run = read_run(out) or Run(data="")
     training, evaluation = _json(out / "training.json"), _json(out / "eval" / "eval.json")
     title = Path(run.data).name or out.resolve().name
-    parts = [
-        _header(title, run, training, evaluation),
-        _video(out),
-        _views(out, evaluation),
-        _curve(training),
+    parts = [_header(title, run, training, evaluation), _video(out), _views(out, evaluation), _curve(training)]
+    parts += [
         _mesh(out),
         _protocol(run, training, evaluation),
         _list("What the loader chose", notes or []),
@@ -64,28 +59,23 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-# ---- the sections
-
-
 def _header(title: str, run: Run, training: dict[str, Any], evaluation: dict[str, Any]) -> str:
     about = evaluation.get("protocol", {})
     tiles = []
     if evaluation:
         kind = "held-out" if about.get("held_out") else "training"
-        tiles += [
-            (_number(evaluation.get("psnr"), 2), "dB PSNR", f"mean of {evaluation.get('n_views')} {kind} views"),
-            (_number(evaluation.get("ssim"), 3), "SSIM", "1 is identical"),
-        ]
+        tiles.append(
+            (_number(evaluation.get("psnr"), 2), "dB PSNR", f"mean of {evaluation.get('n_views')} {kind} views")
+        )
+        tiles.append((_number(evaluation.get("ssim"), 3), "SSIM", "1 is identical"))
         if evaluation.get("render_seconds_per_view"):
             size = about.get("resolution") or [""]
             tiles.append((_number(evaluation["render_seconds_per_view"], 2), "s a view", f"rendering at {size[0]}"))
     seconds, steps = _training_time(training, about)
     if seconds:
         tiles.append((_duration(seconds), "training", f"{steps:,} steps" if steps else ""))
-    cards = "".join(
-        f'<div class="tile"><b>{_e(value)}</b> <span>{_e(unit)}</span><p>{_e(says)}</p></div>'
-        for value, unit, says in tiles
-    )
+    tile = '<div class="tile"><b>{}</b> <span>{}</span><p>{}</p></div>'
+    cards = "".join(tile.format(*map(_e, words)) for words in tiles)
     sentence = _e(held_out_sentence(run, evaluation))
     return f'<header><h1>{_e(title)}</h1><p>{sentence}</p></header><div class="tiles">{cards}</div>'
 
@@ -93,10 +83,8 @@ def _header(title: str, run: Run, training: dict[str, Any], evaluation: dict[str
 def held_out_sentence(run: Run, evaluation: dict[str, Any]) -> str:
     """Whether views were held out, how many, and so what the numbers mean."""
     if run.images and run.held_out_views:
-        return (
-            f"{run.images} images, of which {run.held_out_views} were held out and never trained on; "
-            "the numbers are of these."
-        )
+        held_out = f"{run.held_out_views} were held out and never trained on"
+        return f"{run.images} images, of which {held_out}; the numbers are of these."
     if run.images:
         return (
             f"{run.images} images, all of them trained on: no view was held out, so the numbers are of views that the "
@@ -109,12 +97,11 @@ def held_out_sentence(run: Run, evaluation: dict[str, Any]) -> str:
 
 
 def _video(out: Path) -> str:
-    if not (out / "video.mp4").exists():
-        return ""
-    return (
+    text = (
         '<section><h2>New views</h2><video src="video.mp4" controls autoplay loop muted playsinline></video>'
         '<p class="caption">Rendered along a path that no photo was taken from (video.mp4).</p></section>'
     )
+    return text if (out / "video.mp4").exists() else ""
 
 
 def _views(out: Path, evaluation: dict[str, Any]) -> str:
@@ -126,56 +113,45 @@ def _views(out: Path, evaluation: dict[str, Any]) -> str:
     measured.sort(key=lambda view: -view["psnr"])
     n = min(N_VIEWS, len(measured))
     chosen = sorted({round(k * (len(measured) - 1) / max(1, n - 1)) for k in range(n)})
-    figures = []
+    figures = ""
     for rank in chosen:
         view = measured[rank]
-        path = out / "eval" / picture_name(view["index"], view["name"])
-        if not path.is_file():
-            continue
-        with Image.open(path) as sheet:
-            picture = resized(np.asarray(sheet.convert("RGB")), SHEET_LONGEST)
         place = "best" if rank == 0 else "worst" if rank == len(measured) - 1 else f"rank {rank + 1} of {len(measured)}"
         text = f"{view['name']}: {_number(view['psnr'], 2)} dB, SSIM {_number(view.get('ssim'), 3)} ({place})"
-        figures.append(_figure(picture, text))
+        figures += _figure(out / "eval" / picture_name(view["index"], view["name"]), text)
     if not figures:
         return ""
     intro = (
         f"From the best to the worst of {len(measured)} views: the photo, the rendered view and the "
         f"absolute difference, black for none and pale yellow from {ERROR_HIGH:g} of full range up. All lie in eval/."
     )
-    return f"<section><h2>Truth, render, error</h2><p>{_e(intro)}</p>{''.join(figures)}</section>"
+    return f"<section><h2>Truth, render, error</h2><p>{_e(intro)}</p>{figures}</section>"
 
 
-def _figure(picture: np.ndarray, caption: str) -> str:
-    h, w = picture.shape[:2]
-    text = _e(caption)
-    return (
-        f'<figure><img src="{data_uri(picture)}" width="{w}" height="{h}" alt="{text}" loading="lazy">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+def _figure(path: Path, caption: str) -> str:
+    """A picture file inside the page; nothing where it is missing."""
+    if not path.is_file():
+        return ""
+    with Image.open(path) as opened:
+        picture = resized(np.asarray(opened.convert("RGB")), SHEET_LONGEST)
+    (h, w), text = picture.shape[:2], _e(caption)
+    image = f'<img src="{data_uri(picture)}" width="{w}" height="{h}" alt="{text}" loading="lazy">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def _curve(training: dict[str, Any]) -> str:
     points = curve_points(training)
     if len(points) < 2:
         return ""
-    return (
-        "<section><h2>Training</h2>"
-        + curve_svg(points)
-        + '<p class="caption">PSNR of the pixels being trained on, over the time of training.</p></section>'
-    )
+    caption = '<p class="caption">PSNR of the pixels being trained on, over the time of training.</p>'
+    return f"<section><h2>Training</h2>{curve_svg(points)}{caption}</section>"
 
 
 def _mesh(out: Path) -> str:
     path = out / "mesh.glb"
     if not path.exists():
         return ""
-    figures = ""
-    for name in SIDES:
-        picture = out / "mesh_views" / f"{name}.png"
-        if picture.is_file():
-            with Image.open(picture) as opened:
-                figures += _figure(np.asarray(opened.convert("RGB")), name)
+    figures = "".join(_figure(out / "mesh_views" / f"{name}.png", name) for name in SIDES)
     turned = '<a href="mesh.html">turn it in the browser</a>; ' if (out / "mesh.html").exists() else ""
     count = triangles(path)
     says = _size(path.stat().st_size) + (f", {count:,} triangles" if count else "")
@@ -198,9 +174,8 @@ def triangles(glb: Path) -> int:
 
 
 def _protocol(run: Run, training: dict[str, Any], evaluation: dict[str, Any]) -> str:
-    rows: dict[str, Any] = (
-        {"data": run.data, "images": run.images, "views held out": run.held_out_views} if run.data else {}
-    )
+    of_run = {"data": run.data, "images": run.images, "views held out": run.held_out_views}
+    rows: dict[str, Any] = of_run if run.data else {}
     about = dict(evaluation.get("protocol", {}))
     machine = about.pop("machine", training.get("machine") or {})
     rows |= {_LABELS.get(name, name.replace("_", " ")): value for name, value in about.items() if name != "data"}
@@ -209,8 +184,7 @@ def _protocol(run: Run, training: dict[str, Any], evaluation: dict[str, Any]) ->
     rows |= {name.replace("_", " "): value for name, value in machine.items()}
     if not rows:
         return ""
-    cells = ((_e(name), _e(_said(name, value))) for name, value in rows.items())
-    body = "".join(f"<tr><th>{name}</th><td>{says}</td></tr>" for name, says in cells)
+    body = "".join(f"<tr><th>{_e(name)}</th><td>{_e(_said(name, value))}</td></tr>" for name, value in rows.items())
     return f"<section><h2>Protocol</h2><p>What the numbers above stand for.</p><table>{body}</table></section>"
 
 
@@ -254,22 +228,11 @@ def _files(out: Path) -> str:
     return f"<section><h2>Files, and what next</h2>{table}<pre>{commands}</pre></section>"
 
 
-# ---- words
-
-
-def _e(text: str) -> str:
-    return html.escape(text)
-
-
 def _training_time(training: dict[str, Any], about: dict[str, Any]) -> tuple[float, int]:
     stated = about.get("training", {})
-    seconds = training.get("seconds") or stated.get("seconds") or 0
-    steps = training.get("steps") or stated.get("steps") or 0
-    return (
-        (float(seconds), int(steps))
-        if isinstance(seconds, (int, float)) and isinstance(steps, (int, float))
-        else (0.0, 0)
-    )
+    seconds, steps = (training.get(name) or stated.get(name) or 0 for name in ("seconds", "steps"))
+    known = isinstance(seconds, (int, float)) and isinstance(steps, (int, float))
+    return (float(seconds), int(steps)) if known else (0.0, 0)
 
 
 def _number(value: Any, digits: int) -> str:

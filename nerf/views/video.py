@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,12 @@ def check_modes(modes: tuple[str, ...]) -> None:
 
 
 def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool, exr: bool = False) -> dict[str, Path]:
-    """Where each mode goes: the video or folder itself for a single mode, else one for each, named after it.
-
-    Raises UserError before anything is rendered: unknown kind of file, file in the way, folder not writable.
-    """
+    """Where each mode goes: the video or folder itself for a single mode, else one for each, named after it; UserError
+    for an unknown kind of file, a file in the way, a folder that is not writable."""
     video = out.suffix.lower() == ".mp4"
-    if exr and video:
-        raise UserError(f"{out}: --exr writes a folder of pictures; give a folder with -o")
     if exr:
+        if video:
+            raise UserError(f"{out}: --exr writes a folder of pictures; give a folder with -o")
         check_exr()
     if out.suffix and not video and not out.is_dir():
         raise UserError(f"{out}: cannot write {out.suffix} files; expected NAME.mp4 for a video or a folder for PNGs")
@@ -96,20 +95,14 @@ def render_video(
     depth_range = (0.0, 1.0)
     if "depth" in modes and not exr:
         depth_range = find_depth_range(model, cameras)
-        unit = 1.0 / model.scene_from_world.scale
-        near, far = (d * unit for d in depth_range)
+        near, far = (d * (1.0 / model.scene_from_world.scale) for d in depth_range)
         note(f"depth: {near:.4g} (light) to {far:.4g} (dark) world units along the ray, 2nd to 98th percentile")
     with ExitStack() as stack:
-        sinks = {}
+        sinks: dict[str, Callable[[Any], None]] = {}
         for mode, place in places.items():
-            opened = (
-                mp4(place, int(cameras.widths[0]), int(cameras.heights[0]), path.fps)
-                if video
-                else _exr_folder(place)
-                if exr
-                else _png_folder(place)
-            )
-            sinks[mode] = stack.enter_context(opened)
+            film = mp4(place, int(cameras.widths[0]), int(cameras.heights[0]), path.fps) if video else None
+            folder = _numbered(place, ".exr", write_exr) if exr else _numbered(place, ".png", write_png)
+            sinks[mode] = stack.enter_context(film or folder)
         for i in progress(range(len(cameras)), "rendering", show_progress):
             view = model.render_image(cameras, i, "normal" in modes)
             for mode, sink in sinks.items():
@@ -136,19 +129,11 @@ def picture_of(view: dict[str, np.ndarray], mode: str, depth_range: tuple[float,
 
 def find_depth_range(model: Model, cameras: Cameras) -> tuple[float, float]:
     """2nd and 98th percentile of the depths (scene length) over up to 6 cameras of the path, at a coarse resolution."""
-    n = len(cameras)
-    some = cameras.subset(sorted({round(k * (n - 1) / 5) for k in range(6)}))
-    longest = int(max(some.widths.max(), some.heights.max()))
-    shrink = max(1.0, longest / 96)
-    small = some.resized(
-        (some.widths / shrink).round().clamp_min(1).long(), (some.heights / shrink).round().clamp_min(1).long()
-    )
-    depths = []
-    for i in range(len(small)):
-        view = model.render_image(small, i, normals=False)
-        hit = (view["opacity"] > 0.5) & np.isfinite(view["depth"])
-        depths.append(view["depth"][hit])
-    values = np.concatenate(depths)
+    some = cameras.subset(sorted({round(k * (len(cameras) - 1) / 5) for k in range(6)}))
+    shrink = max(1.0, int(max(some.widths.max(), some.heights.max())) / 96)
+    small = some.resized(*((size / shrink).round().clamp_min(1).long() for size in (some.widths, some.heights)))
+    views = (model.render_image(small, i, normals=False) for i in range(len(small)))
+    values = np.concatenate([v["depth"][(v["opacity"] > 0.5) & np.isfinite(v["depth"])] for v in views])
     if len(values) == 0:
         note("depth: the path sees nothing solid")
         return 0.0, 1.0
@@ -178,27 +163,10 @@ def exr_channels(
 
 
 @contextmanager
-def _exr_folder(folder: Path) -> Iterator[Any]:
-    count = 0
-
-    def write(channels: dict[str, np.ndarray]) -> None:
-        nonlocal count
-        write_exr(folder / f"{count:05d}.exr", channels)
-        count += 1
-
-    yield write
-
-
-@contextmanager
-def _png_folder(folder: Path) -> Iterator[Any]:
-    count = 0
-
-    def write(picture: np.ndarray) -> None:
-        nonlocal count
-        write_png(folder / f"{count:05d}.png", picture)
-        count += 1
-
+def _numbered(folder: Path, suffix: str, write: Callable[[Path, Any], None]) -> Iterator[Callable[[Any], None]]:
+    """A function that writes its argument to folder/00000, then 00001, ..."""
+    numbers = count()
     try:
-        yield write
+        yield lambda picture: write(folder / f"{next(numbers):05d}{suffix}", picture)
     except OSError as error:
         raise UserError(f"{folder}: writing a picture failed ({error.strerror or error})") from error

@@ -12,25 +12,13 @@ from nerf.geometry.aim import common_up, focus_distance, look_at_point
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space
 from nerf.views.paths.key_frames import PATH_FORMAT, load_path, save_path
-from nerf.views.paths.kinds import covered_arc, interpolate, orbit, spiral
+from nerf.views.paths.kinds import interpolate, orbit, spiral
 from nerf.views.paths.lens import CameraPath, picture_size, with_lens_of
 
-__all__ = [
-    "PATH_FORMAT",
-    "PATH_KINDS",
-    "CameraPath",
-    "camera_path",
-    "covered_arc",
-    "interpolate",
-    "load_path",
-    "orbit",
-    "save_path",
-    "spiral",
-    "with_lens_of",
-]
+__all__ = ["PATH_FORMAT", "PATH_KINDS", "CameraPath", "camera_path", "load_path", "save_path"]
 
 PATH_KINDS = ("orbit", "interpolate", "spiral")
-FEW = 30  # photos of an open scene, below which new views far from all of them show fog
+FEW = 30  # photos of an open scene, below which new views far from all of them are blurred
 
 
 def camera_path(

@@ -18,26 +18,17 @@ PATH_FORMAT = "nerf-camera-path"
 
 
 def save_path(path: Path, camera_path: CameraPath) -> None:
-    """Write our own camera-path JSON.
+    """Write our own camera-path JSON; poses are OpenGL camera-to-world in the world frame of the input photos' poses.
 
     {"format": "nerf-camera-path", "version": 1, "width": pixels, "height": pixels, "fps": number, "frames": [
      {"camera_to_world": 3 or 4 rows of 4 numbers, "vertical_fov": degrees}, ...]}
-    Poses are OpenGL camera-to-world (x right, y up, looking along -z) in the world frame of the input photos' poses.
     """
     cameras = camera_path.cameras
     fovs = torch.rad2deg(2 * torch.atan(cameras.heights / (2 * cameras.fy)))
-    frames = [
-        {"camera_to_world": pose, "vertical_fov": fov}
-        for pose, fov in zip(cameras.c2w.tolist(), fovs.tolist(), strict=True)
-    ]
-    content = {
-        "format": PATH_FORMAT,
-        "version": 1,
-        "width": int(cameras.widths[0]),
-        "height": int(cameras.heights[0]),
-        "fps": camera_path.fps,
-        "frames": frames,
-    }
+    frames = zip(cameras.c2w.tolist(), fovs.tolist(), strict=True)
+    content = {"format": PATH_FORMAT, "version": 1}
+    content |= {"width": int(cameras.widths[0]), "height": int(cameras.heights[0]), "fps": camera_path.fps}
+    content["frames"] = [{"camera_to_world": pose, "vertical_fov": fov} for pose, fov in frames]
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -53,8 +44,7 @@ def load_path(path: Path, width: int | None = None, height: int | None = None) -
     if content.get("format") == PATH_FORMAT:
         if content.get("version") != 1:
             raise UserError(f"{path}: version {content.get('version')!r} of the camera-path format; expected 1")
-        keys, fov_key = ("width", "height", "frames"), "vertical_fov"
-        description = "camera path"
+        keys, fov_key, description = ("width", "height", "frames"), "vertical_fov", "camera path"
     elif "camera_path" in content:
         keys, fov_key = ("render_width", "render_height", "camera_path"), "fov"
         description = "nerfstudio camera path, its poses taken as world frame of the input"

@@ -16,10 +16,7 @@ from nerf.views.paths.tour import walking_order
 
 def orbit(cameras: Cameras, centre: Tensor, n_frames: int) -> tuple[Tensor, str]:
     """A turntable around `centre` [3] at the cameras' mean elevation and distance; the last frame leads into the first.
-
-    Where the photos cover only part of the circle (a gap of more than 70 degrees), the camera swings to and fro within
-    the part that they saw, for nothing is known of the rest.
-    """
+    Where the photos leave a gap of more than 70 degrees, the camera swings to and fro within the part that they saw."""
     up = common_up(cameras)[0]
     offsets = cameras.centres.double() - centre
     distances = offsets.norm(dim=1).clamp_min(1e-9)
@@ -61,12 +58,8 @@ def covered_arc(azimuths: Tensor) -> tuple[float, float]:
 
 
 def interpolate(cameras: Cameras, n_frames: int, n_keys: int = 24) -> tuple[Tensor, str]:
-    """A smooth flight through at most `n_keys` of the input cameras, spread evenly over their order, ends included.
-
-    The order is that of the cameras where it is a walk (a capture, sorted by name), else a short tour from neighbour
-    to neighbour. Positions and (sign-aligned, normalised) quaternions run along Catmull-Rom splines through the keys,
-    timed by distance, so the speed hardly changes and the path passes through every key.
-    """
+    """A smooth flight through at most `n_keys` of the input cameras, spread evenly over their `walking_order`;
+    positions and (sign-aligned, normalised) quaternions run along Catmull-Rom splines, timed by distance."""
     order = walking_order(cameras)
     keys = order[torch.linspace(0, len(order) - 1, min(n_keys, len(order))).round().long()]
     origins = cameras.centres[keys].double()
@@ -87,11 +80,8 @@ def interpolate(cameras: Cameras, n_frames: int, n_keys: int = 24) -> tuple[Tens
 
 
 def spiral(cameras: Cameras, focus: float, n_frames: int, turns: int = 2) -> tuple[Tensor, str]:
-    """The spiral of LLFF and NeRF: loops around the mean camera, towards a point `focus` world units ahead of it.
-
-    Its radii are the 80th percentile of the input cameras' offsets along the mean camera's own axes, so it stays among
-    them; the last frame leads into the first.
-    """
+    """The spiral of LLFF and NeRF: loops around the mean camera, towards a point `focus` world units ahead of it; radii
+    are the 80th percentile of the input cameras' offsets along its axes, and the last frame leads into the first."""
     origins = cameras.centres.double()
     centre = origins.mean(dim=0)
     backward = -torch.nn.functional.normalize(cameras.forward.double().mean(dim=0), dim=0)

@@ -7,17 +7,12 @@ from torch import Tensor
 
 
 def catmull_rom(times: Tensor, values: Tensor, at: Tensor) -> Tensor:
-    """Cubic Hermite spline through values [k,c] at increasing times [k], evaluated at [n]: [n,c].
-
-    Tangents are the slopes of the parabolas through neighbouring keys (non-uniform Catmull-Rom), one-sided at the ends.
-    """
+    """Cubic Hermite spline through values [k,c] at increasing times [k], evaluated at [n]: [n,c]; its tangents are the
+    slopes of the parabolas through neighbouring keys (non-uniform Catmull-Rom), one-sided at the ends."""
     step = times[1:] - times[:-1]
     slope = (values[1:] - values[:-1]) / step[:, None]
-    tangent = torch.cat([slope[:1], slope[-1:]]) if len(times) == 2 else torch.empty_like(values)
-    if len(times) > 2:
-        weight = (step[1:] / (step[1:] + step[:-1]))[:, None]
-        tangent[1:-1] = weight * slope[:-1] + (1 - weight) * slope[1:]
-        tangent[0], tangent[-1] = slope[0], slope[-1]
+    weight = (step[1:] / (step[1:] + step[:-1]))[:, None]
+    tangent = torch.cat([slope[:1], weight * slope[:-1] + (1 - weight) * slope[1:], slope[-1:]])
     k = (torch.searchsorted(times, at, right=True) - 1).clamp(0, len(times) - 2)
     u = ((at - times[k]) / step[k])[:, None]
     h = step[k][:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Colours = TypeVar("Colours", Tensor, NDArray)
+
+
+class Shown(Protocol):
+    """A scene, a model or a loss: whether its colours are linear light, and how that is exposed when shown."""
+
+    linear: bool
+    exposure: float
 
 
 def encode(light: Colours) -> Colours:
@@ -29,6 +36,11 @@ def decode(values: Colours) -> Colours:
         bright = ((values.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4
         return torch.where(values <= 0.04045, values / 12.92, bright)
     return np.where(values <= 0.04045, values / 12.92, ((np.maximum(values, 0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def shown_as(of: Shown, colors: Tensor) -> Tensor:
+    """Colours as the sRGB values in which they are compared; linear light is encoded with its exposure."""
+    return encode(colors * of.exposure) if of.linear else colors
 
 
 def encode_slope(light: Tensor) -> Tensor:

@@ -67,9 +67,7 @@ class SceneLoss:
         """(colours, targets) [n,3] as they are compared: light as it is shown, so that shadows count as well, without a
         limit at white."""
         colors, targets = self._colors(rendered, batch)
-        if not self.linear:
-            return colors, targets
-        return light.encode(colors * self.exposure), light.encode(targets * self.exposure)
+        return light.shown_as(self, colors), light.shown_as(self, targets)
 
     def _surface(self, rendered: RenderedRays, batch: PixelBatch) -> Tensor:
         common, weights = batch.targets, None if batch.used is None else batch.used[:, 0]

@@ -23,7 +23,7 @@ from nerf.io.machine import machine
 from nerf.io.pictures import error_map, panels, resized, to_display, write_png
 from nerf.io.progress import progress
 from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
-from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, with_poses
+from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, shrunk, with_poses
 from nerf.training.exposure import OPAQUE, apply_exposure_over, fitted
 
 if TYPE_CHECKING:
@@ -161,16 +161,6 @@ def truth_of(scene: Scene, i: int, background: Tensor) -> Tensor:
 def mask_of(scene: Scene, i: int) -> Tensor | None:
     """[h,w] bool, True where the pixel counts; None where the scene has no masks."""
     return None if scene.masks is None else torch.as_tensor(scene.masks.image(i))[..., 0] > 0.5
-
-
-def shrunk(truth: Tensor, mask: Tensor | None, factor: int) -> tuple[Tensor, Tensor | None]:
-    """A picture [h,w,3] and its mask [h,w] at a whole fraction of their size: blocks are averaged, incomplete last ones
-    cut; a block counts where all its pixels do."""
-    if factor == 1:
-        return truth, mask
-    pool = torch.nn.functional.avg_pool2d
-    smaller = pool(truth.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0).contiguous()
-    return smaller, None if mask is None else pool(mask.float()[None, None], factor)[0, 0] > 0.999
 
 
 def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]], n_in_split: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,17 @@ from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
-from nerf.training.config import TrainConfig
+from nerf.training.config import TrainConfig, new_model, weights_of
 from nerf.training.exposure import ExposureCorrections
 from nerf.training.objective import SceneLoss, near_camera_opacity_loss
 from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
-from nerf.training.setup import new_model, on_device, recorder_of, weights_of
 from nerf.training.stepping import (
     CLOCK,
+    GROWTH,
+    RAY_GRADIENTS,
     RAYS_TOO_FAR,
     READ_EVERY,
     Meter,
@@ -42,8 +44,8 @@ from nerf.training.stepping import (
     broken,
     determinism,
     next_n_rays,
+    recorder_of,
     run_step,
-    step_cost,
 )
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
@@ -57,6 +59,10 @@ class Trainer:
     field: one of your own, an nn.Module with `density(x [s,3]) -> sigmas [s]` and `forward(x, d) -> (sigmas, rgbs
     [s,3])`; None: ours, of the configuration's size. loss: `loss(rendered, batch) -> Tensor` in the place of
     `SceneLoss`.
+
+    >>> trainer = nerf.Trainer(nerf.load("data/sample", downscale=8), nerf.TrainConfig(steps=2))
+    >>> 0 < trainer.train_step() < 1
+    True
     """
 
     def __init__(
@@ -65,10 +71,11 @@ class Trainer:
         self.config, self.device, on_gpu = config, kernels.device(), kernels.on_gpu()
         ids = scene.splits["train"]
         self.model = new_model(scene, config, field)
-        self.scene = on_device(scene, self.device)
+        self.scene = _on_device(scene, self.device)
         self.sampler = sampler_of(self.scene, ids)
         self.random = torch.Generator(self.device)
         self.optimiser = FieldOptimiser(self.model.field, config.beta1, config.beta2, config.epsilon)
+        self.parameters = self.optimiser.parameters
         self.poses: PoseCorrections | None = None
         if config.refine_poses:
             distance = scene_scale(scene.cameras, scene.scene_from_world)
@@ -77,7 +84,7 @@ class Trainer:
         if config.exposure:
             if loss is not None:
                 raise UserError("photos' exposures are learnt by the default loss: leave out either exposure or loss")
-            self.exposures = ExposureCorrections(ids, len(scene.names), scene.linear, self.device)
+            self.exposures = ExposureCorrections(ids, len(scene.names), self.device)
         self.objective = SceneLoss(scene.linear, scene.exposure, self.exposures)
         self.loss: Loss = loss or self.objective
         self.weights = weights_of(scene, config.weights)
@@ -88,16 +95,8 @@ class Trainer:
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
         self.meter = Meter(self.device, READ_EVERY if on_gpu else 1)
-        self.recorded = recorder_of(config, scene, self.random)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return self.optimiser.parameters
-
-    @property
-    def samples(self) -> dict[str, int]:
-        """Numbers of rays, and of samples evaluated and trained, up to the last look at a GPU's numbers."""
-        return self.meter.samples
+        self.samples = self.meter.samples  # numbers of rays, and of samples evaluated and trained
+        self.recorded = recorder_of(config, bool(scene.pixels.tile), self.random)
 
     def progress(self) -> float:
         """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-
@@ -159,10 +158,10 @@ class Trainer:
         if lengths is not None:
             batch.t_depths = model.space.depth_to_t(rays_o.detach(), rays_d.detach(), lengths)
 
-        accumulator, jitter = self.optimiser.grad_accumulator, now.jitter(c.seed)
+        accumulator = self.optimiser.grad_accumulator
         rendered = render_rays(
             *(field, occupancy, marching, rays_o, rays_d),
-            jitter=jitter,
+            jitter=kernels.ray_jitter(c.seed, now.step, n, now.step_at),
             step_scale=now.step_scale,
             viewdirs=viewdirs,
             grad_accumulator=accumulator,
@@ -199,12 +198,13 @@ class Trainer:
     def steps_to_fill(self) -> int | None:
         """The number of steps that fills the configuration's minutes, once the warm-up is over; None until then."""
 
-        def cost(step: int, batch_of: int) -> float:
-            return step_cost(self.config.schedule.batch_factor(batch_of), self.poses_move(step))
+        def cost(step: int, batch_of: int | None = None) -> float:
+            factor = self.config.schedule.batch_factor(step if batch_of is None else batch_of)
+            return (1.0 + GROWTH * factor) * (1.0 + RAY_GRADIENTS * self.poses_move(step))
 
-        marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(self.step, self.seconds)]
         past = self.step
-        return CLOCK.steps_to_fill(self.config.length.seconds, marks, lambda k: cost(k, k), lambda k: cost(k, past))
+        marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(past, self.seconds)]
+        return CLOCK.steps_to_fill(self.config.length.seconds, marks, cost, lambda k: cost(k, past))
 
     # ---- stop and go on
 
@@ -258,7 +258,7 @@ class Trainer:
             held.restore(checkpoint.part(tensors, part))
         for name in SAVED:
             setattr(self, name, saved[name])
-        self.meter.samples = saved["samples"]
+        self.samples.update(saved["samples"])
 
     def _check_same(self, path: Path, saved: dict[str, Any]) -> None:
         """Raise UserError where a checkpoint was trained in another way, or on other images."""
@@ -277,6 +277,14 @@ class Trainer:
                 f"{path} was trained on other images than the {len(self.model.cameras)} of {self.scene.path}: "
                 "start again with --overwrite"
             )
+
+
+def _on_device(scene: Scene, device: torch.device) -> Scene:
+    """The scene with its pixels and cameras where the field is."""
+    masks = None if scene.masks is None else scene.masks.to(device)
+    depths = None if scene.depths is None else scene.depths.to(device)
+    pixels, cameras, frame = scene.pixels.to(device), scene.cameras.to(device), scene.scene_from_world.to(device)
+    return replace(scene, pixels=pixels, cameras=cameras, scene_from_world=frame, masks=masks, depths=depths)
 
 
 def train(

@@ -151,14 +151,13 @@ class TileSampler(Sampler):
             size = store.tile**2
             tiles = np.empty((len(chosen), size, store.n_channels), store.memory.dtype)
             for k in order.tolist():
-                _read_at(file.fileno(), tiles[k], int(self.numbers[chosen[k]]) * tiles[k].nbytes)
+                place = int(self.numbers[chosen[k]]) * tiles[k].nbytes
+                if os.preadv(file.fileno(), [tiles[k].data], place) != tiles[k].nbytes:
+                    raise UserError(
+                        "the converted photos are shorter than they were: was their file changed? Start again"
+                    )
             found.append(as_tensor(tiles))
         return found
-
-
-def _read_at(file: int, into: np.ndarray, place: int) -> None:
-    if os.preadv(file, [into.data], place) != into.nbytes:
-        raise UserError("the converted photos are shorter than they were: was their file changed? Start again")
 
 
 def _cumulative(p: Tensor) -> Tensor:

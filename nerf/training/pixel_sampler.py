@@ -20,8 +20,13 @@ FIXED = 2.0**40  # units of 1 where sums are integers, so that their order does 
 
 @dataclass
 class PixelBatch:
-    """n pixels: their camera, place, block, and colour (rgb [n,3], alpha [n,1]; straight alpha, as the files hold
-    them)."""
+    """n pixels: their camera, place, block, and colour (rgb [n,3], alpha [n,1]; straight, as the files hold them).
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> batch = nerf.PixelSampler(scene, scene.splits["train"]).draw(64, torch.Generator())
+    >>> batch.image_ids.shape, batch.targets.shape
+    (torch.Size([64]), torch.Size([64, 3]))
+    """
 
     image_ids: Tensor
     rows: Tensor
@@ -166,6 +171,11 @@ class PixelSampler(Sampler):
 
     The error map remembers the mean squared error of each block; `update_importance` has a share of the pixels drawn in
     proportion to it.
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> sampler = PixelSampler(scene, scene.splits["train"])
+    >>> sampler.record(sampler.draw(64, torch.Generator()), torch.rand(64))
+    >>> sampler.update_importance(share=0.5)
     """
 
     def __init__(self, scene: Scene, image_ids: Tensor) -> None:

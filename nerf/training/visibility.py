@@ -23,6 +23,11 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
     and fills with pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency
     in its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts
     stay; `slack`, a scene length, grows them further, for cameras that are not quite where they are said to be.
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> possible = visible_cells(scene, scene.splits["train"])
+    >>> possible(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), sizes=torch.full((2,), 0.1))
+    tensor([ True, False])
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]

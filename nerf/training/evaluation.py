@@ -128,8 +128,7 @@ def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict
 def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
     """The scene with these of its views posed so that the model's look most like their photos."""
     c2w = scene.cameras.c2w.clone()
-    for first in range(0, len(ids), _GROUP):
-        some = ids[first : first + _GROUP]
+    for some in (ids[first : first + _GROUP] for first in range(0, len(ids), _GROUP)):
         photos, masks = [truth_of(scene, i, model.background) for i in some], [mask_of(scene, i) for i in some]
         c2w[some] = optimise_test_poses(model, scene.cameras.subset(some), photos, masks)
     return with_poses(scene, c2w)

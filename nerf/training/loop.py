@@ -25,6 +25,7 @@ from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
+from nerf.training import stepping
 from nerf.training.config import TrainConfig, new_model, weights_of
 from nerf.training.exposure import ExposureCorrections
 from nerf.training.objective import SceneLoss, near_camera_opacity_loss
@@ -32,21 +33,7 @@ from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
-from nerf.training.stepping import (
-    CLOCK,
-    GROWTH,
-    RAY_GRADIENTS,
-    RAYS_TOO_FAR,
-    READ_EVERY,
-    Meter,
-    StepPlan,
-    StepResult,
-    broken,
-    determinism,
-    next_n_rays,
-    recorder_of,
-    run_step,
-)
+from nerf.training.stepping import Meter, StepPlan, StepResult
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
 SAVED = ("step", "n_rays", "seconds", "total_steps", "curve")  # of a trainer, in a checkpoint as they are
@@ -94,9 +81,9 @@ class Trainer:
         self.batch_samples = config.batch_samples or (1 << 17 if on_gpu else 3 << 13)
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
-        self.meter = Meter(self.device, READ_EVERY if on_gpu else 1)
+        self.meter = Meter(self.device, stepping.READ_EVERY if on_gpu else 1)
         self.samples = self.meter.samples  # numbers of rays, and of samples evaluated and trained
-        self.recorded = recorder_of(config, bool(scene.pixels.tile), self.random)
+        self.recorded = stepping.recorder_of(config, bool(scene.pixels.tile), self.random)
 
     def progress(self) -> float:
         """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-
@@ -120,7 +107,7 @@ class Trainer:
         """One step of Adam on one batch of pixels; returns the batch's mean squared error."""
         schedule, model = self.config.schedule, self.model
         random = self.random.manual_seed(self.config.seed * 1_000_003 + self.step)  # so that resume needs no state
-        with determinism(self.config.deterministic):
+        with stepping.determinism(self.config.deterministic):
             if self.step % schedule.occupancy_every == 0:
                 budget = 1 << 18 if self.step < 256 or self.scene.space.contracted else 1 << 17
                 everywhere = self.step in schedule.occupancy_everywhere
@@ -129,7 +116,7 @@ class Trainer:
             if schedule.updates_importance(self.step):
                 self.sampler.update_importance(schedule.importance)
             plan = self.plan()
-            self.look_at_numbers(plan, run_step(self.learn, plan, self.recorded))
+            self.look_at_numbers(plan, stepping.run_step(self.learn, plan, self.recorded))
         self.step += 1
         return self.meter.mse
 
@@ -188,8 +175,8 @@ class Trainer:
         spent = self.meter.read(plan, result)
         if spent is not None:
             wanted = self.batch_samples * self.config.schedule.batch_factor(self.step)
-            steady = 1.0 if self.recorded is None else RAYS_TOO_FAR
-            self.n_rays = next_n_rays(self.n_rays, wanted, spent, self.most_rays, steady)
+            steady = 1.0 if self.recorded is None else stepping.RAYS_TOO_FAR
+            self.n_rays = stepping.next_n_rays(self.n_rays, wanted, spent, self.most_rays, steady)
 
     def poses_move(self, step: int) -> bool:
         """Whether the cameras move in this step, which takes the gradients of its rays."""
@@ -200,11 +187,11 @@ class Trainer:
 
         def cost(step: int, batch_of: int | None = None) -> float:
             factor = self.config.schedule.batch_factor(step if batch_of is None else batch_of)
-            return (1.0 + GROWTH * factor) * (1.0 + RAY_GRADIENTS * self.poses_move(step))
+            return (1.0 + stepping.GROWTH * factor) * (1.0 + stepping.RAY_GRADIENTS * self.poses_move(step))
 
         past = self.step
         marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(past, self.seconds)]
-        return CLOCK.steps_to_fill(self.config.length.seconds, marks, cost, lambda k: cost(k, past))
+        return stepping.CLOCK.steps_to_fill(self.config.length.seconds, marks, cost, lambda k: cost(k, past))
 
     # ---- stop and go on
 
@@ -217,16 +204,10 @@ class Trainer:
             model.cameras = model.cameras.with_poses(c2w)
         if self.exposures is not None:
             model.log_gains = self.exposures.logs.detach().cpu()[ids]
-        model.meta |= {
-            "steps": self.step,
-            "total_steps": self.total_steps,
-            "seconds": self.seconds,
-            "minutes": self.config.minutes,
-            "seed": self.config.seed,
-            "data": str(self.scene.path),
-            "backend": kernels.backend(),
-            "threads": torch.get_num_threads(),
-        } | {f"n_{k}": v for k, v in self.samples.items()}
+        model.meta |= {"steps": self.step, "total_steps": self.total_steps, "seconds": self.seconds}
+        model.meta |= {"minutes": self.config.minutes, "seed": self.config.seed, "data": str(self.scene.path)}
+        model.meta |= {"backend": kernels.backend(), "threads": torch.get_num_threads()}
+        model.meta |= {f"n_{k}": v for k, v in self.samples.items()}
         tensors, config = model.to_state()
         for part, held in self._parts().items():
             tensors |= {f"{part}.{name}": t for name, t in held.tensors().items()}
@@ -252,8 +233,7 @@ class Trainer:
                 "start again with --overwrite"
             )
         self._check_same(path, saved)
-        loaded = Model.from_state(tensors, config, str(path), self.model.field)
-        self.model.occupancy = loaded.occupancy
+        self.model.occupancy = Model.from_state(tensors, config, str(path), self.model.field).occupancy
         for part, held in self._parts().items():
             held.restore(checkpoint.part(tensors, part))
         for name in SAVED:
@@ -281,10 +261,9 @@ class Trainer:
 
 def _on_device(scene: Scene, device: torch.device) -> Scene:
     """The scene with its pixels and cameras where the field is."""
-    masks = None if scene.masks is None else scene.masks.to(device)
-    depths = None if scene.depths is None else scene.depths.to(device)
-    pixels, cameras, frame = scene.pixels.to(device), scene.cameras.to(device), scene.scene_from_world.to(device)
-    return replace(scene, pixels=pixels, cameras=cameras, scene_from_world=frame, masks=masks, depths=depths)
+    names = ("pixels", "cameras", "scene_from_world", "masks", "depths")
+    held = {name: part for name in names if (part := getattr(scene, name)) is not None}
+    return replace(scene, **{name: part.to(device) for name, part in held.items()})
 
 
 def train(
@@ -344,7 +323,7 @@ def train(
 
 def _save(trainer: Trainer, out: Path) -> None:
     if not all(bool(p.isfinite().all()) for p in trainer.parameters):
-        raise broken(trainer.step, "the field holds NaN or infinity")
+        raise stepping.broken(trainer.step, "the field holds NaN or infinity")
     checkpoint.save(out / "checkpoint.safetensors", *trainer.state())
     log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
     write_file(out / "training.json", json.dumps(log, indent=1))

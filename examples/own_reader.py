@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf import Frame, Lens, ParsedScene, UserError, reader
+import nerf
 
 
-@reader("poses_txt", tells="poses.txt", help="poses.txt (the example of a reader)", file=".txt")
-def read_poses_txt(file: Path) -> ParsedScene:
+@nerf.reader("poses_txt", tells="poses.txt", help="poses.txt (the example of a reader)", file=".txt")
+def read_poses_txt(file: Path) -> nerf.ParsedScene:
     """One frame for each line; `load` checks poses, lenses and photos as it does for every format."""
     frames = []
     for number, line in enumerate(file.read_text().splitlines(), start=1):
@@ -28,6 +28,6 @@ def read_poses_txt(file: Path) -> ParsedScene:
             focal, *pose = map(float, words)
             c2w = np.reshape(pose, (3, 4))
         except ValueError as error:
-            raise UserError(f"{where}: expected a name, a focal length and 12 numbers ({error})") from error
-        frames.append(Frame(name, file.parent / name, c2w, Lens(fx=focal, fy=focal), where))
-    return ParsedScene("poses_txt", file.parent, frames, notes=[f"{len(frames)} poses from {file.name}"])
+            raise nerf.UserError(f"{where}: expected a name, a focal length and 12 numbers ({error})") from error
+        frames.append(nerf.Frame(name, file.parent / name, c2w, nerf.Lens(fx=focal, fy=focal), where))
+    return nerf.ParsedScene("poses_txt", file.parent, frames, notes=[f"{len(frames)} poses from {file.name}"])

@@ -24,32 +24,18 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # public names without an example: only ever shorter
 WITHOUT = {
     "Backend",
-    "Field",
     "FieldChoice",
-    "FieldOptimiser",
-    "FieldOptions",
     "FitConfig",
     "Fitted",
     "Marching",
-    "OccupancyGrid",
-    "PixelBatch",
-    "PixelSampler",
-    "RadianceField",
     "Samples",
-    "SceneLoss",
     "SignalField",
-    "Trainer",
-    "Weights",
-    "default_field",
-    "default_marching",
     "fit",
     "image_of_field",
-    "next_n_rays",
     "ray_jitter",
     "read_audio",
     "read_image",
     "read_video",
-    "visible_cells",
 }
 
 

@@ -272,8 +272,7 @@ def test_every_pixel_is_drawn_evenly_and_holds_its_colour(wide: nerf.datasets.Sc
     taken = torch.bincount(sampler._choose(100_000, generator(1)), minlength=len(sampler.numbers))
     areas = sampler.places[:, 3] * sampler.places[:, 4]
     assert (taken - 100_000 * areas / areas.sum()).abs().max() <= 2, "tiles are taken by their areas"
-    sampler.held = torch.arange(len(sampler.numbers))
-    sampler.tiles = sampler._read(sampler.held)
+    sampler._hold(torch.arange(len(sampler.numbers)))
     counts = torch.zeros(3, 150, 200)
     for seed in range(50):  # fewer than CHANGE_EVERY
         batch = sampler.draw(20_000, generator(seed))

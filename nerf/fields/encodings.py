@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nerf import kernels
 from nerf.kernels.records import GridLayout
 
 
@@ -76,10 +77,7 @@ class HashGrid(nn.Module):
     """Multi-resolution hash grid with a learned table, see `nerf.kernels.reference.hashgrid_encode` for the equation.
 
     u: [n, n_dims] in [0,1], to [n, n_levels * n_features_per_level], level-major. Differentiable in the table and in u,
-    once; the gradient in u jumps at cell walls.
-
-    The table starts uniform in +-1e-4 (Mueller et al. 2022, section 4): small, so that the networks see nearly nothing
-    at first, and random, so that no two features start the same.
+    once; the gradient in u jumps at cell walls. The table starts uniform in +-1e-4 (Mueller et al. 2022, section 4).
 
     >>> grid = nerf.HashGrid(n_dims=2, n_levels=4, n_features_per_level=2, log2_hashmap_size=10)
     >>> grid(torch.rand(5, 2)).shape
@@ -97,14 +95,11 @@ class HashGrid(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.layout = GridLayout(
-            n_dims, n_levels, n_features_per_level, log2_hashmap_size, base_resolution, per_level_scale
-        )
+        sizes = n_levels, n_features_per_level, log2_hashmap_size, base_resolution
+        self.layout = GridLayout(n_dims, *sizes, per_level_scale)
         self.n_in, self.n_out = n_dims, self.layout.n_features
         table = torch.empty(self.layout.n_rows, n_features_per_level)
         self.table = nn.Parameter(table.uniform_(-1e-4, 1e-4, generator=generator))
 
     def forward(self, u: Tensor) -> Tensor:
-        from nerf.kernels import hashgrid_encode
-
-        return hashgrid_encode(u, self.table, self.layout)
+        return kernels.hashgrid_encode(u, self.table, self.layout)

@@ -25,9 +25,8 @@ class MLP(nn.Module):
     the last layer's with sqrt(3/n_in), as no ReLU follows; biases start at zero. Without biases and with ReLU it is the
     network that the fused kernels compute.
 
-    Args:
-        activation: "relu", "tanh" or "softplus". output_activation: None (linear), "sigmoid" or "exp".
-        depth: hidden layers, 0 for one linear map. generator: for a repeatable start.
+    activation: "relu", "tanh" or "softplus". output_activation: None (linear), "sigmoid" or "exp". depth: 0 for one
+    linear map. generator: for a repeatable start.
 
     >>> nerf.MLP(n_in=3, n_out=1, width=16, depth=2)(torch.rand(5, 3)).shape
     torch.Size([5, 1])

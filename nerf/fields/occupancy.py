@@ -1,5 +1,4 @@
-"""OccupancyGrid: which cells of the scene can hold anything, so that rays skip the rest (Mueller et al. 2022, appendix
-E)."""
+"""Which cells of the scene can hold anything, so that rays skip the rest (Mueller et al. 2022, appendix E)."""
 
 from __future__ import annotations
 
@@ -12,9 +11,7 @@ from torch import Tensor
 from nerf import kernels
 
 DECAY = 0.8  # of a cell's remembered density at each update, so that cleared space is forgotten
-MAX_ALPHA = (
-    0.01  # a cell counts as occupied above this opacity over one step, or above half the mean if that is smaller
-)
+MAX_ALPHA = 0.01  # a cell is occupied above this opacity over one step, or above half the mean if that is smaller
 
 
 class OccupancyGrid:
@@ -64,12 +61,8 @@ class OccupancyGrid:
     def cell_centres(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Scene positions [n,3] of the centres of flat cell indices [n], and the cells' edge lengths [n]."""
         r = self.resolution
-        level = torch.div(cells, r**3, rounding_mode="floor")
-        rest = cells - level * r**3
-        index = torch.stack(
-            [rest % r, torch.div(rest, r, rounding_mode="floor") % r, torch.div(rest, r * r, rounding_mode="floor")],
-            dim=1,
-        )
+        level, rest = cells // r**3, cells % r**3
+        index = torch.stack([rest % r, rest // r % r, rest // (r * r)], dim=1)
         extent = torch.pow(2.0, level.float())
         return ((index.float() + 0.5) * (2.0 / r) - 1.0) * extent[:, None], extent * (2.0 / r)
 
@@ -91,21 +84,16 @@ class OccupancyGrid:
         budget: int = 1 << 18,
         everywhere: bool = False,
     ) -> None:
-        """Sample the density at a random point of up to `budget` candidate cells (all of them when `everywhere`) and
-        threshold anew.
-
-        Half of the budget goes to cells that are occupied now, half to any candidate. `step_size`: the march's step in
-        a cell.
-        """
+        """Sample the density at a random point of up to `budget` candidate cells, half of them occupied ones (of all
+        when `everywhere`), and threshold anew. `step_size`: the march's step in a cell."""
         cells = self._candidate_cells()
         if not everywhere and len(cells) > budget:
             occupied = self.occupied.reshape(-1).nonzero()[:, 0]
             half, device = (budget // 2,), cells.device
-            picks = [cells[torch.randint(len(cells), half, generator=generator, device=device)]]
+            anywhere = cells[torch.randint(len(cells), half, generator=generator, device=device)]
             if len(occupied) > budget // 2:
                 occupied = occupied[torch.randint(len(occupied), half, generator=generator, device=device)]
-            picks.append(occupied)
-            cells = torch.cat(picks).unique()
+            cells = torch.cat([anywhere, occupied]).unique()
         for chunk in cells.split(1 << 20):
             centres, sizes = self.cell_centres(chunk)
             shifts = torch.rand(centres.shape, generator=generator, device=centres.device) - 0.5

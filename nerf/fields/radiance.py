@@ -23,6 +23,10 @@ class Field(Protocol):
 
     An `nn.Module` that is one trains with `nerf.train(scene, config, field=mine)`: its outputs must then be
     differentiable in its parameters.
+
+    >>> mine: nerf.Field = RadianceField(FieldOptions(log2_hashmap_size=12))
+    >>> mine.density(torch.zeros(5, 3)).shape
+    torch.Size([5])
     """
 
     def density(self, x: Tensor, /) -> Tensor:
@@ -53,24 +57,20 @@ class FieldOptions:
 
     def layout(self) -> GridLayout:
         growth = (self.finest_resolution / self.base_resolution) ** (1.0 / max(self.n_levels - 1, 1))
-        return GridLayout(
-            3, self.n_levels, self.n_features_per_level, self.log2_hashmap_size, self.base_resolution, growth
-        )
+        sizes = self.n_levels, self.n_features_per_level, self.log2_hashmap_size, self.base_resolution
+        return GridLayout(3, *sizes, growth)
 
 
 class RadianceField(nn.Module):
     """Scene position and direction -> density (1/scene length) and colour in [0, color_scale].
 
-    `h = density_network(encoding(unit(x)))`; `sigma = exp(h_0 + bias)`;
-    `rgb = color_scale * color_network([SH(d), h])`, whose last activation is the sigmoid. The parts are
-    those that a `SignalField` has; kernels read their parameters through `params`. Source: Mueller et
-    al. 2022, section 5.4.
+    `h = density_network(encoding(unit(x)))`, `sigma = exp(h_0 + bias)`, `rgb = color_scale * color_network(SH(d), h)`,
+    whose last activation is the sigmoid. The parts are those that a `SignalField` has; kernels read their parameters
+    through `params`. Source: Mueller et al. 2022, section 5.4.
 
-    Args:
-        contracted: an unbounded scene, whose space L-inf contraction maps into the grid's unit cube; else the box
-            [-1,1]^3. seed: of the start.
+    contracted: an unbounded scene, whose space L-inf contraction maps into the grid's unit cube; else the box [-1,1]^3.
+    seed: of the start.
 
-    >>> import torch
     >>> field = RadianceField(FieldOptions(log2_hashmap_size=12, width=32), seed=0)
     >>> sigmas, rgbs = field(torch.zeros(5, 3), torch.tensor([[0.0, 0.0, 1.0]]).expand(5, 3))
     >>> sigmas.shape, rgbs.shape, sigmas.requires_grad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Colours = TypeVar("Colours", Tensor, NDArray)
+
+
+class Shown(Protocol):
+    """A scene, a model or a loss: whether its colours are linear light, and how that is exposed when shown."""
+
+    linear: bool
+    exposure: float
 
 
 def encode(light: Colours) -> Colours:
@@ -29,6 +36,11 @@ def decode(values: Colours) -> Colours:
 
 def _where_above(values: Colours, low: float) -> tuple[Any, Any]:
     return (torch.where, values.clamp_min(low)) if isinstance(values, Tensor) else (np.where, np.maximum(values, low))
+
+
+def shown_as(of: Shown, colors: Tensor) -> Tensor:
+    """Colours as the sRGB values in which they are compared; linear light is encoded with its exposure."""
+    return encode(colors * of.exposure) if of.linear else colors
 
 
 def encode_slope(light: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from nerf.errors import UserError, note
 from nerf.geometry.space import ray_box
 from nerf.kernels import bindings, cuda, fusion, nearest, network, nvrtc, raster, reference, winding  # noqa: F401
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
-from nerf.kernels.cuda_graph import RecordedSteps, StepNumbers
+from nerf.kernels.cuda_graph import RecordedSteps
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.nearest import Nearest
 from nerf.kernels.network import MAX_NET_LAYERS, Layer
@@ -59,7 +59,6 @@ __all__ = [
     "RecordedSteps",
     "RenderedRays",
     "Samples",
-    "StepNumbers",
     "adam_step",
     "backend",
     "be_deterministic",

@@ -1,20 +1,15 @@
 """Whole training steps as CUDA graphs: the launches of one step are recorded once and then replayed in a single call.
 
 What a recorded launch was given stays what it was, so a step may differ from the recorded one in two ways only: by
-numbers that its kernels read from the GPU's memory (`StepNumbers`), and by what the tensors hold that it reads. All
-else (number of rays, length of the march's steps, which losses there are) makes the step's key: each key has its graph.
-Nothing may be read back to the CPU while a step is recorded.
-
-Recording costs as much as an ordinary step and some memory, so a key is recorded when it comes a second time in a row.
-Whether replaying pays depends on how long Python takes beside the GPU; scripts/gpu_check.py measures it (section
-`graph`), and no GPU has yet.
+numbers that its kernels read from the GPU's memory (`RecordedSteps.place`), and by what the tensors hold that it reads.
+All else (number of rays, length of the march's steps, which losses there are) makes the step's key: each key has its
+graph. Nothing may be read back to the CPU while a step is recorded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,22 +20,6 @@ from nerf.kernels import nvrtc
 from nerf.kernels.cuda_args import NumbersArgs
 
 MOST_GRAPHS = 4  # kept at a time; a key that went away seldom comes back
-
-
-@dataclass
-class StepNumbers:
-    """What changes with every step of training. `rates` [4] (learning rate, Adam's two corrections, weight of the
-    surface loss) and `step_at` [1] (int32) are the same on the GPU, where a graph reads them; None where none does."""
-
-    step: int  # from 0
-    learning_rate: float
-    surface_weight: float
-    rates: Tensor | None = None
-    step_at: Tensor | None = None
-
-    @property
-    def surface(self) -> float | Tensor:
-        return self.surface_weight if self.rates is None else self.rates[3]
 
 
 class RecordedSteps:
@@ -54,19 +33,14 @@ class RecordedSteps:
         self.last: Hashable = None
         self.n_replayed = 0
 
-    def place(self, now: StepNumbers) -> StepNumbers:
-        """The numbers with their copies on the GPU, written there in one launch."""
-        corrections = [1.0 - beta ** (now.step + 1) for beta in self.betas]
-        args = NumbersArgs(
-            self.rates.data_ptr(),
-            self.step_at.data_ptr(),
-            now.learning_rate,
-            *corrections,
-            now.surface_weight,
-            now.step,
-        )
+    def place(self, step: int, learning_rate: float, surface_weight: float) -> tuple[Tensor, Tensor]:
+        """What changes with every step, written to where a graph reads it, in one launch: rates [4] (learning rate,
+        Adam's two corrections, weight of the surface loss), and the step [1] (int32, from 0)."""
+        corrections = [1.0 - beta ** (step + 1) for beta in self.betas]
+        places = self.rates.data_ptr(), self.step_at.data_ptr()
+        args = NumbersArgs(*places, learning_rate, *corrections, surface_weight, step)
         nvrtc.program("cuda_adam.cu").launch("set_numbers", args, 1, 32)
-        return StepNumbers(now.step, now.learning_rate, now.surface_weight, self.rates, self.step_at)
+        return self.rates, self.step_at
 
     def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
         """What `work()` returns, by calling it or by replaying what it launched for the same key; its tensors hold

@@ -9,9 +9,10 @@ import torch
 
 from nerf import kernels
 from nerf.errors import UserError
+from nerf.geometry.light import shown_as
 from nerf.geometry.triangles import Triangles, sample_surface
 from nerf.meshing.preview import render_mesh
-from nerf.training.evaluation import compare, mask_of, shown_as, truth_of
+from nerf.training.evaluation import compare, mask_of, truth_of
 
 if TYPE_CHECKING:
     import trimesh

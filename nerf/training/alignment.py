@@ -89,7 +89,7 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
     focal, smallest = float(cameras.fx.median()), min(min(p.shape[:2]) for p in pictures)
     image_ids = torch.arange(n, device=device).repeat_interleave(RAYS)
 
-    def drawn(blocks: list[tuple[Tensor, Tensor]], blur: int) -> tuple[Tensor, ...]:
+    def drawn(blocks: list[tuple[Tensor, Tensor | None]], blur: int) -> tuple[Tensor, ...]:
         """Rays of the cameras as given through random blocks, the blocks' colours, and which of them count."""
         parts = zip(*[_draw(colors, counts, random) for colors, counts in blocks], strict=True)
         rows, cols, wanted, counts = (torch.cat(part).to(device) for part in parts)
@@ -99,9 +99,8 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
     def differences(rays_o: Tensor, rays_d: Tensor, wanted: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         field, occupancy, marching = model.field, model.occupancy, model.marching
         seen = render_rays(field, occupancy, marching, rays_o, rays_d, grad_accumulator=accumulator)
-        shown, background, opacities = seen.over(model.background), model.background, seen.opacities[:, None]
-        if model.linear:
-            shown, wanted, background = (light.encode(t * model.exposure) for t in (shown, wanted, background))
+        opacities, parts = seen.opacities[:, None], (seen.over(model.background), wanted, model.background)
+        shown, wanted, background = (light.shown_as(model, t) for t in parts)
         if model.log_gains is not None:  # the picture's own exposure is not the pose's affair
             views, votes = (n, RAYS, 3), (counts > 0) & (opacities > OPAQUE)
             logs = fitted(shown.detach().view(views), wanted.view(views), votes.view(n, RAYS))
@@ -111,7 +110,7 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
     for blur in BLURS:
         if blur > 1 and smallest < BLOCKS * blur:
             continue
-        blocks = [_blocks(p, m, blur) for p, m in zip(pictures, masks, strict=True)]
+        blocks = [shrunk(p, m, blur) for p, m in zip(pictures, masks, strict=True)]
         for k in range(STEPS // len(BLURS)):
             rays_o, rays_d, wanted, counts = drawn(blocks, blur)
             rays_o, rays_d = corrections.apply(image_ids, rays_o, rays_d)
@@ -133,17 +132,19 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
     return torch.where((better > 0).cpu()[:, None, None], found, cameras.c2w.cpu())
 
 
-def _blocks(picture: Tensor, mask: Tensor | None, blur: int) -> tuple[Tensor, Tensor]:
-    """Mean colours of blocks [h,w,3], and [h,w,1]: 1 where all of their pixels count."""
-    counts = torch.ones_like(picture[..., :1]) if mask is None else mask[..., None].float()
-    both = torch.cat([picture, counts], dim=2).permute(2, 0, 1)[None]
-    both = torch.nn.functional.avg_pool2d(both, blur)[0].permute(1, 2, 0)
-    return both[..., :3].contiguous(), (both[..., 3:] > 0.999).float()
+def shrunk(truth: Tensor, mask: Tensor | None, factor: int) -> tuple[Tensor, Tensor | None]:
+    """A picture [h,w,3] and its mask [h,w] at a whole fraction of their size: blocks are averaged, incomplete last ones
+    cut; a block counts where all its pixels do."""
+    if factor == 1:
+        return truth, mask
+    pool = torch.nn.functional.avg_pool2d
+    smaller = pool(truth.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0).contiguous()
+    return smaller, None if mask is None else pool(mask.float()[None, None], factor)[0, 0] > 0.999
 
 
-def _draw(colors: Tensor, counts: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(rows, cols [RAYS], colours [RAYS,3], counts [RAYS,1]) of random blocks."""
+def _draw(colors: Tensor, counts: Tensor | None, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(rows, cols [RAYS], colours [RAYS,3], counts [RAYS,1]: 1 where all pixels count) of random blocks."""
     h, w = colors.shape[:2]
     drawn = torch.randint(h * w, (RAYS,), generator=random, device=random.device).cpu()
     rows, cols = drawn // w, drawn % w
-    return rows, cols, colors[rows, cols], counts[rows, cols]
+    return rows, cols, colors[rows, cols], torch.ones(RAYS, 1) if counts is None else counts[rows, cols, None].float()

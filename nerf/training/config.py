@@ -1,4 +1,4 @@
-"""How a scene is trained: the settings, and the field and the steps of rays that they give its space."""
+"""How a scene is trained: the settings, and the untrained model that they give it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import torch
+from torch import nn
+
+from nerf import kernels
 from nerf.datasets import Scene
-from nerf.fields.radiance import FieldOptions
+from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.io.clock import Length
 from nerf.rendering.marching import Marching
+from nerf.rendering.model import Model
 from nerf.training.exposure import HEADROOM
+from nerf.training.pixel_sampler import KEYPOINTS
 from nerf.training.pose_refinement import scene_scale
 from nerf.training.schedule import Schedule, Weights
+from nerf.training.visibility import visible_cells
+
+SLACK = 0.03  # scene scales by which silhouettes are grown where poses are not exact: 1.7 degrees
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,11 @@ OLD_NAMES = {
 
 
 def default_field(scene: Scene, exposure: bool = False) -> FieldOptions:
-    """Objects start as a solid hull that gets carved, so no floaters form; open scenes start almost empty."""
+    """Objects start as a solid hull that gets carved, so no floaters form; open scenes start almost empty.
+
+    >>> default_field(nerf.load("data/sample", downscale=8)).density_bias
+    3.0
+    """
     scale = (scene.brightest if scene.linear else 1.0) * (HEADROOM if exposure else 1.0)
     if scene.space.bounded:
         return FieldOptions(density_bias=3.0, color_scale=scale)
@@ -99,20 +113,53 @@ def default_field(scene: Scene, exposure: bool = False) -> FieldOptions:
     return FieldOptions(density_bias=-1.0, finest_resolution=finest, color_scale=scale)
 
 
-def default_surface_weight(scene: Scene) -> float:
-    """The weight of the surface loss where none is given."""
-    return 0.3 if scene.space.contracted else 0.6
-
-
 def default_marching(scene: Scene) -> Marching:
-    """Steps and range of rays for this scene."""
-    if scene.space.contracted:
-        return Marching(
-            scene.space,
-            scene.near,
-            scene.far,
-            step_size=2 * math.sqrt(3) / 1024,
-            cone_angle=1 / 256,
-            gradient_distance=scene_scale(scene.cameras, scene.scene_from_world),
-        )
-    return Marching(scene.space, scene.near, scene.far, step_size=2 * math.sqrt(3) / 1024)
+    """Steps and range of rays for this scene.
+
+    >>> round(default_marching(nerf.load("data/sample", downscale=8)).step_size, 4)
+    0.0034
+    """
+    marching = Marching(scene.space, scene.near, scene.far, step_size=2 * math.sqrt(3) / 1024)
+    if not scene.space.contracted:
+        return marching
+    scale = scene_scale(scene.cameras, scene.scene_from_world)
+    return replace(marching, cone_angle=1 / 256, gradient_distance=scale)
+
+
+def weights_of(scene: Scene, weights: Weights) -> Weights:
+    """The weights as they act in this scene."""
+    surface = weights.surface
+    if surface is None:
+        surface = 0.3 if scene.space.contracted else 0.6
+    share = 1 if scene.depths is not None else KEYPOINTS  # the loss is a mean over all rays
+    near_camera = weights.near_camera if scene.space.contracted else 0.0
+    return replace(weights, surface=surface, depth=weights.depth * share, near_camera=near_camera)
+
+
+def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None) -> Model:
+    """An untrained model of a scene, where the kernels in use want it; field: one of your own, None: ours."""
+    ids = scene.splits["train"]
+    if field is None:
+        options = config.field or default_field(scene, config.exposure)
+        field = RadianceField(options, scene.space.contracted, config.seed)
+    occupancy = OccupancyGrid(scene.space.n_levels, config.occupancy_resolution, _mean_density(field))
+    if not scene.space.warped:
+        slack = SLACK * scene_scale(scene.cameras, scene.scene_from_world) if config.refine_poses else 0.0
+        occupancy.restrict(visible_cells(scene, ids, slack))
+    white = torch.full((3,), 1.0 / scene.exposure)  # as it is shown
+    parts = field.to(kernels.device()), occupancy.to(kernels.device()), default_marching(scene)
+    cameras = scene.cameras.subset(ids)
+    model = Model(*parts, scene.scene_from_world, cameras, white, scene.linear, exposure=scene.exposure)
+    model.names = [scene.names[i] for i in ids.tolist()]
+    if config.refine_poses:
+        model.given_poses = scene.cameras.c2w[ids].clone()
+    return model
+
+
+def _mean_density(field: Any) -> float:
+    """The density that cells are taken to have until they are sampled."""
+    if isinstance(field, RadianceField):
+        return math.exp(field.options.density_bias)
+    points = torch.rand(4096, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        return float(field.density(points).mean())

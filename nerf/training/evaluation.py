@@ -16,14 +16,14 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.errors import UserError, note
-from nerf.geometry.light import encode
+from nerf.geometry.light import shown_as
 from nerf.io.exr import write_exr
 from nerf.io.files import write_file
 from nerf.io.machine import machine
 from nerf.io.pictures import error_map, panels, resized, to_display, write_png
 from nerf.io.progress import progress
 from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
-from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, with_poses
+from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, shrunk, with_poses
 from nerf.training.exposure import OPAQUE, apply_exposure_over, fitted
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ERROR_HIGH = 0.2  # of the error maps' scale, the same for every picture so that they can be compared
 EXPOSED = "of the right half of a view, with gains of its channels that were fitted on the left half"
 HDR_PSNR = "of a view after log(1 + 5000 c / brightest) / log(5001), clipped to [0, 1]; mean over views"
+MEANS = ("psnr", "ssim", "psnr_colour_corrected", "psnr_aligned", "ssim_aligned", "psnr_exposed", "psnr_hdr")
 _GROUP = 8  # views whose poses are looked for at once
 _SHEET_LONGEST = 1080  # pixels of one panel in a side-by-side picture
 
@@ -79,51 +80,38 @@ def evaluate(
     started = time.perf_counter()
     sought = _by_sight(model, scene, ids) if model.given_poses is not None and split != "train" else None
     views: list[dict[str, Any]] = []
-    render_seconds = 0.0
     for i in progress(ids, f"evaluating {split} views", show_progress):
         before = time.perf_counter()
-        smaller = math.ceil(math.sqrt(int(scene.cameras.widths[i]) * int(scene.cameras.heights[i]) / most_pixels))
-        view = model.render_image(scene.cameras.subset([i]).scaled(max(smaller, 1)), 0, normals=False)
+        w, h = int(scene.cameras.widths[i]), int(scene.cameras.heights[i])
+        factor = max(math.ceil(math.sqrt(w * h / most_pixels)), 1)
+        view = best = model.render_image(scene.cameras.subset([i]).scaled(factor), 0, normals=False)
         seconds = time.perf_counter() - before
-        render_seconds += seconds
+        light, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), factor)
         rendered = torch.from_numpy(np.ascontiguousarray(view["color"], dtype=np.float32))
-        truth, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), max(smaller, 1))
-        numbers = compare(shown_as(model, rendered), shown_as(model, truth), mask)
-        best = view
+        truth, shown = shown_as(model, light), shown_as(model, rendered)
+        numbers = compare(shown, truth, mask)
         if sought is not None:
-            best = model.render_image(sought.cameras.subset([i]).scaled(max(smaller, 1)), 0, normals=False)
-            aligned = compare(shown_as(model, torch.from_numpy(best["color"])), shown_as(model, truth), mask)
+            best = model.render_image(sought.cameras.subset([i]).scaled(factor), 0, normals=False)
+            aligned = compare(shown_as(model, torch.from_numpy(best["color"])), truth, mask)
             numbers |= {"psnr_aligned": aligned["psnr"], "ssim_aligned": aligned["ssim"]}
         if model.log_gains is not None:
-            numbers["psnr_exposed"] = _exposed(model, best, shown_as(model, truth), mask)
+            numbers["psnr_exposed"] = _exposed(model, best, truth, mask)
         if model.linear:
-            numbers["psnr_hdr"] = _finite(hdr_psnr(rendered, truth, scene.brightest, mask))
+            numbers["psnr_hdr"] = _finite(hdr_psnr(rendered, light, scene.brightest, mask))
         h, w = truth.shape[:2]
         views.append({"name": scene.names[i], "index": i, "width": w, "height": h, **numbers, "seconds": seconds})
         if out is not None:
-            light = rendered.numpy() if model.linear else None
-            shown = shown_as(model, truth).numpy(), shown_as(model, rendered).numpy()
-            _write_pictures(out, i, scene.names[i], *shown, numbers, light)
-    result: dict[str, Any] = {
-        name: _mean([view[name] for view in views])
-        for name in (
-            "psnr",
-            "ssim",
-            "psnr_colour_corrected",
-            "psnr_aligned",
-            "ssim_aligned",
-            "psnr_exposed",
-            "psnr_hdr",
-        )
-        if name in views[0]
+            _write_pictures(out, views[-1], truth.numpy(), shown.numpy(), rendered.numpy() if model.linear else None)
+    result: dict[str, Any] = {name: _mean([view[name] for view in views]) for name in MEANS if name in views[0]}
+    result |= {
+        "n_views": len(views),
+        "seconds": time.perf_counter() - started,
+        "render_seconds_per_view": sum(view["seconds"] for view in views) / len(views),
+        "protocol": protocol(model, scene, split, views, n_in_split),
+        "views": views,
     }
-    result["n_views"] = len(views)
-    result["seconds"] = time.perf_counter() - started
-    result["render_seconds_per_view"] = render_seconds / len(views)
-    result["protocol"] = protocol(model, scene, split, views, n_in_split)
-    result["views"] = views
     if out is not None:
-        write_json(out / "eval.json", result)
+        write_file(out / "eval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 
@@ -140,8 +128,7 @@ def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict
 def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
     """The scene with these of its views posed so that the model's look most like their photos."""
     c2w = scene.cameras.c2w.clone()
-    for first in range(0, len(ids), _GROUP):
-        some = ids[first : first + _GROUP]
+    for some in (ids[first : first + _GROUP] for first in range(0, len(ids), _GROUP)):
         photos, masks = [truth_of(scene, i, model.background) for i in some], [mask_of(scene, i) for i in some]
         c2w[some] = optimise_test_poses(model, scene.cameras.subset(some), photos, masks)
     return with_poses(scene, c2w)
@@ -157,16 +144,6 @@ def _exposed(model: Model, view: dict[str, Any], truth: Tensor, mask: Tensor | N
     logs = fitted(*(t[:, :half].flatten(0, 1) for t in (colors, truth, votes)))
     shown = apply_exposure_over(colors[:, half:], logs, opacities[:, half:], background)
     return _finite(psnr(shown, truth[:, half:], None if mask is None else mask[:, half:]))
-
-
-def shown_as(of: Model | Scene, colors: Tensor) -> Tensor:
-    """Colours [h,w,3] as sRGB values, in which they are compared; linear light is encoded with its exposure."""
-    return encode(colors * of.exposure) if of.linear else colors
-
-
-def _of_light(model: Model) -> str:
-    exposed = "" if model.exposure == 1.0 else f", exposed by {model.exposure:.4g}"
-    return f" of the linear light in the files{exposed}, white at 1"
 
 
 def truth_of(scene: Scene, i: int, background: Tensor) -> Tensor:
@@ -185,22 +162,14 @@ def mask_of(scene: Scene, i: int) -> Tensor | None:
     return None if scene.masks is None else torch.as_tensor(scene.masks.image(i))[..., 0] > 0.5
 
 
-def shrunk(truth: Tensor, mask: Tensor | None, factor: int) -> tuple[Tensor, Tensor | None]:
-    """A picture [h,w,3] and its mask [h,w] at a whole fraction of their size: blocks are averaged, incomplete last ones
-    cut; a block counts where all its pixels do."""
-    if factor == 1:
-        return truth, mask
-    pool = torch.nn.functional.avg_pool2d
-    smaller = pool(truth.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0).contiguous()
-    return smaller, None if mask is None else pool(mask.float()[None, None], factor)[0, 0] > 0.999
-
-
 def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]], n_in_split: int) -> dict[str, Any]:
     """Everything that must stand beside a number for it to mean something; JSON-able."""
     sizes = sorted({(view["width"], view["height"]) for view in views})
     full = {(int(scene.cameras.widths[v["index"]]), int(scene.cameras.heights[v["index"]])) for v in views}
     reduced = "" if full == set(sizes) else "; large views were rendered smaller, against averaged blocks of the photo"
     scaling = [line for line in scene.notes if "down-scaled" in line]
+    exposed = "" if model.exposure == 1.0 else f", exposed by {model.exposure:.4g}"
+    light = f" of the linear light in the files{exposed}, white at 1" if model.linear else " as in the files"
     background = ", ".join(f"{float(c):g}" for c in model.background)
     background = {"1, 1, 1": "white", "0, 0, 0": "black"}.get(background, f"colour ({background})")
     return {
@@ -214,7 +183,7 @@ def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]]
         "resolution": [f"{w}x{h}" for w, h in sizes],
         "down_scaling": (scaling[0] if scaling else "none") + reduced,
         "background": background if scene.has_alpha else "of the photos (no alpha)",
-        "colour_space": "sRGB values" + (_of_light(model) if model.linear else " as in the files"),
+        "colour_space": "sRGB values" + light,
         "masks": "only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
         "poses": _of_poses(model, split),
         **({"psnr_exposed": EXPOSED} if model.log_gains is not None else {}),
@@ -254,36 +223,24 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    write_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
 def picture_name(i: int, name: str) -> str:
     """A file name for view i that is unique, sorts as the views do, and keeps the photo's name readable."""
     return f"{i:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', Path(name).stem)[:60]}.png"
 
 
 def _write_pictures(
-    out: Path,
-    i: int,
-    name: str,
-    truth: np.ndarray,
-    rendered: np.ndarray,
-    numbers: dict[str, Any],
-    light: np.ndarray | None,
+    out: Path, view: dict[str, Any], truth: np.ndarray, rendered: np.ndarray, light: np.ndarray | None
 ) -> None:
     """truth, rendered: as they are shown; light: what was rendered in linear light, for an EXR beside the PNG."""
-    render = to_display(rendered, linear=False)
-    place = out / "renders" / picture_name(i, name)
-    write_png(place, render)
+    picture, name = to_display(rendered, linear=False), picture_name(view["index"], view["name"])
+    write_png(out / "renders" / name, picture)
     if light is not None:
-        write_exr(place.with_suffix(".exr"), {c: light[..., k] for k, c in enumerate("RGB")})
-    three = [to_display(truth, linear=False), render, error_map(rendered, truth, ERROR_HIGH)]
-    caption = f"render  {_shown(numbers['psnr'], 2)} dB"
-    labels = [f"truth  {Path(name).name[-40:]}", caption, "mean absolute error"]
+        write_exr((out / "renders" / name).with_suffix(".exr"), {c: light[..., k] for k, c in enumerate("RGB")})
+    three = [to_display(truth, linear=False), picture, error_map(rendered, truth, ERROR_HIGH)]
+    caption = f"render  {_shown(view['psnr'], 2)} dB"
+    labels = [f"truth  {Path(view['name']).name[-40:]}", caption, "mean absolute error"]
     sheet = panels([resized(p, _SHEET_LONGEST) for p in three], labels, ("error", "0", f"{ERROR_HIGH:g} and more"))
-    write_png(out / picture_name(i, name), sheet)
+    write_png(out / name, sheet)
 
 
 def _views_of(scene: Scene, split: str) -> list[int]:

@@ -12,7 +12,9 @@ from nerf.datasets.export import PosedFiles, write_colmap, write_transforms
 from nerf.datasets.posed import Posed
 from nerf.errors import UserError, note
 from nerf.geometry.cameras import Cameras
+from nerf.io import checkpoint
 from nerf.training.alignment import similarity_between
+from nerf.training.runs import RUN_FILE, read_run
 
 MODEL_PLACE = Path("sparse") / "0"  # in the folder of a COLMAP data set
 
@@ -81,9 +83,6 @@ def _of_path(path: Path, kind: str | None) -> PosedFiles:
 
 def _of_model(file: Path) -> PosedFiles:
     """The photos of a run with the cameras as training left them; those that it did not see move along."""
-    from nerf.io import checkpoint
-    from nerf.training.runs import RUN_FILE, read_run
-
     run = read_run(file.parent)
     tensors, config = checkpoint.load(file)
     names = config.get("training", {}).get("names")

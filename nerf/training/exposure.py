@@ -52,18 +52,10 @@ def fitted(rendered: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 class ExposureCorrections:
     """Log gains [n_images,3] of the photos' light, 0 in the mean over those that are trained on."""
 
-    def __init__(self, ids: Tensor, n_images: int, linear: bool, device: torch.device) -> None:
-        self.ids, self.linear = ids.to(device), linear
+    def __init__(self, ids: Tensor, n_images: int, device: torch.device) -> None:
+        self.ids = ids.to(device)
         self.logs = torch.zeros(n_images, 3, device=device, requires_grad=True)
         self.adam = SmallAdam((n_images, 3), device)
-
-    def apply(self, image_ids: Tensor, foregrounds: Tensor, opacities: Tensor) -> Tensor:
-        """Composited colours [n,3] (without background) as their photos show them; differentiable in the gains too."""
-        return apply_exposure(foregrounds, self.logs[image_ids], self.linear, opacities[:, None])
-
-    def remove(self, image_ids: Tensor, colors: Tensor) -> Tensor:
-        """Photos' colours [n,3] in the common exposure; no gradient."""
-        return remove_exposure(colors, self.logs.detach()[image_ids], self.linear)
 
     def step(self, rate: float) -> None:
         """One step of Adam; what is common to all photos stays with the field."""

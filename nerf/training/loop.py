@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,15 @@ from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
-from nerf.training.config import TrainConfig
+from nerf.training import stepping
+from nerf.training.config import TrainConfig, new_model, weights_of
 from nerf.training.exposure import ExposureCorrections
 from nerf.training.objective import SceneLoss, near_camera_opacity_loss
 from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
-from nerf.training.setup import new_model, on_device, recorder_of, weights_of
-from nerf.training.stepping import (
-    CLOCK,
-    RAYS_TOO_FAR,
-    READ_EVERY,
-    Meter,
-    StepPlan,
-    StepResult,
-    broken,
-    determinism,
-    next_n_rays,
-    run_step,
-    step_cost,
-)
+from nerf.training.stepping import Meter, StepPlan, StepResult
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
 SAVED = ("step", "n_rays", "seconds", "total_steps", "curve")  # of a trainer, in a checkpoint as they are
@@ -57,6 +46,10 @@ class Trainer:
     field: one of your own, an nn.Module with `density(x [s,3]) -> sigmas [s]` and `forward(x, d) -> (sigmas, rgbs
     [s,3])`; None: ours, of the configuration's size. loss: `loss(rendered, batch) -> Tensor` in the place of
     `SceneLoss`.
+
+    >>> trainer = nerf.Trainer(nerf.load("data/sample", downscale=8), nerf.TrainConfig(steps=2))
+    >>> 0 < trainer.train_step() < 1
+    True
     """
 
     def __init__(
@@ -65,10 +58,11 @@ class Trainer:
         self.config, self.device, on_gpu = config, kernels.device(), kernels.on_gpu()
         ids = scene.splits["train"]
         self.model = new_model(scene, config, field)
-        self.scene = on_device(scene, self.device)
+        self.scene = _on_device(scene, self.device)
         self.sampler = sampler_of(self.scene, ids)
         self.random = torch.Generator(self.device)
         self.optimiser = FieldOptimiser(self.model.field, config.beta1, config.beta2, config.epsilon)
+        self.parameters = self.optimiser.parameters
         self.poses: PoseCorrections | None = None
         if config.refine_poses:
             distance = scene_scale(scene.cameras, scene.scene_from_world)
@@ -77,7 +71,7 @@ class Trainer:
         if config.exposure:
             if loss is not None:
                 raise UserError("photos' exposures are learnt by the default loss: leave out either exposure or loss")
-            self.exposures = ExposureCorrections(ids, len(scene.names), scene.linear, self.device)
+            self.exposures = ExposureCorrections(ids, len(scene.names), self.device)
         self.objective = SceneLoss(scene.linear, scene.exposure, self.exposures)
         self.loss: Loss = loss or self.objective
         self.weights = weights_of(scene, config.weights)
@@ -87,17 +81,9 @@ class Trainer:
         self.batch_samples = config.batch_samples or (1 << 17 if on_gpu else 3 << 13)
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
-        self.meter = Meter(self.device, READ_EVERY if on_gpu else 1)
-        self.recorded = recorder_of(config, scene, self.random)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return self.optimiser.parameters
-
-    @property
-    def samples(self) -> dict[str, int]:
-        """Numbers of rays, and of samples evaluated and trained, up to the last look at a GPU's numbers."""
-        return self.meter.samples
+        self.meter = Meter(self.device, stepping.READ_EVERY if on_gpu else 1)
+        self.samples = self.meter.samples  # numbers of rays, and of samples evaluated and trained
+        self.recorded = stepping.recorder_of(config, bool(scene.pixels.tile), self.random)
 
     def progress(self) -> float:
         """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-
@@ -121,7 +107,7 @@ class Trainer:
         """One step of Adam on one batch of pixels; returns the batch's mean squared error."""
         schedule, model = self.config.schedule, self.model
         random = self.random.manual_seed(self.config.seed * 1_000_003 + self.step)  # so that resume needs no state
-        with determinism(self.config.deterministic):
+        with stepping.determinism(self.config.deterministic):
             if self.step % schedule.occupancy_every == 0:
                 budget = 1 << 18 if self.step < 256 or self.scene.space.contracted else 1 << 17
                 everywhere = self.step in schedule.occupancy_everywhere
@@ -130,7 +116,7 @@ class Trainer:
             if schedule.updates_importance(self.step):
                 self.sampler.update_importance(schedule.importance)
             plan = self.plan()
-            self.look_at_numbers(plan, run_step(self.learn, plan, self.recorded))
+            self.look_at_numbers(plan, stepping.run_step(self.learn, plan, self.recorded))
         self.step += 1
         return self.meter.mse
 
@@ -159,10 +145,10 @@ class Trainer:
         if lengths is not None:
             batch.t_depths = model.space.depth_to_t(rays_o.detach(), rays_d.detach(), lengths)
 
-        accumulator, jitter = self.optimiser.grad_accumulator, now.jitter(c.seed)
+        accumulator = self.optimiser.grad_accumulator
         rendered = render_rays(
             *(field, occupancy, marching, rays_o, rays_d),
-            jitter=jitter,
+            jitter=kernels.ray_jitter(c.seed, now.step, n, now.step_at),
             step_scale=now.step_scale,
             viewdirs=viewdirs,
             grad_accumulator=accumulator,
@@ -189,8 +175,8 @@ class Trainer:
         spent = self.meter.read(plan, result)
         if spent is not None:
             wanted = self.batch_samples * self.config.schedule.batch_factor(self.step)
-            steady = 1.0 if self.recorded is None else RAYS_TOO_FAR
-            self.n_rays = next_n_rays(self.n_rays, wanted, spent, self.most_rays, steady)
+            steady = 1.0 if self.recorded is None else stepping.RAYS_TOO_FAR
+            self.n_rays = stepping.next_n_rays(self.n_rays, wanted, spent, self.most_rays, steady)
 
     def poses_move(self, step: int) -> bool:
         """Whether the cameras move in this step, which takes the gradients of its rays."""
@@ -199,12 +185,13 @@ class Trainer:
     def steps_to_fill(self) -> int | None:
         """The number of steps that fills the configuration's minutes, once the warm-up is over; None until then."""
 
-        def cost(step: int, batch_of: int) -> float:
-            return step_cost(self.config.schedule.batch_factor(batch_of), self.poses_move(step))
+        def cost(step: int, batch_of: int | None = None) -> float:
+            factor = self.config.schedule.batch_factor(step if batch_of is None else batch_of)
+            return (1.0 + stepping.GROWTH * factor) * (1.0 + stepping.RAY_GRADIENTS * self.poses_move(step))
 
-        marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(self.step, self.seconds)]
         past = self.step
-        return CLOCK.steps_to_fill(self.config.length.seconds, marks, lambda k: cost(k, k), lambda k: cost(k, past))
+        marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(past, self.seconds)]
+        return stepping.CLOCK.steps_to_fill(self.config.length.seconds, marks, cost, lambda k: cost(k, past))
 
     # ---- stop and go on
 
@@ -217,16 +204,10 @@ class Trainer:
             model.cameras = model.cameras.with_poses(c2w)
         if self.exposures is not None:
             model.log_gains = self.exposures.logs.detach().cpu()[ids]
-        model.meta |= {
-            "steps": self.step,
-            "total_steps": self.total_steps,
-            "seconds": self.seconds,
-            "minutes": self.config.minutes,
-            "seed": self.config.seed,
-            "data": str(self.scene.path),
-            "backend": kernels.backend(),
-            "threads": torch.get_num_threads(),
-        } | {f"n_{k}": v for k, v in self.samples.items()}
+        model.meta |= {"steps": self.step, "total_steps": self.total_steps, "seconds": self.seconds}
+        model.meta |= {"minutes": self.config.minutes, "seed": self.config.seed, "data": str(self.scene.path)}
+        model.meta |= {"backend": kernels.backend(), "threads": torch.get_num_threads()}
+        model.meta |= {f"n_{k}": v for k, v in self.samples.items()}
         tensors, config = model.to_state()
         for part, held in self._parts().items():
             tensors |= {f"{part}.{name}": t for name, t in held.tensors().items()}
@@ -252,13 +233,12 @@ class Trainer:
                 "start again with --overwrite"
             )
         self._check_same(path, saved)
-        loaded = Model.from_state(tensors, config, str(path), self.model.field)
-        self.model.occupancy = loaded.occupancy
+        self.model.occupancy = Model.from_state(tensors, config, str(path), self.model.field).occupancy
         for part, held in self._parts().items():
             held.restore(checkpoint.part(tensors, part))
         for name in SAVED:
             setattr(self, name, saved[name])
-        self.meter.samples = saved["samples"]
+        self.samples.update(saved["samples"])
 
     def _check_same(self, path: Path, saved: dict[str, Any]) -> None:
         """Raise UserError where a checkpoint was trained in another way, or on other images."""
@@ -277,6 +257,13 @@ class Trainer:
                 f"{path} was trained on other images than the {len(self.model.cameras)} of {self.scene.path}: "
                 "start again with --overwrite"
             )
+
+
+def _on_device(scene: Scene, device: torch.device) -> Scene:
+    """The scene with its pixels and cameras where the field is."""
+    names = ("pixels", "cameras", "scene_from_world", "masks", "depths")
+    held = {name: part for name in names if (part := getattr(scene, name)) is not None}
+    return replace(scene, **{name: part.to(device) for name, part in held.items()})
 
 
 def train(
@@ -336,7 +323,7 @@ def train(
 
 def _save(trainer: Trainer, out: Path) -> None:
     if not all(bool(p.isfinite().all()) for p in trainer.parameters):
-        raise broken(trainer.step, "the field holds NaN or infinity")
+        raise stepping.broken(trainer.step, "the field holds NaN or infinity")
     checkpoint.save(out / "checkpoint.safetensors", *trainer.state())
     log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
     write_file(out / "training.json", json.dumps(log, indent=1))

@@ -14,7 +14,7 @@ from nerf.rendering import losses
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_rays
 from nerf.rendering.sampling import FieldFunction
-from nerf.training.exposure import SATURATED, ExposureCorrections
+from nerf.training.exposure import SATURATED, ExposureCorrections, apply_exposure, remove_exposure
 from nerf.training.pixel_sampler import PixelBatch
 
 NEAR, NEAR_RAYS = 0.25, 8  # scene scales before a camera in which density is penalised; on one ray in so many
@@ -32,6 +32,11 @@ class SceneLoss:
     Pixels outside of masks count nothing. With `corrections` the photos' own exposure is applied to what was rendered;
     the surface loss, of single samples, sees the photos brought to the common one instead. Differentiable in the
     rendered rays and in the corrections.
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> trainer = nerf.Trainer(scene, nerf.TrainConfig(steps=2), loss=SceneLoss())  # what `loss=None` is here
+    >>> 0 < trainer.train_step() < 1
+    True
     """
 
     linear: bool = False  # colours are linear light
@@ -58,7 +63,8 @@ class SceneLoss:
         """(colours, targets) [n,3] over the batch's background."""
         if self.corrections is None:
             return rendered.over(batch.background), batch.targets
-        own = self.corrections.apply(batch.image_ids, rendered.foregrounds, rendered.opacities)
+        logs, opacities = self.corrections.logs[batch.image_ids], rendered.opacities[:, None]
+        own = apply_exposure(rendered.foregrounds, logs, self.linear, opacities)
         colors, targets = rendered._replace(foregrounds=own).over(batch.background), batch.targets
         saturated = (targets >= SATURATED) & (colors.detach() > targets)  # it may have been brighter than the file says
         return torch.where(saturated, targets, colors), targets
@@ -67,14 +73,13 @@ class SceneLoss:
         """(colours, targets) [n,3] as they are compared: light as it is shown, so that shadows count as well, without a
         limit at white."""
         colors, targets = self._colors(rendered, batch)
-        if not self.linear:
-            return colors, targets
-        return light.encode(colors * self.exposure), light.encode(targets * self.exposure)
+        return light.shown_as(self, colors), light.shown_as(self, targets)
 
     def _surface(self, rendered: RenderedRays, batch: PixelBatch) -> Tensor:
         common, weights = batch.targets, None if batch.used is None else batch.used[:, 0]
         if self.corrections is not None:
-            common = batch.over_background(self.corrections.remove(batch.image_ids, batch.rgb))
+            logs = self.corrections.logs.detach()[batch.image_ids]
+            common = batch.over_background(remove_exposure(batch.rgb, logs, self.linear))
         if self.linear:
             colors, targets = self._colors(rendered, batch)
             brighter = torch.maximum(colors.detach().mean(dim=1), targets.mean(dim=1)) * self.exposure

@@ -18,7 +18,15 @@ def grad_accumulator_of(field: nn.Module) -> GradAccumulator | None:
 
 
 class FieldOptimiser:
-    """Adam for all parameters of a field. Rows of our field's table that no sample of a batch touched keep still."""
+    """Adam for all parameters of a field. Rows of our field's table that no sample of a batch touched keep still.
+
+    >>> field = RadianceField()
+    >>> optimiser, before = FieldOptimiser(field), field.density_weights[0].clone()
+    >>> field.density(torch.zeros(5, 3)).sum().backward()
+    >>> optimiser.step(learning_rate=1e-2, step=0)
+    >>> torch.equal(before, field.density_weights[0])
+    False
+    """
 
     def __init__(self, field: nn.Module, beta1: float = BETA1, beta2: float = BETA2, epsilon: float = EPSILON) -> None:
         self.field, self.settings = field, (beta1, beta2, epsilon)

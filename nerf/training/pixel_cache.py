@@ -15,18 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.datasets import Keypoints, PixelStore, Scene
+from nerf.datasets import PixelStore, Scene
 from nerf.datasets.store import as_tensor
 from nerf.errors import UserError
-from nerf.training.pixel_sampler import (
-    KEYPOINTS,
-    PixelBatch,
-    PixelSampler,
-    add_errors,
-    batch_of,
-    mean_errors,
-    nothing_to_learn,
-)
+from nerf.training.pixel_sampler import PixelBatch, PixelSampler, Sampler, nothing_to_learn
 
 WORKING_SET = 256 << 20  # bytes of pixels in memory: more than a CPU learns from in minutes
 CHANGE_EVERY = 64  # batches
@@ -38,7 +30,7 @@ def sampler_of(scene: Scene, image_ids: Tensor) -> PixelSampler | TileSampler:
     return TileSampler(scene, image_ids) if scene.pixels.tile else PixelSampler(scene, image_ids)
 
 
-class TileSampler:
+class TileSampler(Sampler):
     """PixelSampler for stores in tiles: the same use, bounded memory. The error map's grain is a tile."""
 
     def __init__(self, scene: Scene, image_ids: Tensor, working_set: int = WORKING_SET) -> None:
@@ -52,17 +44,27 @@ class TileSampler:
         self.numbers = numbers  # [n] of the training images' tiles in the file, on the CPU
         self.places = places.to(device)  # [n,5] image, first row, first column, rows and columns within the image
         self.areas = (places[:, 3] * places[:, 4]).double()
-        self.errors, self.counts = (torch.zeros(len(numbers), device=device) for _ in range(2))
+        self.start(len(numbers), self._keypoint_tiles())
         self.cumulative = _cumulative(self.areas)
         tile_bytes = sum(store.memory[: store.tile**2].nbytes for store in self.stores)
         n = min(len(numbers), max(SHARE, working_set // tile_bytes))
-        self.held = self._choose(n, torch.Generator().manual_seed(0))  # [n slots] which tiles are in memory
-        self.tiles = [tiles.to(device) for tiles in self._read(self.held)]  # of each store [n slots, tile^2, c]
-        self.keypoints, self.keypoint_tiles = self._keypoints()
-        self.near = self._near()
+        self._hold(self._choose(n, torch.Generator().manual_seed(0)))
         self.reader = ThreadPoolExecutor(1)
         self.next: tuple[Tensor, Future[list[Tensor]]] | None = None  # tiles that come next
         self.n_drawn, self.oldest = 0, 0
+
+    def _hold(self, tiles: Tensor) -> None:
+        """Have these tiles [n slots] in memory."""
+        self.held = tiles
+        self.tiles = [t.to(self.places.device) for t in self._read(tiles)]  # of each store [n slots, tile^2, c]
+        self._find_slots()
+
+    def _find_slots(self) -> None:
+        slot_of = torch.full((len(self.numbers),), -1, dtype=torch.int64)
+        slot_of[self.held] = torch.arange(len(self.held))
+        self.slot_of = slot_of.to(self.places.device)  # -1: the tile is not in memory
+        at = self.keypoint_places
+        self.near = ((at >= 0) & (self.slot_of[at] >= 0)).nonzero()[:, 0]
 
     def tensors(self) -> dict[str, Tensor]:
         state = {"errors": self.errors, "counts": self.counts, "cumulative": self.cumulative, "held": self.held}
@@ -72,56 +74,39 @@ class TileSampler:
     def restore(self, state: dict[str, Tensor]) -> None:
         device = self.places.device
         self.errors, self.counts = state["errors"].to(device), state["counts"].to(device)
-        self.cumulative, self.held = state["cumulative"].cpu(), state["held"].cpu()
-        self.tiles = [tiles.to(device) for tiles in self._read(self.held)]
-        self.near = self._near()
+        self.cumulative = state["cumulative"].cpu()
+        self._hold(state["held"].cpu())
         self.n_drawn, self.oldest = state["at"].tolist()
         self.next = None
         if "next" in state:
             self._fetch(state["next"].cpu())
+
+    def spread(self, u: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        tiles = self.held.to(u.device)[(u * len(self.held)).long().clamp_max(len(self.held) - 1)]
+        image_ids, top, left, height, width = self.places.index_select(0, tiles).unbind(1)
+        inside = torch.rand(2, len(u), generator=generator, device=u.device)
+        down = torch.minimum((inside[0] * height).long(), height - 1)
+        across = torch.minimum((inside[1] * width).long(), width - 1)
+        return image_ids, top + down, left + across, tiles
+
+    def values(self, image_ids: Tensor, rows: Tensor, cols: Tensor, places: Tensor) -> list[Tensor]:
+        side = self.stores[0].tile
+        flat = (self.slot_of[places] * side + rows % side) * side + cols % side
+        pairs = zip(self.stores, self.tiles, strict=True)
+        return [store.to_float(held.flatten(0, 1).index_select(0, flat)) for store, held in pairs]
 
     def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
         """n pixels, evenly spread over the working set; the last of them show keypoints of it."""
         self.n_drawn += 1
         if self.n_drawn % CHANGE_EVERY == 0:
             self._change(generator)
-        device, known = self.places.device, self.keypoints
-        n_known = 0 if known is None or len(self.near) == 0 else n // KEYPOINTS
-        n -= n_known
-        u = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
-        slots = (u * len(self.held)).long().clamp_max(len(self.held) - 1)
-        tiles = self.held.to(device)[slots]
-        image_ids, top, left, height, width = self.places.index_select(0, tiles).unbind(1)
-        inside = torch.rand(2, n, generator=generator, device=device)
-        down = torch.minimum((inside[0] * height).long(), height - 1)
-        across = torch.minimum((inside[1] * width).long(), width - 1)
-        rows, cols, z_depths = top + down, left + across, None
-        if known is not None and n_known:
-            chosen = self.near[torch.randint(len(self.near), (n_known,), generator=generator, device=device)]
-            some, slot, tile = known.select(chosen[:, 0]), chosen[:, 1], self.keypoint_tiles[chosen[:, 0]]
-            image_ids, z_depths = torch.cat([image_ids, some.image_ids]), some.z_depths
-            slots, tiles = torch.cat([slots, slot]), torch.cat([tiles, tile])
-            rows, cols = torch.cat([rows, some.rows]), torch.cat([cols, some.cols])
-        side = self.stores[0].tile
-        flat = (slots * side + rows % side) * side + cols % side
-        values = [
-            store.to_float(held.flatten(0, 1).index_select(0, flat))
-            for store, held in zip(self.stores, self.tiles, strict=True)
-        ]
-        masked = values[1] if len(values) > 1 else None
-        return batch_of(self.scene, image_ids, rows, cols, tiles, values[0], masked, z_depths)
-
-    def record(self, batch: PixelBatch, errors: Tensor) -> None:
-        """Remember the errors [n] of a batch in its tiles."""
-        add_errors(self.errors, self.counts, batch.blocks, errors)
+        return super().draw(n, generator)
 
     def update_importance(self, share: float) -> None:
         """Take tiles from now on by what was recorded; old errors fade. Tiles never drawn from count as average."""
-        mean = mean_errors(self.errors, self.counts).cpu().double() * self.areas
+        mean = self.fade().cpu().double() * self.areas
         p = (1 - share) * self.areas / self.areas.sum() + share * mean / mean.sum().clamp_min(1e-12)
         self.cumulative = _cumulative(p)
-        self.errors *= 0.7
-        self.counts *= 0.7
 
     def _change(self, generator: torch.Generator) -> None:
         """Put the tiles that were read meanwhile in the place of the oldest, and have the next ones read."""
@@ -132,32 +117,22 @@ class TileSampler:
                 held[slots.to(held.device)] = new.to(held.device)
             self.held[slots] = chosen
             self.oldest = (self.oldest + len(chosen)) % len(self.held)
-            self.near = self._near()
+            self._find_slots()
         own = torch.Generator().manual_seed(
             int(torch.randint(1 << 40, (1,), generator=generator, device=generator.device))
         )
         self._fetch(self._choose(max(1, len(self.held) // SHARE), own))
 
-    def _keypoints(self) -> tuple[Keypoints | None, Tensor]:
-        """The scene's keypoints [k] in tiles to learn from, and which tiles those are [k]."""
-        found, device = self.scene.keypoints, self.places.device
+    def _keypoint_tiles(self) -> Tensor | None:
+        """The index of the tile that each of the scene's keypoints is in, -1 where nothing is learnt from it."""
+        found, store = self.scene.keypoints, self.scene.pixels
         if found is None:
-            return None, torch.zeros(0, dtype=torch.int64, device=device)
-        store, side = self.scene.pixels, self.scene.pixels.tile
-        first, widths = store.offsets.cpu() // side**2, store.widths.cpu()
+            return None
+        side, first, widths = store.tile, store.offsets.cpu() // store.tile**2, store.widths.cpu()
         ids, rows, cols = found.image_ids.cpu(), found.rows.cpu(), found.cols.cpu()
         number = first[ids] + rows // side * (-(-widths[ids] // side)) + cols // side
         tile = torch.searchsorted(self.numbers, number).clamp_max(len(self.numbers) - 1)
-        there = self.numbers[tile] == number
-        return (found.select(there).to(device), tile[there].to(device)) if bool(there.any()) else (None, tile[:0])
-
-    def _near(self) -> Tensor:
-        """[m,2] keypoints whose tile is in memory, and its slot."""
-        slot_of = torch.full((len(self.numbers),), -1, dtype=torch.int64)
-        slot_of[self.held] = torch.arange(len(self.held))
-        slots = slot_of[self.keypoint_tiles.cpu()]
-        which = (slots >= 0).nonzero()[:, 0]
-        return torch.stack([which, slots[which]], dim=1).to(self.places.device)
+        return torch.where(self.numbers[tile] == number, tile, -1)
 
     def _choose(self, n: int, generator: torch.Generator) -> Tensor:
         """n tiles [n] by their probability, one in each n-th of the total; in an order of no meaning."""
@@ -176,14 +151,13 @@ class TileSampler:
             size = store.tile**2
             tiles = np.empty((len(chosen), size, store.n_channels), store.memory.dtype)
             for k in order.tolist():
-                _read_at(file.fileno(), tiles[k], int(self.numbers[chosen[k]]) * tiles[k].nbytes)
+                place = int(self.numbers[chosen[k]]) * tiles[k].nbytes
+                if os.preadv(file.fileno(), [tiles[k].data], place) != tiles[k].nbytes:
+                    raise UserError(
+                        "the converted photos are shorter than they were: was their file changed? Start again"
+                    )
             found.append(as_tensor(tiles))
         return found
-
-
-def _read_at(file: int, into: np.ndarray, place: int) -> None:
-    if os.preadv(file, [into.data], place) != into.nbytes:
-        raise UserError("the converted photos are shorter than they were: was their file changed? Start again")
 
 
 def _cumulative(p: Tensor) -> Tensor:

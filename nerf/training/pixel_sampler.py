@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf import kernels
-from nerf.datasets import Keypoints, Scene
+from nerf.datasets import Scene
 from nerf.errors import UserError
 from nerf.training.schedule import Weights
 
@@ -20,8 +20,13 @@ FIXED = 2.0**40  # units of 1 where sums are integers, so that their order does 
 
 @dataclass
 class PixelBatch:
-    """n pixels: their camera, place, block, and colour (rgb [n,3], alpha [n,1]; straight alpha, as the files hold
-    them)."""
+    """n pixels: their camera, place, block, and colour (rgb [n,3], alpha [n,1]; straight, as the files hold them).
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> batch = nerf.PixelSampler(scene, scene.splits["train"]).draw(64, torch.Generator())
+    >>> batch.image_ids.shape, batch.targets.shape
+    (torch.Size([64]), torch.Size([64, 3]))
+    """
 
     image_ids: Tensor
     rows: Tensor
@@ -91,56 +96,86 @@ def nothing_to_learn(scene: Scene) -> UserError:
     )
 
 
-def batch_of(
-    scene: Scene,
-    image_ids: Tensor,
-    rows: Tensor,
-    cols: Tensor,
-    blocks: Tensor,
-    values: Tensor,
-    masked: Tensor | None,
-    z_depths: Tensor | None = None,
-) -> PixelBatch:
-    """The batch of n pixels whose values [n,c] and values of the masks [n,1] are known; z_depths: of the last ones,
-    which show keypoints."""
-    n, c = values.shape
-    rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
-    alpha = values[:, -1:] if c in (2, 4) and scene.has_alpha else torch.ones(n, 1, device=values.device)
-    used = None if masked is None else (masked > 0.5).float()
-    depths = depths_at(scene, image_ids, rows, cols)
-    if z_depths is not None:
-        depths = torch.zeros(n, device=values.device) if depths is None else depths
-        depths[n - len(z_depths) :] = z_depths
-    if depths is not None:
-        depths = depths * (alpha[:, 0] > 0.99)
-        depths = depths if used is None else depths * used[:, 0]
-    return PixelBatch(image_ids, rows, cols, blocks, rgb, alpha, used, depths)
+class Sampler:
+    """What draws pixels, evenly spread over places in the photos (blocks, tiles): the part that all kinds share."""
+
+    scene: Scene
+    near: Tensor  # [k] the keypoints that may be drawn
+    keypoint_places: Tensor  # [all keypoints] where each is
+
+    def start(self, n_places: int, place: Tensor | None) -> None:
+        """An empty error map; place: that of each of the scene's keypoints, -1 where nothing is learnt from it."""
+        device, found = self.scene.pixels.offsets.device, self.scene.keypoints
+        self.errors, self.counts = (torch.zeros(n_places, device=device) for _ in range(2))
+        self.keypoints = None if found is None else found.to(device)
+        self.keypoint_places = torch.zeros(0, dtype=torch.int64, device=device) if place is None else place.to(device)
+        self.near = (self.keypoint_places >= 0).nonzero()[:, 0]
+
+    def spread(self, u: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """(image_ids, rows, cols, places) [n] of pixels at shares u [n] of the total probability."""
+        raise NotImplementedError
+
+    def values(self, image_ids: Tensor, rows: Tensor, cols: Tensor, places: Tensor) -> list[Tensor]:
+        """What the stores hold of pixels: [n,c], and [n,1] of the masks where there are some."""
+        raise NotImplementedError
+
+    def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
+        """n pixels, evenly spread over the places' probabilities (systematic sampling: one draw in each n-th of the
+        total); the last of them show keypoints."""
+        device, scene, z_depths = self.errors.device, self.scene, None
+        n_known = n // KEYPOINTS if len(self.near) else 0
+        n_drawn = n - n_known
+        u = (torch.arange(n_drawn, device=device) + torch.rand(n_drawn, generator=generator, device=device)) / n_drawn
+        where = self.spread(u, generator)
+        if self.keypoints is not None and n_known:
+            chosen = self.near[torch.randint(len(self.near), (n_known,), generator=generator, device=device)]
+            known, z_depths = self.keypoints.select(chosen), self.keypoints.z_depths[chosen]
+            more = known.image_ids, known.rows, known.cols, self.keypoint_places[chosen]
+            where = tuple(torch.cat(pair) for pair in zip(where, more, strict=True))
+        image_ids, rows, cols, places = where
+        values, *masked = self.values(image_ids, rows, cols, places)
+        c = values.shape[1]
+        rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
+        alpha = values[:, -1:] if c in (2, 4) and scene.has_alpha else torch.ones(n, 1, device=device)
+        used = (masked[0] > 0.5).float() if masked else None
+        depths = depths_at(scene, image_ids, rows, cols)
+        if z_depths is not None:
+            depths = torch.zeros(n, device=device) if depths is None else depths
+            depths[n_drawn:] = z_depths
+        if depths is not None:
+            depths = depths * (alpha[:, 0] > 0.99)
+            depths = depths if used is None else depths * used[:, 0]
+        return PixelBatch(image_ids, rows, cols, places, rgb, alpha, used, depths)
+
+    def record(self, batch: PixelBatch, errors: Tensor) -> None:
+        """Remember the errors [n] of a batch in its places."""
+        if kernels.is_deterministic():  # integers do not mind the order in which a GPU adds them
+            units = torch.zeros(len(self.errors), dtype=torch.int64, device=errors.device)
+            units.index_add_(0, batch.blocks, (errors.double() * FIXED).long())
+            self.errors += units.double() / FIXED
+        else:
+            self.errors.index_add_(0, batch.blocks, errors)
+        self.counts.index_add_(0, batch.blocks, torch.ones_like(errors))
+
+    def fade(self) -> Tensor:
+        """The mean error of each place, that of all others where none was recorded; old errors fade."""
+        seen, mean = self.counts > 0, self.errors / self.counts.clamp_min(1e-6)
+        self.errors *= 0.7
+        self.counts *= 0.7
+        return torch.where(seen, mean, mean[seen].mean() if bool(seen.any()) else mean)
 
 
-def add_errors(totals: Tensor, counts: Tensor, blocks: Tensor, errors: Tensor) -> None:
-    """Add errors [n] of pixels in blocks [n] to the blocks' totals, and to how many there were."""
-    if kernels.is_deterministic():  # integers do not mind the order in which a GPU adds them
-        units = torch.zeros(len(totals), dtype=torch.int64, device=errors.device)
-        units.index_add_(0, blocks, (errors.double() * FIXED).long())
-        totals += units.double() / FIXED
-    else:
-        totals.index_add_(0, blocks, errors)
-    counts.index_add_(0, blocks, torch.ones_like(errors))
-
-
-def mean_errors(errors: Tensor, counts: Tensor) -> Tensor:
-    """The mean of each sum of errors; where nothing was counted, that of all others."""
-    seen = counts > 0
-    mean = errors / counts.clamp_min(1e-6)
-    return torch.where(seen, mean, mean[seen].mean() if bool(seen.any()) else mean)
-
-
-class PixelSampler:
+class PixelSampler(Sampler):
     """Draws pixels of the training images. Blocks that only show background far from any silhouette are left out, and
     those that masks exclude whole.
 
     The error map remembers the mean squared error of each block; `update_importance` has a share of the pixels drawn in
     proportion to it.
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> sampler = PixelSampler(scene, scene.splits["train"])
+    >>> sampler.record(sampler.draw(64, torch.Generator()), torch.rand(64))
+    >>> sampler.update_importance(share=0.5)
     """
 
     def __init__(self, scene: Scene, image_ids: Tensor) -> None:
@@ -162,26 +197,22 @@ class PixelSampler:
             raise nothing_to_learn(scene)
         device = scene.pixels.offsets.device
         self.blocks = torch.cat(places).to(device)  # [n_blocks,3] image, block row, block column
-        self.keypoints, self.keypoint_blocks = self._keypoints(image_ids)
-        self.errors, self.counts = (torch.zeros(len(self.blocks), device=device) for _ in range(2))
         self.cumulative: Tensor | None = None
+        self.start(len(self.blocks), self._keypoint_blocks())
 
-    def _keypoints(self, image_ids: Tensor) -> tuple[Keypoints | None, Tensor]:
-        """The scene's keypoints [k] in blocks to learn from, and the indices of those blocks [k]."""
-        found, device = self.scene.keypoints, self.blocks.device
-        if found is None:
-            return None, torch.zeros(0, dtype=torch.int64, device=device)
-        found, pixels = found.to(device), self.scene.pixels
-        wide = -(-pixels.widths // BLOCK)
+    def _keypoint_blocks(self) -> Tensor | None:
+        """The index of the block that each of the scene's keypoints is in, -1 where nothing is learnt from it."""
+        if self.scene.keypoints is None:
+            return None
+        device, pixels = self.blocks.device, self.scene.pixels
+        found, wide = self.scene.keypoints.to(device), -(-pixels.widths // BLOCK)
         first = torch.zeros(len(pixels) + 1, dtype=torch.int64, device=device)
         first[1:] = (wide * -(-pixels.heights // BLOCK)).cumsum(0)
         number = torch.full((int(first[-1]),), -1, dtype=torch.int64, device=device)
         image, row, col = self.blocks.unbind(1)
         number[first[image] + row * wide[image] + col] = torch.arange(len(self.blocks), device=device)
         row, col = found.rows // BLOCK, found.cols // BLOCK
-        block = number[first[found.image_ids] + row * wide[found.image_ids] + col]
-        there = block >= 0
-        return (found.select(there), block[there]) if bool(there.any()) else (None, block[:0])
+        return number[first[found.image_ids] + row * wide[found.image_ids] + col]
 
     def tensors(self) -> dict[str, Tensor]:
         state = {"errors": self.errors, "counts": self.counts}
@@ -196,40 +227,25 @@ class PixelSampler:
             )
         self.errors, self.counts, self.cumulative = here["errors"], here["counts"], here.get("cumulative")
 
-    def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
-        """n pixels, evenly spread over the blocks' probabilities (systematic sampling: one draw in each n-th of the
-        total); the last of them show keypoints."""
-        device, known = self.blocks.device, self.keypoints
-        n_known = 0 if known is None else n // KEYPOINTS
-        n -= n_known
-        u = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
-        last = len(self.blocks) - 1
+    def spread(self, u: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        last, pixels = len(self.blocks) - 1, self.scene.pixels
         if self.cumulative is None:
             block = (u * (last + 1)).long().clamp_max(last)
         else:
             block = torch.searchsorted(self.cumulative, u).clamp_max(last)
         image_ids, block_rows, block_cols = self.blocks.index_select(0, block).unbind(1)
-        inside = torch.randint(BLOCK * BLOCK, (n,), generator=generator, device=device)
-        pixels, masks = self.scene.pixels, self.scene.masks
+        inside = torch.randint(BLOCK * BLOCK, (len(u),), generator=generator, device=u.device)
         rows = torch.minimum(block_rows * BLOCK + inside // BLOCK, pixels.heights[image_ids] - 1)
         cols = torch.minimum(block_cols * BLOCK + inside % BLOCK, pixels.widths[image_ids] - 1)
-        if known is not None:
-            chosen = torch.randint(len(known), (n_known,), generator=generator, device=device)
-            known = known.select(chosen)
-            image_ids, block = torch.cat([image_ids, known.image_ids]), torch.cat([block, self.keypoint_blocks[chosen]])
-            rows, cols = torch.cat([rows, known.rows]), torch.cat([cols, known.cols])
-        values = pixels.gather(image_ids, rows, cols)
-        used = None if masks is None else masks.gather(image_ids, rows, cols)
-        z_depths = None if known is None else known.z_depths
-        return batch_of(self.scene, image_ids, rows, cols, block, values, used, z_depths)
+        return image_ids, rows, cols, block
 
-    def record(self, batch: PixelBatch, errors: Tensor) -> None:
-        """Remember the errors [n] of a batch in its blocks."""
-        add_errors(self.errors, self.counts, batch.blocks, errors)
+    def values(self, image_ids: Tensor, rows: Tensor, cols: Tensor, places: Tensor) -> list[Tensor]:
+        stores = [self.scene.pixels] if self.scene.masks is None else [self.scene.pixels, self.scene.masks]
+        return [store.gather(image_ids, rows, cols) for store in stores]
 
     def update_importance(self, share: float) -> None:
         """Draw from now on by what was recorded; old errors fade. Blocks never drawn count as average."""
-        mean = mean_errors(self.errors, self.counts)
+        mean = self.fade()
         p = (1 - share) / len(mean) + share * mean / mean.sum().clamp_min(1e-12)
         p = p.double()
         cumulative = (p * FIXED).long().cumsum(0).double() if kernels.is_deterministic() else p.cumsum(0)
@@ -238,5 +254,3 @@ class PixelSampler:
             self.cumulative = cumulative
         else:  # in place: a recorded step reads it where it was
             self.cumulative.copy_(cumulative)
-        self.errors *= 0.7
-        self.counts *= 0.7

@@ -45,7 +45,7 @@ class PoseCorrections:
         self.rotations = torch.eye(3, dtype=torch.float64, device=device).repeat(n, 1, 1)
         self.shifts = torch.zeros(n, 3, dtype=torch.float64, device=device)
         self.adam = SmallAdam((n, 6), device)
-        host = Cameras(**{name: t.cpu() for name, t in cameras.tensors().items()}).subset(ids.cpu())
+        host = cameras.to(torch.device("cpu")).subset(ids.cpu())
         whitening = torch.zeros(n, 6, 6, dtype=torch.float64)
         whitening[ids.cpu()] = _whitening(host, scene_from_world)
         self.whitening = whitening.to(device)
@@ -108,8 +108,7 @@ class PoseCorrections:
         return {"rotations": self.rotations, "shifts": self.shifts} | self.adam.tensors()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        device = self.shifts.device
-        self.rotations, self.shifts = tensors["rotations"].to(device), tensors["shifts"].to(device)
+        self.rotations, self.shifts = (tensors[name].to(self.shifts.device) for name in ("rotations", "shifts"))
         self.adam.restore(tensors)
         self._packed = None
 

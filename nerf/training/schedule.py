@@ -9,7 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Weights:
-    """Factors of the terms of the loss, each a mean over the rays of a batch. See `nerf.training.objective`."""
+    """Factors of the terms of the loss, each a mean over the rays of a batch. See `nerf.SceneLoss`.
+
+    >>> nerf.TrainConfig(steps=100, weights=Weights(depth=0.5)).weights.depth
+    0.5
+    """
 
     photo: float = 10.0  # Huber loss of colours as they are shown
     # Radiance-field loss, faded out: sharpens surfaces and so makes rays short. More is faster still and keeps specular

@@ -14,7 +14,8 @@ from torch import Tensor
 from nerf import kernels
 from nerf.errors import UserError, note
 from nerf.io.clock import Clock
-from nerf.kernels import RecordedSteps, StepNumbers
+from nerf.kernels import RecordedSteps
+from nerf.training.config import TrainConfig
 
 CLOCK = Clock(warm_up=0.15, margin=0.03)  # schedules are constant until later than the warm-up
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
@@ -37,10 +38,6 @@ class StepPlan:
     rates: Tensor | None = None
     step_at: Tensor | None = None
 
-    def jitter(self, seed: int) -> Tensor:
-        """Shifts [n_rays] in [0,1) of the rays' samples: a hash of seed, step and ray."""
-        return kernels.ray_jitter(seed, self.step, self.n_rays, self.step_at)
-
     def shape(self) -> tuple[int, float, bool, bool, bool]:
         """What the launches depend on beside numbers and contents of tensors: a recorded step serves while it stays."""
         return self.n_rays, self.step_scale, self.diffuse, bool(self.surface > 0), self.by_importance
@@ -56,16 +53,26 @@ class StepResult(NamedTuple):
     capacity: int | None
 
 
-def run_step(
-    work: Callable[[StepPlan], StepResult], plan: StepPlan, recorded: RecordedSteps | None = None
-) -> StepResult:
+def recorder_of(config: TrainConfig, tiles: bool, random: torch.Generator) -> RecordedSteps | None:
+    """What records the steps of a training as CUDA graphs; None where that is not asked for, or there is no GPU."""
+    if not config.graph or not kernels.on_gpu():
+        return None
+    if config.deterministic or kernels.backend() == "tinycudann" or tiles:
+        raise UserError(
+            "steps cannot be recorded as CUDA graphs where each waits for the GPU: leave graph out, or "
+            "deterministic and the backend tinycudann, or load fewer pixels than need a file of tiles"
+        )
+    if config.refine_poses or config.exposure:
+        raise UserError("steps that refine poses or exposure cannot be recorded: leave graph out")
+    return RecordedSteps(kernels.device(), random, config.beta1, config.beta2)
+
+
+def run_step(work: Callable[[StepPlan], StepResult], plan: StepPlan, recorded: RecordedSteps | None) -> StepResult:
     """The result of `work(plan)`, called or replayed from what it launched for a plan of the same shape."""
     if recorded is None:
         return work(plan)
-    assert not isinstance(plan.surface, Tensor)
-    placed = recorded.place(StepNumbers(plan.step, plan.learning_rate, plan.surface))
-    surface = placed.surface if plan.surface > 0 else 0.0
-    here = replace(plan, surface=surface, rates=placed.rates, step_at=placed.step_at)
+    rates, step_at = recorded.place(plan.step, plan.learning_rate, float(plan.surface))
+    here = replace(plan, surface=rates[3] if plan.surface > 0 else 0.0, rates=rates, step_at=step_at)
     return recorded.run(plan.shape(), lambda: work(here))
 
 
@@ -128,12 +135,11 @@ def broken(step: int, what: str) -> UserError:
 
 def next_n_rays(n_rays: int, wanted: float, spent: float, most: int, steady: float = 1.0) -> int:
     """How many rays do the wanted work if so many did what was spent: a multiple of 64 from 256 to `most`, at most
-    twice as many as now; as many as now where it is within a factor `steady`."""
+    twice as many as now; as many as now where it is within a factor `steady`.
+
+    >>> next_n_rays(1024, wanted=30000, spent=20000, most=1 << 16)
+    1536
+    """
     n = n_rays * min(2.0, wanted / max(spent, 1))
     n = int(min(max(n, 256), most)) // 64 * 64
     return n_rays if 1 / steady < n / n_rays < steady else n
-
-
-def step_cost(batch_factor: float, ray_gradients: bool) -> float:
-    """What a step takes relative to others."""
-    return (1.0 + GROWTH * batch_factor) * (1.0 + RAY_GRADIENTS * ray_gradients)

@@ -23,10 +23,17 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
     and fills with pictures of itself. Photos with alpha: a cell stays unless some camera sees nothing but transparency
     in its place. This is the visual hull (Laurentini 1994) of cells grown to their bounding spheres, so thin parts
     stay; `slack`, a scene length, grows them further, for cameras that are not quite where they are said to be.
+
+    >>> scene = nerf.load("data/sample", downscale=8)
+    >>> possible = visible_cells(scene, scene.splits["train"])
+    >>> possible(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]), sizes=torch.full((2,), 0.1))
+    tensor([ True, False])
     """
     world_from_scene = scene.scene_from_world.inverse()
     views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
-    frusta = _frusta(views) if len(views) > MANY and not scene.has_alpha else None
+    middle, planes = scene.cameras.centres[image_ids.cpu()].mean(dim=0), None  # of the cameras; what each sees
+    if len(views) > MANY and not scene.has_alpha:
+        planes = torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
 
     def possible(centres: Tensor, sizes: Tensor) -> Tensor:
         points = world_from_scene.apply(centres.double())
@@ -34,8 +41,8 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
         if scene.has_alpha:
             return _inside_silhouettes(points, radii)
         enough = 3 if len(views) >= 20 else min(2, len(views))
-        if frusta is not None:
-            return _seen_by_many(frusta, points, radii, enough)
+        if planes is not None:
+            return _seen_by_many(planes, (points - middle).float(), radii.float(), enough)
         seen = torch.zeros(len(points), dtype=torch.int32)
         for view in views:
             left = (seen < enough).nonzero()[:, 0]
@@ -60,23 +67,19 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
                 shown = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0] > 0
                 stays.append(part[shown | ~whole | ~in_front])  # what lies outside a picture may be anything
             keep = torch.cat(stays)
-        result = torch.zeros(len(points), dtype=torch.bool)
-        result[keep] = True
-        return result
+        return torch.zeros(len(points), dtype=torch.bool).index_fill(0, keep, True)
 
     return possible
 
 
-def _seen_by_many(frusta: tuple[Tensor, Tensor], points: Tensor, radii: Tensor, enough: int) -> Tensor:
-    """Whether `enough` views see each ball [n]: the same question put to the planes that bound what each view sees, in
-    float32 about the cameras' middle, and to blocks of cells first.
+def _seen_by_many(planes: Tensor, near: Tensor, radii: Tensor, enough: int) -> Tensor:
+    """Whether `enough` views see each ball [n] about `near`, float32 about the cameras' middle: the same question put
+    to the planes [5,4,v] that bound what each view sees (`_frustum`), and to blocks of cells first.
 
     A ball around a block that too few views see holds no cell that enough of them do, and where enough see it whole,
     they see every cell in it; only the others are asked about in smaller blocks, and at last cell by cell.
     """
-    middle, planes = frusta
-    near, radii = (points - middle).float(), radii.float()
-    result, left = torch.zeros(len(points), dtype=torch.bool), torch.arange(len(points))
+    result, left = torch.zeros(len(near), dtype=torch.bool), torch.arange(len(near))
     for side in BLOCKS:
         if len(left) == 0:
             break
@@ -115,12 +118,6 @@ def _blocks(near: Tensor, radii: Tensor, side: int) -> Tensor:
     sides = place.amax(dim=0) + 1
     key = ((level * sides[0] + place[:, 0]) * sides[1] + place[:, 1]) * sides[2] + place[:, 2]
     return torch.unique(key, return_inverse=True)[1]
-
-
-def _frusta(views: list[Cameras]) -> tuple[Tensor, Tensor]:
-    """(the middle [3] of the cameras, float64; planes [5,4,v] of `_frustum` about it)."""
-    middle = torch.stack([view.centres[0] for view in views]).mean(dim=0)
-    return middle, torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
 
 
 def _frustum(view: Cameras, middle: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""The only door to native code: every op by name, on the fastest backend that is there, and a word on which one that
-is.
+"""Every op by name, on the fastest backend that is there, and which one that is.
 
 `cpu` are the native libraries of `build.py`; `cuda` are kernels that NVRTC compiles for the GPU at first use;
 `tinycudann` is `cuda` with that package's hash grid and networks as the field; `reference` is plain torch, slow and
@@ -24,11 +23,13 @@ from nerf.errors import UserError, note
 from nerf.geometry.space import ray_box
 from nerf.kernels import bindings, cuda, fusion, nearest, network, nvrtc, raster, reference, winding  # noqa: F401
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
+from nerf.kernels.bindings import MAX_NET_LAYERS
 from nerf.kernels.cuda_graph import RecordedSteps, StepNumbers
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.nearest import Nearest
-from nerf.kernels.network import MAX_NET_LAYERS, Layer
+from nerf.kernels.network import Layer
 from nerf.kernels.records import (
+    AdamState,
     FieldConfig,
     FieldParams,
     FieldView,
@@ -43,6 +44,7 @@ from nerf.kernels.records import (
 
 __all__ = [
     "BACKENDS",
+    "AdamState",
     "Backend",
     "DepthView",
     "FieldConfig",
@@ -260,7 +262,15 @@ def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> T
 
 def march(rays: Rays, occupied: Tensor, settings: MarchSettings, bits: OccupancyBits | None = None) -> Samples:
     """Occupied intervals of every ray; see `reference.march`. The same to the bit on every backend."""
-    return _backend_of(rays.o).march(rays, occupied, bits, settings)
+    found = _backend_of(rays.o)
+    return found.march(rays, _packed(found, occupied, bits), settings)
+
+
+def _packed(found: Backend, occupied: Tensor, bits: OccupancyBits | None) -> OccupancyBits | Tensor:
+    """What this backend marches through: the bits of `pack_occupancy`, made now where they are not given."""
+    if found is BACKENDS["reference"]:
+        return occupied
+    return found.pack_occupancy(occupied) or occupied if bits is None else bits
 
 
 def render_rays(
@@ -279,32 +289,25 @@ def render_rays(
     here, there = rays.o.device, field.params.table.device
     found = _backend_of(field.params.table)
     rays = rays.each(lambda t: t.to(there))
-    occupied = occupied if bits is not None else occupied.to(there)
-    out = found.render(rays, occupied, bits, field, settings, grad_accumulator, overflow)
+    occupancy = _packed(found, occupied if bits is not None else occupied.to(there), bits)
+    out = found.render(rays, occupancy, field, settings, grad_accumulator, overflow)
     return out.scaled(field.config.color_scale).to(here)
 
 
 def adam_step(
     param: Tensor,
     grad: Tensor,
-    m: Tensor,
-    v: Tensor,
+    state: AdamState,
     lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
     step: int,
+    *,
     skip_zero_rows: bool = False,
     half_copy: Tensor | None = None,
     zero_grad: bool = False,
-    weight_decay: float = 0.0,
     rates: Tensor | None = None,
 ) -> None:
-    """One Adam step in place; see `reference.adam_step`. Refreshes the half-precision copy and clears the gradient when
-    asked. `rates`: see `cuda.adam_step`."""
-    numbers = (lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay)
-    on_the_gpu = {} if rates is None else {"rates": rates}
-    _backend_of(param).adam_step(param, grad, m, v, *numbers, **on_the_gpu)
+    """One Adam step in place; see `reference.adam_step`, and `cuda.adam_step` for `rates`."""
+    _backend_of(param).adam(param, grad, state, lr, step, skip_zero_rows, half_copy, zero_grad, rates)
 
 
 def native_networks(x: Tensor, n_layers: int) -> bool:
@@ -312,21 +315,21 @@ def native_networks(x: Tensor, n_layers: int) -> bool:
     return isinstance(_backend_of(x), Cpu) and x.dtype == torch.float32 and n_layers <= MAX_NET_LAYERS
 
 
-def network_forward(x: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:
+def network_forward(x: Tensor, layers: list[Layer], bf16: bool = False) -> Tensor:
     """Values of a network of sine and ReLU layers at x [n, in], differentiable once; see `network.forward`."""
-    return network.forward(x, layers, pairs, native_networks(x, len(layers)))
+    return network.forward(x, layers, bf16, native_networks(x, len(layers)))
 
 
 def network_with_tangents(
-    x: Tensor, layers: list[Layer], scales: tuple[float, ...], pairs: bool = False
+    x: Tensor, layers: list[Layer], scales: tuple[float, ...], bf16: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Its values and its derivatives along the inputs, to learn from both; see `network.with_tangents`."""
-    return network.with_tangents(x, layers, scales, pairs, native_networks(x, len(layers)))
+    return network.with_tangents(x, layers, scales, bf16, native_networks(x, len(layers)))
 
 
-def network_mse(x: Tensor, targets: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:
+def network_mse(x: Tensor, targets: Tensor, layers: list[Layer], bf16: bool = False) -> Tensor:
     """Mean squared error of such a network, differentiable once in its weights and x; see `network.mse`."""
-    return network.mse(x, targets, layers, pairs, native_networks(x, len(layers)))
+    return network.mse(x, targets, layers, bf16, native_networks(x, len(layers)))
 
 
 def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor) -> Nearest:

@@ -16,7 +16,7 @@ from nerf.kernels import build
 from nerf.kernels.records import GridLayout
 
 _P, _I, _F, _LL = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong
-MAX_LEVELS, MAX_LAYERS = 24, 4
+MAX_LEVELS, MAX_LAYERS, MAX_NET_LAYERS = 24, 4, 12
 
 
 class GridLevel(ctypes.Structure):
@@ -60,23 +60,8 @@ class RenderDesc(ctypes.Structure):
         ("gradient_distance", _F),
         ("n_rays", _I),
         ("n_threads", _I),
-        *(
-            (name, _P)
-            for name in (
-                "rays_o",
-                "rays_d",
-                "viewdirs",
-                "t_near",
-                "t_far",
-                "jitter",
-                "colors",
-                "opacities",
-                "depths",
-                "median_depths",
-                "second_moments",
-                "distortions",
-            )
-        ),
+        *((name, _P) for name in ("rays_o", "rays_d", "viewdirs", "t_near", "t_far", "jitter")),
+        *((name, _P) for name in ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")),
     ]
 
 
@@ -98,8 +83,47 @@ class AdamDesc(ctypes.Structure):
         ("zero_grad", _I),
         ("n_threads", _I),
         *((name, _F) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2", "weight_decay")),
-        ("now", _P),
+        ("rates", _P),
     ]
+
+
+class NetDesc(ctypes.Structure):
+    _fields_ = [
+        ("n_layers", _I),
+        ("bf16", _I),
+        ("n_threads", _I),
+        ("dims", _I * (MAX_NET_LAYERS + 1)),
+        ("activation", _I * MAX_NET_LAYERS),
+        ("omega", _F * MAX_NET_LAYERS),
+        *((name, _P * MAX_NET_LAYERS) for name in ("weights", "biases", "grad_weights", "grad_biases")),
+        *((name, _P) for name in ("x", "targets", "grad_out", "grad_tangents", "out", "out_tangents", "grad_x")),
+        ("n_tangents", _I),
+        ("tangent_scale", _F * 3),
+        ("n", _LL),
+        ("loss", ctypes.c_double),
+    ]
+
+
+class DepthViewDesc(ctypes.Structure):  # DepthView of cpu_fusion.h
+    _fields_ = [
+        ("camera_from_scene", _F * 12),
+        ("intrinsics", _F * 4),
+        ("width", _I),
+        ("height", _I),
+        ("depths", _P),
+        ("weights", _P),
+    ]
+
+
+STRUCTS = (
+    GridLevel,
+    FieldDesc,
+    RenderDesc,
+    RenderGrads,
+    AdamDesc,
+    NetDesc,
+    DepthViewDesc,
+)  # as nerf_sizeof counts them
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------
@@ -160,6 +184,10 @@ def load() -> Library:
             reasons.append(f"{path.name} was built from other sources (run `python -m nerf.kernels.build`)")
             continue
         _declare(handle)
+        wrong = [s.__name__ for i, s in enumerate(STRUCTS) if handle.nerf_sizeof(i) != ctypes.sizeof(s)]
+        if wrong:
+            reasons.append(f"{path.name} lays out {', '.join(wrong)} in another way than Python declares")
+            continue
         return Library(handle, variant)
     return Library(None, reason="; ".join(reasons) or "this processor fits none of the built libraries")
 
@@ -181,6 +209,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_rasterise", None, [_P, _P, _P, _I, _I, _I, _P, _I]),
         ("nerf_fuse_depths", None, [_P, _LL, _P, _I, ctypes.c_float, ctypes.c_float, _P, _P, _P, _I]),
         ("nerf_jitter", None, [ctypes.c_uint32, ctypes.c_uint32, _I, _P]),
+        ("nerf_sizeof", _I, [_I]),
         ("nerf_lanes", _I, []),
         ("nerf_has_bf16", _I, []),
         ("nerf_has_openmp", _I, []),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,9 @@ from nerf.kernels.bindings import (
     grid_levels,
     native,
 )
+from nerf.kernels.checks import check_occupied
 from nerf.kernels.records import (
+    AdamState,
     FieldView,
     GradAccumulator,
     GridLayout,
@@ -158,14 +159,7 @@ def field_forward(
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     """occupied bool [levels,R,R,R], indexed [level,z,y,x], R a multiple of 32 -> bits."""
-    if occupied.dim() != 4:
-        raise ValueError(f"occupied: expected a bool tensor [levels,R,R,R], got shape {list(occupied.shape)}")
-    levels, r = occupied.shape[0], occupied.shape[1]
-    if occupied.shape != (levels, r, r, r) or r % 32 or occupied.dtype != torch.bool:
-        raise ValueError(
-            f"occupied: expected a bool tensor [levels,R,R,R] with R a multiple of 32, "
-            f"got {occupied.dtype} {list(occupied.shape)}"
-        )
+    levels, r = check_occupied(occupied, 32)
     fine = torch.empty(levels * r**3 // 32, dtype=torch.int32)
     clearance = torch.empty(levels * (r // 4) ** 3, dtype=torch.uint8)
     occupied = occupied.contiguous()
@@ -174,11 +168,6 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
 
 
 def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
-    if not (0 < settings.step_size < math.inf and settings.cone_angle >= 0 and settings.max_step >= settings.step_size):
-        raise ValueError(
-            "settings: expected step_size > 0, cone_angle >= 0 and max_step >= step_size, got "
-            f"{settings.step_size}, {settings.cone_angle} and {settings.max_step}"
-        )
     n = len(rays.o)
     desc = RenderDesc(
         fine=p("fine", bits.fine, (None,), torch.int32),
@@ -217,7 +206,7 @@ def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
     return Samples(t_starts, t_ends, ray_indices, torch.stack([starts, counts], dim=1))
 
 
-def ray_jitter(seed: int, step: int, n: int) -> Tensor:
+def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:
     """One float in [0,1) per ray, an integer hash of (seed, step, ray): the same on every machine. See
     `reference.ray_jitter`."""
     out = torch.empty(n)
@@ -313,6 +302,7 @@ def render_rays(
     field: FieldView,
     settings: MarchSettings,
     grad_accumulator: GradAccumulator | None = None,
+    overflow: str = "grow",
 ) -> RenderedRays:
     """The fused op: march, field and composite. Same meaning as `reference.render_rays`, evaluated lazily from front to
     back.
@@ -329,49 +319,54 @@ def render_rays(
 # ---- optimiser -----------------------------------------------------------------------------------------------------
 
 
+def adam_desc(
+    param: Tensor,
+    grad: Tensor,
+    state: AdamState,
+    lr: float,
+    step: int,
+    skip_zero_rows: bool,
+    half_copy: Tensor | None,
+    zero_grad: bool,
+    device: str = "cpu",
+) -> AdamDesc:
+    """One step as native code reads it, from tensors that it may write to; torch is told of the change."""
+    shape = tuple(param.shape)
+    written = {"param": param, "grad": grad, "m": state.m, "v": state.v}
+    written |= {} if half_copy is None else {"half_copy": half_copy}
+    for name, t in written.items():
+        check_in_place(name, t, shape, torch.float16 if name == "half_copy" else torch.float32, device)
+    n_columns = shape[-1] if len(shape) > 1 else 1
+    correction1, correction2 = state.corrections(step)
+    torch.autograd.graph.increment_version(list(written.values()))
+    return AdamDesc(
+        n_rows=param.numel() // n_columns,
+        n_columns=n_columns,
+        skip_zero_rows=int(skip_zero_rows),
+        zero_grad=int(zero_grad),
+        n_threads=torch.get_num_threads(),
+        lr=lr,
+        beta1=state.betas[0],
+        beta2=state.betas[1],
+        eps=state.eps,
+        correction1=correction1,
+        correction2=correction2,
+        weight_decay=state.weight_decay,
+        **{name: t.data_ptr() for name, t in written.items()},
+    )
+
+
 def adam_step(
     param: Tensor,
     grad: Tensor,
-    m: Tensor,
-    v: Tensor,
+    state: AdamState,
     lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
     step: int,
     skip_zero_rows: bool = False,
     half_copy: Tensor | None = None,
     zero_grad: bool = False,
-    weight_decay: float = 0.0,
+    rates: Tensor | None = None,
 ) -> None:
-    """One Adam step in place over rows [n,c]; see `reference.adam_step`. Also refreshes `half_copy` and clears the
-    gradient."""
-    p, shape = Pointers(), tuple(param.shape)
-    if step < 1:
-        raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
-    for name, t in (("param", param), ("grad", grad), ("m", m), ("v", v)):
-        check_in_place(name, t, shape, torch.float32)
-    if half_copy is not None:
-        check_in_place("half_copy", half_copy, shape, torch.float16)
-    n_columns = shape[-1] if len(shape) > 1 else 1
-    desc = AdamDesc(
-        p("param", param, shape),
-        p("grad", grad, shape),
-        p("m", m, shape),
-        p("v", v, shape),
-        p("half_copy", half_copy, shape, torch.float16),
-        param.numel() // n_columns,
-        n_columns,
-        int(skip_zero_rows),
-        int(zero_grad),
-        torch.get_num_threads(),
-        lr,
-        beta1,
-        beta2,
-        eps,
-        1.0 - beta1**step,
-        1.0 - beta2**step,
-        weight_decay,
-    )
+    """One Adam step in place over rows [n,c]; see `reference.adam_step`."""
+    desc = adam_desc(param, grad, state, lr, step, skip_zero_rows, half_copy, zero_grad)
     native().nerf_adam_step(ctypes.addressof(desc))
-    torch.autograd.graph.increment_version([t for t in (param, grad, m, v, half_copy) if t is not None])

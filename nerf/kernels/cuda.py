@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.kernels import nvrtc, reference
-from nerf.kernels.bindings import AdamDesc, FieldDesc, Pointers, check_in_place, grid_levels
-from nerf.kernels.cpu import field_desc
+from nerf.kernels.bindings import FieldDesc, Pointers, grid_levels
+from nerf.kernels.checks import check_occupied
+from nerf.kernels.cpu import adam_desc, field_desc
 from nerf.kernels.cuda_args import (
     DirectionArgs,
     FieldArgs,
@@ -27,7 +28,7 @@ from nerf.kernels.cuda_args import (
     OccupancyArgs,
     PackArgs,
 )
-from nerf.kernels.records import FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
+from nerf.kernels.records import AdamState, FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
 
 THREADS = 256
 deterministic = False  # sums that do not depend on the order of threads; set by kernels.be_deterministic()
@@ -224,13 +225,7 @@ def field_forward(
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     """The bits and clearances that the march reads, from a bool grid [levels,R,R,R]; R a multiple of 32."""
-    if occupied.dtype != torch.bool or occupied.dim() != 4:
-        raise ValueError(
-            f"occupied: expected a bool tensor [levels,R,R,R], got {occupied.dtype} {list(occupied.shape)}"
-        )
-    levels, r = int(occupied.shape[0]), int(occupied.shape[1])
-    if list(occupied.shape[1:]) != [r, r, r] or r % 32:
-        raise ValueError(f"occupied: expected a cube whose side is a multiple of 32, got {list(occupied.shape)}")
+    levels, r = check_occupied(occupied, 32)
     occupied = occupied.contiguous()
     n_blocks, device = levels * (r // 4) ** 3, occupied.device
     fine = torch.empty(levels * r**3 // 32, dtype=torch.int32, device=device)
@@ -252,11 +247,6 @@ def grid_struct(bits: OccupancyBits, p: Pointers) -> Grid:
 
 
 def march_struct(settings: MarchSettings) -> March:
-    if not (0 < settings.step_size and settings.cone_angle >= 0 and settings.max_step >= settings.step_size):
-        raise ValueError(
-            "settings: expected step_size > 0, cone_angle >= 0 and max_step >= step_size, got "
-            f"{settings.step_size}, {settings.cone_angle} and {settings.max_step}"
-        )
     return March(settings.step_size, settings.cone_angle, settings.max_step)
 
 
@@ -304,51 +294,23 @@ def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> T
 def adam_step(
     param: Tensor,
     grad: Tensor,
-    m: Tensor,
-    v: Tensor,
+    state: AdamState,
     lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
     step: int,
     skip_zero_rows: bool = False,
     half_copy: Tensor | None = None,
     zero_grad: bool = False,
-    weight_decay: float = 0.0,
     rates: Tensor | None = None,
 ) -> None:
-    """One Adam step in place over rows [n,c]; see `reference.adam_step` and `cpu.adam_step`. `rates` [4] on the GPU
-    begins with the learning rate and the two corrections, which are read instead of those of `lr` and `step`."""
-    if step < 1:
-        raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
-    shape, device = tuple(param.shape), str(gpu().device)
-    for name, t in (("param", param), ("grad", grad), ("m", m), ("v", v)):
-        check_in_place(name, t, shape, torch.float32, device)
-    if half_copy is not None:
-        check_in_place("half_copy", half_copy, shape, torch.float16, device)
-    n_columns = shape[-1] if len(shape) > 1 else 1
-    n_rows = param.numel() // n_columns
-    if not skip_zero_rows and n_columns != 4:  # rows do not matter then: one thread per number
-        n_rows, n_columns = (n_rows * n_columns // 4, 4) if param.numel() % 4 == 0 else (n_rows * n_columns, 1)
-    args = AdamDesc(
-        *(t.data_ptr() for t in (param, grad, m, v)),
-        0 if half_copy is None else half_copy.data_ptr(),
-        n_rows,
-        n_columns,
-        int(skip_zero_rows),
-        int(zero_grad),
-        0,
-        lr,
-        beta1,
-        beta2,
-        eps,
-        1.0 - beta1**step,
-        1.0 - beta2**step,
-        weight_decay,
-        pointers()("rates", rates, (4,)),
-    )
-    aligned = not any(t.data_ptr() % 16 for t in (param, grad, m, v))  # a view of something larger may not be
+    """One Adam step in place over rows [n,c]; see `reference.adam_step`. `rates` [4] on the GPU begins with the
+    learning rate and the two corrections, which are read instead of those of `lr` and `step`."""
+    args = adam_desc(param, grad, state, lr, step, skip_zero_rows, half_copy, zero_grad, str(gpu().device))
+    args.rates = pointers()("rates", rates, (4,))
+    if not skip_zero_rows and args.n_columns != 4:  # rows do not matter then: one thread per number
+        n = param.numel()
+        args.n_rows, args.n_columns = (n // 4, 4) if n % 4 == 0 else (n, 1)
+    # a view of something larger may not be aligned
+    aligned = not any(t.data_ptr() % 16 for t in (param, grad, state.m, state.v))
     aligned &= half_copy is None or half_copy.data_ptr() % 8 == 0
-    kernel = "adam_rows_of_four" if n_columns == 4 and aligned else "adam_rows"
-    nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(n_rows), THREADS)
-    torch.autograd.graph.increment_version([t for t in (param, grad, m, v, half_copy) if t is not None])
+    kernel = "adam_rows_of_four" if args.n_columns == 4 and aligned else "adam_rows"
+    nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(args.n_rows), THREADS)

@@ -1,4 +1,4 @@
-"""What crosses the door to the kernels: plain records that every backend reads and none computes with."""
+"""What kernels are given and give back: plain records that every backend reads and none computes with."""
 
 from __future__ import annotations
 
@@ -194,7 +194,11 @@ class OccupancyBits:
 
 @dataclass(frozen=True)
 class MarchSettings:
-    """step_size, max_step: scene length; cone_angle: 0, or growth of the step with distance. See `march.h`."""
+    """How rays are cut into samples, and which of these count; see `march.h` and `reference.render_rays`.
+
+    step_size, max_step: scene length; cone_angle: 0, or growth of the step with distance. Raises ValueError for steps
+    that would never end.
+    """
 
     step_size: float
     cone_angle: float = 0.0
@@ -203,12 +207,42 @@ class MarchSettings:
     alpha_threshold: float = 0.0
     gradient_distance: float = 0.0  # gradients of samples nearer than this are scaled by (t / distance)^2
 
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"step_size: expected a positive length, got {self.step_size!r}")
+        if not 0 <= self.cone_angle < math.inf:
+            raise ValueError(f"cone_angle: expected a number >= 0, got {self.cone_angle!r}")
+        if not self.max_step >= self.step_size:
+            raise ValueError(f"max_step: expected at least step_size ({self.step_size!r}), got {self.max_step!r}")
+
 
 @dataclass
 class GradAccumulator:
     """Where the table's gradient is added in place instead of into a new tensor the size of the table at every step."""
 
     table: Tensor
+
+
+@dataclass
+class AdamState:
+    """What Adam remembers of one tensor, moments m and v of its shape, and its settings: betas, eps, weight_decay."""
+
+    m: Tensor
+    v: Tensor
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float = 0.0
+
+    @staticmethod
+    def of(param: Tensor, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> AdamState:
+        """That before the first step."""
+        return AdamState(torch.zeros_like(param), torch.zeros_like(param), betas, eps, weight_decay)
+
+    def corrections(self, step: int) -> tuple[float, float]:
+        """1 - beta^step for both betas. Raises ValueError unless the step is 1 or more."""
+        if step < 1:
+            raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
+        return 1.0 - self.betas[0] ** step, 1.0 - self.betas[1] ** step
 
 
 class RenderedRays(NamedTuple):

@@ -261,16 +261,15 @@ def render_rays(
     field: FieldView,
     settings: MarchSettings,
     grad_accumulator: GradAccumulator | None = None,
+    overflow: str = "grow",
 ) -> RenderedRays:
     """March (our kernel), field (tinycudann), composite (torch); see `cpu.render_rays` for the meaning.
 
     Densities of all samples that are marched are evaluated first, then those that are seen with their gradients: what a
     surface hides costs a density here, which the fused op of the other backends never asks for.
     """
+    field = reference.accumulating(field, grad_accumulator)
     params, config = field.params, field.config
-    if grad_accumulator is not None:
-        table = reference.IntoAccumulator.apply(params.table, grad_accumulator)
-        params = FieldParams(table, params.density_weights, params.color_weights)
     return reference.render_samples(
         lambda x, d: radiance_field(x, d, params, config),
         lambda x: density(x, params, config),

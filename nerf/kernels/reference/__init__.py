@@ -12,7 +12,7 @@ from nerf.geometry.space import contract, ray_box, scene_to_unit
 from nerf.kernels.reference.adam import adam_step
 from nerf.kernels.reference.compositing import composite, scale_near_gradients, seen_samples
 from nerf.kernels.reference.field import DENSITY_CLAMP, density_activation, mlp, radiance_density, radiance_field
-from nerf.kernels.reference.hashgrid import HASH_PRIMES, IntoAccumulator, hashgrid_encode
+from nerf.kernels.reference.hashgrid import HASH_PRIMES, accumulating, hashgrid_encode
 from nerf.kernels.reference.march_vectorised import march
 from nerf.kernels.reference.rays import ray_jitter
 from nerf.kernels.reference.rendering import render_rays, render_samples, sample_positions
@@ -21,7 +21,7 @@ from nerf.kernels.reference.sh import sh_encode
 __all__ = [
     "DENSITY_CLAMP",
     "HASH_PRIMES",
-    "IntoAccumulator",
+    "accumulating",
     "adam_step",
     "composite",
     "contract",

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from nerf.kernels.checks import check
 from nerf.kernels.records import RenderedRays, Samples
-from nerf.kernels.reference.checks import check
 
 
 def _places(packed_info: Tensor, ray_indices: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.space import scene_to_unit
+from nerf.kernels.checks import check
 from nerf.kernels.records import FieldConfig, FieldParams, GridLayout
-from nerf.kernels.reference.checks import check
 from nerf.kernels.reference.hashgrid import hashgrid_encode
 from nerf.kernels.reference.sh import sh_encode
 

@@ -7,9 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
-from nerf.kernels.records import GradAccumulator, GridLayout
+from nerf.kernels.checks import check
+from nerf.kernels.records import FieldView, GradAccumulator, GridLayout
 from nerf.kernels.reference.arithmetic import UINT32
-from nerf.kernels.reference.checks import check
 
 HASH_PRIMES = (1, 2654435761, 805459861, 3674653429)
 
@@ -64,7 +64,7 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
     return torch.cat(levels).t().contiguous()
 
 
-class IntoAccumulator(torch.autograd.Function):
+class _IntoAccumulator(torch.autograd.Function):
     """The table itself, whose gradient is added to the accumulator instead."""
 
     @staticmethod
@@ -76,3 +76,11 @@ class IntoAccumulator(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         ctx.accumulator.table.add_(grad)
         return None, None
+
+
+def accumulating(field: FieldView, accumulator: GradAccumulator | None) -> FieldView:
+    """The field, whose table's gradient is added to the accumulator where there is one."""
+    if accumulator is None:
+        return field
+    table, *weights = field.leaves
+    return field.with_leaves([_IntoAccumulator.apply(table, accumulator), *weights])

@@ -9,26 +9,16 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.space import ray_box
-from nerf.kernels.records import Samples
+from nerf.kernels.checks import check, check_occupied
+from nerf.kernels.records import MarchSettings, Rays, Samples
 from nerf.kernels.reference.arithmetic import fma32, fma_tensor
-from nerf.kernels.reference.checks import check
 
 # The vectorised march tests about this many lattice points at a time: arrays of this size still live in the cache.
 MARCH_CHUNK = 1 << 18
 
 
 @torch.no_grad()
-def march(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    occupied: Tensor,
-    step_size: float,
-    cone_angle: float = 0.0,
-    max_step: float = math.inf,
-) -> Samples:
+def march(rays: Rays, occupied: Tensor, settings: MarchSettings) -> Samples:
     """Cut rays into intervals and keep those whose middle lies in an occupied cell.
 
     `dt(t) = clamp(t*cone_angle, step_size, max_step)` (`step_size` where the angle is 0), and
@@ -37,18 +27,13 @@ def march(
     `|p|_inf < 2^(K-1)`, and its cell is occupied in the finest level that holds p, the smallest k with `|p|_inf < 2^k`.
     float32 arithmetic, each operation rounded once. A ray may start outside the box; having left it, it is over.
 
-    Args:
-        rays_o, rays_d: [n, 3] float32, scene frame. t_near, t_far: [n] float32 (`t_near >= t_far`: no samples).
-        jitter: [n] float32 in [0,1), see `ray_jitter`.
-        occupied: [K, R, R, R] bool, indexed [level, z, y, x]; level k covers [-2^k, 2^k]^3.
-        step_size, max_step: scene length; cone_angle: growth of the step per length.
-    Returns:
-        Samples; not differentiable (t values are constants of the step).
-    Errors:
-        ValueError where a ray never leaves the box and its t_far is infinite.
+    Rays in float32; t_near >= t_far: no samples. occupied: [K,R,R,R] bool, indexed [level,z,y,x]; level k covers
+    [-2^k, 2^k]^3. Not differentiable (t values are constants of the step). Raises ValueError where a ray never leaves
+    the box and its t_far is infinite.
     """
-    check_march(rays_o, rays_d, t_near, t_far, jitter, occupied, step_size, cone_angle, max_step)
-    rays_o, rays_d = rays_o.detach(), rays_d.detach()
+    check_march(rays, occupied)
+    rays_o, rays_d, t_near, t_far, jitter = rays.o.detach(), rays.d.detach(), rays.t_near, rays.t_far, rays.jitter
+    step_size, cone_angle, max_step = settings.step_size, settings.cone_angle, settings.max_step
     step, cone, longest = (float(np.float32(value)) for value in (step_size, cone_angle, max_step))
     grid = _MarchGrid(occupied)
     # t_far, or where the ray has surely left the outermost box; from where it may be inside. The exact crossings bound
@@ -270,35 +255,16 @@ def _march_cone(
     return torch.cat(starts)[order], torch.cat(ends)[order], ray[order]
 
 
-def check_march(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    occupied: Tensor,
-    step_size: float,
-    cone_angle: float,
-    max_step: float,
-) -> None:
-    check("rays_o", rays_o, ("n", 3))
-    n = rays_o.shape[0]
+def check_march(rays: Rays, occupied: Tensor) -> None:
+    n = rays.o.shape[0]
     for name, tensor, shape in (
-        ("rays_o", rays_o, (n, 3)),
-        ("rays_d", rays_d, (n, 3)),
-        ("t_near", t_near, (n,)),
-        ("t_far", t_far, (n,)),
-        ("jitter", jitter, (n,)),
+        ("rays_o", rays.o, (n, 3)),
+        ("rays_d", rays.d, (n, 3)),
+        ("t_near", rays.t_near, (n,)),
+        ("t_far", rays.t_far, (n,)),
+        ("jitter", rays.jitter, (n,)),
     ):
         check(name, tensor, shape)
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name}: expected float32 (samples must be the same on every backend), got {tensor.dtype}")
-    check("occupied", occupied, ("K", "R", "R", "R"), floating=False)
-    if occupied.dtype != torch.bool or len(set(occupied.shape[1:])) != 1 or 0 in occupied.shape:
-        raise ValueError(f"occupied: expected a bool cube [K,R,R,R], got {occupied.dtype} {list(occupied.shape)}")
-    if not (math.isfinite(step_size) and step_size > 0):
-        raise ValueError(f"step_size: expected a positive length, got {step_size!r}")
-    if not (math.isfinite(cone_angle) and cone_angle >= 0):
-        raise ValueError(f"cone_angle: expected a number >= 0, got {cone_angle!r}")
-    if not max_step >= step_size:
-        raise ValueError(f"max_step: expected at least step_size ({step_size!r}), got {max_step!r}")
+    check_occupied(occupied)

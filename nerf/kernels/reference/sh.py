@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nerf.kernels.reference.checks import check
+from nerf.kernels.checks import check
 
 
 def sh_encode(directions: Tensor, degree: int) -> Tensor:

@@ -102,12 +102,24 @@ class Samples:
 
     t_starts, t_ends: [s] float; ray_indices: [s] int64, the owner; packed_info: [n,2] int64, (start, count) per ray,
     where count may be 0.
+
+    >>> import torch
+    >>> from nerf import Samples
+    >>> Samples.of(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 1.0]), torch.tensor([1, 1]), n_rays=2).packed_info
+    tensor([[0, 0],
+            [0, 2]])
     """
 
     t_starts: Tensor
     t_ends: Tensor
     ray_indices: Tensor
     packed_info: Tensor
+
+    @staticmethod
+    def of(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> Samples:
+        """Of sorted intervals [s]."""
+        counts = torch.bincount(ray_indices, minlength=n_rays)
+        return Samples(t_starts, t_ends, ray_indices, torch.stack([counts.cumsum(0) - counts, counts], dim=1))
 
 
 @dataclass(frozen=True)

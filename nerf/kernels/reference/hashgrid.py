@@ -21,14 +21,8 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
     product of `w` or `1-w`. Corner `i` of a dense level is row `i0 + i1*res + i2*res^2 + ...`, of a hashed level the
     exclusive or of all `i_k*prime_k`: unsigned 32-bit numbers, modulo the level's size (which guards x = 1 if dense).
 
-    Args:
-        positions: [n, d] float, unit frame. Values outside [0,1] are clamped to it (no gradient there); no error.
-        table: [n_rows, F] float.
-        layout: the shape of the grid; `d` and `F` must be its own.
-    Returns:
-        [n, L*F] of the positions' dtype, level-major: feature f of level l in column l*F + f.
-
-    Differentiable in `table` and in `positions` (piecewise: the gradient jumps at cell walls).
+    Positions [n,d], clamped to [0,1] (no gradient outside), and a table [n_rows,F] to [n, L*F] of the positions' dtype:
+    feature f of level l in column l*F + f. Differentiable in both (the gradient in positions jumps at cell walls).
     Source: Mueller et al. 2022, equations 2 to 4; conventions of tiny-cuda-nn.
     """
     check("positions", positions, ("n", layout.n_dims))

@@ -15,12 +15,7 @@ def sh_encode(directions: Tensor, degree: int) -> Tensor:
 
     Order and signs are instant-ngp's: band l holds m = -l..l in columns l^2..l^2+2l, with the Condon-Shortley sign, so
     band 1 is `sqrt(3/(4 pi)) * (-y, z, -x)`.
-
-    Args:
-        directions: [n, 3] float, unit length (not checked: the polynomials are evaluated as they are).
-        degree: 1 to 4.
-    Returns:
-        [n, degree^2] of the same dtype. Differentiable.
+    Directions [n,3] (their length is not checked) to [n, degree^2], degree 1 to 4. Differentiable.
     """
     check("directions", directions, ("n", 3))
     if degree not in (1, 2, 3, 4):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from nerf.kernels import reference
-from nerf.kernels.records import AdamState, FieldConfig, FieldParams, FieldView, MarchSettings, Rays, Samples
+from nerf.kernels.records import AdamState, AdamStep, FieldConfig, FieldParams, FieldView, MarchSettings, Rays, Samples
 
 
 def naive_composite(
@@ -316,7 +316,7 @@ def test_adam_equals_torch(skip: bool) -> None:
         grad[2, 1:] = 0.0
         twin.grad = grad.clone()
         optimiser.step()
-        reference.adam_step(param, grad, state, 1e-2, step, skip)
+        reference.adam_step(param, grad, state, AdamStep(1e-2, step, skip))
     torch.testing.assert_close(param, twin.detach(), **F64)
 
 
@@ -325,7 +325,7 @@ def test_adam_leaves_zero_rows_alone() -> None:
     before = [x.clone() for x in (param, m, v)]
     grad = torch.zeros(5, 2, dtype=torch.float64)
     grad[1, 1] = 2.0
-    reference.adam_step(param, grad, AdamState(m, v, (0.9, 0.99), 1e-15), 0.1, 3, skip_zero_rows=True)
+    reference.adam_step(param, grad, AdamState(m, v, (0.9, 0.99), 1e-15), AdamStep(0.1, 3, skip_zero_rows=True))
     for now, was in zip((param, m, v), before, strict=True):
         assert torch.equal(now[[0, 2, 3, 4]], was[[0, 2, 3, 4]])
         assert (now[1] != was[1]).all()
@@ -339,7 +339,7 @@ def test_adam_leaves_zero_rows_alone() -> None:
 def test_adam_first_step_has_length_lr() -> None:
     param = torch.zeros(3, 2)
     grad, state = torch.tensor([[1e-6, -5.0]] * 3), AdamState.of(param, (0.9, 0.99), 1e-15)
-    reference.adam_step(param, grad, state, 0.01, 1)
+    reference.adam_step(param, grad, state, AdamStep(0.01, 1))
     torch.testing.assert_close(param, torch.tensor([[-0.01, 0.01]] * 3))
 
 
@@ -361,9 +361,11 @@ def test_wrong_shapes_raise() -> None:
         "sigmas": lambda: composite(samples, sigmas[:2], rgbs, 2),
         "rgbs": lambda: composite(samples, sigmas, rgbs[:, :2], 2),
         "packed_info": lambda: composite(samples, sigmas, rgbs, 3),
-        "grad": lambda: reference.adam_step(x, x[:2], state, 0.1, 1),
-        "step": lambda: reference.adam_step(x, x, state, 0.1, 0),
-        "param": lambda: reference.adam_step(x[0], x[0], AdamState.of(x[0], (0.9, 0.99), 1e-15), 0.1, 1, True),
+        "grad": lambda: reference.adam_step(x, x[:2], state, AdamStep(0.1, 1)),
+        "step": lambda: reference.adam_step(x, x, state, AdamStep(0.1, 0)),
+        "param": lambda: reference.adam_step(
+            x[0], x[0], AdamState.of(x[0], (0.9, 0.99), 1e-15), AdamStep(0.1, 1, True)
+        ),
     }
     for name, call in calls.items():
         with pytest.raises(ValueError, match=name):

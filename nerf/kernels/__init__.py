@@ -30,6 +30,7 @@ from nerf.kernels.nearest import Nearest
 from nerf.kernels.network import Layer
 from nerf.kernels.records import (
     AdamState,
+    AdamStep,
     FieldConfig,
     FieldParams,
     FieldView,
@@ -45,6 +46,7 @@ from nerf.kernels.records import (
 __all__ = [
     "BACKENDS",
     "AdamState",
+    "AdamStep",
     "Backend",
     "DepthView",
     "FieldConfig",
@@ -294,20 +296,9 @@ def render_rays(
     return out.scaled(field.config.color_scale).to(here)
 
 
-def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    state: AdamState,
-    lr: float,
-    step: int,
-    *,
-    skip_zero_rows: bool = False,
-    half_copy: Tensor | None = None,
-    zero_grad: bool = False,
-    rates: Tensor | None = None,
-) -> None:
-    """One Adam step in place; see `reference.adam_step`, and `cuda.adam_step` for `rates`."""
-    _backend_of(param).adam(param, grad, state, lr, step, skip_zero_rows, half_copy, zero_grad, rates)
+def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:
+    """One step in place; see `reference.adam_step`."""
+    _backend_of(param).adam(param, grad, state, step)
 
 
 def native_networks(x: Tensor, n_layers: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nerf.kernels import bindings, cpu, cuda, cuda_render, nvrtc, reference, tcnn
 from nerf.kernels.records import (
     AdamState,
+    AdamStep,
     FieldView,
     GradAccumulator,
     GridLayout,
@@ -65,19 +66,7 @@ class Backend(Protocol):
 
     def ray_jitter(self, seed: int, step: int, n: int, step_at: Tensor | None, /) -> Tensor: ...
 
-    def adam(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        state: AdamState,
-        lr: float,
-        step: int,
-        skip_zero_rows: bool,
-        half_copy: Tensor | None,
-        zero_grad: bool,
-        rates: Tensor | None,
-        /,
-    ) -> None: ...
+    def adam(self, param: Tensor, grad: Tensor, state: AdamState, step: AdamStep, /) -> None: ...
 
 
 class Reference:

@@ -22,6 +22,7 @@ from nerf.kernels.bindings import (
 from nerf.kernels.checks import check_occupied
 from nerf.kernels.records import (
     AdamState,
+    AdamStep,
     FieldView,
     GradAccumulator,
     GridLayout,
@@ -319,33 +320,23 @@ def render_rays(
 # ---- optimiser -----------------------------------------------------------------------------------------------------
 
 
-def adam_desc(
-    param: Tensor,
-    grad: Tensor,
-    state: AdamState,
-    lr: float,
-    step: int,
-    skip_zero_rows: bool,
-    half_copy: Tensor | None,
-    zero_grad: bool,
-    device: str = "cpu",
-) -> AdamDesc:
+def adam_desc(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep, device: str = "cpu") -> AdamDesc:
     """One step as native code reads it, from tensors that it may write to; torch is told of the change."""
     shape = tuple(param.shape)
     written = {"param": param, "grad": grad, "m": state.m, "v": state.v}
-    written |= {} if half_copy is None else {"half_copy": half_copy}
+    written |= {} if step.half_copy is None else {"half_copy": step.half_copy}
     for name, t in written.items():
         check_in_place(name, t, shape, torch.float16 if name == "half_copy" else torch.float32, device)
     n_columns = shape[-1] if len(shape) > 1 else 1
-    correction1, correction2 = state.corrections(step)
+    correction1, correction2 = state.corrections(step.step)
     torch.autograd.graph.increment_version(list(written.values()))
     return AdamDesc(
         n_rows=param.numel() // n_columns,
         n_columns=n_columns,
-        skip_zero_rows=int(skip_zero_rows),
-        zero_grad=int(zero_grad),
+        skip_zero_rows=int(step.skip_zero_rows),
+        zero_grad=int(step.zero_grad),
         n_threads=torch.get_num_threads(),
-        lr=lr,
+        lr=step.lr,
         beta1=state.betas[0],
         beta2=state.betas[1],
         eps=state.eps,
@@ -356,17 +347,7 @@ def adam_desc(
     )
 
 
-def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    state: AdamState,
-    lr: float,
-    step: int,
-    skip_zero_rows: bool = False,
-    half_copy: Tensor | None = None,
-    zero_grad: bool = False,
-    rates: Tensor | None = None,
-) -> None:
+def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:
     """One Adam step in place over rows [n,c]; see `reference.adam_step`."""
-    desc = adam_desc(param, grad, state, lr, step, skip_zero_rows, half_copy, zero_grad)
+    desc = adam_desc(param, grad, state, step)
     native().nerf_adam_step(ctypes.addressof(desc))

@@ -13,22 +13,11 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.kernels import nvrtc, reference
+from nerf.kernels import cuda_args, nvrtc, reference
 from nerf.kernels.bindings import FieldDesc, Pointers, grid_levels
 from nerf.kernels.checks import check_occupied
 from nerf.kernels.cpu import adam_desc, field_desc
-from nerf.kernels.cuda_args import (
-    DirectionArgs,
-    FieldArgs,
-    Grid,
-    GridArgs,
-    JitterArgs,
-    March,
-    MarchArgs,
-    OccupancyArgs,
-    PackArgs,
-)
-from nerf.kernels.records import AdamState, FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
+from nerf.kernels.records import AdamState, AdamStep, FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
 
 THREADS = 256
 deterministic = False  # sums that do not depend on the order of threads; set by kernels.be_deterministic()
@@ -85,7 +74,7 @@ class _HashGrid(torch.autograd.Function):
     def forward(ctx, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
         n, p = len(positions), pointers()
         out = torch.empty(n, layout.n_features, device=positions.device)
-        args = GridArgs(
+        args = cuda_args.GridArgs(
             positions=p("positions", positions, (n, layout.n_dims)),
             table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
             out=out.data_ptr(),
@@ -105,7 +94,7 @@ class _HashGrid(torch.autograd.Function):
         layout, n, p = ctx.layout, len(positions), pointers()
         grad_positions = torch.empty_like(positions) if ctx.needs_input_grad[0] else None
         grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
-        args = GridArgs(
+        args = cuda_args.GridArgs(
             positions=p("positions", positions, (n, layout.n_dims)),
             table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
             grad_out=p("grad_out", grad_out, (n, layout.n_features)),
@@ -169,7 +158,7 @@ class Net:
         # One tensor for both directions, and never freed before the launches that read it are in the stream.
         self.operands = torch.empty(2 * weight_bytes, dtype=torch.uint8, device=params.table.device)
         self.forward, self.backward = self.operands.data_ptr(), self.operands.data_ptr() + weight_bytes
-        args = PackArgs(field=self.desc, forward=self.forward, backward=self.backward)
+        args = cuda_args.PackArgs(field=self.desc, forward=self.forward, backward=self.backward)
         self.program("cuda_field.cu").launch("pack_weights", args, blocks_of(self.n_weights // 4), THREADS)
 
     def program(self, name: str) -> nvrtc.Program:
@@ -179,7 +168,7 @@ class Net:
         """Spherical harmonics of unit directions [n,3] in the networks' precision, as bytes."""
         n = len(directions)
         sh = torch.empty(n * 16 * self.element_bytes, dtype=torch.uint8, device=directions.device)
-        args = DirectionArgs(p("directions", directions, (n, 3)), sh.data_ptr(), n)
+        args = cuda_args.DirectionArgs(p("directions", directions, (n, 3)), sh.data_ptr(), n)
         self.program("cuda_field.cu").launch("encode_directions", args, blocks_of(n), THREADS)
         return sh
 
@@ -203,7 +192,7 @@ def field_forward(
     if directions is not None and directions.shape != (n, 3):
         raise ValueError(f"directions: expected shape [{n}, 3], got {list(directions.shape)}")
     sh = net.directions(directions, p) if directions is not None else None
-    args = FieldArgs(
+    args = cuda_args.FieldArgs(
         field=net.desc,
         weights=net.forward,
         positions=p("positions", positions, (n, 3)),
@@ -231,23 +220,23 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     fine = torch.empty(levels * r**3 // 32, dtype=torch.int32, device=device)
     near, far = (torch.empty(n_blocks, dtype=torch.uint8, device=device) for _ in range(2))
     program = nvrtc.program("cuda_march.cu")
-    args = OccupancyArgs(occupied.data_ptr(), fine.data_ptr(), 0, near.data_ptr(), levels, r, 0)
+    args = cuda_args.OccupancyArgs(occupied.data_ptr(), fine.data_ptr(), 0, near.data_ptr(), levels, r, 0)
     program.launch("pack_bits", args, blocks_of(fine.numel()), THREADS)
     program.launch("mark_blocks", args, blocks_of(n_blocks), THREADS)
     for axis in range(3):
-        args = OccupancyArgs(0, 0, near.data_ptr(), far.data_ptr(), levels, r, axis)
+        args = cuda_args.OccupancyArgs(0, 0, near.data_ptr(), far.data_ptr(), levels, r, axis)
         program.launch("spread_blocks", args, blocks_of(n_blocks), THREADS)
         near, far = far, near
     return OccupancyBits(fine, near, r, levels)
 
 
-def grid_struct(bits: OccupancyBits, p: Pointers) -> Grid:
+def grid_struct(bits: OccupancyBits, p: Pointers) -> cuda_args.Grid:
     fine = p("fine", bits.fine, (None,), torch.int32)
-    return Grid(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
+    return cuda_args.Grid(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
 
 
-def march_struct(settings: MarchSettings) -> March:
-    return March(settings.step_size, settings.cone_angle, settings.max_step)
+def march_struct(settings: MarchSettings) -> cuda_args.March:
+    return cuda_args.March(settings.step_size, settings.cone_angle, settings.max_step)
 
 
 def ray_pointers(args: Any, rays: Rays, p: Pointers) -> None:
@@ -263,7 +252,9 @@ def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
     """See `reference.march`: the same samples to the bit. float32. Not differentiable."""
     p, n, device = pointers(), len(rays.o), rays.o.device
     counts = torch.zeros(n, dtype=torch.int64, device=device)
-    args = MarchArgs(grid=grid_struct(bits, p), march=march_struct(settings), n_rays=n, counts=counts.data_ptr())
+    args = cuda_args.MarchArgs(
+        grid=grid_struct(bits, p), march=march_struct(settings), n_rays=n, counts=counts.data_ptr()
+    )
     ray_pointers(args, rays, p)
     program = nvrtc.program("cuda_march.cu")
     program.launch("march_rays", args, blocks_of(n, 128), 128)
@@ -283,7 +274,7 @@ def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> T
     so that a recorded launch can be replayed for another one."""
     out = torch.empty(n, device=gpu().device)
     at = pointers()("step_at", step_at, (1,), torch.int32)
-    args = JitterArgs(out.data_ptr(), seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n, at)
+    args = cuda_args.JitterArgs(out.data_ptr(), seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n, at)
     nvrtc.program("cuda_march.cu").launch("ray_jitter", args, blocks_of(n), THREADS)
     return out
 
@@ -291,26 +282,15 @@ def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> T
 # ---- optimiser -----------------------------------------------------------------------------------------------------
 
 
-def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    state: AdamState,
-    lr: float,
-    step: int,
-    skip_zero_rows: bool = False,
-    half_copy: Tensor | None = None,
-    zero_grad: bool = False,
-    rates: Tensor | None = None,
-) -> None:
-    """One Adam step in place over rows [n,c]; see `reference.adam_step`. `rates` [4] on the GPU begins with the
-    learning rate and the two corrections, which are read instead of those of `lr` and `step`."""
-    args = adam_desc(param, grad, state, lr, step, skip_zero_rows, half_copy, zero_grad, str(gpu().device))
-    args.rates = pointers()("rates", rates, (4,))
-    if not skip_zero_rows and args.n_columns != 4:  # rows do not matter then: one thread per number
+def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:
+    """One Adam step in place over rows [n,c]; see `reference.adam_step`."""
+    args = adam_desc(param, grad, state, step, str(gpu().device))
+    args.rates = pointers()("rates", step.rates, (4,))
+    if not step.skip_zero_rows and args.n_columns != 4:  # rows do not matter then: one thread per number
         n = param.numel()
         args.n_rows, args.n_columns = (n // 4, 4) if n % 4 == 0 else (n, 1)
     # a view of something larger may not be aligned
     aligned = not any(t.data_ptr() % 16 for t in (param, grad, state.m, state.v))
-    aligned &= half_copy is None or half_copy.data_ptr() % 8 == 0
+    aligned &= step.half_copy is None or step.half_copy.data_ptr() % 8 == 0
     kernel = "adam_rows_of_four" if args.n_columns == 4 and aligned else "adam_rows"
     nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(args.n_rows), THREADS)

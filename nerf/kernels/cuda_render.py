@@ -9,18 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nerf.kernels import cuda, nvrtc
+from nerf.kernels import cuda, cuda_args, nvrtc
 from nerf.kernels.bindings import Pointers, check_in_place
 from nerf.kernels.cuda import THREADS, Net, blocks_of, fill_gpu, gpu, grid_struct, march_struct, pointers, ray_pointers
-from nerf.kernels.cuda_args import (
-    BackwardArgs,
-    CompositeArgs,
-    Kept,
-    RayGradientArgs,
-    ReduceArgs,
-    RenderArgs,
-    ScatterArgs,
-)
 from nerf.kernels.cuda_order import KeptSamples, scatter_in_integers, sorted_by_ray, sum_over_rays
 from nerf.kernels.records import (
     FieldConfig,
@@ -81,7 +72,7 @@ class _Render(torch.autograd.Function):
         sh = net.directions(viewdirs, p)
         colors, scalars = torch.empty(n, 3, device=device), torch.empty(5, n, device=device)  # every ray writes its own
         keep = any(ctx.needs_input_grad)
-        args = RenderArgs(
+        args = cuda_args.RenderArgs(
             field=net.desc,
             grid=grid_struct(job.bits, p),
             march=march_struct(settings),
@@ -101,7 +92,7 @@ class _Render(torch.autograd.Function):
             numbers["evaluated"], (numbers["kept"], next_ray) = counts[:1], counts[1:].view(torch.int32)[::2].split(1)
             kept = _keep(numbers["kept"], n, capacity, net, job.field.config.layout.n_features) if keep else None
             args.n_evaluated, args.next_ray = numbers["evaluated"].data_ptr(), next_ray.data_ptr()
-            args.kept = kept.struct if kept else Kept()
+            args.kept = kept.struct if kept else cuda_args.Kept()
             if n:
                 program.launch("render_forward", args, blocks, THREADS, shared=net.staged_bytes)
             if kept is None or (job.overflow == "drop" and not cuda.deterministic):
@@ -170,7 +161,7 @@ def _backward(
     capacity, n, device = kept.struct.capacity, len(kept.tensors["tails"]), grad_table.device
     samples = torch.empty(capacity, 4, device=device)
     largest = torch.zeros(1, dtype=torch.int32, device=device)
-    composite = CompositeArgs(
+    composite = cuda_args.CompositeArgs(
         kept=kept.struct,
         gradient_distance=settings.gradient_distance,
         n_rays=n,
@@ -189,7 +180,7 @@ def _backward(
     partials = torch.empty(blocks, n_gradients, device=device)
     grad_features = torch.empty(capacity * layout.n_features * net.element_bytes, dtype=torch.uint8, device=device)
     grad_sh = torch.zeros(capacity if ordered else n, 16, device=device) if rays is not None else None
-    args = BackwardArgs(
+    args = cuda_args.BackwardArgs(
         kept=kept.struct,
         sh=sh.data_ptr(),
         forward=net.forward,
@@ -204,10 +195,10 @@ def _backward(
     program.launch("field_backward", args, blocks, threads, shared=shared)
 
     flat = torch.empty(n_gradients, device=device)
-    reduce = ReduceArgs(partials.data_ptr(), largest.data_ptr(), flat.data_ptr(), blocks)
+    reduce = cuda_args.ReduceArgs(partials.data_ptr(), largest.data_ptr(), flat.data_ptr(), blocks)
     program.launch("reduce_weights", reduce, blocks_of(n_gradients, 64), 64)
     looping = fill_gpu(program, "scatter_table", THREADS, 0, blocks_of(capacity))
-    scatter = ScatterArgs(
+    scatter = cuda_args.ScatterArgs(
         field=net.desc,
         kept=kept.struct,
         grad_features=grad_features.data_ptr(),
@@ -241,7 +232,7 @@ def _ray_gradients(
         grad_sh = sum_over_rays(program, kept, grad_sh)
     grads = [torch.zeros(kept.struct.capacity if ordered else n, 3, device=device) for _ in range(2)]
     grads.append(torch.zeros(n, 3, device=device))
-    args = RayGradientArgs(
+    args = cuda_args.RayGradientArgs(
         field=net.desc,
         kept=kept.struct,
         grad_features=grad_features.data_ptr(),

@@ -257,6 +257,20 @@ class AdamState:
         return 1.0 - self.betas[0] ** step, 1.0 - self.betas[1] ** step
 
 
+class AdamStep(NamedTuple):
+    """One step of Adam. `step`: global, 1 for the first. skip_zero_rows: rows [c] of a table whose gradient is all zero
+    stay untouched, their moments too. half_copy: of the parameters in half precision, to be refreshed. zero_grad: clear
+    the gradient. rates [4], on a GPU: begins with the learning rate and the two corrections, which are read instead of
+    those of `lr` and `step`."""
+
+    lr: float
+    step: int
+    skip_zero_rows: bool = False
+    half_copy: Tensor | None = None
+    zero_grad: bool = False
+    rates: Tensor | None = None
+
+
 class RenderedRays(NamedTuple):
     """What n rays see, in front of any background.
 

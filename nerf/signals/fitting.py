@@ -18,7 +18,7 @@ from nerf.io import checkpoint
 from nerf.io.clock import Clock, Length
 from nerf.io.interrupts import whole_steps
 from nerf.io.progress import Progress
-from nerf.kernels import AdamState
+from nerf.kernels import AdamState, AdamStep
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField, choose
 from nerf.signals.latents import ModulatedField
@@ -95,7 +95,7 @@ class Fitter:
             if p.grad is None:
                 continue
             # of a table, rows that no sample of this batch touched keep still
-            kernels.adam_step(p.data, p.grad, state, rate, self.step + 1, skip_zero_rows=p is table)
+            kernels.adam_step(p.data, p.grad, state, AdamStep(rate, self.step + 1, p is table))
             p.grad = None
         self.step += 1
         mse = float(shown)

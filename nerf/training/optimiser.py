@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.fields.radiance import RadianceField
-from nerf.kernels import AdamState, GradAccumulator
+from nerf.kernels import AdamState, AdamStep, GradAccumulator
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 
@@ -29,17 +29,14 @@ class FieldOptimiser:
         refresh_half(field)
 
     def step(self, learning_rate: float, step: int, rates: Tensor | None = None) -> None:
-        """Step number `step` (from 0) from the gradients, which are cleared; rates: see `kernels.adam_step`."""
+        """Step number `step` (from 0) from the gradients, which are cleared; rates: see `AdamStep`."""
         ours = self.field if isinstance(self.field, RadianceField) else None
         for p, state, live in zip(self.parameters, self.states, self.live, strict=True):
             is_table, grad, half = False, live.grad, None
             if ours is not None and self.grad_accumulator is not None and live is ours.table:
                 is_table, grad, half = True, self.grad_accumulator.table, ours.table_half
             if grad is not None:
-                kernels.adam_step(
-                    *(p, grad, state, learning_rate, step + 1),
-                    skip_zero_rows=is_table, half_copy=half, zero_grad=is_table, rates=rates,
-                )  # fmt: skip
+                kernels.adam_step(p, grad, state, AdamStep(learning_rate, step + 1, is_table, half, is_table, rates))
             live.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -68,7 +65,7 @@ class SmallAdam:
     def step(self, values: Tensor, grad: Tensor, rate: float) -> None:
         """One step, in place."""
         self.n_updates += 1
-        kernels.adam_step(values, grad, self.state, rate, self.n_updates)
+        kernels.adam_step(values, grad, self.state, AdamStep(rate, self.n_updates))
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be stored to go on bit for bit."""

@@ -300,10 +300,14 @@ def check_adam(n: int = 4096) -> Iterator[Row]:
         placed = [t.clone().to(device) for t in (param, grad, m, v)]
         half = placed[0].half()
         state = kernels.AdamState(*placed[2:], (0.9, 0.99), 1e-15, decay)
-        kernels.adam_step(*placed[:2], state, 1e-2, 7, skip_zero_rows=skip, half_copy=half, zero_grad=True)
+        kernels.adam_step(
+            *placed[:2], state, kernels.AdamStep(1e-2, 7, skip_zero_rows=skip, half_copy=half, zero_grad=True)
+        )
         numbers = [t.double() for t in (param, grad, m, v)]
         decayed = numbers[1] + decay * numbers[0]
-        reference.adam_step(numbers[0], decayed, kernels.AdamState(*numbers[2:], (0.9, 0.99), 1e-15), 1e-2, 7, skip)
+        reference.adam_step(
+            numbers[0], decayed, kernels.AdamState(*numbers[2:], (0.9, 0.99), 1e-15), kernels.AdamStep(1e-2, 7, skip)
+        )
         name = f"Adam, {columns} columns{', rows skipped' if skip else ''}{', decay' if decay else ''}"
         for what, a, b in zip(
             ("parameters", "m", "v"), (placed[0], *placed[2:]), (numbers[0], *numbers[2:]), strict=True

@@ -170,7 +170,7 @@ def kernels_timed(args: Args) -> dict[str, float]:
     state = ops.AdamState.of(table, (0.9, 0.99), 1e-15)
 
     def adam() -> None:
-        ops.adam_step(table, sink, state, 1e-3, 3, skip_zero_rows=True, half_copy=half)
+        ops.adam_step(table, sink, state, ops.AdamStep(1e-3, 3, skip_zero_rows=True, half_copy=half))
 
     found["adam_rows_per_second"] = layout.n_rows / seconds_of(adam)
     return found

@@ -73,7 +73,9 @@ def micro(samples: int = 1 << 18, repeats: int = 7) -> dict[str, Any]:
     gradient = torch.randn(table.shape, generator=random) * touched
 
     def adam() -> None:
-        kernels.adam_step(table, gradient, state, 1e-6, 1, skip_zero_rows=True, half_copy=field.table_half)
+        kernels.adam_step(
+            table, gradient, state, kernels.AdamStep(1e-6, 1, skip_zero_rows=True, half_copy=field.table_half)
+        )
 
     measure("adam", layout.n_rows, lambda: adam)
     return {"ns": ns, "counts": counts, "threads": threads, "table": layout.log2_hashmap_size, "peak_bytes": peak()}

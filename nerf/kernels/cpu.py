@@ -36,23 +36,20 @@ from nerf.kernels.records import (
 # ---- hash grid -----------------------------------------------------------------------------------------------------
 
 
+def _grid_arguments(positions: Tensor, table: Tensor, layout: GridLayout, p: Pointers) -> tuple:
+    at = p("positions", positions, (len(positions), layout.n_dims))
+    rows = p("table", table, (layout.n_rows, layout.n_features_per_level))
+    return layout.n_dims, layout.n_features_per_level, at, len(positions), grid_levels(layout), layout.n_levels, rows
+
+
 class _HashGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
         n = len(positions)
         out = torch.empty(n, layout.n_features)
         p = Pointers()
-        levels = grid_levels(layout)
-        args = (
-            p("positions", positions, (n, layout.n_dims)),
-            n,
-            levels,
-            layout.n_levels,
-            p("table", table, (layout.n_rows, layout.n_features_per_level)),
-        )
-        if n and native().nerf_hashgrid_forward(
-            layout.n_dims, layout.n_features_per_level, *args, out.data_ptr(), torch.get_num_threads()
-        ):
+        args = _grid_arguments(positions, table, layout, p)
+        if n and native().nerf_hashgrid_forward(*args, out.data_ptr(), torch.get_num_threads()):
             raise ValueError(
                 f"layout: {layout.n_features_per_level} features per level are not compiled, expected 1, 2, 4 or 8"
             )
@@ -69,13 +66,7 @@ class _HashGrid(torch.autograd.Function):
         grad_table = torch.zeros(table.shape) if ctx.needs_input_grad[1] else None
         if n:
             native().nerf_hashgrid_backward(
-                layout.n_dims,
-                layout.n_features_per_level,
-                p("positions", positions, (n, layout.n_dims)),
-                n,
-                grid_levels(layout),
-                layout.n_levels,
-                p("table", table, (None, None)),
+                *_grid_arguments(positions, table, layout, p),
                 p("grad_out", grad_out, (n, layout.n_features)),
                 p("grad_table", grad_table, (None, None)),
                 p("grad_positions", grad_positions, (None, None)),
@@ -95,15 +86,18 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
 
 
 def field_desc(field: FieldView, p: Pointers) -> FieldDesc:
-    params, config, table_half = field.params, field.config, field.half
+    params, config = field.params, field.config
     layout, width = config.layout, params.density_weights[0].shape[0]
     if layout.n_dims != 3 or layout.n_features_per_level not in (2, 4) or layout.n_features % 16:
         raise ValueError(
             "layout: the fused field takes 3 dimensions, 2 or 4 features per level and a multiple of 16 features, got "
             f"{layout.n_dims}, {layout.n_features_per_level} and {layout.n_features}"
         )
-    levels = grid_levels(layout)
-    for name, weights in (("density_weights", params.density_weights), ("color_weights", params.color_weights)):
+    networks = (
+        ("density_weights", params.density_weights, layout.n_features, 16),
+        ("color_weights", params.color_weights, 32, 3),
+    )
+    for name, weights, *_ in networks:
         if not 1 <= len(weights) <= MAX_LAYERS:
             raise ValueError(f"{name}: expected 1 to {MAX_LAYERS} layers, got {len(weights)}")
     if width % 16 or not 16 <= width <= 128:
@@ -117,25 +111,18 @@ def field_desc(field: FieldView, p: Pointers) -> FieldDesc:
         int(config.contracted),
         config.density_bias,
     )
-    desc.table = p("table", params.table, (layout.n_rows, layout.n_features_per_level))
-    if table_half is not None:
-        desc.table_half = p("table_half", table_half, (layout.n_rows, layout.n_features_per_level), torch.float16)
-    for name, weights, n_in, n_out in (
-        ("density_weights", params.density_weights, layout.n_features, 16),
-        ("color_weights", params.color_weights, 32, 3),
-    ):
+    shape = layout.n_rows, layout.n_features_per_level
+    desc.table = p("table", params.table, shape)
+    desc.table_half = p("table_half", field.half, shape, torch.float16)
+    for name, weights, n_in, n_out in networks:
         for i, w in enumerate(weights):
             shape = (n_out if i + 1 == len(weights) else width, n_in if i == 0 else width)
             getattr(desc, name)[i] = p(f"{name}[{i}]", w, shape)
-    desc.levels = levels
+    desc.levels = grid_levels(layout)
     return desc
 
 
-def field_forward(
-    positions: Tensor,
-    directions: Tensor | None,
-    field: FieldView,
-) -> tuple[Tensor, Tensor | None]:
+def field_forward(positions: Tensor, directions: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
     """Density [n] (1/scene length) and, where directions are given, colour [n,3] at scene positions [n,3]. Not
     differentiable."""
     p, n = Pointers(), len(positions)
@@ -269,19 +256,14 @@ class _Render(torch.autograd.Function):
         _alive, field, render, context, job = ctx.state
         n, p, params, sink = render.n_rays, Pointers(), job.field.params, job.accumulator
         grads = RenderGrads(colors=p("grad_colors", grad_colors, (n, 3)))
-        for name, tensor in (
-            ("opacities", grad_opacities),
-            ("depths", grad_depths),
-            ("second_moments", grad_moments),
-            ("distortions", grad_distortions),
-        ):
+        per_ray = grad_opacities, grad_depths, grad_moments, grad_distortions
+        for name, tensor in zip(("opacities", "depths", "second_moments", "distortions"), per_ray, strict=True):
             setattr(grads, name, p(f"grad_{name}", tensor, (n,)))
         if sink is not None:
             check_in_place("grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32)
+            torch.autograd.graph.increment_version(sink.table)
         grad_table = sink.table if sink is not None else torch.zeros(params.table.shape)
         grads.table = grad_table.data_ptr()
-        if sink is not None:
-            torch.autograd.graph.increment_version(sink.table)
         grad_density, grad_color = ([torch.empty(w.shape) for w in ws] for ws in params.networks)
         for slots, found in ((grads.density_weights, grad_density), (grads.color_weights, grad_color)):
             for i, g in enumerate(found):
@@ -305,8 +287,7 @@ def render_rays(
     grad_accumulator: GradAccumulator | None = None,
     overflow: str = "grow",
 ) -> RenderedRays:
-    """The fused op: march, field and composite. Same meaning as `reference.render_rays`, evaluated lazily from front to
-    back.
+    """March, field and composite in one op: as `reference.render_rays`, evaluated lazily from front to back.
 
     float32. Differentiable once to rays.o, d, viewdirs, table and weights (t is constant); with `grad_accumulator` the
     table's gradient is added there instead of returned. A field in mixed precision: features are read from its half

@@ -136,6 +136,7 @@ class Net:
         self.single = field.precision == "single"
         self.element_bytes, self.warps = (4, 4) if self.single else (2, 8)  # warps of a block of the backward pass
         shapes = [w.shape for w in params.density_weights + params.color_weights]
+        self.n_gradients = sum(shape.numel() for shape in shapes)
         self.n_weights = sum(-(-n_out // 16) * 16 * n_in for n_out, n_in in shapes)  # padded as the kernels do
         weight_bytes = self.n_weights * self.element_bytes
         # The backward pass keeps two matrices of its samples in shared memory, and both directions' weights where there
@@ -178,13 +179,8 @@ def fill_gpu(program: nvrtc.Program, kernel: str, threads: int, shared: int, mos
     return max(1, min(most, gpu().n_multiprocessors * program.blocks_per_multiprocessor(kernel, threads, shared)))
 
 
-def field_forward(
-    positions: Tensor,
-    directions: Tensor | None,
-    field: FieldView,
-) -> tuple[Tensor, Tensor | None]:
-    """Density [n] (1/scene length) and, where directions are given, colour [n,3] at scene positions [n,3]. Not
-    differentiable."""
+def field_forward(positions: Tensor, directions: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
+    """See `cpu.field_forward`."""
     p, n, device = pointers(), len(positions), positions.device
     net = Net(field, p)
     sigmas = torch.empty(n, device=device)
@@ -213,7 +209,7 @@ def field_forward(
 
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits:
-    """The bits and clearances that the march reads, from a bool grid [levels,R,R,R]; R a multiple of 32."""
+    """See `cpu.pack_occupancy`."""
     levels, r = check_occupied(occupied, 32)
     occupied = occupied.contiguous()
     n_blocks, device = levels * (r // 4) ** 3, occupied.device

@@ -1,13 +1,9 @@
 """Whole training steps as CUDA graphs: the launches of one step are recorded once and then replayed in a single call.
 
-What a recorded launch was given stays what it was, so a step may differ from the recorded one in two ways only: by
-numbers that its kernels read from the GPU's memory (`StepNumbers`), and by what the tensors hold that it reads. All
-else (number of rays, length of the march's steps, which losses there are) makes the step's key: each key has its graph.
-Nothing may be read back to the CPU while a step is recorded.
-
-Recording costs as much as an ordinary step and some memory, so a key is recorded when it comes a second time in a row.
-Whether replaying pays depends on how long Python takes beside the GPU; scripts/gpu_check.py measures it (section
-`graph`), and no GPU has yet.
+A step may differ from the recorded one by numbers that its kernels read from the GPU's memory (`StepNumbers`), and by
+what the tensors hold that it reads. All else (number of rays, length of the march's steps, which losses there are)
+makes the step's key: each key has its graph, recorded when it comes a second time in a row. Nothing may be read back to
+the CPU while a step is recorded.
 """
 
 from __future__ import annotations
@@ -57,14 +53,8 @@ class RecordedSteps:
     def place(self, now: StepNumbers) -> StepNumbers:
         """The numbers with their copies on the GPU, written there in one launch."""
         corrections = [1.0 - beta ** (now.step + 1) for beta in self.betas]
-        args = NumbersArgs(
-            self.rates.data_ptr(),
-            self.step_at.data_ptr(),
-            now.learning_rate,
-            *corrections,
-            now.surface_weight,
-            now.step,
-        )
+        at, numbers = (self.rates.data_ptr(), self.step_at.data_ptr()), (now.learning_rate, *corrections)
+        args = NumbersArgs(*at, *numbers, now.surface_weight, now.step)
         nvrtc.program("cuda_adam.cu").launch("set_numbers", args, 1, 32)
         return StepNumbers(now.step, now.learning_rate, now.surface_weight, self.rates, self.step_at)
 

@@ -14,7 +14,6 @@ from nerf.kernels.bindings import Pointers, check_in_place
 from nerf.kernels.cuda import THREADS, Net, blocks_of, fill_gpu, gpu, grid_struct, march_struct, pointers, ray_pointers
 from nerf.kernels.cuda_order import KeptSamples, scatter_in_integers, sorted_by_ray, sum_over_rays
 from nerf.kernels.records import (
-    FieldConfig,
     FieldView,
     GradAccumulator,
     MarchSettings,
@@ -119,31 +118,21 @@ class _Render(torch.autograd.Function):
         rays_o, rays_d, viewdirs, *_ = ctx.saved_tensors
         _alive, net, kept, sh, job = ctx.state
         params, sink = job.field.params, job.accumulator
-        per_ray = {
-            "colors": grad_colors,
-            "opacities": grad_opacities,
-            "depths": grad_depths,
-            "second_moments": grad_moments,
-            "distortions": grad_distortions,
-        }
+        grads = grad_colors, grad_opacities, grad_depths, grad_moments, grad_distortions
+        per_ray = dict(zip((*OUTPUTS[:3], *OUTPUTS[4:]), grads, strict=True))
         if sink is not None:
-            check_in_place(
-                "grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32, str(gpu().device)
-            )
+            shape = tuple(params.table.shape)
+            check_in_place("grad_accumulator.table", sink.table, shape, torch.float32, str(gpu().device))
             torch.autograd.graph.increment_version(sink.table)
         grad_table = sink.table if sink is not None else torch.zeros_like(params.table)
         with_rays = any(ctx.needs_input_grad[:3])
         rays = (rays_o, rays_d, viewdirs) if with_rays else None
-        flat, grad_rays = _backward(net, kept, sh, per_ray, job.field.config, job.settings, grad_table, rays)
+        flat, grad_rays = _backward(net, kept, sh, per_ray, job, grad_table, rays)
         shapes = [w.shape for w in params.density_weights + params.color_weights]
         parts = zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)
         ctx.state = None
-        return (
-            None,
-            *grad_rays,
-            None if sink is not None else grad_table,
-            *(part.view(shape) for part, shape in parts),
-        )
+        weights = (part.view(shape) for part, shape in parts)
+        return None, *grad_rays, None if sink is not None else grad_table, *weights
 
 
 def _backward(
@@ -151,19 +140,18 @@ def _backward(
     kept: KeptSamples,
     sh: Tensor,
     per_ray: dict[str, Tensor],
-    config: FieldConfig,
-    settings: MarchSettings,
+    job: _Job,
     grad_table: Tensor,
     rays: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Adds to the table's gradient; returns those of the weights, one after the other, and of the rays where asked."""
-    p, layout = pointers(), config.layout
+    p, layout = pointers(), job.field.config.layout
     capacity, n, device = kept.struct.capacity, len(kept.tensors["tails"]), grad_table.device
     samples = torch.empty(capacity, 4, device=device)
     largest = torch.zeros(1, dtype=torch.int32, device=device)
     composite = cuda_args.CompositeArgs(
         kept=kept.struct,
-        gradient_distance=settings.gradient_distance,
+        gradient_distance=job.settings.gradient_distance,
         n_rays=n,
         grads=samples.data_ptr(),
         largest_bits=largest.data_ptr(),
@@ -176,7 +164,7 @@ def _backward(
     threads, shared = 32 * net.warps, net.backward_bytes
     program = net.program("cuda_backward.cu")
     blocks = fill_gpu(program, "field_backward", threads, shared, -(-capacity // (16 * net.warps)))
-    n_gradients = sum(n_out * n_in for n_out, n_in in _weight_shapes(net, layout.n_features))
+    n_gradients = net.n_gradients
     partials = torch.empty(blocks, n_gradients, device=device)
     grad_features = torch.empty(capacity * layout.n_features * net.element_bytes, dtype=torch.uint8, device=device)
     grad_sh = torch.zeros(capacity if ordered else n, 16, device=device) if rays is not None else None
@@ -250,14 +238,6 @@ def _ray_gradients(
     if ordered:
         grads[:2] = [sum_over_rays(program, kept, g) for g in grads[:2]]
     return grads[0], grads[1], grads[2]
-
-
-def _weight_shapes(net: Net, n_features: int) -> list[tuple[int, int]]:
-    width, shapes = net.desc.width, []
-    for n_layers, n_in, n_out in ((net.desc.n_density_layers, n_features, 16), (net.desc.n_color_layers, 32, 3)):
-        sizes = [n_in, *[width] * (n_layers - 1), n_out]
-        shapes += [(b, a) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-    return shapes
 
 
 def render_rays(

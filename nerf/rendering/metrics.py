@@ -1,8 +1,4 @@
-"""How far a rendered picture is from the true one: PSNR, SSIM, and the PSNR after a fit of the colours.
-
-Pictures are [h, w, c] tensors of floats; both are clipped to [0, 1] first, in whatever colour space they come in (the
-caller says which). All of it is measurement: nothing here is meant to be differentiated.
-"""
+"""How far a rendered picture [h,w,c] is from the true one, both clipped to [0,1]: PSNR, SSIM, a fit of the colours."""
 
 from __future__ import annotations
 
@@ -97,18 +93,13 @@ def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
 
 
 def colour_correct(rendered: Tensor, truth: Tensor, degree: int = 2, mask: Tensor | None = None) -> Tensor:
-    """The rendered picture with its colours fitted to the truth: one global colour curve per view, no spatial freedom.
+    """The rendered picture [h,w,3] with its colours fitted to the truth: one global colour curve per view.
 
-    Photographs differ in exposure and white balance from shot to shot, which a radiance field cannot know for a view it
-    has not seen; the PSNR after this fit says how good the picture is apart from that. It looks at the truth, so it is
-    reported beside the plain number, never instead of it.
-
-    Each output channel is a polynomial of the rendered r, g, b (degree 1: affine; 2: with squares and products),
-    fitted by least squares over all pixels. The idea is from Mildenhall et al., "NeRF in the Dark" (RawNeRF), 2022, and
-    the evaluation of Mip-NeRF 360; theirs repeats the fit without clipped pixels, ours is one solve, and so its mean
-    squared error is never above that of the uncorrected picture.
-    rendered, truth: [h, w, 3], clipped to [0, 1] here; mask: [h, w] bool, pixels that take part in the fit.
-    Returns [h, w, 3] in [0, 1].
+    For photographs that differ in exposure and white balance, which a field cannot know for a view it has not seen.
+    Each output channel is a polynomial of the rendered r, g, b (degree 1: affine; 2: with squares and products), fitted
+    by least squares over all pixels (of the mask [h,w]). After Mildenhall et al., "NeRF in the Dark" (RawNeRF), 2022,
+    and the evaluation of Mip-NeRF 360; theirs repeats the fit without clipped pixels, ours is one solve, and so its
+    mean squared error is never above that of the uncorrected picture.
     """
     _same_shape(rendered, truth)
     if degree not in (1, 2):
@@ -116,7 +107,7 @@ def colour_correct(rendered: Tensor, truth: Tensor, degree: int = 2, mask: Tenso
     x = rendered.clamp(0, 1).reshape(-1, rendered.shape[-1])
     y = truth.clamp(0, 1).reshape(-1, truth.shape[-1])
     rows = torch.arange(len(x)) if mask is None else mask.reshape(-1).nonzero()[:, 0]
-    n_terms = len(_colour_terms(x[:1], degree)[0])
+    n_terms = _colour_terms(x[:1], degree).shape[1]
     gram = torch.zeros(n_terms, n_terms, dtype=torch.float64, device=x.device)
     target = torch.zeros(n_terms, x.shape[1], dtype=torch.float64, device=x.device)
     for some in rows.split(1 << 16):

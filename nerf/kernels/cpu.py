@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,50 +37,75 @@ from nerf.kernels.records import (
 # ---- hash grid -----------------------------------------------------------------------------------------------------
 
 
+class _HashGrid(torch.autograd.Function):
+    """Around `encode(positions, table, layout)` and `backward(grad_out, positions, table, layout, *grads)`, which adds
+    to the gradients of positions and table where they are not None."""
+
+    @staticmethod
+    def forward(ctx, encode, backward, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+        ctx.about = backward, layout
+        ctx.save_for_backward(positions, table)
+        return encode(positions, table, layout)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
+        inputs, (backward, layout) = ctx.saved_tensors, ctx.about
+        wanted = zip(inputs, ctx.needs_input_grad[2:4], strict=True)
+        grads = [torch.zeros(t.shape, device=t.device) if needs else None for t, needs in wanted]
+        backward(grad_out, *inputs, layout, *grads)
+        return None, None, *grads, None
+
+
+def grid_function(encode: Callable[..., Tensor], backward: Callable[..., None]) -> Callable[..., Tensor]:
+    """The hash grid of one kind of machine, as `reference.hashgrid_encode`; float32, once differentiable in positions
+    and table."""
+
+    def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+        if positions.dim() != 2 or positions.shape[1] != layout.n_dims:
+            raise ValueError(f"positions: expected shape [n, {layout.n_dims}], got {list(positions.shape)}")
+        return _HashGrid.apply(encode, backward, positions, table, layout)
+
+    return hashgrid_encode
+
+
 def _grid_arguments(positions: Tensor, table: Tensor, layout: GridLayout, p: Pointers) -> tuple:
     at = p("positions", positions, (len(positions), layout.n_dims))
     rows = p("table", table, (layout.n_rows, layout.n_features_per_level))
     return layout.n_dims, layout.n_features_per_level, at, len(positions), grid_levels(layout), layout.n_levels, rows
 
 
-class _HashGrid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-        n = len(positions)
-        out = torch.empty(n, layout.n_features)
-        p = Pointers()
-        args = _grid_arguments(positions, table, layout, p)
-        if n and native().nerf_hashgrid_forward(*args, out.data_ptr(), torch.get_num_threads()):
-            raise ValueError(
-                f"layout: {layout.n_features_per_level} features per level are not compiled, expected 1, 2, 4 or 8"
-            )
-        ctx.layout = layout
-        ctx.save_for_backward(positions, table)
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
-        positions, table = ctx.saved_tensors
-        layout, n, p = ctx.layout, len(positions), Pointers()
-        grad_positions = torch.zeros(n, layout.n_dims) if ctx.needs_input_grad[0] else None
-        grad_table = torch.zeros(table.shape) if ctx.needs_input_grad[1] else None
-        if n:
-            native().nerf_hashgrid_backward(
-                *_grid_arguments(positions, table, layout, p),
-                p("grad_out", grad_out, (n, layout.n_features)),
-                p("grad_table", grad_table, (None, None)),
-                p("grad_positions", grad_positions, (None, None)),
-                torch.get_num_threads(),
-            )
-        return grad_positions, grad_table, None
+def _encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+    n, p = len(positions), Pointers()
+    out = torch.empty(n, layout.n_features)
+    args = _grid_arguments(positions, table, layout, p)
+    if n and native().nerf_hashgrid_forward(*args, out.data_ptr(), torch.get_num_threads()):
+        raise ValueError(
+            f"layout: {layout.n_features_per_level} features per level are not compiled, expected 1, 2, 4 or 8"
+        )
+    return out
 
 
-def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-    """See `reference.hashgrid_encode`; float32, once differentiable in positions and table."""
-    if positions.dim() != 2 or positions.shape[1] != layout.n_dims:
-        raise ValueError(f"positions: expected shape [n, {layout.n_dims}], got {list(positions.shape)}")
-    return _HashGrid.apply(positions, table, layout)
+def _encode_backward(
+    grad_out: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    layout: GridLayout,
+    grad_positions: Tensor | None,
+    grad_table: Tensor | None,
+) -> None:
+    n, p = len(positions), Pointers()
+    if n:
+        native().nerf_hashgrid_backward(
+            *_grid_arguments(positions, table, layout, p),
+            p("grad_out", grad_out, (n, layout.n_features)),
+            p("grad_table", grad_table, (None, None)),
+            p("grad_positions", grad_positions, (None, None)),
+            torch.get_num_threads(),
+        )
+
+
+hashgrid_encode = grid_function(_encode, _encode_backward)
 
 
 # ---- field ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from nerf.errors import UserError
 from nerf.kernels import cuda_args, nvrtc, reference
 from nerf.kernels.bindings import FieldDesc, Pointers, grid_levels
 from nerf.kernels.checks import check_occupied
-from nerf.kernels.cpu import adam_desc, field_desc
+from nerf.kernels.cpu import adam_desc, field_desc, grid_function
 from nerf.kernels.records import AdamState, AdamStep, FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
 
 THREADS = 256
@@ -69,59 +69,51 @@ def _grid_program(layout: GridLayout) -> nvrtc.Program:
     )
 
 
-class _HashGrid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-        n, p = len(positions), pointers()
-        out = torch.empty(n, layout.n_features, device=positions.device)
-        args = cuda_args.GridArgs(
-            positions=p("positions", positions, (n, layout.n_dims)),
-            table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
-            out=out.data_ptr(),
-            n=n,
-            n_levels=layout.n_levels,
-            levels=grid_levels(layout),
-        )
-        _grid_program(layout).launch("encode", args, blocks_of(n), THREADS, layout.n_levels)
-        ctx.layout = layout
-        ctx.save_for_backward(positions, table)
-        return out
+def _grid_args(positions: Tensor, table: Tensor, layout: GridLayout, p: Pointers) -> cuda_args.GridArgs:
+    return cuda_args.GridArgs(
+        positions=p("positions", positions, (len(positions), layout.n_dims)),
+        table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
+        n=len(positions),
+        n_levels=layout.n_levels,
+        levels=grid_levels(layout),
+    )
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
-        positions, table = ctx.saved_tensors
-        layout, n, p = ctx.layout, len(positions), pointers()
-        grad_positions = torch.empty_like(positions) if ctx.needs_input_grad[0] else None
-        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
-        args = cuda_args.GridArgs(
-            positions=p("positions", positions, (n, layout.n_dims)),
-            table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
-            grad_out=p("grad_out", grad_out, (n, layout.n_features)),
-            grad_table=0 if grad_table is None else grad_table.data_ptr(),
-            grad_positions=0 if grad_positions is None else grad_positions.data_ptr(),
-            n=n,
-            n_levels=layout.n_levels,
-            levels=grid_levels(layout),
-        )
-        if grad_table is not None and deterministic and n:
+
+def _encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+    n, p = len(positions), pointers()
+    out = torch.empty(n, layout.n_features, device=positions.device)
+    args = _grid_args(positions, table, layout, p)
+    args.out = out.data_ptr()
+    _grid_program(layout).launch("encode", args, blocks_of(n), THREADS, layout.n_levels)
+    return out
+
+
+def _encode_backward(
+    grad_out: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    layout: GridLayout,
+    grad_positions: Tensor | None,
+    grad_table: Tensor | None,
+) -> None:
+    n, p, program = len(positions), pointers(), _grid_program(layout)
+    args = _grid_args(positions, table, layout, p)
+    args.grad_out = p("grad_out", grad_out, (n, layout.n_features))
+    if grad_table is not None:
+        args.grad_table = grad_table.data_ptr()
+        if deterministic and n:
             sums = torch.zeros(table.shape, dtype=torch.int64, device=table.device)
             scale = fixed_scale(grad_out, n)
             args.sums, args.fixed_scale, args.n_numbers = sums.data_ptr(), scale.data_ptr(), sums.numel()
-        if grad_table is not None:
-            _grid_program(layout).launch("scatter", args, blocks_of(n), THREADS, layout.n_levels)
+        program.launch("scatter", args, blocks_of(n), THREADS, layout.n_levels)
         if args.sums:
-            _grid_program(layout).launch("add_table_sums", args, blocks_of(args.n_numbers), THREADS)
-        if grad_positions is not None:
-            _grid_program(layout).launch("position_gradients", args, blocks_of(n), THREADS)
-        return grad_positions, grad_table, None
+            program.launch("add_table_sums", args, blocks_of(args.n_numbers), THREADS)
+    if grad_positions is not None:
+        args.grad_positions = grad_positions.data_ptr()
+        program.launch("position_gradients", args, blocks_of(n), THREADS)
 
 
-def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-    """See `reference.hashgrid_encode`; float32, once differentiable in positions and table."""
-    if positions.dim() != 2 or positions.shape[1] != layout.n_dims:
-        raise ValueError(f"positions: expected shape [n, {layout.n_dims}], got {list(positions.shape)}")
-    return _HashGrid.apply(positions.contiguous(), table.contiguous(), layout)
+hashgrid_encode = grid_function(_encode, _encode_backward)
 
 
 # ---- field ---------------------------------------------------------------------------------------------------------

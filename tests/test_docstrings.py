@@ -23,19 +23,16 @@ STATE = {"to_state", "from_state", "to_dict", "from_dict", "layout"}  # what the
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # public names without an example: only ever shorter
 WITHOUT = {
-    "Backend",
     "Field",
     "FieldChoice",
     "FieldOptimiser",
     "FieldOptions",
     "FitConfig",
     "Fitted",
-    "Marching",
     "OccupancyGrid",
     "PixelBatch",
     "PixelSampler",
     "RadianceField",
-    "Samples",
     "SceneLoss",
     "SignalField",
     "Trainer",
@@ -45,7 +42,6 @@ WITHOUT = {
     "fit",
     "image_of_field",
     "next_n_rays",
-    "ray_jitter",
     "read_audio",
     "read_image",
     "read_video",

@@ -45,6 +45,8 @@ from nerf.kernels.records import (
     Samples,
 )
 
+INSTRUCTION_SETS = ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd")  # those worth telling
+
 _chosen: str | None = None
 
 
@@ -74,12 +76,11 @@ def _fastest() -> str:
         # without a GPU nobody expects one; with one, silence would be slow silence
         note(f"not running on the GPU: {broken}")
     lib = bindings.load()
-    if lib.handle is None:
-        note(
-            f"running the slow reference kernels, because {lib.reason}; "
-            "reinstall with a C++ compiler for about 20 times the speed"
-        )
-    return "reference" if lib.handle is None else "cpu"
+    if lib.handle is not None:
+        return "cpu"
+    remedy = "reinstall with a C++ compiler for about 20 times the speed"
+    note(f"running the slow reference kernels, because {lib.reason}; {remedy}")
+    return "reference"
 
 
 def backend() -> str:
@@ -153,8 +154,8 @@ def _searches_natively() -> bool:
 
 
 def describe() -> dict[str, object]:
-    """What is there, for `nerf doctor`: backend in use, native library variant or the reason it is missing, instruction
-    sets."""
+    """What is there, for `nerf doctor`: the GPU or why there is none, the processor's backend, variant of the native
+    library or why it is missing, instruction sets."""
     lib = bindings.load()
     flags = bindings.cpu_flags()
     gpu, no_gpu = nvrtc.find()
@@ -169,9 +170,7 @@ def describe() -> dict[str, object]:
         "openmp": bool(lib.handle and lib.handle.nerf_has_openmp()),
         "lanes": int(lib.handle.nerf_lanes()) if lib.handle else 0,
         "bf16": bool(lib.handle and lib.handle.nerf_has_bf16()),
-        "instruction_sets": [
-            f for f in ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd") if f in flags
-        ],
+        "instruction_sets": [f for f in INSTRUCTION_SETS if f in flags],
         "threads": torch.get_num_threads(),
     }
 
@@ -180,8 +179,7 @@ def describe() -> dict[str, object]:
 
 
 def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-    """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`. Native code takes float32
-    only."""
+    """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`."""
     features = _backend_of(table).hashgrid_encode(positions.to(table.device), table, layout)
     return features.to(positions.device)
 
@@ -212,7 +210,12 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:
 
 def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:
     """A float in [0,1) per ray from an integer hash of (seed, step, ray), the same on every backend; on `device()`.
-    `step_at`: see `cuda.ray_jitter`."""
+    `step_at`: see `cuda.ray_jitter`.
+
+    >>> import nerf
+    >>> nerf.ray_jitter(seed=0, step=1, n=2)
+    tensor([0.6451, 0.5416])
+    """
     return BACKENDS[backend()].ray_jitter(seed, step, n, step_at)
 
 

@@ -1,8 +1,7 @@
 """The GPU behind the CUDA backend: finding it, compiling our sources for it at first use, and launching kernels.
 
-Compiled by NVRTC (a library that pip installs; no toolkit, no nvcc, no headers) through cuda-bindings, the lower half
-of cuda-core, and kept on disk under a hash of sources, options, architecture and compiler. Compiling needs no GPU.
-Launched through the driver's own library on torch's current stream, with tensors that torch allocates.
+Compiled by NVRTC (from pip; no toolkit, no headers, no GPU needed) through cuda-bindings, and kept on disk under a hash
+of sources, options, architecture and compiler. Launched through the driver's library on torch's current stream.
 """
 
 from __future__ import annotations
@@ -70,12 +69,9 @@ def find() -> tuple[Gpu | None, str]:
     except RuntimeError as error:  # it is there, and is broken, or taken by another process
         return None, f"the GPU does not answer ({' '.join(str(error).split())[:200]}); see what nvidia-smi says"
     if (p.major, p.minor) < OLDEST:
-        return (
-            None,
-            f"{p.name} has compute capability {p.major}.{p.minor}; the kernels need {OLDEST[0]}.{OLDEST[1]} or newer",
-        )
-    version = nvrtc_version()
-    driver = driver_version()
+        needed = f"the kernels need {OLDEST[0]}.{OLDEST[1]} or newer"
+        return None, f"{p.name} has compute capability {p.major}.{p.minor}; {needed}"
+    version, driver = nvrtc_version(), driver_version()
     wanted = f"nerf-reconstruct[cuda{driver[0] if driver and driver[0] in (12, 13) else built.split('.')[0]}]"
     if version is None:
         return None, f"{p.name} is there, but NVRTC is not: pip install '{wanted}'"
@@ -194,9 +190,8 @@ def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:
         with atomic_write(path, f".{os.getpid()}.tmp") as temporary:  # several processes may compile the same
             temporary.write_bytes(code)
     except OSError as error:
-        note(
-            f"compiled kernels cannot be kept in {path.parent} ({error.strerror}); set NERF_CACHE_DIR to another folder"
-        )
+        reason = f"cannot be kept in {path.parent} ({error.strerror})"
+        note(f"compiled kernels {reason}; set NERF_CACHE_DIR to another folder")
     return code
 
 

@@ -61,9 +61,7 @@ def _reference(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) ->
         near, far = float((1 / depth).max()), float((1 / depth).min())
         scale = (2**_DEPTH_BITS - 1) / max(near - far, 1e-300)
         # float32 is enough from here: offsets are whole pixels within one triangle
-        table = torch.cat(
-            [slopes[..., 1:], inverse[..., None]], dim=2
-        ).float()  # [f, (first, right, down), (w1, w2, 1/z)]
+        table = torch.cat([slopes[..., 1:], inverse[..., None]], dim=2).float()  # [f, 3, (w1, w2, 1/z)]
         widths, origin = size[:, 0], low[:, 1].long() * width + low[:, 0].long()
         ends = size.prod(dim=1).cumsum(0)
         start = 0

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -81,10 +82,7 @@ class GridLayout:
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """First row of each level, and the total at the end: `n_levels + 1` entries."""
-        offsets = [0]
-        for size in self.level_sizes:
-            offsets.append(offsets[-1] + size)
-        return tuple(offsets)
+        return tuple(accumulate(self.level_sizes, initial=0))
 
     @property
     def n_rows(self) -> int:
@@ -129,10 +127,6 @@ class FieldParams:
     table: Tensor
     density_weights: list[Tensor]
     color_weights: list[Tensor]
-
-    @property
-    def networks(self) -> tuple[list[Tensor], list[Tensor]]:
-        return self.density_weights, self.color_weights
 
 
 @dataclass(frozen=True)

@@ -21,21 +21,15 @@ def sh_encode(directions: Tensor, degree: int) -> Tensor:
     if degree not in (1, 2, 3, 4):
         raise ValueError(f"degree: expected 1, 2, 3 or 4, got {degree!r}")
     x, y, z = directions.unbind(1)
-    root = math.sqrt
-    pi = math.pi
+    root, pi = math.sqrt, math.pi
     bands = [torch.full_like(x, 0.5 * root(1 / pi))]
     if degree > 1:
         c = root(3 / (4 * pi))
         bands += [-c * y, c * z, -c * x]
     if degree > 2:
         c = root(15 / (4 * pi))
-        bands += [
-            c * (x * y),
-            -c * (y * z),
-            root(5 / (16 * pi)) * (3 * z * z - 1),
-            -c * (x * z),
-            0.5 * c * (x * x - y * y),
-        ]
+        bands += [c * (x * y), -c * (y * z), root(5 / (16 * pi)) * (3 * z * z - 1), -c * (x * z)]
+        bands += [0.5 * c * (x * x - y * y)]
     if degree > 3:
         c1, c2, c3 = root(21 / (32 * pi)), root(105 / (16 * pi)), root(35 / (32 * pi))
         bands += [

@@ -290,9 +290,8 @@ class _Render(torch.autograd.Function):
             torch.autograd.graph.increment_version(sink.table)
         grad_table = sink.table if sink is not None else torch.zeros(params.table.shape)
         grads.table = grad_table.data_ptr()
-        grad_density, grad_color = (
-            [torch.empty(w.shape) for w in ws] for ws in (params.density_weights, params.color_weights)
-        )
+        grad_density = [torch.empty(w.shape) for w in params.density_weights]
+        grad_color = [torch.empty(w.shape) for w in params.color_weights]
         for slots, found in ((grads.density_weights, grad_density), (grads.color_weights, grad_color)):
             for i, g in enumerate(found):
                 slots[i] = g.data_ptr()

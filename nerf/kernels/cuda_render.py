@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nerf.kernels import cuda, cuda_args, nvrtc
-from nerf.kernels.bindings import Pointers, check_in_place
+from nerf.kernels.bindings import check_in_place
 from nerf.kernels.cuda import THREADS, Net, blocks_of, fill_gpu, gpu, grid_struct, march_struct, pointers, ray_pointers
 from nerf.kernels.cuda_order import KeptSamples, scatter_in_integers, sorted_by_ray, sum_over_rays
 from nerf.kernels.records import (
@@ -37,9 +37,7 @@ def _keep(n: Tensor, n_rays: int, capacity: int, net: Net, n_features: int) -> K
         "n": n,
         "tails": empty(n_rays, dtype=torch.int32),
         "totals": empty(n_rays, 2),
-        "places": empty(capacity, 4),
-        "lights": empty(capacity, 4),
-        "units": empty(capacity, 4),
+        **{name: empty(capacity, 4) for name in ("places", "lights", "units")},
         "links": empty(capacity, 2, dtype=torch.int32),
         "features": empty(capacity, n_features * net.element_bytes, dtype=torch.uint8),
     }
@@ -198,9 +196,9 @@ def _backward(
         scatter_in_integers(program, scatter, numbers, grad_table, (looping, layout.n_levels))
     else:
         program.launch("scatter_table", scatter, looping, THREADS, layout.n_levels)
-    if rays is None:
+    if rays is None or grad_sh is None:
         return flat, (None, None, None)
-    return flat, _ray_gradients(net, program, kept, grad_features, largest, grad_sh, rays, p, looping)
+    return flat, _ray_gradients(net, program, kept, grad_features, largest, grad_sh, rays, looping)
 
 
 def _ray_gradients(
@@ -209,12 +207,11 @@ def _ray_gradients(
     kept: KeptSamples,
     grad_features: Tensor,
     largest: Tensor,
-    grad_sh: Tensor | None,
+    grad_sh: Tensor,
     rays: tuple[Tensor, Tensor, Tensor],
-    p: Pointers,
     blocks: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    assert grad_sh is not None
+    p = pointers()
     n, ordered, device = len(rays[0]), kept.is_sorted, grad_sh.device
     if ordered:
         grad_sh = sum_over_rays(program, kept, grad_sh)

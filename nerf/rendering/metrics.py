@@ -11,11 +11,8 @@ BAND = 128  # rows of a picture that are looked at together
 
 
 def psnr(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio of one view in decibels: -10 log10(mean squared error) over all pixels and channels.
-
-    rendered, truth: [h, w, c] (any equal shape works), clipped to [0, 1] here; mask: [h, w] bool, True = counts.
-    Equal pictures give infinity, an empty mask NaN. The mean over views is the mean of their decibels.
-    """
+    """Peak signal-to-noise ratio of one view in decibels: -10 log10(mean squared error) over all pixels and channels,
+    of the mask [h,w] where given. Equal pictures give infinity, an empty mask NaN."""
     _same_shape(rendered, truth)
     squared = (rendered.clamp(0, 1) - truth.clamp(0, 1)).square_()
     if mask is not None:
@@ -34,7 +31,6 @@ def psnr_of(mse: float, peak: float = 1.0) -> float:
 def hdr_psnr(rendered: Tensor, truth: Tensor, brightest: float, mask: Tensor | None = None) -> float:
     """PSNR in decibels of linear light, dark and bright alike: after log(1 + 5000 c / brightest) / log(5001).
 
-    rendered, truth: [h, w, c] linear light, brightest: what the curve takes to 1. mask: [h, w] bool, True = counts.
     Source: the mu-law of Kalantari and Ramamoorthi, "Deep High Dynamic Range Imaging of Dynamic Scenes", 2017, eq. 2.
     """
 
@@ -45,13 +41,11 @@ def hdr_psnr(rendered: Tensor, truth: Tensor, brightest: float, mask: Tensor | N
 
 
 def ssim(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
-    """Structural similarity, mean over windows and channels; 1 for equal pictures.
+    """Structural similarity, mean over windows (with centres in the mask [h,w]) and channels; 1 for equal pictures.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", 2004,
     equation 13: Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, data range 1, only
-    windows that lie inside the picture. Colour pictures: each channel by itself, then the mean.
-    rendered, truth: [h, w, c] with h, w >= 11, clipped to [0, 1] here; mask: [h, w] bool, windows whose centre is True
-    count. Raises ValueError for smaller pictures.
+    windows that lie inside the picture. Raises ValueError for pictures that are smaller.
     """
     _same_shape(rendered, truth)
     if rendered.dim() != 3 or min(rendered.shape[:2]) < 11:

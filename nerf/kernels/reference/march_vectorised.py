@@ -12,7 +12,7 @@ from torch.nn.functional import max_pool3d
 from nerf.geometry.space import ray_box
 from nerf.kernels.checks import check, check_occupied
 from nerf.kernels.records import MarchSettings, Rays, Samples
-from nerf.kernels.reference.arithmetic import fma32, fma_tensor
+from nerf.kernels.reference.arithmetic import fma32, fma_tensor, ragged_chunks
 
 # The vectorised march tests about this many lattice points at a time: arrays of this size still live in the cache.
 MARCH_CHUNK = 1 << 18
@@ -142,7 +142,7 @@ def _march_constant(
     if run_length > 1:
         n_runs = -(n_steps // -run_length)
         runs = []
-        for ray, run in _ragged_chunks(n_runs):
+        for ray, run in ragged_chunks(n_runs, MARCH_CHUNK):
             t_run = t_first[ray] + ((run * run_length + k_first[ray]).to(torch.float32) + 0.5 * run_length) * step
             near = grid.near_occupied(t_run, ray).nonzero().squeeze(1)
             runs.append((ray[near], run[near] * run_length + k_first[ray[near]]))
@@ -154,7 +154,7 @@ def _march_constant(
             for ray, first in zip(rays.split(per_chunk), firsts.split(per_chunk), strict=True)
         )
     else:
-        candidates = ((ray, k + k_first[ray]) for ray, k in _ragged_chunks(n_steps))
+        candidates = ((ray, k + k_first[ray]) for ray, k in ragged_chunks(n_steps, MARCH_CHUNK))
     kept_rays, kept_ks = [n_steps[:0]], [n_steps[:0]]
     for ray, k in candidates:
         # k*step is exact in float64 and so is the sum, for all ranges that occur: one rounding.
@@ -169,23 +169,6 @@ def _march_constant(
     steps = k.cpu().numpy().astype(np.float32)
     starts, ends = (torch.from_numpy(fma32(s, np.float32(step), t_zero)) for s in (steps, steps + np.float32(1)))
     return starts.to(ray.device), ends.to(ray.device), ray
-
-
-def _ragged_chunks(counts: Tensor):  # type: ignore[no-untyped-def]
-    """Yield (ray, k) for all k < counts[ray], in order, about MARCH_CHUNK pairs at a time and never less than one
-    ray."""
-    ends = counts.cumsum(0)
-    begin = 0
-    while begin < counts.numel():
-        base = int(ends[begin - 1]) if begin else 0
-        stop = int(torch.searchsorted(ends, base + MARCH_CHUNK, right=True))
-        stop = max(begin + 1, stop)
-        piece = counts[begin:stop]
-        ray = torch.repeat_interleave(torch.arange(begin, min(stop, counts.numel()), device=counts.device), piece)
-        if ray.numel():
-            firsts = (ends[begin:stop] - piece - base).repeat_interleave(piece)
-            yield ray, torch.arange(ray.numel(), device=counts.device) - firsts
-        begin = stop
 
 
 def _march_cone(

@@ -214,7 +214,7 @@ def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> T
 
     >>> import nerf
     >>> nerf.ray_jitter(seed=0, step=1, n=2)
-    tensor([0.6451, 0.5416])
+    tensor([0.1211, 0.3017])
     """
     return BACKENDS[backend()].ray_jitter(seed, step, n, step_at)
 

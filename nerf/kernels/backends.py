@@ -30,24 +30,26 @@ class Backend(Protocol):
 
     >>> from nerf import kernels
     >>> kernels.BACKENDS["reference"].ray_jitter(0, 1, 2, None)
-    tensor([0.6451, 0.5416])
+    tensor([0.1211, 0.3017])
     """
 
     def why_missing(self) -> str:
         """Empty where the backend can be used, else the reason, with what to do."""
 
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where its models live."""
 
-    def pack_occupancy(self, occupied: Tensor, /) -> OccupancyBits | None: ...
+    def pack_occupancy(self, occupied: Tensor, /) -> OccupancyBits | None:
+        """Bits of a bool grid [levels,R,R,R], None where the grid itself is read."""
 
-    def march(self, rays: Rays, occupancy: Occupancy, settings: MarchSettings, /) -> Samples: ...
+    def march(self, rays: Rays, occupancy: Occupancy, settings: MarchSettings, /) -> Samples:
+        """Occupied intervals; not differentiable."""
 
     def field(self, x: Tensor, d: Tensor | None, field: FieldView, /) -> tuple[Tensor, Tensor | None]:
         """Densities [n] and, with directions, colours [n,3]; not differentiable."""
 
-    def differentiable_field(
-        self, x: Tensor, d: Tensor | None, field: FieldView, /
-    ) -> tuple[Tensor, Tensor | None]: ...
+    def differentiable_field(self, x: Tensor, d: Tensor | None, field: FieldView, /) -> tuple[Tensor, Tensor | None]:
+        """The same, once differentiable in x, d and the field, in single precision."""
 
     def render(
         self,
@@ -62,11 +64,14 @@ class Backend(Protocol):
         """`grad_accumulator`: where the table's gradient is added instead of being returned. `overflow`: whether a
         backend whose buffer of samples is full waits and makes room, or leaves the rest without gradients."""
 
-    def hashgrid_encode(self, positions: Tensor, table: Tensor, layout: GridLayout, /) -> Tensor: ...
+    def hashgrid_encode(self, positions: Tensor, table: Tensor, layout: GridLayout, /) -> Tensor:
+        """Features [n, L*F] of positions [n,d]; once differentiable in positions and table."""
 
-    def ray_jitter(self, seed: int, step: int, n: int, step_at: Tensor | None, /) -> Tensor: ...
+    def ray_jitter(self, seed: int, step: int, n: int, step_at: Tensor | None, /) -> Tensor:
+        """A float in [0,1) for each of n rays."""
 
-    def adam(self, param: Tensor, grad: Tensor, state: AdamState, step: AdamStep, /) -> None: ...
+    def adam(self, param: Tensor, grad: Tensor, state: AdamState, step: AdamStep, /) -> None:
+        """One step in place."""
 
 
 class Reference:

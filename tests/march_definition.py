@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.kernels.records import Samples
+from nerf.kernels import reference
+from nerf.kernels.records import MarchSettings, Rays, Samples
 from nerf.kernels.reference.arithmetic import fma32
 from nerf.kernels.reference.march_vectorised import check_march
 
@@ -26,7 +27,8 @@ def march_loop(
 ) -> Samples:
     """The definition of `march`, interval by interval in float32: slow, and what every other marcher must reproduce
     exactly."""
-    check_march(rays_o, rays_d, t_near, t_far, jitter, occupied, step_size, cone_angle, max_step)
+    check_march(Rays(rays_o, rays_d, rays_d, t_near, t_far, jitter), occupied)
+    MarchSettings(step_size, cone_angle, max_step)  # refuses steps that never end
     f32 = np.float32
     step, cone, longest = f32(step_size), f32(cone_angle), f32(max_step)
     n_levels, resolution = occupied.shape[0], occupied.shape[1]
@@ -78,3 +80,19 @@ def march_loop(
         torch.tensor(owners, dtype=torch.int64, device=device),
         torch.tensor(packed, dtype=torch.int64, device=device).reshape(-1, 2),
     )
+
+
+def march_at_once(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_near: Tensor,
+    t_far: Tensor,
+    jitter: Tensor,
+    occupied: Tensor,
+    step_size: float,
+    cone_angle: float = 0.0,
+    max_step: float = math.inf,
+) -> Samples:
+    """`reference.march` of the same arguments."""
+    rays = Rays(rays_o, rays_d, rays_d, t_near, t_far, jitter)
+    return reference.march(rays, occupied, MarchSettings(step_size, cone_angle, max_step))

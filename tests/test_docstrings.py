@@ -23,16 +23,12 @@ STATE = {"to_state", "from_state", "to_dict", "from_dict", "layout"}  # what the
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 # public names without an example: only ever shorter
 WITHOUT = {
-    "Backend",
     "FieldChoice",
     "FitConfig",
     "Fitted",
-    "Marching",
-    "Samples",
     "SignalField",
     "fit",
     "image_of_field",
-    "ray_jitter",
     "read_audio",
     "read_image",
     "read_video",

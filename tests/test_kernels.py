@@ -5,6 +5,7 @@ Both read the same float32 numbers; the reference then computes in float64, so w
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
@@ -59,6 +60,19 @@ def test_a_stale_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "source_hash", lambda: "0" * 16)
     stale = bindings.load.__wrapped__()
     assert stale.handle is None and "was built from other sources" in stale.reason
+
+
+@native
+def test_a_library_with_other_structs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(ctypes.Structure):
+        _fields_ = [("desc", bindings.AdamDesc), ("more", ctypes.c_int)]
+
+    native = bindings.native()
+    assert [native.nerf_sizeof(i) for i in range(7)] == [ctypes.sizeof(s) for s in bindings.STRUCTS]
+    assert native.nerf_sizeof(7) == native.nerf_sizeof(-1) == -1
+    monkeypatch.setattr(bindings, "STRUCTS", (*bindings.STRUCTS[:4], Longer, *bindings.STRUCTS[5:]))
+    found = bindings.load.__wrapped__()
+    assert found.handle is None and "lays out Longer in another way than Python declares" in found.reason
 
 
 def test_no_library_is_said_with_what_to_do(

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.kernels import (
+    AdamState,
+    AdamStep,
     cpu,
     reference,
 )
@@ -46,10 +48,11 @@ def test_adam_is_the_reference_in_float64(
     # With decay the gradient of a touched row is g + decay*p; which rows are touched is a matter of g alone.
     decayed = torch.where(untouched[:, None], wide[1], wide[1] + weight_decay * wide[0])
     reference.adam_step(
-        wide[0], decayed, wide[2], wide[3], lr=0.01, beta1=0.9, beta2=0.99, eps=1e-8, step=3, skip_zero_rows=skip
+        wide[0], decayed, AdamState(*wide[2:], (0.9, 0.99), 1e-8), AdamStep(0.01, 3, skip_zero_rows=skip)
     )
     before = [t.clone() for t in (param, m, v, half)]
-    kernels.adam_step(param, grad, m, v, 0.01, 0.9, 0.99, 1e-8, 3, skip, half, True, weight_decay)
+    state = AdamState(m, v, (0.9, 0.99), 1e-8, weight_decay)
+    kernels.adam_step(param, grad, state, AdamStep(0.01, 3, skip_zero_rows=skip, half_copy=half, zero_grad=True))
     for found, expected in zip((param, m, v), (wide[0], wide[2], wide[3]), strict=True):
         close(found, expected, rtol=1e-5, atol=1e-6)
     for now, then in zip((param, m, v, half), before, strict=True):
@@ -65,8 +68,8 @@ def test_adam_leaves_the_gradient_when_not_told_to_clear_it(name: str, backend: 
         param, grad, m, v = adam_state(shape)
         kept = grad.clone()
         wide = param.double(), grad.double(), m.double(), v.double()
-        reference.adam_step(*wide, lr=0.01, beta1=0.9, beta2=0.99, eps=1e-8, step=1)
-        kernels.adam_step(param, grad, m, v, 0.01, 0.9, 0.99, 1e-8, 1)
+        reference.adam_step(*wide[:2], AdamState(*wide[2:], (0.9, 0.99), 1e-8), AdamStep(0.01, 1))
+        kernels.adam_step(param, grad, AdamState(m, v, (0.9, 0.99), 1e-8), AdamStep(0.01, 1))
         assert torch.equal(grad, kept)
         close(param, wide[0], rtol=1e-5, atol=1e-6)
 
@@ -77,7 +80,7 @@ def test_adam_is_the_same_with_two_threads(threads: Callable[[int], None]) -> No
     for n in (1, 2):
         threads(n)
         state = adam_state((50_000, 4))
-        cpu.adam_step(*state, 0.01, 0.9, 0.99, 1e-15, 5, True)
+        cpu.adam_step(*state[:2], AdamState(*state[2:], (0.9, 0.99), 1e-15), AdamStep(0.01, 5, True))
         results.append(torch.cat(state).numpy().tobytes())
     assert results[0] == results[1]
 
@@ -90,8 +93,10 @@ def test_half_copies_round_like_torch() -> None:
     values = torch.cat([special, spread, -spread, special])  # first and last: in whole vectors, and in what is left
     for columns in (4, 1):
         param = values.reshape(-1, columns).clone()
-        zeros, half = torch.zeros_like(param), torch.zeros_like(param).half()
-        cpu.adam_step(param, torch.zeros_like(param), zeros, zeros.clone(), 0.0, 0.9, 0.99, 1e-8, 1, False, half)
+        half = torch.zeros_like(param).half()
+        cpu.adam_step(
+            param, torch.zeros_like(param), AdamState.of(param, (0.9, 0.99), 1e-8), AdamStep(0.0, 1, False, half)
+        )
         expected = param.clamp(-65504, 65504).half()
         big = param.abs() > 65504
         assert torch.equal(half[~big], expected[~big])
@@ -109,11 +114,12 @@ def test_adam_names_the_argument_that_is_wrong(name: str, wrong: str) -> None:
     param, grad, m, v, half = arguments.values()
     blamed = "grad" if wrong == "shape" and name == "param" else name  # the parameter's shape is the measure
     with pytest.raises((ValueError, TypeError), match=f"{blamed}: expected"):
-        cpu.adam_step(param, grad, m, v, 0.01, 0.9, 0.99, 1e-8, 1, half_copy=half)
+        cpu.adam_step(param, grad, AdamState(m, v, (0.9, 0.99), 1e-8), AdamStep(0.01, 1, half_copy=half))
 
 
 @pytest.mark.parametrize("name", ["auto", "reference"])
 def test_adam_counts_steps_from_one(name: str, backend: Callable[[str], str]) -> None:
     backend(name)
+    param, grad, m, v = adam_state((10, 4))
     with pytest.raises(ValueError, match="step: expected 1 or more"):
-        kernels.adam_step(*adam_state((10, 4)), 0.01, 0.9, 0.99, 1e-8, 0)
+        kernels.adam_step(param, grad, AdamState(m, v, (0.9, 0.99), 1e-8), AdamStep(0.01, 0))

@@ -197,7 +197,7 @@ def test_march_ends_for_rays_without_end() -> None:
         "batch.t_far[:] = float('inf')\n"
         "for cone in (0.0, 1 / 64):\n"
         "    found = cpu.march(batch.rays(), cpu.pack_occupancy(batch.occupied), MarchSettings(0.05, cone, 1.0))\n"
-        "    expected = reference.march(*batch.all(), 0.05, cone, 1.0)\n"
+        "    expected = reference.march(batch.rays(), batch.occupied, MarchSettings(0.05, cone, 1.0))\n"
         "    print(torch.equal(found.t_starts, expected.t_starts), flush=True)\n"
     )
     assert lines_before_the_end(code, seconds=15) == ["True", "True"], "a ray with t_far = inf never ends"

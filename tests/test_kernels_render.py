@@ -33,6 +33,8 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.kernels import (
+    AdamState,
+    AdamStep,
     FieldConfig,
     FieldParams,
     FieldView,
@@ -278,8 +280,8 @@ def test_what_changed_between_forward_and_backward_is_noticed() -> None:
     params, config = small_field(5)
     weights = cast(params, torch.float32, requires_grad=True)
     out = render(ray_batch(10, 16), weights, config, SETTINGS)
-    m, v = torch.zeros_like(params.table), torch.zeros_like(params.table)
-    cpu.adam_step(weights.table.detach(), torch.ones_like(m), m, v, 0.1, 0.9, 0.99, 1e-8, 1)
+    table = weights.table.detach()
+    cpu.adam_step(table, torch.ones_like(table), AdamState.of(table, (0.9, 0.99), 1e-8), AdamStep(0.1, 1))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out["foregrounds"].sum().backward()
 
@@ -405,7 +407,7 @@ VARIANT_RUN = """
 import sys
 import numpy as np
 import torch
-from nerf.kernels import FieldView, MarchSettings, bindings, cpu
+from nerf.kernels import AdamState, AdamStep, FieldView, MarchSettings, bindings, cpu
 from native import everything, native_march, render
 from tiny import ray_batch, small_field
 assert bindings.load().variant == sys.argv[1], bindings.load()
@@ -426,8 +428,8 @@ for seed, (shape, n_levels, settings) in enumerate([
     for name, copy in (("value", None), ("mixed", half)):
         found = cpu.field_forward(batch.rays_o / 5, batch.rays_d, FieldView(params, config, copy))
         out[f"{name} sigmas"], out[f"{name} rgbs"] = found
-    m, v = torch.zeros_like(table), torch.zeros_like(table)
-    cpu.adam_step(table, params.table.clone(), m, v, 1e-2, 0.9, 0.99, 1e-15, 3, True, half, True)
+    state = AdamState.of(table, (0.9, 0.99), 1e-15)
+    cpu.adam_step(table, params.table.clone(), state, AdamStep(1e-2, 3, True, half, True))
     out |= {"value adam": table, "value adam half": half.float()}
     results |= {f"{k} {seed}": t.numpy() for k, t in out.items()}
 np.savez(sys.argv[2], **results)

@@ -123,7 +123,10 @@ def test_adam_steps_views_that_wide_accesses_cannot_take(skip: bool) -> None:
             half = torch.zeros(begin + 36, dtype=torch.float16)[begin:].view(9, 4)
             launch = mock.patch.object(emulation.Program, "launch", autospec=True, side_effect=emulation.Program.launch)
             with launch as spy:
-                kernels.adam_step(*views, 1e-2, 0.9, 0.99, 1e-15, 3, skip, half, True)
+                state = kernels.AdamState(*views[2:], (0.9, 0.99), 1e-15)
+                kernels.adam_step(
+                    *views[:2], state, kernels.AdamStep(1e-2, 3, skip_zero_rows=skip, half_copy=half, zero_grad=True)
+                )
             found.append([*views, half, [call.args[1] for call in spy.call_args_list]])
     assert found[0].pop() == ["adam_rows_of_four"] and found[1].pop() == ["adam_rows"]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exact import rand, rng, unit_vectors
-from march_definition import march_loop
+from march_definition import march_at_once, march_loop
 from torch import Tensor
 
 from nerf.kernels import reference
@@ -152,7 +152,7 @@ def test_march_equals_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     # Small chunks bring in the coarse test of whole runs, and the seams between chunks.
     for chunk in (march_vectorised.MARCH_CHUNK, 512):
         monkeypatch.setattr(march_vectorised, "MARCH_CHUNK", chunk)
-        samples = reference.march(*args)
+        samples = march_at_once(*args)
         for field in ("t_starts", "t_ends", "ray_indices", "packed_info"):
             got, want = getattr(samples, field), getattr(expected, field)
             assert got.dtype == want.dtype and torch.equal(got, want), field  # bit for bit
@@ -167,11 +167,11 @@ def test_march_skips_runs_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     origins, directions = random_rays(64)
     t_near, t_far = reference.ray_box(origins, directions, 1.0)
     occupied = torch.zeros(1, 32, 32, 32, dtype=torch.bool)
-    reference.march(origins, directions, t_near, t_far, torch.zeros(64), occupied, 0.013)
+    march_at_once(origins, directions, t_near, t_far, torch.zeros(64), occupied, 0.013)
     assert seen and seen[0] >= 4
 
 
-@pytest.mark.parametrize("march", [reference.march, march_loop])
+@pytest.mark.parametrize("march", [march_at_once, march_loop])
 def test_march_closed_form(march) -> None:  # type: ignore[no-untyped-def]
     # Along x through [-1,1]^3 in steps of 1/8, all numbers exact: from t = 2 to 4, shifted by half a step.
     one = torch.ones(1)
@@ -199,7 +199,7 @@ def test_march_closed_form(march) -> None:  # type: ignore[no-untyped-def]
     assert samples.t_ends.tolist() == [0.375, 0.5, 0.625, 0.78125, 0.9765625]
 
 
-@pytest.mark.parametrize("march", [reference.march, march_loop])
+@pytest.mark.parametrize("march", [march_at_once, march_loop])
 def test_march_levels_nest(march) -> None:  # type: ignore[no-untyped-def]
     # One level at a time occupied: samples lie where that level is the finest, 2^(k-1) <= |p| < 2^k.
     origins, directions = torch.tensor([[0.01, 0.02, 0.03]]), torch.tensor([[1.0, 0.0, 0.0]])
@@ -220,7 +220,7 @@ def test_march_emptying_cells_only_removes() -> None:
     args = (origins, directions, t_near, t_far, torch.zeros(64))
 
     def pairs(occupied: Tensor) -> set[tuple[int, float, float]]:
-        s = reference.march(*args, occupied, 0.01)
+        s = march_at_once(*args, occupied, 0.01)
         return set(zip(s.ray_indices.tolist(), s.t_starts.tolist(), s.t_ends.tolist(), strict=True))
 
     assert pairs(some) < pairs(full)
@@ -233,7 +233,7 @@ def test_march_without_rays_or_hits(cone: float) -> None:
     for n in (0, 3):
         zeros = torch.zeros(n, 3)
         far = torch.full((n,), -1.0)
-        for march in (reference.march, march_loop):
+        for march in (march_at_once, march_loop):
             samples = march(zeros, zeros + 1, torch.zeros(n), far, torch.zeros(n), occupied, 0.01, cone)
             assert samples.t_starts.shape == samples.t_ends.shape == samples.ray_indices.shape == (0,)
             assert samples.t_starts.dtype == torch.float32 and samples.ray_indices.dtype == torch.int64
@@ -251,7 +251,7 @@ def test_march_rejects() -> None:
         "occupied": torch.ones(1, 4, 4, 4, dtype=torch.bool),
         "step_size": 0.1,
     }
-    reference.march(**good)  # type: ignore[arg-type]
+    march_at_once(**good)  # type: ignore[arg-type]
     for name, value, error in (
         ("rays_o", torch.zeros(n, 2), ValueError),
         ("rays_d", torch.zeros(n + 1, 3), ValueError),
@@ -266,8 +266,8 @@ def test_march_rejects() -> None:
         ("cone_angle", -1.0, ValueError),
         ("max_step", 0.01, ValueError),
     ):
-        for march in (reference.march, march_loop):
+        for march in (march_at_once, march_loop):
             with pytest.raises(error, match=name):
                 march(**{**good, name: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ray 0 never ends"):
-        reference.march(**{**good, "rays_d": torch.zeros(n, 3), "t_far": torch.full((n,), math.inf)})  # type: ignore[arg-type]
+        march_at_once(**{**good, "rays_d": torch.zeros(n, 3), "t_far": torch.full((n,), math.inf)})  # type: ignore[arg-type]

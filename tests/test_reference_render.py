@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from exact import F32, F64, composite, pack, rand, random_samples, rng, small_field, unit_vectors
+from march_definition import march_at_once
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from nerf.kernels import reference
-from nerf.kernels.records import FieldConfig, FieldParams, FieldView, MarchSettings, Rays, Samples
+from nerf.kernels.records import AdamState, AdamStep, FieldConfig, FieldParams, FieldView, MarchSettings, Rays, Samples
 
 
 def naive_composite(
@@ -256,7 +257,7 @@ def test_render_stops_as_composite_does() -> None:
     args = (origins, directions, directions, t_near, t_far, torch.zeros(n), occupied, params, config)
     out = render_rays(*args, **kwargs, stop_threshold=threshold)
     single = (x.float() for x in (origins, directions, t_near, t_far))
-    samples = reference.march(*single, torch.zeros(n), occupied, 0.05)
+    samples = march_at_once(*single, torch.zeros(n), occupied, 0.05)
     mids = (samples.t_starts.double() + samples.t_ends.double()) / 2
     positions = origins[samples.ray_indices] + mids[:, None] * directions[samples.ray_indices]
     fields = reference.radiance_field(positions, directions[samples.ray_indices], params, config)
@@ -307,7 +308,7 @@ def test_render_without_samples() -> None:
 def test_adam_equals_torch(skip: bool) -> None:
     g = rng()
     start = torch.randn(6, 4, generator=g, dtype=torch.float64)
-    param, m, v = start.clone(), torch.zeros(6, 4).double(), torch.zeros(6, 4).double()
+    param, state = start.clone(), AdamState.of(start, (0.9, 0.99), 1e-15)
     twin = torch.nn.Parameter(start.clone())
     optimiser = torch.optim.Adam([twin], lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
     for step in range(1, 11):
@@ -315,7 +316,7 @@ def test_adam_equals_torch(skip: bool) -> None:
         grad[2, 1:] = 0.0
         twin.grad = grad.clone()
         optimiser.step()
-        reference.adam_step(param, grad, m, v, 1e-2, 0.9, 0.99, 1e-15, step, skip)
+        reference.adam_step(param, grad, state, AdamStep(1e-2, step, skip))
     torch.testing.assert_close(param, twin.detach(), **F64)
 
 
@@ -324,7 +325,7 @@ def test_adam_leaves_zero_rows_alone() -> None:
     before = [x.clone() for x in (param, m, v)]
     grad = torch.zeros(5, 2, dtype=torch.float64)
     grad[1, 1] = 2.0
-    reference.adam_step(param, grad, m, v, 0.1, 0.9, 0.99, 1e-15, 3, skip_zero_rows=True)
+    reference.adam_step(param, grad, AdamState(m, v, (0.9, 0.99), 1e-15), AdamStep(0.1, 3, skip_zero_rows=True))
     for now, was in zip((param, m, v), before, strict=True):
         assert torch.equal(now[[0, 2, 3, 4]], was[[0, 2, 3, 4]])
         assert (now[1] != was[1]).all()
@@ -336,8 +337,9 @@ def test_adam_leaves_zero_rows_alone() -> None:
 
 
 def test_adam_first_step_has_length_lr() -> None:
-    param, m, v = (torch.zeros(3, 2) for _ in range(3))
-    reference.adam_step(param, torch.tensor([[1e-6, -5.0]] * 3), m, v, 0.01, 0.9, 0.99, 1e-15, 1)
+    param = torch.zeros(3, 2)
+    grad, state = torch.tensor([[1e-6, -5.0]] * 3), AdamState.of(param, (0.9, 0.99), 1e-15)
+    reference.adam_step(param, grad, state, AdamStep(0.01, 1))
     torch.testing.assert_close(param, torch.tensor([[-0.01, 0.01]] * 3))
 
 
@@ -346,6 +348,7 @@ def test_wrong_shapes_raise() -> None:
     layout = config.layout
     samples, sigmas, rgbs = random_samples([2, 2])
     x = rand(4, 3)
+    state = AdamState.of(x, (0.9, 0.99), 1e-15)
     calls = {
         "positions": lambda: reference.hashgrid_encode(x[:, :2], params.table, layout),
         "table": lambda: reference.hashgrid_encode(x, params.table[1:], layout),
@@ -358,9 +361,11 @@ def test_wrong_shapes_raise() -> None:
         "sigmas": lambda: composite(samples, sigmas[:2], rgbs, 2),
         "rgbs": lambda: composite(samples, sigmas, rgbs[:, :2], 2),
         "packed_info": lambda: composite(samples, sigmas, rgbs, 3),
-        "grad": lambda: reference.adam_step(x, x[:2], x, x, 0.1, 0.9, 0.99, 1e-15, 1),
-        "step": lambda: reference.adam_step(x, x, x, x, 0.1, 0.9, 0.99, 1e-15, 0),
-        "param": lambda: reference.adam_step(x[0], x[0], x[0], x[0], 0.1, 0.9, 0.99, 1e-15, 1, True),
+        "grad": lambda: reference.adam_step(x, x[:2], state, AdamStep(0.1, 1)),
+        "step": lambda: reference.adam_step(x, x, state, AdamStep(0.1, 0)),
+        "param": lambda: reference.adam_step(
+            x[0], x[0], AdamState.of(x[0], (0.9, 0.99), 1e-15), AdamStep(0.1, 1, True)
+        ),
     }
     for name, call in calls.items():
         with pytest.raises(ValueError, match=name):

@@ -59,7 +59,7 @@ def test_native_networks_agree_with_float64(sizes: list[int], acts: list[str]) -
         for mse, tolerance in (
             (kernels.network_mse(x, targets, layers), 1e-4),
             ((out - targets).square().mean(), 1e-4),
-            (kernels.network_mse(x, targets, layers, pairs=True), 0.15),
+            (kernels.network_mse(x, targets, layers, bf16=True), 0.15),
         ):
             assert float(mse.detach()) == pytest.approx(float(truth.detach()), rel=tolerance)
             for found, true in zip(torch.autograd.grad(mse, [x, *leaves]), wanted, strict=True):
@@ -75,7 +75,7 @@ def test_threads_change_no_bit() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(torch.autograd.grad(kernels.network_mse(x, targets, layers, pairs=True), leaves))
+            found.append(torch.autograd.grad(kernels.network_mse(x, targets, layers, bf16=True), leaves))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

@@ -1,5 +1,4 @@
-"""The only door to native code: every op by name, on the fastest backend that is there, and a word on which one that
-is.
+"""Every op by name, on the fastest backend that is there, and which one that is.
 
 `cpu` are the native libraries of `build.py`; `cuda` are kernels that NVRTC compiles for the GPU at first use;
 `tinycudann` is `cuda` with that package's hash grid and networks as the field; `reference` is plain torch, slow and
@@ -9,6 +8,8 @@ The backend decides where models live (`device()`); an op runs where its tensors
 come from either side when the field is on the GPU: they travel there, and the results back. What has no CUDA kernel
 (searches in meshes) runs on the CPU.
 """
+
+# ruff: noqa: F401  (what is imported here is this package's)
 
 from __future__ import annotations
 
@@ -22,13 +23,16 @@ from torch import Tensor
 
 from nerf.errors import UserError, note
 from nerf.geometry.space import ray_box
-from nerf.kernels import bindings, cuda, fusion, nearest, network, nvrtc, raster, reference, winding  # noqa: F401
+from nerf.kernels import bindings, cuda, fusion, nearest, network, nvrtc, raster, reference, winding
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
+from nerf.kernels.bindings import MAX_NET_LAYERS
 from nerf.kernels.cuda_graph import RecordedSteps
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.nearest import Nearest
-from nerf.kernels.network import MAX_NET_LAYERS, Layer
+from nerf.kernels.network import Layer
 from nerf.kernels.records import (
+    AdamState,
+    AdamStep,
     FieldConfig,
     FieldParams,
     FieldView,
@@ -41,50 +45,7 @@ from nerf.kernels.records import (
     Samples,
 )
 
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "DepthView",
-    "FieldConfig",
-    "FieldParams",
-    "FieldView",
-    "Fused",
-    "GradAccumulator",
-    "GridLayout",
-    "Layer",
-    "MarchSettings",
-    "Nearest",
-    "OccupancyBits",
-    "Rays",
-    "RecordedSteps",
-    "RenderedRays",
-    "Samples",
-    "adam_step",
-    "backend",
-    "be_deterministic",
-    "cloud_winding_numbers",
-    "describe",
-    "device",
-    "field_forward",
-    "fuse_depths",
-    "hashgrid_encode",
-    "is_deterministic",
-    "march",
-    "native_networks",
-    "nearest_faces",
-    "nearest_points",
-    "network_forward",
-    "network_mse",
-    "network_with_tangents",
-    "on_gpu",
-    "pack_occupancy",
-    "ray_box",
-    "ray_jitter",
-    "render_rays",
-    "use",
-    "using",
-    "winding_numbers",
-]
+INSTRUCTION_SETS = ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd")  # those worth telling
 
 _chosen: str | None = None
 
@@ -115,12 +76,11 @@ def _fastest() -> str:
         # without a GPU nobody expects one; with one, silence would be slow silence
         note(f"not running on the GPU: {broken}")
     lib = bindings.load()
-    if lib.handle is None:
-        note(
-            f"running the slow reference kernels, because {lib.reason}; "
-            "reinstall with a C++ compiler for about 20 times the speed"
-        )
-    return "reference" if lib.handle is None else "cpu"
+    if lib.handle is not None:
+        return "cpu"
+    remedy = "reinstall with a C++ compiler for about 20 times the speed"
+    note(f"running the slow reference kernels, because {lib.reason}; {remedy}")
+    return "reference"
 
 
 def backend() -> str:
@@ -194,8 +154,8 @@ def _searches_natively() -> bool:
 
 
 def describe() -> dict[str, object]:
-    """What is there, for `nerf doctor`: backend in use, native library variant or the reason it is missing, instruction
-    sets."""
+    """What is there, for `nerf doctor`: the GPU or why there is none, the processor's backend, variant of the native
+    library or why it is missing, instruction sets."""
     lib = bindings.load()
     flags = bindings.cpu_flags()
     gpu, no_gpu = nvrtc.find()
@@ -210,9 +170,7 @@ def describe() -> dict[str, object]:
         "openmp": bool(lib.handle and lib.handle.nerf_has_openmp()),
         "lanes": int(lib.handle.nerf_lanes()) if lib.handle else 0,
         "bf16": bool(lib.handle and lib.handle.nerf_has_bf16()),
-        "instruction_sets": [
-            f for f in ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd") if f in flags
-        ],
+        "instruction_sets": [f for f in INSTRUCTION_SETS if f in flags],
         "threads": torch.get_num_threads(),
     }
 
@@ -221,8 +179,7 @@ def describe() -> dict[str, object]:
 
 
 def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-    """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`. Native code takes float32
-    only."""
+    """Features [n, L*F] of positions [n,d] in [0,1]; see `reference.hashgrid_encode`."""
     features = _backend_of(table).hashgrid_encode(positions.to(table.device), table, layout)
     return features.to(positions.device)
 
@@ -253,13 +210,26 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:
 
 def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:
     """A float in [0,1) per ray from an integer hash of (seed, step, ray), the same on every backend; on `device()`.
-    `step_at`: see `cuda.ray_jitter`."""
+    `step_at`: see `cuda.ray_jitter`.
+
+    >>> import nerf
+    >>> nerf.ray_jitter(seed=0, step=1, n=2)
+    tensor([0.1211, 0.3017])
+    """
     return BACKENDS[backend()].ray_jitter(seed, step, n, step_at)
 
 
 def march(rays: Rays, occupied: Tensor, settings: MarchSettings, bits: OccupancyBits | None = None) -> Samples:
     """Occupied intervals of every ray; see `reference.march`. The same to the bit on every backend."""
-    return _backend_of(rays.o).march(rays, occupied, bits, settings)
+    found = _backend_of(rays.o)
+    return found.march(rays, _packed(found, occupied, bits), settings)
+
+
+def _packed(found: Backend, occupied: Tensor, bits: OccupancyBits | None) -> OccupancyBits | Tensor:
+    """What this backend marches through: the bits of `pack_occupancy`, made now where they are not given."""
+    if found is BACKENDS["reference"]:
+        return occupied
+    return found.pack_occupancy(occupied) or occupied if bits is None else bits
 
 
 def render_rays(
@@ -278,32 +248,14 @@ def render_rays(
     here, there = rays.o.device, field.params.table.device
     found = _backend_of(field.params.table)
     rays = rays.each(lambda t: t.to(there))
-    occupied = occupied if bits is not None else occupied.to(there)
-    out = found.render(rays, occupied, bits, field, settings, grad_accumulator, overflow)
+    occupancy = _packed(found, occupied if bits is not None else occupied.to(there), bits)
+    out = found.render(rays, occupancy, field, settings, grad_accumulator, overflow)
     return out.scaled(field.config.color_scale).to(here)
 
 
-def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    skip_zero_rows: bool = False,
-    half_copy: Tensor | None = None,
-    zero_grad: bool = False,
-    weight_decay: float = 0.0,
-    rates: Tensor | None = None,
-) -> None:
-    """One Adam step in place; see `reference.adam_step`. Refreshes the half-precision copy and clears the gradient when
-    asked. `rates`: see `cuda.adam_step`."""
-    numbers = (lr, beta1, beta2, eps, step, skip_zero_rows, half_copy, zero_grad, weight_decay)
-    on_the_gpu = {} if rates is None else {"rates": rates}
-    _backend_of(param).adam_step(param, grad, m, v, *numbers, **on_the_gpu)
+def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:
+    """One step in place; see `reference.adam_step`."""
+    _backend_of(param).adam(param, grad, state, step)
 
 
 def native_networks(x: Tensor, n_layers: int) -> bool:
@@ -311,21 +263,21 @@ def native_networks(x: Tensor, n_layers: int) -> bool:
     return isinstance(_backend_of(x), Cpu) and x.dtype == torch.float32 and n_layers <= MAX_NET_LAYERS
 
 
-def network_forward(x: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:
+def network_forward(x: Tensor, layers: list[Layer], bf16: bool = False) -> Tensor:
     """Values of a network of sine and ReLU layers at x [n, in], differentiable once; see `network.forward`."""
-    return network.forward(x, layers, pairs, native_networks(x, len(layers)))
+    return network.forward(x, layers, bf16, native_networks(x, len(layers)))
 
 
 def network_with_tangents(
-    x: Tensor, layers: list[Layer], scales: tuple[float, ...], pairs: bool = False
+    x: Tensor, layers: list[Layer], scales: tuple[float, ...], bf16: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Its values and its derivatives along the inputs, to learn from both; see `network.with_tangents`."""
-    return network.with_tangents(x, layers, scales, pairs, native_networks(x, len(layers)))
+    return network.with_tangents(x, layers, scales, bf16, native_networks(x, len(layers)))
 
 
-def network_mse(x: Tensor, targets: Tensor, layers: list[Layer], pairs: bool = False) -> Tensor:
+def network_mse(x: Tensor, targets: Tensor, layers: list[Layer], bf16: bool = False) -> Tensor:
     """Mean squared error of such a network, differentiable once in its weights and x; see `network.mse`."""
-    return network.mse(x, targets, layers, pairs, native_networks(x, len(layers)))
+    return network.mse(x, targets, layers, bf16, native_networks(x, len(layers)))
 
 
 def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor) -> Nearest:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from nerf.kernels import bindings, cpu, cuda, cuda_render, nvrtc, reference, tcnn
 from nerf.kernels.records import (
+    AdamState,
+    AdamStep,
     FieldView,
     GradAccumulator,
     GridLayout,
@@ -20,51 +22,64 @@ from nerf.kernels.records import (
     Samples,
 )
 
+Occupancy = Any  # OccupancyBits: what `pack_occupancy` gave, or where that is None the bool grid [levels,R,R,R]
+
 
 class Backend(Protocol):
     """The ops of scenes on one kind of machine; `reference` defines each. Tensors come on `device()`.
 
-    `bits` are what `pack_occupancy` made of `occupied` [levels,R,R,R], or None: packed anew. `grad_accumulator`: where
-    the table's gradient is added instead of being returned. `overflow`: whether a backend whose buffer of samples is
-    full waits and makes room ("grow"), or leaves the rest without gradients ("drop").
+    >>> from nerf import kernels
+    >>> kernels.BACKENDS["reference"].ray_jitter(0, 1, 2, None)
+    tensor([0.1211, 0.3017])
     """
 
     def why_missing(self) -> str:
         """Empty where the backend can be used, else the reason, with what to do."""
 
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where its models live."""
 
-    def pack_occupancy(self, occupied: Tensor) -> OccupancyBits | None: ...
+    def pack_occupancy(self, occupied: Tensor, /) -> OccupancyBits | None:
+        """Bits of a bool grid [levels,R,R,R], None where the grid itself is read."""
 
-    def march(self, rays: Rays, occupied: Tensor, bits: OccupancyBits | None, settings: MarchSettings) -> Samples: ...
+    def march(self, rays: Rays, occupancy: Occupancy, settings: MarchSettings, /) -> Samples:
+        """Occupied intervals; not differentiable."""
 
-    def field(self, x: Tensor, d: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]: ...
+    def field(self, x: Tensor, d: Tensor | None, field: FieldView, /) -> tuple[Tensor, Tensor | None]:
+        """Densities [n] and, with directions, colours [n,3]; not differentiable."""
 
-    def differentiable_field(self, x: Tensor, d: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]: ...
+    def differentiable_field(self, x: Tensor, d: Tensor | None, field: FieldView, /) -> tuple[Tensor, Tensor | None]:
+        """The same, once differentiable in x, d and the field, in single precision."""
 
     def render(
         self,
         rays: Rays,
-        occupied: Tensor,
-        bits: OccupancyBits | None,
+        occupancy: Occupancy,
         field: FieldView,
         settings: MarchSettings,
         grad_accumulator: GradAccumulator | None,
         overflow: Literal["grow", "drop"],
-    ) -> RenderedRays: ...
+        /,
+    ) -> RenderedRays:
+        """`grad_accumulator`: where the table's gradient is added instead of being returned. `overflow`: whether a
+        backend whose buffer of samples is full waits and makes room, or leaves the rest without gradients."""
 
-    def hashgrid_encode(self, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor: ...
+    def hashgrid_encode(self, positions: Tensor, table: Tensor, layout: GridLayout, /) -> Tensor:
+        """Features [n, L*F] of positions [n,d]; once differentiable in positions and table."""
 
-    def ray_jitter(self, seed: int, step: int, n: int, step_at: Tensor | None) -> Tensor: ...
+    def ray_jitter(self, seed: int, step: int, n: int, step_at: Tensor | None, /) -> Tensor:
+        """A float in [0,1) for each of n rays."""
 
-    @property
-    def adam_step(self) -> Callable[..., None]: ...
+    def adam(self, param: Tensor, grad: Tensor, state: AdamState, step: AdamStep, /) -> None:
+        """One step in place."""
 
 
 class Reference:
     """Plain torch, slow and complete."""
 
-    adam_step = staticmethod(reference.adam_step)
+    adam = staticmethod(reference.adam_step)
+    march: Callable[..., Samples] = staticmethod(reference.march)
+    render: Callable[..., RenderedRays] = staticmethod(reference.render_rays)
 
     def why_missing(self) -> str:
         return ""
@@ -75,11 +90,7 @@ class Reference:
     def pack_occupancy(self, occupied: Tensor) -> OccupancyBits | None:
         return None
 
-    def march(self, rays: Rays, occupied: Tensor, bits: OccupancyBits | None, settings: MarchSettings) -> Samples:
-        steps = (settings.step_size, settings.cone_angle, settings.max_step)
-        return reference.march(rays.o, rays.d, rays.t_near, rays.t_far, rays.jitter, occupied, *steps)
-
-    def field(self, x: Tensor, d: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
+    def field(self, x: Tensor, d: Tensor | None, field: FieldView, /) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
             return self.differentiable_field(x, d, field)
 
@@ -88,77 +99,51 @@ class Reference:
             return reference.radiance_density(x, field.params, field.config, self.hashgrid_encode), None
         return reference.radiance_field(x, d, field.params, field.config, self.hashgrid_encode)
 
-    def render(
-        self,
-        rays: Rays,
-        occupied: Tensor,
-        bits: OccupancyBits | None,
-        field: FieldView,
-        settings: MarchSettings,
-        grad_accumulator: GradAccumulator | None,
-        overflow: Literal["grow", "drop"],
-    ) -> RenderedRays:
-        if grad_accumulator is not None:
-            table, *weights = field.leaves
-            field = field.with_leaves([reference.IntoAccumulator.apply(table, grad_accumulator), *weights])
-        return reference.render_rays(rays, occupied, field, settings)
-
-    def hashgrid_encode(self, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+    def hashgrid_encode(self, positions: Tensor, table: Tensor, layout: GridLayout, /) -> Tensor:
         return reference.hashgrid_encode(positions, table, layout)
 
     def ray_jitter(self, seed: int, step: int, n: int, step_at: Tensor | None) -> Tensor:
         return reference.ray_jitter(seed, step, torch.arange(n))
 
 
-def _is_compiled(positions: Tensor, table: Tensor, layout: GridLayout) -> bool:
-    """Whether the native hash grids take it."""
-    sizes = layout.n_levels <= bindings.MAX_LEVELS and layout.n_features_per_level in (1, 2, 4, 8)
-    return sizes and positions.dtype == table.dtype == torch.float32
+def _hashgrid(native: Callable[[Tensor, Tensor, GridLayout], Tensor]) -> Callable[[Tensor, Tensor, GridLayout], Tensor]:
+    """The native hash grid for what it is compiled for, else the reference's."""
+
+    def encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+        fits = layout.n_levels <= bindings.MAX_LEVELS and layout.n_features_per_level in (1, 2, 4, 8)
+        is_native = fits and positions.dtype == table.dtype == torch.float32
+        return (native if is_native else reference.hashgrid_encode)(positions, table, layout)
+
+    return encode
 
 
 class Cpu(Reference):
     """The native libraries of `build.py`."""
 
-    adam_step = staticmethod(cpu.adam_step)
+    adam = staticmethod(cpu.adam_step)
+    march = staticmethod(cpu.march)
+    field = staticmethod(cpu.field_forward)
+    render = staticmethod(cpu.render_rays)
+    pack_occupancy = staticmethod(cpu.pack_occupancy)
+    hashgrid_encode = staticmethod(_hashgrid(cpu.hashgrid_encode))
+    ray_jitter = staticmethod(cpu.ray_jitter)
 
     def why_missing(self) -> str:
         reason = bindings.load().reason
         remedy = "reinstall with a C++ compiler (g++ or clang++) or use --backend reference"
         return f"{reason}; {remedy}" if bindings.load().handle is None else ""
 
-    def pack_occupancy(self, occupied: Tensor) -> OccupancyBits | None:
-        return cpu.pack_occupancy(occupied)
-
-    def march(self, rays: Rays, occupied: Tensor, bits: OccupancyBits | None, settings: MarchSettings) -> Samples:
-        return cpu.march(rays, bits or cpu.pack_occupancy(occupied), settings)
-
-    def field(self, x: Tensor, d: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
-        return cpu.field_forward(x, d, field)
-
-    def render(
-        self,
-        rays: Rays,
-        occupied: Tensor,
-        bits: OccupancyBits | None,
-        field: FieldView,
-        settings: MarchSettings,
-        grad_accumulator: GradAccumulator | None,
-        overflow: Literal["grow", "drop"],
-    ) -> RenderedRays:
-        return cpu.render_rays(rays, bits or cpu.pack_occupancy(occupied), field, settings, grad_accumulator)
-
-    def hashgrid_encode(self, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-        native = _is_compiled(positions, table, layout)
-        return (cpu if native else reference).hashgrid_encode(positions, table, layout)
-
-    def ray_jitter(self, seed: int, step: int, n: int, step_at: Tensor | None) -> Tensor:
-        return cpu.ray_jitter(seed, step, n)
-
 
 class Cuda(Reference):
     """Kernels that NVRTC compiles for the GPU at first use."""
 
-    adam_step = staticmethod(cuda.adam_step)
+    adam = staticmethod(cuda.adam_step)
+    march = staticmethod(cuda.march)
+    field = staticmethod(cuda.field_forward)
+    render = staticmethod(cuda_render.render_rays)
+    pack_occupancy = staticmethod(cuda.pack_occupancy)
+    hashgrid_encode = staticmethod(_hashgrid(cuda.hashgrid_encode))
+    ray_jitter = staticmethod(cuda.ray_jitter)
 
     def why_missing(self) -> str:
         gpu, reason = nvrtc.find()
@@ -169,38 +154,12 @@ class Cuda(Reference):
     def device(self) -> torch.device:
         return cuda.gpu().device
 
-    def pack_occupancy(self, occupied: Tensor) -> OccupancyBits | None:
-        return cuda.pack_occupancy(occupied)
-
-    def march(self, rays: Rays, occupied: Tensor, bits: OccupancyBits | None, settings: MarchSettings) -> Samples:
-        return cuda.march(rays, bits or cuda.pack_occupancy(occupied), settings)
-
-    def field(self, x: Tensor, d: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
-        return cuda.field_forward(x, d, field)
-
-    def render(
-        self,
-        rays: Rays,
-        occupied: Tensor,
-        bits: OccupancyBits | None,
-        field: FieldView,
-        settings: MarchSettings,
-        grad_accumulator: GradAccumulator | None,
-        overflow: Literal["grow", "drop"],
-    ) -> RenderedRays:
-        bits = bits or cuda.pack_occupancy(occupied)
-        return cuda_render.render_rays(rays, bits, field, settings, grad_accumulator, overflow)
-
-    def hashgrid_encode(self, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-        native = _is_compiled(positions, table, layout)
-        return (cuda if native else reference).hashgrid_encode(positions, table, layout)
-
-    def ray_jitter(self, seed: int, step: int, n: int, step_at: Tensor | None) -> Tensor:
-        return cuda.ray_jitter(seed, step, n, step_at)
-
 
 class TinyCudaNN(Cuda):
     """`cuda` with tinycudann's hash grid and networks as the field."""
+
+    field = staticmethod(tcnn.field_forward)
+    render = staticmethod(tcnn.render_rays)
 
     def why_missing(self) -> str:
         missing = super().why_missing()
@@ -208,25 +167,10 @@ class TinyCudaNN(Cuda):
             missing = f"{reason}, or use --backend cuda"
         return missing
 
-    def field(self, x: Tensor, d: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
-        return tcnn.field_forward(x, d, field)
-
     def differentiable_field(self, x: Tensor, d: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
         if d is None:
             return super().differentiable_field(x, d, field)
         return tcnn.radiance_field(x, d, field.params, field.config)
-
-    def render(
-        self,
-        rays: Rays,
-        occupied: Tensor,
-        bits: OccupancyBits | None,
-        field: FieldView,
-        settings: MarchSettings,
-        grad_accumulator: GradAccumulator | None,
-        overflow: Literal["grow", "drop"],
-    ) -> RenderedRays:
-        return tcnn.render_rays(rays, bits or cuda.pack_occupancy(occupied), field, settings, grad_accumulator)
 
 
 BACKENDS: dict[str, Backend] = {

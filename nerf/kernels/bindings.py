@@ -8,6 +8,7 @@ import platform
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch  # before our library, so that both share one OpenMP runtime
 from torch import Tensor
@@ -15,91 +16,93 @@ from torch import Tensor
 from nerf.kernels import build
 from nerf.kernels.records import GridLayout
 
-_P, _I, _F, _LL = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong
-MAX_LEVELS, MAX_LAYERS = 24, 4
+_P, _I, _F, _LL, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong, ctypes.c_uint32
+MAX_LEVELS, MAX_LAYERS, MAX_NET_LAYERS = 24, 4, 12
+
+
+def fields(**types: Any) -> list[tuple[str, Any]]:
+    """Names and types of a struct, in order."""
+    return list(types.items())
+
+
+def all_of(kind: Any, names: str) -> dict[str, Any]:
+    """Fields of one type."""
+    return dict.fromkeys(names.split(), kind)
 
 
 class GridLevel(ctypes.Structure):
-    _fields_ = [
-        ("scale", _F),
-        ("resolution", ctypes.c_uint32),
-        ("rows", ctypes.c_uint32),
-        ("offset", ctypes.c_uint32),
-        ("hashed", ctypes.c_uint32),
-    ]
+    _fields_ = fields(scale=_F, **all_of(_U, "resolution rows offset hashed"))
 
 
 class FieldDesc(ctypes.Structure):
-    _fields_ = [
-        ("n_levels", _I),
-        ("n_features", _I),
-        ("width", _I),
-        ("n_density_layers", _I),
-        ("n_color_layers", _I),
-        ("contracted", _I),
-        ("density_bias", _F),
-        ("table", _P),
-        ("table_half", _P),
-        ("density_weights", _P * MAX_LAYERS),
-        ("color_weights", _P * MAX_LAYERS),
-        ("levels", GridLevel * MAX_LEVELS),
-    ]
+    _fields_ = fields(
+        **all_of(_I, "n_levels n_features width n_density_layers n_color_layers contracted"),
+        density_bias=_F,
+        **all_of(_P, "table table_half"),
+        **all_of(_P * MAX_LAYERS, "density_weights color_weights"),
+        levels=GridLevel * MAX_LEVELS,
+    )
 
 
 class RenderDesc(ctypes.Structure):
-    _fields_ = [
-        ("fine", _P),
-        ("clearance", _P),
-        ("resolution", ctypes.c_uint32),
-        ("n_levels", ctypes.c_uint32),
-        ("step_size", _F),
-        ("cone_angle", _F),
-        ("max_step", _F),
-        ("stop_threshold", _F),
-        ("alpha_threshold", _F),
-        ("gradient_distance", _F),
-        ("n_rays", _I),
-        ("n_threads", _I),
-        *(
-            (name, _P)
-            for name in (
-                "rays_o",
-                "rays_d",
-                "viewdirs",
-                "t_near",
-                "t_far",
-                "jitter",
-                "colors",
-                "opacities",
-                "depths",
-                "median_depths",
-                "second_moments",
-                "distortions",
-            )
-        ),
-    ]
+    _fields_ = fields(
+        **all_of(_P, "fine clearance"),
+        **all_of(_U, "resolution n_levels"),
+        **all_of(_F, "step_size cone_angle max_step stop_threshold alpha_threshold gradient_distance"),
+        **all_of(_I, "n_rays n_threads"),
+        **all_of(_P, "rays_o rays_d viewdirs t_near t_far jitter"),
+        **all_of(_P, "colors opacities depths median_depths second_moments distortions"),
+    )
 
 
 class RenderGrads(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("colors", "opacities", "depths", "second_moments", "distortions", "table")),
-        ("density_weights", _P * MAX_LAYERS),
-        ("color_weights", _P * MAX_LAYERS),
-        *((name, _P) for name in ("rays_o", "rays_d", "viewdirs")),
-    ]
+    _fields_ = fields(
+        **all_of(_P, "colors opacities depths second_moments distortions table"),
+        **all_of(_P * MAX_LAYERS, "density_weights color_weights"),
+        **all_of(_P, "rays_o rays_d viewdirs"),
+    )
 
 
 class AdamDesc(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("param", "grad", "m", "v", "half_copy")),
-        ("n_rows", _LL),
-        ("n_columns", _I),
-        ("skip_zero_rows", _I),
-        ("zero_grad", _I),
-        ("n_threads", _I),
-        *((name, _F) for name in ("lr", "beta1", "beta2", "eps", "correction1", "correction2", "weight_decay")),
-        ("now", _P),
-    ]
+    _fields_ = fields(
+        **all_of(_P, "param grad m v half_copy"),
+        n_rows=_LL,
+        **all_of(_I, "n_columns skip_zero_rows zero_grad n_threads"),
+        **all_of(_F, "lr beta1 beta2 eps correction1 correction2 weight_decay"),
+        rates=_P,
+    )
+
+
+class NetDesc(ctypes.Structure):
+    _fields_ = fields(
+        **all_of(_I, "n_layers bf16 n_threads"),
+        dims=_I * (MAX_NET_LAYERS + 1),
+        activation=_I * MAX_NET_LAYERS,
+        omega=_F * MAX_NET_LAYERS,
+        **all_of(_P * MAX_NET_LAYERS, "weights biases grad_weights grad_biases"),
+        **all_of(_P, "x targets grad_out grad_tangents out out_tangents grad_x"),
+        n_tangents=_I,
+        tangent_scale=_F * 3,
+        n=_LL,
+        loss=ctypes.c_double,
+    )
+
+
+class DepthViewDesc(ctypes.Structure):  # DepthView of cpu_fusion.h
+    _fields_ = fields(
+        camera_from_scene=_F * 12, intrinsics=_F * 4, **all_of(_I, "width height"), **all_of(_P, "depths weights")
+    )
+
+
+STRUCTS = (
+    GridLevel,
+    FieldDesc,
+    RenderDesc,
+    RenderGrads,
+    AdamDesc,
+    NetDesc,
+    DepthViewDesc,
+)  # as nerf_sizeof counts them
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------
@@ -160,6 +163,10 @@ def load() -> Library:
             reasons.append(f"{path.name} was built from other sources (run `python -m nerf.kernels.build`)")
             continue
         _declare(handle)
+        wrong = [s.__name__ for i, s in enumerate(STRUCTS) if handle.nerf_sizeof(i) != ctypes.sizeof(s)]
+        if wrong:
+            reasons.append(f"{path.name} lays out {', '.join(wrong)} in another way than Python declares")
+            continue
         return Library(handle, variant)
     return Library(None, reason="; ".join(reasons) or "this processor fits none of the built libraries")
 
@@ -181,6 +188,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_rasterise", None, [_P, _P, _P, _I, _I, _I, _P, _I]),
         ("nerf_fuse_depths", None, [_P, _LL, _P, _I, ctypes.c_float, ctypes.c_float, _P, _P, _P, _I]),
         ("nerf_jitter", None, [ctypes.c_uint32, ctypes.c_uint32, _I, _P]),
+        ("nerf_sizeof", _I, [_I]),
         ("nerf_lanes", _I, []),
         ("nerf_has_bf16", _I, []),
         ("nerf_has_openmp", _I, []),

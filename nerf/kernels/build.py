@@ -1,10 +1,8 @@
-"""Compiles the CPU kernels: one plain C-ABI shared library per instruction set, loaded later with ctypes.
+"""Compiles the CPU kernels: one plain C-ABI shared library per instruction set, which serves every Python and torch.
 
-Used by setup.py, and by developers as `python -m nerf.kernels.build` (or `python nerf/kernels/build.py`, which does not
-even import the package). Standard library only, because it also runs in an isolated build where nothing is installed.
-
-No torch and no Python headers are needed, so one build serves every Python and every torch. Instruction sets are never
-mixed in one library: a template compiled twice leaves one weak symbol, and the baseline path would die of SIGILL.
+Used by setup.py, `python -m nerf.kernels.build` and `python nerf/kernels/build.py`. Standard library only, because
+it also runs in an isolated build. Instruction sets are never mixed in one library: a template compiled twice leaves one
+weak symbol, and the baseline path would die of SIGILL.
 """
 
 from __future__ import annotations
@@ -74,12 +72,11 @@ class Report:
         """One line for the person who installs."""
         if self.reason:
             return self.reason
-        line = f"CPU kernels: built {', '.join(self.built) or 'nothing'}"
-        line += f" with {shlex.join(self.compiler or [])}{'' if self.openmp else ' (no OpenMP)'}"
-        line += f" in {self.seconds:.1f} s"
-        if self.failed:
-            line += f"; failed: {', '.join(self.failed)}"
-        return line
+        compiler = f"{shlex.join(self.compiler or [])}{'' if self.openmp else ' (no OpenMP)'}"
+        failed = f"; failed: {', '.join(self.failed)}" if self.failed else ""
+        return (
+            f"CPU kernels: built {', '.join(self.built) or 'nothing'} with {compiler} in {self.seconds:.1f} s{failed}"
+        )
 
 
 def source_files(sources: Path = SOURCES) -> list[Path]:
@@ -172,28 +169,22 @@ def build(
     that a process that has the old one mapped keeps running. `force=False` keeps what already holds the current hash.
     """
     started = time.perf_counter()
-    report = Report()
     main = sources / "cpu.cpp"
     if os.environ.get("NERF_NO_NATIVE", "") not in ("", "0"):
-        report.reason = f"NERF_NO_NATIVE is set: {NOT_BUILT}"
-        return report
+        return Report(reason=f"NERF_NO_NATIVE is set: {NOT_BUILT}")
     if not main.is_file():
-        report.reason = f"no CPU kernel sources at {main}: nothing was built"
-        return report
+        return Report(reason=f"no CPU kernel sources at {main}: nothing was built")
     if sys.platform == "win32":
-        report.reason = f"Windows is not supported yet: {NOT_BUILT}"
-        return report
+        return Report(reason=f"Windows is not supported yet: {NOT_BUILT}")
     compiler = find_compiler()
     if compiler is None:
-        report.reason = f"no C++ compiler found: {NOT_BUILT}"
-        if os.environ.get("CXX", "").strip():
-            report.reason += f" (CXX is set to {os.environ['CXX']!r}, which does not run)"
-        return report
-    report.compiler = compiler
+        cxx = os.environ.get("CXX", "")
+        set_to = f" (CXX is set to {cxx!r}, which does not run)" if cxx.strip() else ""
+        return Report(reason=f"no C++ compiler found: {NOT_BUILT}{set_to}")
     machine = target_machine(compiler)
     if machine not in VARIANTS:
-        report.reason = f"there are no CPU kernels for {machine} yet: {NOT_BUILT}"
-        return report
+        return Report(compiler, reason=f"there are no CPU kernels for {machine} yet: {NOT_BUILT}")
+    report = Report(compiler)
 
     current = source_hash(sources)
     output.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,10 @@ from nerf.kernels.bindings import (
     grid_levels,
     native,
 )
+from nerf.kernels.checks import check_occupied
 from nerf.kernels.records import (
+    AdamState,
+    AdamStep,
     FieldView,
     GradAccumulator,
     GridLayout,
@@ -35,73 +38,92 @@ from nerf.kernels.records import (
 
 
 class _HashGrid(torch.autograd.Function):
+    """Around `encode(positions, table, layout)` and `backward(grad_out, positions, table, layout, *grads)`, which adds
+    to the gradients of positions and table where they are not None."""
+
     @staticmethod
-    def forward(ctx, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-        n = len(positions)
-        out = torch.empty(n, layout.n_features)
-        p = Pointers()
-        levels = grid_levels(layout)
-        args = (
-            p("positions", positions, (n, layout.n_dims)),
-            n,
-            levels,
-            layout.n_levels,
-            p("table", table, (layout.n_rows, layout.n_features_per_level)),
-        )
-        if n and native().nerf_hashgrid_forward(
-            layout.n_dims, layout.n_features_per_level, *args, out.data_ptr(), torch.get_num_threads()
-        ):
-            raise ValueError(
-                f"layout: {layout.n_features_per_level} features per level are not compiled, expected 1, 2, 4 or 8"
-            )
-        ctx.layout = layout
+    def forward(ctx, encode, backward, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+        ctx.about = backward, layout
         ctx.save_for_backward(positions, table)
-        return out
+        return encode(positions, table, layout)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out: Tensor):  # type: ignore[override]
-        positions, table = ctx.saved_tensors
-        layout, n, p = ctx.layout, len(positions), Pointers()
-        grad_positions = torch.zeros(n, layout.n_dims) if ctx.needs_input_grad[0] else None
-        grad_table = torch.zeros(table.shape) if ctx.needs_input_grad[1] else None
-        if n:
-            native().nerf_hashgrid_backward(
-                layout.n_dims,
-                layout.n_features_per_level,
-                p("positions", positions, (n, layout.n_dims)),
-                n,
-                grid_levels(layout),
-                layout.n_levels,
-                p("table", table, (None, None)),
-                p("grad_out", grad_out, (n, layout.n_features)),
-                p("grad_table", grad_table, (None, None)),
-                p("grad_positions", grad_positions, (None, None)),
-                torch.get_num_threads(),
-            )
-        return grad_positions, grad_table, None
+        inputs, (backward, layout) = ctx.saved_tensors, ctx.about
+        wanted = zip(inputs, ctx.needs_input_grad[2:4], strict=True)
+        grads = [torch.zeros(t.shape, device=t.device) if needs else None for t, needs in wanted]
+        backward(grad_out, *inputs, layout, *grads)
+        return None, None, *grads, None
 
 
-def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-    """See `reference.hashgrid_encode`; float32, once differentiable in positions and table."""
-    if positions.dim() != 2 or positions.shape[1] != layout.n_dims:
-        raise ValueError(f"positions: expected shape [n, {layout.n_dims}], got {list(positions.shape)}")
-    return _HashGrid.apply(positions, table, layout)
+def grid_function(encode: Callable[..., Tensor], backward: Callable[..., None]) -> Callable[..., Tensor]:
+    """The hash grid of one kind of machine, as `reference.hashgrid_encode`; float32, once differentiable in positions
+    and table."""
+
+    def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+        if positions.dim() != 2 or positions.shape[1] != layout.n_dims:
+            raise ValueError(f"positions: expected shape [n, {layout.n_dims}], got {list(positions.shape)}")
+        return _HashGrid.apply(encode, backward, positions, table, layout)
+
+    return hashgrid_encode
+
+
+def _grid_arguments(positions: Tensor, table: Tensor, layout: GridLayout, p: Pointers) -> tuple:
+    at = p("positions", positions, (len(positions), layout.n_dims))
+    rows = p("table", table, (layout.n_rows, layout.n_features_per_level))
+    return layout.n_dims, layout.n_features_per_level, at, len(positions), grid_levels(layout), layout.n_levels, rows
+
+
+def _encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+    n, p = len(positions), Pointers()
+    out = torch.empty(n, layout.n_features)
+    args = _grid_arguments(positions, table, layout, p)
+    if n and native().nerf_hashgrid_forward(*args, out.data_ptr(), torch.get_num_threads()):
+        raise ValueError(
+            f"layout: {layout.n_features_per_level} features per level are not compiled, expected 1, 2, 4 or 8"
+        )
+    return out
+
+
+def _encode_backward(
+    grad_out: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    layout: GridLayout,
+    grad_positions: Tensor | None,
+    grad_table: Tensor | None,
+) -> None:
+    n, p = len(positions), Pointers()
+    if n:
+        native().nerf_hashgrid_backward(
+            *_grid_arguments(positions, table, layout, p),
+            p("grad_out", grad_out, (n, layout.n_features)),
+            p("grad_table", grad_table, (None, None)),
+            p("grad_positions", grad_positions, (None, None)),
+            torch.get_num_threads(),
+        )
+
+
+hashgrid_encode = grid_function(_encode, _encode_backward)
 
 
 # ---- field ---------------------------------------------------------------------------------------------------------
 
 
 def field_desc(field: FieldView, p: Pointers) -> FieldDesc:
-    params, config, table_half = field.params, field.config, field.half
+    params, config = field.params, field.config
     layout, width = config.layout, params.density_weights[0].shape[0]
     if layout.n_dims != 3 or layout.n_features_per_level not in (2, 4) or layout.n_features % 16:
         raise ValueError(
             "layout: the fused field takes 3 dimensions, 2 or 4 features per level and a multiple of 16 features, got "
             f"{layout.n_dims}, {layout.n_features_per_level} and {layout.n_features}"
         )
-    levels = grid_levels(layout)
-    for name, weights in (("density_weights", params.density_weights), ("color_weights", params.color_weights)):
+    networks = (
+        ("density_weights", params.density_weights, layout.n_features, 16),
+        ("color_weights", params.color_weights, 32, 3),
+    )
+    for name, weights, *_ in networks:
         if not 1 <= len(weights) <= MAX_LAYERS:
             raise ValueError(f"{name}: expected 1 to {MAX_LAYERS} layers, got {len(weights)}")
     if width % 16 or not 16 <= width <= 128:
@@ -115,25 +137,18 @@ def field_desc(field: FieldView, p: Pointers) -> FieldDesc:
         int(config.contracted),
         config.density_bias,
     )
-    desc.table = p("table", params.table, (layout.n_rows, layout.n_features_per_level))
-    if table_half is not None:
-        desc.table_half = p("table_half", table_half, (layout.n_rows, layout.n_features_per_level), torch.float16)
-    for name, weights, n_in, n_out in (
-        ("density_weights", params.density_weights, layout.n_features, 16),
-        ("color_weights", params.color_weights, 32, 3),
-    ):
+    shape = layout.n_rows, layout.n_features_per_level
+    desc.table = p("table", params.table, shape)
+    desc.table_half = p("table_half", field.half, shape, torch.float16)
+    for name, weights, n_in, n_out in networks:
         for i, w in enumerate(weights):
             shape = (n_out if i + 1 == len(weights) else width, n_in if i == 0 else width)
             getattr(desc, name)[i] = p(f"{name}[{i}]", w, shape)
-    desc.levels = levels
+    desc.levels = grid_levels(layout)
     return desc
 
 
-def field_forward(
-    positions: Tensor,
-    directions: Tensor | None,
-    field: FieldView,
-) -> tuple[Tensor, Tensor | None]:
+def field_forward(positions: Tensor, directions: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
     """Density [n] (1/scene length) and, where directions are given, colour [n,3] at scene positions [n,3]. Not
     differentiable."""
     p, n = Pointers(), len(positions)
@@ -158,14 +173,7 @@ def field_forward(
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     """occupied bool [levels,R,R,R], indexed [level,z,y,x], R a multiple of 32 -> bits."""
-    if occupied.dim() != 4:
-        raise ValueError(f"occupied: expected a bool tensor [levels,R,R,R], got shape {list(occupied.shape)}")
-    levels, r = occupied.shape[0], occupied.shape[1]
-    if occupied.shape != (levels, r, r, r) or r % 32 or occupied.dtype != torch.bool:
-        raise ValueError(
-            f"occupied: expected a bool tensor [levels,R,R,R] with R a multiple of 32, "
-            f"got {occupied.dtype} {list(occupied.shape)}"
-        )
+    levels, r = check_occupied(occupied, 32)
     fine = torch.empty(levels * r**3 // 32, dtype=torch.int32)
     clearance = torch.empty(levels * (r // 4) ** 3, dtype=torch.uint8)
     occupied = occupied.contiguous()
@@ -174,11 +182,6 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
 
 
 def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
-    if not (0 < settings.step_size < math.inf and settings.cone_angle >= 0 and settings.max_step >= settings.step_size):
-        raise ValueError(
-            "settings: expected step_size > 0, cone_angle >= 0 and max_step >= step_size, got "
-            f"{settings.step_size}, {settings.cone_angle} and {settings.max_step}"
-        )
     n = len(rays.o)
     desc = RenderDesc(
         fine=p("fine", bits.fine, (None,), torch.int32),
@@ -217,7 +220,7 @@ def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
     return Samples(t_starts, t_ends, ray_indices, torch.stack([starts, counts], dim=1))
 
 
-def ray_jitter(seed: int, step: int, n: int) -> Tensor:
+def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> Tensor:
     """One float in [0,1) per ray, an integer hash of (seed, step, ray): the same on every machine. See
     `reference.ray_jitter`."""
     out = torch.empty(n)
@@ -279,20 +282,16 @@ class _Render(torch.autograd.Function):
         _alive, field, render, context, job = ctx.state
         n, p, params, sink = render.n_rays, Pointers(), job.field.params, job.accumulator
         grads = RenderGrads(colors=p("grad_colors", grad_colors, (n, 3)))
-        for name, tensor in (
-            ("opacities", grad_opacities),
-            ("depths", grad_depths),
-            ("second_moments", grad_moments),
-            ("distortions", grad_distortions),
-        ):
+        per_ray = grad_opacities, grad_depths, grad_moments, grad_distortions
+        for name, tensor in zip(("opacities", "depths", "second_moments", "distortions"), per_ray, strict=True):
             setattr(grads, name, p(f"grad_{name}", tensor, (n,)))
         if sink is not None:
             check_in_place("grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32)
+            torch.autograd.graph.increment_version(sink.table)
         grad_table = sink.table if sink is not None else torch.zeros(params.table.shape)
         grads.table = grad_table.data_ptr()
-        if sink is not None:
-            torch.autograd.graph.increment_version(sink.table)
-        grad_density, grad_color = ([torch.empty(w.shape) for w in ws] for ws in params.networks)
+        grad_density = [torch.empty(w.shape) for w in params.density_weights]
+        grad_color = [torch.empty(w.shape) for w in params.color_weights]
         for slots, found in ((grads.density_weights, grad_density), (grads.color_weights, grad_color)):
             for i, g in enumerate(found):
                 slots[i] = g.data_ptr()
@@ -313,9 +312,9 @@ def render_rays(
     field: FieldView,
     settings: MarchSettings,
     grad_accumulator: GradAccumulator | None = None,
+    overflow: str = "grow",
 ) -> RenderedRays:
-    """The fused op: march, field and composite. Same meaning as `reference.render_rays`, evaluated lazily from front to
-    back.
+    """March, field and composite in one op: as `reference.render_rays`, evaluated lazily from front to back.
 
     float32. Differentiable once to rays.o, d, viewdirs, table and weights (t is constant); with `grad_accumulator` the
     table's gradient is added there instead of returned. A field in mixed precision: features are read from its half
@@ -329,49 +328,34 @@ def render_rays(
 # ---- optimiser -----------------------------------------------------------------------------------------------------
 
 
-def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    skip_zero_rows: bool = False,
-    half_copy: Tensor | None = None,
-    zero_grad: bool = False,
-    weight_decay: float = 0.0,
-) -> None:
-    """One Adam step in place over rows [n,c]; see `reference.adam_step`. Also refreshes `half_copy` and clears the
-    gradient."""
-    p, shape = Pointers(), tuple(param.shape)
-    if step < 1:
-        raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
-    for name, t in (("param", param), ("grad", grad), ("m", m), ("v", v)):
-        check_in_place(name, t, shape, torch.float32)
-    if half_copy is not None:
-        check_in_place("half_copy", half_copy, shape, torch.float16)
+def adam_desc(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep, device: str = "cpu") -> AdamDesc:
+    """One step as native code reads it, from tensors that it may write to; torch is told of the change."""
+    shape = tuple(param.shape)
+    written = {"param": param, "grad": grad, "m": state.m, "v": state.v}
+    written |= {} if step.half_copy is None else {"half_copy": step.half_copy}
+    for name, t in written.items():
+        check_in_place(name, t, shape, torch.float16 if name == "half_copy" else torch.float32, device)
     n_columns = shape[-1] if len(shape) > 1 else 1
-    desc = AdamDesc(
-        p("param", param, shape),
-        p("grad", grad, shape),
-        p("m", m, shape),
-        p("v", v, shape),
-        p("half_copy", half_copy, shape, torch.float16),
-        param.numel() // n_columns,
-        n_columns,
-        int(skip_zero_rows),
-        int(zero_grad),
-        torch.get_num_threads(),
-        lr,
-        beta1,
-        beta2,
-        eps,
-        1.0 - beta1**step,
-        1.0 - beta2**step,
-        weight_decay,
+    correction1, correction2 = state.corrections(step.step)
+    torch.autograd.graph.increment_version(list(written.values()))
+    return AdamDesc(
+        n_rows=param.numel() // n_columns,
+        n_columns=n_columns,
+        skip_zero_rows=int(step.skip_zero_rows),
+        zero_grad=int(step.zero_grad),
+        n_threads=torch.get_num_threads(),
+        lr=step.lr,
+        beta1=state.betas[0],
+        beta2=state.betas[1],
+        eps=state.eps,
+        correction1=correction1,
+        correction2=correction2,
+        weight_decay=state.weight_decay,
+        **{name: t.data_ptr() for name, t in written.items()},
     )
+
+
+def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:
+    """One Adam step in place over rows [n,c]; see `reference.adam_step`."""
+    desc = adam_desc(param, grad, state, step)
     native().nerf_adam_step(ctypes.addressof(desc))
-    torch.autograd.graph.increment_version([t for t in (param, grad, m, v, half_copy) if t is not None])

@@ -13,21 +13,11 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.kernels import nvrtc, reference
-from nerf.kernels.bindings import AdamDesc, FieldDesc, Pointers, check_in_place, grid_levels
-from nerf.kernels.cpu import field_desc
-from nerf.kernels.cuda_args import (
-    DirectionArgs,
-    FieldArgs,
-    Grid,
-    GridArgs,
-    JitterArgs,
-    March,
-    MarchArgs,
-    OccupancyArgs,
-    PackArgs,
-)
-from nerf.kernels.records import FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
+from nerf.kernels import cuda_args, nvrtc, reference
+from nerf.kernels.bindings import FieldDesc, Pointers, grid_levels
+from nerf.kernels.checks import check_occupied
+from nerf.kernels.cpu import adam_desc, field_desc, grid_function
+from nerf.kernels.records import AdamState, AdamStep, FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
 
 THREADS = 256
 deterministic = False  # sums that do not depend on the order of threads; set by kernels.be_deterministic()
@@ -79,59 +69,51 @@ def _grid_program(layout: GridLayout) -> nvrtc.Program:
     )
 
 
-class _HashGrid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-        n, p = len(positions), pointers()
-        out = torch.empty(n, layout.n_features, device=positions.device)
-        args = GridArgs(
-            positions=p("positions", positions, (n, layout.n_dims)),
-            table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
-            out=out.data_ptr(),
-            n=n,
-            n_levels=layout.n_levels,
-            levels=grid_levels(layout),
-        )
-        _grid_program(layout).launch("encode", args, blocks_of(n), THREADS, layout.n_levels)
-        ctx.layout = layout
-        ctx.save_for_backward(positions, table)
-        return out
+def _grid_args(positions: Tensor, table: Tensor, layout: GridLayout, p: Pointers) -> cuda_args.GridArgs:
+    return cuda_args.GridArgs(
+        positions=p("positions", positions, (len(positions), layout.n_dims)),
+        table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
+        n=len(positions),
+        n_levels=layout.n_levels,
+        levels=grid_levels(layout),
+    )
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
-        positions, table = ctx.saved_tensors
-        layout, n, p = ctx.layout, len(positions), pointers()
-        grad_positions = torch.empty_like(positions) if ctx.needs_input_grad[0] else None
-        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
-        args = GridArgs(
-            positions=p("positions", positions, (n, layout.n_dims)),
-            table=p("table", table, (layout.n_rows, layout.n_features_per_level)),
-            grad_out=p("grad_out", grad_out, (n, layout.n_features)),
-            grad_table=0 if grad_table is None else grad_table.data_ptr(),
-            grad_positions=0 if grad_positions is None else grad_positions.data_ptr(),
-            n=n,
-            n_levels=layout.n_levels,
-            levels=grid_levels(layout),
-        )
-        if grad_table is not None and deterministic and n:
+
+def _encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+    n, p = len(positions), pointers()
+    out = torch.empty(n, layout.n_features, device=positions.device)
+    args = _grid_args(positions, table, layout, p)
+    args.out = out.data_ptr()
+    _grid_program(layout).launch("encode", args, blocks_of(n), THREADS, layout.n_levels)
+    return out
+
+
+def _encode_backward(
+    grad_out: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    layout: GridLayout,
+    grad_positions: Tensor | None,
+    grad_table: Tensor | None,
+) -> None:
+    n, p, program = len(positions), pointers(), _grid_program(layout)
+    args = _grid_args(positions, table, layout, p)
+    args.grad_out = p("grad_out", grad_out, (n, layout.n_features))
+    if grad_table is not None:
+        args.grad_table = grad_table.data_ptr()
+        if deterministic and n:
             sums = torch.zeros(table.shape, dtype=torch.int64, device=table.device)
             scale = fixed_scale(grad_out, n)
             args.sums, args.fixed_scale, args.n_numbers = sums.data_ptr(), scale.data_ptr(), sums.numel()
-        if grad_table is not None:
-            _grid_program(layout).launch("scatter", args, blocks_of(n), THREADS, layout.n_levels)
+        program.launch("scatter", args, blocks_of(n), THREADS, layout.n_levels)
         if args.sums:
-            _grid_program(layout).launch("add_table_sums", args, blocks_of(args.n_numbers), THREADS)
-        if grad_positions is not None:
-            _grid_program(layout).launch("position_gradients", args, blocks_of(n), THREADS)
-        return grad_positions, grad_table, None
+            program.launch("add_table_sums", args, blocks_of(args.n_numbers), THREADS)
+    if grad_positions is not None:
+        args.grad_positions = grad_positions.data_ptr()
+        program.launch("position_gradients", args, blocks_of(n), THREADS)
 
 
-def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
-    """See `reference.hashgrid_encode`; float32, once differentiable in positions and table."""
-    if positions.dim() != 2 or positions.shape[1] != layout.n_dims:
-        raise ValueError(f"positions: expected shape [n, {layout.n_dims}], got {list(positions.shape)}")
-    return _HashGrid.apply(positions.contiguous(), table.contiguous(), layout)
+hashgrid_encode = grid_function(_encode, _encode_backward)
 
 
 # ---- field ---------------------------------------------------------------------------------------------------------
@@ -146,6 +128,7 @@ class Net:
         self.single = field.precision == "single"
         self.element_bytes, self.warps = (4, 4) if self.single else (2, 8)  # warps of a block of the backward pass
         shapes = [w.shape for w in params.density_weights + params.color_weights]
+        self.n_gradients = sum(shape.numel() for shape in shapes)
         self.n_weights = sum(-(-n_out // 16) * 16 * n_in for n_out, n_in in shapes)  # padded as the kernels do
         weight_bytes = self.n_weights * self.element_bytes
         # The backward pass keeps two matrices of its samples in shared memory, and both directions' weights where there
@@ -168,7 +151,7 @@ class Net:
         # One tensor for both directions, and never freed before the launches that read it are in the stream.
         self.operands = torch.empty(2 * weight_bytes, dtype=torch.uint8, device=params.table.device)
         self.forward, self.backward = self.operands.data_ptr(), self.operands.data_ptr() + weight_bytes
-        args = PackArgs(field=self.desc, forward=self.forward, backward=self.backward)
+        args = cuda_args.PackArgs(field=self.desc, forward=self.forward, backward=self.backward)
         self.program("cuda_field.cu").launch("pack_weights", args, blocks_of(self.n_weights // 4), THREADS)
 
     def program(self, name: str) -> nvrtc.Program:
@@ -178,7 +161,7 @@ class Net:
         """Spherical harmonics of unit directions [n,3] in the networks' precision, as bytes."""
         n = len(directions)
         sh = torch.empty(n * 16 * self.element_bytes, dtype=torch.uint8, device=directions.device)
-        args = DirectionArgs(p("directions", directions, (n, 3)), sh.data_ptr(), n)
+        args = cuda_args.DirectionArgs(p("directions", directions, (n, 3)), sh.data_ptr(), n)
         self.program("cuda_field.cu").launch("encode_directions", args, blocks_of(n), THREADS)
         return sh
 
@@ -188,13 +171,8 @@ def fill_gpu(program: nvrtc.Program, kernel: str, threads: int, shared: int, mos
     return max(1, min(most, gpu().n_multiprocessors * program.blocks_per_multiprocessor(kernel, threads, shared)))
 
 
-def field_forward(
-    positions: Tensor,
-    directions: Tensor | None,
-    field: FieldView,
-) -> tuple[Tensor, Tensor | None]:
-    """Density [n] (1/scene length) and, where directions are given, colour [n,3] at scene positions [n,3]. Not
-    differentiable."""
+def field_forward(positions: Tensor, directions: Tensor | None, field: FieldView) -> tuple[Tensor, Tensor | None]:
+    """See `cpu.field_forward`."""
     p, n, device = pointers(), len(positions), positions.device
     net = Net(field, p)
     sigmas = torch.empty(n, device=device)
@@ -202,7 +180,7 @@ def field_forward(
     if directions is not None and directions.shape != (n, 3):
         raise ValueError(f"directions: expected shape [{n}, 3], got {list(directions.shape)}")
     sh = net.directions(directions, p) if directions is not None else None
-    args = FieldArgs(
+    args = cuda_args.FieldArgs(
         field=net.desc,
         weights=net.forward,
         positions=p("positions", positions, (n, 3)),
@@ -223,41 +201,30 @@ def field_forward(
 
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits:
-    """The bits and clearances that the march reads, from a bool grid [levels,R,R,R]; R a multiple of 32."""
-    if occupied.dtype != torch.bool or occupied.dim() != 4:
-        raise ValueError(
-            f"occupied: expected a bool tensor [levels,R,R,R], got {occupied.dtype} {list(occupied.shape)}"
-        )
-    levels, r = int(occupied.shape[0]), int(occupied.shape[1])
-    if list(occupied.shape[1:]) != [r, r, r] or r % 32:
-        raise ValueError(f"occupied: expected a cube whose side is a multiple of 32, got {list(occupied.shape)}")
+    """See `cpu.pack_occupancy`."""
+    levels, r = check_occupied(occupied, 32)
     occupied = occupied.contiguous()
     n_blocks, device = levels * (r // 4) ** 3, occupied.device
     fine = torch.empty(levels * r**3 // 32, dtype=torch.int32, device=device)
     near, far = (torch.empty(n_blocks, dtype=torch.uint8, device=device) for _ in range(2))
     program = nvrtc.program("cuda_march.cu")
-    args = OccupancyArgs(occupied.data_ptr(), fine.data_ptr(), 0, near.data_ptr(), levels, r, 0)
+    args = cuda_args.OccupancyArgs(occupied.data_ptr(), fine.data_ptr(), 0, near.data_ptr(), levels, r, 0)
     program.launch("pack_bits", args, blocks_of(fine.numel()), THREADS)
     program.launch("mark_blocks", args, blocks_of(n_blocks), THREADS)
     for axis in range(3):
-        args = OccupancyArgs(0, 0, near.data_ptr(), far.data_ptr(), levels, r, axis)
+        args = cuda_args.OccupancyArgs(0, 0, near.data_ptr(), far.data_ptr(), levels, r, axis)
         program.launch("spread_blocks", args, blocks_of(n_blocks), THREADS)
         near, far = far, near
     return OccupancyBits(fine, near, r, levels)
 
 
-def grid_struct(bits: OccupancyBits, p: Pointers) -> Grid:
+def grid_struct(bits: OccupancyBits, p: Pointers) -> cuda_args.Grid:
     fine = p("fine", bits.fine, (None,), torch.int32)
-    return Grid(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
+    return cuda_args.Grid(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
 
 
-def march_struct(settings: MarchSettings) -> March:
-    if not (0 < settings.step_size and settings.cone_angle >= 0 and settings.max_step >= settings.step_size):
-        raise ValueError(
-            "settings: expected step_size > 0, cone_angle >= 0 and max_step >= step_size, got "
-            f"{settings.step_size}, {settings.cone_angle} and {settings.max_step}"
-        )
-    return March(settings.step_size, settings.cone_angle, settings.max_step)
+def march_struct(settings: MarchSettings) -> cuda_args.March:
+    return cuda_args.March(settings.step_size, settings.cone_angle, settings.max_step)
 
 
 def ray_pointers(args: Any, rays: Rays, p: Pointers) -> None:
@@ -273,7 +240,9 @@ def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
     """See `reference.march`: the same samples to the bit. float32. Not differentiable."""
     p, n, device = pointers(), len(rays.o), rays.o.device
     counts = torch.zeros(n, dtype=torch.int64, device=device)
-    args = MarchArgs(grid=grid_struct(bits, p), march=march_struct(settings), n_rays=n, counts=counts.data_ptr())
+    args = cuda_args.MarchArgs(
+        grid=grid_struct(bits, p), march=march_struct(settings), n_rays=n, counts=counts.data_ptr()
+    )
     ray_pointers(args, rays, p)
     program = nvrtc.program("cuda_march.cu")
     program.launch("march_rays", args, blocks_of(n, 128), 128)
@@ -293,7 +262,7 @@ def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> T
     so that a recorded launch can be replayed for another one."""
     out = torch.empty(n, device=gpu().device)
     at = pointers()("step_at", step_at, (1,), torch.int32)
-    args = JitterArgs(out.data_ptr(), seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n, at)
+    args = cuda_args.JitterArgs(out.data_ptr(), seed & 0xFFFFFFFF, step & 0xFFFFFFFF, n, at)
     nvrtc.program("cuda_march.cu").launch("ray_jitter", args, blocks_of(n), THREADS)
     return out
 
@@ -301,54 +270,15 @@ def ray_jitter(seed: int, step: int, n: int, step_at: Tensor | None = None) -> T
 # ---- optimiser -----------------------------------------------------------------------------------------------------
 
 
-def adam_step(
-    param: Tensor,
-    grad: Tensor,
-    m: Tensor,
-    v: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    skip_zero_rows: bool = False,
-    half_copy: Tensor | None = None,
-    zero_grad: bool = False,
-    weight_decay: float = 0.0,
-    rates: Tensor | None = None,
-) -> None:
-    """One Adam step in place over rows [n,c]; see `reference.adam_step` and `cpu.adam_step`. `rates` [4] on the GPU
-    begins with the learning rate and the two corrections, which are read instead of those of `lr` and `step`."""
-    if step < 1:
-        raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
-    shape, device = tuple(param.shape), str(gpu().device)
-    for name, t in (("param", param), ("grad", grad), ("m", m), ("v", v)):
-        check_in_place(name, t, shape, torch.float32, device)
-    if half_copy is not None:
-        check_in_place("half_copy", half_copy, shape, torch.float16, device)
-    n_columns = shape[-1] if len(shape) > 1 else 1
-    n_rows = param.numel() // n_columns
-    if not skip_zero_rows and n_columns != 4:  # rows do not matter then: one thread per number
-        n_rows, n_columns = (n_rows * n_columns // 4, 4) if param.numel() % 4 == 0 else (n_rows * n_columns, 1)
-    args = AdamDesc(
-        *(t.data_ptr() for t in (param, grad, m, v)),
-        0 if half_copy is None else half_copy.data_ptr(),
-        n_rows,
-        n_columns,
-        int(skip_zero_rows),
-        int(zero_grad),
-        0,
-        lr,
-        beta1,
-        beta2,
-        eps,
-        1.0 - beta1**step,
-        1.0 - beta2**step,
-        weight_decay,
-        pointers()("rates", rates, (4,)),
-    )
-    aligned = not any(t.data_ptr() % 16 for t in (param, grad, m, v))  # a view of something larger may not be
-    aligned &= half_copy is None or half_copy.data_ptr() % 8 == 0
-    kernel = "adam_rows_of_four" if n_columns == 4 and aligned else "adam_rows"
-    nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(n_rows), THREADS)
-    torch.autograd.graph.increment_version([t for t in (param, grad, m, v, half_copy) if t is not None])
+def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:
+    """One Adam step in place over rows [n,c]; see `reference.adam_step`."""
+    args = adam_desc(param, grad, state, step, str(gpu().device))
+    args.rates = pointers()("rates", step.rates, (4,))
+    if not step.skip_zero_rows and args.n_columns != 4:  # rows do not matter then: one thread per number
+        n = param.numel()
+        args.n_rows, args.n_columns = (n // 4, 4) if n % 4 == 0 else (n, 1)
+    # a view of something larger may not be aligned
+    aligned = not any(t.data_ptr() % 16 for t in (param, grad, state.m, state.v))
+    aligned &= step.half_copy is None or step.half_copy.data_ptr() % 8 == 0
+    kernel = "adam_rows_of_four" if args.n_columns == 4 and aligned else "adam_rows"
+    nvrtc.program("cuda_adam.cu").launch(kernel, args, blocks_of(args.n_rows), THREADS)

@@ -4,148 +4,124 @@ from __future__ import annotations
 
 import ctypes
 
-from nerf.kernels.bindings import MAX_LEVELS, FieldDesc, GridLevel
+from nerf.kernels.bindings import MAX_LEVELS, FieldDesc, GridLevel, all_of, fields
 
 _P, _I, _F, _LL, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong, ctypes.c_uint32
 
 
 class Grid(ctypes.Structure):  # OccupancyBits of march.h
-    _fields_ = [("fine", _P), ("clearance", _P), ("resolution", _U), ("n_levels", _U)]
+    _fields_ = fields(fine=_P, clearance=_P, resolution=_U, n_levels=_U)
 
 
 class March(ctypes.Structure):  # MarchSettings of march.h
-    _fields_ = [("step_size", _F), ("cone_angle", _F), ("max_step", _F)]
+    _fields_ = fields(step_size=_F, cone_angle=_F, max_step=_F)
 
 
 class Kept(ctypes.Structure):  # KeptSamples of cuda_samples.h
-    _fields_ = [
-        ("n", _P),
-        ("capacity", _I),
-        *((name, _P) for name in ("tails", "totals", "places", "lights", "units", "links", "features")),
-    ]
+    _fields_ = fields(n=_P, capacity=_I, **all_of(_P, "tails totals places lights units links features"))
 
 
 class JitterArgs(ctypes.Structure):
-    _fields_ = [("out", _P), ("seed", _U), ("step", _U), ("n", _I), ("step_at", _P)]
+    _fields_ = fields(out=_P, seed=_U, step=_U, n=_I, step_at=_P)
 
 
 class NumbersArgs(ctypes.Structure):
-    _fields_ = [
-        ("rates", _P),
-        ("step_at", _P),
-        *((name, _F) for name in ("learning_rate", "correction1", "correction2", "surface_weight")),
-        ("step", _U),
-    ]
+    _fields_ = fields(
+        rates=_P, step_at=_P, **all_of(_F, "learning_rate correction1 correction2 surface_weight"), step=_U
+    )
 
 
 class MarchArgs(ctypes.Structure):
-    _fields_ = [
-        ("grid", Grid),
-        ("march", March),
-        ("n_rays", _I),
-        *((name, _P) for name in ("rays_o", "rays_d", "t_near", "t_far", "jitter")),
-        *((name, _P) for name in ("starts", "counts", "t_starts", "t_ends", "ray_indices")),
-    ]
+    _fields_ = fields(
+        grid=Grid,
+        march=March,
+        n_rays=_I,
+        **all_of(_P, "rays_o rays_d t_near t_far jitter starts counts t_starts t_ends ray_indices"),
+    )
 
 
 class OccupancyArgs(ctypes.Structure):  # PackArgs of cuda_march.cu
-    _fields_ = [
-        *((name, _P) for name in ("occupied", "fine", "source", "to")),
-        ("n_levels", _I),
-        ("resolution", _I),
-        ("axis", _I),
-    ]
+    _fields_ = fields(**all_of(_P, "occupied fine source to"), **all_of(_I, "n_levels resolution axis"))
 
 
 class GridArgs(ctypes.Structure):
-    _fields_ = [
-        *((name, _P) for name in ("positions", "table", "out", "grad_out", "grad_table", "grad_positions")),
-        ("sums", _P),
-        ("fixed_scale", _P),
-        ("n_numbers", _LL),
-        ("n", _LL),
-        ("n_levels", _I),
-        ("levels", GridLevel * MAX_LEVELS),
-    ]
+    _fields_ = fields(
+        **all_of(_P, "positions table out grad_out grad_table grad_positions sums fixed_scale"),
+        n_numbers=_LL,
+        n=_LL,
+        n_levels=_I,
+        levels=GridLevel * MAX_LEVELS,
+    )
 
 
 class PackArgs(ctypes.Structure):
-    _fields_ = [("field", FieldDesc), ("forward", _P), ("backward", _P)]
+    _fields_ = fields(field=FieldDesc, forward=_P, backward=_P)
 
 
 class DirectionArgs(ctypes.Structure):
-    _fields_ = [("directions", _P), ("sh", _P), ("n", _I)]
+    _fields_ = fields(directions=_P, sh=_P, n=_I)
 
 
 class FieldArgs(ctypes.Structure):
-    _fields_ = [
-        ("field", FieldDesc),
-        *((name, _P) for name in ("weights", "positions", "sh", "sigmas", "rgbs")),
-        ("n", _I),
-    ]
+    _fields_ = fields(field=FieldDesc, **all_of(_P, "weights positions sh sigmas rgbs"), n=_I)
 
 
 class RenderArgs(ctypes.Structure):
-    _fields_ = [
-        ("field", FieldDesc),
-        ("grid", Grid),
-        ("march", March),
-        ("stop_threshold", _F),
-        ("alpha_threshold", _F),
-        ("n_rays", _I),
-        *((name, _P) for name in ("rays_o", "rays_d", "t_near", "t_far", "jitter", "sh", "weights")),
-        *((name, _P) for name in ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")),
-        ("next_ray", _P),
-        ("n_evaluated", _P),
-        ("kept", Kept),
-    ]
+    _fields_ = fields(
+        field=FieldDesc,
+        grid=Grid,
+        march=March,
+        stop_threshold=_F,
+        alpha_threshold=_F,
+        n_rays=_I,
+        **all_of(_P, "rays_o rays_d t_near t_far jitter sh weights"),
+        **all_of(_P, "colors opacities depths median_depths second_moments distortions next_ray n_evaluated"),
+        kept=Kept,
+    )
 
 
 class CompositeArgs(ctypes.Structure):
-    _fields_ = [
-        ("kept", Kept),
-        *((name, _P) for name in ("colors", "opacities", "depths", "second_moments", "distortions")),
-        ("gradient_distance", _F),
-        ("n_rays", _I),
-        ("grads", _P),
-        ("largest_bits", _P),
-    ]
+    _fields_ = fields(
+        kept=Kept,
+        **all_of(_P, "colors opacities depths second_moments distortions"),
+        gradient_distance=_F,
+        n_rays=_I,
+        grads=_P,
+        largest_bits=_P,
+    )
 
 
 class BackwardArgs(ctypes.Structure):
-    _fields_ = [
-        ("kept", Kept),
-        *((name, _P) for name in ("sh", "forward", "backward", "grads", "largest_bits")),
-        ("grad_features", _P),
-        ("grad_sh", _P),
-        ("by_sample", _I),
-        ("partials", _P),
-    ]
+    _fields_ = fields(
+        kept=Kept,
+        **all_of(_P, "sh forward backward grads largest_bits grad_features grad_sh"),
+        by_sample=_I,
+        partials=_P,
+    )
 
 
 class ReduceArgs(ctypes.Structure):
-    _fields_ = [("partials", _P), ("largest_bits", _P), ("grads", _P), ("n_blocks", _I)]
+    _fields_ = fields(partials=_P, largest_bits=_P, grads=_P, n_blocks=_I)
 
 
 class ScatterArgs(ctypes.Structure):
-    _fields_ = [
-        ("field", FieldDesc),
-        ("kept", Kept),
-        *((name, _P) for name in ("grad_features", "largest_bits", "grad_table", "sums", "fixed_scale")),
-        ("n_numbers", _LL),
-    ]
+    _fields_ = fields(
+        field=FieldDesc,
+        kept=Kept,
+        **all_of(_P, "grad_features largest_bits grad_table sums fixed_scale"),
+        n_numbers=_LL,
+    )
 
 
 class RayGradientArgs(ctypes.Structure):
-    _fields_ = [
-        ("field", FieldDesc),
-        ("kept", Kept),
-        *((name, _P) for name in ("grad_features", "largest_bits", "rays_o_in", "rays_d_in", "viewdirs", "grad_sh")),
-        *((name, _P) for name in ("rays_o", "rays_d", "grad_viewdirs")),
-        ("n_rays", _I),
-        ("by_sample", _I),
-    ]
+    _fields_ = fields(
+        field=FieldDesc,
+        kept=Kept,
+        **all_of(_P, "grad_features largest_bits rays_o_in rays_d_in viewdirs grad_sh rays_o rays_d grad_viewdirs"),
+        n_rays=_I,
+        by_sample=_I,
+    )
 
 
 class SumArgs(ctypes.Structure):
-    _fields_ = [("kept", Kept), ("values", _P), ("out", _P), ("columns", _I), ("n_rays", _I)]
+    _fields_ = fields(kept=Kept, values=_P, out=_P, columns=_I, n_rays=_I)

@@ -1,9 +1,9 @@
 """Whole training steps as CUDA graphs: the launches of one step are recorded once and then replayed in a single call.
 
-What a recorded launch was given stays what it was, so a step may differ from the recorded one in two ways only: by
-numbers that its kernels read from the GPU's memory (`RecordedSteps.place`), and by what the tensors hold that it reads.
-All else (number of rays, length of the march's steps, which losses there are) makes the step's key: each key has its
-graph. Nothing may be read back to the CPU while a step is recorded.
+A step may differ from the recorded one by numbers that its kernels read from the GPU's memory (`RecordedSteps.place`),
+and by what the tensors hold that it reads. All else (number of rays, length of the march's steps, which losses there
+are) makes the step's key: each key has its graph, recorded when it comes a second time in a row. Nothing may be read
+back to the CPU while a step is recorded.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """What makes the CUDA backend's gradients the same to the bit in every run (`--deterministic`).
 
-Threads come in any order, and float sums remember it. So kept samples, which lie in the order in which warps found
-them, are sorted by ray and place: the networks' gradients are then summed in one order. The table's are summed in
-64-bit integers, which know no order (chosen over sorting its rows: eight corners times all levels of all samples would
-have to be sorted, and integer atomics are one instruction each). Those of rays are summed by one thread a ray.
-
-The price: a wait for the number of samples in each step, a sort, and twice the memory of the table's gradient. How much
-time that is, no GPU has measured yet.
+Float sums depend on the order of threads. So kept samples are sorted by ray and t, and the networks' gradients summed
+in one order; the table's are summed in 64-bit integers, which know no order; those of rays by one thread a ray. The
+price is a wait for the number of samples in each step, a sort, and twice the memory of the table's gradient.
 """
 
 from __future__ import annotations

@@ -9,21 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nerf.kernels import cuda, nvrtc
-from nerf.kernels.bindings import Pointers, check_in_place
+from nerf.kernels import cuda, cuda_args, nvrtc
+from nerf.kernels.bindings import check_in_place
 from nerf.kernels.cuda import THREADS, Net, blocks_of, fill_gpu, gpu, grid_struct, march_struct, pointers, ray_pointers
-from nerf.kernels.cuda_args import (
-    BackwardArgs,
-    CompositeArgs,
-    Kept,
-    RayGradientArgs,
-    ReduceArgs,
-    RenderArgs,
-    ScatterArgs,
-)
 from nerf.kernels.cuda_order import KeptSamples, scatter_in_integers, sorted_by_ray, sum_over_rays
 from nerf.kernels.records import (
-    FieldConfig,
     FieldView,
     GradAccumulator,
     MarchSettings,
@@ -47,9 +37,7 @@ def _keep(n: Tensor, n_rays: int, capacity: int, net: Net, n_features: int) -> K
         "n": n,
         "tails": empty(n_rays, dtype=torch.int32),
         "totals": empty(n_rays, 2),
-        "places": empty(capacity, 4),
-        "lights": empty(capacity, 4),
-        "units": empty(capacity, 4),
+        **{name: empty(capacity, 4) for name in ("places", "lights", "units")},
         "links": empty(capacity, 2, dtype=torch.int32),
         "features": empty(capacity, n_features * net.element_bytes, dtype=torch.uint8),
     }
@@ -81,7 +69,7 @@ class _Render(torch.autograd.Function):
         sh = net.directions(viewdirs, p)
         colors, scalars = torch.empty(n, 3, device=device), torch.empty(5, n, device=device)  # every ray writes its own
         keep = any(ctx.needs_input_grad)
-        args = RenderArgs(
+        args = cuda_args.RenderArgs(
             field=net.desc,
             grid=grid_struct(job.bits, p),
             march=march_struct(settings),
@@ -101,7 +89,7 @@ class _Render(torch.autograd.Function):
             numbers["evaluated"], (numbers["kept"], next_ray) = counts[:1], counts[1:].view(torch.int32)[::2].split(1)
             kept = _keep(numbers["kept"], n, capacity, net, job.field.config.layout.n_features) if keep else None
             args.n_evaluated, args.next_ray = numbers["evaluated"].data_ptr(), next_ray.data_ptr()
-            args.kept = kept.struct if kept else Kept()
+            args.kept = kept.struct if kept else cuda_args.Kept()
             if n:
                 program.launch("render_forward", args, blocks, THREADS, shared=net.staged_bytes)
             if kept is None or (job.overflow == "drop" and not cuda.deterministic):
@@ -128,31 +116,21 @@ class _Render(torch.autograd.Function):
         rays_o, rays_d, viewdirs, *_ = ctx.saved_tensors
         _alive, net, kept, sh, job = ctx.state
         params, sink = job.field.params, job.accumulator
-        per_ray = {
-            "colors": grad_colors,
-            "opacities": grad_opacities,
-            "depths": grad_depths,
-            "second_moments": grad_moments,
-            "distortions": grad_distortions,
-        }
+        grads = grad_colors, grad_opacities, grad_depths, grad_moments, grad_distortions
+        per_ray = dict(zip((*OUTPUTS[:3], *OUTPUTS[4:]), grads, strict=True))
         if sink is not None:
-            check_in_place(
-                "grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32, str(gpu().device)
-            )
+            shape = tuple(params.table.shape)
+            check_in_place("grad_accumulator.table", sink.table, shape, torch.float32, str(gpu().device))
             torch.autograd.graph.increment_version(sink.table)
         grad_table = sink.table if sink is not None else torch.zeros_like(params.table)
         with_rays = any(ctx.needs_input_grad[:3])
         rays = (rays_o, rays_d, viewdirs) if with_rays else None
-        flat, grad_rays = _backward(net, kept, sh, per_ray, job.field.config, job.settings, grad_table, rays)
+        flat, grad_rays = _backward(net, kept, sh, per_ray, job, grad_table, rays)
         shapes = [w.shape for w in params.density_weights + params.color_weights]
         parts = zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)
         ctx.state = None
-        return (
-            None,
-            *grad_rays,
-            None if sink is not None else grad_table,
-            *(part.view(shape) for part, shape in parts),
-        )
+        weights = (part.view(shape) for part, shape in parts)
+        return None, *grad_rays, None if sink is not None else grad_table, *weights
 
 
 def _backward(
@@ -160,19 +138,18 @@ def _backward(
     kept: KeptSamples,
     sh: Tensor,
     per_ray: dict[str, Tensor],
-    config: FieldConfig,
-    settings: MarchSettings,
+    job: _Job,
     grad_table: Tensor,
     rays: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Adds to the table's gradient; returns those of the weights, one after the other, and of the rays where asked."""
-    p, layout = pointers(), config.layout
+    p, layout = pointers(), job.field.config.layout
     capacity, n, device = kept.struct.capacity, len(kept.tensors["tails"]), grad_table.device
     samples = torch.empty(capacity, 4, device=device)
     largest = torch.zeros(1, dtype=torch.int32, device=device)
-    composite = CompositeArgs(
+    composite = cuda_args.CompositeArgs(
         kept=kept.struct,
-        gradient_distance=settings.gradient_distance,
+        gradient_distance=job.settings.gradient_distance,
         n_rays=n,
         grads=samples.data_ptr(),
         largest_bits=largest.data_ptr(),
@@ -185,11 +162,11 @@ def _backward(
     threads, shared = 32 * net.warps, net.backward_bytes
     program = net.program("cuda_backward.cu")
     blocks = fill_gpu(program, "field_backward", threads, shared, -(-capacity // (16 * net.warps)))
-    n_gradients = sum(n_out * n_in for n_out, n_in in _weight_shapes(net, layout.n_features))
+    n_gradients = net.n_gradients
     partials = torch.empty(blocks, n_gradients, device=device)
     grad_features = torch.empty(capacity * layout.n_features * net.element_bytes, dtype=torch.uint8, device=device)
     grad_sh = torch.zeros(capacity if ordered else n, 16, device=device) if rays is not None else None
-    args = BackwardArgs(
+    args = cuda_args.BackwardArgs(
         kept=kept.struct,
         sh=sh.data_ptr(),
         forward=net.forward,
@@ -204,10 +181,10 @@ def _backward(
     program.launch("field_backward", args, blocks, threads, shared=shared)
 
     flat = torch.empty(n_gradients, device=device)
-    reduce = ReduceArgs(partials.data_ptr(), largest.data_ptr(), flat.data_ptr(), blocks)
+    reduce = cuda_args.ReduceArgs(partials.data_ptr(), largest.data_ptr(), flat.data_ptr(), blocks)
     program.launch("reduce_weights", reduce, blocks_of(n_gradients, 64), 64)
     looping = fill_gpu(program, "scatter_table", THREADS, 0, blocks_of(capacity))
-    scatter = ScatterArgs(
+    scatter = cuda_args.ScatterArgs(
         field=net.desc,
         kept=kept.struct,
         grad_features=grad_features.data_ptr(),
@@ -219,9 +196,9 @@ def _backward(
         scatter_in_integers(program, scatter, numbers, grad_table, (looping, layout.n_levels))
     else:
         program.launch("scatter_table", scatter, looping, THREADS, layout.n_levels)
-    if rays is None:
+    if rays is None or grad_sh is None:
         return flat, (None, None, None)
-    return flat, _ray_gradients(net, program, kept, grad_features, largest, grad_sh, rays, p, looping)
+    return flat, _ray_gradients(net, program, kept, grad_features, largest, grad_sh, rays, looping)
 
 
 def _ray_gradients(
@@ -230,18 +207,17 @@ def _ray_gradients(
     kept: KeptSamples,
     grad_features: Tensor,
     largest: Tensor,
-    grad_sh: Tensor | None,
+    grad_sh: Tensor,
     rays: tuple[Tensor, Tensor, Tensor],
-    p: Pointers,
     blocks: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    assert grad_sh is not None
+    p = pointers()
     n, ordered, device = len(rays[0]), kept.is_sorted, grad_sh.device
     if ordered:
         grad_sh = sum_over_rays(program, kept, grad_sh)
     grads = [torch.zeros(kept.struct.capacity if ordered else n, 3, device=device) for _ in range(2)]
     grads.append(torch.zeros(n, 3, device=device))
-    args = RayGradientArgs(
+    args = cuda_args.RayGradientArgs(
         field=net.desc,
         kept=kept.struct,
         grad_features=grad_features.data_ptr(),
@@ -259,14 +235,6 @@ def _ray_gradients(
     if ordered:
         grads[:2] = [sum_over_rays(program, kept, g) for g in grads[:2]]
     return grads[0], grads[1], grads[2]
-
-
-def _weight_shapes(net: Net, n_features: int) -> list[tuple[int, int]]:
-    width, shapes = net.desc.width, []
-    for n_layers, n_in, n_out in ((net.desc.n_density_layers, n_features, 16), (net.desc.n_color_layers, 32, 3)):
-        sizes = [n_in, *[width] * (n_layers - 1), n_out]
-        shapes += [(b, a) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-    return shapes
 
 
 def render_rays(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,17 +19,6 @@ class DepthView:
     intrinsics: tuple[float, float, float, float]  # fx, fy, cx, cy in pixels; the first centre is at (0.5, 0.5)
     depths: Tensor  # [h,w] float32 along z, scene length; infinity where the ray hits nothing, NaN: no say
     weights: Tensor  # [h,w] float32 of each pixel's say
-
-
-class _View(ctypes.Structure):
-    _fields_ = [
-        ("camera_from_scene", ctypes.c_float * 12),
-        ("intrinsics", ctypes.c_float * 4),
-        ("width", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("depths", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-    ]
 
 
 class Fused(NamedTuple):
@@ -65,7 +53,7 @@ def fuse_depths(points: Tensor, views: list[DepthView], front: float, back: floa
 
 def _native(points: Tensor, views: list[DepthView], front: float, back: float) -> Fused:
     maps = [(view.depths.contiguous(), view.weights.contiguous()) for view in views]  # alive until the call is over
-    table = (_View * len(views))()
+    table = (bindings.DepthViewDesc * len(views))()
     for entry, view, (depths, weights) in zip(table, views, maps, strict=True):
         entry.camera_from_scene[:] = view.camera_from_scene.flatten().tolist()
         entry.intrinsics[:] = view.intrinsics

@@ -29,10 +29,16 @@ def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor, native: bool
     mesh without faces, faces of vertices that do not exist, or coordinates that are not finite. Not differentiable.
     """
     check(points, vertices, faces)
-    middle = ((vertices.amin(dim=0) + vertices.amax(dim=0)) / 2).double()
-    near, mesh = ((x.detach().double() - middle).float().contiguous() for x in (points, vertices))
+    near, mesh, middle = about_the_middle(points, vertices)
     found = (_native if native else _reference)(near, mesh, faces)
     return Nearest(found.distances, found.faces, (found.points.double() + middle).to(points.dtype))
+
+
+def about_the_middle(points: Tensor, vertices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points and vertices in float32, less the middle [3] of the vertices in float64."""
+    middle = ((vertices.amin(dim=0) + vertices.amax(dim=0)) / 2).double()
+    near, mesh = ((x.detach().double() - middle).float().contiguous() for x in (points, vertices))
+    return near, mesh, middle
 
 
 def check(points: Tensor, vertices: Tensor, faces: Tensor) -> None:

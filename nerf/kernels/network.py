@@ -8,11 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nerf.kernels.bindings import Pointers, native
+from nerf.kernels.bindings import MAX_NET_LAYERS, NetDesc, Pointers, native
 
-MAX_NET_LAYERS = 12
 ACTIVATIONS = ("linear", "relu", "sine", "sigmoid")
-_P, _I, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 
 
 class Layer(NamedTuple):
@@ -24,26 +22,6 @@ class Layer(NamedTuple):
     omega: float = 1.0
 
 
-class NetDesc(ctypes.Structure):
-    _fields_ = [
-        ("n_layers", _I),
-        ("pairs", _I),
-        ("n_threads", _I),
-        ("dims", _I * (MAX_NET_LAYERS + 1)),
-        ("activation", _I * MAX_NET_LAYERS),
-        ("omega", _F * MAX_NET_LAYERS),
-        ("weights", _P * MAX_NET_LAYERS),
-        ("biases", _P * MAX_NET_LAYERS),
-        ("grad_weights", _P * MAX_NET_LAYERS),
-        ("grad_biases", _P * MAX_NET_LAYERS),
-        *((name, _P) for name in ("x", "targets", "grad_out", "grad_tangents", "out", "out_tangents", "grad_x")),
-        ("n_tangents", _I),
-        ("tangent_scale", _F * 3),
-        ("n", ctypes.c_longlong),
-        ("loss", ctypes.c_double),
-    ]
-
-
 def reference_forward(x: Tensor, layers: list[Layer]) -> Tensor:
     """Values [n, out] at x [n, in] in plain torch: any dtype, device and order of derivative."""
     acts = {"linear": lambda z: z, "relu": torch.relu, "sine": torch.sin, "sigmoid": torch.sigmoid}
@@ -52,17 +30,17 @@ def reference_forward(x: Tensor, layers: list[Layer]) -> Tensor:
     return x
 
 
-def forward(x: Tensor, layers: list[Layer], pairs: bool, native_code: bool) -> Tensor:
-    """Values [n, out], differentiable once in weights, biases and x. pairs: products read bfloat16 where the processor
+def forward(x: Tensor, layers: list[Layer], bf16: bool, native_code: bool) -> Tensor:
+    """Values [n, out], differentiable once in weights, biases and x. bf16: products read bfloat16 where the processor
     has it."""
     if not native_code:
         return reference_forward(x, layers)
     shape, flat = _flattened(layers)
-    return _Network.apply(x, pairs, shape, (), *flat)[0]
+    return _Network.apply(x, bf16, shape, (), *flat)[0]
 
 
 def with_tangents(
-    x: Tensor, layers: list[Layer], scales: tuple[float, ...], pairs: bool, native_code: bool
+    x: Tensor, layers: list[Layer], scales: tuple[float, ...], bf16: bool, native_code: bool
 ) -> tuple[Tensor, Tensor]:
     """(values [n, out], derivatives [n, k, out] along the first k inputs, times their scales): both differentiable once
     in weights and biases, but not in x. Forward mode: derivatives run through the layers beside the values."""
@@ -75,15 +53,15 @@ def with_tangents(
             rows = [torch.autograd.grad(y[:, c].sum(), inputs, create_graph=True)[0] for c in range(y.shape[1])]
         return y, torch.stack(rows, dim=2)[:, : len(scales)] * x.new_tensor(scales)[:, None]
     shape, flat = _flattened(layers)
-    return _Network.apply(x.detach(), pairs, shape, tuple(scales), *flat)
+    return _Network.apply(x.detach(), bf16, shape, tuple(scales), *flat)
 
 
-def mse(x: Tensor, targets: Tensor, layers: list[Layer], pairs: bool, native_code: bool) -> Tensor:
+def mse(x: Tensor, targets: Tensor, layers: list[Layer], bf16: bool, native_code: bool) -> Tensor:
     """Mean squared error over all elements against targets [n, out]; differentiable once, in weights, biases and x."""
     if not native_code:
         return (reference_forward(x, layers) - targets).square().mean()
     shape, flat = _flattened(layers)
-    return _Mse.apply(x, targets, pairs, shape, *flat)
+    return _Mse.apply(x, targets, bf16, shape, *flat)
 
 
 def _flattened(layers: list[Layer]) -> tuple[list, list[Tensor]]:
@@ -101,9 +79,9 @@ class _Mse(torch.autograd.Function):
     """The gradients are found with the value: the activations of a block are gone when the next one begins."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, targets: Tensor, pairs: bool, shape: list, *flat: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, targets: Tensor, bf16: bool, shape: list, *flat: Tensor) -> Tensor:
         layers, p = _layers(shape, flat), Pointers()
-        desc = _described(x, layers, pairs, p)
+        desc = _described(x, layers, bf16, p)
         desc.targets = p("targets", targets, (len(x), layers[-1].weight.shape[0]))
         grads = _gradients(desc, layers)
         ctx.grad_x = _run(desc, x, ctx.needs_input_grad[0])
@@ -123,24 +101,24 @@ class _Network(torch.autograd.Function):
     """Values and tangents; going back runs forward again, block by block."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, pairs: bool, shape: list, scales: tuple, *flat: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, x: Tensor, bf16: bool, shape: list, scales: tuple, *flat: Tensor) -> tuple[Tensor, Tensor]:
         layers, p = _layers(shape, flat), Pointers()
         n_out = layers[-1].weight.shape[0]
         out, tangents = torch.empty(len(x), n_out), torch.empty(len(x), len(scales), n_out)
-        desc = _described(x, layers, pairs, p, scales)
+        desc = _described(x, layers, bf16, p, scales)
         desc.out, desc.out_tangents = out.data_ptr(), tangents.data_ptr() if scales else 0
         _run(desc, x, False)
         ctx.save_for_backward(x, *flat)
-        ctx.about = pairs, shape, scales
+        ctx.about = bf16, shape, scales
         return out, tangents
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out: Tensor, grad_tangents: Tensor):  # type: ignore[override]
         x, *flat = ctx.saved_tensors
-        pairs, shape, scales = ctx.about
+        bf16, shape, scales = ctx.about
         layers, p = _layers(shape, tuple(flat)), Pointers()
-        desc = _described(x, layers, pairs, p, scales)
+        desc = _described(x, layers, bf16, p, scales)
         n_out = layers[-1].weight.shape[0]
         desc.grad_out = p("grad_out", grad_out, (len(x), n_out))
         if scales:
@@ -170,10 +148,10 @@ def _run(desc: NetDesc, x: Tensor, with_grad_x: bool) -> Tensor | None:
     return grad_x
 
 
-def _described(x: Tensor, layers: list[Layer], pairs: bool, p: Pointers, scales: tuple[float, ...] = ()) -> NetDesc:
+def _described(x: Tensor, layers: list[Layer], bf16: bool, p: Pointers, scales: tuple[float, ...] = ()) -> NetDesc:
     if not 1 <= len(layers) <= MAX_NET_LAYERS:
         raise ValueError(f"layers: expected 1 to {MAX_NET_LAYERS}, got {len(layers)}")
-    desc = NetDesc(len(layers), int(pairs), torch.get_num_threads())
+    desc = NetDesc(len(layers), int(bf16), torch.get_num_threads())
     desc.dims[0] = n_in = layers[0].weight.shape[1]
     for i, (weight, bias, activation, omega) in enumerate(layers):
         if activation not in ACTIVATIONS:

@@ -1,8 +1,7 @@
 """The GPU behind the CUDA backend: finding it, compiling our sources for it at first use, and launching kernels.
 
-Compiled by NVRTC (a library that pip installs; no toolkit, no nvcc, no headers) through cuda-bindings, the lower half
-of cuda-core, and kept on disk under a hash of sources, options, architecture and compiler. Compiling needs no GPU.
-Launched through the driver's own library on torch's current stream, with tensors that torch allocates.
+Compiled by NVRTC (from pip; no toolkit, no headers, no GPU needed) through cuda-bindings, and kept on disk under a hash
+of sources, options, architecture and compiler. Launched through the driver's library on torch's current stream.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import ctypes
 import hashlib
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -68,12 +69,9 @@ def find() -> tuple[Gpu | None, str]:
     except RuntimeError as error:  # it is there, and is broken, or taken by another process
         return None, f"the GPU does not answer ({' '.join(str(error).split())[:200]}); see what nvidia-smi says"
     if (p.major, p.minor) < OLDEST:
-        return (
-            None,
-            f"{p.name} has compute capability {p.major}.{p.minor}; the kernels need {OLDEST[0]}.{OLDEST[1]} or newer",
-        )
-    version = nvrtc_version()
-    driver = driver_version()
+        needed = f"the kernels need {OLDEST[0]}.{OLDEST[1]} or newer"
+        return None, f"{p.name} has compute capability {p.major}.{p.minor}; {needed}"
+    version, driver = nvrtc_version(), driver_version()
     wanted = f"nerf-reconstruct[cuda{driver[0] if driver and driver[0] in (12, 13) else built.split('.')[0]}]"
     if version is None:
         return None, f"{p.name} is there, but NVRTC is not: pip install '{wanted}'"
@@ -144,14 +142,10 @@ def compile_source(
                 f"the CUDA kernels do not compile for sm_{architecture} ({name}: {first}): "
                 "run with --backend cpu, and report this line"
             )
-        if virtual:
-            size = _checked(nvrtc.nvrtcGetPTXSize(program))
-            code = _buffer(size)
-            nvrtc.nvrtcGetPTX(program, code)
-        else:
-            size = _checked(nvrtc.nvrtcGetCUBINSize(program))
-            code = _buffer(size)
-            nvrtc.nvrtcGetCUBIN(program, code)
+        kind = "PTX" if virtual else "CUBIN"
+        size = _checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
+        code = _buffer(size)
+        getattr(nvrtc, f"nvrtcGet{kind}")(program, code)
         return code[:size], words
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -196,9 +190,8 @@ def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:
         with atomic_write(path, f".{os.getpid()}.tmp") as temporary:  # several processes may compile the same
             temporary.write_bytes(code)
     except OSError as error:
-        note(
-            f"compiled kernels cannot be kept in {path.parent} ({error.strerror}); set NERF_CACHE_DIR to another folder"
-        )
+        reason = f"cannot be kept in {path.parent} ({error.strerror})"
+        note(f"compiled kernels {reason}; set NERF_CACHE_DIR to another folder")
     return code
 
 
@@ -223,11 +216,8 @@ class Program:
         # The context that torch uses, whichever GPU is current and even while a graph is recorded; never released.
         status = self.driver.cuDevicePrimaryCtxRetain(ctypes.byref(self.context), device)
         self._check(status, "looking for its context")
-        before = self._enter()
-        try:
+        with self._entered():
             self._check(self.driver.cuModuleLoadData(ctypes.byref(self.module), code), "loading the kernels")
-        finally:
-            self._leave(before)
 
     def _check(self, status: int, doing: str) -> None:
         if status:
@@ -236,19 +226,19 @@ class Program:
             said = (words.value or b"unknown").decode()
             raise UserError(f"the GPU failed while {doing} ({said}, CUDA error {status}): run again with --backend cpu")
 
-    def _enter(self) -> int | None:
-        """Makes our context the thread's current one: autograd's threads have none until torch launches something
-        there, and another GPU may be current. Returns the context to go back to, where there was another one."""
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """Within it our context is the thread's current one: autograd's threads have none until torch launches
+        something there, and another GPU may be current."""
         current = ctypes.c_void_p()
         self._check(self.driver.cuCtxGetCurrent(ctypes.byref(current)), "looking for its context")
-        if current.value == self.context.value:
-            return None
-        self._check(self.driver.cuCtxSetCurrent(self.context), "entering its context")
-        return current.value
-
-    def _leave(self, before: int | None) -> None:
-        if before is not None:
-            self._check(self.driver.cuCtxSetCurrent(before), "leaving its context")
+        if current.value != self.context.value:
+            self._check(self.driver.cuCtxSetCurrent(self.context), "entering its context")
+        try:
+            yield
+        finally:
+            if current.value not in (None, self.context.value):
+                self._check(self.driver.cuCtxSetCurrent(current.value), "leaving its context")
 
     def _function(self, kernel: str, shared: int) -> ctypes.c_void_p:
         function = self.functions.get((kernel, shared))
@@ -275,15 +265,12 @@ class Program:
             )
         pointer = ctypes.c_void_p(ctypes.addressof(args))
         stream = torch.cuda.current_stream(self.gpu.device).cuda_stream
-        before = self._enter()
-        try:
+        with self._entered():
             function = self._function(kernel, shared)
             status = self.driver.cuLaunchKernel(
                 function, blocks, rows, 1, threads, 1, 1, shared, stream, ctypes.byref(pointer), None
             )
             self._check(status, f"starting {kernel}")
-        finally:
-            self._leave(before)
         statistics["launched"] += 1
 
     def blocks_per_multiprocessor(self, kernel: str, threads: int, shared: int = 0) -> int:
@@ -292,15 +279,12 @@ class Program:
         if known is not None:
             return known
         n = ctypes.c_int()
-        before = self._enter()
-        try:
+        with self._entered():
             function = self._function(kernel, shared)
             status = self.driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
                 ctypes.byref(n), function, threads, ctypes.c_size_t(shared)
             )
             self._check(status, f"asking how {kernel} fits")
-        finally:
-            self._leave(before)
         return self.fitting.setdefault((kernel, threads, shared), max(n.value, 1))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nerf.kernels import bindings
+from nerf.kernels.reference.arithmetic import ragged_chunks
 
 _CANDIDATES = 1 << 22  # pairs of a triangle and a pixel tested at once
 _TOUCH = 1e-5  # in weights: a pixel centre this near an edge counts for both sides, so that rounding opens no hole
@@ -61,18 +62,9 @@ def _reference(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) ->
         near, far = float((1 / depth).max()), float((1 / depth).min())
         scale = (2**_DEPTH_BITS - 1) / max(near - far, 1e-300)
         # float32 is enough from here: offsets are whole pixels within one triangle
-        table = torch.cat(
-            [slopes[..., 1:], inverse[..., None]], dim=2
-        ).float()  # [f, (first, right, down), (w1, w2, 1/z)]
+        table = torch.cat([slopes[..., 1:], inverse[..., None]], dim=2).float()  # [f, 3, (w1, w2, 1/z)]
         widths, origin = size[:, 0], low[:, 1].long() * width + low[:, 0].long()
-        ends = size.prod(dim=1).cumsum(0)
-        start = 0
-        while start < len(visible):  # as many triangles as fit; a single one may fill the picture
-            done = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(torch.searchsorted(ends, done + _CANDIDATES, right=True)))
-            counts = size[start:stop].prod(dim=1)
-            owner = torch.repeat_interleave(torch.arange(start, stop), counts)
-            k = torch.arange(len(owner)) - torch.repeat_interleave(ends[start:stop] - counts - done, counts)
+        for owner, k in ragged_chunks(size.prod(dim=1), _CANDIDATES):
             down = torch.div(k, widths[owner], rounding_mode="floor")
             right = k - down * widths[owner]
             terms = table[owner]
@@ -82,7 +74,6 @@ def _reference(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) ->
             owner, pixel = owner[inside], down[inside] * width + right[inside]
             key = ((near - value[inside, 2].double()) * scale).round().long().clamp(0, 2**_DEPTH_BITS - 1)
             buffer.scatter_reduce_(0, origin[owner] + pixel, (key << 32) | visible[owner], "amin")
-            start = stop
     return torch.where(buffer < 2**63 - 1, buffer & (2**32 - 1), -1).int()
 
 

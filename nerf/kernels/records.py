@@ -1,4 +1,4 @@
-"""What crosses the door to the kernels: plain records that every backend reads and none computes with."""
+"""What kernels are given and give back: plain records that every backend reads and none computes with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -81,10 +82,7 @@ class GridLayout:
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """First row of each level, and the total at the end: `n_levels + 1` entries."""
-        offsets = [0]
-        for size in self.level_sizes:
-            offsets.append(offsets[-1] + size)
-        return tuple(offsets)
+        return tuple(accumulate(self.level_sizes, initial=0))
 
     @property
     def n_rows(self) -> int:
@@ -102,12 +100,24 @@ class Samples:
 
     t_starts, t_ends: [s] float; ray_indices: [s] int64, the owner; packed_info: [n,2] int64, (start, count) per ray,
     where count may be 0.
+
+    >>> import torch
+    >>> from nerf import Samples
+    >>> Samples.of(torch.tensor([0.0, 0.5]), torch.tensor([0.5, 1.0]), torch.tensor([1, 1]), n_rays=2).packed_info
+    tensor([[0, 0],
+            [0, 2]])
     """
 
     t_starts: Tensor
     t_ends: Tensor
     ray_indices: Tensor
     packed_info: Tensor
+
+    @staticmethod
+    def of(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> Samples:
+        """Of sorted intervals [s]."""
+        counts = torch.bincount(ray_indices, minlength=n_rays)
+        return Samples(t_starts, t_ends, ray_indices, torch.stack([counts.cumsum(0) - counts, counts], dim=1))
 
 
 @dataclass(frozen=True)
@@ -117,10 +127,6 @@ class FieldParams:
     table: Tensor
     density_weights: list[Tensor]
     color_weights: list[Tensor]
-
-    @property
-    def networks(self) -> tuple[list[Tensor], list[Tensor]]:
-        return self.density_weights, self.color_weights
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,11 @@ class OccupancyBits:
 
 @dataclass(frozen=True)
 class MarchSettings:
-    """step_size, max_step: scene length; cone_angle: 0, or growth of the step with distance. See `march.h`."""
+    """How rays are cut into samples, and which of these count; see `march.h` and `reference.render_rays`.
+
+    step_size, max_step: scene length; cone_angle: 0, or growth of the step with distance. Raises ValueError for steps
+    that would never end.
+    """
 
     step_size: float
     cone_angle: float = 0.0
@@ -203,12 +213,56 @@ class MarchSettings:
     alpha_threshold: float = 0.0
     gradient_distance: float = 0.0  # gradients of samples nearer than this are scaled by (t / distance)^2
 
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"step_size: expected a positive length, got {self.step_size!r}")
+        if not 0 <= self.cone_angle < math.inf:
+            raise ValueError(f"cone_angle: expected a number >= 0, got {self.cone_angle!r}")
+        if not self.max_step >= self.step_size:
+            raise ValueError(f"max_step: expected at least step_size ({self.step_size!r}), got {self.max_step!r}")
+
 
 @dataclass
 class GradAccumulator:
     """Where the table's gradient is added in place instead of into a new tensor the size of the table at every step."""
 
     table: Tensor
+
+
+@dataclass
+class AdamState:
+    """What Adam remembers of one tensor, moments m and v of its shape, and its settings: betas, eps, weight_decay."""
+
+    m: Tensor
+    v: Tensor
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float = 0.0
+
+    @staticmethod
+    def of(param: Tensor, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> AdamState:
+        """That before the first step."""
+        return AdamState(torch.zeros_like(param), torch.zeros_like(param), betas, eps, weight_decay)
+
+    def corrections(self, step: int) -> tuple[float, float]:
+        """1 - beta^step for both betas. Raises ValueError unless the step is 1 or more."""
+        if step < 1:
+            raise ValueError(f"step: expected 1 or more (it counts from 1), got {step!r}")
+        return 1.0 - self.betas[0] ** step, 1.0 - self.betas[1] ** step
+
+
+class AdamStep(NamedTuple):
+    """One step of Adam. `step`: global, 1 for the first. skip_zero_rows: rows [c] of a table whose gradient is all zero
+    stay untouched, their moments too. half_copy: of the parameters in half precision, to be refreshed. zero_grad: clear
+    the gradient. rates [4], on a GPU: begins with the learning rate and the two corrections, which are read instead of
+    those of `lr` and `step`."""
+
+    lr: float
+    step: int
+    skip_zero_rows: bool = False
+    half_copy: Tensor | None = None
+    zero_grad: bool = False
+    rates: Tensor | None = None
 
 
 class RenderedRays(NamedTuple):

@@ -1,22 +1,23 @@
 """The tinycudann backend: its hash grid and fully fused networks evaluate the field, with our numbers in its layout.
 
-Everything else (march, hash grid alone, optimiser) stays with our CUDA kernels, and compositing with the staged path of
-`reference`. Nothing of a model is stored in its modules: each call hands them our parameters, and the gradients come
-back in our shapes. Its package raises where it is imported without a GPU, so only the functions here import it.
+The rest stays with our CUDA kernels, and compositing with the staged path of `reference`. Nothing of a model is stored
+in its modules. Its package raises where it is imported without a GPU, so only the functions here import it.
 
-Its conventions, as documented: a grid's parameters are the rows of its levels, one level after the other, features
-fastest; a network's are its weight matrices [out, in] row-major, one after the other, without biases, inputs and
-outputs padded to multiples of 16. It computes in half precision, and takes batches of any size.
+Its conventions: a grid's parameters are the rows of its levels, one level after the other, features fastest; a
+network's are its weight matrices [out, in] row-major, one after the other, without biases, inputs and outputs padded to
+multiples of 16. It computes in half precision.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nerf.errors import UserError
 from nerf.kernels import cuda, reference
@@ -62,13 +63,9 @@ def padded(n: int) -> int:
 
 def pack_network(weights: list[Tensor]) -> Tensor:
     """Weights [out, in], in order, as the one vector that a fully fused network takes; what is padded is zero."""
-    parts = []
-    for w in weights:
-        n_out, n_in = w.shape
-        parts.append(
-            torch.nn.functional.pad(w.detach(), (0, padded(n_in) - n_in, 0, padded(n_out) - n_out)).reshape(-1)
-        )
-    return torch.cat(parts)
+    missing = [[padded(n) - n for n in w.shape] for w in weights]
+    parts = zip(weights, missing, strict=True)
+    return torch.cat([pad(w.detach(), (0, n_in, 0, n_out)).reshape(-1) for w, (n_out, n_in) in parts])
 
 
 def unpack_network(vector: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
@@ -82,16 +79,8 @@ def unpack_network(vector: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor
 
 
 def grid_config(layout: GridLayout) -> dict[str, Any]:
-    return {
-        "otype": "Grid",
-        "type": "Hash",
-        "n_levels": layout.n_levels,
-        "n_features_per_level": layout.n_features_per_level,
-        "log2_hashmap_size": layout.log2_hashmap_size,
-        "base_resolution": layout.base_resolution,
-        "per_level_scale": layout.per_level_scale,
-        "interpolation": "Linear",
-    }
+    sizes = {f.name: getattr(layout, f.name) for f in fields(layout) if f.name != "n_dims"}
+    return {"otype": "Grid", "type": "Hash", **sizes, "interpolation": "Linear"}
 
 
 def network_config(width: int, n_layers: int) -> dict[str, Any]:
@@ -231,14 +220,9 @@ def radiance_field(
     modules = _modules_of(params, config)
     if not len(positions):
         return reference.radiance_field(positions, directions, params, config)
+    unit, sh, n_density = _unit(positions, config), reference.sh_encode(directions, 4), len(params.density_weights)
     h, logits = _Logits.apply(
-        modules,
-        _unit(positions, config),
-        reference.sh_encode(directions, 4),
-        params.table,
-        len(params.density_weights),
-        *params.density_weights,
-        *params.color_weights,
+        modules, unit, sh, params.table, n_density, *params.density_weights, *params.color_weights
     )
     return reference.density_activation(h + config.density_bias), torch.sigmoid(logits)
 
@@ -261,16 +245,12 @@ def render_rays(
     field: FieldView,
     settings: MarchSettings,
     grad_accumulator: GradAccumulator | None = None,
+    overflow: str = "grow",
 ) -> RenderedRays:
-    """March (our kernel), field (tinycudann), composite (torch); see `cpu.render_rays` for the meaning.
-
-    Densities of all samples that are marched are evaluated first, then those that are seen with their gradients: what a
-    surface hides costs a density here, which the fused op of the other backends never asks for.
-    """
+    """March (our kernel), field (tinycudann), composite (torch); see `cpu.render_rays` for the meaning. What a surface
+    hides costs a density here, which the fused op never asks for."""
+    field = reference.accumulating(field, grad_accumulator)
     params, config = field.params, field.config
-    if grad_accumulator is not None:
-        table = reference.IntoAccumulator.apply(params.table, grad_accumulator)
-        params = FieldParams(table, params.density_weights, params.color_weights)
     return reference.render_samples(
         lambda x, d: radiance_field(x, d, params, config),
         lambda x: density(x, params, config),

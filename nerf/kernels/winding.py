@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf.kernels import bindings
-from nerf.kernels.nearest import check
+from nerf.kernels.nearest import about_the_middle, check
 
 _PAIRS = 1 << 21  # of a point and an element, looked at together by the reference
 
@@ -22,7 +22,7 @@ def of_mesh(points: Tensor, vertices: Tensor, faces: Tensor, native: bool) -> Te
     Generalized Winding Numbers", equation 5; fast: Barill et al. 2018.
     """
     check(points, vertices, faces)
-    near, mesh = _about_the_middle(points, vertices)
+    near, mesh, _ = about_the_middle(points, vertices)
     if not native:
         corners = mesh[faces.long()].double()
         return _reference(near.double(), corners.mean(dim=1), lambda q: _half_angles(corners, q) / (2 * math.pi))
@@ -37,7 +37,7 @@ def of_cloud(points: Tensor, cloud: Tensor, areas: Tensor, native: bool) -> Tens
     check(points, cloud, faces)
     if areas.shape != cloud.shape:
         raise ValueError(f"areas: expected shape {list(cloud.shape)}, got {list(areas.shape)}")
-    near, at = _about_the_middle(points, cloud)
+    near, at, _ = about_the_middle(points, cloud)
     if native:
         return _native(near, at, faces, areas)
     places, weights = at.double(), areas.double()
@@ -47,12 +47,6 @@ def of_cloud(points: Tensor, cloud: Tensor, areas: Tensor, native: bool) -> Tens
         return (to * weights).sum(dim=-1) / (4 * math.pi * to.norm(dim=-1).clamp_min(1e-15) ** 3)
 
     return _reference(near.double(), places, dipoles)
-
-
-def _about_the_middle(points: Tensor, vertices: Tensor) -> tuple[Tensor, Tensor]:
-    middle = ((vertices.amin(dim=0) + vertices.amax(dim=0)) / 2).double()
-    near, mesh = ((x.detach().double() - middle).float().contiguous() for x in (points, vertices))
-    return near, mesh
 
 
 def _native(points: Tensor, vertices: Tensor, faces: Tensor, areas: Tensor | None) -> Tensor:

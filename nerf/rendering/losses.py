@@ -6,12 +6,6 @@ import torch
 from torch import Tensor
 
 
-def mse(colors: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared difference over all elements; two tensors of one shape."""
-    _check_same(colors, targets)
-    return (colors - targets).square().mean()
-
-
 def huber(colors: Tensor, targets: Tensor, delta: float = 0.1, weights: Tensor | None = None) -> Tensor:
     """Mean of `d^2/2` where `|d| <= delta`, else `delta*(|d| - delta/2)`: a parabola, then a line of slope `delta`.
 
@@ -27,17 +21,6 @@ def huber(colors: Tensor, targets: Tensor, delta: float = 0.1, weights: Tensor |
     # near*(d - near/2) is d^2/2 inside and delta*(d - delta/2) outside: both branches in one.
     terms = near * (distance - 0.5 * near)
     return (terms if weights is None else terms * weights[:, None]).mean()
-
-
-def charbonnier(colors: Tensor, targets: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """Mean of `sqrt(d^2 + epsilon^2)`: the absolute difference with a rounded tip, never below epsilon.
-
-    Source: Charbonnier et al. 1994; as in Zip-NeRF (Barron et al. 2023).
-    """
-    _check_same(colors, targets)
-    if not epsilon > 0:
-        raise ValueError(f"epsilon: expected a positive number (0 has no gradient at d = 0), got {epsilon!r}")
-    return ((colors - targets).square() + epsilon * epsilon).sqrt().mean()
 
 
 def distortion(distortions: Tensor) -> Tensor:
@@ -60,14 +43,12 @@ def surface(
     """Radiance-field loss: compares each sample's own colour with the pixel, instead of the blend of them.
 
     `sum_i w_i |rgb_i - y|^2 + (1 - opacity) |background - y|^2`, averaged over rays and channels, so that a ray which
-    sees one opaque sample scores as in `mse`. A blend of wrong colours that averages to the right one is not rewarded,
-    so density gathers on surfaces. Expanded, it needs only per-ray sums:
+    sees one opaque sample scores its mean squared error. A blend of wrong colours that averages to the right one is
+    not rewarded, so density gathers on surfaces. Expanded, it needs only per-ray sums:
     `sum_i w_i |rgb_i - y|^2 = second_moment - 2 y.color + |y|^2 opacity`.
 
-    Args:
-        second_moments [n], colors [n, 3] (without background), opacities [n]: of `composite`.
-        targets: [n, 3], y. backgrounds: [n, 3] or [3]; None leaves out the background's term. weights: [n], of the
-        rays; None: 1.
+    second_moments [n], colors [n, 3] (without background), opacities [n]: of `composite`. targets: [n, 3], y.
+    backgrounds: [n, 3] or [3]; None leaves out the background's term. weights: [n], of the rays; None: 1.
     Source: Radiance Surfaces (Zhang et al. 2025, arXiv 2501.18627).
     """
     _check_same(colors, targets)

@@ -15,7 +15,13 @@ from nerf.kernels import MarchSettings
 @dataclass(frozen=True)
 class Marching:
     """How rays cross the scene: its space, their range, and their steps. Lengths are those of the march: scene units,
-    NDC units in the space Ndc."""
+    NDC units in the space Ndc.
+
+    >>> from nerf import Marching
+    >>> from nerf.geometry.space import Box
+    >>> Marching(Box(), near=0.0, far=10.0, step_size=0.5).settings(coarser=2).step_size
+    1.0
+    """
 
     space: Space
     near: float
@@ -24,9 +30,7 @@ class Marching:
     cone_angle: float = 0.0  # unbounded scenes: steps grow with distance
     stop_threshold: float = 1e-3  # a ray ends when less light than this is left: under a quarter of an 8-bit grey level
     alpha_threshold: float = 2e-3  # fainter samples count as empty: half of an 8-bit grey level
-    gradient_distance: float = (
-        0.0  # unbounded scenes: samples nearer to their camera than this learn less (no floaters)
-    )
+    gradient_distance: float = 0.0  # unbounded scenes: samples nearer to their camera learn less (no floaters)
 
     def settings(self, coarser: float = 1.0) -> MarchSettings:
         """For the kernels; `coarser` stretches every step (early training, where the field is smooth)."""

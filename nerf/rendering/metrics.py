@@ -1,8 +1,4 @@
-"""How far a rendered picture is from the true one: PSNR, SSIM, and the PSNR after a fit of the colours.
-
-Pictures are [h, w, c] tensors of floats; both are clipped to [0, 1] first, in whatever colour space they come in (the
-caller says which). All of it is measurement: nothing here is meant to be differentiated.
-"""
+"""How far a rendered picture [h,w,c] is from the true one, both clipped to [0,1]: PSNR, SSIM, a fit of the colours."""
 
 from __future__ import annotations
 
@@ -15,11 +11,8 @@ BAND = 128  # rows of a picture that are looked at together
 
 
 def psnr(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio of one view in decibels: -10 log10(mean squared error) over all pixels and channels.
-
-    rendered, truth: [h, w, c] (any equal shape works), clipped to [0, 1] here; mask: [h, w] bool, True = counts.
-    Equal pictures give infinity, an empty mask NaN. The mean over views is the mean of their decibels.
-    """
+    """Peak signal-to-noise ratio of one view in decibels: -10 log10(mean squared error) over all pixels and channels,
+    of the mask [h,w] where given. Equal pictures give infinity, an empty mask NaN."""
     _same_shape(rendered, truth)
     squared = (rendered.clamp(0, 1) - truth.clamp(0, 1)).square_()
     if mask is not None:
@@ -38,7 +31,6 @@ def psnr_of(mse: float, peak: float = 1.0) -> float:
 def hdr_psnr(rendered: Tensor, truth: Tensor, brightest: float, mask: Tensor | None = None) -> float:
     """PSNR in decibels of linear light, dark and bright alike: after log(1 + 5000 c / brightest) / log(5001).
 
-    rendered, truth: [h, w, c] linear light, brightest: what the curve takes to 1. mask: [h, w] bool, True = counts.
     Source: the mu-law of Kalantari and Ramamoorthi, "Deep High Dynamic Range Imaging of Dynamic Scenes", 2017, eq. 2.
     """
 
@@ -49,13 +41,11 @@ def hdr_psnr(rendered: Tensor, truth: Tensor, brightest: float, mask: Tensor | N
 
 
 def ssim(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> float:
-    """Structural similarity, mean over windows and channels; 1 for equal pictures.
+    """Structural similarity, mean over windows (with centres in the mask [h,w]) and channels; 1 for equal pictures.
 
     Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", 2004,
     equation 13: Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = 0.01, K2 = 0.03, data range 1, only
-    windows that lie inside the picture. Colour pictures: each channel by itself, then the mean.
-    rendered, truth: [h, w, c] with h, w >= 11, clipped to [0, 1] here; mask: [h, w] bool, windows whose centre is True
-    count. Raises ValueError for smaller pictures.
+    windows that lie inside the picture. Raises ValueError for pictures that are smaller.
     """
     _same_shape(rendered, truth)
     if rendered.dim() != 3 or min(rendered.shape[:2]) < 11:
@@ -97,18 +87,13 @@ def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
 
 
 def colour_correct(rendered: Tensor, truth: Tensor, degree: int = 2, mask: Tensor | None = None) -> Tensor:
-    """The rendered picture with its colours fitted to the truth: one global colour curve per view, no spatial freedom.
+    """The rendered picture [h,w,3] with its colours fitted to the truth: one global colour curve per view.
 
-    Photographs differ in exposure and white balance from shot to shot, which a radiance field cannot know for a view it
-    has not seen; the PSNR after this fit says how good the picture is apart from that. It looks at the truth, so it is
-    reported beside the plain number, never instead of it.
-
-    Each output channel is a polynomial of the rendered r, g, b (degree 1: affine; 2: with squares and products),
-    fitted by least squares over all pixels. The idea is from Mildenhall et al., "NeRF in the Dark" (RawNeRF), 2022, and
-    the evaluation of Mip-NeRF 360; theirs repeats the fit without clipped pixels, ours is one solve, and so its mean
-    squared error is never above that of the uncorrected picture.
-    rendered, truth: [h, w, 3], clipped to [0, 1] here; mask: [h, w] bool, pixels that take part in the fit.
-    Returns [h, w, 3] in [0, 1].
+    For photographs that differ in exposure and white balance, which a field cannot know for a view it has not seen.
+    Each output channel is a polynomial of the rendered r, g, b (degree 1: affine; 2: with squares and products), fitted
+    by least squares over all pixels (of the mask [h,w]). After Mildenhall et al., "NeRF in the Dark" (RawNeRF), 2022,
+    and the evaluation of Mip-NeRF 360; theirs repeats the fit without clipped pixels, ours is one solve, and so its
+    mean squared error is never above that of the uncorrected picture.
     """
     _same_shape(rendered, truth)
     if degree not in (1, 2):
@@ -116,7 +101,7 @@ def colour_correct(rendered: Tensor, truth: Tensor, degree: int = 2, mask: Tenso
     x = rendered.clamp(0, 1).reshape(-1, rendered.shape[-1])
     y = truth.clamp(0, 1).reshape(-1, truth.shape[-1])
     rows = torch.arange(len(x)) if mask is None else mask.reshape(-1).nonzero()[:, 0]
-    n_terms = len(_colour_terms(x[:1], degree)[0])
+    n_terms = _colour_terms(x[:1], degree).shape[1]
     gram = torch.zeros(n_terms, n_terms, dtype=torch.float64, device=x.device)
     target = torch.zeros(n_terms, x.shape[1], dtype=torch.float64, device=x.device)
     for some in rows.split(1 << 16):

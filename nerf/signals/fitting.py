@@ -18,6 +18,7 @@ from nerf.io import checkpoint
 from nerf.io.clock import Clock, Length
 from nerf.io.interrupts import whole_steps
 from nerf.io.progress import Progress
+from nerf.kernels import AdamState, AdamStep
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField, choose
 from nerf.signals.latents import ModulatedField
@@ -64,7 +65,11 @@ class Fitter:
         self.batch = config.batch or BATCHES[kind]
         self.learning_rate = config.learning_rate or LEARNING_RATES[kind]
         self.parameters = [p for p in self.field.parameters() if p.requires_grad]
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        table = getattr(self.field.encoding, "table", None)  # learns without decay
+        self.states = [
+            AdamState.of(p, (config.beta1, config.beta2), config.epsilon, 0.0 if p is table else config.weight_decay)
+            for p in self.parameters
+        ]
         self.random = torch.Generator()
         self.step, self.seconds = 0, 0.0
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given
@@ -86,14 +91,11 @@ class Fitter:
         loss, shown = self.problem.loss(self.field, self.batch, random)
         loss.backward()
         rate, table = self.rate(), getattr(self.field.encoding, "table", None)
-        for p, (m, v) in zip(self.parameters, self.moments, strict=True):
+        for p, state in zip(self.parameters, self.states, strict=True):
             if p.grad is None:
                 continue
             # of a table, rows that no sample of this batch touched keep still
-            kernels.adam_step(
-                p.data, p.grad, m, v, rate, c.beta1, c.beta2, c.epsilon, self.step + 1, p is table,
-                weight_decay=0.0 if p is table else c.weight_decay,
-            )  # fmt: skip
+            kernels.adam_step(p.data, p.grad, state, AdamStep(rate, self.step + 1, p is table))
             p.grad = None
         self.step += 1
         mse = float(shown)
@@ -107,8 +109,8 @@ class Fitter:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, config) of a checkpoint: the field, what it was fitted to, and how to go on."""
         tensors, config = Fitted(self.field, self.problem.kind, self.problem.describe()).to_state()
-        for i, (m, v) in enumerate(self.moments):
-            tensors[f"adam.{i}.m"], tensors[f"adam.{i}.v"] = m, v
+        for i, state in enumerate(self.states):
+            tensors[f"adam.{i}.m"], tensors[f"adam.{i}.v"] = state.m, state.v
         config["fitting"] = {
             "config": asdict(self.config),
             "step": self.step,
@@ -145,9 +147,9 @@ class Fitter:
                 "or start again with --overwrite"
             )
         self.field.load_state_dict(checkpoint.part(tensors, "field"))
-        for i, (m, v) in enumerate(self.moments):
-            m.copy_(tensors[f"adam.{i}.m"])
-            v.copy_(tensors[f"adam.{i}.v"])
+        for i, state in enumerate(self.states):
+            state.m.copy_(tensors[f"adam.{i}.m"])
+            state.v.copy_(tensors[f"adam.{i}.v"])
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.total_steps, self.curve = saved["total_steps"], saved["curve"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.fields.radiance import RadianceField
-from nerf.kernels import GradAccumulator
+from nerf.kernels import AdamState, AdamStep, GradAccumulator
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 
@@ -29,28 +29,27 @@ class FieldOptimiser:
     """
 
     def __init__(self, field: nn.Module, beta1: float = BETA1, beta2: float = BETA2, epsilon: float = EPSILON) -> None:
-        self.field, self.settings = field, (beta1, beta2, epsilon)
+        self.field = field
         self.live = [p for p in field.parameters() if p.requires_grad]
         self.parameters = [p.data for p in self.live]
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self.states = [AdamState.of(p, (beta1, beta2), epsilon) for p in self.parameters]
         self.grad_accumulator = grad_accumulator_of(field)
         refresh_half(field)
 
     def step(self, learning_rate: float, step: int, rates: Tensor | None = None) -> None:
-        """Step number `step` (from 0) from the gradients, which are cleared; rates: see `kernels.adam_step`."""
+        """Step number `step` (from 0) from the gradients, which are cleared; rates: see `AdamStep`."""
         ours = self.field if isinstance(self.field, RadianceField) else None
-        for p, (m, v), live in zip(self.parameters, self.moments, self.live, strict=True):
+        for p, state, live in zip(self.parameters, self.states, self.live, strict=True):
             is_table, grad, half = False, live.grad, None
             if ours is not None and self.grad_accumulator is not None and live is ours.table:
                 is_table, grad, half = True, self.grad_accumulator.table, ours.table_half
             if grad is not None:
-                numbers = learning_rate, *self.settings, step + 1
-                kernels.adam_step(p, grad, m, v, *numbers, is_table, half, is_table, rates=rates)
+                kernels.adam_step(p, grad, state, AdamStep(learning_rate, step + 1, is_table, half, is_table, rates))
             live.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be stored to go on bit for bit."""
-        return {f"{i}.{name}": t for i, pair in enumerate(self.moments) for name, t in zip("mv", pair, strict=True)}
+        return {f"{i}.{name}": t for i, s in enumerate(self.states) for name, t in (("m", s.m), ("v", s.v))}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         for name, t in self.tensors().items():
@@ -68,18 +67,18 @@ class SmallAdam:
     """Adam for one tensor that is given at each step."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        self.m, self.v = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.state = AdamState.of(torch.zeros(shape, device=device), (BETA1, BETA2), EPSILON)
         self.n_updates = 0
 
     def step(self, values: Tensor, grad: Tensor, rate: float) -> None:
         """One step, in place."""
         self.n_updates += 1
-        kernels.adam_step(values, grad, self.m, self.v, rate, BETA1, BETA2, EPSILON, self.n_updates)
+        kernels.adam_step(values, grad, self.state, AdamStep(rate, self.n_updates))
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be stored to go on bit for bit."""
-        return {"m": self.m, "v": self.v, "n_updates": torch.tensor([self.n_updates])}
+        return {"m": self.state.m, "v": self.state.v, "n_updates": torch.tensor([self.n_updates])}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.m, self.v = tensors["m"].to(self.m.device), tensors["v"].to(self.v.device)
+        self.state.m, self.state.v = (tensors[name].to(self.state.m.device) for name in "mv")
         self.n_updates = int(tensors["n_updates"])

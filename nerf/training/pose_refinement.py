@@ -84,7 +84,7 @@ class PoseCorrections:
         For exp(w) d' at w = 0, dL/dw = d' x dL/dd'.
         """
         per_ray = torch.cat([torch.linalg.cross(rays_d, grad_d), grad_o * self.distance], dim=1)
-        gradient = torch.zeros_like(self.adam.m).index_add_(0, image_ids, per_ray)
+        gradient = torch.zeros_like(self.adam.state.m).index_add_(0, image_ids, per_ray)
         gradient = torch.einsum("nji,nj->ni", self.whitening, gradient.double()).float().contiguous()
         z = torch.zeros_like(gradient)
         self.adam.step(z, gradient, rate)

@@ -128,7 +128,7 @@ def check_march(n: int = 4096) -> Iterator[Row]:
             packed = cpu.pack_occupancy(rays[-1])
             wanted = cpu.march(_rays(rays), packed, settings)
         except RuntimeError:  # no compiler here: the reference gives the same samples
-            wanted = reference.march(*rays, settings.step_size, settings.cone_angle, settings.max_step)
+            wanted = reference.march(_rays(rays), rays[-1], settings)
         else:
             assert bits is not None
             yield f"{name}: bits that differ", differs(bits.fine, packed.fine), EXACT
@@ -299,10 +299,15 @@ def check_adam(n: int = 4096) -> Iterator[Row]:
         grad = torch.randn(n, columns, generator=g) * (torch.rand(n, 1, generator=g) < 0.5)
         placed = [t.clone().to(device) for t in (param, grad, m, v)]
         half = placed[0].half()
-        kernels.adam_step(*placed, 1e-2, 0.9, 0.99, 1e-15, 7, skip, half, True, decay)
+        state = kernels.AdamState(*placed[2:], (0.9, 0.99), 1e-15, decay)
+        kernels.adam_step(
+            *placed[:2], state, kernels.AdamStep(1e-2, 7, skip_zero_rows=skip, half_copy=half, zero_grad=True)
+        )
         numbers = [t.double() for t in (param, grad, m, v)]
         decayed = numbers[1] + decay * numbers[0]
-        reference.adam_step(numbers[0], decayed, numbers[2], numbers[3], 1e-2, 0.9, 0.99, 1e-15, 7, skip)
+        reference.adam_step(
+            numbers[0], decayed, kernels.AdamState(*numbers[2:], (0.9, 0.99), 1e-15), kernels.AdamStep(1e-2, 7, skip)
+        )
         name = f"Adam, {columns} columns{', rows skipped' if skip else ''}{', decay' if decay else ''}"
         for what, a, b in zip(
             ("parameters", "m", "v"), (placed[0], *placed[2:]), (numbers[0], *numbers[2:]), strict=True

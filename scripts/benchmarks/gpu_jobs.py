@@ -166,11 +166,11 @@ def kernels_timed(args: Args) -> dict[str, float]:
         found["field_per_second"] = n / seconds_of(lambda: field(scene_points, directions))
     found |= _render_timed(field, n, place)
     sink = torch.rand_like(field.table.data)
-    moments = [torch.zeros_like(sink) for _ in range(2)]
     table, half = field.table.data, field.table_half
+    state = ops.AdamState.of(table, (0.9, 0.99), 1e-15)
 
     def adam() -> None:
-        ops.adam_step(table, sink, *moments, 1e-3, 0.9, 0.99, 1e-15, 3, True, half)
+        ops.adam_step(table, sink, state, ops.AdamStep(1e-3, 3, skip_zero_rows=True, half_copy=half))
 
     found["adam_rows_per_second"] = layout.n_rows / seconds_of(adam)
     return found

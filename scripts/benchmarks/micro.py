@@ -68,12 +68,14 @@ def micro(samples: int = 1 << 18, repeats: int = 7) -> dict[str, Any]:
     )
 
     table = field.table.data
-    m, v = torch.zeros_like(table), torch.zeros_like(table)
+    state = kernels.AdamState.of(table, (0.9, 0.99), 1e-15)
     touched = torch.rand(len(table), 1, generator=random) < 0.25  # other rows are skipped, as most are in training
     gradient = torch.randn(table.shape, generator=random) * touched
 
     def adam() -> None:
-        kernels.adam_step(table, gradient, m, v, 1e-6, 0.9, 0.99, 1e-15, 1, True, field.table_half)
+        kernels.adam_step(
+            table, gradient, state, kernels.AdamStep(1e-6, 1, skip_zero_rows=True, half_copy=field.table_half)
+        )
 
     measure("adam", layout.n_rows, lambda: adam)
     return {"ns": ns, "counts": counts, "threads": threads, "table": layout.log2_hashmap_size, "peak_bytes": peak()}

@@ -1,6 +1,8 @@
-"""Unsigned 32-bit products and float32 sums of products with one rounding, as native code computes them."""
+"""Unsigned 32-bit products, float32 sums of products with one rounding as in native code, and ragged loops."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -37,3 +39,18 @@ def fma32(a: np.ndarray | np.float32, b: np.ndarray | np.float32, c: np.ndarray 
 def fma_tensor(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """`fma32` of float32 tensors."""
     return torch.from_numpy(fma32(a.cpu().numpy(), b.cpu().numpy(), c.cpu().numpy())).to(a.device)
+
+
+def ragged_chunks(counts: Tensor, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(owner, k) for all k < counts[owner], in order, about `chunk` pairs at a time and never less than one owner."""
+    ends = counts.cumsum(0)
+    begin = 0
+    while begin < counts.numel():
+        base = int(ends[begin - 1]) if begin else 0
+        stop = max(begin + 1, int(torch.searchsorted(ends, base + chunk, right=True)))
+        piece = counts[begin:stop]
+        owner = torch.arange(begin, begin + len(piece), device=counts.device).repeat_interleave(piece)
+        if owner.numel():
+            firsts = (ends[begin:stop] - piece - base).repeat_interleave(piece)
+            yield owner, torch.arange(owner.numel(), device=counts.device) - firsts
+        begin = stop

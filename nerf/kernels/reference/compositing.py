@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from nerf.kernels.checks import check
 from nerf.kernels.records import RenderedRays, Samples
-from nerf.kernels.reference.checks import check
 
 
 def _places(packed_info: Tensor, ray_indices: Tensor) -> Tensor:
@@ -44,16 +44,12 @@ def composite(samples: Samples, sigmas: Tensor, rgbs: Tensor, n_rays: int, stop_
     `alpha = 1 - exp(-sigma*dt)`, `trans_i = exp(-sum_{j<i} sigma_j dt_j)`, `w = trans*alpha`, `t_mid = (t_start +
     t_end)/2`.
 
-    Args:
-        samples: s intervals of n rays; their t are constants. sigmas: [s] >= 0 (1/scene length); rgbs: [s, 3].
-        n_rays: n, also counting rays without samples.
-        stop_threshold: a sample with `trans < stop_threshold` contributes nothing: weight 0, no gradient.
-    Returns:
-        foregrounds [n,3] (sum w*rgb), opacities [n] (sum w), depths [n] (sum w*t_mid), second_moments [n]
-        (sum w*|rgb|^2), distortions [n] (sum_ij w_i w_j |m_i - m_j| + sum w^2 dt / 3, m = t_mid), median_depths
-        [n] (t at which the opacity reaches 1/2, with sigma constant in each sample, 0 where it does not; not
-        differentiable), and per sample weights, trans [s].
-        A ray without samples has zeros. Differentiable in sigmas and rgbs.
+    Of s intervals of n rays, whose t are constants: sigmas [s] >= 0 (1/scene length), rgbs [s,3]. A sample with
+    `trans < stop_threshold` contributes nothing: weight 0, no gradient. Returns foregrounds [n,3] (sum w*rgb),
+    opacities [n] (sum w), depths [n] (sum w*t_mid), second_moments [n] (sum w*|rgb|^2), distortions [n]
+    (sum_ij w_i w_j |m_i - m_j| + sum w^2 dt / 3, m = t_mid), median_depths [n] (t at which the opacity reaches 1/2,
+    with sigma constant in each sample, 0 where it does not; not differentiable), and per sample weights, trans [s].
+    A ray without samples has zeros. Differentiable in sigmas and rgbs.
     Source: NeRF (Mildenhall et al. 2020), equation 3; distortion: Mip-NeRF 360, equation 15 (in scene length).
     """
     n_samples = samples.t_starts.shape[0]
@@ -120,9 +116,7 @@ def seen_samples(
     longest = int(samples.packed_info[:, 1].max()) if len(ray) else 0
     trans = torch.exp(-_sums_before(depth, _places(samples.packed_info, ray), longest))
     kept = (is_seen & (trans >= stop_threshold)).nonzero().squeeze(1)
-    counts = torch.bincount(ray[kept], minlength=n_rays)
-    packed_info = torch.stack([counts.cumsum(0) - counts, counts], dim=1)
-    return Samples(samples.t_starts[kept], samples.t_ends[kept], ray[kept], packed_info), kept, trans
+    return Samples.of(samples.t_starts[kept], samples.t_ends[kept], ray[kept], n_rays), kept, trans
 
 
 def scale_near_gradients(samples: Samples, sigmas: Tensor, rgbs: Tensor, distance: float) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.space import scene_to_unit
+from nerf.kernels.checks import check
 from nerf.kernels.records import FieldConfig, FieldParams, GridLayout
-from nerf.kernels.reference.checks import check
 from nerf.kernels.reference.hashgrid import hashgrid_encode
 from nerf.kernels.reference.sh import sh_encode
 
@@ -20,13 +20,8 @@ Encode = Callable[[Tensor, Tensor, GridLayout], Tensor]
 
 
 def mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Fully connected network without biases: `x <- relu(x W^T)` for all layers but the last, which is linear.
-
-    Args:
-        x: [n, i]; weights: at least one [out, in], in order, each `in` the `out` before it.
-    Returns:
-        [n, o]. Differentiable in all.
-    """
+    """Fully connected network without biases: `x <- relu(x W^T)` for all layers but the last, which is linear; x [n,i],
+    weights [out,in] in order, to [n,o]. Differentiable in all."""
     if not weights:
         raise ValueError("weights: expected at least one layer, got none")
     check("x", x, ("n", weights[0].shape[-1]))
@@ -77,17 +72,10 @@ def radiance_density(
 def radiance_field(
     positions: Tensor, directions: Tensor, params: FieldParams, config: FieldConfig, encode: Encode = hashgrid_encode
 ) -> tuple[Tensor, Tensor]:
-    """Density and colour of the field.
-
-    `h = mlp(hashgrid(unit), density_weights)`; `sigma = density_activation(h[0] + density_bias)`;
-    `rgb = sigmoid(mlp([sh_encode(direction, 4), h], color_weights))`, where h is taken whole, its first column
-    included.
-
-    Args:
-        positions: [n, 3], scene frame; directions: [n, 3], unit.
-        params, config: table, weights; layout, contraction, bias. encode: the hash grid, this one or a native one.
-    Returns:
-        sigmas [n] (1/scene length), rgbs [n, 3] in (0,1). Differentiable in positions, directions and all parameters.
+    """`h = mlp(hashgrid(unit), density_weights)`; `sigma = density_activation(h[0] + density_bias)`;
+    `rgb = sigmoid(mlp([sh_encode(direction, 4), h], color_weights))`: h is taken whole, its first column included.
+    Scene positions and unit directions [n,3] to sigmas [n] (1/scene length) and rgbs [n,3] in (0,1). `encode`: the hash
+    grid, this one or a native one. Differentiable in positions, directions and all parameters.
     """
     check("directions", directions, (positions.shape[0], 3))
     h = _density_features(positions, params, config, encode)

@@ -7,9 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
-from nerf.kernels.records import GradAccumulator, GridLayout
+from nerf.kernels.checks import check
+from nerf.kernels.records import FieldView, GradAccumulator, GridLayout
 from nerf.kernels.reference.arithmetic import UINT32
-from nerf.kernels.reference.checks import check
 
 HASH_PRIMES = (1, 2654435761, 805459861, 3674653429)
 
@@ -21,14 +21,8 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
     product of `w` or `1-w`. Corner `i` of a dense level is row `i0 + i1*res + i2*res^2 + ...`, of a hashed level the
     exclusive or of all `i_k*prime_k`: unsigned 32-bit numbers, modulo the level's size (which guards x = 1 if dense).
 
-    Args:
-        positions: [n, d] float, unit frame. Values outside [0,1] are clamped to it (no gradient there); no error.
-        table: [n_rows, F] float.
-        layout: the shape of the grid; `d` and `F` must be its own.
-    Returns:
-        [n, L*F] of the positions' dtype, level-major: feature f of level l in column l*F + f.
-
-    Differentiable in `table` and in `positions` (piecewise: the gradient jumps at cell walls).
+    Positions [n,d], clamped to [0,1] (no gradient outside), and a table [n_rows,F] to [n, L*F] of the positions' dtype:
+    feature f of level l in column l*F + f. Differentiable in both (the gradient in positions jumps at cell walls).
     Source: Mueller et al. 2022, equations 2 to 4; conventions of tiny-cuda-nn.
     """
     check("positions", positions, ("n", layout.n_dims))
@@ -64,7 +58,7 @@ def hashgrid_encode(positions: Tensor, table: Tensor, layout: GridLayout) -> Ten
     return torch.cat(levels).t().contiguous()
 
 
-class IntoAccumulator(torch.autograd.Function):
+class _IntoAccumulator(torch.autograd.Function):
     """The table itself, whose gradient is added to the accumulator instead."""
 
     @staticmethod
@@ -76,3 +70,11 @@ class IntoAccumulator(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         ctx.accumulator.table.add_(grad)
         return None, None
+
+
+def accumulating(field: FieldView, accumulator: GradAccumulator | None) -> FieldView:
+    """The field, whose table's gradient is added to the accumulator where there is one."""
+    if accumulator is None:
+        return field
+    table, *weights = field.leaves
+    return field.with_leaves([_IntoAccumulator.apply(table, accumulator), *weights])

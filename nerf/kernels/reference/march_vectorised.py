@@ -7,28 +7,19 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool3d
 
 from nerf.geometry.space import ray_box
-from nerf.kernels.records import Samples
-from nerf.kernels.reference.arithmetic import fma32, fma_tensor
-from nerf.kernels.reference.checks import check
+from nerf.kernels.checks import check, check_occupied
+from nerf.kernels.records import MarchSettings, Rays, Samples
+from nerf.kernels.reference.arithmetic import fma32, fma_tensor, ragged_chunks
 
 # The vectorised march tests about this many lattice points at a time: arrays of this size still live in the cache.
 MARCH_CHUNK = 1 << 18
 
 
 @torch.no_grad()
-def march(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    occupied: Tensor,
-    step_size: float,
-    cone_angle: float = 0.0,
-    max_step: float = math.inf,
-) -> Samples:
+def march(rays: Rays, occupied: Tensor, settings: MarchSettings) -> Samples:
     """Cut rays into intervals and keep those whose middle lies in an occupied cell.
 
     `dt(t) = clamp(t*cone_angle, step_size, max_step)` (`step_size` where the angle is 0), and
@@ -37,20 +28,15 @@ def march(
     `|p|_inf < 2^(K-1)`, and its cell is occupied in the finest level that holds p, the smallest k with `|p|_inf < 2^k`.
     float32 arithmetic, each operation rounded once. A ray may start outside the box; having left it, it is over.
 
-    Args:
-        rays_o, rays_d: [n, 3] float32, scene frame. t_near, t_far: [n] float32 (`t_near >= t_far`: no samples).
-        jitter: [n] float32 in [0,1), see `ray_jitter`.
-        occupied: [K, R, R, R] bool, indexed [level, z, y, x]; level k covers [-2^k, 2^k]^3.
-        step_size, max_step: scene length; cone_angle: growth of the step per length.
-    Returns:
-        Samples; not differentiable (t values are constants of the step).
-    Errors:
-        ValueError where a ray never leaves the box and its t_far is infinite.
+    Rays in float32; t_near >= t_far: no samples. occupied: [K,R,R,R] bool, indexed [level,z,y,x]; level k covers
+    [-2^k, 2^k]^3. Not differentiable (t values are constants of the step). Raises ValueError where a ray never leaves
+    the box and its t_far is infinite.
     """
-    check_march(rays_o, rays_d, t_near, t_far, jitter, occupied, step_size, cone_angle, max_step)
-    rays_o, rays_d = rays_o.detach(), rays_d.detach()
-    step, cone, longest = (float(np.float32(value)) for value in (step_size, cone_angle, max_step))
-    grid = _MarchGrid(occupied)
+    check_march(rays, occupied)
+    rays_o, rays_d, t_near, t_far, jitter = rays.o.detach(), rays.d.detach(), rays.t_near, rays.t_far, rays.jitter
+    steps = settings.step_size, settings.cone_angle, settings.max_step
+    step, cone, longest = (float(np.float32(value)) for value in steps)
+    grid = _MarchGrid(rays_o, rays_d, occupied)
     # t_far, or where the ray has surely left the outermost box; from where it may be inside. The exact crossings bound
     # the rounded ones: p rounds to below the box's wall only if it is below. The slack is for the lattice's rounding.
     t_enter, t_leave = ray_box(rays_o.double(), rays_d.double(), grid.half_extent, -math.inf, math.inf)
@@ -64,22 +50,19 @@ def march(
         )
     if cone == 0:
         t_first = fma_tensor(jitter, torch.full_like(jitter, step), t_near)
-        pieces = _march_constant(rays_o, rays_d, t_first, t_far, t_enter - slack, t_last, grid, step)
+        pieces = _march_constant(grid, t_first, t_far, t_enter - slack, t_last, step)
     else:
         t_first = fma_tensor(jitter, (t_near * cone).clamp(step, longest), t_near)
-        pieces = _march_cone(rays_o, rays_d, t_first, t_far, t_last, grid, step, cone, longest)
-    t_starts, t_ends, ray_indices = pieces
-    counts = torch.bincount(ray_indices, minlength=rays_o.shape[0])
-    packed_info = torch.stack([counts.cumsum(0) - counts, counts], dim=1)
-    return Samples(t_starts, t_ends, ray_indices, packed_info)
+        pieces = _march_cone(grid, t_first, t_far, t_last, step, cone, longest)
+    return Samples.of(*pieces, n_rays=len(rays_o))
 
 
 class _MarchGrid:
-    """Occupancy laid flat, and for one level with a constant step a coarse, dilated copy that rules out whole runs of
-    steps."""
+    """Rays, occupancy laid flat, and for one level with a constant step a coarse, dilated copy that rules out whole
+    runs of steps."""
 
-    def __init__(self, occupied: Tensor) -> None:
-        self.occupied = occupied
+    def __init__(self, rays_o: Tensor, rays_d: Tensor, occupied: Tensor) -> None:
+        self.rays_o, self.rays_d, self.occupied = rays_o, rays_d, occupied
         self.n_levels, self.resolution = occupied.shape[0], occupied.shape[1]
         self.half_extent = 2.0 ** (self.n_levels - 1)
         self.flat = occupied.reshape(-1)
@@ -96,33 +79,19 @@ class _MarchGrid:
         run = int(min(2.0 * (0.95 * 4.0 / self.resolution - slack) / step, 64.0))
         if run < 4:
             return 1
-        coarse = self.occupied[0]
-        for axis in range(3):
-            halves = coarse.unflatten(axis, (self.resolution // 2, 2))
-            coarse = halves.select(axis + 1, 0) | halves.select(axis + 1, 1)
-        for axis in range(3):
-            inner = coarse.shape[axis] - 1
-            wide = coarse.clone()
-            wide.narrow(axis, 1, inner).logical_or_(coarse.narrow(axis, 0, inner))
-            wide.narrow(axis, 0, inner).logical_or_(coarse.narrow(axis, 1, inner))
-            coarse = wide
-        self.coarse = coarse.reshape(-1)
+        halves = max_pool3d(self.occupied[0].float()[None], 2)
+        self.coarse = (max_pool3d(halves, 3, stride=1, padding=1) > 0).reshape(-1)
         return run
 
-    def keeps(self, t_mid: Tensor, ray: Tensor, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+    def keeps(self, t_mid: Tensor, ray: Tensor) -> Tensor:
         """Whether the points at t_mid lie inside the outermost box, in an occupied cell.
 
         p is rounded from float64: that differs from one rounding about once in 2^29, and matters only on a cell wall.
         """
         t = t_mid.to(torch.float64)
-        axes, norm = [], None
-        for axis in range(3):
-            d = rays_d[:, axis].to(torch.float64).index_select(0, ray)
-            o = rays_o[:, axis].to(torch.float64).index_select(0, ray)
-            p = (t * d).add_(o).to(torch.float32)
-            axes.append(p)
-            norm = p.abs() if norm is None else torch.maximum(norm, p.abs())
-        assert norm is not None
+        o, d = self.rays_o.t().double(), self.rays_d.t().double()
+        axes = [(t * d[a].index_select(0, ray)).add_(o[a].index_select(0, ray)).to(torch.float32) for a in range(3)]
+        norm = torch.maximum(torch.maximum(axes[0].abs(), axes[1].abs()), axes[2].abs())
         inside = norm < self.half_extent
         if self.n_levels == 1:
             return inside & self.flat[self._cell(axes, self.resolution)]
@@ -132,9 +101,10 @@ class _MarchGrid:
         cell = level * self.resolution**3 + self._cell([p * shrink for p in axes], self.resolution)
         return inside & self.flat[cell]
 
-    def near_occupied(self, t: Tensor, ray: Tensor, rays_o: Tensor, rays_d: Tensor) -> Tensor:
+    def near_occupied(self, t: Tensor, ray: Tensor) -> Tensor:
         """Whether anything occupied may lie within half a run of the points at t: never wrongly false."""
-        axes = [rays_o[:, a].index_select(0, ray) + t * rays_d[:, a].index_select(0, ray) for a in range(3)]
+        o, d = self.rays_o.t(), self.rays_d.t()
+        axes = [o[a].index_select(0, ray) + t * d[a].index_select(0, ray) for a in range(3)]
         return self.coarse[self._cell(axes, self.resolution // 2)]
 
     @staticmethod
@@ -150,14 +120,7 @@ class _MarchGrid:
 
 
 def _march_constant(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_first: Tensor,
-    t_far: Tensor,
-    t_enter: Tensor,
-    t_last: Tensor,
-    grid: _MarchGrid,
-    step: float,
+    grid: _MarchGrid, t_first: Tensor, t_far: Tensor, t_enter: Tensor, t_last: Tensor, step: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The lattice of each ray is known in advance, so (ray, k) pairs are laid out flat and tested in chunks."""
     half = 0.5 * step
@@ -175,15 +138,15 @@ def _march_constant(
     run_length = 1
     if int(n_steps.sum()) > MARCH_CHUNK // 8:  # below that the coarse grid costs more than it saves
         farthest = float(torch.where(n_steps > 0, t_last.abs(), 0.0).max())
-        run_length = grid.plan_runs(step * float(rays_d.abs().max()), 1e-6 * (2.0 + farthest))
+        run_length = grid.plan_runs(step * float(grid.rays_d.abs().max()), 1e-6 * (2.0 + farthest))
     if run_length > 1:
         n_runs = -(n_steps // -run_length)
         runs = []
-        for ray, run in _ragged_chunks(n_runs):
+        for ray, run in ragged_chunks(n_runs, MARCH_CHUNK):
             t_run = t_first[ray] + ((run * run_length + k_first[ray]).to(torch.float32) + 0.5 * run_length) * step
-            near = grid.near_occupied(t_run, ray, rays_o, rays_d).nonzero().squeeze(1)
+            near = grid.near_occupied(t_run, ray).nonzero().squeeze(1)
             runs.append((ray[near], run[near] * run_length + k_first[ray[near]]))
-        offsets = torch.arange(run_length, device=rays_o.device)
+        offsets = torch.arange(run_length, device=t_first.device)
         per_chunk = max(1, MARCH_CHUNK // run_length)
         candidates = (
             (ray.repeat_interleave(run_length), (first[:, None] + offsets).flatten())
@@ -191,13 +154,13 @@ def _march_constant(
             for ray, first in zip(rays.split(per_chunk), firsts.split(per_chunk), strict=True)
         )
     else:
-        candidates = ((ray, k + k_first[ray]) for ray, k in _ragged_chunks(n_steps))
-    kept_rays, kept_ks = [rays_o.new_zeros(0, dtype=torch.int64)], [rays_o.new_zeros(0, dtype=torch.int64)]
+        candidates = ((ray, k + k_first[ray]) for ray, k in ragged_chunks(n_steps, MARCH_CHUNK))
+    kept_rays, kept_ks = [n_steps[:0]], [n_steps[:0]]
     for ray, k in candidates:
         # k*step is exact in float64 and so is the sum, for all ranges that occur: one rounding.
         t = (k.to(torch.float64) * step).add_(t_first.double().index_select(0, ray)).to(torch.float32)
         t_mid = t + half
-        occupied = grid.keeps(t_mid, ray, rays_o, rays_d)
+        occupied = grid.keeps(t_mid, ray)
         kept = (occupied & (t_mid < t_far.index_select(0, ray))).nonzero().squeeze(1)
         kept_rays.append(ray[kept])
         kept_ks.append(k[kept])
@@ -208,36 +171,11 @@ def _march_constant(
     return starts.to(ray.device), ends.to(ray.device), ray
 
 
-def _ragged_chunks(counts: Tensor):  # type: ignore[no-untyped-def]
-    """Yield (ray, k) for all k < counts[ray], in order, about MARCH_CHUNK pairs at a time and never less than one
-    ray."""
-    ends = counts.cumsum(0)
-    begin = 0
-    while begin < counts.numel():
-        base = int(ends[begin - 1]) if begin else 0
-        stop = int(torch.searchsorted(ends, base + MARCH_CHUNK, right=True))
-        stop = max(begin + 1, stop)
-        piece = counts[begin:stop]
-        ray = torch.repeat_interleave(torch.arange(begin, min(stop, counts.numel()), device=counts.device), piece)
-        if ray.numel():
-            firsts = (ends[begin:stop] - piece - base).repeat_interleave(piece)
-            yield ray, torch.arange(ray.numel(), device=counts.device) - firsts
-        begin = stop
-
-
 def _march_cone(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_first: Tensor,
-    t_far: Tensor,
-    t_last: Tensor,
-    grid: _MarchGrid,
-    step: float,
-    cone: float,
-    longest: float,
+    grid: _MarchGrid, t_first: Tensor, t_far: Tensor, t_last: Tensor, step: float, cone: float, longest: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each step depends on the one before, so all rays walk together and those that ended are dropped in batches."""
-    alive = torch.arange(rays_o.shape[0], device=rays_o.device)
+    alive = torch.arange(len(t_first), device=t_first.device)
     t = t_first
     starts, ends, rays = [t_first.new_zeros(0)], [t_first.new_zeros(0)], [alive[:0]]
     while alive.numel():
@@ -252,7 +190,7 @@ def _march_cone(
         t_k, dt_k = torch.stack(ts), torch.stack(dts)
         t_mid = t_k + 0.5 * dt_k
         ray = alive.expand(block, -1)
-        occupied = grid.keeps(t_mid.reshape(-1), ray.reshape(-1), rays_o, rays_d)
+        occupied = grid.keeps(t_mid.reshape(-1), ray.reshape(-1))
         t_next = t_k + dt_k
         goes_on = (t_mid < t_far[alive]) & (t_mid <= t_last[alive])
         # A step too short for its distance no longer moves t: that point is still tested, none after it.
@@ -270,35 +208,16 @@ def _march_cone(
     return torch.cat(starts)[order], torch.cat(ends)[order], ray[order]
 
 
-def check_march(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_near: Tensor,
-    t_far: Tensor,
-    jitter: Tensor,
-    occupied: Tensor,
-    step_size: float,
-    cone_angle: float,
-    max_step: float,
-) -> None:
-    check("rays_o", rays_o, ("n", 3))
-    n = rays_o.shape[0]
+def check_march(rays: Rays, occupied: Tensor) -> None:
+    n = rays.o.shape[0]
     for name, tensor, shape in (
-        ("rays_o", rays_o, (n, 3)),
-        ("rays_d", rays_d, (n, 3)),
-        ("t_near", t_near, (n,)),
-        ("t_far", t_far, (n,)),
-        ("jitter", jitter, (n,)),
+        ("rays_o", rays.o, (n, 3)),
+        ("rays_d", rays.d, (n, 3)),
+        ("t_near", rays.t_near, (n,)),
+        ("t_far", rays.t_far, (n,)),
+        ("jitter", rays.jitter, (n,)),
     ):
         check(name, tensor, shape)
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name}: expected float32 (samples must be the same on every backend), got {tensor.dtype}")
-    check("occupied", occupied, ("K", "R", "R", "R"), floating=False)
-    if occupied.dtype != torch.bool or len(set(occupied.shape[1:])) != 1 or 0 in occupied.shape:
-        raise ValueError(f"occupied: expected a bool cube [K,R,R,R], got {occupied.dtype} {list(occupied.shape)}")
-    if not (math.isfinite(step_size) and step_size > 0):
-        raise ValueError(f"step_size: expected a positive length, got {step_size!r}")
-    if not (math.isfinite(cone_angle) and cone_angle >= 0):
-        raise ValueError(f"cone_angle: expected a number >= 0, got {cone_angle!r}")
-    if not max_step >= step_size:
-        raise ValueError(f"max_step: expected at least step_size ({step_size!r}), got {max_step!r}")
+    check_occupied(occupied)

@@ -13,11 +13,7 @@ def ray_jitter(seed: int, step: int, ray_index: Tensor) -> Tensor:
 
     `h = seed*0x9E3779B9 + step*0x85EBCA6B + ray*0xC2B2AE35` in uint32, the lowbias32 finaliser, then the top 24 bits /
     2^24.
-
-    Args:
-        ray_index: [n] integers. seed, step: integers; all three count modulo 2^32.
-    Returns:
-        [n] float32, exact.
+    ray_index [n] integers, all three modulo 2^32, to [n] float32, exact.
     """
     if ray_index.is_floating_point():
         raise TypeError(f"ray_index: expected an integer dtype, got {ray_index.dtype}")

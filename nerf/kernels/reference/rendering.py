@@ -8,35 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf.kernels.records import FieldView, MarchSettings, Rays, RenderedRays, Samples
-from nerf.kernels.reference.checks import check
+from nerf.kernels.checks import check
+from nerf.kernels.records import FieldView, GradAccumulator, MarchSettings, Rays, RenderedRays, Samples
 from nerf.kernels.reference.compositing import composite, scale_near_gradients, seen_samples
 from nerf.kernels.reference.field import radiance_density, radiance_field
+from nerf.kernels.reference.hashgrid import accumulating
 from nerf.kernels.reference.march_vectorised import march
 
 
-def render_rays(rays: Rays, occupied: Tensor, field: FieldView, settings: MarchSettings) -> RenderedRays:
-    """March, evaluate the field, composite: the staged path, whose numbers the fused kernels must give.
+def render_rays(
+    rays: Rays,
+    occupied: Tensor,
+    field: FieldView,
+    settings: MarchSettings,
+    grad_accumulator: GradAccumulator | None = None,
+    overflow: str = "grow",
+) -> RenderedRays:
+    """March, evaluate the field in the precision of the rays, composite: the staged path, whose numbers the fused
+    kernels must give.
 
-    Args:
-        rays: scene frame; viewdirs are what the colour network sees (in NDC not d). Marched in float32 in any dtype.
-        occupied: see `march`. field: see `radiance_field`; always in the precision of the rays.
-        settings: steps, see `march`; stop_threshold, see `composite`.
-            alpha_threshold: samples with `alpha < alpha_threshold` are taken out first, as if their density were zero:
-            they have no weight and no gradient, and hide nothing behind them.
-            gradient_distance: gradients of samples nearer than this are scaled by (t / gradient_distance)^2, because
-            space near a camera is sampled more densely by as much (Philip and Deschaintre 2023); values do not change.
-    Returns:
-        what `composite` does, with weights and trans [s] of all samples marched. Differentiable in rays.o, d, viewdirs,
-        table and weights; t values are constants.
+    Rays are marched in float32 in any dtype through `occupied`, see `march`; stop_threshold: see `composite`. Samples
+    with `alpha < alpha_threshold` are taken out first, as if their density were zero: they have no weight and no
+    gradient, and hide nothing behind them. Gradients of samples nearer than gradient_distance are scaled by
+    (t / gradient_distance)^2, because space near a camera is sampled more densely by as much (Philip and Deschaintre
+    2023); values do not change. Returns what `composite` does, with weights and trans [s] of all samples marched.
+    Differentiable in rays.o, d, viewdirs, table and weights; t values are constants.
     """
     check("viewdirs", rays.viewdirs, (rays.o.shape[0], 3))
-    still = rays.each(lambda t: t.detach().to(torch.float32))
-    steps = (settings.step_size, settings.cone_angle, settings.max_step)
+    field = accumulating(field, grad_accumulator)
     return render_samples(
         lambda x, d: radiance_field(x, d, field.params, field.config),
         lambda x: radiance_density(x, field.params, field.config),
-        march(still.o, still.d, still.t_near, still.t_far, still.jitter, occupied, *steps),
+        march(rays.each(lambda t: t.detach().to(torch.float32)), occupied, settings),
         rays,
         settings,
     )

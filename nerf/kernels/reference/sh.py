@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from nerf.kernels.reference.checks import check
+from nerf.kernels.checks import check
 
 
 def sh_encode(directions: Tensor, degree: int) -> Tensor:
@@ -15,32 +15,21 @@ def sh_encode(directions: Tensor, degree: int) -> Tensor:
 
     Order and signs are instant-ngp's: band l holds m = -l..l in columns l^2..l^2+2l, with the Condon-Shortley sign, so
     band 1 is `sqrt(3/(4 pi)) * (-y, z, -x)`.
-
-    Args:
-        directions: [n, 3] float, unit length (not checked: the polynomials are evaluated as they are).
-        degree: 1 to 4.
-    Returns:
-        [n, degree^2] of the same dtype. Differentiable.
+    Directions [n,3] (their length is not checked) to [n, degree^2], degree 1 to 4. Differentiable.
     """
     check("directions", directions, ("n", 3))
     if degree not in (1, 2, 3, 4):
         raise ValueError(f"degree: expected 1, 2, 3 or 4, got {degree!r}")
     x, y, z = directions.unbind(1)
-    root = math.sqrt
-    pi = math.pi
+    root, pi = math.sqrt, math.pi
     bands = [torch.full_like(x, 0.5 * root(1 / pi))]
     if degree > 1:
         c = root(3 / (4 * pi))
         bands += [-c * y, c * z, -c * x]
     if degree > 2:
         c = root(15 / (4 * pi))
-        bands += [
-            c * (x * y),
-            -c * (y * z),
-            root(5 / (16 * pi)) * (3 * z * z - 1),
-            -c * (x * z),
-            0.5 * c * (x * x - y * y),
-        ]
+        bands += [c * (x * y), -c * (y * z), root(5 / (16 * pi)) * (3 * z * z - 1), -c * (x * z)]
+        bands += [0.5 * c * (x * x - y * y)]
     if degree > 3:
         c1, c2, c3 = root(21 / (32 * pi)), root(105 / (16 * pi)), root(35 / (32 * pi))
         bands += [

@@ -12,7 +12,7 @@ struct AdamDesc {
   float lr, beta1, beta2, eps;
   float correction1, correction2;  // 1 - beta^step
   float weight_decay;              // L2, added to the gradient
-  const float* now;                // [3] lr and corrections of this step, where they are not known at launch (GPU); or null
+  const float* rates;              // [3] lr and corrections of this step, where they are not known at launch (GPU); or null
 };
 
 NERF_FN float adam_element(const AdamDesc& a, float g, float p, float* m, float* v) {

@@ -13,6 +13,12 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT const char* nerf_source_hash() { return NERF_SOURCE_HASH; }
+// Bytes of the structs that Python also declares, in the order of bindings.STRUCTS; -1 past the last.
+EXPORT int nerf_sizeof(int which) {
+  const int sizes[] = {sizeof(GridLevel), sizeof(FieldDesc), sizeof(RenderDesc), sizeof(RenderGrads),
+                       sizeof(AdamDesc),  sizeof(NetDesc),   sizeof(DepthView)};
+  return which >= 0 && which < (int)(sizeof(sizes) / sizeof(sizes[0])) ? sizes[which] : -1;
+}
 EXPORT int nerf_lanes() { return LANES; }
 EXPORT int nerf_has_bf16() { return has_bf16(); }
 EXPORT int nerf_has_openmp() {
@@ -116,7 +122,7 @@ EXPORT int nerf_hashgrid_backward(int n_dims, int n_features, const float* posit
 // ---- a network on its own: values, or a mean squared error with its gradients ------------------------------------------
 
 EXPORT void nerf_network(NetDesc* d) {
-  if (d->pairs && has_bf16()) network_run<Pair>(*d);
+  if (d->bf16 && has_bf16()) network_run<Pair>(*d);
   else network_run<Single>(*d);
 }
 

@@ -23,7 +23,7 @@ enum Activation { ACT_LINEAR = 0, ACT_RELU = 1, ACT_SINE = 2, ACT_SIGMOID = 3 };
 // h_l = act_l(omega_l (W_l h_{l-1} + b_l)); a layer whose grad_weights are null is fixed.
 struct NetDesc {
   int n_layers;
-  int pairs;    // products read bfloat16, where the processor has it
+  int bf16;    // products read bfloat16, where the processor has it
   int n_threads;
   int dims[NET_LAYERS + 1];
   int activation[NET_LAYERS];

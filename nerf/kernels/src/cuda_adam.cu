@@ -6,7 +6,7 @@ NERF_FN unsigned short half_of(float x) { return (unsigned short)(halves_of(x, 0
 
 NERF_FN AdamDesc of_this_step(const AdamDesc& args) {
   AdamDesc a = args;
-  if (a.now) a.lr = a.now[0], a.correction1 = a.now[1], a.correction2 = a.now[2];
+  if (a.rates) a.lr = a.rates[0], a.correction1 = a.rates[1], a.correction2 = a.rates[2];
   return a;
 }
 

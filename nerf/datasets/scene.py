@@ -101,19 +101,11 @@ class Scene:
         names = [f"{i:04d}" for i in range(n)] if names is None else [str(name) for name in names]
         if len(set(names)) != n:
             raise UserError(f"names: expected {n} that differ, one for each image")
-        columns = zip(
-            names,
-            as_poses(c2w, n),
-            as_lenses(intrinsics, distortion, pictures),
-            as_splits(splits, n),
-            as_maps(masks, "masks", n),
-            as_maps(depths, "depths", n),
-            pictures,
-            strict=True,
-        )
+        poses, lenses = as_poses(c2w, n), as_lenses(intrinsics, distortion, pictures)
+        columns = as_splits(splits, n), as_maps(masks, "masks", n), as_maps(depths, "depths", n), pictures
         frames = [
-            Frame(name, Path(name), pose, lens, f"image {name}", split, mask, None, depth, pixels=pixels)
-            for name, pose, lens, split, mask, depth, pixels in columns
+            Frame(name, Path(name), pose, lens, f"image {name}", split, mask, depth=depth, pixels=pixels)
+            for name, pose, lens, split, mask, depth, pixels in zip(names, poses, lenses, *columns, strict=True)
         ]
         parsed = ParsedScene("arrays", Path("arrays"), frames, [], linear=linear, region=scene_from_world)
         parsed.region_is_given = scene_from_world is not None
@@ -134,12 +126,15 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
     pixels = pictures.store()
     brightest, exposure = measure(pixels) if pictures.linear else (1.0, 1.0)
     if pictures.linear:
-        notes.append(f"linear light, up to {brightest:.4g} where white is 1" + _exposed(exposure))
+        shown = "" if exposure == 1.0 else f"; pictures and meshes show it times {exposure:.3g}, EXR files keep it"
+        notes.append(f"linear light, up to {brightest:.4g} where white is 1{shown}")
     masks = pictures.masks()
     depths = read_depths([f.depth for f in posed.frames], [(p.height, p.width) for p in posed.pictures], notes)
-    cameras = _resized(posed.cameras, pictures.sizes, options.downscale)
+    cameras = posed.cameras.scaled(options.downscale)
     names = [f.name for f in posed.frames]
     if pictures.sizes.longest is not None:
+        heights, widths = torch.tensor(pictures.sizes.sizes).T.contiguous()
+        cameras = cameras.resized(widths, heights)
         notes.append(pictures.sizes.note)
     check_lenses(cameras, names, notes)
     if options.downscale > 1:
@@ -154,10 +149,7 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
         names=names,
         splits=posed.splits,
         points=posed.points,
-        scene_from_world=region.scene_from_world,
-        space=region.space,
-        near=region.near,
-        far=region.far,
+        **vars(region),
         has_alpha=has_alpha,
         linear=pictures.linear,
         masks=masks,
@@ -277,27 +269,12 @@ def _is_linear(parsed: ParsedScene, frame: Frame) -> bool:
     return frame.path.suffix.lower() == ".exr" if frame.pixels is None else parsed.linear
 
 
-def _resized(cameras: Cameras, sizes: Sizes, downscale: int) -> Cameras:
-    cameras = cameras.scaled(downscale)
-    if sizes.longest is None:
-        return cameras
-    heights, widths = (torch.tensor([s[k] for s in sizes.sizes], dtype=torch.int64) for k in (0, 1))
-    return cameras.resized(widths, heights)
-
-
-def _exposed(exposure: float) -> str:
-    return "" if exposure == 1.0 else f"; pictures and meshes show it times {exposure:.3g}, EXR files keep it"
-
-
 def _common_type(pictures: list[Picture], matte: bool) -> tuple[int, np.dtype]:
     """(channels, dtype) that hold every image without loss."""
     channels = {p.n_channels for p in pictures}
     colour, alpha = bool(channels & {3, 4}), matte or bool(channels & {2, 4})
-    dtypes = {p.dtype for p in pictures}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*[p.dtype for p in pictures])
-    if dtype.kind == "f" and dtype.itemsize > 4:
-        dtype = np.dtype(np.float32)
-    return (3 if colour else 1) + alpha, np.dtype(dtype)
+    dtype = np.result_type(*{p.dtype for p in pictures})
+    return (3 if colour else 1) + alpha, np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
 def _read_as_announced(picture: Picture, reduction: int = 1) -> np.ndarray:

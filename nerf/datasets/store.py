@@ -100,13 +100,19 @@ def fill(
     sizes: list[tuple[int, int]], n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]
 ) -> PixelStore:
     """A store of images of the given (height, width), each decoded once by decode(i) -> [h,w,c], in two threads."""
-    counts = np.array([h * w for h, w in sizes], dtype=np.int64)
-    offsets = np.cumsum(counts) - counts
-    memory = allocate(int(counts.sum()), n_channels, dtype)
+    counts = [h * w for h, w in sizes]
+    memory = allocate(sum(counts), n_channels, dtype)
+    return PixelStore(memory, *fill_rows(memory, sizes, counts, lambda i: decode(i).reshape(-1, n_channels)))
+
+
+def fill_rows(
+    memory: np.ndarray, sizes: list[tuple[int, int]], counts: list[int], decode: Callable[[int], np.ndarray]
+) -> Tensor:
+    """Put decode(i), of counts[i] rows, one after the other into memory; (offsets, heights, widths) [3,n] int64."""
+    offsets = np.cumsum([0, *counts])
 
     def one(i: int) -> None:
-        memory[offsets[i] : offsets[i] + counts[i]] = decode(i).reshape(-1, n_channels)
+        memory[offsets[i] : offsets[i + 1]] = decode(i)
 
     in_two_threads(one, len(sizes))
-    heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
-    return PixelStore(memory, torch.from_numpy(offsets), heights, widths)
+    return torch.cat([torch.from_numpy(offsets[:-1])[None], torch.tensor(sizes).T])

@@ -16,8 +16,8 @@ _PLACES = ("images", "input", "photos", "rgb", "dense/images")
 def find_named(folder: Path, names: list[str], where: str) -> dict[str, Path]:
     """{name: file} of names as another program wrote them, perhaps with a path of another machine, perhaps without a
     suffix; a name whose file is nowhere gets the path where it was expected. UserError where two could be meant."""
-    places = [folder / place for place in _PLACES if (folder / place).is_dir()]
-    base, files = first_with_pictures(places, "**/*") or (folder, pictures_in(folder))
+    usual = first_with_pictures((folder / place for place in _PLACES), "**/*")
+    base, files = usual or (folder, pictures_in(folder))
     by_name: dict[str, list[Path]] = {}
     for file in files:
         for key in {file.name.lower(), file.stem.lower()}:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,9 @@ _FRAME_WIDTH = 36.0  # millimetres
 def find_file(folder: Path) -> Path | None:
     """The first CSV file in the folder whose header has the columns of camera parameters."""
     for file in sorted(folder.glob("*.csv")):
-        try:
-            with open(file, encoding="utf-8-sig", errors="replace") as f:
-                lines = [f.readline() for _ in range(3)]
-        except OSError:
-            continue
-        if any(_columns(line) for line in lines):
-            return file
+        with suppress(OSError), open(file, encoding="utf-8-sig", errors="replace") as f:
+            if any(_columns(f.readline()) for _ in range(3)):
+                return file
     return None
 
 

@@ -60,19 +60,15 @@ def read_transforms(file: Path) -> ParsedScene:
             f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): "
             "they are used as they stand, and meshes and cameras are written in that same frame"
         )
-    colmap.beside(file.parent, frames, _applied(data), parsed.notes)
+    try:  # from the frame of the COLMAP model to that of the poses, where nerfstudio moved them
+        moved = np.array(data.get("applied_transform", np.eye(4)[:3]), dtype=np.float64)[:3]
+        applied = moved * float(data.get("applied_scale", 1.0)) if moved.shape == (3, 4) else None
+    except (TypeError, ValueError):
+        applied = None
+    colmap.beside(file.parent, frames, applied, parsed.notes)
     if isinstance(data.get("ply_file_path"), str):
         _apply_points(parsed, file.parent / data["ply_file_path"])
     return parsed
-
-
-def _applied(data: dict[str, Any]) -> np.ndarray | None:
-    """[3,4] from the frame of the COLMAP model to that of the poses, where nerfstudio moved them."""
-    try:
-        moved = np.array(data.get("applied_transform", np.eye(4)[:3]), dtype=np.float64)[:3]
-        return moved * float(data.get("applied_scale", 1.0)) if moved.shape == (3, 4) else None
-    except (TypeError, ValueError):
-        return None
 
 
 def _apply_lists(parsed: ParsedScene, data: dict[str, Any], file: Path) -> None:
@@ -156,6 +152,14 @@ def finite(value: Any, name: str, where: str) -> float:
     return float(value)
 
 
+def numbers(value: Any, otherwise: str) -> np.ndarray:
+    """Nested lists as a float64 array; UserError(otherwise) where they are none of numbers."""
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as e:
+        raise UserError(otherwise) from e
+
+
 def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
     if "frames" not in data:
         raise UserError(f"{file}: the key 'frames' is missing")
@@ -170,19 +174,12 @@ def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
         name = str(entry["file_path"])
         where += f" ({name})"
         path = _image_path(file, name, where)
-        frames.append(
-            Frame(
-                _tidy(name),
-                path,
-                _matrix(entry["transform_matrix"], where),
-                _lens(data, entry, file, where),
-                where,
-                split,
-            )
-        )
+        c2w = numbers(entry["transform_matrix"], f"{where}: transform_matrix is no matrix of numbers")
+        frame = Frame(_tidy(name), path, c2w, _lens(data, entry, file, where), where, split)
         if entry.get("mask_path"):
-            frames[-1].mask = _image_path(file, str(entry["mask_path"]), where)
-        frames[-1].depth = _depth(data, entry, file, where)
+            frame.mask = _image_path(file, str(entry["mask_path"]), where)
+        frame.depth = _depth(data, entry, file, where)
+        frames.append(frame)
     return frames
 
 
@@ -202,22 +199,14 @@ def _tidy(name: str) -> str:
     return name[2:] if name.startswith("./") else name
 
 
-def _matrix(value: Any, where: str) -> np.ndarray:
-    try:
-        return np.array(value, dtype=np.float64)
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{where}: transform_matrix is no matrix of numbers") from e
-
-
 def _image_path(file: Path, name: str, where: str) -> Path:
     """The image a file_path means: as written, or with a suffix added; must look like an image before it is opened."""
     path = file.parent / name.replace("\\", "/")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return path
-    for suffix in IMAGE_SUFFIXES:
-        candidate = path.with_name(path.name + suffix)
-        if candidate.is_file():
-            return candidate
+    candidates = [path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES]
+    if (found := next(filter(Path.is_file, candidates), None)) is not None:
+        return found
     if not path.resolve().is_relative_to(file.parent.resolve()):
         raise UserError(f"{where}: the path {name!r} leads out of {file.parent} and names no image")
     if path.is_file():

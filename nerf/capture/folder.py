@@ -50,13 +50,11 @@ def open_folder(folder: Path, source: Path, overwrite: bool) -> dict[str, Any] |
 
 def frames_of(folder: Path, source: Path, frames: int | None, before: dict[str, Any] | None) -> Photos:
     """Frames of the video as photos; those of before when it is the same."""
+    images = folder / "images"
     same = before is not None and before["frames"] == frames and before["video"] == video_fingerprint(source)
-    if same and before is not None and all((folder / "images" / name).is_file() for name in before["photos"]):
-        size = before["size"]
-        listed = [
-            Photo(folder / "images" / n, n, size[0], size[1], 1, tuple(size), None, "", f)
-            for n, f in before["photos"].items()
-        ]
+    if same and before is not None and all((images / name).is_file() for name in before["photos"]):
+        w, h = before["size"]
+        listed = [Photo(images / name, name, w, h, 1, (w, h), None, "", of) for name, of in before["photos"].items()]
         return Photos(listed, notes=[f"{len(listed)} frames of the video are there already"], is_video=True)
     forget(folder, images=True)
     return take_frames(source, folder, frames)

@@ -46,15 +46,14 @@ def as_images(images: Any, linear: bool) -> list[np.ndarray]:
 
 def as_maps(maps: Any, name: str, n: int) -> list[np.ndarray | None]:
     """One [h,w] (or [h,w,1]) for each of n images, or None; `name` is what messages call them."""
-    if maps is None:
-        return [None] * n
-    found: list[np.ndarray | None] = []
-    for i, values in enumerate(maps):
-        array = None if values is None else as_array(values)
-        array = array[..., 0] if array is not None and array.ndim == 3 and array.shape[2] == 1 else array
+    found: list[np.ndarray | None] = [
+        None if m is None else as_array(m) for m in ([None] * n if maps is None else maps)
+    ]
+    for i, array in enumerate(found):
+        if array is not None and array.ndim == 3 and array.shape[2] == 1:
+            found[i] = array = array[..., 0]
         if array is not None and (array.ndim != 2 or array.dtype.kind not in "buif"):
             raise UserError(f"{name}[{i}]: has shape {array.shape} of {array.dtype}, expected numbers [height, width]")
-        found.append(array)
     _same_number(found, name, n)
     return found
 
@@ -87,13 +86,11 @@ def as_lenses(intrinsics: Any, distortion: Any, images: Sequence[np.ndarray]) ->
             _same_number(rows, name, n)
         if not np.isfinite(rows).all():
             raise UserError(f"{name}: holds NaN or infinity")
-    lenses = []
-    for image, row, kk in zip(images, np.broadcast_to(values, (n, 4)), np.broadcast_to(k, (n, 6)), strict=True):
-        fx, fy, cx, cy = row.tolist()
-        lens = Lens(OPENCV if kk.any() else PERSPECTIVE, fx, fy, cx, cy, image.shape[1], image.shape[0])
-        lens.distortion = tuple(kk.tolist())  # type: ignore[assignment]
-        lenses.append(lens)
-    return lenses
+    each = zip(images, np.broadcast_to(values, (n, 4)).tolist(), np.broadcast_to(k, (n, 6)).tolist(), strict=True)
+    return [
+        Lens(OPENCV if any(kk) else PERSPECTIVE, fx, fy, cx, cy, image.shape[1], image.shape[0], tuple(kk))
+        for image, (fx, fy, cx, cy), kk in each
+    ]
 
 
 def as_splits(splits: Mapping[str, Any] | None, n: int) -> list[str | None]:

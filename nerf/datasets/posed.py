@@ -51,14 +51,12 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
 
 def cameras_of(c2w: Tensor, lenses: list[Lens]) -> Cameras:
     """Poses [n,3,4] and their lenses, whose sizes are known."""
-    columns = {k: [getattr(lens, k) for lens in lenses] for k in ("fx", "fy", "cx", "cy", "distortion")}
-    return Cameras(
-        c2w=c2w,
-        **{k: torch.tensor(v, dtype=torch.float64) for k, v in columns.items()},
-        widths=torch.tensor([lens.width for lens in lenses]),
-        heights=torch.tensor([lens.height for lens in lenses]),
-        models=torch.tensor([lens.model for lens in lenses]),
-    )
+    floats = {
+        k: torch.tensor([getattr(lens, k) for lens in lenses], dtype=torch.float64)
+        for k in ("fx", "fy", "cx", "cy", "distortion")
+    }
+    whole = {f"{k}s": torch.tensor([getattr(lens, k) for lens in lenses]) for k in ("width", "height", "model")}
+    return Cameras(c2w=c2w, **floats, **whole)
 
 
 def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
@@ -70,19 +68,16 @@ def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     if not np.isfinite(m).all():
         raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this frame")
     u, s, vt = np.linalg.svd(m[:, :3])
+    problem = ""
     if s[2] < 1e-6 * max(s[0], 1e-300):
-        raise UserError(
-            f"{where}: the pose is singular (its rotation part has no inverse): repair or remove this frame"
-        )
-    if np.linalg.det(u @ vt) < 0:
-        raise UserError(
-            f"{where}: the pose is mirrored (negative determinant), expected a right-handed camera-to-world matrix: "
-            "one axis is flipped by the program that wrote it"
-        )
-    if s[0] / s[2] > 1.1:
-        raise UserError(
-            f"{where}: the pose is no rotation (it stretches by {s[0] / s[2]:.2f}): repair or remove this frame"
-        )
+        problem = "singular (its rotation part has no inverse): repair or remove this frame"
+    elif np.linalg.det(u @ vt) < 0:
+        problem = "mirrored (negative determinant), expected a right-handed camera-to-world matrix: "
+        problem += "one axis is flipped by the program that wrote it"
+    elif s[0] / s[2] > 1.1:
+        problem = f"no rotation (it stretches by {s[0] / s[2]:.2f}): repair or remove this frame"
+    if problem:
+        raise UserError(f"{where}: the pose is {problem}")
     return np.concatenate([u @ vt, m[:, 3:]], axis=1)
 
 
@@ -151,10 +146,10 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
 def _check_sizes(frames: list[Frame], pictures: list[Picture]) -> None:
     """One focal length in pixels and no stated size can only be right for images of one size."""
     first = next((i for i, f in enumerate(frames) if not f.lens.width and not math.isnan(f.lens.fx)), None)
-    for i, f in enumerate(frames):
+    for f, b in zip(frames, pictures, strict=True):
         if first is None or f.lens.width or repr(f.lens) != repr(frames[first].lens):
             continue
-        a, b = pictures[first], pictures[i]
+        a = pictures[first]
         if (a.width, a.height) != (b.width, b.height):
             raise UserError(
                 f"{f.where}: the image is {b.width}x{b.height} and {frames[first].name} is {a.width}x{a.height}, but "

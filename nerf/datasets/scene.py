@@ -180,19 +180,17 @@ class _Pictures:
     @staticmethod
     def choose(parsed: ParsedScene, posed: Posed, options: LoadOptions) -> _Pictures:
         """One type that holds every picture without loss, and their sizes."""
-        pictures, matte = posed.pictures, any(f.matte for f in posed.frames)
-        if min(min(p.height, p.width) for p in pictures) < options.downscale:
-            raise UserError(
-                f"downscale {options.downscale} leaves no pixel of the smallest image: choose a smaller one"
-            )
+        pictures, matte, downscale = posed.pictures, any(f.matte for f in posed.frames), options.downscale
+        if min(min(p.height, p.width) for p in pictures) < downscale:
+            raise UserError(f"downscale {downscale} leaves no pixel of the smallest image: choose a smaller one")
         n_channels, dtype = _common_type(pictures, matte)
         if any((p.n_channels, p.dtype) != (n_channels, dtype) for p in pictures) and not matte:
             parsed.notes.append(f"images of different kinds were brought to {n_channels} channels of {dtype}")
         n_other = sum(not _is_linear(parsed, f) for f in posed.frames)
         if 0 < n_other < len(pictures):
             parsed.notes.append(f"{n_other} images that are no EXR were brought from sRGB to linear light")
-        sizes = choose_sizes(pictures, options.downscale, options.longest, n_channels * dtype.itemsize)
-        return _Pictures(parsed, posed, options.downscale, sizes, n_channels, dtype, n_other < len(pictures))
+        sizes = choose_sizes(pictures, downscale, options.longest, n_channels * dtype.itemsize)
+        return _Pictures(parsed, posed, downscale, sizes, n_channels, dtype, n_other < len(pictures))
 
     def store(self) -> PixelStore:
         """All pictures decoded: in memory, or in tiles on disk where they would fill too much of it."""
@@ -234,7 +232,13 @@ class _Pictures:
         frame, picture = self.posed.frames[i], self.posed.pictures[i]
         plain = self.sizes.longest is not None and self.downscale == 1 and not self.linear and frame.matte is None
         reduction = jpeg_reduction(picture, self.sizes.sizes[i]) if plain else 1
-        image = _read_as_announced(picture, reduction) if frame.pixels is None else frame.pixels
+        image = read_pixels(picture, reduction) if frame.pixels is None else frame.pixels
+        h, w = picture.height, picture.width
+        if image.shape[:2] not in ((h, w), (h // reduction, w // reduction)):
+            raise UserError(
+                f"{picture.path}: decoded to {image.shape[1]}x{image.shape[0]}, its header said otherwise: restore the "
+                "file"
+            )
         if self.linear and not _is_linear(self.parsed, frame) and image.dtype.kind == "u":
             image = to_linear(image)
         image = convert(image, self.n_channels, self.dtype)
@@ -258,9 +262,9 @@ class _Pictures:
     def _reduced(self, image: np.ndarray, i: int) -> np.ndarray:
         if self.sizes.longest is None:
             return shrink(image, self.downscale)
-        picture, k = self.posed.pictures[i], self.downscale
-        if image.shape[:2] == (picture.height, picture.width):
-            image = image[: image.shape[0] // k * k, : image.shape[1] // k * k]
+        (h, w), picture, k = image.shape[:2], self.posed.pictures[i], self.downscale
+        if (h, w) == (picture.height, picture.width):
+            image = image[: h // k * k, : w // k * k]
         return area_average(image, self.sizes.sizes[i])
 
 
@@ -277,35 +281,21 @@ def _common_type(pictures: list[Picture], matte: bool) -> tuple[int, np.dtype]:
     return (3 if colour else 1) + alpha, np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
-def _read_as_announced(picture: Picture, reduction: int = 1) -> np.ndarray:
-    """Decoded, or reduced while it is decoded where that can be done (see `jpeg_reduction`)."""
-    image = read_pixels(picture, reduction)
-    size = picture.height, picture.width
-    if image.shape[:2] not in (size, (size[0] // reduction, size[1] // reduction)):
-        raise UserError(
-            f"{picture.path}: decoded to {image.shape[1]}x{image.shape[0]}, its header said otherwise: restore the file"
-        )
-    return image
-
-
 def _read_mask(given: Path | np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
     """[h,w] uint8 of a grey, RGB or RGBA mask, resized by nearest pixel where its image is larger or smaller."""
     from PIL import Image
 
+    h, w = size
     if isinstance(given, np.ndarray):
         mask, path = (given > 0).astype(np.uint8) * 255, where
     elif not given.is_file():
         raise UserError(f"{where}: its mask {given} is missing")
     else:
         mask, path = convert(read_pixels(read_header(given)), 3, np.dtype(np.uint8)).max(axis=2), str(given)
-    if mask.shape != size:
-        if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > 0.02 * size[0] * mask.shape[1]:
-            raise UserError(
-                f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}: "
-                "expected the same shape"
-            )
-        mask = np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
-    return mask
+    mh, mw = mask.shape
+    if abs(mh * w - mw * h) > 0.02 * h * mw:
+        raise UserError(f"{path}: the mask is {mw}x{mh}, its image {w}x{h}: expected the same shape")
+    return mask if (mh, mw) == size else np.asarray(Image.fromarray(mask).resize((w, h), Image.Resampling.NEAREST))
 
 
 def _alpha_matters(store: PixelStore) -> bool:

@@ -81,8 +81,7 @@ def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
         raise UserError(f"{folder}: reading COLMAP models needs the package pycolmap: pip install pycolmap") from e
     end_quietly_when_told()
     notes: list[str] = []
-    models = find_models(folder)
-    if not models:
+    if not (models := find_models(folder)):
         raise UserError(
             f"{folder}: no COLMAP model (cameras and images as .bin or .txt) in it or in sparse/0 and the like"
         )
@@ -123,18 +122,15 @@ def pose_of(image: Any, where: str) -> np.ndarray:
 def lens_of(camera: Any, where: str) -> Lens:
     """Of a pycolmap camera."""
     name = str(camera.model_name)
+    instead = "undistort the images with `colmap image_undistorter` and load its output"
     if name not in _MODELS:
-        raise UserError(
-            f"{where}: the camera model {name} is not supported (known: {', '.join(_MODELS)}): "
-            "undistort the images with `colmap image_undistorter` and load its output"
-        )
+        known = ", ".join(_MODELS)
+        raise UserError(f"{where}: the camera model {name} is not supported (known: {known}): {instead}")
     model, names = _MODELS[name]
     p = dict(zip(names.split(), map(float, camera.params), strict=True))
     if any(p.get(d, 0.0) for d in ("d4", "d5", "d6")):
-        raise UserError(
-            f"{where}: the camera model FULL_OPENCV with k4, k5, k6 other than zero is not supported: "
-            "undistort the images with `colmap image_undistorter` and load its output"
-        )
+        what = "FULL_OPENCV with k4, k5, k6 other than zero"
+        raise UserError(f"{where}: the camera model {what} is not supported: {instead}")
     k = tuple(p.get(n, 0.0) for n in ("k1", "k2", "k3", "k4", "p1", "p2"))
     if model == OPENCV and not any(k):
         model = PERSPECTIVE
@@ -167,11 +163,11 @@ def _check_binary(model: Path) -> None:
         for name, model_id in pycolmap.CameraModelId.__members__.items()
         if name != "INVALID"
     }
+    if not (model / "points3D.bin").is_file():
+        raise UserError(f"{model}: points3D.bin is missing: copy the whole COLMAP model")
     for name in ("cameras", "images", "points3D", "frames"):
         file = model / f"{name}.bin"
         if not file.is_file():
-            if name == "points3D":
-                raise UserError(f"{model}: points3D.bin is missing: copy the whole COLMAP model")
             continue
         data = file.read_bytes()
         try:

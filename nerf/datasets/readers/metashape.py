@@ -11,6 +11,7 @@ u = w/2 + cx + x' (f + b1) + y' b2, v = h/2 + cy + y' f. Source: Metashape Profe
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
@@ -94,9 +95,9 @@ def read_metashape(file: Path) -> ParsedScene:
 
 def _largest_component(cameras: list[ElementTree.Element], notes: list[str]) -> list[ElementTree.Element]:
     """Cameras of one component: those of another are placed by themselves, not against these."""
-    groups: dict[str | None, list[ElementTree.Element]] = {}
+    groups: defaultdict[str | None, list[ElementTree.Element]] = defaultdict(list)
     for camera in cameras:
-        groups.setdefault(camera.get("component_id"), []).append(camera)
+        groups[camera.get("component_id")].append(camera)
     if len(groups) > 1:
         sizes = ", ".join(str(len(g)) for g in groups.values())
         notes.append(f"of {len(groups)} components ({sizes} cameras) the largest was taken")
@@ -106,24 +107,22 @@ def _largest_component(cameras: list[ElementTree.Element], notes: list[str]) -> 
 def _world_from_chunk(chunk: ElementTree.Element, component_id: str | None, file: Path) -> np.ndarray | None:
     """[4,4] similarity, or None where neither the component nor the chunk states one."""
     component = next((c for c in chunk.iter("component") if c.get("id") == component_id), None)
-    for owner in (component, chunk):
-        transform = None if owner is None else owner.find("transform")
-        if transform is None:
-            continue
-        where = f"{file.name}, transform of the {owner.tag}"  # type: ignore[union-attr]
-        matrix = np.eye(4)
-        if transform.find("rotation") is None and transform.find("translation") is None:
-            if transform.text and len(transform.text.split()) == 16:
-                matrix = _numbers(transform, 16, where).reshape(4, 4)
-        else:
-            scale = transform.find("scale")
-            s = 1.0 if scale is None else float(_numbers(scale, 1, where)[0])
-            if not s > 0:
-                raise UserError(f"{where}: its scale is {s:g}, expected a number above zero")
-            matrix[:3, :3] = s * _numbers(transform.find("rotation"), 9, where).reshape(3, 3)
-            matrix[:3, 3] = _numbers(transform.find("translation"), 3, where)
-        return matrix
-    return None
+    owner = chunk if component is None or component.find("transform") is None else component
+    transform, where = owner.find("transform"), f"{file.name}, transform of the {owner.tag}"
+    if transform is None:
+        return None
+    matrix = np.eye(4)
+    if transform.find("rotation") is None and transform.find("translation") is None:
+        if transform.text and len(transform.text.split()) == 16:
+            matrix = _numbers(transform, 16, where).reshape(4, 4)
+    else:
+        scale = transform.find("scale")
+        s = 1.0 if scale is None else float(_numbers(scale, 1, where)[0])
+        if not s > 0:
+            raise UserError(f"{where}: its scale is {s:g}, expected a number above zero")
+        matrix[:3, :3] = s * _numbers(transform.find("rotation"), 9, where).reshape(3, 3)
+        matrix[:3, 3] = _numbers(transform.find("translation"), 3, where)
+    return matrix
 
 
 def _numbers(element: ElementTree.Element | None, count: int, where: str) -> np.ndarray:

@@ -44,8 +44,12 @@ def read_record3d(file: Path) -> ParsedScene:
     data, home = read_json(file), file.parent
     poses = _table(data.get("poses"), 7, f"{file}: poses")
     lenses = _lenses(data, len(poses), file)
-    images, base = _pictures(home)
-    if base is None:
+    images: dict[int, Path] = {}
+    for base in (home / "rgbd", home / "rgb", home / "images"):
+        images = {int(p.stem): p for p in pictures_in(base) if p.stem.isdigit() and p.suffix.lower() != ".exr"}
+        if images:
+            break
+    else:
         raise UserError(f"{home}: no pictures 0.jpg, 1.jpg ... in rgbd/ or rgb/")
     frames = []
     for i, pose in enumerate(poses):
@@ -59,15 +63,6 @@ def read_record3d(file: Path) -> ParsedScene:
     if any(base.glob("*.depth")) and not any(f.depth for f in frames):
         notes.append("its .depth files are compressed and were not read: export EXR + RGB for the depths")
     return ParsedScene("record3d", home, frames, notes)
-
-
-def _pictures(home: Path) -> tuple[dict[int, Path], Path | None]:
-    """({frame number: picture}, their folder)."""
-    for base in (home / "rgbd", home / "rgb", home / "images"):
-        numbered = {int(p.stem): p for p in pictures_in(base) if p.stem.isdigit() and p.suffix.lower() != ".exr"}
-        if numbered:
-            return numbered, base
-    return {}, None
 
 
 def _table(value: Any, n_columns: int, where: str) -> np.ndarray:
@@ -84,10 +79,8 @@ def _pose(values: np.ndarray, where: str) -> np.ndarray:
     length = float(np.linalg.norm(values[:4]))
     if not 0.9 < length < 1.1:
         raise UserError(f"{where}: its quaternion has length {length:.3g}, expected 1: repair or remove this frame")
-    c2w = np.eye(4)
-    c2w[:3, :3] = quaternion_to_matrix(torch.from_numpy(values[[3, 0, 1, 2]] / length)[None])[0]
-    c2w[:3, 3] = values[4:]
-    return c2w
+    rotation = quaternion_to_matrix(torch.from_numpy(values[[3, 0, 1, 2]] / length)[None])[0]
+    return np.column_stack([rotation, values[4:]])
 
 
 def _lenses(data: dict[str, Any], n: int, file: Path) -> list[Lens]:

@@ -25,12 +25,9 @@ _CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL
 @reader("blender", tells="transforms_train.json", help="transforms_train.json (Blender)")
 def read_blender(file: Path) -> ParsedScene:
     """transforms_train.json with, where they are there, transforms_val.json and transforms_test.json."""
-    frames: list[Frame] = []
     folder = file.parent
-    for split in _SPLITS:
-        file = folder / f"transforms_{split}.json"
-        if file.is_file():
-            frames += _frames(file, read_json(file), split)
+    files = ((split, folder / f"transforms_{split}.json") for split in _SPLITS)
+    frames = [frame for split, f in files if f.is_file() for frame in _frames(f, read_json(f), split)]
     if not any(f.split == "train" for f in frames):
         raise UserError(f"{folder}: transforms_train.json names no frame, so there is nothing to train on")
     return ParsedScene("blender", folder, frames, [], objects=True)
@@ -76,11 +73,10 @@ def _apply_lists(parsed: ParsedScene, data: dict[str, Any], file: Path) -> None:
     lists = {split: data[f"{split}_filenames"] for split in _SPLITS if f"{split}_filenames" in data}
     if not lists:
         return
-    split_of: dict[str, str] = {}
     for split, names in lists.items():
         if not isinstance(names, list):
             raise UserError(f"{file}: {split}_filenames must be a list of file paths")
-        split_of.update({_tidy(str(name)): split for name in names})
+    split_of = {str(name).removeprefix("./"): split for split, names in lists.items() for name in names}
     unknown = sorted(split_of.keys() - {f.name for f in parsed.frames})
     if unknown:
         raise UserError(f"{file}: its lists name {unknown[0]!r} ({len(unknown)} such), which is no frame's file_path")
@@ -167,15 +163,14 @@ def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
         raise UserError(f"{file}: 'frames' must be a list of objects")
     frames = []
     for number, entry in enumerate(data["frames"]):
-        where = f"{file.name}, frame {number}"
         for key in ("file_path", "transform_matrix"):
             if key not in entry:
                 raise UserError(f"{file}: frame {number} lacks the key '{key}'")
         name = str(entry["file_path"])
-        where += f" ({name})"
+        where = f"{file.name}, frame {number} ({name})"
         path = _image_path(file, name, where)
         c2w = numbers(entry["transform_matrix"], f"{where}: transform_matrix is no matrix of numbers")
-        frame = Frame(_tidy(name), path, c2w, _lens(data, entry, file, where), where, split)
+        frame = Frame(name.removeprefix("./"), path, c2w, _lens(data, entry, file, where), where, split)
         if entry.get("mask_path"):
             frame.mask = _image_path(file, str(entry["mask_path"]), where)
         frame.depth = _depth(data, entry, file, where)
@@ -193,10 +188,6 @@ def _depth(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) 
     if scale is not None and not (isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0):
         raise UserError(f"{where}: the unit of the depth maps is {scale!r}, expected a number above zero")
     return DepthMap(file.parent / str(name).replace("\\", "/"), None if scale is None else float(scale))
-
-
-def _tidy(name: str) -> str:
-    return name[2:] if name.startswith("./") else name
 
 
 def _image_path(file: Path, name: str, where: str) -> Path:

@@ -54,24 +54,17 @@ def sharpness(grey: np.ndarray) -> float:
     return float(laplacian.var())
 
 
-def open_database(path: str) -> Any:
-    import pycolmap
-
-    return pycolmap.Database.open(path)
-
-
 def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Keypoints and descriptors of all photos that the database lacks; returns the statistics of all."""
     import pycolmap
 
-    database = open_database(job["database"])
+    database = pycolmap.Database.open(job["database"])
     ids = _images(database, job)
     log = Path(job["database"]).with_suffix(".jsonl")
     statistics: dict[str, dict[str, float]] = {}
-    if log.is_file():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that was cut off
-                statistics.update(json.loads(line))
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        with suppress(ValueError):  # a line that was cut off
+            statistics.update(json.loads(line))
     photos = [p for p in job["photos"] if not (p["name"] in statistics and database.exists_keypoints(ids[p["name"]]))]
     with _pool(job, len(photos)) as pool, open(log, "a", encoding="utf-8") as lines:
         results = in_order(pool, _features, photos, 2 * job["threads"])

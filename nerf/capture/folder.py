@@ -74,12 +74,11 @@ def write_photos(photos: Photos, folder: Path, before: dict[str, Any] | None) ->
     for photo in progress(photos.photos, "preparing photos"):
         try:
             write_photo(photo, folder)
+            good.append(photo)
         except UserError:
             raise
         except Exception as error:  # what damaged pictures make Pillow raise
             photos.left_out[photo.source.name] = f"damaged ({brief(error)})"
-            continue
-        good.append(photo)
     photos.photos = good
     if len(good) < FEWEST:
         raise UserError(f"{len(good)} photos can be used, at least {FEWEST} are needed; the others are damaged")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from nerf.capture import pairs as choose
-from nerf.capture.features import open_database
 from nerf.capture.matching import PREEMPTIVE, match, signatures
 from nerf.capture.pairs import Pair
 from nerf.capture.protocol import counted, in_order, say
@@ -94,7 +93,9 @@ class MatchDatabase:
     """The photos that have features, by number in order of names, and what the database holds of them."""
 
     def __init__(self, job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> None:
-        self.database = open_database(job["database"])
+        import pycolmap
+
+        self.database = pycolmap.Database.open(job["database"])
         entries = {image.name: image for image in self.database.read_all_images()}
         photos = [p for p in job["photos"] if statistics[p["name"]]["n_features"] >= 2]
         self.names, self.gps = [p["name"] for p in photos], [p.get("gps") for p in photos]

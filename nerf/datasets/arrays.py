@@ -21,8 +21,7 @@ def as_array(values: Any) -> np.ndarray:
 def as_images(images: Any, linear: bool) -> list[np.ndarray]:
     """[h,w,c] each, of uint8, uint16, float16 or float32; floats without NaN and, unless linear, within [0,1]."""
     found = []
-    for i, image in enumerate(images):
-        array = as_array(image)
+    for i, array in enumerate(map(as_array, images)):
         array = array[..., None] if array.ndim == 2 else array
         if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in array.shape:
             raise UserError(f"images[{i}]: has shape {array.shape}, expected [height, width, 1 to 4 channels]")
@@ -46,9 +45,8 @@ def as_images(images: Any, linear: bool) -> list[np.ndarray]:
 
 def as_maps(maps: Any, name: str, n: int) -> list[np.ndarray | None]:
     """One [h,w] (or [h,w,1]) for each of n images, or None; `name` is what messages call them."""
-    found: list[np.ndarray | None] = [
-        None if m is None else as_array(m) for m in ([None] * n if maps is None else maps)
-    ]
+    given = [None] * n if maps is None else maps
+    found: list[np.ndarray | None] = [None if values is None else as_array(values) for values in given]
     for i, array in enumerate(found):
         if array is not None and array.ndim == 3 and array.shape[2] == 1:
             found[i] = array = array[..., 0]

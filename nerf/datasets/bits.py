@@ -46,8 +46,7 @@ class MaskBits:
 
 
 def packed(sizes: list[tuple[int, int]], decode: Callable[[int], np.ndarray]) -> MaskBits:
-    """Masks of the given (height, width), each decoded once by decode(i) -> [h,w,1] uint8, in two threads; used is what
-    is above 127."""
+    """Masks of the given (height, width), decoded once by decode(i) -> [h,w,1] uint8; used is what is above 127."""
     counts = [(h * w + 7) // 8 for h, w in sizes]
     memory = np.zeros(sum(counts), np.uint8)
     rows = fill_rows(memory, sizes, counts, lambda i: np.packbits(decode(i).reshape(-1) > 127))

@@ -156,15 +156,13 @@ def _as_text(model: _ColmapModel) -> dict[str, bytes]:
 
 def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
     cameras = struct.pack("<Q", len(model.lenses))
-    for k, (name, w, h, p) in enumerate(model.lenses):
-        cameras += struct.pack(f"<IiQQ{len(p)}d", k + 1, _COLMAP_IDS[name], w, h, *p)
+    for k, (name, w, h, p) in enumerate(model.lenses, 1):
+        cameras += struct.pack(f"<IiQQ{len(p)}d", k, _COLMAP_IDS[name], w, h, *p)
     images = struct.pack("<Q", len(model.names))
-    for i, name in enumerate(model.names):
-        images += struct.pack("<I7dI", i + 1, *model.poses[i], model.lens_of[i] + 1)
-        images += name.encode() + b"\0" + struct.pack("<Q", 0)
-    table = np.zeros(
-        len(model.points), [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
-    )
+    for i, (name, pose, lens) in enumerate(zip(model.names, model.poses, model.lens_of, strict=True), 1):
+        images += struct.pack("<I7dI", i, *pose, lens + 1) + name.encode() + struct.pack("<BQ", 0, 0)
+    columns = [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
+    table = np.zeros(len(model.points), columns)
     table["id"], table["xyz"], table["rgb"] = np.arange(1, len(table) + 1), model.points, 128
     points = struct.pack("<Q", len(table)) + table.tobytes()
     return {"cameras.bin": cameras, "images.bin": images, "points3D.bin": points}

@@ -195,8 +195,8 @@ class _Pictures:
     def store(self) -> PixelStore:
         """All pictures decoded: in memory, or in tiles on disk where they would fill too much of it."""
         broken: dict[str, int] = {}  # pixels that are no numbers, by image
-        made_from = [[f.path, f.matte] for f in self.posed.frames]
-        store = self._fill("photos", made_from, self.n_channels, self.dtype, lambda i: self._decode(i, broken))
+        kind = self.n_channels, self.dtype, lambda i: self._decode(i, broken)
+        store = self._tiled("photos", *kind) if self._in_tiles else fill(self.sizes.sizes, *kind)
         if broken:
             self.parsed.notes.append(
                 f"{sum(broken.values())} pixels of {len(broken)} images (the first is {min(broken)}) are NaN or "
@@ -206,26 +206,21 @@ class _Pictures:
 
     def masks(self) -> PixelStore | MaskBits | None:
         """One channel, above 0.5 where a pixel is to be used; None where no picture has a mask."""
-        frames = self.posed.frames
-        if all(f.mask is None for f in frames):
+        if all(f.mask is None for f in self.posed.frames):
             return None
         if not self._in_tiles:
             return packed(self.sizes.sizes, self._decode_mask)
-        made_from = [[f.path, f.mask] for f in frames]
-        return self._fill("masks", made_from, 1, np.dtype(np.uint8), self._decode_mask)
+        return self._tiled("masks", 1, np.dtype(np.uint8), self._decode_mask)
 
     @property
     def _in_tiles(self) -> bool:
         n_bytes = sum(h * w for h, w in self.sizes.sizes) * self.n_channels * self.dtype.itemsize
         return n_bytes > FROM and all(f.pixels is None for f in self.posed.frames)
 
-    def _fill(
-        self, what: str, made_from: list[Any], n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]
-    ) -> PixelStore:
-        if not self._in_tiles:
-            return fill(self.sizes.sizes, n_channels, dtype, decode)
+    def _tiled(self, what: str, n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]) -> PixelStore:
         place = self.parsed.path if self.parsed.path.is_dir() else self.parsed.path.parent
         settings = {"downscale": self.downscale, "longest": self.sizes.longest, "linear": self.linear, "what": what}
+        made_from: list[Any] = [[f.path, f.mask if what == "masks" else f.matte] for f in self.posed.frames]
         return tiled(place, made_from, settings, self.sizes.sizes, n_channels, dtype, decode, what)
 
     def _decode(self, i: int, broken: dict[str, int]) -> np.ndarray:

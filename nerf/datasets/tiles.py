@@ -45,11 +45,8 @@ def tiled(
     decode: Callable[[int], np.ndarray],
     label: str,
 ) -> PixelStore:
-    """The images of the given (height, width), each decoded once by decode(i) -> [h,w,c], as a store in tiles.
-
-    place: the data set's folder; made_from: the files that image i is made of; settings: JSON-able, what else decides
-    the pixels. Raises UserError where the disk is full, and whatever decode raises; then nothing is left behind.
-    """
+    """The images of the given (height, width), each decoded once by decode(i) -> [h,w,c], as a store in tiles, in the
+    data set's folder; made from the files of image i, and by settings (JSON-able). Of a failure nothing is left."""
     about = {
         "format": "nerf-pixels",
         "version": VERSION,

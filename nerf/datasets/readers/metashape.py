@@ -57,14 +57,13 @@ def read_metashape(file: Path) -> ParsedScene:
     lenses = {s.get("id"): s for s in chunk.iter("sensor")}
     all_cameras = list(entries.iter("camera"))
     disabled = [c for c in all_cameras if c.get("enabled", "1").lower() in ("0", "false")]
-    on = [c for c in all_cameras if c not in disabled]
-    lost = [c for c in on if c.find("transform") is None]
+    lost = [c for c in all_cameras if c not in disabled and c.find("transform") is None]
     notes: list[str] = []
     for what, some in (("disabled", disabled), ("not aligned", lost)):
         if some:
             names = listed([str(c.get("label")) for c in some])
             notes.append(f"left out {len(some)} of {len(all_cameras)} cameras that are {what}: {names}")
-    aligned = _largest_component([c for c in on if c not in lost], notes)
+    aligned = _largest_component([c for c in all_cameras if c not in disabled and c not in lost], notes)
     if not aligned:
         raise UserError(f"{file}: none of its {len(all_cameras)} cameras is aligned: align the photos and export again")
 

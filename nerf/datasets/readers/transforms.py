@@ -77,13 +77,11 @@ def _apply_lists(parsed: ParsedScene, data: dict[str, Any], file: Path) -> None:
         if not isinstance(names, list):
             raise UserError(f"{file}: {split}_filenames must be a list of file paths")
     split_of = {str(name).removeprefix("./"): split for split, names in lists.items() for name in names}
-    unknown = sorted(split_of.keys() - {f.name for f in parsed.frames})
-    if unknown:
+    if unknown := sorted(split_of.keys() - {f.name for f in parsed.frames}):
         raise UserError(f"{file}: its lists name {unknown[0]!r} ({len(unknown)} such), which is no frame's file_path")
     for frame in parsed.frames:
         frame.split = split_of.get(frame.name)
-    unlisted = [f.name for f in parsed.frames if f.split is None]
-    if unlisted:
+    if unlisted := [f.name for f in parsed.frames if f.split is None]:
         parsed.notes.append(
             f"left out {len(unlisted)} frames that are in none of the file's lists, the first {unlisted[0]}"
         )
@@ -179,8 +177,7 @@ def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
 
 
 def _depth(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -> DepthMap | None:
-    """nerfstudio's depth_file_path, instant-ngp's depth_path; integers are millimetres unless the file says its own
-    unit."""
+    """nerfstudio's depth_file_path, instant-ngp's depth_path; integers are millimetres unless a unit is stated."""
     name = entry.get("depth_file_path") or entry.get("depth_path")
     if not name:
         return None

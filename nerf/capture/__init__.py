@@ -88,9 +88,8 @@ def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
         note("the photos or settings are not those of before: poses are found anew")
         forget(folder)
     write_state(folder, state)
-    jobs = _job(args, photos, cameras)
-    prepared = time.perf_counter() - started
-    result, settings = _solve(jobs, len(photos.photos), show)
+    job, prepared = _job(args, photos, cameras), time.perf_counter() - started
+    result, settings = _solve(job, len(photos.photos), show)
     report = _report(folder, photos, result, settings, prepared + result["seconds"])
     if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
         raise UserError(_too_few(folder, report))

@@ -16,12 +16,9 @@ from nerf.io.threads import in_two_threads
 
 @dataclass
 class PixelStore:
-    """Images of any sizes as one flat [total pixels, c] memory; image i, row r, column j is row offsets[i] + r *
-    widths[i] + j.
-
-    Channels are grey (1), grey + alpha (2), RGB (3) or RGBA (4); alpha is straight; colours are what the files hold,
-    unconverted. Large sets lie in a file in tiles (see nerf.datasets.tiles): image i is then cut into squares of
-    `tile` pixels, those at its right and lower edge filled up, which stand one after the other in row-major order.
+    """Images of any sizes as one flat [total pixels, c] memory of grey, grey + alpha, RGB or RGBA (straight alpha) as
+    the files hold it; row r, column j of image i is at offsets[i] + r * widths[i] + j. Where `tile` is not 0, it is
+    cut into squares of `tile` pixels, filled up at its right and lower edge, in row-major order (nerf.datasets.tiles).
     """
 
     memory: np.ndarray  # [total,c] uint8, uint16, float16 or float32; a memory-mapped file when large

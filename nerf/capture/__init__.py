@@ -88,9 +88,8 @@ def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
         note("the photos or settings are not those of before: poses are found anew")
         forget(folder)
     write_state(folder, state)
-    jobs = _job(args, photos, cameras)
-    prepared = time.perf_counter() - started
-    result, settings = _solve(jobs, len(photos.photos), show)
+    job, prepared = _job(args, photos, cameras), time.perf_counter() - started
+    result, settings = _solve(job, len(photos.photos), show)
     report = _report(folder, photos, result, settings, prepared + result["seconds"])
     if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
         raise UserError(_too_few(folder, report))
@@ -128,15 +127,8 @@ def _check(args: CaptureOptions) -> None:
 def _job(args: CaptureOptions, photos: Photos, cameras: list[int]) -> dict[str, Any]:
     """What the worker is told, but for the settings of the attempt."""
     listed = [
-        {
-            "name": p.name,
-            "width": p.width,
-            "height": p.height,
-            "camera": c,
-            "focal": p.focal,
-            "mask": p.mask is not None,
-            "gps": p.gps,
-        }
+        {name: getattr(p, name) for name in ("name", "width", "height", "focal", "gps")}
+        | {"camera": c, "mask": p.mask is not None}
         for p, c in zip(photos.photos, cameras, strict=True)
     ]
     return {
@@ -153,14 +145,12 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
     """Attempt after attempt until enough photos are placed; the best one's result, its model in capture/model."""
     from nerf.capture.child import run_worker
 
-    folder = Path(job["folder"], "capture")
-    settings: Settings | None = Settings(**job["settings"])
-    best: dict[str, Any] | None = None
-    seconds = 0.0
-    best_settings = Settings()
+    folder, first = Path(job["folder"], "capture"), Settings(**job["settings"])
+    settings: Settings | None = first
+    best: dict[str, Any] = {"n_placed": -1}
+    best_settings, seconds = first, 0.0
     while settings is not None:
-        features = settings.of_features()
-        number = 1 if features == Settings(**job["settings"]).of_features() else 2
+        number = 1 if settings.of_features() == first.of_features() else 2
         kept = folder / f"result_{number}{'_relaxed' if settings.relaxed else ''}.json"
         if kept.is_file() and (folder / "model").is_dir():
             result = json.loads(kept.read_text(encoding="utf-8"))
@@ -168,19 +158,17 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
         else:
             own = job | {"settings": asdict(settings), "database": str(folder / f"features_{number}.db")}
             started = time.perf_counter()
-            result = run_worker(own | {"better_than": best["n_placed"] if best else 0}, show)
+            result = run_worker(own | {"better_than": max(0, best["n_placed"])}, show)
             result["seconds"] = time.perf_counter() - started
             write_file(kept, json.dumps(result))
         seconds += result["seconds"]
         result["database"] = f"features_{number}.db"
-        if best is None or result["n_placed"] > best["n_placed"]:
+        if result["n_placed"] > best["n_placed"]:
             best, best_settings = result, settings
         previous, settings = settings, attempts(best["n_placed"] / max(1, result["n_usable"]), settings)
         if settings is not None:
             note(f"{previous.name}: {result['n_placed']} of {n} photos placed; trying {settings.name}")
-    assert best is not None
-    best["seconds"] = seconds
-    return best, best_settings
+    return best | {"seconds": seconds}, best_settings
 
 
 def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Settings, seconds: float) -> dict[str, Any]:
@@ -192,13 +180,10 @@ def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Sett
     why = reasons(photos.photos, placed, result.get("others", []), statistics, partners)
     report = {
         "n_photos": len(photos.photos) + len(photos.left_out),
-        "n_placed": result["n_placed"],
-        "components": result["components"],
-        "pairs_compared": result.get("pairs_compared"),
-        "pairs_matched": result.get("pairs_matched"),
+        **{name: result[name] for name in ("n_placed", "components")},
+        **{name: result.get(name) for name in ("pairs_compared", "pairs_matched")},
         "n_points": result.get("n_points", 0),
-        "reprojection_error": result.get("reprojection_error"),
-        "track_length": result.get("track_length"),
+        **{name: result.get(name) for name in ("reprojection_error", "track_length")},
         "seconds": round(seconds, 1),
         "settings": asdict(settings),
         "left_out": photos.left_out | why,

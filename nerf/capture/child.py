@@ -23,9 +23,8 @@ def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
     folder = Path(job["folder"], "capture")
     file, log = folder / "job.json", folder / "log.txt"
     write_file(file, json.dumps(job))
-    here = str(Path(__file__).resolve().parents[2])
-    paths = [here, os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with open(log, "a", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [*WORKER, str(file)],

@@ -15,70 +15,52 @@ from nerf.capture.frame import world_from_model
 from nerf.datasets.export import PosedFiles, write_transforms
 from nerf.datasets.named import find_mask
 from nerf.datasets.posed import cameras_of
-from nerf.datasets.readers.colmap import lens_of
+from nerf.datasets.readers.colmap import lens_of, pose_of
 from nerf.errors import UserError
-from nerf.geometry.cameras import OPENGL_FROM_OPENCV
-from nerf.geometry.space import Similarity
 from nerf.io.files import write_file
 from nerf.io.interrupts import end_quietly_when_told
 from nerf.io.ply import Columns, ply
 
 
 def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, float] | None = None) -> dict[str, Any]:
-    """From capture/model to transforms.json, sparse/0 and sparse_pc.ply in the folder.
-
-    distance: (photo, photo, length between where the two were taken), which makes lengths true. Returns what the report
-    needs: c2w [n,3,4] and points in the frame written, colours, names.
-    """
+    """From capture/model to transforms.json, sparse/0 and sparse_pc.ply in the folder; returns c2w [n,3,4] and points
+    [m,3] in the frame written, and colours. distance: (photo, photo, length between where the two were taken)."""
     import pycolmap
 
     end_quietly_when_told()
     model = pycolmap.Reconstruction(str(folder / "capture" / "model"))
     images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: str(image.name))
     names, cameras = [str(image.name) for image in images], [model.cameras[image.camera_id] for image in images]
-    c2w = torch.from_numpy(np.stack([_opengl(image) for image in images]))
+    c2w = torch.from_numpy(np.stack([pose_of(image, name)[:3] for image, name in zip(images, names, strict=True)]))
     ids = list(model.point3D_ids())
     points = torch.from_numpy(np.array([model.points3D[i].xyz for i in ids], dtype=np.float64).reshape(-1, 3))
     colours = np.array([model.points3D[i].color for i in ids], dtype=np.uint8).reshape(-1, 3)
     metric = None if distance is None else _metric(names, c2w, distance)
     world = world_from_model(c2w, points, factor, metric)
-    c2w = world.apply_poses(c2w)
-    points = world.apply(points)
-    _write_sparse(model, world, folder)
+    c2w, points = world.apply_poses(c2w), world.apply(points)
+    model.transform(pycolmap.Sim3d(world.matrix()[:3].numpy()))
+    write_model(model, folder / "sparse", "0")
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
     write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
     lenses = cameras_of(c2w, [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)])
     masks = [find_mask(folder / "masks", name) for name in names]
     posed = PosedFiles(lenses, [folder / "images" / name for name in names], {}, masks)
     write_transforms(posed, folder / "transforms.json", "sparse_pc.ply")
-    return {"names": names, "c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
-
-
-def _opengl(image: Any) -> np.ndarray:
-    """[3,4] float64 OpenGL camera-to-world of a pycolmap image."""
-    w2c = np.concatenate([np.asarray(image.cam_from_world().matrix(), np.float64), [[0, 0, 0, 1]]])
-    return (np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV)[:3]
+    return {"c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
 
 
 def _metric(names: list[str], c2w: torch.Tensor, distance: tuple[str, str, float]) -> float:
     """Length of the model's unit in that of the distance."""
-    numbers = []
+    places = []
     for asked in distance[:2]:
-        found = [i for i, name in enumerate(names) if asked in (name, Path(name).stem)]
-        if not found:
+        number = next((i for i, name in enumerate(names) if asked in (name, Path(name).stem)), None)
+        if number is None:
             raise UserError(f"--distance: {asked} is none of the photos that were placed (the first is {names[0]})")
-        numbers.append(found[0])
-    between = float((c2w[numbers[0], :, 3] - c2w[numbers[1], :, 3]).norm())
+        places.append(c2w[number, :, 3])
+    between = float((places[0] - places[1]).norm())
     if between < 1e-9:
         raise UserError(f"--distance: {distance[0]} and {distance[1]} were taken from the same place; give two others")
     return distance[2] / between
-
-
-def _write_sparse(model: Any, world: Similarity, folder: Path) -> None:
-    import pycolmap
-
-    model.transform(pycolmap.Sim3d(world.matrix()[:3].numpy()))
-    write_model(model, folder / "sparse", "0")
 
 
 def write_model(model: Any, folder: Path, inside: str = "") -> None:

@@ -13,22 +13,16 @@ import numpy as np
 
 from nerf.capture.photos import bits_of
 from nerf.capture.protocol import counted, in_order
+from nerf.datasets.resize import fitted
 from nerf.errors import brief
 from nerf.io.files import write_file
+from nerf.io.images import convert, read_header, read_pixels
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
-
-
 ENLARGED_UP_TO = 1000  # pixels on the longer side: small pictures are enlarged twice, for they have few features else
 PROCESSES_FROM = 8  # photos; starting processes takes as long as finding the features of a few
 
 _own: dict[str, Any] = {}  # of a process of the pool: folder, settings, extractor
-
-
-def working_size(width: int, height: int, longest: int) -> tuple[int, int]:
-    """(width, height) of the reduced picture; never enlarged."""
-    scale = min(1.0, longest / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def read_grey(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -40,8 +34,6 @@ def read_grey(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
             image.draft("L", size)  # a reduced decoding is several times faster
         alpha = None
         if bits_of(image, path) == 16:
-            from nerf.io.images import convert, read_header, read_pixels
-
             pixels = convert(read_pixels(read_header(path)), 3, np.dtype(np.uint8))
             grey = Image.fromarray(pixels).convert("L")
         else:
@@ -62,33 +54,27 @@ def sharpness(grey: np.ndarray) -> float:
     return float(laplacian.var())
 
 
-def open_database(path: str) -> Any:
-    import pycolmap
-
-    return pycolmap.Database.open(path)
-
-
 def extract(job: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Keypoints and descriptors of all photos that the database lacks; returns the statistics of all."""
-    database = open_database(job["database"])
+    import pycolmap
+
+    database = pycolmap.Database.open(job["database"])
     ids = _images(database, job)
     log = Path(job["database"]).with_suffix(".jsonl")
     statistics: dict[str, dict[str, float]] = {}
-    if log.is_file():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that was cut off
-                statistics.update(json.loads(line))
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        with suppress(ValueError):  # a line that was cut off
+            statistics.update(json.loads(line))
     photos = [p for p in job["photos"] if not (p["name"] in statistics and database.exists_keypoints(ids[p["name"]]))]
     with _pool(job, len(photos)) as pool, open(log, "a", encoding="utf-8") as lines:
         results = in_order(pool, _features, photos, 2 * job["threads"])
         for photo, keypoints, descriptors, found in counted(results, "finding features", len(photos)):
             image_id = ids[photo["name"]]
-            for kind, write, value in (
-                ("keypoints", database.write_keypoints, keypoints),
-                ("descriptors", database.write_descriptors, _as_sift(descriptors)),
-            ):
-                if not getattr(database, f"exists_{kind}")(image_id):
-                    write(image_id, value)
+            if not database.exists_keypoints(image_id):
+                database.write_keypoints(image_id, keypoints)
+            if not database.exists_descriptors(image_id):
+                kind = pycolmap.FeatureExtractorType.SIFT
+                database.write_descriptors(image_id, pycolmap.FeatureDescriptors(kind, descriptors))
             statistics[photo["name"]] = found
             lines.write("\n" + json.dumps({photo["name"]: found}))  # never behind a line that was cut off
             lines.flush()
@@ -101,23 +87,6 @@ def usable(statistics: dict[str, dict[str, Any]]) -> int:
     """How many photos show enough to be placed at all: not damaged, not blank."""
     counts = [s["n_features"] for s in statistics.values()]
     return sum(n >= max(50, 0.05 * float(np.median(counts))) for n in counts)
-
-
-def _as_sift(descriptors: np.ndarray) -> Any:
-    import pycolmap
-
-    return pycolmap.FeatureDescriptors(pycolmap.FeatureExtractorType.SIFT, descriptors)
-
-
-def _options(settings: dict[str, Any], octave: int) -> Any:
-    import pycolmap
-
-    options = pycolmap.FeatureExtractionOptions()
-    options.num_threads, options.use_gpu = 1, False
-    options.sift.first_octave = octave
-    options.sift.max_num_features = settings["n_features"]
-    options.sift.peak_threshold = settings["peak_threshold"]
-    return options
 
 
 def _pool(job: dict[str, Any], n: int) -> Executor:
@@ -137,12 +106,12 @@ def _begin(folder: str, settings: dict[str, Any]) -> None:
 
 
 def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, Any]]:
-    """The photo again; keypoints [n,4] (x, y, scale, angle) and descriptors [n,128] uint8, both in order of falling
-    scale; statistics."""
+    """The photo again; keypoints [n,4] (x, y, scale, angle) and descriptors [n,128] uint8 in order of falling scale;
+    statistics."""
     import pycolmap
 
     folder, settings = _own["folder"], _own["settings"]
-    size = working_size(photo["width"], photo["height"], settings["longest"])
+    size = fitted((photo["width"], photo["height"]), settings["longest"])
     nothing = photo, np.zeros((0, 4), np.float32), np.zeros((0, 128), np.uint8)
     try:
         grey, use = read_grey(folder / "images" / photo["name"], size)
@@ -155,7 +124,12 @@ def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.nda
     found = {"sharpness": sharpness(grey), "mean": float(grey.mean()), "spread": float(grey.std())}
     octave = -1 if max(size) <= ENLARGED_UP_TO else settings["first_octave"]
     if octave not in _own["sift"]:
-        _own["sift"][octave] = pycolmap.FeatureExtractor.create(_options(settings, octave), pycolmap.Device.cpu)
+        options = pycolmap.FeatureExtractionOptions()
+        options.num_threads, options.use_gpu = 1, False
+        options.sift.first_octave = octave
+        options.sift.max_num_features = settings["n_features"]
+        options.sift.peak_threshold = settings["peak_threshold"]
+        _own["sift"][octave] = pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
     keypoints, descriptors = _own["sift"][octave].extract_from_uint8_array(np.ascontiguousarray(grey))
     points = np.asarray(pycolmap.keypoints_to_matrix(keypoints), np.float32).reshape(-1, 4)
     rows = np.asarray(descriptors.data, np.uint8).reshape(-1, 128)
@@ -194,7 +168,7 @@ def _camera(database: Any, photo: dict[str, Any], longest: int) -> tuple[int, An
     """A camera in pixels of the reduced picture, and the rig that holds it alone."""
     import pycolmap
 
-    width, height = working_size(photo["width"], photo["height"], longest)
+    width, height = fitted((photo["width"], photo["height"]), longest)
     stated = photo["focal"] * width / photo["width"] if photo["focal"] else None
     focal = stated or DEFAULT_FOCAL * max(width, height)
     camera = pycolmap.Camera.create_from_model_name(0, "SIMPLE_RADIAL", focal, width, height)

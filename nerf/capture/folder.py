@@ -50,13 +50,11 @@ def open_folder(folder: Path, source: Path, overwrite: bool) -> dict[str, Any] |
 
 def frames_of(folder: Path, source: Path, frames: int | None, before: dict[str, Any] | None) -> Photos:
     """Frames of the video as photos; those of before when it is the same."""
+    images = folder / "images"
     same = before is not None and before["frames"] == frames and before["video"] == video_fingerprint(source)
-    if same and before is not None and all((folder / "images" / name).is_file() for name in before["photos"]):
-        size = before["size"]
-        listed = [
-            Photo(folder / "images" / n, n, size[0], size[1], 1, tuple(size), None, "", f)
-            for n, f in before["photos"].items()
-        ]
+    if same and before is not None and all((images / name).is_file() for name in before["photos"]):
+        w, h = before["size"]
+        listed = [Photo(images / name, name, w, h, 1, (w, h), None, "", of) for name, of in before["photos"].items()]
         return Photos(listed, notes=[f"{len(listed)} frames of the video are there already"], is_video=True)
     forget(folder, images=True)
     return take_frames(source, folder, frames)
@@ -76,12 +74,11 @@ def write_photos(photos: Photos, folder: Path, before: dict[str, Any] | None) ->
     for photo in progress(photos.photos, "preparing photos"):
         try:
             write_photo(photo, folder)
+            good.append(photo)
         except UserError:
             raise
         except Exception as error:  # what damaged pictures make Pillow raise
             photos.left_out[photo.source.name] = f"damaged ({brief(error)})"
-            continue
-        good.append(photo)
     photos.photos = good
     if len(good) < FEWEST:
         raise UserError(f"{len(good)} photos can be used, at least {FEWEST} are needed; the others are damaged")

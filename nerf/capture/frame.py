@@ -16,11 +16,8 @@ CAMERA_DISTANCE = 4.0  # units from the origin to the cameras (median) where no 
 
 
 def world_from_model(c2w: Tensor, points: Tensor, factor: float = 1.0, metric: float | None = None) -> Similarity:
-    """The similarity from the frame of structure from motion to that of the data set.
-
-    c2w [n,3,4] OpenGL poses and points [m,3], both float64 in the model's frame. metric: length of a model's unit in
-    the unit wanted; factor: multiplies whatever the unit is. The mean viewing direction becomes +y as seen from above.
-    """
+    """The similarity from the model's frame, of poses c2w [n,3,4] and points [m,3] in float64, to the data set's.
+    metric: length of a model's unit in the unit wanted; the mean viewing direction becomes +y as seen from above."""
     cameras = Cameras.perspective(c2w, 1.0, 1, 1)  # the lenses do not matter here
     up = common_up(cameras)[0]
     centre = _centre(cameras, points)
@@ -34,8 +31,7 @@ def world_from_model(c2w: Tensor, points: Tensor, factor: float = 1.0, metric: f
     ahead = ahead / ahead.norm()
     rotation = torch.stack([torch.linalg.cross(ahead, up), ahead, up])
     distance = float((cameras.centres - centre).norm(dim=1).median())
-    scale = metric if metric is not None else CAMERA_DISTANCE / max(distance, 1e-12)
-    scale *= factor
+    scale = factor * (metric if metric is not None else CAMERA_DISTANCE / max(distance, 1e-12))
     return Similarity(scale, rotation, -scale * (rotation @ centre))
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nerf.capture.dataset import write_model
-from nerf.capture.features import working_size
 from nerf.capture.protocol import say
+from nerf.datasets.resize import fitted
 
 RADIAL_FROM = 8  # photos of one camera from which on its lens gets a second radial term ...
 LENS_FROM = 20  # ... and all of OPENCV's: its own focal length for each axis, and tangential terms
@@ -25,17 +26,15 @@ SHARP = 2.0  # pixels of reprojection error that a point may have in the end
 
 
 def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
-    """Map, take the largest model, refine it, and write it for the parent; returns what there is to say about it.
-
-    A model of no more photos than job["better_than"], what an earlier attempt has, is not written."""
+    """Map, take the largest model, refine it, and write it for the parent, unless it is of no more photos than
+    job["better_than"], what an earlier attempt has; returns what there is to say about it."""
     import pycolmap
 
     folder = Path(job["folder"], "capture")
     output = folder / "models"
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    n = len(job["photos"])
-    placed = 0
+    n, placed = len(job["photos"]), 0
 
     def one_more(first: bool = False) -> None:
         nonlocal placed
@@ -43,10 +42,10 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
         say(done=min(placed, n))
 
     say(stage="placing photos", total=n)
+    options = options_of(job["settings"], n)
     models = pycolmap.incremental_mapping(
-        job["database"], job["folder"], str(output), options_of(job["settings"], n), "",
-        lambda: one_more(True), one_more,
-    )  # fmt: skip
+        job["database"], job["folder"], str(output), options, "", lambda: one_more(True), one_more
+    )
     if not models:
         return {"n_placed": 0, "components": []}
     sizes = sorted((m.num_reg_images() for m in models.values()), reverse=True)
@@ -55,15 +54,22 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
         return {"n_placed": largest.num_reg_images(), "components": sizes}
     say(stage="refining", total=1)
     others = [[str(m.images[i].name) for i in m.reg_image_ids()] for m in models.values() if m is not largest]
-    refined = refine(largest)
+    model = refine(largest)
     say(done=1)
-    if refined is not largest:
+    if model is not largest:
         say(note="the lens changed from photo to photo (focus or zoom): each keeps its own focal length")
-    largest = refined
-    result = {"n_placed": largest.num_reg_images(), "components": sizes, **describe(largest, others)}
-    to_full_size(largest, job)
-    colour(largest, job)
-    write_model(largest, folder / "model")
+    result = {
+        "n_placed": model.num_reg_images(),
+        "components": sizes,
+        "placed": {str(model.images[i].name): int(model.images[i].num_points3D) for i in model.reg_image_ids()},
+        "others": sorted(others, key=len, reverse=True),
+        "n_points": model.num_points3D(),
+        "reprojection_error": model.compute_mean_reprojection_error(),
+        "track_length": model.compute_mean_track_length(),
+    }
+    to_full_size(model, job)
+    colour(model, job)
+    write_model(model, folder / "model")
     shutil.rmtree(output, ignore_errors=True)
     return result
 
@@ -81,15 +87,11 @@ def options_of(settings: dict[str, Any], n: int) -> Any:
     options.min_num_matches = settings["min_inliers"]
     options.min_focal_length_ratio, options.max_extra_param = 0.2, 2.0
     if settings["relaxed"]:
-        options.mapper.init_min_num_inliers = 50
-        options.mapper.init_min_tri_angle = 5.0
+        options.mapper.init_min_num_inliers, options.mapper.init_min_tri_angle = 50, 5.0
         options.mapper.init_max_forward_motion = 0.98
-        options.mapper.init_max_reg_trials = 4
-        options.mapper.max_reg_trials = 6
-        options.mapper.abs_pose_min_num_inliers = 15
-        options.mapper.abs_pose_min_inlier_ratio = 0.15
-        options.mapper.filter_min_tri_angle = 1.0
-        options.triangulation.min_angle = 1.0
+        options.mapper.init_max_reg_trials, options.mapper.max_reg_trials = 4, 6
+        options.mapper.abs_pose_min_num_inliers, options.mapper.abs_pose_min_inlier_ratio = 15, 0.15
+        options.mapper.filter_min_tri_angle = options.triangulation.min_angle = 1.0
         options.triangulation.ignore_two_view_tracks = False
         options.min_model_size = 3
         options.random_seed = options.mapper.random_seed = 1
@@ -97,17 +99,13 @@ def options_of(settings: dict[str, Any], n: int) -> Any:
 
 
 def refine(model: Any) -> Any:
-    """Bundle adjustment with fuller lenses where there are photos enough, twice; points that fit badly go between.
-
-    The principal point is sought too where a camera took many photos: phones that steady their pictures have it many
-    pixels off the middle, and a pose cannot make up for that in every photo. Where a plain lens for each photo fits
-    better than a full one for all, the lens has changed between them (focus, zoom), and each photo keeps its own.
-    """
+    """Bundle adjustment with fuller lenses where there are photos enough, twice; points that fit badly go between."""
+    # The principal point is sought too where a camera took many photos: phones that steady their pictures have it many
+    # pixels off the middle, and a pose cannot make up for that in every photo. Where a plain lens for each photo fits
+    # better than a full one for all, the lens has changed between them (focus, zoom), and each photo keeps its own.
     import pycolmap
 
-    counts: dict[int, int] = {}
-    for i in model.reg_image_ids():
-        counts[model.images[i].camera_id] = counts.get(model.images[i].camera_id, 0) + 1
+    counts = Counter(model.images[i].camera_id for i in model.reg_image_ids())
     for camera_id, count in counts.items():
         camera = model.cameras[camera_id]
         f, cx, cy, k = camera.params
@@ -185,18 +183,6 @@ def adjust(model: Any, centre: bool) -> None:
     pycolmap.bundle_adjustment(model, options)
 
 
-def describe(model: Any, others: list[list[str]]) -> dict[str, Any]:
-    """Names of the photos in each component and how well the largest fits."""
-    images = {str(model.images[i].name): int(model.images[i].num_points3D) for i in model.reg_image_ids()}
-    return {
-        "placed": images,
-        "others": sorted(others, key=len, reverse=True),
-        "n_points": model.num_points3D(),
-        "reprojection_error": model.compute_mean_reprojection_error(),
-        "track_length": model.compute_mean_track_length(),
-    }
-
-
 def to_full_size(model: Any, job: dict[str, Any]) -> None:
     """From pixels of the reduced pictures to those of the photos: intrinsics and observations."""
     size_of = {p["name"]: (p["width"], p["height"]) for p in job["photos"]}
@@ -205,7 +191,7 @@ def to_full_size(model: Any, job: dict[str, Any]) -> None:
         if image.camera_id in factors:
             continue
         width, height = size_of[image.name]
-        small = working_size(width, height, job["settings"]["longest"])
+        small = fitted((width, height), job["settings"]["longest"])
         factors[image.camera_id] = width / small[0], height / small[1]
         model.cameras[image.camera_id].rescale(width, height)
     for image in model.images.values():
@@ -227,7 +213,7 @@ def colour(model: Any, job: dict[str, Any]) -> None:
         if not seen:
             continue
         camera = model.cameras[image.camera_id]
-        size = working_size(camera.width, camera.height, 800)
+        size = fitted((camera.width, camera.height), 800)
         try:
             with Image.open(Path(job["folder"], "images", image.name)) as picture:
                 picture.draft("RGB", size)

@@ -17,11 +17,8 @@ UNIT = 512.0  # length of a SIFT descriptor in bytes
 
 
 def match(a: Tensor, b: Tensor, max_ratio: float = 0.8) -> Tensor:
-    """Pairs of rows [m,2] int64 of descriptors a [n,128] and b [k,128] (float32, length UNIT) that belong together.
-
-    Each is the other's nearest, and the angle to it is below max_ratio times that to the second nearest (Lowe 2004,
-    section 7.1, with angles as COLMAP has them).
-    """
+    """Pairs of rows [m,2] int64 of descriptors a [n,128] and b [k,128] (float32, length UNIT) that belong together:
+    each is the other's nearest, at an angle below max_ratio times that to the second nearest (Lowe 2004, 7.1)."""
     if len(a) < 2 or len(b) < 2:
         return torch.zeros(0, 2, dtype=torch.int64)
     nearest, second = torch.empty(len(a)), torch.empty(len(a))
@@ -33,23 +30,15 @@ def match(a: Tensor, b: Tensor, max_ratio: float = 0.8) -> Tensor:
         stop = start + len(similar)
         nearest[start:stop], second[start:stop], index[start:stop] = values[:, 0], values[:, 1], indices[:, 0]
         torch.maximum(largest, similar.amax(dim=0), out=largest)
-    angle = (nearest / UNIT**2).clamp(-1, 1).acos()
-    other = (second / UNIT**2).clamp(-1, 1).acos()
+    angle, other = ((cosine / UNIT**2).clamp(-1, 1).acos() for cosine in (nearest, second))
     good = (angle <= MAX_ANGLE) & (angle < max_ratio * other) & (nearest == largest[index])
     rows = good.nonzero()[:, 0]
     return torch.stack([rows, index[rows]], dim=1)
 
 
-def count_preemptive_matches(a: Tensor, b: Tensor) -> int:
-    """How many of the features of the largest scale match (rows are in order of falling scale)."""
-    return len(match(a[:PREEMPTIVE], b[:PREEMPTIVE]))
-
-
 def signatures(descriptors: list[Tensor], n_words: int = 64, seed: int = 0) -> Tensor:
-    """One vector [n, n_words * 128] of unit length a photo, alike for photos that show the same (VLAD, Jegou 2010).
-
-    descriptors: a few hundred rows [*,128] of each photo. The words are the centres of a k-means of all of them.
-    """
+    """One vector [n, n_words * 128] of unit length a photo, of some of its descriptors [*,128], alike for photos that
+    show the same (VLAD, Jegou 2010); the words are the centres of a k-means of all of them."""
     rows = torch.cat(descriptors)
     g = torch.Generator().manual_seed(seed)
     rows = rows[torch.randperm(len(rows), generator=g)[:50_000]]

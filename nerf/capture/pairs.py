@@ -4,6 +4,7 @@ near each other, where EXIF says so, and similar ones."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,10 @@ TRANSITIVE = 10  # photos that are compared with each because they share a partn
 Gps = Sequence["tuple[float, float] | None"]  # latitude and longitude of each photo, degrees
 
 Pair = tuple[int, int]
+
+
+def ordered(i: int, j: int) -> Pair:
+    return min(i, j), max(i, j)
 
 
 def choose_mode(n: int, is_video: bool, asked: str = "auto", gps: Gps = ()) -> tuple[str, str]:
@@ -69,32 +74,22 @@ def spread(gps: Gps) -> float:
 def nearest_places(gps: Gps, count: int = NEAREST) -> list[Pair]:
     """Each photo with the `count` taken nearest to it, in order of numbers."""
     places = metres(gps)
-    found = set()
+    found: set[Pair] = set()
     for i in (~places[:, 0].isnan()).nonzero()[:, 0].tolist():
         distances = (places - places[i]).norm(dim=1).nan_to_num(math.inf)
         distances[i] = math.inf
         near = distances.topk(min(count, len(places) - 1), largest=False)
-        found |= {
-            (min(i, j), max(i, j))
-            for d, j in zip(near.values.tolist(), near.indices.tolist(), strict=True)
-            if d < math.inf
-        }
+        found |= {ordered(i, j) for j in near.indices[near.values < math.inf].tolist()}
     return sorted(found)
 
 
 def transitive(partners: dict[int, list[int]], known: set[Pair], count: int = TRANSITIVE) -> list[Pair]:
-    """For each photo the `count` that share the most partners with it, of those it was not compared with (known).
-
-    partners: of each photo those it was found to overlap with, best first."""
-    found = set()
+    """For each photo the `count` that share the most partners with it, of those it was not compared with (known)."""
+    found: set[Pair] = set()
     for i, mine in partners.items():
-        shared: dict[int, int] = {}
-        for j in mine:
-            for k in partners.get(j, []):
-                if k != i and (min(i, k), max(i, k)) not in known:
-                    shared[k] = shared.get(k, 0) + 1
-        best = sorted(shared, key=lambda k: (-shared[k], k))[:count]
-        found |= {(min(i, k), max(i, k)) for k in best}
+        theirs = (k for j in mine for k in partners.get(j, []))
+        shared = Counter(k for k in theirs if k != i and ordered(i, k) not in known)
+        found |= {ordered(i, k) for k in sorted(shared, key=lambda k: (-shared[k], k))[:count]}
     return sorted(found)
 
 
@@ -122,7 +117,7 @@ def retrieve_similar(signatures: Tensor, count: int = SIMILAR) -> list[Pair]:
     similar = signatures @ signatures.T
     similar.fill_diagonal_(-2)
     nearest = similar.topk(min(count, len(similar) - 1), dim=1).indices.tolist()
-    return sorted({(min(i, j), max(i, j)) for i, others in enumerate(nearest) for j in others})
+    return sorted({ordered(i, j) for i, others in enumerate(nearest) for j in others})
 
 
 def promising(scores: dict[Pair, int], at_least: int, partners: int) -> list[Pair]:

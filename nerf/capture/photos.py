@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -62,11 +63,8 @@ def _photos_among(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_photos(folder: Path, masks: Path | None = None) -> Photos:
-    """Look at every photo's header; UserError when fewer than three can be used.
-
-    masks: folder with a mask for each photo (NAME.png or the name with .png for its suffix; black is ignored). A folder
-    masks/ beside the photos is taken without being asked for.
-    """
+    """Look at every photo's header; UserError when fewer than three can be used. masks: folder with a mask for each
+    photo; one named masks/ beside the photos is taken without being asked for."""
     files = list_photos(folder)
     if not files:
         raise UserError(
@@ -77,16 +75,12 @@ def read_photos(folder: Path, masks: Path | None = None) -> Photos:
     found = Photos([])
     with ThreadPoolExecutor(max_workers=4) as pool:  # mostly waiting for the disk
         read = list(pool.map(_header, files))
-    names = _names(files)
-    sizes = [max(r.width, r.height) for r in read if isinstance(r, Photo)]
-    usual = median(sizes) if sizes else 0
+    usual = median([max(r.width, r.height) for r in read if isinstance(r, Photo)] or [0])
     seen: dict[str, str] = {}
-    for path, name, photo in zip(files, names, read, strict=True):
+    for path, name, photo in zip(files, _names(files), read, strict=True):
         if isinstance(photo, str):
             found.left_out[path.name] = photo
-            continue
-        longest = max(photo.width, photo.height)
-        if longest < max(SMALLEST, THUMBNAIL * usual):
+        elif max(photo.width, photo.height) < max(SMALLEST, THUMBNAIL * usual):
             found.left_out[path.name] = f"too small ({photo.width}x{photo.height}): a thumbnail?"
         elif photo.fingerprint in seen:
             found.left_out[path.name] = f"the same file as {seen[photo.fingerprint]}"
@@ -126,12 +120,11 @@ def _names(files: list[Path]) -> list[str]:
     plain = [p.name for p in files]
     if len({Path(n).stem.lower() for n in plain}) < len(plain):  # also IMG_1.HEIC beside IMG_1.JPG
         plain = [f"{p.parent.name}_{p.name}" if plain.count(p.name) > 1 else p.name for p in files]
-    stems: dict[str, int] = {}
-    for i, name in enumerate(plain):
-        stem = Path(name).stem.lower()
-        stems[stem] = stems.get(stem, 0) + 1
-        if stems[stem] > 1:
-            plain[i] = f"{Path(name).stem}_{stems[stem]}{Path(name).suffix}"
+    stems: Counter[str] = Counter()
+    for i, name in enumerate(map(Path, plain)):
+        stems[name.stem.lower()] += 1
+        if (n := stems[name.stem.lower()]) > 1:
+            plain[i] = f"{name.stem}_{n}{name.suffix}"
     return plain
 
 
@@ -163,14 +156,14 @@ def _header(path: Path) -> Photo | str:
         fingerprint = hashlib.sha1(path.read_bytes()).hexdigest()
     except Exception as error:  # whatever a damaged file makes Pillow raise
         return f"cannot be read as an image ({brief(error)})"
-    turned = exif.orientation >= 5
+    upright = (height, width) if exif.orientation >= 5 else (width, height)
     return Photo(
         source=path,
         name=path.name,
-        width=height if turned else width,
-        height=width if turned else height,
+        width=upright[0],
+        height=upright[1],
         orientation=exif.orientation,
-        camera=((height, width) if turned else (width, height)) + exif.camera(),
+        camera=upright + exif.camera(),
         focal=exif.focal_pixels(width, height),
         rewrite="" if usual and exif.orientation == 1 else str(bits),
         fingerprint=fingerprint,
@@ -182,23 +175,23 @@ def bits_of(image: Any, path: Path) -> int:
     """16 for pictures of 16 bits a channel, of which Pillow alone would keep 8."""
     if image.format == "TIFF":
         return 16 if max(image.tag_v2.get(258, (8,))) > 8 else 8
-    if image.format == "PNG":
-        with open(path, "rb") as f:
-            return 16 if f.read(25)[24:] == b"\x10" else 8
-    return 8
+    if image.format != "PNG":
+        return 8
+    with open(path, "rb") as f:
+        return 16 if f.read(25)[24:] == b"\x10" else 8
 
 
 def _add_masks(found: Photos, folder: Path, masks: Path | None) -> None:
     """Fill in Photo.mask from a folder of masks; UserError where a folder was named that does not fit."""
-    beside = next((p for p in (folder / "masks", folder.parent / "masks") if p.is_dir()), None)
-    place = masks if masks is not None else beside if _is_ours(folder, beside) else None
+    beside = [folder / "masks", *([folder.parent / "masks"] if folder.name in PLACES else [])]
+    place = masks if masks is not None else next(filter(Path.is_dir, beside), None)
     if place is None:
         return
     if not place.is_dir():
         raise UserError(f"{place}: there is no such folder of masks")
     for photo in found.photos:
         others = (place / name for name in (f"{photo.source.stem}.jpg", photo.source.name))
-        photo.mask = find_mask(place, photo.source.name) or next((p for p in others if p.is_file()), None)
+        photo.mask = find_mask(place, photo.source.name) or next(filter(Path.is_file, others), None)
     n = sum(p.mask is not None for p in found.photos)
     if masks is not None and n == 0:
         raise UserError(
@@ -209,10 +202,6 @@ def _add_masks(found: Photos, folder: Path, masks: Path | None) -> None:
         found.notes.append(
             f"masks of {n} of {len(found.photos)} photos from {place.name}/: what is black there is ignored"
         )
-
-
-def _is_ours(folder: Path, beside: Path | None) -> bool:
-    return beside is not None and (beside.parent == folder or folder.name in PLACES)
 
 
 def output_name(photo: Photo) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from nerf.capture.photos import Photo
 from nerf.errors import UserError, brief
 from nerf.io.files import atomic_write
+from nerf.io.images import TURNS, read_png_16, write_png_16
 
 JPEG_QUALITY = 97
 _FICLONE = 0x40049409  # Linux: share the blocks of another file
@@ -18,17 +19,12 @@ _FICLONE = 0x40049409  # Linux: share the blocks of another file
 
 def write_photo(photo: Photo, folder: Path) -> None:
     """Write images/NAME, and masks/NAME.png where there is a mask. A picture that is there already is kept."""
-    target = folder / "images" / photo.name
+    target, mask = folder / "images" / photo.name, folder / "masks" / f"{photo.name}.png"
     try:
         if not target.exists():
-            if photo.rewrite:
-                _rewrite(photo, target)
-            else:
-                copy(photo.source, target)
-        if photo.mask is not None:
-            mask = folder / "masks" / f"{photo.name}.png"
-            if not mask.exists():
-                _write_mask(photo, mask)
+            _rewrite(photo, target) if photo.rewrite else copy(photo.source, target)
+        if photo.mask is not None and not mask.exists():
+            _write_mask(photo, photo.mask, mask)
     except UserError:
         raise
     except OSError as error:
@@ -40,8 +36,7 @@ def write_photo(photo: Photo, folder: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A file of its own, so that editing one in place never changes the other; where the file system can share what is
-    alike until then (Btrfs, XFS, ZFS, APFS), it takes no room and no time."""
+    """A file of its own; where the file system can share what is alike (Btrfs, XFS), it takes no room and no time."""
     with atomic_write(target) as temporary:
         if not _cloned(source, temporary):
             shutil.copyfile(source, temporary)
@@ -61,13 +56,16 @@ def _cloned(source: Path, target: Path) -> bool:
 def _rewrite(photo: Photo, target: Path) -> None:
     from PIL import Image, ImageOps
 
-    if photo.rewrite == "16":
-        with atomic_write(target) as temporary:
-            _rewrite_16(photo, temporary)
+    if photo.rewrite == "16":  # through ffmpeg, which keeps them; turned upright by numpy
+        pixels = read_png_16(photo.source, 3)
+        try:
+            with atomic_write(target) as temporary:
+                write_png_16(temporary, TURNS.get(photo.orientation, lambda a: a)(pixels))
+        except ValueError as error:
+            raise OSError(5, str(error)) from None
         return
     with Image.open(photo.source) as image:
         upright = ImageOps.exif_transpose(image)
-        profile = image.info.get("icc_profile")
         if target.suffix == ".jpg":
             options: dict[str, Any] = {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
             upright = upright.convert("RGB")
@@ -75,41 +73,27 @@ def _rewrite(photo: Photo, target: Path) -> None:
             options = {"format": "PNG", "compress_level": 4}
             upright = upright if upright.mode in ("L", "LA", "RGB", "RGBA") else upright.convert("RGB")
         upright.info.pop("exif", None)  # its orientation is no longer true
-        if profile:
+        if profile := image.info.get("icc_profile"):
             options["icc_profile"] = profile
         with atomic_write(target) as temporary:
             upright.save(temporary, exif=b"", **options)
 
 
-def _rewrite_16(photo: Photo, target: Path) -> None:
-    """16 bits a channel through ffmpeg, which keeps them; turned upright by numpy."""
-    from nerf.io.images import TURNS, read_png_16, write_png_16
-
-    pixels = read_png_16(photo.source, 3)
-    try:
-        write_png_16(target, TURNS.get(photo.orientation, lambda a: a)(pixels))
-    except ValueError as error:
-        raise OSError(5, str(error)) from None
-
-
-def _write_mask(photo: Photo, target: Path) -> None:
+def _write_mask(photo: Photo, source: Path, target: Path) -> None:
     """The mask as 0 and 255, turned with its photo when it was drawn on the unturned one."""
     from PIL import Image
 
-    from nerf.io.images import TURNS
-
-    assert photo.mask is not None
     try:
-        with Image.open(photo.mask) as image:
+        with Image.open(source) as image:
             mask = np.asarray(image.convert("RGB")).max(axis=2)
     except Exception as error:
-        raise UserError(f"{photo.mask}: cannot be read as a mask ({brief(error)})") from None
+        raise UserError(f"{source}: cannot be read as a mask ({brief(error)})") from None
     upright, stored = (photo.height, photo.width), (photo.width, photo.height)
     if photo.orientation >= 5 and _same_shape(mask.shape, stored) and not _same_shape(mask.shape, upright):
         mask = TURNS[photo.orientation](mask[..., None])[..., 0]
     if not _same_shape(mask.shape, upright):
         raise UserError(
-            f"{photo.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, its photo {photo.width}x{photo.height}: "
+            f"{source}: the mask is {mask.shape[1]}x{mask.shape[0]}, its photo {photo.width}x{photo.height}: "
             "expected the same shape"
         )
     with atomic_write(target) as temporary:

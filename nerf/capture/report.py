@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,20 +25,13 @@ _IDS = 2147483647  # COLMAP: pair_id = smaller image_id * this + larger
 def reasons(
     photos: list[Photo], placed: set[str], others: list[list[str]], statistics: dict[str, Any], partners: dict[str, Any]
 ) -> dict[str, str]:
-    """{photo: likely reason} of the photos that found no place in the largest model.
-
-    statistics: of nerf.capture.features; partners: of `verified_partners`.
-    """
+    """{photo: likely reason} of the photos that found no place in the largest model, by the statistics of
+    nerf.capture.features and the partners of `verified_partners`."""
     known = [s for s in statistics.values() if "damaged" not in s] or [{"n_features": 0, "sharpness": 0, "mean": 0}]
     usual = {key: median(s[key] for s in known) for key in ("n_features", "sharpness", "mean")}
-    found = {}
-    for photo in photos:
-        if photo.name in placed:
-            continue
-        s = statistics.get(photo.name)
-        group = next((len(g) for g in others if photo.name in g), 0)
-        found[photo.name] = _reason(s, usual, partners.get(photo.name, {}), placed, group)
-    return found
+    group = {name: len(names) for names in reversed(others) for name in names}
+    lost = [photo.name for photo in photos if photo.name not in placed]
+    return {n: _reason(statistics.get(n), usual, partners.get(n, {}), placed, group.get(n, 0)) for n in lost}
 
 
 def _reason(
@@ -70,17 +64,13 @@ def _reason(
 
 def verified_partners(database: Path) -> dict[str, dict[str, int]]:
     """{photo: {photo: shared features that one camera motion explains}}, best first, from COLMAP's database."""
-    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-    try:
+    query = "SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0 ORDER BY rows DESC, pair_id"
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         names = dict(connection.execute("SELECT image_id, name FROM images"))
-        query = "SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0 ORDER BY rows DESC, pair_id"
-        rows = connection.execute(query)
         found: dict[str, dict[str, int]] = {}
-        for pair_id, n in rows:
+        for pair_id, n in connection.execute(query):
             a, b = names[pair_id // _IDS], names[pair_id % _IDS]
             found.setdefault(a, {})[b] = found.setdefault(b, {})[a] = n
-    finally:
-        connection.close()
     return found
 
 
@@ -91,12 +81,9 @@ def all_alike(images: Path, names: list[str]) -> bool:
 
     small = []
     for name in names[:: max(1, len(names) // 40)]:
-        try:
-            with Image.open(images / name) as picture:
-                picture.draft("L", (128, 128))
-                small.append(np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32))
-        except OSError:
-            continue
+        with suppress(OSError), Image.open(images / name) as picture:
+            picture.draft("L", (128, 128))
+            small.append(np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32))
     if len(small) < 2:
         return False
     usual = np.median(small, axis=0)
@@ -148,20 +135,20 @@ def coverage_picture(c2w: np.ndarray, points: np.ndarray, colours: np.ndarray, s
 
     origins, ahead = c2w[:, :2, 3], -c2w[:, :2, 2]
     low, high = origins.min(axis=0), origins.max(axis=0)
-    near = points
+    near = points[:, :2]
     if len(points):
-        inner = np.percentile(points[:, :2], (5, 95), axis=0)
+        inner = np.percentile(near, (5, 95), axis=0)
         low, high = np.minimum(low, inner[0]), np.maximum(high, inner[1])
-        near = points[((points[:, :2] >= low) & (points[:, :2] <= high)).all(axis=1)]
-        colours = colours[((points[:, :2] >= low) & (points[:, :2] <= high)).all(axis=1)]
+        inside = ((near >= low) & (near <= high)).all(axis=1)
+        near, colours = near[inside], colours[inside]
     middle, span = (low + high) / 2, 1.15 * max(float((high - low).max()), 1e-9)
 
     def pixel(xy: np.ndarray) -> np.ndarray:
-        return (np.array([0.5, 0.5]) + (xy - middle) / span * (1, -1)) * size
+        return (0.5 + (xy - middle) / span * (1, -1)) * size
 
     canvas = Image.new("RGB", (size, size), (250, 249, 246))
     draw = ImageDraw.Draw(canvas)
-    for (x, y), colour in zip(pixel(near[:, :2]), colours, strict=True):
+    for (x, y), colour in zip(pixel(near), colours, strict=True):
         draw.rectangle((x - 1, y - 1, x, y), fill=tuple(int(v) for v in colour))
     for origin, direction in zip(origins, ahead, strict=True):
         x, y = pixel(origin)

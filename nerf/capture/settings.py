@@ -30,20 +30,9 @@ class Settings:
 
 def attempts(share: float, last: Settings) -> Settings | None:
     """What to try after an attempt that placed this share of the photos; None: nothing more."""
-    if share >= ENOUGH:
-        return None
-    if not last.relaxed:
+    if share < ENOUGH and not last.relaxed:
         return replace(last, relaxed=True, name="lower thresholds in mapping, another first pair")
-    if last.first_octave == 0 and share < FEW:
-        return replace(
-            last,
-            first_octave=-1,
-            n_features=8192,
-            peak_threshold=0.003,
-            max_ratio=0.85,
-            at_least=0,
-            partners=100,
-            min_inliers=12,
-            name="more and weaker features, every pair in full",
-        )
+    if share < FEW and last.first_octave == 0:
+        more = replace(last, first_octave=-1, n_features=8192, peak_threshold=0.003, max_ratio=0.85, min_inliers=12)
+        return replace(more, at_least=0, partners=100, name="more and weaker features, every pair in full")
     return None

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from nerf.capture import pairs as choose
-from nerf.capture.features import open_database
-from nerf.capture.matching import PREEMPTIVE, count_preemptive_matches, match, signatures
+from nerf.capture.matching import PREEMPTIVE, match, signatures
 from nerf.capture.pairs import Pair
 from nerf.capture.protocol import counted, in_order, say
 from nerf.capture.report import verified_partners
@@ -46,7 +45,7 @@ def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> d
             further = _preemptive_matches(photos, choose.transitive(partners_of, known), pool)
             _match(photos, choose.promising(further, settings["at_least"], partners), settings, pool, threads)
             scores |= further
-    n, compared, matched = len(photos.names), len({*certain, *scores}), photos.n_matched()
+    n, compared, matched = len(photos.names), len({*certain, *scores}), int(photos.database.num_matched_image_pairs())
     say(note=f"compared {compared} of {n * (n - 1) // 2} pairs, {matched} of them in full")
     photos.database.close()
     return {"pairs_compared": compared, "pairs_matched": matched}
@@ -56,26 +55,24 @@ def _preemptive_matches(photos: MatchDatabase, candidates: list[Pair], pool: Thr
     """{pair: matches among the features of the largest scale}."""
     if not candidates:
         return {}
-    found = in_order(
-        pool, lambda p: (p, count_preemptive_matches(photos.largest(p[0]), photos.largest(p[1]))), candidates, 64
-    )
-    return dict(counted(found, "looking for overlap", len(candidates)))
+
+    def score(pair: Pair) -> tuple[Pair, int]:  # Wu 2013
+        return pair, len(match(photos.largest(pair[0]), photos.largest(pair[1])))
+
+    return dict(counted(in_order(pool, score, candidates, 64), "looking for overlap", len(candidates)))
 
 
 def _match(
     photos: MatchDatabase, pairs: Iterable[Pair], settings: dict[str, Any], pool: ThreadPoolExecutor, threads: int
 ) -> None:
     """Match the pairs in full, those that the database lacks."""
-    wanted = [pair for pair in sorted(pairs, key=_block) if not photos.has_matches(pair)]
+    in_blocks = sorted(pairs, key=lambda pair: (pair[0] // BLOCK, pair[1] // BLOCK, *pair))
+    wanted = [pair for pair in in_blocks if not photos.has_matches(pair)]
     if not wanted:
         return
     results = in_order(pool, lambda p: (p, *_verified(photos, p, settings)), wanted, 4 * threads)
     for pair, matches, geometry in counted(results, "matching", len(wanted)):
         photos.write(pair, matches, geometry)
-
-
-def _block(pair: Pair) -> tuple[int, int, int, int]:
-    return pair[0] // BLOCK, pair[1] // BLOCK, pair[0], pair[1]
 
 
 def _candidates(mode: str, photos: MatchDatabase) -> tuple[list[Pair], list[Pair]]:
@@ -96,12 +93,12 @@ class MatchDatabase:
     """The photos that have features, by number in order of names, and what the database holds of them."""
 
     def __init__(self, job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> None:
-        self.database = open_database(job["database"])
+        import pycolmap
+
+        self.database = pycolmap.Database.open(job["database"])
         entries = {image.name: image for image in self.database.read_all_images()}
-        in_order = [p["name"] for p in job["photos"]]
-        self.names = [name for name in in_order if statistics[name]["n_features"] >= 2]
-        gps = {p["name"]: p.get("gps") for p in job["photos"]}
-        self.gps = [gps[name] for name in self.names]
+        photos = [p for p in job["photos"] if statistics[p["name"]]["n_features"] >= 2]
+        self.names, self.gps = [p["name"] for p in photos], [p.get("gps") for p in photos]
         self.file = Path(job["database"])
         self.ids = [int(entries[name].image_id) for name in self.names]
         self.cameras = [self.database.read_camera(entries[name].camera_id) for name in self.names]
@@ -120,15 +117,10 @@ class MatchDatabase:
         """Of each photo those that one camera motion explains features shared with, best first, at most BEST; of these
         pairs only, because the database holds more where an earlier, interrupted call got further."""
         number = {name: i for i, name in enumerate(self.names)}
-        found: dict[int, list[int]] = {}
-        for name, of in verified_partners(self.file).items():
-            i = number[name]
-            others = [number[other] for other in of]
-            found[i] = [j for j in others if (min(i, j), max(i, j)) in among][:BEST]
-        return found
-
-    def n_matched(self) -> int:
-        return int(self.database.num_matched_image_pairs())
+        return {
+            (i := number[name]): [j for j in (number[n] for n in of) if choose.ordered(i, j) in among][:BEST]
+            for name, of in verified_partners(self.file).items()
+        }
 
     def has_matches(self, pair: Pair) -> bool:
         return bool(self.database.exists_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from nerf.capture.features import sharpness
 from nerf.capture.photos import Photo, Photos
+from nerf.datasets.resize import fitted
 from nerf.errors import UserError, brief
 from nerf.io.files import atomic_write
 
@@ -21,63 +24,43 @@ SMALL = 480  # pixels on the longer side of the pictures in which sharpness is m
 SAME = 0.12  # of the usual change from one frame to the next: less is the same view again
 JPEG_QUALITY = 95
 
+Kept = tuple[Path, tuple[int, int], np.ndarray]  # file, (width, height), thumbnail [64,64]
+
 
 def check_video(video: Path) -> None:
     """UserError where it cannot be opened, holds no pictures, or its first frame cannot be decoded."""
-    av = _av()
-    with _opened(av, video) as container:
-        next(_decoded(container, _stream(container, video), video))
+    with _opened(video) as (container, stream):
+        next(_decoded(container, stream, video))
 
 
 def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
     """Write the frames to folder/images and return them as photos; UserError where the video cannot be read."""
-    av = _av()
     fingerprint = video_fingerprint(video)
-    with _opened(av, video) as container:
-        stream = _stream(container, video)
+    with _opened(video) as (container, stream):
         stream.thread_type = "AUTO"
-        total = stream.frames or _count(av, video)
+        total = stream.frames or _count(video)
         seconds = float(stream.duration * stream.time_base) if stream.duration else total / 30.0
-        wanted = frames or min(FRAMES, max(20, round(seconds * FRAMES_A_SECOND)))
-        wanted = min(wanted, total)
-        if total < 3:
-            raise UserError(f"{video}: only {total} of its frames can be decoded, at least 3 are needed")
-        kept = list(_sharpest(container, stream, total, wanted, folder / "images", video))
-    found = Photos([], is_video=True)
-    n_read = len(kept)
+        wanted = min(total, frames or min(FRAMES, max(20, round(seconds * FRAMES_A_SECOND))))
+        read = list(_sharpest(container, stream, total, wanted, folder / "images", video)) if total >= 3 else []
+    n_read = len(read)
     if n_read < 3:
-        raise UserError(f"{video}: only {n_read} of its frames can be decoded, at least 3 are needed")
-    kept = _without_repeats(kept)
+        n = total if total < 3 else n_read
+        raise UserError(f"{video}: only {n} of its frames can be decoded, at least 3 are needed")
+    kept = _without_repeats(read)
     if len(kept) < 3:
         raise UserError(
             f"{video}: {n_read} frames were read and {len(kept)} of them differ, at least 3 are needed: the camera "
             "has to move around the subject"
         )
-    for path, size, _ in kept:
-        found.photos.append(Photo(path, path.name, *size, 1, size, None, "", f"{fingerprint}:{path.name}"))
     dropped = f", {n_read - len(kept)} near-duplicates dropped" if n_read > len(kept) else ""
-    found.notes.append(
-        f"{len(kept)} frames of {total} in {seconds:.0f} s of video: the sharpest of each interval{dropped}"
-    )
-    return found
+    note = f"{len(kept)} frames of {total} in {seconds:.0f} s of video: the sharpest of each interval{dropped}"
+    photos = [Photo(path, path.name, *size, 1, size, None, "", f"{fingerprint}:{path.name}") for path, size, _ in kept]
+    return Photos(photos, notes=[note], is_video=True)
 
 
-def _opened(av: Any, video: Path) -> Any:
-    try:
-        return av.open(str(video))
-    except (OSError, ValueError) as error:  # av's errors are both
-        raise UserError(f"{video}: cannot be opened as a video ({brief(error)})") from None
-
-
-def _stream(container: Any, video: Path) -> Any:
-    stream = next(iter(container.streams.video), None)
-    if stream is None:
-        kinds = ", ".join(s.type for s in container.streams) or "nothing"
-        raise UserError(f"{video}: holds no pictures, only {kinds}")
-    return stream
-
-
-def _av() -> Any:
+@contextmanager
+def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
+    """(container, its stream of pictures)."""
     try:
         import av
     except ImportError:
@@ -86,7 +69,16 @@ def _av() -> Any:
             "need)"
         ) from None
     av.logging.set_level(av.logging.PANIC)  # a damaged frame is ours to report
-    return av
+    try:
+        container = av.open(str(video))
+    except (OSError, ValueError) as error:  # av's errors are both
+        raise UserError(f"{video}: cannot be opened as a video ({brief(error)})") from None
+    with container:
+        stream = next(iter(container.streams.video), None)
+        if stream is None:
+            kinds = ", ".join(s.type for s in container.streams) or "nothing"
+            raise UserError(f"{video}: holds no pictures, only {kinds}")
+        yield container, stream
 
 
 def video_fingerprint(video: Path) -> str:
@@ -100,32 +92,27 @@ def video_fingerprint(video: Path) -> str:
     return digest.hexdigest()
 
 
-def _count(av: Any, video: Path) -> int:
+def _count(video: Path) -> int:
     """Frames of a file whose header does not say: by its packets, without decoding."""
-    with av.open(str(video)) as container:
+    with _opened(video) as (container, _):
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def _sharpest(
-    container: Any, stream: Any, total: int, wanted: int, images: Path, video: Path
-) -> Iterator[tuple[Path, tuple[int, int], np.ndarray]]:
+def _sharpest(container: Any, stream: Any, total: int, wanted: int, images: Path, video: Path) -> Iterator[Kept]:
     """Of each of `wanted` equal intervals its sharpest frame, written as JPEG: (path, (width, height), thumbnail)."""
     from nerf.io.progress import Progress
 
-    best: tuple[float, int, Any] | None = None
-    done_intervals, number = 0, 0
     with Progress("reading frames", total) as shown:
-        frames = _decoded(container, stream, video)
-        for number, frame in enumerate(frames):
-            interval = min(number * wanted // total, wanted - 1)
-            if best is not None and interval != done_intervals:
-                yield _write(best[2], images, best[1])
-                best, done_intervals = None, interval
-            score = sharpness(_small_grey(frame))
-            if best is None or score > best[0]:
-                best = score, number, frame
-            shown.update(number + 1)
-        if best is not None:
+        numbered = enumerate(_decoded(container, stream, video))
+        for _, interval in groupby(numbered, lambda item: min(item[0] * wanted // total, wanted - 1)):
+            best: tuple[float, int, Any] = -1.0, 0, None
+            for number, frame in interval:
+                width, height = fitted((frame.width, frame.height), SMALL)
+                small = frame.reformat(width=max(2, width), height=max(2, height), format="gray")
+                score = sharpness(small.to_ndarray())
+                if score > best[0]:
+                    best = score, number, frame
+                shown.update(number + 1)
             yield _write(best[2], images, best[1])
 
 
@@ -148,22 +135,14 @@ def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
         raise UserError(f"{video}: no frame of it can be decoded ({why})")
 
 
-def _small_grey(frame: Any) -> np.ndarray:
-    scale = min(1.0, SMALL / max(frame.width, frame.height))
-    size = {"width": max(2, round(frame.width * scale)), "height": max(2, round(frame.height * scale))}
-    return frame.reformat(**size, format="gray").to_ndarray()
-
-
-def _write(frame: Any, images: Path, number: int) -> tuple[Path, tuple[int, int], np.ndarray]:
+def _write(frame: Any, images: Path, number: int) -> Kept:
     """Upright, as the file says how it was held."""
     from PIL import Image
 
     picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turn = int(getattr(frame, "rotation", 0) or 0) % 360  # counter-clockwise, degrees
     if turn in (90, 180, 270):
-        picture = picture.transpose(
-            {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}[turn]
-        )
+        picture = picture.transpose(Image.Transpose[f"ROTATE_{turn}"])
     path = images / f"frame_{number:06d}.jpg"
     try:
         with atomic_write(path) as temporary:
@@ -176,12 +155,8 @@ def _write(frame: Any, images: Path, number: int) -> tuple[Path, tuple[int, int]
     return path, picture.size, thumbnail
 
 
-def _without_repeats(
-    kept: list[tuple[Path, tuple[int, int], np.ndarray]],
-) -> list[tuple[Path, tuple[int, int], np.ndarray]]:
+def _without_repeats(kept: list[Kept]) -> list[Kept]:
     """Without the frames that hardly differ from the one kept before; their files are removed."""
-    if len(kept) < 2:
-        return kept
     changes = [float(np.abs(b[2] - a[2]).mean()) for a, b in zip(kept[:-1], kept[1:], strict=True)]
     least = max(0.3, SAME * float(np.median(changes)))  # grey levels; compression alone changes less than 0.3
     result = kept[:1]

@@ -39,20 +39,19 @@ def main(path: str) -> int:
         result["n_usable"] = features.usable(statistics)
     except OSError as error:
         say(error=f"{error.filename or job['folder']}: {error.strerror or error}")
-        return 1
     except MemoryError:
         say(error="not enough memory")
-        return 1
     except Exception as error:
         text = " ".join(str(error).split())
         if "disk is full" in text or shutil.disk_usage(job["folder"]).free < NO_ROOM:  # SQLite has many words for it
             say(error=f"{job['folder']}: the disk is full")
-            return 1
-        say(error=f"{type(error).__name__}: {text[:200]}")
-        traceback.print_exc()  # into the log
-        return 1
-    say(result=result)
-    return 0
+        else:
+            say(error=f"{type(error).__name__}: {text[:200]}")
+            traceback.print_exc()  # into the log
+    else:
+        say(result=result)
+        return 0
+    return 1
 
 
 def _end_with_the_parent() -> None:

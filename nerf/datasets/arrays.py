@@ -21,8 +21,7 @@ def as_array(values: Any) -> np.ndarray:
 def as_images(images: Any, linear: bool) -> list[np.ndarray]:
     """[h,w,c] each, of uint8, uint16, float16 or float32; floats without NaN and, unless linear, within [0,1]."""
     found = []
-    for i, image in enumerate(images):
-        array = as_array(image)
+    for i, array in enumerate(map(as_array, images)):
         array = array[..., None] if array.ndim == 2 else array
         if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in array.shape:
             raise UserError(f"images[{i}]: has shape {array.shape}, expected [height, width, 1 to 4 channels]")
@@ -46,15 +45,13 @@ def as_images(images: Any, linear: bool) -> list[np.ndarray]:
 
 def as_maps(maps: Any, name: str, n: int) -> list[np.ndarray | None]:
     """One [h,w] (or [h,w,1]) for each of n images, or None; `name` is what messages call them."""
-    if maps is None:
-        return [None] * n
-    found: list[np.ndarray | None] = []
-    for i, values in enumerate(maps):
-        array = None if values is None else as_array(values)
-        array = array[..., 0] if array is not None and array.ndim == 3 and array.shape[2] == 1 else array
+    given = [None] * n if maps is None else maps
+    found: list[np.ndarray | None] = [None if values is None else as_array(values) for values in given]
+    for i, array in enumerate(found):
+        if array is not None and array.ndim == 3 and array.shape[2] == 1:
+            found[i] = array = array[..., 0]
         if array is not None and (array.ndim != 2 or array.dtype.kind not in "buif"):
             raise UserError(f"{name}[{i}]: has shape {array.shape} of {array.dtype}, expected numbers [height, width]")
-        found.append(array)
     _same_number(found, name, n)
     return found
 
@@ -87,13 +84,11 @@ def as_lenses(intrinsics: Any, distortion: Any, images: Sequence[np.ndarray]) ->
             _same_number(rows, name, n)
         if not np.isfinite(rows).all():
             raise UserError(f"{name}: holds NaN or infinity")
-    lenses = []
-    for image, row, kk in zip(images, np.broadcast_to(values, (n, 4)), np.broadcast_to(k, (n, 6)), strict=True):
-        fx, fy, cx, cy = row.tolist()
-        lens = Lens(OPENCV if kk.any() else PERSPECTIVE, fx, fy, cx, cy, image.shape[1], image.shape[0])
-        lens.distortion = tuple(kk.tolist())  # type: ignore[assignment]
-        lenses.append(lens)
-    return lenses
+    each = zip(images, np.broadcast_to(values, (n, 4)).tolist(), np.broadcast_to(k, (n, 6)).tolist(), strict=True)
+    return [
+        Lens(OPENCV if any(kk) else PERSPECTIVE, fx, fy, cx, cy, image.shape[1], image.shape[0], tuple(kk))
+        for image, (fx, fy, cx, cy), kk in each
+    ]
 
 
 def as_splits(splits: Mapping[str, Any] | None, n: int) -> list[str | None]:

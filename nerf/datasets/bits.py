@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.io.threads import in_two_threads
+from nerf.datasets.store import fill_rows
 
 
 @dataclass
@@ -46,15 +46,8 @@ class MaskBits:
 
 
 def packed(sizes: list[tuple[int, int]], decode: Callable[[int], np.ndarray]) -> MaskBits:
-    """Masks of the given (height, width), each decoded once by decode(i) -> [h,w,1] uint8, in two threads; used is what
-    is above 127."""
-    counts = np.array([(h * w + 7) // 8 for h, w in sizes], dtype=np.int64)
-    offsets = np.cumsum(counts) - counts
-    memory = np.zeros(int(counts.sum()), np.uint8)
-
-    def one(i: int) -> None:
-        memory[offsets[i] : offsets[i] + counts[i]] = np.packbits(decode(i).reshape(-1) > 127)
-
-    in_two_threads(one, len(sizes))
-    heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
-    return MaskBits(torch.from_numpy(memory), torch.from_numpy(offsets), heights, widths)
+    """Masks of the given (height, width), decoded once by decode(i) -> [h,w,1] uint8; used is what is above 127."""
+    counts = [(h * w + 7) // 8 for h, w in sizes]
+    memory = np.zeros(sum(counts), np.uint8)
+    rows = fill_rows(memory, sizes, counts, lambda i: np.packbits(decode(i).reshape(-1) > 127))
+    return MaskBits(torch.from_numpy(memory), *rows)

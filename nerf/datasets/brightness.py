@@ -32,11 +32,8 @@ def repaired(pixels: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def measure(store: PixelStore) -> tuple[float, float]:
-    """(the largest colour, at least 1; the factor from light to what is shown, 1 where the light is exposed already).
-
-    Transparent pixels do not count. Light whose 95th percentile is far from white (cd/m2, underexposed renders) is
-    shown with a factor that puts it at 0.8; models and EXR files keep the light itself.
-    """
+    """(the largest colour, at least 1; the factor from light to what is shown, 1 where the light is exposed already):
+    a 95th percentile of opaque pixels far from white (cd/m2, underexposed renders) is shown at 0.8."""
     memory, c = store.memory, store.n_channels
     n_colours = c - 1 if c in (2, 4) else c
     brightest, step = 1.0, 1 << 22

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,11 +30,8 @@ class DepthMap:
 def read_depths(
     maps: Sequence[DepthMap | np.ndarray | None], sizes: list[tuple[int, int]], notes: list[str]
 ) -> PixelStore | None:
-    """One float32 channel for each photo, at the depth map's own size ([1,1] zero where there is none).
-
-    sizes: (height, width) of the photos. None where no photo has a depth map that is there; maps that are named but
-    missing are noted. Raises UserError for what cannot be a depth map of its photo.
-    """
+    """One float32 channel for each photo of (height, width), at the depth map's own size ([1,1] zero where there is
+    none); None where no photo has one that is there."""
     there = [None if isinstance(m, DepthMap) and not m.path.is_file() else m for m in maps]
     missing = [m.path.name for m in maps if isinstance(m, DepthMap) and not m.path.is_file()]
     if missing:
@@ -49,17 +47,20 @@ def read_depths(
             (h, w), where = chosen.shape, f"depths[{i}]"
         else:
             (h, w), where = _size(chosen.path), str(chosen.path)
-        _check_shape(where, (h, w), sizes[i])
+        ph, pw = sizes[i]
+        if abs(w * ph - h * pw) > 0.02 * h * pw + max(ph, pw):  # a row or column more or less is rounding
+            raise UserError(
+                f"{where}: the depth map is {w}x{h}, its photo {pw}x{ph}: expected the same shape, upright alike"
+            )
         return h, w
 
     def decode(i: int) -> np.ndarray:
         chosen = there[i]
         if chosen is None:
             return np.zeros((1, 1, 1), np.float32)
-        if isinstance(chosen, np.ndarray):
-            return _known(chosen.astype(np.float32))[..., None]
-        z = _values(chosen)
-        if chosen.confidence is not None and chosen.confidence.is_file():
+        z = chosen.astype(np.float32) if isinstance(chosen, np.ndarray) else _values(chosen)
+        z = np.where(np.isfinite(z) & (z > 0), z, np.float32(0))
+        if isinstance(chosen, DepthMap) and chosen.confidence is not None and chosen.confidence.is_file():
             z = np.where(_confident(chosen.confidence, z.shape), z, 0)
         return z[..., None]
 
@@ -89,10 +90,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _array(path: Path) -> np.ndarray:
     """[h,w] of a .npy file, memory-mapped."""
-    try:
-        raw = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read as a NumPy array ({e}): write it again, or remove it") from e
+    raw = read_npy(path, "r")
     if raw.ndim == 3 and 1 in (raw.shape[0], raw.shape[2]):
         raw = raw[..., 0] if raw.shape[2] == 1 else raw[0]
     if raw.ndim != 2 or raw.dtype.kind not in "fiu":
@@ -100,21 +98,27 @@ def _array(path: Path) -> np.ndarray:
     return raw
 
 
-def _check_shape(path: str, size: tuple[int, int], photo: tuple[int, int]) -> None:
-    (h, w), (ph, pw) = size, photo
-    if abs(w * ph - h * pw) > 0.02 * h * pw + max(ph, pw):  # a row or column more or less is rounding
+def read_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The array of a .npy file; UserError where it is none."""
+    try:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except (OSError, ValueError) as e:
         raise UserError(
-            f"{path}: the depth map is {w}x{h}, its photo {pw}x{ph}: expected the same shape, upright alike"
-        )
+            f"{path}: cannot be read as a NumPy array ({e}): the file is damaged, write it again or remove it"
+        ) from e
 
 
 def _values(depth: DepthMap) -> np.ndarray:
-    """[h,w] float32 in world units; what is not finite or not above zero becomes 0."""
+    """[h,w] float32 in world units, as the file holds them."""
     path, kind = depth.path, depth.path.suffix.lower()
     if kind == ".npy":
         raw = _array(path)
     elif kind == ".exr":
-        raw = _exr(path)
+        found = exr.read_channels(path)
+        name = next(iter(found)) if len(found) == 1 else next((n for n in _EXR_NAMES if n in found), None)
+        if name is None:
+            raise UserError(f"{path}: holds the channels {', '.join(found)}, expected one, or Z")
+        raw = found[name]
     else:
         picture = read_header(path)
         raw = read_pixels(picture)[..., 0]
@@ -124,19 +128,7 @@ def _values(depth: DepthMap) -> np.ndarray:
                 "bits or floats: a depth map coloured for looking at holds no depths"
             )
     scale = depth.scale if depth.scale is not None else 1.0 if raw.dtype.kind == "f" else MILLIMETRES
-    return _known(raw.astype(np.float32) * np.float32(scale))
-
-
-def _known(z: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(z) & (z > 0), z, np.float32(0))
-
-
-def _exr(path: Path) -> np.ndarray:
-    found = exr.read_channels(path)
-    name = next(iter(found)) if len(found) == 1 else next((n for n in _EXR_NAMES if n in found), None)
-    if name is None:
-        raise UserError(f"{path}: holds the channels {', '.join(found)}, expected one, or Z")
-    return found[name]
+    return raw.astype(np.float32) * np.float32(scale)
 
 
 def _confident(path: Path, size: tuple[int, ...]) -> np.ndarray:

@@ -48,8 +48,8 @@ def transforms_json(posed: PosedFiles, home: Path) -> dict[str, Any]:
     frames = []
     for i, lens in enumerate(lenses):
         frame: dict[str, Any] = {"file_path": names[i]}
-        if posed.masks and posed.masks[i] is not None:
-            frame["mask_path"] = _relative(posed.masks[i], home)  # type: ignore[arg-type]
+        if posed.masks and (mask := posed.masks[i]) is not None:
+            frame["mask_path"] = _relative(mask, home)
         frame |= {k: v for k, v in lens.items() if k not in common}
         frame["transform_matrix"] = [*cameras.c2w[i].double().tolist(), [0.0, 0.0, 0.0, 1.0]]
         frames.append(frame)
@@ -71,13 +71,10 @@ def write_transforms(posed: PosedFiles, file: Path, cloud: str = "") -> None:
 
 def _intrinsics(cameras: Cameras, i: int) -> dict[str, Any]:
     model = int(cameras.models[i])
-    lens: dict[str, Any] = {
-        "camera_model": {PERSPECTIVE: "PINHOLE", FISHEYE: "OPENCV_FISHEYE"}.get(model, "OPENCV"),
-        "w": int(cameras.widths[i]),
-        "h": int(cameras.heights[i]),
-    }
-    for name, values in (("fl_x", cameras.fx), ("fl_y", cameras.fy), ("cx", cameras.cx), ("cy", cameras.cy)):
-        lens[name] = float(values[i])
+    lens: dict[str, Any] = {"camera_model": {PERSPECTIVE: "PINHOLE", FISHEYE: "OPENCV_FISHEYE"}.get(model, "OPENCV")}
+    lens |= {"w": int(cameras.widths[i]), "h": int(cameras.heights[i])}
+    lens |= {"fl_x": float(cameras.fx[i]), "fl_y": float(cameras.fy[i])}
+    lens |= {"cx": float(cameras.cx[i]), "cy": float(cameras.cy[i])}
     if model != PERSPECTIVE:
         lens |= dict(zip(_COEFFICIENTS, cameras.distortion[i].tolist(), strict=True))
     return lens
@@ -93,9 +90,12 @@ def _relative(path: Path, home: Path) -> str:
 # ---- COLMAP
 
 
+_Lens = tuple[str, int, int, tuple[float, ...]]  # model, width, height, parameters
+
+
 @dataclass
 class _ColmapModel:
-    lenses: list[tuple[str, int, int, list[float]]]  # model, width, height, parameters
+    lenses: list[_Lens]
     lens_of: list[int]
     poses: np.ndarray  # [n,7] quaternion (w, x, y, z) and translation, world to OpenCV camera
     names: list[str]
@@ -104,11 +104,16 @@ class _ColmapModel:
 
 def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool = False) -> None:
     """Write cameras, images and points3D, .bin or .txt, into the folder; names of images are relative to image_root.
-
-    Cameras with the same lens share one. Images carry no 2-D points and points no tracks: programs that train on a
-    model need neither. Raises UserError for a lens that COLMAP has no model of.
-    """
-    model = _colmap_model(posed, image_root)
+    Cameras with the same lens share one; images carry no 2-D points and points no tracks."""
+    cameras = posed.cameras
+    lenses = [_colmap_lens(cameras, i, posed.files[i].name) for i in range(len(cameras))]
+    distinct = list(dict.fromkeys(lenses))
+    camera_from_world = cameras.opencv_axes.double().transpose(1, 2)
+    shifts = -(camera_from_world @ cameras.centres.double()[:, :, None])[:, :, 0]
+    poses = torch.cat([matrix_to_quaternion(camera_from_world), shifts], dim=1).numpy()
+    names = [_relative(f, image_root) for f in posed.files]
+    points = np.zeros((0, 3)) if posed.points is None else posed.points.double().numpy()
+    model = _ColmapModel(distinct, [distinct.index(lens) for lens in lenses], poses, names, points)
     files = _as_text(model) if text else _as_binary(model)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
@@ -117,34 +122,21 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
         (folder / name).with_suffix(".bin" if text else ".txt").unlink(missing_ok=True)
 
 
-def _colmap_model(posed: PosedFiles, image_root: Path) -> _ColmapModel:
-    cameras = posed.cameras
-    lenses = [_colmap_lens(cameras, i, posed.files[i].name) for i in range(len(cameras))]
-    distinct = list(dict.fromkeys((m, w, h, tuple(p)) for m, w, h, p in lenses))
-    lens_of = [distinct.index((m, w, h, tuple(p))) for m, w, h, p in lenses]
-    camera_from_world = cameras.opencv_axes.double().transpose(1, 2)
-    shifts = -(camera_from_world @ cameras.centres.double()[:, :, None])[:, :, 0]
-    poses = torch.cat([matrix_to_quaternion(camera_from_world), shifts], dim=1).numpy()
-    names = [_relative(f, image_root) for f in posed.files]
-    points = np.zeros((0, 3)) if posed.points is None else posed.points.double().numpy()
-    return _ColmapModel([(m, w, h, list(p)) for m, w, h, p in distinct], lens_of, poses, names, points)
-
-
-def _colmap_lens(cameras: Cameras, i: int, name: str) -> tuple[str, int, int, list[float]]:
+def _colmap_lens(cameras: Cameras, i: int, name: str) -> _Lens:
     fx, fy, cx, cy = (float(v[i]) for v in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
     k1, k2, k3, k4, p1, p2 = cameras.distortion[i].tolist()
     model, size = int(cameras.models[i]), (int(cameras.widths[i]), int(cameras.heights[i]))
     if model == FISHEYE:
-        return "OPENCV_FISHEYE", *size, [fx, fy, cx, cy, k1, k2, k3, k4]
+        return "OPENCV_FISHEYE", *size, (fx, fy, cx, cy, k1, k2, k3, k4)
     if model == PERSPECTIVE:
-        return "PINHOLE", *size, [fx, fy, cx, cy]
+        return "PINHOLE", *size, (fx, fy, cx, cy)
     if k4:
         raise UserError(
             f"{name}: its lens has a k4 (r^8), which no camera model of COLMAP has: write a transforms.json instead"
         )
     if k3:
-        return "FULL_OPENCV", *size, [fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0]
-    return "OPENCV", *size, [fx, fy, cx, cy, k1, k2, p1, p2]
+        return "FULL_OPENCV", *size, (fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0)
+    return "OPENCV", *size, (fx, fy, cx, cy, k1, k2, p1, p2)
 
 
 def _as_text(model: _ColmapModel) -> dict[str, bytes]:
@@ -164,15 +156,13 @@ def _as_text(model: _ColmapModel) -> dict[str, bytes]:
 
 def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
     cameras = struct.pack("<Q", len(model.lenses))
-    for k, (name, w, h, p) in enumerate(model.lenses):
-        cameras += struct.pack(f"<IiQQ{len(p)}d", k + 1, _COLMAP_IDS[name], w, h, *p)
+    for k, (name, w, h, p) in enumerate(model.lenses, 1):
+        cameras += struct.pack(f"<IiQQ{len(p)}d", k, _COLMAP_IDS[name], w, h, *p)
     images = struct.pack("<Q", len(model.names))
-    for i, name in enumerate(model.names):
-        images += struct.pack("<I7dI", i + 1, *model.poses[i], model.lens_of[i] + 1)
-        images += name.encode() + b"\0" + struct.pack("<Q", 0)
-    table = np.zeros(
-        len(model.points), [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
-    )
+    for i, (name, pose, lens) in enumerate(zip(model.names, model.poses, model.lens_of, strict=True), 1):
+        images += struct.pack("<I7dI", i, *pose, lens + 1) + name.encode() + struct.pack("<BQ", 0, 0)
+    columns = [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
+    table = np.zeros(len(model.points), columns)
     table["id"], table["xyz"], table["rgb"] = np.arange(1, len(table) + 1), model.points, 128
     points = struct.pack("<Q", len(table)) + table.tobytes()
     return {"cameras.bin": cameras, "images.bin": images, "points3D.bin": points}

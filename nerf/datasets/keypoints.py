@@ -30,19 +30,14 @@ class Keypoints:
 
     def select(self, chosen: Tensor) -> Keypoints:
         """Those of a mask or of indices."""
-        return Keypoints(self.image_ids[chosen], self.rows[chosen], self.cols[chosen], self.z_depths[chosen])
+        return Keypoints(*(values[chosen] for values in vars(self).values()))
 
     def to(self, device: torch.device) -> Keypoints:
-        return Keypoints(
-            self.image_ids.to(device), self.rows.to(device), self.cols.to(device), self.z_depths.to(device)
-        )
+        return Keypoints(*(values.to(device) for values in vars(self).values()))
 
 
 def of_model(model: Any) -> dict[str, np.ndarray]:
-    """{image name: [k,5]} of a COLMAP model: place in the picture as shares of its width and height, and world point.
-
-    model: a pycolmap.Reconstruction.
-    """
+    """{image name: [k,5]} of a pycolmap.Reconstruction: place as shares of width and height, and world point."""
     points = {key: np.asarray(p.xyz) for key, p in model.points3D.items()}
     found = {}
     for image in model.images.values():
@@ -59,9 +54,7 @@ def of_model(model: Any) -> dict[str, np.ndarray]:
 
 def attach(frames: list[Frame], found: dict[str, np.ndarray], world_from_model: np.ndarray | None = None) -> int:
     """Give frames the keypoints of a model whose images have the same file names; returns how many frames got some.
-
-    world_from_model: [3,4], where the frames' world is not the model's.
-    """
+    world_from_model [3,4]: where the frames' world is not the model's."""
     by_file = {Path(name).name: rows for name, rows in found.items()}
     if len(by_file) < len(found):  # folders tell files of one name apart; the frames' folders are not the model's
         by_file = {}
@@ -79,11 +72,8 @@ def attach(frames: list[Frame], found: dict[str, np.ndarray], world_from_model: 
 
 
 def gather(frames: list[Frame], photo_cameras: Cameras, cameras: Cameras, notes: list[str]) -> Keypoints | None:
-    """The frames' keypoints as pixels of the images, without those whose point projects elsewhere; None: there are
-    none.
-
-    photo_cameras: of the files; cameras: of the images to train on.
-    """
+    """The frames' keypoints as pixels of the images (seen by `cameras`, their files by `photo_cameras`), without those
+    whose point projects elsewhere; None: there are none."""
     parts, n_found = [], 0
     for i, frame in enumerate(frames):
         if frame.keypoints is None:
@@ -110,9 +100,4 @@ def gather(frames: list[Frame], photo_cameras: Cameras, cameras: Cameras, notes:
         )
         return None
     notes.append(f"depths of sparse points: {n} pixels of {len(parts)} images show one")
-    return Keypoints(
-        torch.cat([p.image_ids for p in parts]),
-        torch.cat([p.rows for p in parts]),
-        torch.cat([p.cols for p in parts]),
-        torch.cat([p.z_depths for p in parts]),
-    )
+    return Keypoints(*map(torch.cat, zip(*(vars(part).values() for part in parts), strict=True)))

@@ -72,24 +72,23 @@ def _read(path: Path, kind: str | None, read: Callable[[Path], ParsedScene] | No
         raise UserError(f"{path}: there is no such folder")
     if read is not None:
         return read(path)
-    if path.is_file():
-        found = {name: path for name, reader in readers().items() if reader.opens(path)}
-    else:
-        found = {name: place for name, r in readers().items() if (place := r.find(path)) is not None}
+    known, is_file = readers(), path.is_file()
+    places = {name: (path if r.opens(path) else None) if is_file else r.find(path) for name, r in known.items()}
+    found = {name: place for name, place in places.items() if place is not None}
     if kind is not None and kind not in found:
         raise UserError(
             f"{path}: there is no data of the kind {kind!r} here (found: {', '.join(found) or 'nothing known'})"
         )
-    if not found and path.is_file():
+    if not found and is_file:
         raise UserError(f"{path}: expected a folder, or a .json, .xml, .csv or .r3d file of poses")
     if not found:
         raise UserError(
-            f"{path}: no posed images found; looked for {', '.join(r.help for r in readers().values())}; "
+            f"{path}: no posed images found; looked for {', '.join(r.help for r in known.values())}; "
             "`nerf poses` finds the poses of photos that have none"
         )
     first, *others = found
-    parsed = readers()[kind or first].read(found[kind or first])
-    if kind is None and path.is_dir():
+    parsed = known[kind or first].read(found[kind or first])
+    if kind is None and not is_file:
         preferred = f", preferred to {', '.join(others)}, which is there too" if others else ""
         parsed.notes.insert(0, f"read as {first}{preferred}")
     return parsed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from nerf.datasets.parsed import ParsedScene
@@ -12,13 +14,10 @@ _PLACES = ("images", "input", "photos", "rgb", "dense/images")
 
 
 def find_named(folder: Path, names: list[str], where: str) -> dict[str, Path]:
-    """{name: file}; a name whose file is nowhere gets the path where it was expected, which is not there.
-
-    names: as the program wrote them, perhaps with a path of another machine, perhaps without a suffix. Looked for in
-    images/, input/, photos/, rgb/ (and folders in those) and beside the file itself. where: for messages.
-    Raises UserError where two pictures could be meant, or where none of the names is found.
-    """
-    base, files = _pictures(folder)
+    """{name: file} of names as another program wrote them, perhaps with a path of another machine, perhaps without a
+    suffix; a name whose file is nowhere gets the path where it was expected. UserError where two could be meant."""
+    usual = first_with_pictures((folder / place for place in _PLACES), "**/*")
+    base, files = usual or (folder, pictures_in(folder))
     by_name: dict[str, list[Path]] = {}
     for file in files:
         for key in {file.name.lower(), file.stem.lower()}:
@@ -46,26 +45,22 @@ def find_named(folder: Path, names: list[str], where: str) -> dict[str, Path]:
     return found
 
 
-def _pictures(folder: Path) -> tuple[Path, list[Path]]:
-    """(the first of the usual places that holds pictures, those pictures)."""
-    for place in _PLACES:
-        if (folder / place).is_dir():
-            files = sorted(p for p in (folder / place).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if files:
-                return folder / place, files
-    return folder, sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+def pictures_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """In order of names; none where there is no such folder."""
+    return sorted(p for p in folder.glob(pattern) if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def first_with_pictures(folders: Iterable[Path], pattern: str = "*") -> tuple[Path, list[Path]] | None:
+    """(the first of the folders that holds pictures, those pictures); None where none does."""
+    return next(((folder, found) for folder in folders if (found := pictures_in(folder, pattern))), None)
 
 
 def _closest(name: PurePosixPath, candidates: list[Path]) -> list[Path]:
     """Those whose folders agree with most of the name's, counted from the end."""
 
     def agreement(file: Path) -> int:
-        n = 0
-        for mine, theirs in zip(reversed(name.parent.parts), reversed(file.parent.parts), strict=False):
-            if mine.lower() != theirs.lower():
-                break
-            n += 1
-        return n
+        pairs = zip(reversed(name.parent.parts), reversed(file.parent.parts), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0].lower() == pair[1].lower(), pairs))
 
     best = max(agreement(p) for p in candidates)
     return [p for p in candidates if agreement(p) == best]

@@ -31,10 +31,17 @@ class Posed:
 
 def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Posed:
     """Check poses and lenses against the images' headers, and split; no image is decoded. Notes go to parsed.notes."""
+
+    def header(frame: Frame) -> Picture:
+        if frame.pixels is None:
+            return read_header(frame.path)
+        height, width, n_channels = frame.pixels.shape
+        return Picture(frame.path, width, height, n_channels, frame.pixels.dtype)
+
     frames = _with_images(parsed)
     poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
     with ThreadPoolExecutor(max_workers=2) as pool:
-        pictures = list(pool.map(_header, frames))
+        pictures = list(pool.map(header, frames))
     _check_sizes(frames, pictures)
     lenses = [_fit_lens(f, pictures, i, parsed.notes) for i, f in enumerate(frames)]
     cameras = cameras_of(torch.from_numpy(poses), lenses)
@@ -44,21 +51,12 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
 
 def cameras_of(c2w: Tensor, lenses: list[Lens]) -> Cameras:
     """Poses [n,3,4] and their lenses, whose sizes are known."""
-    columns = {k: [getattr(lens, k) for lens in lenses] for k in ("fx", "fy", "cx", "cy", "distortion")}
-    return Cameras(
-        c2w=c2w,
-        **{k: torch.tensor(v, dtype=torch.float64) for k, v in columns.items()},
-        widths=torch.tensor([lens.width for lens in lenses]),
-        heights=torch.tensor([lens.height for lens in lenses]),
-        models=torch.tensor([lens.model for lens in lenses]),
-    )
-
-
-def _header(frame: Frame) -> Picture:
-    if frame.pixels is None:
-        return read_header(frame.path)
-    height, width, n_channels = frame.pixels.shape
-    return Picture(frame.path, width, height, n_channels, frame.pixels.dtype)
+    floats = {
+        k: torch.tensor([getattr(lens, k) for lens in lenses], dtype=torch.float64)
+        for k in ("fx", "fy", "cx", "cy", "distortion")
+    }
+    whole = {f"{k}s": torch.tensor([getattr(lens, k) for lens in lenses]) for k in ("width", "height", "model")}
+    return Cameras(c2w=c2w, **floats, **whole)
 
 
 def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
@@ -70,47 +68,48 @@ def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     if not np.isfinite(m).all():
         raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this frame")
     u, s, vt = np.linalg.svd(m[:, :3])
+    problem = ""
     if s[2] < 1e-6 * max(s[0], 1e-300):
-        raise UserError(
-            f"{where}: the pose is singular (its rotation part has no inverse): repair or remove this frame"
-        )
-    if np.linalg.det(u @ vt) < 0:
-        raise UserError(
-            f"{where}: the pose is mirrored (negative determinant), expected a right-handed camera-to-world matrix: "
-            "one axis is flipped by the program that wrote it"
-        )
-    if s[0] / s[2] > 1.1:
-        raise UserError(
-            f"{where}: the pose is no rotation (it stretches by {s[0] / s[2]:.2f}): repair or remove this frame"
-        )
+        problem = "singular (its rotation part has no inverse): repair or remove this frame"
+    elif np.linalg.det(u @ vt) < 0:
+        problem = "mirrored (negative determinant), expected a right-handed camera-to-world matrix: "
+        problem += "one axis is flipped by the program that wrote it"
+    elif s[0] / s[2] > 1.1:
+        problem = f"no rotation (it stretches by {s[0] / s[2]:.2f}): repair or remove this frame"
+    if problem:
+        raise UserError(f"{where}: the pose is {problem}")
     return np.concatenate([u @ vt, m[:, 3:]], axis=1)
 
 
 def _with_images(parsed: ParsedScene) -> list[Frame]:
     """The frames whose image is there; the others are named in a note."""
-    keep = [i for i, f in enumerate(parsed.frames) if f.pixels is not None or f.path.is_file()]
-    there = set(keep)
-    missing = [f for i, f in enumerate(parsed.frames) if i not in there]
+    there = [f.pixels is not None or f.path.is_file() for f in parsed.frames]
+    found, missing = ([f for f, is_there in zip(parsed.frames, there, strict=True) if is_there == t] for t in (1, 0))
     if missing:
         names = [f.name for f in missing]
-        parsed.notes.append(f"skipped {len(missing)} of {len(parsed.frames)} frames without image: {listed(names)}")
-    if len(keep) < 3 and not all(f.pixels is not None for f in parsed.frames):
+        parsed.notes.append(f"skipped {len(missing)} of {len(there)} frames without image: {listed(names)}")
+    if len(found) < 3 and any(f.pixels is None for f in parsed.frames):
         first = f"; the first one missing is {missing[0].path}" if missing else ""
         raise UserError(
-            f"{parsed.path}: {len(keep)} of {len(parsed.frames)} frames have an image, at least three are needed{first}"
+            f"{parsed.path}: {len(found)} of {len(there)} frames have an image, at least three are needed{first}"
         )
     if parsed.depth_bounds is not None:
-        parsed.depth_bounds = parsed.depth_bounds[keep]
-    return [parsed.frames[i] for i in keep]
+        parsed.depth_bounds = parsed.depth_bounds[there]
+    return found
 
 
 def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -> Lens:
     """The frame's lens in pixels of its image as it is; may turn pictures[i] back to how it is stored."""
     lens, picture, where = frame.lens, pictures[i], frame.where
+
+    def note_once(text: str) -> None:
+        if text not in notes:
+            notes.append(text)
+
     if lens.width and lens.height and picture.orientation >= 5 and lens.width != lens.height:
         if (lens.width, lens.height) == (picture.height, picture.width):  # poses were made from the unturned image
             picture = pictures[i] = replace(picture, width=picture.height, height=picture.width, orientation=1)
-            _note_once(notes, "EXIF orientation ignored where the stated image size is that of the unturned image")
+            note_once("EXIF orientation ignored where the stated image size is that of the unturned image")
     w, h = picture.width, picture.height
     for name, angle in (("camera_angle_x", lens.angle_x), ("camera_angle_y", lens.angle_y)):
         if math.isinf(angle) or not math.isnan(angle) and not 0 < angle < math.pi:
@@ -136,7 +135,7 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
                 f"{where}: the image is {w}x{h}, but its camera is stated for {stated_w}x{stated_h}, "
                 "which is another aspect ratio: use the images that the poses were made from"
             )
-        _note_once(notes, f"intrinsics stated for {stated_w}x{stated_h} were rescaled to images of {w}x{h}")
+        note_once(f"intrinsics stated for {stated_w}x{stated_h} were rescaled to images of {w}x{h}")
     if lens.model != FISHEYE and max(w / fx, h / fy) * 0.5 > math.tan(math.radians(87.5)):
         raise UserError(
             f"{where}: focal length {fx:.4g} means a field of view near 180 degrees, which no perspective lens has"
@@ -147,10 +146,10 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
 def _check_sizes(frames: list[Frame], pictures: list[Picture]) -> None:
     """One focal length in pixels and no stated size can only be right for images of one size."""
     first = next((i for i, f in enumerate(frames) if not f.lens.width and not math.isnan(f.lens.fx)), None)
-    for i, f in enumerate(frames):
+    for f, b in zip(frames, pictures, strict=True):
         if first is None or f.lens.width or repr(f.lens) != repr(frames[first].lens):
             continue
-        a, b = pictures[first], pictures[i]
+        a = pictures[first]
         if (a.width, a.height) != (b.width, b.height):
             raise UserError(
                 f"{f.where}: the image is {b.width}x{b.height} and {frames[first].name} is {a.width}x{a.height}, but "
@@ -177,11 +176,6 @@ def check_lenses(cameras: Cameras, names: list[str], notes: list[str]) -> None:
         )
 
 
-def _note_once(notes: list[str], text: str) -> None:
-    if text not in notes:
-        notes.append(text)
-
-
 def _split(frames: list[Frame], options: LoadOptions, notes: list[str]) -> dict[str, Tensor]:
     """The files' own split unless a hold-out is asked for, else every so-many-th image in order of names for testing
     (0: none)."""
@@ -189,7 +183,7 @@ def _split(frames: list[Frame], options: LoadOptions, notes: list[str]) -> dict[
     every, n = 8 if options.holdout is None else options.holdout, len(frames)
     if options.holdout is None and any(f.split in ("val", "test") for f in frames):
         for i, frame in enumerate(frames):
-            where[frame.split if frame.split in ("val", "test") else "train"].append(i)
+            where.get(frame.split or "train", where["train"]).append(i)
         counts = ", ".join(f"{len(v)} {k}" for k, v in where.items() if v)
         notes.append(f"the files' own split: {counts}")
         if not where["train"]:
@@ -203,10 +197,8 @@ def _split(frames: list[Frame], options: LoadOptions, notes: list[str]) -> dict[
     else:
         for rank, i in enumerate(sorted(range(n), key=lambda i: frames[i].name)):
             where["test" if every > 0 and rank % every == 0 else "train"].append(i)
-        if every > 0:
-            notes.append(f"held out for testing: every {every}th of the {n} images in order of names")
-        else:
-            notes.append("no image is held out")
+        held_out = f"held out for testing: every {every}th of the {n} images in order of names"
+        notes.append(held_out if every > 0 else "no image is held out")
         if not where["train"]:
             raise UserError(f"holdout {every} leaves no image to train on: choose 0 or a number from 2 up")
     return {k: torch.tensor(sorted(v), dtype=torch.int64) for k, v in where.items()}

@@ -62,8 +62,7 @@ def choose_region(
 
 
 def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_alpha: bool) -> Region:
-    notes = capture.notes
-    s = None
+    notes, s = capture.notes, None
     if has_alpha:
         hull = visual_hull_box(cameras, store)
         if hull is None:
@@ -75,12 +74,10 @@ def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_a
         s = capture.region
         notes.append("object box as the files state it")
     centre, distance = middle_of_view(cameras)
-    if s is None and capture.points is not None and len(capture.points) >= 100:
-        near = _robust(capture.points, centre, distance)
-        if len(near) >= 100:
-            low, high = (torch.from_numpy(np.percentile(near, q, axis=0)) for q in (1, 99))
-            s = _around(low - 0.05 * (high - low), high + 0.05 * (high - low))
-            notes.append(f"object box from the sparse points: {_text(low)} to {_text(high)} in world units")
+    if s is None and (near := _robust(capture.points, centre, distance)) is not None:
+        low, high = (torch.from_numpy(np.percentile(near, q, axis=0)) for q in (1, 99))
+        s = _around(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        notes.append(f"object box from the sparse points: {_text(low)} to {_text(high)} in world units")
     if s is None:
         reach = visible_radius(cameras, centre)
         s = Similarity.around(centre, reach)
@@ -99,15 +96,19 @@ def _text(p: Tensor) -> str:
 
 def _plain_border(store: PixelStore) -> bool:
     """Whether nearly all pictures have one colour along their edge: an object before a plain background."""
-    ids = np.unique(np.linspace(0, len(store) - 1, min(16, len(store))).round().astype(int)).tolist()
     medians, plain = [], []
-    for i in ids:
+    for i in _some_of(store, 16):
         image = store.image(i)
         edge = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
         medians.append(edge.median(dim=0).values)
         plain.append(bool(((edge - medians[-1]).abs().amax(dim=1) < 0.03).float().mean() > 0.9))
-    spread = torch.stack(medians).std(dim=0).max() if len(ids) > 1 else torch.tensor(0.0)
-    return sum(plain) >= 0.8 * len(ids) and float(spread) < 0.03
+    spread = float(torch.stack(medians).std(dim=0).max()) if len(medians) > 1 else 0.0
+    return sum(plain) >= 0.8 * len(plain) and spread < 0.03
+
+
+def _some_of(store: PixelStore, most: int) -> list[int]:
+    """Images spread evenly over the store."""
+    return np.unique(np.linspace(0, len(store) - 1, min(most, len(store))).round().astype(int)).tolist()
 
 
 def middle_of_view(cameras: Cameras) -> tuple[Tensor, float]:
@@ -125,23 +126,19 @@ def visible_radius(cameras: Cameras, centre: Tensor) -> float:
 
 def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) -> tuple[Tensor, Tensor] | None:
     """Bounds (low [3], high [3], world) of the points that fall on the silhouette in all but a few views; None if
-    there are none.
-
-    A grid is carved three times, each time within the bounds found before. Silhouettes are max-pooled to at most 200
-    pixels and grown by a cell's footprint, so that thin parts are never lost; a view whose silhouette touches the
-    picture's edge says nothing about what lies outside the picture.
-    """
+    there are none. A grid is carved three times, each time within the bounds found before."""
+    # Silhouettes are max-pooled to at most 200 pixels and grown by a cell's footprint, so that thin parts are never
+    # lost; a view whose silhouette touches the picture's edge says nothing about what lies outside the picture.
     views = []
-    for i in np.unique(np.linspace(0, len(store) - 1, min(max_views, len(store))).round().astype(int)).tolist():
+    for i in _some_of(store, max_views):
         alpha = store.raw(i)[..., -1]
         step = max(1, math.ceil(max(alpha.shape) / 200))
         on = alpha > (0.1 * (np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1))
         for axis in (0, 1):
             on = np.logical_or.reduceat(on, np.arange(0, on.shape[axis], step), axis=axis)
         if on.any():
-            touches = bool(on[0].any() or on[-1].any() or on[:, 0].any() or on[:, -1].any())
-            silhouette = torch.from_numpy(on.astype(np.float32))
-            views.append((cameras.subset([i]), silhouette, step, touches))
+            touches = bool(on[[0, -1]].any() or on[:, [0, -1]].any())
+            views.append((cameras.subset([i]), torch.from_numpy(on.astype(np.float32)), step, touches))
     if len(views) < 2:
         return None
     centre, distance = middle_of_view(cameras)
@@ -189,12 +186,8 @@ def _forward_facing(cameras: Cameras, degrees: float = 40) -> bool:
 
 
 def _forward_region(capture: ParsedScene, cameras: Cameras) -> Region | None:
-    """Average pose at the origin looking along -z, near plane (3/4 of the nearest depth) at z = -1.
-
-    None where a camera stands beyond that plane or looks elsewhere. The space is chosen so that every picture falls
-    within [-1,1]^3 from the near plane to infinity: below the (2 fx / w, 2 fy / h) of one camera, the more so the
-    farther they are apart.
-    """
+    """Average pose at the origin looking along -z, near plane (3/4 of the nearest depth) at z = -1, and a space in
+    which every picture falls within [-1,1]^3; None where a camera stands beyond that plane or looks elsewhere."""
     if not _forward_facing(cameras, 60):
         return None
     nearest = _nearest_depth(capture, cameras)
@@ -233,38 +226,40 @@ def _nearest_depth(capture: ParsedScene, cameras: Cameras) -> float | None:
     points = torch.from_numpy(np.ascontiguousarray(capture.points[::step], dtype=np.float64))
     nearest = []
     for i in range(0, len(cameras), max(1, len(cameras) // 100)):
-        uv, depth = cameras.subset([i]).project(points)
-        size = torch.stack([cameras.widths[i], cameras.heights[i]])
-        seen = depth[0][(depth[0] > 0) & ((uv[0] > 0) & (uv[0] < size)).all(dim=1)]
-        if len(seen) >= 20:
-            nearest.append(float(seen.quantile(0.01)))
+        depth, shown = _seen(cameras.subset([i]), points)
+        if shown.sum() >= 20:
+            nearest.append(float(depth[shown].quantile(0.01)))
     return float(np.percentile(nearest, 5)) if nearest else None
 
 
 # ---- unbounded captures
 
 
-def _robust(points: np.ndarray, centre: Tensor, distance: float) -> np.ndarray:
-    """The sparse points nearer to the centre than the cameras are."""
-    return points[np.linalg.norm(points - centre.numpy(), axis=1) < distance]
+def _seen(cameras: Cameras, points: Tensor) -> tuple[Tensor, Tensor]:
+    """(z-depths, whether in the picture), both [n,m], of points [m,3]."""
+    uv, depth = cameras.project(points)
+    size = torch.stack([cameras.widths, cameras.heights], dim=1)[:, None]
+    return depth, (depth > 0) & ((uv > 0) & (uv < size)).all(dim=2)
+
+
+def _robust(points: np.ndarray | None, centre: Tensor, distance: float) -> np.ndarray | None:
+    """The sparse points nearer to the centre than the cameras are; None where they are fewer than 100."""
+    near = () if points is None else points[np.linalg.norm(points - centre.numpy(), axis=1) < distance]
+    return near if len(near) >= 100 else None  # type: ignore[return-value]
 
 
 def _unbounded(capture: ParsedScene, cameras: Cameras) -> Region:
     """What all cameras look at fills [-1,1]^3, they stand 1 to 2 from its middle; looking outwards, they fill it."""
     notes, origins = capture.notes, cameras.centres
     centre, distance = middle_of_view(cameras)
-    uv, depth = cameras.project(centre[None])
-    size = torch.stack([cameras.widths, cameras.heights], dim=1)
-    inward = float(((depth[:, 0] > 0) & ((uv[:, 0] > 0) & (uv[:, 0] < size)).all(dim=1)).double().mean()) > 0.5
+    inward = float(_seen(cameras, centre[None])[1].double().mean()) > 0.5
     if capture.region is not None:
         s = capture.region
         notes.append("unbounded scene; scale and offset as the file states them")
     elif inward:
         half = visible_radius(cameras, centre)
-        if capture.points is not None:
-            near = _robust(capture.points, centre, distance)
-            if len(near) >= 100:
-                half = float(np.percentile(np.abs(near - centre.numpy()).max(axis=1), 95))
+        if (near := _robust(capture.points, centre, distance)) is not None:
+            half = float(np.percentile(np.abs(near - centre.numpy()).max(axis=1), 95))
         s = Similarity.around(centre, min(max(half, distance / 2), distance))
         notes.append(
             f"unbounded scene around what the cameras look at: centre {_text(centre)}, half size {1 / s.scale:.3g} "

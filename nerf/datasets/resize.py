@@ -23,15 +23,11 @@ class Sizes:
 
 
 def choose_sizes(pictures: list[Picture], downscale: int, longest: int | None, pixel_bytes: int) -> Sizes:
-    """Sizes after averaging `downscale` squared blocks, then with at most `longest` pixels on the longer side.
-
-    longest None: as they are, but LONGEST where the whole set would take more than LARGE bytes.
-    """
+    """Sizes after averaging `downscale` squared blocks, then with at most `longest` pixels on the longer side (None: as
+    they are, but LONGEST where the whole set would take more than LARGE bytes)."""
     sizes = [(p.height // downscale, p.width // downscale) for p in pictures]
     n_bytes = sum(h * w for h, w in sizes) * pixel_bytes
-    chosen = longest
-    if longest is None and n_bytes > LARGE:
-        chosen = LONGEST
+    chosen = LONGEST if longest is None and n_bytes > LARGE else longest
     new = [fitted(size, chosen) for size in sizes] if chosen else sizes
     if new == sizes:
         return Sizes(sizes, None)
@@ -49,12 +45,9 @@ def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def jpeg_reduction(picture: Picture, size: tuple[int, int]) -> int:
-    """8, 4, 2 or 1: by how much a JPEG may be reduced while it is decoded, which takes a fraction of the time.
-
-    The decoder sums blocks of pixels up to a lowpass, like the area average; only where it leaves no fraction of a
-    pixel over and not fewer pixels than the (height, width) asked for.
-    """
-    h, w = picture.height, picture.width
+    """8, 4, 2 or 1: by how much a JPEG may be reduced while it is decoded, which takes a fraction of the time; so that
+    no fraction of a pixel is left over and not fewer pixels than the (height, width) asked for."""
+    h, w = picture.height, picture.width  # the decoder sums blocks of pixels up to a lowpass, like the area average
     return next((k for k in (8, 4, 2) if h % k == w % k == 0 and h // k >= size[0] and w // k >= size[1]), 1)
 
 
@@ -81,11 +74,8 @@ def shrink(pixels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def area_average(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[h,w,c] to the (height, width) asked for, neither larger than it was, in its own type.
-
-    Each new pixel is the mean over the rectangle it covers, fractions of pixels included; colours are weighted by
-    alpha (of 2 or 4 channels).
-    """
+    """[h,w,c] to a (height, width) that is not larger, in its own type: the mean over the rectangle that each new pixel
+    covers, fractions of pixels included; colours are weighted by alpha."""
     h, w, c = pixels.shape
     if (h, w) == size:
         return pixels

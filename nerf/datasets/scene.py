@@ -101,19 +101,11 @@ class Scene:
         names = [f"{i:04d}" for i in range(n)] if names is None else [str(name) for name in names]
         if len(set(names)) != n:
             raise UserError(f"names: expected {n} that differ, one for each image")
-        columns = zip(
-            names,
-            as_poses(c2w, n),
-            as_lenses(intrinsics, distortion, pictures),
-            as_splits(splits, n),
-            as_maps(masks, "masks", n),
-            as_maps(depths, "depths", n),
-            pictures,
-            strict=True,
-        )
+        poses, lenses = as_poses(c2w, n), as_lenses(intrinsics, distortion, pictures)
+        columns = as_splits(splits, n), as_maps(masks, "masks", n), as_maps(depths, "depths", n), pictures
         frames = [
-            Frame(name, Path(name), pose, lens, f"image {name}", split, mask, None, depth, pixels=pixels)
-            for name, pose, lens, split, mask, depth, pixels in columns
+            Frame(name, Path(name), pose, lens, f"image {name}", split, mask, depth=depth, pixels=pixels)
+            for name, pose, lens, split, mask, depth, pixels in zip(names, poses, lenses, *columns, strict=True)
         ]
         parsed = ParsedScene("arrays", Path("arrays"), frames, [], linear=linear, region=scene_from_world)
         parsed.region_is_given = scene_from_world is not None
@@ -134,12 +126,15 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
     pixels = pictures.store()
     brightest, exposure = measure(pixels) if pictures.linear else (1.0, 1.0)
     if pictures.linear:
-        notes.append(f"linear light, up to {brightest:.4g} where white is 1" + _exposed(exposure))
+        shown = "" if exposure == 1.0 else f"; pictures and meshes show it times {exposure:.3g}, EXR files keep it"
+        notes.append(f"linear light, up to {brightest:.4g} where white is 1{shown}")
     masks = pictures.masks()
     depths = read_depths([f.depth for f in posed.frames], [(p.height, p.width) for p in posed.pictures], notes)
-    cameras = _resized(posed.cameras, pictures.sizes, options.downscale)
+    cameras = posed.cameras.scaled(options.downscale)
     names = [f.name for f in posed.frames]
     if pictures.sizes.longest is not None:
+        heights, widths = torch.tensor(pictures.sizes.sizes).T.contiguous()
+        cameras = cameras.resized(widths, heights)
         notes.append(pictures.sizes.note)
     check_lenses(cameras, names, notes)
     if options.downscale > 1:
@@ -154,10 +149,7 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
         names=names,
         splits=posed.splits,
         points=posed.points,
-        scene_from_world=region.scene_from_world,
-        space=region.space,
-        near=region.near,
-        far=region.far,
+        **vars(region),
         has_alpha=has_alpha,
         linear=pictures.linear,
         masks=masks,
@@ -188,25 +180,23 @@ class _Pictures:
     @staticmethod
     def choose(parsed: ParsedScene, posed: Posed, options: LoadOptions) -> _Pictures:
         """One type that holds every picture without loss, and their sizes."""
-        pictures, matte = posed.pictures, any(f.matte for f in posed.frames)
-        if min(min(p.height, p.width) for p in pictures) < options.downscale:
-            raise UserError(
-                f"downscale {options.downscale} leaves no pixel of the smallest image: choose a smaller one"
-            )
+        pictures, matte, downscale = posed.pictures, any(f.matte for f in posed.frames), options.downscale
+        if min(min(p.height, p.width) for p in pictures) < downscale:
+            raise UserError(f"downscale {downscale} leaves no pixel of the smallest image: choose a smaller one")
         n_channels, dtype = _common_type(pictures, matte)
         if any((p.n_channels, p.dtype) != (n_channels, dtype) for p in pictures) and not matte:
             parsed.notes.append(f"images of different kinds were brought to {n_channels} channels of {dtype}")
         n_other = sum(not _is_linear(parsed, f) for f in posed.frames)
         if 0 < n_other < len(pictures):
             parsed.notes.append(f"{n_other} images that are no EXR were brought from sRGB to linear light")
-        sizes = choose_sizes(pictures, options.downscale, options.longest, n_channels * dtype.itemsize)
-        return _Pictures(parsed, posed, options.downscale, sizes, n_channels, dtype, n_other < len(pictures))
+        sizes = choose_sizes(pictures, downscale, options.longest, n_channels * dtype.itemsize)
+        return _Pictures(parsed, posed, downscale, sizes, n_channels, dtype, n_other < len(pictures))
 
     def store(self) -> PixelStore:
         """All pictures decoded: in memory, or in tiles on disk where they would fill too much of it."""
         broken: dict[str, int] = {}  # pixels that are no numbers, by image
-        made_from = [[f.path, f.matte] for f in self.posed.frames]
-        store = self._fill("photos", made_from, self.n_channels, self.dtype, lambda i: self._decode(i, broken))
+        kind = self.n_channels, self.dtype, lambda i: self._decode(i, broken)
+        store = self._tiled("photos", *kind) if self._in_tiles else fill(self.sizes.sizes, *kind)
         if broken:
             self.parsed.notes.append(
                 f"{sum(broken.values())} pixels of {len(broken)} images (the first is {min(broken)}) are NaN or "
@@ -216,33 +206,34 @@ class _Pictures:
 
     def masks(self) -> PixelStore | MaskBits | None:
         """One channel, above 0.5 where a pixel is to be used; None where no picture has a mask."""
-        frames = self.posed.frames
-        if all(f.mask is None for f in frames):
+        if all(f.mask is None for f in self.posed.frames):
             return None
         if not self._in_tiles:
             return packed(self.sizes.sizes, self._decode_mask)
-        made_from = [[f.path, f.mask] for f in frames]
-        return self._fill("masks", made_from, 1, np.dtype(np.uint8), self._decode_mask)
+        return self._tiled("masks", 1, np.dtype(np.uint8), self._decode_mask)
 
     @property
     def _in_tiles(self) -> bool:
         n_bytes = sum(h * w for h, w in self.sizes.sizes) * self.n_channels * self.dtype.itemsize
         return n_bytes > FROM and all(f.pixels is None for f in self.posed.frames)
 
-    def _fill(
-        self, what: str, made_from: list[Any], n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]
-    ) -> PixelStore:
-        if not self._in_tiles:
-            return fill(self.sizes.sizes, n_channels, dtype, decode)
+    def _tiled(self, what: str, n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]) -> PixelStore:
         place = self.parsed.path if self.parsed.path.is_dir() else self.parsed.path.parent
         settings = {"downscale": self.downscale, "longest": self.sizes.longest, "linear": self.linear, "what": what}
+        made_from: list[Any] = [[f.path, f.mask if what == "masks" else f.matte] for f in self.posed.frames]
         return tiled(place, made_from, settings, self.sizes.sizes, n_channels, dtype, decode, what)
 
     def _decode(self, i: int, broken: dict[str, int]) -> np.ndarray:
         frame, picture = self.posed.frames[i], self.posed.pictures[i]
         plain = self.sizes.longest is not None and self.downscale == 1 and not self.linear and frame.matte is None
         reduction = jpeg_reduction(picture, self.sizes.sizes[i]) if plain else 1
-        image = _read_as_announced(picture, reduction) if frame.pixels is None else frame.pixels
+        image = read_pixels(picture, reduction) if frame.pixels is None else frame.pixels
+        h, w = picture.height, picture.width
+        if image.shape[:2] not in ((h, w), (h // reduction, w // reduction)):
+            raise UserError(
+                f"{picture.path}: decoded to {image.shape[1]}x{image.shape[0]}, its header said otherwise: restore the "
+                "file"
+            )
         if self.linear and not _is_linear(self.parsed, frame) and image.dtype.kind == "u":
             image = to_linear(image)
         image = convert(image, self.n_channels, self.dtype)
@@ -266,9 +257,9 @@ class _Pictures:
     def _reduced(self, image: np.ndarray, i: int) -> np.ndarray:
         if self.sizes.longest is None:
             return shrink(image, self.downscale)
-        picture, k = self.posed.pictures[i], self.downscale
-        if image.shape[:2] == (picture.height, picture.width):
-            image = image[: image.shape[0] // k * k, : image.shape[1] // k * k]
+        (h, w), picture, k = image.shape[:2], self.posed.pictures[i], self.downscale
+        if (h, w) == (picture.height, picture.width):
+            image = image[: h // k * k, : w // k * k]
         return area_average(image, self.sizes.sizes[i])
 
 
@@ -277,58 +268,29 @@ def _is_linear(parsed: ParsedScene, frame: Frame) -> bool:
     return frame.path.suffix.lower() == ".exr" if frame.pixels is None else parsed.linear
 
 
-def _resized(cameras: Cameras, sizes: Sizes, downscale: int) -> Cameras:
-    cameras = cameras.scaled(downscale)
-    if sizes.longest is None:
-        return cameras
-    heights, widths = (torch.tensor([s[k] for s in sizes.sizes], dtype=torch.int64) for k in (0, 1))
-    return cameras.resized(widths, heights)
-
-
-def _exposed(exposure: float) -> str:
-    return "" if exposure == 1.0 else f"; pictures and meshes show it times {exposure:.3g}, EXR files keep it"
-
-
 def _common_type(pictures: list[Picture], matte: bool) -> tuple[int, np.dtype]:
     """(channels, dtype) that hold every image without loss."""
     channels = {p.n_channels for p in pictures}
     colour, alpha = bool(channels & {3, 4}), matte or bool(channels & {2, 4})
-    dtypes = {p.dtype for p in pictures}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*[p.dtype for p in pictures])
-    if dtype.kind == "f" and dtype.itemsize > 4:
-        dtype = np.dtype(np.float32)
-    return (3 if colour else 1) + alpha, np.dtype(dtype)
-
-
-def _read_as_announced(picture: Picture, reduction: int = 1) -> np.ndarray:
-    """Decoded, or reduced while it is decoded where that can be done (see `jpeg_reduction`)."""
-    image = read_pixels(picture, reduction)
-    size = picture.height, picture.width
-    if image.shape[:2] not in (size, (size[0] // reduction, size[1] // reduction)):
-        raise UserError(
-            f"{picture.path}: decoded to {image.shape[1]}x{image.shape[0]}, its header said otherwise: restore the file"
-        )
-    return image
+    dtype = np.result_type(*{p.dtype for p in pictures})
+    return (3 if colour else 1) + alpha, np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
 def _read_mask(given: Path | np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
     """[h,w] uint8 of a grey, RGB or RGBA mask, resized by nearest pixel where its image is larger or smaller."""
     from PIL import Image
 
+    h, w = size
     if isinstance(given, np.ndarray):
         mask, path = (given > 0).astype(np.uint8) * 255, where
     elif not given.is_file():
         raise UserError(f"{where}: its mask {given} is missing")
     else:
         mask, path = convert(read_pixels(read_header(given)), 3, np.dtype(np.uint8)).max(axis=2), str(given)
-    if mask.shape != size:
-        if abs(mask.shape[0] * size[1] - mask.shape[1] * size[0]) > 0.02 * size[0] * mask.shape[1]:
-            raise UserError(
-                f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}: "
-                "expected the same shape"
-            )
-        mask = np.asarray(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
-    return mask
+    mh, mw = mask.shape
+    if abs(mh * w - mw * h) > 0.02 * h * mw:
+        raise UserError(f"{path}: the mask is {mw}x{mh}, its image {w}x{h}: expected the same shape")
+    return mask if (mh, mw) == size else np.asarray(Image.fromarray(mask).resize((w, h), Image.Resampling.NEAREST))
 
 
 def _alpha_matters(store: PixelStore) -> bool:

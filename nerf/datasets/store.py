@@ -16,12 +16,9 @@ from nerf.io.threads import in_two_threads
 
 @dataclass
 class PixelStore:
-    """Images of any sizes as one flat [total pixels, c] memory; image i, row r, column j is row offsets[i] + r *
-    widths[i] + j.
-
-    Channels are grey (1), grey + alpha (2), RGB (3) or RGBA (4); alpha is straight; colours are what the files hold,
-    unconverted. Large sets lie in a file in tiles (see nerf.datasets.tiles): image i is then cut into squares of
-    `tile` pixels, those at its right and lower edge filled up, which stand one after the other in row-major order.
+    """Images of any sizes as one flat [total pixels, c] memory of grey, grey + alpha, RGB or RGBA (straight alpha) as
+    the files hold it; row r, column j of image i is at offsets[i] + r * widths[i] + j. Where `tile` is not 0, it is
+    cut into squares of `tile` pixels, filled up at its right and lower edge, in row-major order (nerf.datasets.tiles).
     """
 
     memory: np.ndarray  # [total,c] uint8, uint16, float16 or float32; a memory-mapped file when large
@@ -100,13 +97,19 @@ def fill(
     sizes: list[tuple[int, int]], n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]
 ) -> PixelStore:
     """A store of images of the given (height, width), each decoded once by decode(i) -> [h,w,c], in two threads."""
-    counts = np.array([h * w for h, w in sizes], dtype=np.int64)
-    offsets = np.cumsum(counts) - counts
-    memory = allocate(int(counts.sum()), n_channels, dtype)
+    counts = [h * w for h, w in sizes]
+    memory = allocate(sum(counts), n_channels, dtype)
+    return PixelStore(memory, *fill_rows(memory, sizes, counts, lambda i: decode(i).reshape(-1, n_channels)))
+
+
+def fill_rows(
+    memory: np.ndarray, sizes: list[tuple[int, int]], counts: list[int], decode: Callable[[int], np.ndarray]
+) -> Tensor:
+    """Put decode(i), of counts[i] rows, one after the other into memory; (offsets, heights, widths) [3,n] int64."""
+    offsets = np.cumsum([0, *counts])
 
     def one(i: int) -> None:
-        memory[offsets[i] : offsets[i] + counts[i]] = decode(i).reshape(-1, n_channels)
+        memory[offsets[i] : offsets[i + 1]] = decode(i)
 
     in_two_threads(one, len(sizes))
-    heights, widths = (torch.tensor([s[k] for s in sizes], dtype=torch.int64) for k in (0, 1))
-    return PixelStore(memory, torch.from_numpy(offsets), heights, widths)
+    return torch.cat([torch.from_numpy(offsets[:-1])[None], torch.tensor(sizes).T])

@@ -45,11 +45,8 @@ def tiled(
     decode: Callable[[int], np.ndarray],
     label: str,
 ) -> PixelStore:
-    """The images of the given (height, width), each decoded once by decode(i) -> [h,w,c], as a store in tiles.
-
-    place: the data set's folder; made_from: the files that image i is made of; settings: JSON-able, what else decides
-    the pixels. Raises UserError where the disk is full, and whatever decode raises; then nothing is left behind.
-    """
+    """The images of the given (height, width), each decoded once by decode(i) -> [h,w,c], as a store in tiles, in the
+    data set's folder; made from the files of image i, and by settings (JSON-able). Of a failure nothing is left."""
     about = {
         "format": "nerf-pixels",
         "version": VERSION,
@@ -70,37 +67,27 @@ def tiled(
     with _alone(folder):
         _tidy(folder)
         found = _opened(folder / name, about)  # another process may have made it while this one waited
-        return found or _converted(folder / name, about, sizes, n_channels, dtype, decode, label)
+        return found or _converted(folder / name, about, decode, label)
 
 
-def _converted(
-    base: Path,
-    about: dict[str, Any],
-    sizes: list[Size],
-    n_channels: int,
-    dtype: np.dtype,
-    decode: Callable[[int], np.ndarray],
-    label: str,
-) -> PixelStore:
-    counts = [_tiles_of(size) for size in sizes]
-    starts = np.cumsum([0, *counts])
-    tile_bytes = TILE * TILE * n_channels * dtype.itemsize
-    n_bytes, data = int(starts[-1]) * tile_bytes, base.with_name(f"{base.name}.bin")
+def _converted(base: Path, about: dict[str, Any], decode: Callable[[int], np.ndarray], label: str) -> PixelStore:
+    starts = np.cumsum([0, *(-(-h // TILE) * -(-w // TILE) for h, w in about["sizes"])])
+    tile_bytes = TILE * TILE * about["channels"] * np.dtype(about["type"]).itemsize
+    n, n_bytes, data = len(about["sizes"]), int(starts[-1]) * tile_bytes, base.with_name(f"{base.name}.bin")
     free = shutil.disk_usage(base.parent).free
     if free < n_bytes + (64 << 20):
         raise _full(base.parent, n_bytes, f"which has {free / 1e9:.1f} GB left")
-    note(f"{label}: converting {len(sizes)} once, {n_bytes / 1e9:.1f} GB into {data}; later runs use it again")
+    note(f"{label}: converting {n} once, {n_bytes / 1e9:.1f} GB into {data}; later runs use it again")
     ranges = np.zeros((int(starts[-1]), 2), np.float32)
     try:
         with atomic_write(data) as temporary, open(temporary, "wb") as file:
 
             def one(i: int) -> None:
-                tiles, span = cut(decode(i))
-                ranges[starts[i] : starts[i + 1]] = span
+                tiles, ranges[starts[i] : starts[i + 1]] = cut(decode(i))
                 _write_at(file.fileno(), tiles, int(starts[i]) * tile_bytes)
 
-            with ThreadPoolExecutor(usable_cores()) as pool, Progress(label, len(sizes)) as shown:
-                for k, _ in enumerate(pool.map(one, range(len(sizes))), 1):  # raises the first error in file order
+            with ThreadPoolExecutor(usable_cores()) as pool, Progress(label, n) as shown:
+                for k, _ in enumerate(pool.map(one, range(n)), 1):  # raises the first error in file order
                     shown.update(k)
             os.fsync(file.fileno())  # the index below says that all of it is there
         with atomic_write(base.with_name(f"{base.name}.npz")) as temporary, open(temporary, "wb") as file:
@@ -125,10 +112,6 @@ def cut(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(tiles), span
 
 
-def _tiles_of(size: Size) -> int:
-    return -(-size[0] // TILE) * -(-size[1] // TILE)
-
-
 def _write_at(file: int, values: np.ndarray, place: int) -> None:
     """All of it: through the file, not a mapping, for a full disk is an error here and a crash there."""
     view = memoryview(values).cast("B")  # type: ignore[arg-type]
@@ -143,7 +126,7 @@ def _opened(base: Path, about: dict[str, Any]) -> PixelStore | None:
     read = _read_index(index)
     if read is None or read[0] != json.loads(json.dumps(about)) or not data.is_file():
         return None
-    heights, widths = (torch.tensor([s[k] for s in about["sizes"]], dtype=torch.int64) for k in (0, 1))
+    heights, widths = torch.tensor(about["sizes"]).T.contiguous()
     counts = (-(-heights // TILE)) * (-(-widths // TILE)) * TILE * TILE
     shape = int(counts.sum()), about["channels"]
     if data.stat().st_size != shape[0] * shape[1] * np.dtype(about["type"]).itemsize:
@@ -191,10 +174,9 @@ def _writable(place: Path) -> Path:
     for folder in (place / FOLDER, cache_folder() / FOLDER):
         try:
             make_folder(folder)
+            return folder
         except UserError as error:
             note(str(error).split(";")[0])
-            continue
-        return folder
     raise UserError(
         f"there is no place for the converted photos: neither {place / FOLDER} nor {folder} can be written to; set "
         "NERF_CACHE_DIR to a folder on a disk with room for them"

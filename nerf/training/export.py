@@ -46,7 +46,7 @@ def export_cameras(
     place = out if is_json else out / MODEL_PLACE
     if is_json and text:
         raise UserError(f"{out}: --text is for COLMAP models, whose name is that of a folder")
-    there = [p for p in ([place] if is_json else list(place.glob("*.bin")) + list(place.glob("*.txt"))) if p.exists()]
+    there = [p for p in ([place] if is_json else [*place.glob("*.bin"), *place.glob("*.txt")]) if p.exists()]
     if there and not overwrite:
         raise UserError(f"{there[0]} exists; choose another name or give --overwrite")
     posed = _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind)
@@ -96,24 +96,19 @@ def _of_model(file: Path) -> PosedFiles:
     if lost:
         raise UserError(f"{run.data}: {lost[0]} and {len(lost) - 1} more photos that the model was trained on are gone")
     trained = torch.tensor([index[n] for n in names], dtype=torch.int64)
+    sizes = posed.cameras.subset(trained)  # as photos: the inverse of Cameras.scaled and then of Cameras.resized
     mine = Cameras(**checkpoint.part(tensors, "cameras"))
-    mine = _full_size(mine, run.downscale, posed.cameras.subset(trained))
+    mine = mine.resized(sizes.widths // run.downscale, sizes.heights // run.downscale)
     together = posed.cameras.tensors()
     if "given_poses" in tensors:  # the others move along with those that training refined
         together["c2w"] = similarity_between(tensors["given_poses"], mine.c2w).apply_poses(together["c2w"])
-    for name, values in mine.tensors().items():
+    changed = mine.tensors() | {"widths": sizes.widths, "heights": sizes.heights}
+    changed |= {name: changed[name] * run.downscale for name in ("fx", "fy", "cx", "cy")}
+    for name, values in changed.items():
         together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
     rest = torch.tensor(sorted(set(range(len(posed.frames))) - set(trained.tolist())), dtype=torch.int64)
     splits = {"train": trained, "val": rest[:0], "test": rest}
     return PosedFiles(Cameras(**together), [f.path for f in posed.frames], splits, _masks(posed), posed.points)
-
-
-def _full_size(cameras: Cameras, factor: int, sizes: Cameras) -> Cameras:
-    """Cameras of pictures that were down-scaled, in the full pixels again; the inverse of Cameras.scaled and then of
-    Cameras.resized, where they were brought to another size too."""
-    t = cameras.resized(sizes.widths // factor, sizes.heights // factor).tensors()
-    t |= {name: t[name] * factor for name in ("fx", "fy", "cx", "cy")}
-    return Cameras(**t | {"widths": sizes.widths, "heights": sizes.heights})
 
 
 def _masks(posed: Posed) -> list[Path | None]:

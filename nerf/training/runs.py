@@ -47,9 +47,8 @@ def open_run(out: Path, run: Run, resume: bool, overwrite: bool) -> None:
     open_folder(out, "run", OUR_FILES, resume, overwrite)
     before = read_run(out) if resume else None
     if before is not None:
-        made_with = {"data": before.data, **before.load_options()}
-        for name, now in {"data": run.data, **run.load_options()}.items():
-            if (then := made_with[name]) != now:
+        for name in ("data", *run.load_options()):
+            if (then := getattr(before, name)) != (now := getattr(run, name)):
                 raise UserError(
                     f"{out} was made with {name} {then}, not {now}: resume with the same, or choose another -o"
                 )
@@ -87,11 +86,7 @@ def read_run(folder: Path) -> Run | None:
 
 
 def load_for_training(run: Run) -> Scene:
-    """Load the scene of a run; fills in run.images and run.held_out_views.
-
-    The files' own test split is kept, and holdout = k asks for every k-th image (0: none). Without either, every 8th is
-    held out from 30 images up, and with fewer all are trained on.
-    """
+    """Load the scene of a run; fills in run.images and run.held_out_views."""
     from nerf.datasets import load
 
     scene = load(run.data, LoadOptions(**run.load_options()))
@@ -101,10 +96,8 @@ def load_for_training(run: Run) -> Scene:
 
 
 def scene_of_run(folder: Path, meta: dict[str, Any], data: Path | None = None) -> Scene:
-    """The scene that a model was trained on, loaded and split as it was then; from `data` when it has moved.
-
-    folder: that of the run; meta: of its model, used where the folder holds no run.json.
-    """
+    """The scene that the model in a run's folder was trained on, loaded and split as it was then; from `data` when it
+    has moved. meta: of the model, used where the folder holds no run.json."""
     run = read_run(folder)
     if run is None:
         if data is None and not meta.get("data"):

@@ -77,10 +77,10 @@ def reader(
     """
 
     def find(folder: Path) -> Path | None:
+        if callable(tells):
+            return tells(folder)
         names = (tells,) if isinstance(tells, str) else tells
-        if not isinstance(names, tuple):
-            return names(folder)
-        return next((folder / name for name in names if (folder / name).is_file()), None)
+        return next(filter(Path.is_file, (folder / name for name in names)), None)
 
     def register(read: Read) -> Read:
         before = _registered.get(kind)

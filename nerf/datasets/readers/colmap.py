@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from nerf.datasets.keypoints import attach, of_model
-from nerf.datasets.named import find_mask, reduced_folders
+from nerf.datasets.named import find_mask, pictures_in, reduced_folders
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
-from nerf.io.images import IMAGE_SUFFIXES
 from nerf.io.interrupts import end_quietly_when_told
 
 _PLACES = (".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse")
@@ -47,10 +46,8 @@ def find_models(folder: Path) -> list[Path]:
 
 
 def _suffix(model: Path) -> str | None:
-    for suffix in (".bin", ".txt"):
-        if (model / f"images{suffix}").is_file() and (model / f"cameras{suffix}").is_file():
-            return suffix
-    return None
+    both = (s for s in (".bin", ".txt") if all((model / f"{name}{s}").is_file() for name in ("images", "cameras")))
+    return next(both, None)
 
 
 @reader(
@@ -66,12 +63,8 @@ def read_colmap(folder: Path) -> ParsedScene:
     frames = []
     for image in sorted(posed, key=lambda im: str(im.name)):
         where = f"{path}, image {image.name}"
-        pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
-        w2c = np.concatenate([np.asarray(pose.matrix(), dtype=np.float64), [[0, 0, 0, 1]]])
-        if not np.isfinite(w2c).all():
-            raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this image")
-        c2w = np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
-        frame = Frame(str(image.name), images[image.name], c2w, lens_of(model.cameras[image.camera_id], where), where)
+        lens = lens_of(model.cameras[image.camera_id], where)
+        frame = Frame(str(image.name), images[image.name], pose_of(image, where), lens, where)
         frame.mask = find_mask(folder / "masks", str(image.name))
         frames.append(frame)
     attach(frames, of_model(model))
@@ -88,8 +81,7 @@ def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
         raise UserError(f"{folder}: reading COLMAP models needs the package pycolmap: pip install pycolmap") from e
     end_quietly_when_told()
     notes: list[str] = []
-    models = find_models(folder)
-    if not models:
+    if not (models := find_models(folder)):
         raise UserError(
             f"{folder}: no COLMAP model (cameras and images as .bin or .txt) in it or in sparse/0 and the like"
         )
@@ -118,21 +110,27 @@ def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
     return notes, path, model, posed
 
 
+def pose_of(image: Any, where: str) -> np.ndarray:
+    """[4,4] float64 OpenGL camera to world of a pycolmap image."""
+    pose = image.cam_from_world() if callable(image.cam_from_world) else image.cam_from_world
+    w2c = np.concatenate([np.asarray(pose.matrix(), dtype=np.float64), [[0, 0, 0, 1]]])
+    if not np.isfinite(w2c).all():
+        raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this image")
+    return np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
+
+
 def lens_of(camera: Any, where: str) -> Lens:
     """Of a pycolmap camera."""
     name = str(camera.model_name)
+    instead = "undistort the images with `colmap image_undistorter` and load its output"
     if name not in _MODELS:
-        raise UserError(
-            f"{where}: the camera model {name} is not supported (known: {', '.join(_MODELS)}): "
-            "undistort the images with `colmap image_undistorter` and load its output"
-        )
+        known = ", ".join(_MODELS)
+        raise UserError(f"{where}: the camera model {name} is not supported (known: {known}): {instead}")
     model, names = _MODELS[name]
     p = dict(zip(names.split(), map(float, camera.params), strict=True))
     if any(p.get(d, 0.0) for d in ("d4", "d5", "d6")):
-        raise UserError(
-            f"{where}: the camera model FULL_OPENCV with k4, k5, k6 other than zero is not supported: "
-            "undistort the images with `colmap image_undistorter` and load its output"
-        )
+        what = "FULL_OPENCV with k4, k5, k6 other than zero"
+        raise UserError(f"{where}: the camera model {what} is not supported: {instead}")
     k = tuple(p.get(n, 0.0) for n in ("k1", "k2", "k3", "k4", "p1", "p2"))
     if model == OPENCV and not any(k):
         model = PERSPECTIVE
@@ -142,19 +140,11 @@ def lens_of(camera: Any, where: str) -> Lens:
 
 def find_images(folder: Path, names: list[str]) -> tuple[dict[str, Path], str]:
     """({name: path}, a note) in images/, else the least reduced images_N/, input/ and other usual places."""
-    for base in [
-        folder / "images",
-        *reduced_folders(folder),
-        folder / "input",
-        folder / "dense" / "images",
-        folder / "rgb",
-        folder,
-    ]:
-        if not base.is_dir():
-            continue
+    others = (folder / place for place in ("input", "dense/images", "rgb", "."))
+    for base in filter(Path.is_dir, [folder / "images", *reduced_folders(folder), *others]):
         found = {name: base / name for name in names}
         if not any(p.is_file() for p in found.values()):  # a reduced copy may have another suffix
-            by_stem = {p.stem: p for p in base.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
+            by_stem = {p.stem: p for p in pictures_in(base)}
             found = {name: by_stem.get(Path(name).stem, base / name) for name in names}
         if any(p.is_file() for p in found.values()):
             return found, f"images from {base.name if base != folder else folder}/"
@@ -168,15 +158,16 @@ def _check_binary(model: Path) -> None:
     """Walk the records and compare with the files' lengths: COLMAP's own reader hangs on a file that was cut off."""
     import pycolmap
 
-    n_params = {}
-    for name, model_id in pycolmap.CameraModelId.__members__.items():
-        if name != "INVALID":
-            n_params[int(model_id.value)] = len(pycolmap.Camera.create_from_model_name(1, name, 1.0, 1, 1).params)
+    n_params = {
+        int(model_id.value): len(pycolmap.Camera.create_from_model_name(1, name, 1.0, 1, 1).params)
+        for name, model_id in pycolmap.CameraModelId.__members__.items()
+        if name != "INVALID"
+    }
+    if not (model / "points3D.bin").is_file():
+        raise UserError(f"{model}: points3D.bin is missing: copy the whole COLMAP model")
     for name in ("cameras", "images", "points3D", "frames"):
         file = model / f"{name}.bin"
         if not file.is_file():
-            if name == "points3D":
-                raise UserError(f"{model}: points3D.bin is missing: copy the whole COLMAP model")
             continue
         data = file.read_bytes()
         try:
@@ -213,11 +204,8 @@ def _walk(name: str, data: bytes, n_params: dict[int, int]) -> int:
 
 def _check_text(path: Path, model: Any) -> None:
     """Compare with the counts that COLMAP writes into the comments of its text files."""
-    for name, got in (
-        ("cameras", model.num_cameras()),
-        ("images", len(model.images)),
-        ("points3D", model.num_points3D()),
-    ):
+    counts = {"cameras": model.num_cameras(), "images": len(model.images), "points3D": model.num_points3D()}
+    for name, got in counts.items():
         file = path / f"{name}.txt"
         for line in file.read_text().splitlines()[:6] if file.is_file() else []:
             words = line.replace(",", " ").replace(":", " ").split()

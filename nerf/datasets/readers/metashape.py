@@ -11,6 +11,8 @@ u = w/2 + cx + x' (f + b1) + y' b2, v = h/2 + cy + y' f. Source: Metashape Profe
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +21,7 @@ import numpy as np
 from nerf.datasets.named import find_named, listed
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
+from nerf.datasets.readers.transforms import numbers
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 
@@ -28,16 +31,12 @@ _EARTH = 6e6  # metres; a world so far from its origin is geocentric
 
 def find_file(folder: Path) -> Path | None:
     """The first XML file in the folder that holds a chunk of cameras."""
-    return next((f for f in sorted(folder.glob("*.xml")) if _looks_right(f)), None)
-
-
-def _looks_right(file: Path) -> bool:
-    try:
-        with open(file, "rb") as f:
+    for file in sorted(folder.glob("*.xml")):
+        with suppress(OSError), open(file, "rb") as f:
             head = f.read(4096)
-    except OSError:
-        return False
-    return b"<document" in head and b"<chunk" in head
+            if b"<document" in head and b"<chunk" in head:
+                return file
+    return None
 
 
 @reader("metashape", tells=find_file, help="an .xml of Metashape's cameras", file=".xml")
@@ -58,19 +57,24 @@ def read_metashape(file: Path) -> ParsedScene:
     lenses = {s.get("id"): s for s in chunk.iter("sensor")}
     all_cameras = list(entries.iter("camera"))
     disabled = [c for c in all_cameras if c.get("enabled", "1").lower() in ("0", "false")]
-    on = [c for c in all_cameras if c not in disabled]
-    lost = [c for c in on if c.find("transform") is None]
+    lost = [c for c in all_cameras if c not in disabled and c.find("transform") is None]
     notes: list[str] = []
     for what, some in (("disabled", disabled), ("not aligned", lost)):
         if some:
             names = listed([str(c.get("label")) for c in some])
             notes.append(f"left out {len(some)} of {len(all_cameras)} cameras that are {what}: {names}")
-    aligned = _largest_component([c for c in on if c not in lost], notes)
+    aligned = _largest_component([c for c in all_cameras if c not in disabled and c not in lost], notes)
     if not aligned:
         raise UserError(f"{file}: none of its {len(all_cameras)} cameras is aligned: align the photos and export again")
 
     world = _world_from_chunk(chunk, aligned[0].get("component_id"), file)
-    notes.append(_about_frame(world))
+    if world is None:
+        notes.append("world: the chunk's own frame, of arbitrary scale and direction (it has no transform)")
+        world = np.eye(4)
+    elif np.linalg.norm(world[:3, 3]) > _EARTH:
+        notes.append("world: Metashape's geocentric frame, metres from the middle of the earth")
+    else:
+        notes.append("world: Metashape's local frame")
     labels = [str(c.get("label", "")) for c in aligned]
     images = find_named(file.parent, labels, str(file))
     fitted: dict[str, Lens] = {}
@@ -84,16 +88,15 @@ def read_metashape(file: Path) -> ParsedScene:
             fitted[sensor] = _lens(lenses[sensor], f"{file.name}, sensor {sensor}", notes)
         pose = _numbers(camera.find("transform"), 16, where).reshape(4, 4)
         name = images[label].name if images[label].is_file() else label
-        c2w = (world if world is not None else np.eye(4)) @ pose @ OPENGL_FROM_OPENCV
-        frames.append(Frame(name, images[label], c2w, fitted[sensor], where))
+        frames.append(Frame(name, images[label], world @ pose @ OPENGL_FROM_OPENCV, fitted[sensor], where))
     return ParsedScene("metashape", file.parent, frames, notes)
 
 
 def _largest_component(cameras: list[ElementTree.Element], notes: list[str]) -> list[ElementTree.Element]:
     """Cameras of one component: those of another are placed by themselves, not against these."""
-    groups: dict[str | None, list[ElementTree.Element]] = {}
+    groups: defaultdict[str | None, list[ElementTree.Element]] = defaultdict(list)
     for camera in cameras:
-        groups.setdefault(camera.get("component_id"), []).append(camera)
+        groups[camera.get("component_id")].append(camera)
     if len(groups) > 1:
         sizes = ", ".join(str(len(g)) for g in groups.values())
         notes.append(f"of {len(groups)} components ({sizes} cameras) the largest was taken")
@@ -103,40 +106,27 @@ def _largest_component(cameras: list[ElementTree.Element], notes: list[str]) -> 
 def _world_from_chunk(chunk: ElementTree.Element, component_id: str | None, file: Path) -> np.ndarray | None:
     """[4,4] similarity, or None where neither the component nor the chunk states one."""
     component = next((c for c in chunk.iter("component") if c.get("id") == component_id), None)
-    for owner in (component, chunk):
-        transform = None if owner is None else owner.find("transform")
-        if transform is None:
-            continue
-        where = f"{file.name}, transform of the {transform.tag if owner is None else owner.tag}"
-        matrix = np.eye(4)
-        if transform.find("rotation") is None and transform.find("translation") is None:
-            if transform.text and len(transform.text.split()) == 16:
-                matrix = _numbers(transform, 16, where).reshape(4, 4)
-        else:
-            scale = transform.find("scale")
-            s = 1.0 if scale is None else float(_numbers(scale, 1, where)[0])
-            if not s > 0:
-                raise UserError(f"{where}: its scale is {s:g}, expected a number above zero")
-            matrix[:3, :3] = s * _numbers(transform.find("rotation"), 9, where).reshape(3, 3)
-            matrix[:3, 3] = _numbers(transform.find("translation"), 3, where)
-        return matrix
-    return None
-
-
-def _about_frame(world: np.ndarray | None) -> str:
-    if world is None:
-        return "world: the chunk's own frame, of arbitrary scale and direction (it has no transform)"
-    if np.linalg.norm(world[:3, 3]) > _EARTH:
-        return "world: Metashape's geocentric frame, metres from the middle of the earth"
-    return "world: Metashape's local frame"
+    owner = chunk if component is None or component.find("transform") is None else component
+    transform, where = owner.find("transform"), f"{file.name}, transform of the {owner.tag}"
+    if transform is None:
+        return None
+    matrix = np.eye(4)
+    if transform.find("rotation") is None and transform.find("translation") is None:
+        if transform.text and len(transform.text.split()) == 16:
+            matrix = _numbers(transform, 16, where).reshape(4, 4)
+    else:
+        scale = transform.find("scale")
+        s = 1.0 if scale is None else float(_numbers(scale, 1, where)[0])
+        if not s > 0:
+            raise UserError(f"{where}: its scale is {s:g}, expected a number above zero")
+        matrix[:3, :3] = s * _numbers(transform.find("rotation"), 9, where).reshape(3, 3)
+        matrix[:3, 3] = _numbers(transform.find("translation"), 3, where)
+    return matrix
 
 
 def _numbers(element: ElementTree.Element | None, count: int, where: str) -> np.ndarray:
     text = "" if element is None else element.text or ""
-    try:
-        values = np.array(text.split(), dtype=np.float64)
-    except ValueError as e:
-        raise UserError(f"{where}: {text.strip()[:60]!r} holds something that is no number") from e
+    values = numbers(text.split(), f"{where}: {text.strip()[:60]!r} holds something that is no number")
     if values.shape != (count,) or not np.isfinite(values).all():
         raise UserError(f"{where}: expected {count} finite numbers, got {len(values)} ({text.strip()[:60]!r})")
     return values

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nerf.datasets.named import first_with_pictures
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
 from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
-from nerf.io.images import IMAGE_SUFFIXES
 
 FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
 
@@ -23,15 +23,16 @@ def read_neus(file: Path) -> ParsedScene:
     folder = file.parent
     try:
         with np.load(file, allow_pickle=False) as f:
-            data = {
-                k: np.asarray(f[k], dtype=np.float64) for k in f.files if k.startswith(("world_mat_", "scale_mat_"))
-            }
+            names = [k for k in f.files if k.startswith(("world_mat_", "scale_mat_"))]
+            data = {k: np.asarray(f[k], dtype=np.float64) for k in names}
     except Exception as e:
         raise UserError(f"{file}: cannot be read as an NPZ archive ({e}): the file is damaged, write it again") from e
     numbers = sorted(int(k[10:]) for k in data if k.startswith("world_mat_") and k[10:].isdigit())
     if not numbers:
         raise UserError(f"{file}: the key 'world_mat_0' is missing")
-    images, masks = _files(folder, ("image", "images", "rgb")), _files(folder, ("mask", "masks"))
+    places = ("image", "images", "rgb"), ("mask", "masks")
+    found = [first_with_pictures(folder / name for name in names) for names in places]
+    images, masks = ([] if f is None else f[1] for f in found)
     frames = []
     for rank, number in enumerate(numbers):
         where = f"{file.name}, world_mat_{number}"
@@ -68,14 +69,6 @@ def decompose(projection: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarra
     c2w = np.eye(4)
     c2w[:3, :3], c2w[:3, 3] = rotation.T, -rotation.T @ translation
     return k / k[2, 2], c2w @ OPENGL_FROM_OPENCV
-
-
-def _files(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    for name in names:
-        found = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if found:
-            return found
-    return []
 
 
 def _pick(files: list[Path], rank: int, number: int, count: int) -> Path | None:

@@ -16,7 +16,7 @@ import torch
 from nerf.datasets.named import find_named
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.datasets.readers.transforms import finite, is_list, parse_json
+from nerf.datasets.readers.transforms import finite, is_list, numbers, parse_json
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 from nerf.geometry.rotations import rotations_of
@@ -84,10 +84,7 @@ def read_opensfm(file: Path) -> ParsedScene:
 
 
 def _three(shot: dict[str, Any], key: str, where: str) -> np.ndarray:
-    try:
-        value = np.array(shot[key], dtype=np.float64)
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{where}: {key} is missing or no list of numbers") from e
+    value = numbers(shot.get(key, "missing"), f"{where}: {key} is missing or no list of numbers")
     if value.shape != (3,) or not np.isfinite(value).all():
         raise UserError(f"{where}: {key} is {shot[key]}, expected three finite numbers")
     return value

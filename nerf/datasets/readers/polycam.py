@@ -12,28 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from nerf.datasets.depths import MILLIMETRES, DepthMap
+from nerf.datasets.named import pictures_in
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import finite, read_json
-from nerf.io.images import IMAGE_SUFFIXES
-
-_KINDS = ("corrected_", "")
 
 
 def find_cameras(folder: Path) -> Path | None:
     """The folder of camera files, those that Polycam corrected first; also where folder is keyframes/ itself."""
     for base in (folder / "keyframes", folder):
-        for kind in _KINDS:
+        for kind in ("corrected_", ""):
             place = base / f"{kind}cameras"
-            if place.is_dir() and (base / f"{kind}images").is_dir() and _looks_right(place):
+            some = sorted(place.glob("*.json"))[:3] if (base / f"{kind}images").is_dir() else []
+            if any(b'"t_00"' in file.read_bytes() for file in some):  # other programs have folders of these names, too
                 return place
     return None
-
-
-def _looks_right(place: Path) -> bool:
-    """Whether some camera file there holds an entry of a pose: other programs have folders of these names, too."""
-    some = sorted(place.glob("*.json"))[:3]
-    return any(b'"t_00"' in file.read_bytes() for file in some)
 
 
 @reader(
@@ -46,14 +39,13 @@ def read_polycam(folder: Path) -> ParsedScene:
     place = find_cameras(folder)
     assert place is not None
     images = place.with_name(place.name.replace("cameras", "images"))
-    pictures = {p.stem: p for p in sorted(images.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+    pictures = {p.stem: p for p in pictures_in(images)}
     frames = []
     for file in sorted(place.glob("*.json")):
         data = read_json(file)
         where = f"{place.name}/{file.name}"
-        c2w = np.eye(4)
-        for row in range(3):
-            c2w[row] = [finite(data.get(f"t_{row}{col}"), f"t_{row}{col}", where) for col in range(4)]
+        names = [f"t_{row}{col}" for row in range(3) for col in range(4)]
+        c2w = np.reshape([finite(data.get(name), name, where) for name in names], (3, 4))
         fx, fy, cx, cy, w, h = (finite(data.get(k), k, where) for k in ("fx", "fy", "cx", "cy", "width", "height"))
         path = pictures.get(file.stem, images / f"{file.stem}.jpg")
         frame = Frame(path.name, path, c2w, Lens(fx=fx, fy=fy, cx=cx, cy=cy, width=int(w), height=int(h)), where)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,9 @@ _FRAME_WIDTH = 36.0  # millimetres
 def find_file(folder: Path) -> Path | None:
     """The first CSV file in the folder whose header has the columns of camera parameters."""
     for file in sorted(folder.glob("*.csv")):
-        try:
-            with open(file, encoding="utf-8-sig", errors="replace") as f:
-                lines = [f.readline() for _ in range(3)]
-        except OSError:
-            continue
-        if any(_columns(line) for line in lines):
-            return file
+        with suppress(OSError), open(file, encoding="utf-8-sig", errors="replace") as f:
+            if any(_columns(f.readline()) for _ in range(3)):
+                return file
     return None
 
 
@@ -58,37 +55,35 @@ def read_realitycapture(file: Path) -> ParsedScene:
     except UnicodeDecodeError as e:
         raise UserError(f"{file}: is no text in UTF-8: export it again") from e
     lines = text.splitlines()
-    at = next((i for i, line in enumerate(lines[:3]) if _columns(line)), None)
-    columns = None if at is None else _columns(lines[at])
-    missing = [c for c in _NEEDED if c not in (columns or ())]
-    if at is None or columns is None or missing:
+    at, columns = next(((i, c) for i, line in enumerate(lines[:3]) if (c := _columns(line))), (0, []))
+    missing = [c for c in _NEEDED if c not in columns]
+    if missing:
         raise UserError(
-            f"{file}: the column {', '.join(missing or _NEEDED)} is missing: in RealityCapture choose Export > "
+            f"{file}: the column {', '.join(missing)} is missing: in RealityCapture choose Export > "
             'Registration, "Internal/External camera parameters" (CSV)'
         )
-    rows = []
-    for number, cells in enumerate(csv.reader(io.StringIO("\n".join(lines[at + 1 :]))), start=at + 2):
-        if cells and any(c.strip() for c in cells) and not cells[0].startswith("#"):
-            rows.append((number, cells))
-    if not rows:
+    tables = [
+        _table(columns, cells, file, number)
+        for number, cells in enumerate(csv.reader(io.StringIO("\n".join(lines[at + 1 :]))), start=at + 2)
+        if any(c.strip() for c in cells) and not cells[0].startswith("#")
+    ]
+    if not tables:
         raise UserError(f"{file}: holds no camera: register the photos and export again")
-    tables = [(f"{file.name}, line {number}", _table(columns, cells, file, number)) for number, cells in rows]
-    images = find_named(file.parent, [str(t["name"]) for _, t in tables], str(file))
+    images = find_named(file.parent, [name for _, name, _ in tables], str(file))
     frames = []
-    for where, t in tables:
-        path = images[str(t["name"])]
-        lens = _lens(t, path, where) if path.is_file() else Lens()
-        frames.append(Frame(str(t["name"]), path, _pose(t), lens, f"{where} ({t['name']})"))
+    for where, name, row in tables:
+        lens = _lens(row, images[name], where) if images[name].is_file() else Lens()
+        frames.append(Frame(name, images[name], _pose(row), lens, f"{where} ({name})"))
     notes = [f"RealityCapture cameras from {file.name}: world z up"]
     return ParsedScene("realitycapture", file.parent, frames, notes)
 
 
-def _table(columns: list[str], cells: list[str], file: Path, line: int) -> dict[str, str | float]:
-    """The cells of one row by column; numbers of the columns we read as floats."""
+def _table(columns: list[str], cells: list[str], file: Path, line: int) -> tuple[str, str, dict[str, float]]:
+    """(where, the photo's name, numbers by column) of one row."""
     if len(cells) < len(columns):
         raise UserError(f"{file}: line {line} has {len(cells)} cells, its header {len(columns)}: the file is cut off")
-    row: dict[str, str | float] = {"name": cells[columns.index("name")].strip()}
-    if not row["name"]:
+    row: dict[str, float] = {}
+    if not (photo := cells[columns.index("name")].strip()):
         raise UserError(f"{file}: line {line} has no name")
     for name in (*_NEEDED[1:], *(c for c in _LENS if c in columns)):
         cell = cells[columns.index(name)].strip()
@@ -96,30 +91,27 @@ def _table(columns: list[str], cells: list[str], file: Path, line: int) -> dict[
             row[name] = float(cell)
         except ValueError as e:
             raise UserError(f"{file}: line {line}: {name} is {cell!r}, expected a number") from e
-        if not math.isfinite(float(row[name])):
+        if not math.isfinite(row[name]):
             raise UserError(f"{file}: line {line}: {name} is {cell}, expected a finite number")
-    return row
+    return f"{file.name}, line {line}", photo, row
 
 
-def _pose(row: dict[str, str | float]) -> np.ndarray:
-    heading, pitch, roll = (math.radians(float(row[k])) for k in ("heading", "pitch", "roll"))
+def _pose(row: dict[str, float]) -> np.ndarray:
+    heading, pitch, roll = (math.radians(row[k]) for k in ("heading", "pitch", "roll"))
     ch, sh, cp, sp, cr, sr = (f(a) for a in (-heading, pitch, roll) for f in (math.cos, math.sin))
     rz = np.array([[ch, -sh, 0], [sh, ch, 0], [0, 0, 1]])
     rx = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
     ry = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
-    c2w = np.eye(4)
-    c2w[:3, :3] = rz @ rx @ ry
-    c2w[:3, 3] = [float(row[k]) for k in ("x", "y", "alt")]
-    return c2w
+    return np.column_stack([rz @ rx @ ry, [row[k] for k in ("x", "y", "alt")]])
 
 
-def _lens(row: dict[str, str | float], path: Path, where: str) -> Lens:
+def _lens(row: dict[str, float], path: Path, where: str) -> Lens:
     picture = read_header(path)
     size = max(picture.width, picture.height)
-    focal = float(row["f"]) * size / _FRAME_WIDTH
+    focal = row["f"] * size / _FRAME_WIDTH
     if not focal > 0:
         raise UserError(f"{where}: f is {row['f']}, expected millimetres above zero")
-    u, v, k1, k2, k3, k4, t1, t2 = (float(row.get(name, 0.0)) for name in _LENS)
+    u, v, k1, k2, k3, k4, t1, t2 = (row.get(name, 0.0) for name in _LENS)
     k = (k1, k2, k3, k4, t1, t2)
     cx, cy = u * size + 0.5 * picture.width, v * size + 0.5 * picture.height
     return Lens(OPENCV if any(k) else PERSPECTIVE, focal, focal, cx, cy, picture.width, picture.height, k)

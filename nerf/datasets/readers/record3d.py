@@ -8,7 +8,7 @@ optical axis.
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,22 @@ import numpy as np
 import torch
 
 from nerf.datasets.depths import DepthMap
+from nerf.datasets.named import pictures_in
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.datasets.readers.transforms import read_json
+from nerf.datasets.readers.transforms import numbers, read_json
 from nerf.errors import UserError
 from nerf.geometry.rotations import quaternion_to_matrix
-from nerf.io.images import IMAGE_SUFFIXES
 
 _FILES = ("metadata", "metadata.json", "EXR_RGBD/metadata", "EXR_RGBD/metadata.json")
 
 
 def find_file(folder: Path) -> Path | None:
     """The capture's metadata, recognised by its poses; or an .r3d archive, which the reader says to unzip."""
-    for place in _FILES:
-        file = folder / place
-        if file.is_file():
-            try:
-                data = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            if isinstance(data, dict) and "poses" in data and ("K" in data or "perFrameIntrinsicCoeffs" in data):
+    for file in filter(Path.is_file, (folder / place for place in _FILES)):
+        with suppress(UserError):
+            data = read_json(file)
+            if "poses" in data and ("K" in data or "perFrameIntrinsicCoeffs" in data):
                 return file
     return next(iter(sorted(folder.glob("*.r3d"))), None)
 
@@ -48,8 +44,12 @@ def read_record3d(file: Path) -> ParsedScene:
     data, home = read_json(file), file.parent
     poses = _table(data.get("poses"), 7, f"{file}: poses")
     lenses = _lenses(data, len(poses), file)
-    images, base = _pictures(home)
-    if base is None:
+    images: dict[int, Path] = {}
+    for base in (home / "rgbd", home / "rgb", home / "images"):
+        images = {int(p.stem): p for p in pictures_in(base) if p.stem.isdigit() and p.suffix.lower() != ".exr"}
+        if images:
+            break
+    else:
         raise UserError(f"{home}: no pictures 0.jpg, 1.jpg ... in rgbd/ or rgb/")
     frames = []
     for i, pose in enumerate(poses):
@@ -65,21 +65,8 @@ def read_record3d(file: Path) -> ParsedScene:
     return ParsedScene("record3d", home, frames, notes)
 
 
-def _pictures(home: Path) -> tuple[dict[int, Path], Path | None]:
-    """({frame number: picture}, their folder)."""
-    for base in (home / "rgbd", home / "rgb", home / "images"):
-        found = [p for p in base.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.suffix.lower() != ".exr"]
-        numbered = {int(p.stem): p for p in found if p.stem.isdigit()}
-        if numbered:
-            return numbered, base
-    return {}, None
-
-
 def _table(value: Any, n_columns: int, where: str) -> np.ndarray:
-    try:
-        table = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as e:
-        raise UserError(f"{where}: expected a list of {n_columns} numbers for each frame") from e
+    table = numbers(value, f"{where}: expected a list of {n_columns} numbers for each frame")
     if table.ndim != 2 or table.shape[1] != n_columns or len(table) == 0:
         raise UserError(f"{where}: expected {n_columns} numbers for each frame, got an array of shape {table.shape}")
     if not np.isfinite(table).all():
@@ -92,10 +79,8 @@ def _pose(values: np.ndarray, where: str) -> np.ndarray:
     length = float(np.linalg.norm(values[:4]))
     if not 0.9 < length < 1.1:
         raise UserError(f"{where}: its quaternion has length {length:.3g}, expected 1: repair or remove this frame")
-    c2w = np.eye(4)
-    c2w[:3, :3] = quaternion_to_matrix(torch.from_numpy(values[[3, 0, 1, 2]] / length)[None])[0]
-    c2w[:3, 3] = values[4:]
-    return c2w
+    rotation = quaternion_to_matrix(torch.from_numpy(values[[3, 0, 1, 2]] / length)[None])[0]
+    return np.column_stack([rotation, values[4:]])
 
 
 def _lenses(data: dict[str, Any], n: int, file: Path) -> list[Lens]:

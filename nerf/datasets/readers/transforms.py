@@ -25,12 +25,9 @@ _CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL
 @reader("blender", tells="transforms_train.json", help="transforms_train.json (Blender)")
 def read_blender(file: Path) -> ParsedScene:
     """transforms_train.json with, where they are there, transforms_val.json and transforms_test.json."""
-    frames: list[Frame] = []
     folder = file.parent
-    for split in _SPLITS:
-        file = folder / f"transforms_{split}.json"
-        if file.is_file():
-            frames += _frames(file, read_json(file), split)
+    files = ((split, folder / f"transforms_{split}.json") for split in _SPLITS)
+    frames = [frame for split, f in files if f.is_file() for frame in _frames(f, read_json(f), split)]
     if not any(f.split == "train" for f in frames):
         raise UserError(f"{folder}: transforms_train.json names no frame, so there is nothing to train on")
     return ParsedScene("blender", folder, frames, [], objects=True)
@@ -60,19 +57,15 @@ def read_transforms(file: Path) -> ParsedScene:
             f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): "
             "they are used as they stand, and meshes and cameras are written in that same frame"
         )
-    colmap.beside(file.parent, frames, _applied(data), parsed.notes)
+    try:  # from the frame of the COLMAP model to that of the poses, where nerfstudio moved them
+        moved = np.array(data.get("applied_transform", np.eye(4)[:3]), dtype=np.float64)[:3]
+        applied = moved * float(data.get("applied_scale", 1.0)) if moved.shape == (3, 4) else None
+    except (TypeError, ValueError):
+        applied = None
+    colmap.beside(file.parent, frames, applied, parsed.notes)
     if isinstance(data.get("ply_file_path"), str):
         _apply_points(parsed, file.parent / data["ply_file_path"])
     return parsed
-
-
-def _applied(data: dict[str, Any]) -> np.ndarray | None:
-    """[3,4] from the frame of the COLMAP model to that of the poses, where nerfstudio moved them."""
-    try:
-        moved = np.array(data.get("applied_transform", np.eye(4)[:3]), dtype=np.float64)[:3]
-        return moved * float(data.get("applied_scale", 1.0)) if moved.shape == (3, 4) else None
-    except (TypeError, ValueError):
-        return None
 
 
 def _apply_lists(parsed: ParsedScene, data: dict[str, Any], file: Path) -> None:
@@ -80,18 +73,15 @@ def _apply_lists(parsed: ParsedScene, data: dict[str, Any], file: Path) -> None:
     lists = {split: data[f"{split}_filenames"] for split in _SPLITS if f"{split}_filenames" in data}
     if not lists:
         return
-    split_of: dict[str, str] = {}
     for split, names in lists.items():
         if not isinstance(names, list):
             raise UserError(f"{file}: {split}_filenames must be a list of file paths")
-        split_of.update({_tidy(str(name)): split for name in names})
-    unknown = sorted(split_of.keys() - {f.name for f in parsed.frames})
-    if unknown:
+    split_of = {str(name).removeprefix("./"): split for split, names in lists.items() for name in names}
+    if unknown := sorted(split_of.keys() - {f.name for f in parsed.frames}):
         raise UserError(f"{file}: its lists name {unknown[0]!r} ({len(unknown)} such), which is no frame's file_path")
     for frame in parsed.frames:
         frame.split = split_of.get(frame.name)
-    unlisted = [f.name for f in parsed.frames if f.split is None]
-    if unlisted:
+    if unlisted := [f.name for f in parsed.frames if f.split is None]:
         parsed.notes.append(
             f"left out {len(unlisted)} frames that are in none of the file's lists, the first {unlisted[0]}"
         )
@@ -156,6 +146,14 @@ def finite(value: Any, name: str, where: str) -> float:
     return float(value)
 
 
+def numbers(value: Any, otherwise: str) -> np.ndarray:
+    """Nested lists as a float64 array; UserError(otherwise) where they are none of numbers."""
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as e:
+        raise UserError(otherwise) from e
+
+
 def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
     if "frames" not in data:
         raise UserError(f"{file}: the key 'frames' is missing")
@@ -163,32 +161,23 @@ def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
         raise UserError(f"{file}: 'frames' must be a list of objects")
     frames = []
     for number, entry in enumerate(data["frames"]):
-        where = f"{file.name}, frame {number}"
         for key in ("file_path", "transform_matrix"):
             if key not in entry:
                 raise UserError(f"{file}: frame {number} lacks the key '{key}'")
         name = str(entry["file_path"])
-        where += f" ({name})"
+        where = f"{file.name}, frame {number} ({name})"
         path = _image_path(file, name, where)
-        frames.append(
-            Frame(
-                _tidy(name),
-                path,
-                _matrix(entry["transform_matrix"], where),
-                _lens(data, entry, file, where),
-                where,
-                split,
-            )
-        )
+        c2w = numbers(entry["transform_matrix"], f"{where}: transform_matrix is no matrix of numbers")
+        frame = Frame(name.removeprefix("./"), path, c2w, _lens(data, entry, file, where), where, split)
         if entry.get("mask_path"):
-            frames[-1].mask = _image_path(file, str(entry["mask_path"]), where)
-        frames[-1].depth = _depth(data, entry, file, where)
+            frame.mask = _image_path(file, str(entry["mask_path"]), where)
+        frame.depth = _depth(data, entry, file, where)
+        frames.append(frame)
     return frames
 
 
 def _depth(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -> DepthMap | None:
-    """nerfstudio's depth_file_path, instant-ngp's depth_path; integers are millimetres unless the file says its own
-    unit."""
+    """nerfstudio's depth_file_path, instant-ngp's depth_path; integers are millimetres unless a unit is stated."""
     name = entry.get("depth_file_path") or entry.get("depth_path")
     if not name:
         return None
@@ -198,26 +187,14 @@ def _depth(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) 
     return DepthMap(file.parent / str(name).replace("\\", "/"), None if scale is None else float(scale))
 
 
-def _tidy(name: str) -> str:
-    return name[2:] if name.startswith("./") else name
-
-
-def _matrix(value: Any, where: str) -> np.ndarray:
-    try:
-        return np.array(value, dtype=np.float64)
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{where}: transform_matrix is no matrix of numbers") from e
-
-
 def _image_path(file: Path, name: str, where: str) -> Path:
     """The image a file_path means: as written, or with a suffix added; must look like an image before it is opened."""
     path = file.parent / name.replace("\\", "/")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return path
-    for suffix in IMAGE_SUFFIXES:
-        candidate = path.with_name(path.name + suffix)
-        if candidate.is_file():
-            return candidate
+    candidates = [path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES]
+    if (found := next(filter(Path.is_file, candidates), None)) is not None:
+        return found
     if not path.resolve().is_relative_to(file.parent.resolve()):
         raise UserError(f"{where}: the path {name!r} leads out of {file.parent} and names no image")
     if path.is_file():

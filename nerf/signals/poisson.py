@@ -61,11 +61,8 @@ class PoissonProblem:
             return self._along_lines(field, batch, random)
         indices = self.image.draw(batch, random)
         u, wanted = self.image.coordinates(indices).to(field.device), self.targets[indices].to(field.device)
-        if self.learn == "laplacian":
-            found = derivatives.laplacian(field, u, train=True)[1]
-        else:
-            found = _with_gradient(field, u)[1]
-        error = (found - wanted).square().mean() / self.size
+        derived = derivatives.laplacian(field, u, train=True) if self.learn == "laplacian" else _with_gradient(field, u)
+        error = (derived[1] - wanted).square().mean() / self.size
         return error, error.detach()
 
     def _along_lines(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:

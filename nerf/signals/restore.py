@@ -14,7 +14,7 @@ from nerf.errors import UserError
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField, choose
 from nerf.signals.image import read_image
-from nerf.signals.record import Signal, keep_fraction
+from nerf.signals.record import Signal, unit_grid
 
 
 def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int = 0) -> None:
@@ -22,7 +22,10 @@ def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int 
     if mask is not None and keep is not None:
         raise UserError("--mask and --keep both say which pixels are known: give one of them")
     if keep is not None:
-        signal.known = keep_fraction(len(signal.values), keep, seed)
+        if not 0.0 < keep <= 1.0:
+            raise UserError(f"--keep {keep:g}: expected a share of the values above 0 and up to 1")
+        order = torch.randperm(len(signal.values), generator=torch.Generator().manual_seed(seed))
+        signal.known = order[: max(1, round(keep * len(order)))].sort().values
     if mask is None:
         return
     black = read_image(mask)
@@ -39,13 +42,13 @@ def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int 
 def choose_for_few(kind: str, shape: tuple[int, ...], share: float) -> FieldChoice:
     """The field for an image of which only a share of the pixels is known: no finer than they are, so that what lies
     between them is filled in and not left at its start."""
-    base = choose(kind, shape)
     known = max(16.0, max(shape) * share**0.5)  # along the longest side
-    if kind == "hash":
-        return replace(base, finest_resolution=round(known), n_levels=8, log2_hashmap_size=18, n_features_per_level=4)
-    if kind == "siren":
-        return replace(base, first_omega_0=max(10.0, min(30.0, known / 6)))
-    return replace(base, sigma=known / 32) if kind == "fourier" else base
+    sizes: dict[str, dict[str, Any]] = {
+        "hash": {"finest_resolution": round(known), "n_levels": 8, "log2_hashmap_size": 18, "n_features_per_level": 4},
+        "siren": {"first_omega_0": max(10.0, min(30.0, known / 6))},
+        "fourier": {"sigma": known / 32},
+    }
+    return replace(choose(kind, shape), **sizes.get(kind, {}))
 
 
 def noise_mse(noise: float | None) -> float | None:
@@ -71,27 +74,26 @@ class SuperResolution:
         self.n_dims, self.n_channels = image.n_dims, image.n_channels
         h, w = image.shape
         offsets = (torch.arange(factor).float() + 0.5) / factor - 0.5
-        y, x = torch.meshgrid(offsets / h, offsets / w, indexing="ij")
-        self.fine = torch.stack([x, y], dim=-1).reshape(1, -1, 2)
+        self.fine = unit_grid(offsets / h, offsets / w)
 
     def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         indices = self.image.draw(max(1, batch // self.factor**2), random)
-        means = self._means(field(self._fine(indices).to(field.device)))
+        means = self._means(field, indices)
         mse = (means - self.image.targets(indices).to(field.device)).square().mean()
         return mse, mse.detach()
 
-    def _fine(self, indices: Tensor) -> Tensor:
-        return (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
-
-    def _means(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, self.factor**2, self.n_channels).mean(dim=1)
+    def _means(self, field: SignalField, indices: Tensor) -> Tensor:
+        """What a field says [m, c] of the given pixels [m]: the mean over the fine ones in each."""
+        fine = (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
+        return field(fine.to(field.device)).reshape(len(indices), -1, self.n_channels).mean(dim=1)
 
     def measure(self, field: SignalField) -> dict[str, Any]:
         """How close the averages of the fine image come to the given one."""
         total, n = 0.0, len(self.image.values)
         for indices in torch.arange(n).split(max(1, (1 << 18) // self.factor**2)):
-            means = self._means(field.evaluate(self._fine(indices)))
-            total += float((means.double() - self.image.targets(indices).double()).square().sum())
+            with torch.no_grad():
+                means = self._means(field, indices).cpu().double()
+            total += float((means - self.image.targets(indices).double()).square().sum())
         mse = total / self.image.values.size
         return {"mse_of_averages": mse, "psnr_of_averages": psnr_of(mse)}
 

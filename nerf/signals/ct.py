@@ -6,8 +6,7 @@ rotation. The slice has as many pixels a side as there are detectors, and is 0 o
 see.
 
 Forward operator: the field at the pixels' centres, linear between them, summed along each ray in steps of half a pixel
-(a sparse matrix, built once). It is not what made the data of a scanner, nor of our benchmark (exact integrals of
-ellipses over the detectors' widths), so that no fit is flattered by its own operator.
+(a sparse matrix, built once); neither a scanner's data nor our benchmark's (exact integrals) are made by it.
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ class Sinogram:
         self.truth = torch.from_numpy(self.sinogram).double().reshape(-1).float() / self.unit
 
     def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """All rays at once; `batch` and `random` have no use. Shown: the mean squared error of the projections, over
-        their own mean square."""
+        """All rays at once, whatever `batch`; shown is the mean squared error over the projections' own mean square."""
         values = field(self.u.to(field.device))[:, 0].cpu()
         error = _Project.apply(values, self.rays, self.back) - self.truth
         size = self.truth.square().mean().clamp_min(1e-12)
@@ -152,8 +150,7 @@ def _matrix(n: int, angles: Tensor, centre: float, where: Tensor) -> Tensor:
 
 
 def read_sinogram(path: Path, transpose: bool = False) -> NDArray[np.float32]:
-    """[detectors, angles] of a .npy, or of a PNG, TIFF or EXR, grey; as scikit-image writes them, one column a
-    projection."""
+    """[detectors, angles] of a .npy, or of a grey PNG, TIFF or EXR: one column a projection, as scikit-image has it."""
     if path.suffix.lower() == ".npy":
         values = read_array(path, "a NumPy array")
     else:
@@ -178,7 +175,7 @@ def read_angles(path: Path | None, count: int) -> NDArray[np.float64]:
     if path is None:
         return np.arange(count, dtype=np.float64) * (180.0 / count)
     angles = read_array(path, "angles", ": expected one number a line, in degrees", text=True)
-    degrees: NDArray[np.float64] = np.asarray(angles, np.float64).reshape(-1)
+    degrees = np.asarray(angles, np.float64).reshape(-1)
     check_finite(path, degrees, "angles")
     return degrees
 

@@ -1,9 +1,8 @@
 """Many signals by one network: a short latent for each of them shifts the phases of shared sine layers.
 
-h_1 = sin(omega_0 (W_1 x + b_1 + M_1 z)) and so on: a SIREN whose biases move with the latent z. The shared part is
-learned so that a few steps of gradient descent from z = 0, with learned step lengths, find the latent of any signal of
-the kind. Sources: Dupont et al. 2022, "From data to functa", section 3 and "COIN++", section 3; step lengths as in Li
-et al. 2017, "Meta-SGD".
+h_1 = sin(omega_0 (W_1 x + b_1 + M_1 z)) and so on, learned so that a few steps of gradient descent from z = 0, of
+learned length, find the latent of any signal of the kind. Sources: Dupont et al. 2022, "From data to functa" and "COIN++",
+sections 3; Li et al. 2017, "Meta-SGD".
 """
 
 from __future__ import annotations
@@ -148,8 +147,7 @@ def pictures_of(field: ModulatedField, z: Tensor, h: int, w: int, chunk: int = 1
 
 @dataclass(frozen=True)
 class LatentPrior:
-    """A Gaussian over latents: what new signals of the kind are drawn from. Of n latents it keeps the directions that
-    they span; `temperature` 1 draws as widely as they lie."""
+    """A Gaussian over the directions that latents span; new ones of `temperature` 1 lie as widely as they do."""
 
     mean: Tensor
     axes: Tensor  # [k, latent] orthonormal

@@ -1,9 +1,8 @@
 """A fitted field as a small file: its weights rounded to a few bits and entropy coded, all that is needed to sample it.
 
-Each tensor is rounded to whole steps between its extremes, 2^bits of them, and the steps are coded with the tensor's
-own histogram (asymmetric numeral systems, Duda 2013), so that rare values cost more than common ones. As COIN (Dupont
-et al. 2021) keeps images; the entropy code is in addition. Biases, and the frequencies of Fourier features, stay at 16
-bits: they are few and count.
+Each tensor is rounded to whole steps between its extremes, 2^bits of them (16 for biases and frequencies, which are few
+and count), as COIN (Dupont et al. 2021) keeps images, and coded with its histogram (asymmetric numeral systems, Duda
+2013).
 """
 
 from __future__ import annotations
@@ -81,8 +80,7 @@ def _frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _encode(symbols: NDArray[np.int64], count: int) -> bytes:
-    """Symbols 0 to count - 1 as bytes. Of more symbols than the coder has probabilities for, the low byte is kept as it
-    is and the high one coded."""
+    """Symbols 0 to count - 1 as bytes; of more symbols than the coder has probabilities for, as they are."""
     if count > 1 << 12:
         return symbols.astype("<u2").tobytes()
     frequencies = _frequencies(np.bincount(symbols, minlength=count))

@@ -40,8 +40,7 @@ def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int 
 
 
 def choose_for_few(kind: str, shape: tuple[int, ...], share: float) -> FieldChoice:
-    """The field for an image of which only a share of the pixels is known: no finer than they are, so that what lies
-    between them is filled in and not left at its start."""
+    """The field for an image of which a share of the pixels is known: no finer than they are, to fill in the others."""
     known = max(16.0, max(shape) * share**0.5)  # along the longest side
     sizes: dict[str, dict[str, Any]] = {
         "hash": {"finest_resolution": round(known), "n_levels": 8, "log2_hashmap_size": 18, "n_features_per_level": 4},
@@ -52,18 +51,14 @@ def choose_for_few(kind: str, shape: tuple[int, ...], share: float) -> FieldChoi
 
 
 def noise_mse(noise: float | None) -> float | None:
-    """The mean squared error at which a fit has learnt all but the noise (Morozov's discrepancy principle): learning
-    goes on with what looks least like an image."""
+    """The mean squared error at which a fit has learnt all but the noise (Morozov's discrepancy principle)."""
     if noise is not None and not 0.0 < noise < 1.0:
         raise UserError(f"--noise {noise:g}: expected a standard deviation as a share of the range, above 0, below 1")
     return None if noise is None else noise * noise
 
 
 class SuperResolution:
-    """An image K times as fine as the one that is given: the mean of each K x K fine pixels is the given one.
-
-    Averaging is the down-sampling operator; the field is asked for all K^2 fine pixels of each one that is drawn.
-    """
+    """An image K times as fine as the one that is given: the mean of each K x K fine pixels is the given one."""
 
     def __init__(self, image: Signal, factor: int) -> None:
         if factor < 2:
@@ -112,18 +107,16 @@ def psnr_against(field: SignalField, truth: Signal, shape: tuple[int, ...], path
 
 
 def measure(field: SignalField, signal: Signal, chunk: int = 1 << 18) -> dict[str, Any]:
-    """Mean squared error over all values (clipped to their range), and PSNR where there is a peak; of in-painting also
-    over the unknown values alone."""
+    """Mean squared error over all values, clipped to their range, and PSNR; of in-painting also of the unknown ones."""
     low, high = (0.0, 1.0) if signal.kind != "audio" else (-1.0, 1.0)
     known = np.zeros(len(signal.values), bool)
     if signal.known is not None:
         known[signal.known.numpy()] = True
-    sums = np.zeros(2)  # over known or not
-    for start in range(0, len(signal.values), chunk):
-        indices = torch.arange(start, min(start + chunk, len(signal.values)))
+    sums = np.zeros(2)  # over unknown and known values
+    for indices in torch.arange(len(signal.values)).split(chunk):
         found = field.evaluate(signal.coordinates(indices)).clamp(low, high)
         error = (found.double() - signal.targets(indices).double()).square().sum(dim=1).numpy()
-        here = known[start : start + chunk]
+        here = known[indices.numpy()]
         sums += (error[~here].sum(), error[here].sum())
     mse = float(sums.sum() / signal.values.size)
     result: dict[str, Any] = {"mse": mse}

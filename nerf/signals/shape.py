@@ -1,8 +1,7 @@
 """Shapes as signals: a field learns the signed distance to a surface, most of it near the surface.
 
-The field does not hold the distance d itself but y = sign(d) log(1 + |d| / soft): of slope 1/soft at the surface, where
-the shape is decided, and with errors relative to the distance far away (as the relative error that Mueller et al. 2022,
-section 5.2, train on). `distances_at` turns it back.
+The field holds y = sign(d) log(1 + |d| / soft) of the distance d, so that errors far away count relative to it (as
+Mueller et al. 2022, section 5.2, have it). `distances_at` turns it back.
 """
 
 from __future__ import annotations

@@ -47,9 +47,8 @@ class Solid:
         return tuple(s / self.side for s in self.sides)
 
     def distances(self, x: Tensor) -> Tensor:
-        """Distances [n] float32 (unit lengths) at x [n,3]; below 0 inside. Exact for meshes to about 1e-6; inside is
-        where the surface goes around more than half (generalised winding number). For clouds: to the plane of the
-        nearest point, as far as the points lie apart, then to the point itself."""
+        """Distances [n] float32 (unit lengths) at x [n,3], below 0 inside (winding number above half): of meshes exact
+        to 1e-6; of clouds to the plane of the nearest point, or further off than points lie apart to that point."""
         near = kernels.nearest_points(x, self.vertices, self.faces)
         if self.areas is None:
             return self._with_sign(x, near.distances)
@@ -101,8 +100,7 @@ class Solid:
 def read_solid(path: Path | str, unsigned: bool | None = None) -> Solid:
     """A mesh file (.ply, .obj, .glb, .stl, .off), or a PLY of points with normals, as a solid.
 
-    unsigned: whether to give up on inside and outside; None finds out: a surface that hardly encloses anything (a
-    sheet) is unsigned, and the user is told. Meshes may have holes and overlap themselves.
+    unsigned: whether to give up on inside and outside; None finds out (a sheet is unsigned), and the user is told.
     """
     path = Path(path)
     cloud = _read_cloud(path) if path.suffix.lower() == ".ply" and path.is_file() else None

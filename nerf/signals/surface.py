@@ -46,10 +46,9 @@ class Placed:
 
 
 def mesh_of_field(field: SignalField, signal: dict[str, Any], grid: int = 256) -> trimesh.Trimesh:
-    """The mesh of a fitted shape in the file's own frame; grid: points along the longest side of its box.
+    """The mesh of a fitted shape in the file's own frame, of an unsigned one a shell two grid steps thick.
 
-    Of an unsigned shape it is a shell, one grid step thick to each side. Points are asked for only in blocks that the
-    surface may pass: elsewhere the field itself says that it is far.
+    grid: points along the longest side of its box; the field is asked only in blocks that the surface may pass.
     """
     import trimesh
 
@@ -95,12 +94,8 @@ def _known(field: SignalField, grid: Grid, level: float) -> NDArray[np.uint8]:
 
 
 def measure_shape(field: SignalField, solid: Solid, seed: int = 0) -> dict[str, Any]:
-    """Intersection over union of the fitted and the true inside, and the mean error of the distance near the surface.
-
-    iou: at the centres of 128^3 cells of the shape's own box (without its margin). iou_near: at 2^18 points at a
-    Gaussian distance of 1 % of the box's longest side from the surface, where it is far harder. Unsigned shapes have
-    no inside and so no IoU.
-    """
+    """Mean error of the distance at 2^18 points near the surface (1 % of the longest side); of a signed shape also the
+    intersection over union of the fitted and the true inside, at those and at 128^3 cells of its own box."""
     random = torch.Generator().manual_seed(seed + 1)  # other points than those of the fit
     near = solid.samples(1 << 18, (0.01,), 0.0, random)
     truth, found = solid.distances(near), distances_at(field, near)
@@ -129,11 +124,7 @@ def chamfer_of(mesh: trimesh.Trimesh, solid: Solid, samples: int = 100_000) -> M
 def trace(
     field: SignalField, signal: dict[str, Any], size: int = 384, azimuth: float = 35.0, elevation: float = 20.0
 ) -> NDArray[np.uint8]:
-    """A picture [size,size,3] of a fitted shape, sphere-traced: steps as long as the field says that nothing is near.
-
-    y is up; normals are the field's differences across half a per cent of the box. Lit from the eye's upper left, on
-    white. Source: Hart 1996, "Sphere Tracing".
-    """
+    """A picture [size,size,3] of a fitted shape on white, y up; source: Hart 1996, "Sphere Tracing"."""
     placed = Placed.of(signal)
     extents = torch.tensor([s / placed.side for s in placed.sides])
     middle, radius = extents / 2, 0.5 * float(extents.norm())

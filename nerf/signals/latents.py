@@ -1,8 +1,8 @@
 """Many signals by one network: a short latent for each of them shifts the phases of shared sine layers.
 
 h_1 = sin(omega_0 (W_1 x + b_1 + M_1 z)) and so on, learned so that a few steps of gradient descent from z = 0, of
-learned length, find the latent of any signal of the kind. Sources: Dupont et al. 2022, "From data to functa" and "COIN++",
-sections 3; Li et al. 2017, "Meta-SGD".
+learned length, find the latent of any signal of the kind. Sources: Dupont et al. 2022, "From data to functa" and
+"COIN++", sections 3; Li et al. 2017, "Meta-SGD".
 """
 
 from __future__ import annotations

@@ -67,42 +67,30 @@ def examine() -> dict[str, Any]:
 
 def as_text(found: dict[str, Any]) -> str:
     """The dict of `examine` as lines to read: a mark, a name, a sentence."""
-    nerf, cpu = found["nerf"], found["cpu"]
-    lines = [
-        _line(True, "nerf", nerf["version"] + (f", commit {nerf['commit']}" if nerf["commit"] else "")),
-        _line(True, "python", f"{found['python']['version']}, {found['python']['executable']}"),
-        _line(True, "system", found["system"]),
-        _line(
-            True,
-            "cpu",
-            f"{cpu['name']}, {cpu['cores']} cores usable, {' '.join(cpu['instructions']) or 'no SIMD known'}",
-        ),
-        _line(True, "memory", _of(found["memory"]["bytes"], found["memory"]["available_bytes"], "available")),
-        _line(True, "disk", f"{_gigabytes(found['disk']['free_bytes'])} free in {found['disk']['folder']}"),
-        _line(found["torch"]["ok"], "torch", found["torch"]["says"]),
-        "",
-        "backends",
-    ]
-    lines += [_line(part["ok"], "  " + name, part["says"]) for name, part in found["backends"].items()]
-    lines += ["", "needed packages"]
-    for name, version in found["packages"].items():
-        missing = "missing: pip install -U nerf-reconstruct installs all that is needed"
-        lines.append(_line(version is not None, "  " + name, version or missing))
-    lines += ["", "optional"]
-    lines += [_line(part["ok"], "  " + name, part["says"]) for name, part in found["extras"].items()]
+    nerf, cpu, memory, disk = found["nerf"], found["cpu"], found["memory"], found["disk"]
+    free = memory["available_bytes"]
+    about = {
+        "nerf": nerf["version"] + (f", commit {nerf['commit']}" if nerf["commit"] else ""),
+        "python": f"{found['python']['version']}, {found['python']['executable']}",
+        "system": found["system"],
+        "cpu": f"{cpu['name']}, {cpu['cores']} cores usable, {' '.join(cpu['instructions']) or 'no SIMD known'}",
+        "memory": _gigabytes(memory["bytes"]) + ("" if free is None else f", {_gigabytes(free)} available"),
+        "disk": f"{_gigabytes(disk['free_bytes'])} free in {disk['folder']}",
+    }
+    missing = "missing: pip install -U nerf-reconstruct installs all that is needed"
+    packages = {name: {"ok": v is not None, "says": v or missing} for name, v in found["packages"].items()}
+    lines = _lines({name: {"ok": True, "says": says} for name, says in about.items()} | {"torch": found["torch"]}, "")
+    for title, parts in (("backends", found["backends"]), ("needed packages", packages), ("optional", found["extras"])):
+        lines += ["", title, *_lines(parts, "  ")]
     return "\n".join(lines)
 
 
-def _line(ok: bool, name: str, says: str) -> str:
-    return f"{'yes' if ok else ' - '} {name:<18}{says}"
+def _lines(parts: dict[str, dict[str, Any]], indent: str) -> list[str]:
+    return [f"{'yes' if part['ok'] else ' - '} {indent + name:<18}{part['says']}" for name, part in parts.items()]
 
 
 def _gigabytes(n: int | None) -> str:
     return "unknown" if n is None else f"{n / 1e9:.1f} GB"
-
-
-def _of(total: int | None, part: int | None, word: str) -> str:
-    return _gigabytes(total) + (f", {_gigabytes(part)} {word}" if part is not None else "")
 
 
 def _version_of(name: str) -> str | None:
@@ -115,10 +103,9 @@ def _version_of(name: str) -> str | None:
 
 
 def _extra(name: str, use: str, how: str) -> dict[str, Any]:
-    version = _version_of(name)
-    if version is None:
-        return {"ok": False, "says": f"not installed; for {use}: {how}"}
-    return {"ok": True, "says": f"{version}, for {use}", "version": version}
+    if version := _version_of(name):
+        return {"ok": True, "says": f"{version}, for {use}", "version": version}
+    return {"ok": False, "says": f"not installed; for {use}: {how}"}
 
 
 def _ffmpeg() -> dict[str, Any]:
@@ -141,50 +128,36 @@ def _torch() -> dict[str, Any]:
         )
         return {"ok": False, "says": says}
     cuda, build = torch.cuda.is_available(), torch.version.cuda
-    if build is None:
-        kind = "CPU build"
-    else:
-        kind = f"CUDA {build} build, " + (torch.cuda.get_device_name(0) if cuda else "no usable GPU")
-    return {
-        "ok": True,
-        "says": f"{torch.__version__}, {kind}, {torch.get_num_threads()} threads",
-        "version": torch.__version__,
-        "cuda_build": build,
-        "cuda_available": cuda,
-        "threads": torch.get_num_threads(),
-    }
+    gpu = torch.cuda.get_device_name(0) if cuda else "no usable GPU"
+    kind, threads = "CPU build" if build is None else f"CUDA {build} build, {gpu}", torch.get_num_threads()
+    says = f"{torch.__version__}, {kind}, {threads} threads"
+    about = {"version": torch.__version__, "cuda_build": build, "cuda_available": cuda, "threads": threads}
+    return {"ok": True, "says": says, **about}
 
 
 def _backends(torch_part: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """cpu, reference, cuda, tinycudann: usable or the reason why not, each one line."""
-    parts: dict[str, dict[str, Any]] = {}
     if not torch_part["ok"]:
         return {name: {"ok": False, "says": "needs torch"} for name in ("cpu", "reference", "cuda", "tinycudann")}
     try:
         described: dict[str, Any] = import_module("nerf.kernels").describe()
+        cpu = _cpu(described)
     except Exception as error:
-        described = {}
-        parts["cpu"] = {"ok": False, "says": f"the kernels cannot tell ({brief(error)})"}
-    parts.update(_kernel_parts(described))
-    parts.setdefault("reference", {"ok": True, "says": "plain torch, slow, always there"})
-    parts.setdefault("cuda", _cuda(described))
-    parts.setdefault("tinycudann", _tinycudann(torch_part))
-    return parts
+        described, cpu = {}, {"ok": False, "says": f"the kernels cannot tell ({brief(error)})"}
+    reference = {"ok": True, "says": "plain torch, slow, always there"}
+    return {"cpu": cpu, "reference": reference, "cuda": _cuda(described), "tinycudann": _tinycudann(torch_part)}
 
 
-def _kernel_parts(described: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What nerf.kernels.describe() says of the native library, brought to {"ok", "says"}."""
-    if not described:
-        return {}
+def _cpu(described: dict[str, Any]) -> dict[str, Any]:
+    """What nerf.kernels.describe() says of the native library."""
     if described.get("backend") != "cpu":
         reason = described.get("reason") or "no native library was found"
         says = f"{reason}; reinstall with a C++ compiler (g++ or clang++) for about 20 times the speed"
-        return {"cpu": {"ok": False, "says": says}}
+        return {"ok": False, "says": says}
     openmp = f"{described.get('threads')} threads" if described.get("openmp") else "one thread: built without OpenMP"
     says = f"native library for {described.get('variant')}, {described.get('lanes')} floats at once, {openmp}"
-    if described.get("bf16"):
-        says += ", bfloat16 products"
-    return {"cpu": {"ok": True, "says": says, "variant": described.get("variant")}}
+    says += ", bfloat16 products" if described.get("bf16") else ""
+    return {"ok": True, "says": says, "variant": described.get("variant")}
 
 
 def _cuda(described: dict[str, Any]) -> dict[str, Any]:
@@ -217,8 +190,5 @@ def cpu_instructions() -> list[str]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            present = set(line.split(":", 1)[1].split())
-            return [name for name in wanted if name in present]
-    return []
+    present = next((line.split(":", 1)[1] for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return [name for name in wanted if name in present.split()]

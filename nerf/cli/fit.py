@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -13,6 +13,9 @@ from nerf.cli import fit_kinds as kinds
 from nerf.cli.fit_kinds import CtArgs, SetArgs, ShapeArgs
 from nerf.cli.fit_options import CHECKPOINT, FitArgs, choice_of, run_fit, tell
 from nerf.errors import UserError
+
+if TYPE_CHECKING:
+    from nerf.signals.record import Signal
 
 
 @dataclass
@@ -71,9 +74,8 @@ FitVerbs = (
 def fit_image(args: ImageArgs) -> None:
     from nerf.signals import image, poisson, restore
 
-    ways = [name for name in ("noise", "super_resolution") if getattr(args, name) is not None]
-    ways += ["learn"] if args.learn != "value" else []
-    if len(ways) > 1 or (ways and ways[0] != "noise" and (args.mask or args.keep)):
+    new_size, derived = args.super_resolution is not None, args.learn != "value"
+    if (args.noise is not None) + new_size + derived > 1 or ((new_size or derived) and (args.mask or args.keep)):
         raise UserError("--mask or --keep with --noise, --super-resolution and --learn exclude each other")
     signal = image.read_image(args.file)
     clean = None if args.clean is None else image.read_image(args.clean)
@@ -85,8 +87,7 @@ def fit_image(args: ImageArgs) -> None:
         problem = poisson.PoissonProblem(signal, args.learn)
     h, w = problem.shape
     if clean is not None and clean.shape != (h, w):
-        (clean_h, clean_w) = clean.shape
-        raise UserError(f"{args.clean}: has {clean_w}x{clean_h} pixels and the restored image {w}x{h}")
+        raise UserError(f"{args.clean}: has {clean.shape[1]}x{clean.shape[0]} pixels and the restored image {w}x{h}")
     choice = choice_of(args, problem.shape, signal.n_known / len(signal.values))
     fitted = run_fit(args, problem, choice, stop_mse=restore.noise_mse(args.noise))
     if isinstance(problem, poisson.PoissonProblem):
@@ -101,23 +102,24 @@ def fit_image(args: ImageArgs) -> None:
 
 
 def fit_audio(args: AudioArgs) -> None:
-    from nerf.signals import audio, restore
+    from nerf.signals.audio import read_audio, write_audio
 
-    signal = audio.read_audio(args.file)
-    fitted = run_fit(args, signal, choice_of(args, signal.shape))
-    target = args.out / "reconstruction.wav"
-    audio.write_audio(target, fitted.field, signal.describe())
-    tell(args, fitted, restore.measure(fitted.field, signal), target)
+    _fit_signal(args, read_audio(args.file), write_audio, "reconstruction.wav")
 
 
 def fit_video(args: VideoArgs) -> None:
-    from nerf.signals import restore, video
+    from nerf.signals.video import read_video, write_video
 
-    signal = video.read_video(args.file, args.downscale, args.frames)
-    fitted = run_fit(args, signal, choice_of(args, signal.shape))
-    target = args.out / "reconstruction.mp4"
-    video.write_video(target, fitted.field, signal.describe(), *signal.shape[1:])
-    tell(args, fitted, restore.measure(fitted.field, signal), target)
+    signal = read_video(args.file, args.downscale, args.frames)
+    _fit_signal(args, signal, write_video, "reconstruction.mp4", *signal.shape[1:])
+
+
+def _fit_signal(args: FitArgs, signal: Signal, write: Callable[..., None], name: str, *size: int) -> None:
+    from nerf.signals.restore import measure
+
+    fitted, target = run_fit(args, signal, choice_of(args, signal.shape)), args.out / name
+    write(target, fitted.field, signal.describe(), *size)
+    tell(args, fitted, measure(fitted.field, signal), target)
 
 
 _FIT: dict[type, Callable[[Any], None]] = {

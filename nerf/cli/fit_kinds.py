@@ -1,24 +1,19 @@
-"""`nerf fit shape`, `nerf fit ct` and `nerf fit set`, and what `nerf sample` makes of their results."""
+"""`nerf fit shape`, `nerf fit ct` and `nerf fit set`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import tyro
 
 from nerf.cli.fit_options import FitArgs, adjust_choice, choice_of, run_fit, tell
-from nerf.errors import UserError, note
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from nerf.signals.fitting import Fitted
+from nerf.errors import UserError
 
 LATENTS = "latents.npy"
-_COLUMNS = 10  # pictures of a set in a row
+COLUMNS = 10  # pictures of a set in a row
 
 
 @dataclass
@@ -120,64 +115,7 @@ def fit_set(args: SetArgs) -> None:
     fitted = run_fit(args, problem, field)
     z = latents.latents_of(field, problem)
     np.save(args.out / LATENTS, z.numpy())
-    h, w = problem.shape
-    found = latents.pictures_of(field, z, h, w)
-    measured = latents.measure_set(problem, found)
-    pairs = np.stack([images[:_COLUMNS], found[:_COLUMNS]]).reshape(-1, h, w, images.shape[3])
-    Image.fromarray(latents.sheet(pairs, min(_COLUMNS, len(images)))).save(args.out / "reconstruction.png")
-    tell(args, fitted, measured, args.out / "reconstruction.png")
-
-
-def sample_shape(fitted: Fitted, grid: int | None, out: Path) -> None:
-    from nerf.meshing import files
-    from nerf.signals import surface
-
-    files.check_path(out)
-    files.save_mesh(surface.mesh_of_field(fitted.field, fitted.signal, grid or 256), out)
-
-
-def sample_ct(fitted: Fitted, height: int, width: int, out: Path) -> None:
-    from nerf.signals import ct
-
-    ct.write_slice(out, ct.slice_of_field(fitted.field, fitted.signal, height, width))
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Which pictures of a set: new ones, those between two of it, or those of latents in a file."""
-
-    new: int | None
-    between: tuple[int, int] | None
-    latent: Path | None
-    seed: int
-
-
-def sample_set(fitted: Fitted, folder: Path, wanted: Wanted, size: tuple[int, int], out: Path) -> None:
-    """A sheet of pictures as PNG."""
-    from PIL import Image
-
-    from nerf.signals import latents
-
-    field = fitted.field
-    if not isinstance(field, latents.ModulatedField):
-        raise UserError("the checkpoint holds no shared network of a set: fit it again")
-    if out.suffix.lower() != ".png":
-        raise UserError(f"{out}: expected a name that ends in .png")
-    if sum(x is not None for x in (wanted.new, wanted.between, wanted.latent)) != 1:
-        raise UserError("say which pictures of the set: --new N, --between I J, or --latent FILE.npy")
-    if wanted.latent is not None:
-        z = latents.check_latents(wanted.latent, field.latent)
-    else:
-        known = latents.check_latents(folder / LATENTS, field.latent)
-        if wanted.new is not None:
-            if wanted.new < 1:
-                raise UserError(f"--new {wanted.new}: expected 1 or more")
-            z = latents.LatentPrior.of(known).draw(wanted.new, wanted.seed)
-        else:
-            assert wanted.between is not None
-            if not all(0 <= i < len(known) for i in wanted.between):
-                raise UserError(f"--between: expected two of the pictures 0 to {len(known) - 1}, got {wanted.between}")
-            z = latents.between(known[wanted.between[0]], known[wanted.between[1]], _COLUMNS)
-    pictures: NDArray[np.float32] = latents.pictures_of(field, z, size[1], size[0])
-    Image.fromarray(latents.sheet(pictures, min(_COLUMNS, len(z)))).save(out)
-    note(f"{len(z)} pictures, {size[0]}x{size[1]} each")
+    found = latents.pictures_of(field, z, *problem.shape)
+    pairs, target = np.concatenate([images[:COLUMNS], found[:COLUMNS]]), args.out / "reconstruction.png"
+    Image.fromarray(latents.sheet(pairs, min(COLUMNS, len(images)))).save(target)
+    tell(args, fitted, latents.measure_set(problem, found), target)

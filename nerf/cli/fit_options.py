@@ -20,18 +20,9 @@ if TYPE_CHECKING:
 
 CHECKPOINT, RESULT = "checkpoint.safetensors", "fit.json"
 OUR_FILES = (
-    CHECKPOINT,
-    "checkpoint.previous.safetensors",
-    RESULT,
-    "reconstruction.png",
-    "reconstruction.exr",
-    "reconstruction.wav",
-    "reconstruction.mp4",
-    "mesh.ply",
-    "preview.png",
-    "slice.npy",
-    "slice.png",
-    "latents.npy",
+    *(CHECKPOINT, "checkpoint.previous.safetensors", RESULT, "mesh.ply", "preview.png"),
+    *("reconstruction.png", "reconstruction.exr", "reconstruction.wav", "reconstruction.mp4"),
+    *("slice.npy", "slice.png", "latents.npy"),
 )
 
 
@@ -94,23 +85,28 @@ def choice_of(args: FitArgs, shape: tuple[int, ...], known: float = 1.0) -> Fiel
 
 def adjust_choice(args: FitArgs, choice: FieldChoice) -> FieldChoice:
     """A choice with the sizes that the arguments give."""
-    given: dict[str, Any] = {
-        "width": args.width,
-        "depth": args.depth,
-        "first_omega_0": args.omega,
-        "sigma": args.sigma,
-        "n_frequencies": args.frequencies,
-        "log2_hashmap_size": args.table,
-    }
-    for name, value in given.items():
-        if value is not None and value < (0 if name in ("depth", "n_frequencies") else 1):
-            raise UserError(f"--{name}: expected a positive number, got {value:g}")
-    owner = {"first_omega_0": "siren", "sigma": "fourier", "n_frequencies": "mlp", "log2_hashmap_size": "hash"}
-    for name, kind in owner.items():
-        if given[name] is not None and args.field != kind:
-            option = {"first_omega_0": "omega", "n_frequencies": "frequencies", "log2_hashmap_size": "table"}
-            raise UserError(f"--{option.get(name, name)} is of the field {kind}, and this is {args.field}")
-    return replace(choice, **{name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {}
+    for option, (name, least, kind) in _SIZES.items():
+        value = getattr(args, option)
+        if value is None:
+            continue
+        if value < least:
+            raise UserError(f"--{option}: expected a positive number, got {value:g}")
+        if kind is not None and args.field != kind:
+            raise UserError(f"--{option} is of the field {kind}, and this is {args.field}")
+        given[name] = value
+    return replace(choice, **given)
+
+
+# option -> (what it is called in FieldChoice, its least value, the kind of field that has it)
+_SIZES: dict[str, tuple[str, int, str | None]] = {
+    "width": ("width", 1, None),
+    "depth": ("depth", 0, None),
+    "omega": ("first_omega_0", 1, "siren"),
+    "sigma": ("sigma", 1, "fourier"),
+    "frequencies": ("n_frequencies", 0, "mlp"),
+    "table": ("log2_hashmap_size", 1, "hash"),
+}
 
 
 def config_of(args: FitArgs) -> FitConfig:

@@ -77,8 +77,8 @@ def run(argv: list[str]) -> int:
         print(f"nerf: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "; the same command with --resume continues" if verb in ("train", "reconstruct", "fit") else ""
-        again = "; the same command again continues" if verb == "poses" else again
+        how = {"poses": "again"} | dict.fromkeys(("train", "reconstruct", "fit"), "with --resume")
+        again = f"; the same command {how[verb]} continues" if verb in how else ""
         print(f"\nnerf: stopped by Ctrl-C{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `nerf ... | head`: nobody reads on

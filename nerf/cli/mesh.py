@@ -22,6 +22,12 @@ from nerf.meshing.viewer import page_path, write_page
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
+# options that go to extract_mesh as they are
+PASSED_ON = (
+    *("resolution", "method", "threshold", "watertight", "smooth", "holes", "denoise"),
+    *("min_fraction", "max_components"),
+)
+
 
 @dataclass
 class MeshArgs:
@@ -103,20 +109,8 @@ def main(args: MeshArgs) -> None:
     scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
     start = time.perf_counter()
     with Progress("meshing"):
-        mesh = extract_mesh(
-            model,
-            resolution=args.resolution,
-            method=args.method,
-            threshold=args.threshold,
-            watertight=args.watertight,
-            smooth=args.smooth,
-            holes=args.holes,
-            denoise=args.denoise,
-            box=box,
-            min_fraction=args.min_fraction,
-            max_components=args.max_components,
-            colours=args.colours and scene is None and args.faces is None,
-        )
+        colours = args.colours and scene is None and args.faces is None
+        mesh = extract_mesh(model, box=box, colours=colours, **{name: getattr(args, name) for name in PASSED_ON})
         if scene is not None:
             mesh = texture_mesh(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
         elif args.faces is not None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from nerf.errors import UserError
-from nerf.io.files import atomic_write
+from nerf.io.files import write_file
 from nerf.io.folders import model_files
 from nerf.signals.fitting import Fitted
 from nerf.signals.packing import pack
@@ -38,11 +38,7 @@ def main(args: PackArgs) -> None:
         raise UserError(f"{args.out} exists: choose another name with -o, or give --overwrite")
     fitted = Fitted.load(model_files(args.fit)[1])
     data = pack(fitted, args.bits)
-    try:
-        with atomic_write(args.out) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise UserError(f"{args.out} could not be written: {error.strerror or error}") from error
+    write_file(args.out, data)
     shape = fitted.signal.get("shape")
     about = f", {8 * len(data) / math.prod(shape):.3f} bits for each place of its grid" if shape else ""
     print(f"{args.out}: {len(data)} bytes{about}")

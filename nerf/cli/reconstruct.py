@@ -74,17 +74,8 @@ def _pose_finder(args: ReconstructArgs) -> Callable[[Path, Run], None] | None:
         from nerf.capture import CaptureOptions, find_poses
 
         write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
-        find_poses(
-            CaptureOptions(
-                args.data,
-                dataset,
-                args.frames,
-                args.masks,
-                distance=args.distance,
-                scale=args.scale,
-                overwrite=args.overwrite,
-            )
-        )
+        given = {name: getattr(args, name) for name in ("frames", "masks", "distance", "scale", "overwrite")}
+        find_poses(CaptureOptions(args.data, dataset, **given))
 
     return find
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nerf.cli import fit_kinds as kinds
-from nerf.cli.fit_kinds import Wanted
-from nerf.errors import UserError
+from nerf.cli.fit_kinds import COLUMNS, LATENTS
+from nerf.errors import UserError, note
 from nerf.io.folders import model_files
+
+if TYPE_CHECKING:
+    from nerf.signals.fitting import Fitted
 
 
 @dataclass
@@ -59,52 +62,93 @@ def main(args: SampleArgs) -> None:
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value:g}: expected a number above 0")
     fitted = load_signal(path)
-    _check_options(args, fitted.kind)
-    if fitted.kind == "image":
-        from nerf.signals.image import write_image
-
-        width, height = _size(args, fitted.signal["shape"])
-        write_image(args.out, fitted.field, fitted.signal, height, width)
-    elif fitted.kind == "audio":
-        from nerf.signals.audio import write_audio
-
-        write_audio(args.out, fitted.field, fitted.signal, args.rate, args.slow)
-    elif fitted.kind == "video":
-        from nerf.signals.video import write_video
-
-        width, height = _size(args, fitted.signal["shape"][1:])
-        write_video(args.out, fitted.field, fitted.signal, height, width, args.fps, args.slow)
-    elif fitted.kind == "shape":
-        kinds.sample_shape(fitted, args.grid, args.out)
-    elif fitted.kind == "ct":
-        width, height = _size(args, fitted.signal["shape"])
-        kinds.sample_ct(fitted, height, width, args.out)
-    elif fitted.kind == "set":
-        wanted = Wanted(args.new, args.between, args.latent, args.seed)
-        kinds.sample_set(fitted, path.parent, wanted, _size(args, fitted.signal["shape"]), args.out)
-    else:
+    write, takes = _KINDS.get(fitted.kind, (None, set()))
+    for option in fields(args):
+        given = option.name in _OPTIONS and getattr(args, option.name) != option.default
+        if given and option.name not in takes:
+            raise UserError(f"--{option.name} means nothing for a fitted {fitted.kind}")
+    if write is None:
         raise UserError(f"{path} holds a fitted {fitted.kind}, which this nerf cannot sample")
+    write(args, fitted)
     print(args.out)
 
 
-_TAKES = {
-    "image": {"scale", "size"},
-    "audio": {"rate", "slow"},
-    "video": {"scale", "size", "fps", "slow"},
-    "shape": {"grid"},
-    "ct": {"scale", "size"},
-    "set": {"scale", "size", "new", "between", "latent", "seed"},
+def _image(args: SampleArgs, fitted: Fitted) -> None:
+    from nerf.signals.image import write_image
+
+    write_image(args.out, fitted.field, fitted.signal, *_size(args, fitted.signal["shape"]))
+
+
+def _audio(args: SampleArgs, fitted: Fitted) -> None:
+    from nerf.signals.audio import write_audio
+
+    write_audio(args.out, fitted.field, fitted.signal, args.rate, args.slow)
+
+
+def _video(args: SampleArgs, fitted: Fitted) -> None:
+    from nerf.signals.video import write_video
+
+    write_video(args.out, fitted.field, fitted.signal, *_size(args, fitted.signal["shape"][1:]), args.fps, args.slow)
+
+
+def _shape(args: SampleArgs, fitted: Fitted) -> None:
+    from nerf.meshing import files
+    from nerf.signals import surface
+
+    files.check_path(args.out)
+    files.save_mesh(surface.mesh_of_field(fitted.field, fitted.signal, args.grid or 256), args.out)
+
+
+def _ct(args: SampleArgs, fitted: Fitted) -> None:
+    from nerf.signals import ct
+
+    ct.write_slice(args.out, ct.slice_of_field(fitted.field, fitted.signal, *_size(args, fitted.signal["shape"])))
+
+
+def _set(args: SampleArgs, fitted: Fitted) -> None:
+    """A sheet of pictures as PNG."""
+    import torch
+    from PIL import Image
+
+    from nerf.signals import latents
+
+    field, (height, width) = fitted.field, _size(args, fitted.signal["shape"])
+    if not isinstance(field, latents.ModulatedField):
+        raise UserError("the checkpoint holds no shared network of a set: fit it again")
+    if args.out.suffix.lower() != ".png":
+        raise UserError(f"{args.out}: expected a name that ends in .png")
+    if sum(x is not None for x in (args.new, args.between, args.latent)) != 1:
+        raise UserError("say which pictures of the set: --new N, --between I J, or --latent FILE.npy")
+    folder = args.fit.parent if args.fit.is_file() else args.fit
+    z = latents.check_latents(args.latent or folder / LATENTS, field.latent)
+    if args.new is not None:
+        if args.new < 1:
+            raise UserError(f"--new {args.new}: expected 1 or more")
+        z = latents.LatentPrior.of(z).draw(args.new, args.seed)
+    elif args.between is not None:
+        if not all(0 <= i < len(z) for i in args.between):
+            raise UserError(f"--between: expected two of the pictures 0 to {len(z) - 1}, got {args.between}")
+        a, b = z[list(args.between)]
+        z = a + torch.linspace(0, 1, COLUMNS)[:, None] * (b - a)
+    pictures = latents.pictures_of(field, z, height, width)
+    Image.fromarray(latents.sheet(pictures, min(COLUMNS, len(z)))).save(args.out)
+    note(f"{len(z)} pictures, {width}x{height} each")
+
+
+# kind -> (what writes the file, the options that it takes)
+_KINDS: dict[str, tuple[Callable[[SampleArgs, Fitted], None], set[str]]] = {
+    "image": (_image, {"scale", "size"}),
+    "audio": (_audio, {"rate", "slow"}),
+    "video": (_video, {"scale", "size", "fps", "slow"}),
+    "shape": (_shape, {"grid"}),
+    "ct": (_ct, {"scale", "size"}),
+    "set": (_set, {"scale", "size", "new", "between", "latent", "seed"}),
 }
-
-
-def _check_options(args: SampleArgs, kind: str) -> None:
-    for option in fields(args):
-        given = option.name in set().union(*_TAKES.values()) and getattr(args, option.name) != option.default
-        if given and option.name not in _TAKES.get(kind, ()):
-            raise UserError(f"--{option.name} means nothing for a fitted {kind}")
+_OPTIONS = set().union(*(takes for _, takes in _KINDS.values()))
 
 
 def _size(args: SampleArgs, shape: list[int]) -> tuple[int, int]:
+    """(height, width) that was asked for, of a grid of that shape."""
     height, width = shape
     if args.size is not None:
         if args.scale is not None:
@@ -114,4 +158,4 @@ def _size(args: SampleArgs, shape: list[int]) -> tuple[int, int]:
         width, height = round(width * args.scale), round(height * args.scale)
     if min(width, height) < 1 or max(width, height) > 1 << 17:
         raise UserError(f"a size of {width}x{height} was asked for, expected sides of 1 to {1 << 17} pixels")
-    return width, height
+    return height, width

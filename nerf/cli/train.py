@@ -112,12 +112,6 @@ def train_run(args: TrainArgs, find_poses: Callable[[Path, Run], None] | None = 
         clear_run(args.out)
     write_run(args.out, run)
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
-    config = TrainConfig(
-        steps=args.steps,
-        minutes=minutes,
-        seed=args.seed,
-        deterministic=args.deterministic,
-        refine_poses=args.refine_poses,
-        exposure=args.exposure,
-    )
+    given = {name: getattr(args, name) for name in ("steps", "seed", "deterministic", "refine_poses", "exposure")}
+    config = TrainConfig(minutes=minutes, **given)
     return train(scene, config, args.out, resume=args.resume, progress=True), scene

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from nerf.errors import UserError, note
-from nerf.io.files import atomic_write
+from nerf.io.files import write_file
 from nerf.io.video import ffmpeg
-from nerf.signals.record import Signal, check_file, to_values
+from nerf.signals.record import Signal, check_file, check_finite, to_values
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
@@ -52,15 +52,11 @@ def read_audio(path: str | Path) -> Signal:
     samples, rate, bits = _wav(path, data)
     if len(samples) == 0:
         raise UserError(f"{path}: holds no samples")
-    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
-        raise UserError(f"{path}: holds samples that are no finite numbers (NaN or infinity): repair the file")
+    check_finite(path, samples, "samples")
     zero, one = (128.0, 256.0) if bits == 8 else (0.0, float(1 << (bits - 1)) if samples.dtype.kind == "i" else 1.0)
     meta = {"name": path.name, "rate": rate, "bits": bits, "range": "-1 to 1, full scale"}
     signal = Signal("audio", samples, (len(samples),), zero, one, peak=None, meta=meta)
-    if samples.dtype.kind == "f":
-        low, high = float(samples.min()), float(samples.max())
-    else:
-        low, high = ((float(v) - zero) / (one - zero) for v in (samples.min(), samples.max()))
+    low, high = ((float(v) - zero) / (one - zero) for v in (samples.min(), samples.max()))
     loudest = max(-low, high)
     if loudest == 0.0:
         note(f"{path}: is silent from beginning to end; there is nothing to learn but zero")
@@ -126,22 +122,10 @@ def write_wav(path: Path, samples: np.ndarray, rate: int, bits: int) -> None:
         raw = samples.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
     else:
         raw = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
-    code, width = _FLOAT if samples.dtype.kind == "f" else _PCM, bits // 8
-    body = struct.pack("<HHIIHH", code, channels, rate, rate * channels * width, channels * width, bits)
-    parts = (
-        b"fmt " + struct.pack("<I", 16) + body + b"data" + struct.pack("<I", len(raw)) + raw + b"\0" * (len(raw) % 2)
-    )
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(parts)) + b"WAVE" + parts)
-    except OSError as error:
-        raise UserError(f"{path}: writing the sound failed ({error.strerror or error}); is the disk full?") from error
-
-
-def audio_of_field(field: SignalField, n: int) -> np.ndarray:
-    """[n, channels] float32 of a fitted sound, over its whole length."""
-    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    return field.evaluate(u.float()[:, None]).numpy()
+    code, frame = _FLOAT if samples.dtype.kind == "f" else _PCM, channels * bits // 8
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, code, channels, rate, rate * frame, frame, bits)
+    body = form + struct.pack("<4sI", b"data", len(raw)) + raw + b"\0" * (len(raw) % 2)
+    write_file(path, struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WAVE") + body)
 
 
 def write_audio(path: Path, field: SignalField, meta: dict[str, Any], rate: int | None = None, slow: float = 1) -> None:
@@ -150,5 +134,6 @@ def write_audio(path: Path, field: SignalField, meta: dict[str, Any], rate: int 
         raise UserError(f"{path}: expected a name that ends in .wav")
     rate = rate or int(meta["rate"])
     n = max(1, round(meta["shape"][0] * slow * rate / meta["rate"]))
-    values = np.clip(audio_of_field(field, n), -1, 1)
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    values = field.evaluate(u.float()[:, None]).numpy().clip(-1, 1)
     write_wav(path, to_values(values, np.dtype(meta["dtype"]), meta["zero"], meta["one"]), rate, int(meta["bits"]))

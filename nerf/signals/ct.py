@@ -6,8 +6,7 @@ rotation. The slice has as many pixels a side as there are detectors, and is 0 o
 see.
 
 Forward operator: the field at the pixels' centres, linear between them, summed along each ray in steps of half a pixel
-(a sparse matrix, built once). It is not what made the data of a scanner, nor of our benchmark (exact integrals of
-ellipses over the detectors' widths), so that no fit is flattered by its own operator.
+(a sparse matrix, built once); neither a scanner's data nor our benchmark's (exact integrals) are made by it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import UserError
-from nerf.io.files import atomic_write
+from nerf.io.files import write_file
 from nerf.signals.fields import SignalField
 from nerf.signals.image import image_of_field, read_image
+from nerf.signals.record import centres, check_finite, read_array, unit_grid
 
 STEP = 0.5  # pixels between samples of a ray
 _EDGE = 1e-3  # differences of neighbours, in units of the slice, below which the total variation is round
@@ -46,10 +47,8 @@ class Sinogram:
     variation: float = 0.03
     negative: float = 1.0
     name: str = "sinogram"
-    kind: str = field(default="ct", init=False)
-    n_dims: int = field(default=2, init=False)
-    n_channels: int = field(default=1, init=False)
     peak: float | None = field(default=None, init=False)
+    kind, n_dims, n_channels = "ct", 2, 1
 
     def __post_init__(self) -> None:
         n, count = self.sinogram.shape
@@ -58,15 +57,13 @@ class Sinogram:
                 f"{self.name}: has {count} columns (one projection each) and {len(self.angles)} angles were given"
                 + (": its rows and columns seem to be swapped, give --transpose" if len(self.angles) == n else "")
             )
-        self.n = n
+        self.n, self.shape = n, (n, n)
         self.centre = (n - 1) / 2 if self.centre is None else self.centre
         mass = float(np.abs(self.sinogram).sum(axis=0).mean())
         self.unit = 4.0 * mass / (math.pi / 4 * n * n) or 1.0  # of the field, in the sinogram's units per pixel
-        self.shape = (n, n)
-        pixels = (torch.arange(n * n) % n - self.centre, torch.arange(n * n) // n - self.centre)
-        seen = min(self.centre, n - 1 - self.centre) + 0.5
-        self.where = (pixels[0] ** 2 + pixels[1] ** 2 <= seen**2).nonzero()[:, 0]
-        self.u = (torch.stack([self.where % n, self.where // n], dim=1).float() + 0.5) / n
+        at = np.arange(n) - self.centre
+        self.where = torch.from_numpy(np.flatnonzero(_seen(at, at, self.centre, n)))
+        self.u = unit_grid(centres(n), centres(n))[self.where]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch's own about sparse matrices: they are in beta
             self.rays = _matrix(n, torch.from_numpy(self.angles).double(), self.centre, self.where)
@@ -74,8 +71,7 @@ class Sinogram:
         self.truth = torch.from_numpy(self.sinogram).double().reshape(-1).float() / self.unit
 
     def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """All rays at once; `batch` and `random` have no use. Shown: the mean squared error of the projections, over
-        their own mean square."""
+        """All rays at once, whatever `batch`; shown is the mean squared error over the projections' own mean square."""
         values = field(self.u.to(field.device))[:, 0].cpu()
         error = _Project.apply(values, self.rays, self.back) - self.truth
         size = self.truth.square().mean().clamp_min(1e-12)
@@ -120,6 +116,11 @@ class _Project(torch.autograd.Function):
         return ctx.back @ grad, None, None
 
 
+def _seen(y: NDArray[np.float64], x: NDArray[np.float64], centre: float, n: int) -> NDArray[np.bool_]:
+    """[h,w] whether all projections see what lies at rows y and columns x, in pixels from the axis."""
+    return y[:, None] ** 2 + x**2 <= (min(centre, n - 1 - centre) + 0.5) ** 2
+
+
 def _matrix(n: int, angles: Tensor, centre: float, where: Tensor) -> Tensor:
     """The forward operator [detectors * angles, pixels of `where`], sparse by rows, float32."""
     column = torch.full((n * n + 1,), -1, dtype=torch.int64)
@@ -132,37 +133,30 @@ def _matrix(n: int, angles: Tensor, centre: float, where: Tensor) -> Tensor:
         x = (s[:, None] * cos + t * sin + centre).reshape(-1)
         y = (-s[:, None] * sin + t * cos + centre).reshape(-1)
         ray = (torch.arange(n) * len(angles) + k)[:, None].expand(-1, len(t)).reshape(-1)
-        rows, columns, weights = [], [], []
+        parts = []  # (rays, pixels, weights)
         x0, y0 = x.floor(), y.floor()
         for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
             weight = STEP * (1 - (x - x0 - dx).abs()) * (1 - (y - y0 - dy).abs())
             inside = (x0 + dx >= 0) & (x0 + dx < n) & (y0 + dy >= 0) & (y0 + dy < n)
             at = column[torch.where(inside, (y0 + dy) * n + x0 + dx, n * n).long()]
             good = (at >= 0) & (weight > 0)
-            rows.append(ray[good])
-            columns.append(at[good])
-            weights.append(weight[good].float())
-        index = torch.stack([torch.cat(rows), torch.cat(columns)])
-        part = torch.sparse_coo_tensor(index, torch.cat(weights), (n * len(angles), len(where))).coalesce()
+            parts.append((ray[good], at[good], weight[good].float()))
+        rows, columns, weights = (torch.cat(x) for x in zip(*parts, strict=True))
+        size = (n * len(angles), len(where))
+        part = torch.sparse_coo_tensor(torch.stack([rows, columns]), weights, size).coalesce()
         total = part if total is None else total + part
     assert total is not None
     return total.coalesce().to_sparse_csr()
 
 
 def read_sinogram(path: Path, transpose: bool = False) -> NDArray[np.float32]:
-    """[detectors, angles] of a .npy, or of a PNG, TIFF or EXR, grey; as scikit-image writes them, one column a
-    projection."""
+    """[detectors, angles] of a .npy, or of a grey PNG, TIFF or EXR: one column a projection, as scikit-image has it."""
     if path.suffix.lower() == ".npy":
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read as a NumPy array ({error})") from error
+        values = read_array(path, "a NumPy array")
     else:
         signal = read_image(path)
-        if signal.n_channels > 2:
-            same = np.ptp(signal.values[:, :3].astype(np.float64), axis=1).max() == 0
-            if not same:
-                raise UserError(f"{path}: is in colour; expected a grey sinogram, one column for each projection")
+        if signal.n_channels > 2 and np.ptp(signal.values[:, :3].astype(np.float64), axis=1).max() > 0:
+            raise UserError(f"{path}: is in colour; expected a grey sinogram, one column for each projection")
         values = signal.values[:, 0].reshape(signal.shape)
     if values.ndim != 2 or min(values.shape) < 2 or values.dtype.kind not in "uif":
         raise UserError(
@@ -170,8 +164,7 @@ def read_sinogram(path: Path, transpose: bool = False) -> NDArray[np.float32]:
             "expected a sinogram of detectors x angles, at least 2 x 2"
         )
     values = values.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: holds values that are no finite numbers (NaN or infinity)")
+    check_finite(path, values)
     if not np.abs(values).max() > 0:
         raise UserError(f"{path}: is zero everywhere: nothing was projected")
     return np.ascontiguousarray(values.T) if transpose else values
@@ -181,13 +174,9 @@ def read_angles(path: Path | None, count: int) -> NDArray[np.float64]:
     """Degrees: of a text file (or .npy), or `count` of them evenly from 0 to 180, the end left out."""
     if path is None:
         return np.arange(count, dtype=np.float64) * (180.0 / count)
-    try:
-        angles = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else np.loadtxt(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as angles ({error}): expected one number a line, in degrees") from error
-    degrees: NDArray[np.float64] = np.asarray(angles, np.float64).reshape(-1)
-    if not np.isfinite(degrees).all():
-        raise UserError(f"{path}: holds angles that are no finite numbers")
+    angles = read_array(path, "angles", ": expected one number a line, in degrees", text=True)
+    degrees = np.asarray(angles, np.float64).reshape(-1)
+    check_finite(path, degrees, "angles")
     return degrees
 
 
@@ -197,22 +186,19 @@ def slice_of_field(field: SignalField, signal: dict[str, Any], height: int, widt
     values = image_of_field(field, height, width)[..., 0] * signal["unit"]
     y = (np.arange(height) + 0.5) / height * h - 0.5 - signal["centre"]
     x = (np.arange(width) + 0.5) / width * w - 0.5 - signal["centre"]
-    seen = min(signal["centre"], h - 1 - signal["centre"]) + 0.5
-    return np.where(y[:, None] ** 2 + x**2 <= seen**2, np.maximum(values, 0), 0).astype(np.float32)
+    return np.where(_seen(y, x, signal["centre"], h), np.maximum(values, 0), 0).astype(np.float32)
 
 
 def write_slice(path: Path, values: NDArray[np.float32]) -> None:
     """A slice to .npy (as it is) or .png (16 bits, 0 to its largest value)."""
     from PIL import Image
 
-    if path.suffix.lower() not in (".npy", ".png"):
+    file = BytesIO()
+    if path.suffix.lower() == ".npy":
+        np.save(file, values)
+    elif path.suffix.lower() == ".png":
+        stretched = values / max(float(values.max()), 1e-30) * 65535
+        Image.fromarray(stretched.round().astype(np.uint16)).save(file, format="PNG")
+    else:
         raise UserError(f"{path}: expected a name that ends in .npy (values as they are) or .png (16 bits, stretched)")
-    try:
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            if path.suffix.lower() == ".npy":
-                np.save(file, values)
-            else:
-                stretched = values / max(float(values.max()), 1e-30) * 65535
-                Image.fromarray(stretched.round().astype(np.uint16)).save(file, format="PNG")
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror or error}") from error
+    write_file(path, file.getvalue())

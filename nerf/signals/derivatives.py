@@ -39,25 +39,15 @@ def second_derivatives(field: SignalField, u: Tensor, train: bool = False) -> tu
     u = u.detach().requires_grad_()
     values = field(u)
     first = _rows(values, u, create=True)
-    channels = []
-    for c in range(values.shape[1]):
-        columns = [
-            torch.autograd.grad(first[:, c, k].sum(), u, create_graph=train, retain_graph=True)[0][:, k]
-            for k in range(u.shape[1])
-        ]
-        channels.append(torch.stack(columns, dim=1))
-    seconds = torch.stack(channels, dim=1)
+    seconds = torch.stack([_rows(first[:, :, k], u, train)[:, :, k] for k in range(u.shape[1])], dim=2)
     return (values if train else values.detach()), (seconds if train else seconds.detach())
 
 
 def _rows(values: Tensor, u: Tensor, create: bool) -> Tensor:
-    """[n, c, d]: the gradient of each channel."""
-    columns = []
-    for c in range(values.shape[1]):
-        last = c + 1 == values.shape[1] and not create
-        (row,) = torch.autograd.grad(values[:, c].sum(), u, create_graph=create, retain_graph=not last)
-        columns.append(row)
-    return torch.stack(columns, dim=1)
+    """[n, c, d]: the gradient of each channel of values [n, c]."""
+    sums = values.sum(dim=0)
+    rows = [torch.autograd.grad(one, u, create_graph=create, retain_graph=True)[0] for one in sums]
+    return torch.stack(rows, dim=1)
 
 
 def _check_second_order(field: SignalField) -> None:

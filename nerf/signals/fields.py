@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -54,10 +54,8 @@ class SignalField(nn.Module):
     e are the side lengths of the signal, the longest 1, so that one cell of a grid and one cycle of a frequency are as
     long along every side.
 
-    Args:
-        extents: e [n_dims]. low, high: the range of the values; a network starts and learns best around -1 to 1.
-        seed: of the start. network: a module of your own, [n, n_dims] to [n, n_channels], instead of ours
-            (`SignalField.of`).
+    extents: e [n_dims]. low, high: the range of the values; a network starts and learns best around -1 to 1. seed: of
+    the start. network: a module of your own, [n, n_dims] to [n, n_channels], instead of ours (`SignalField.of`).
 
     >>> field = SignalField(FieldChoice("siren", width=32), n_dims=2, n_channels=3)
     >>> field(torch.rand(5, 2)).shape
@@ -92,21 +90,11 @@ class SignalField(nn.Module):
         self.encoding = _encoding(choice, n_dims, random, seed)
         self.pairs = False  # whether training multiplies in bfloat16, where the processor has it
         self.network: Any = network
-        if network is not None:
-            return
-        if choice.kind == "siren":
-            self.network = Siren(
-                n_dims, n_channels, choice.width, choice.depth, choice.first_omega_0, choice.omega_0, random
-            )
-        else:
-            self.network = MLP(
-                self.encoding.n_out,
-                n_channels,
-                choice.width,
-                choice.depth,
-                output_activation=choice.output,
-                generator=random,
-            )
+        size = (n_channels, choice.width, choice.depth)
+        if network is None and choice.kind == "siren":
+            self.network = Siren(n_dims, *size, choice.first_omega_0, choice.omega_0, random)
+        elif network is None:
+            self.network = MLP(self.encoding.n_out, *size, output_activation=choice.output, generator=random)
 
     @classmethod
     def of(cls, network: nn.Module, n_dims: int, n_channels: int) -> SignalField:
@@ -175,15 +163,8 @@ class SignalField(nn.Module):
         return x, layers + self.network.as_layers()
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "choice": asdict(self.choice),
-            "n_dims": self.n_dims,
-            "n_channels": self.n_channels,
-            "extents": self.extents.tolist(),
-            "low": self.low,
-            "high": self.high,
-            "seed": self.seed,
-        }
+        sizes = {"n_dims": self.n_dims, "n_channels": self.n_channels, "extents": self.extents.tolist()}
+        return {"choice": asdict(self.choice), **sizes, "low": self.low, "high": self.high, "seed": self.seed}
 
     @classmethod
     def from_dict(cls, config: dict[str, Any], network: nn.Module | None = None) -> SignalField:
@@ -198,40 +179,27 @@ class SignalField(nn.Module):
 
 
 def _encoding(choice: FieldChoice, n_dims: int, random: torch.Generator, seed: int) -> Any:
-    if choice.kind == OWN:
-        return Identity(n_dims)
-    if choice.kind == "siren":
-        return Identity(n_dims, centred=True)
     if choice.kind == "fourier":
         return FourierFeatures(n_dims, choice.n_features, choice.sigma, seed)
-    if choice.kind == "mlp":
-        return Frequency(n_dims, choice.n_frequencies) if choice.n_frequencies else Identity(n_dims, centred=True)
+    if choice.kind == "mlp" and choice.n_frequencies:
+        return Frequency(n_dims, choice.n_frequencies)
+    if choice.kind != "hash":
+        return Identity(n_dims, centred=choice.kind != OWN)
     growth = (choice.finest_resolution / choice.base_resolution) ** (1.0 / max(choice.n_levels - 1, 1))
-    return HashGrid(
-        n_dims,
-        choice.n_levels,
-        choice.n_features_per_level,
-        choice.log2_hashmap_size,
-        choice.base_resolution,
-        max(growth, 1.0),
-        random,
-    )
+    sizes = (choice.n_levels, choice.n_features_per_level, choice.log2_hashmap_size, choice.base_resolution)
+    return HashGrid(n_dims, *sizes, max(growth, 1.0), random)
 
 
 def choose(kind: str, shape: tuple[int, ...]) -> FieldChoice:
     """The default field of a kind for a signal on a grid of `shape`."""
-    longest, n = max(shape), math.prod(shape)
-    choice = FieldChoice(kind)
-    if kind == "hash":
-        # as fine as the samples, and a table of about one number per value, like the file itself
-        levels = max(2, math.ceil(math.log2(max(longest / 16, 2)) * (1.0 if len(shape) == 1 else 1.5)) + 1)
-        size = min(max(math.ceil(math.log2(max(n / 8, 2))), 10), 21)
-        return replace(choice, n_levels=min(levels, 16), log2_hashmap_size=size, finest_resolution=max(longest, 16))
-    if kind == "siren":
-        omega = 3000.0 if len(shape) == 1 else 30.0
-        return replace(choice, width=256, depth=4, first_omega_0=omega)
-    if kind == "fourier":
-        return replace(choice, width=256, depth=3, n_features=256, sigma=1000.0 if len(shape) == 1 else 10.0)
-    if kind == "mlp":
-        return replace(choice, width=256, depth=3)
-    return choice  # SignalField says what is wrong
+    longest, sound = max(shape), len(shape) == 1
+    # a hash grid as fine as the samples, and a table of about one number per value, like the file itself
+    levels = max(2, math.ceil(math.log2(max(longest / 16, 2)) * (1.0 if sound else 1.5)) + 1)
+    rows = min(max(math.ceil(math.log2(max(math.prod(shape) / 8, 2))), 10), 21)
+    sizes: dict[str, dict[str, Any]] = {
+        "hash": {"n_levels": min(levels, 16), "log2_hashmap_size": rows, "finest_resolution": max(longest, 16)},
+        "siren": {"width": 256, "depth": 4, "first_omega_0": 3000.0 if sound else 30.0},
+        "fourier": {"width": 256, "depth": 3, "sigma": 1000.0 if sound else 10.0},
+        "mlp": {"width": 256, "depth": 3},
+    }
+    return FieldChoice(kind, **sizes.get(kind, {}))  # SignalField says what is wrong with another kind

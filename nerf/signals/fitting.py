@@ -53,6 +53,7 @@ CLOCK = Clock(warm_up=0.1, margin=0.02)
 LEARNING_RATES = {"hash": 1e-2, "siren": 5e-4, "fourier": 2e-3, "mlp": 2e-3, "own": 2e-3}
 BATCHES = {"hash": 1 << 16, "siren": 1 << 13, "fourier": 1 << 13, "mlp": 1 << 13, "own": 1 << 13}
 CHECKPOINT = "checkpoint.safetensors"
+SAVED = ("step", "seconds", "total_steps", "curve")  # of a fitter, in a checkpoint as they are
 
 
 class Fitter:
@@ -76,8 +77,7 @@ class Fitter:
         self.curve: list[dict[str, float]] = []
 
     def rate(self) -> float:
-        """The learning rate of this step: a cosine from the first to the final one; constant until the length is
-        known."""
+        """The learning rate of this step: a cosine from the first to the final one; constant at an open length."""
         if not self.total_steps:
             return self.learning_rate
         t, least = min(self.step / self.total_steps, 1.0), self.config.final_learning_rate
@@ -111,15 +111,8 @@ class Fitter:
         tensors, config = Fitted(self.field, self.problem.kind, self.problem.describe()).to_state()
         for i, state in enumerate(self.states):
             tensors[f"adam.{i}.m"], tensors[f"adam.{i}.v"] = state.m, state.v
-        config["fitting"] = {
-            "config": asdict(self.config),
-            "step": self.step,
-            "seconds": self.seconds,
-            "total_steps": self.total_steps,
-            "curve": self.curve,
-            "backend": kernels.backend(),
-            "threads": torch.get_num_threads(),
-        }
+        now = {"config": asdict(self.config)} | {name: getattr(self, name) for name in SAVED}
+        config["fitting"] = now | {"backend": kernels.backend(), "threads": torch.get_num_threads()}
         return tensors, config
 
     def restore(self, path: Path) -> None:
@@ -128,10 +121,8 @@ class Fitter:
         saved = config.get("fitting")
         if saved is None or config.get("format") != "nerf-signal":
             raise UserError(f"{path} holds no signal that could be continued: start again with --overwrite")
-        now = {"field": self.field.to_dict(), "signal": self.problem.describe()}
-        then = {"field": config["field"], "signal": config["signal"]}
-        for what in ("field", "signal"):
-            if json.loads(json.dumps(now[what])) != then[what]:
+        for what, now in (("field", self.field.to_dict()), ("signal", self.problem.describe())):
+            if json.loads(json.dumps(now)) != config[what]:
                 raise UserError(
                     f"{path} was fitted with another {what}: continue with the same file and options, "
                     "or start again with --overwrite"
@@ -150,8 +141,17 @@ class Fitter:
         for i, state in enumerate(self.states):
             state.m.copy_(tensors[f"adam.{i}.m"])
             state.v.copy_(tensors[f"adam.{i}.v"])
-        self.step, self.seconds = saved["step"], saved["seconds"]
-        self.total_steps, self.curve = saved["total_steps"], saved["curve"]
+        for name in SAVED:
+            setattr(self, name, saved[name])
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint to continue from, unless the fit broke down."""
+        if not all(bool(p.isfinite().all()) for p in self.parameters):
+            raise UserError(
+                f"fitting broke down at step {self.step}: the field holds NaN or infinity; the last good one is kept, "
+                "try a lower --learning-rate"
+            )
+        checkpoint.save(path, *self.state())
 
 
 @dataclass
@@ -186,8 +186,7 @@ class Fitted:
         network: the module whose parameters are filled, where a module of your own was fitted.
         """
         path = Path(path)
-        if path.is_dir():
-            path = path / CHECKPOINT
+        path = path / CHECKPOINT if path.is_dir() else path
         return fitted_of_state(*checkpoint.load(path), str(path), network)
 
 
@@ -216,14 +215,10 @@ def fit(
 ) -> Fitted:
     """Fit a field to an image, a sound, a video, or to anything else that is a `Problem`.
 
-    Args:
-        field: the name of a kind ("hash", "siren", "fourier", "mlp"), a `FieldChoice`, a `SignalField`, or any module
-            of your own that maps unit coordinates [n, n_dims] to values [n, n_channels] and is differentiable in its
-            parameters.
-        out: a folder for checkpoint.safetensors, written while fitting; Ctrl-C saves and stops, and `resume` continues
-            as if it never had.
-    Raises:
-        UserError: where the numbers of the fit or the field's sizes do not go together, or the error is not finite.
+    field: the name of a kind ("hash", "siren", "fourier", "mlp"), a `FieldChoice`, a `SignalField`, or any module of
+    your own that maps unit coordinates [n, n_dims] to values [n, n_channels] and is differentiable in its parameters.
+    out: a folder for checkpoint.safetensors, written while fitting; Ctrl-C saves and stops, and `resume` continues as
+    if it never had. Raises UserError where sizes do not go together, or the error is not finite.
 
     >>> ramp = nerf.Signal("image", np.linspace(0, 255, 64).astype(np.uint8)[:, None], (8, 8), one=255.0)
     >>> fitted = nerf.fit(ramp, "hash", nerf.FitConfig(steps=50))
@@ -250,24 +245,26 @@ def fit(
             if fitter.step % 50 == 0:
                 mse = sum(recent) / len(recent)
                 fitter.curve.append({"step": fitter.step, "seconds": round(fitter.seconds, 2), "mse": mse})
-                display.update(fitter.step, fitter.total_steps, error_in_words(mse, problem.peak))
+                peak = problem.peak
+                words = f"error {mse:.2e}" if peak is None else f"PSNR {psnr_of(mse, peak):.2f} dB"
+                display.update(fitter.step, fitter.total_steps, words)
                 recent.clear()
                 if config.stop_mse is not None and mse <= config.stop_mse:
                     break
             if path is not None and now - saved_at > config.checkpoint_seconds:
-                _save(fitter, path)
+                fitter.save(path)
                 saved_at = time.perf_counter()
     except KeyboardInterrupt:
         display.close()
         if path is not None:
-            _save(fitter, path)
+            fitter.save(path)
             note(f"stopped at step {fitter.step}; saved")
         raise
     finally:
         display.close()
     fitter.field.pairs = False
     if path is not None:
-        _save(fitter, path)
+        fitter.save(path)
     return Fitted(fitter.field, problem.kind, problem.describe(), {"seconds": fitter.seconds, "step": fitter.step})
 
 
@@ -285,22 +282,5 @@ def field_for(problem: Problem, field: nn.Module | FieldChoice | str, seed: int 
     # what has no grid of its own is as wide as high, with values around zero
     shape = getattr(problem, "shape", (256,) * problem.n_dims)
     choice = choose(field, shape) if isinstance(field, str) else field
-    extents = getattr(problem, "extents", None)
-    low, high = getattr(problem, "span", (-1.0, 1.0))
+    extents, (low, high) = getattr(problem, "extents", None), getattr(problem, "span", (-1.0, 1.0))
     return SignalField(choice, problem.n_dims, problem.n_channels, extents, low, high, seed)
-
-
-def _save(fitter: Fitter, path: Path) -> None:
-    if not all(bool(p.isfinite().all()) for p in fitter.parameters):
-        raise UserError(
-            f"fitting broke down at step {fitter.step}: the field holds NaN or infinity; the last good one is kept, "
-            "try a lower --learning-rate"
-        )
-    checkpoint.save(path, *fitter.state())
-
-
-def error_in_words(mse: float, peak: float | None) -> str:
-    """A mean squared error as PSNR where a peak is known, else as it is."""
-    if peak is None:
-        return f"error {mse:.2e}"
-    return f"PSNR {psnr_of(mse, peak):.2f} dB"

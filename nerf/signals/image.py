@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from nerf.errors import UserError
 from nerf.io import exr
 from nerf.io.files import atomic_write
-from nerf.io.images import Picture, read_header, read_pixels
-from nerf.signals.record import Signal, check_file, to_values
+from nerf.io.images import read_header, read_pixels
+from nerf.signals.record import Signal, centres, check_file, check_finite, to_values, unit_grid
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
@@ -38,24 +37,19 @@ def read_image(path: str | Path) -> Signal:
     ((4, 6), 3, 255.0)
     """
     path = Path(path)
-    picture, pixels = _decoded(path)
+    pixels = _decoded(path)
     if pixels.size == 0:
         raise UserError(f"{path}: holds no pixels")
+    check_finite(path, pixels)
     h, w, c = pixels.shape
-    one = 1.0
-    if pixels.dtype.kind == "u":
-        one = float(np.iinfo(pixels.dtype).max)
-    else:
-        if not np.isfinite(pixels).all():
-            raise UserError(f"{path}: holds values that are no finite numbers (NaN or infinity): repair the file")
-        brightest = float(pixels.max())
-        one = brightest if brightest > 0 else 1.0
+    one = float(np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else pixels.max())
+    one = one if one > 0 else 1.0
     space = "linear light" if path.suffix.lower() == ".exr" else "as in the file (sRGB where it does not say otherwise)"
     meta = {"name": path.name, "channels": CHANNELS[c], "colour_space": space, "range": f"0 to {one:g}"}
     return Signal("image", pixels.reshape(h * w, c), (h, w), 0.0, one, meta=meta)
 
 
-def _decoded(path: Path) -> tuple[Picture, np.ndarray]:
+def _decoded(path: Path) -> np.ndarray:
     check_file(path, "an image (PNG, JPEG, EXR, TIFF, WebP)")
     from PIL import Image
 
@@ -64,21 +58,15 @@ def _decoded(path: Path) -> tuple[Picture, np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = read_header(path)
-            return picture, read_pixels(picture)
+            return read_pixels(read_header(path))
     finally:
         Image.MAX_IMAGE_PIXELS = before
 
 
 def rows_of_field(field: SignalField, height: int, width: int) -> Iterator[np.ndarray]:
     """Strips [rows, width, c] of a fitted image at any size, from the top, float32: never the whole at once."""
-    columns = (torch.arange(width).float() + 0.5) / width
-    step = max(1, STRIP // width)
-    for top in range(0, height, step):
-        rows = (torch.arange(top, min(top + step, height)).float() + 0.5) / height
-        v, u = torch.meshgrid(rows, columns, indexing="ij")
-        values = field.evaluate(torch.stack([u.reshape(-1), v.reshape(-1)], dim=1))
-        yield values.reshape(len(rows), width, -1).numpy()
+    for rows in centres(height).split(max(1, STRIP // width)):
+        yield field.evaluate(unit_grid(rows, centres(width))).reshape(len(rows), width, -1).numpy()
 
 
 def image_of_field(field: SignalField, height: int, width: int) -> np.ndarray:
@@ -94,9 +82,9 @@ def image_of_field(field: SignalField, height: int, width: int) -> np.ndarray:
 def write_image(path: Path, field: SignalField, meta: dict[str, Any], height: int, width: int) -> None:
     """Sample a fitted image to a PNG (8 or 16 bits, as its original) or EXR (floats); meta: of Signal.describe()."""
     dtype = np.dtype(meta["dtype"])
-    if (path.suffix.lower() == ".exr") != (dtype.kind == "f"):
-        wanted = ".exr (floats, linear light)" if dtype.kind == "f" else ".png"
-        raise UserError(f"{path}: expected a name that ends in {wanted}, for the image was of that kind")
+    suffix, about = (".exr", " (floats, linear light)") if dtype.kind == "f" else (".png", "")
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{path}: expected a name that ends in {suffix}{about}, for the image was of that kind")
     strips = (to_values(s, dtype, meta["zero"], meta["one"]) for s in rows_of_field(field, height, width))
     if dtype.kind == "f":
         pixels = np.concatenate(list(strips))
@@ -105,8 +93,6 @@ def write_image(path: Path, field: SignalField, meta: dict[str, Any], height: in
             pixels = np.concatenate([pixels[..., :-1] * pixels[..., -1:], pixels[..., -1:]], axis=2)
         exr.write_exr(path, {name: pixels[..., k] for k, name in enumerate(names)})
         return
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{path}: expected a name that ends in .png")
     with png_writer(path, width, height, int(meta["n_channels"]), dtype) as write:
         for strip in strips:
             write(strip)

@@ -1,9 +1,8 @@
 """Many signals by one network: a short latent for each of them shifts the phases of shared sine layers.
 
-h_1 = sin(omega_0 (W_1 x + b_1 + M_1 z)) and so on: a SIREN whose biases move with the latent z. The shared part is
-learned so that a few steps of gradient descent from z = 0, with learned step lengths, find the latent of any signal of
-the kind. Sources: Dupont et al. 2022, "From data to functa", section 3 and "COIN++", section 3; step lengths as in Li
-et al. 2017, "Meta-SGD".
+h_1 = sin(omega_0 (W_1 x + b_1 + M_1 z)) and so on, learned so that a few steps of gradient descent from z = 0, of
+learned length, find the latent of any signal of the kind. Sources: Dupont et al. 2022, "From data to functa" and
+"COIN++", sections 3; Li et al. 2017, "Meta-SGD".
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from nerf.fields.networks import SineLayer, Siren
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField
 from nerf.signals.image import read_image
+from nerf.signals.record import centres, check_finite, read_array, unit_grid
 
 INNER_STEPS = 3  # of gradient descent on a latent, as it is learned
 STEP_LENGTH = 50.0  # of the first of them, before it is learned
@@ -81,10 +81,8 @@ class LatentFields:
     images: NDArray[np.float32]
     name: str = "set"
     pixels: int = 256  # of each signal in a step
-    kind: str = field(default="set", init=False)
-    n_dims: int = field(default=2, init=False)
-    n_channels: int = field(default=1, init=False)
     peak: float | None = field(default=1.0, init=False)
+    kind, n_dims = "set", 2
 
     def __post_init__(self) -> None:
         n, h, w, c = self.images.shape
@@ -92,7 +90,7 @@ class LatentFields:
         held = torch.arange(n) % HELD_OUT == 0 if n >= HELD_OUT else torch.zeros(n, dtype=torch.bool)
         self.learned, self.held_out = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
         self.values = torch.from_numpy(self.images).reshape(n, h * w, c)
-        self.u = grid_coordinates(h, w)
+        self.u = unit_grid(centres(h), centres(w))
 
     @property
     def extents(self) -> tuple[float, float]:
@@ -126,29 +124,22 @@ def latent_field(
     return ModulatedField(choice, latent, **sizes)
 
 
-def grid_coordinates(h: int, w: int) -> Tensor:
-    """u [h*w, 2] of the centres of pixels, row by row."""
-    y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
-    return torch.stack([x, y], dim=-1).reshape(-1, 2)
-
-
 def latents_of(field: ModulatedField, problem: LatentFields, chunk: int = 64) -> Tensor:
     """[n, latent] of all signals of a set, held out or not."""
-    parts = [field.find_latents(problem.u, part) for part in problem.values.split(chunk)]
-    return torch.cat(parts)
+    return torch.cat([field.find_latents(problem.u, part) for part in problem.values.split(chunk)])
 
 
 def measure_set(problem: LatentFields, found: NDArray[np.float32]) -> dict[str, float]:
     """Mean PSNR over the pictures that were learned from, and over those that were not."""
     errors = np.square(found.astype(np.float64) - problem.images).mean(axis=(1, 2, 3))
     each = torch.tensor([psnr_of(float(e)) for e in errors])
-    result = {"psnr": float(each[problem.learned].mean())}
-    return result | ({"psnr_held_out": float(each[problem.held_out].mean())} if len(problem.held_out) else {})
+    parts = {"psnr": problem.learned, "psnr_held_out": problem.held_out}
+    return {name: float(each[which].mean()) for name, which in parts.items() if len(which)}
 
 
 def pictures_of(field: ModulatedField, z: Tensor, h: int, w: int, chunk: int = 16) -> NDArray[np.float32]:
     """[b, h, w, c] in [0,1] of latents [b, latent], at any size."""
-    u = grid_coordinates(h, w)
+    u = unit_grid(centres(h), centres(w))
     with torch.no_grad():
         parts = [field.values(u, part).clamp(0, 1).cpu() for part in z.split(chunk)]
     return torch.cat(parts).reshape(len(z), h, w, -1).numpy()
@@ -156,8 +147,7 @@ def pictures_of(field: ModulatedField, z: Tensor, h: int, w: int, chunk: int = 1
 
 @dataclass(frozen=True)
 class LatentPrior:
-    """A Gaussian over latents: what new signals of the kind are drawn from. Of n latents it keeps the directions that
-    they span; `temperature` 1 draws as widely as they lie."""
+    """A Gaussian over the directions that latents span; new ones of `temperature` 1 lie as widely as they do."""
 
     mean: Tensor
     axes: Tensor  # [k, latent] orthonormal
@@ -177,12 +167,6 @@ class LatentPrior:
         return self.mean + temperature * (noise * self.deviations) @ self.axes
 
 
-def between(a: Tensor, b: Tensor, n: int) -> Tensor:
-    """[n, latent] from latent a to latent b in equal steps, both included."""
-    t = torch.linspace(0, 1, n)[:, None]
-    return a + t * (b - a)
-
-
 def sheet(pictures: NDArray[np.float32], columns: int) -> NDArray[np.uint8]:
     """Pictures [n,h,w,c] side by side, `columns` in a row, as one 8-bit picture [.., .., 3]."""
     n, h, w, c = pictures.shape
@@ -196,31 +180,27 @@ def sheet(pictures: NDArray[np.float32], columns: int) -> NDArray[np.uint8]:
 
 def read_set(path: Path) -> NDArray[np.float32]:
     """[n,h,w,c] in [0,1]: a .npy of [n,h,w] or [n,h,w,c], or a folder of pictures of one size."""
-    parts: list[NDArray[np.float32]] = []
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".tif"))
         if len(files) < 2:
             raise UserError(f"{path}: holds {len(files)} pictures: expected a set of 2 or more")
+        parts: list[NDArray[np.float32]] = []
         for file in files:
             signal = read_image(file)
-            if parts and (*signal.shape, signal.n_channels) != parts[0].shape:
-                raise UserError(
-                    f"{file} is {'x'.join(map(str, (*signal.shape, signal.n_channels)))} and {files[0].name} is "
-                    f"{'x'.join(map(str, parts[0].shape))} (height x width x channels): a set has one size"
-                )
             parts.append((signal.values / signal.one).astype(np.float32).reshape(*signal.shape, -1))
+            if parts[-1].shape != parts[0].shape:
+                this, first = ("x".join(map(str, part.shape)) for part in (parts[-1], parts[0]))
+                raise UserError(
+                    f"{file} is {this} and {files[0].name} is {first} (height x width x channels): a set has one size"
+                )
         return np.stack(parts)
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): expected a folder of pictures, or a .npy") from error
+    values = read_array(path, "a set", ": expected a folder of pictures, or a .npy")
     if values.dtype.kind not in "uif" or values.ndim not in (3, 4) or len(values) < 2 or min(values.shape) < 1:
         raise UserError(
             f"{path}: holds {values.dtype} numbers of shape {list(values.shape)}; expected [n,h,w] or [n,h,w,c], n > 1"
         )
     wide = values.astype(np.float32)
-    if not np.isfinite(wide).all():
-        raise UserError(f"{path}: holds values that are no finite numbers (NaN or infinity)")
+    check_finite(path, wide)
     if values.dtype.kind == "f":
         wide = (wide - wide.min()) / max(float(np.ptp(wide)), 1e-12)
     else:
@@ -230,11 +210,7 @@ def read_set(path: Path) -> NDArray[np.float32]:
 
 def check_latents(path: Path, latent: int) -> Tensor:
     """Latents [b, latent] of a .npy; UserError where they are not of this field's length."""
-    try:
-        z = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as latents ({error}): expected a .npy of numbers") from error
-    z = np.atleast_2d(z)
+    z = np.atleast_2d(read_array(path, "latents", ": expected a .npy of numbers"))
     if z.ndim != 2 or z.shape[1] != latent or z.dtype.kind not in "uif" or not np.isfinite(z).all():
         raise UserError(f"{path}: holds {list(z.shape)}, expected finite latents of length {latent}, one a row")
     return torch.from_numpy(z.astype(np.float32))

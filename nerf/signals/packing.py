@@ -1,9 +1,8 @@
 """A fitted field as a small file: its weights rounded to a few bits and entropy coded, all that is needed to sample it.
 
-Each tensor is rounded to whole steps between its extremes, 2^bits of them, and the steps are coded with the tensor's
-own histogram (asymmetric numeral systems, Duda 2013), so that rare values cost more than common ones. As COIN (Dupont
-et al. 2021) keeps images; the entropy code is in addition. Biases, and the frequencies of Fourier features, stay at 16
-bits: they are few and count.
+Each tensor is rounded to whole steps between its extremes, 2^bits of them (16 for biases and frequencies, which are few
+and count), as COIN (Dupont et al. 2021) keeps images, and coded with its histogram (asymmetric numeral systems, Duda
+2013).
 """
 
 from __future__ import annotations
@@ -35,9 +34,8 @@ def pack(fitted: Fitted, bits: int) -> bytes:
     for name, tensor in sorted(tensors.items()):
         if not tensor.is_floating_point():
             raise UserError(f"the field holds {tensor.dtype} numbers in {name}, which cannot be packed")
-        coded, entry = _quantise(
-            tensor.detach().float().cpu(), 16 if tensor.dim() < 2 or name.endswith(".matrix") else bits
-        )
+        exact = tensor.dim() < 2 or name.endswith(".matrix")
+        coded, entry = _quantise(tensor.detach().float().cpu(), 16 if exact else bits)
         parts.append(coded)
         entries.append([name, list(tensor.shape), len(coded), *entry])
     header = zlib.compress(json.dumps([config, entries], separators=(",", ":")).encode(), 9)
@@ -75,23 +73,20 @@ def _quantise(values: Tensor, bits: int) -> tuple[bytes, tuple[float, float, int
 
 def _frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Counts scaled to a sum of 2^_SCALE (more where there are many symbols), at least 1 where there is any."""
-    total = 1 << _SCALE
-    present = counts > 0
+    total, present = 1 << _SCALE, counts > 0
     scaled = np.where(present, np.maximum(1, counts * (total - int(present.sum())) // max(int(counts.sum()), 1)), 0)
     scaled[int(np.argmax(scaled))] += total - int(scaled.sum())
     return scaled
 
 
 def _encode(symbols: NDArray[np.int64], count: int) -> bytes:
-    """Symbols 0 to count - 1 as bytes. Of more symbols than the coder has probabilities for, the low byte is kept as it
-    is and the high one coded."""
+    """Symbols 0 to count - 1 as bytes; of more symbols than the coder has probabilities for, as they are."""
     if count > 1 << 12:
         return symbols.astype("<u2").tobytes()
     frequencies = _frequencies(np.bincount(symbols, minlength=count))
-    starts = np.concatenate([[0], np.cumsum(frequencies)[:-1]])
     table = zlib.compress(frequencies.astype("<u2").tobytes(), 9)
     words, state = [], _LOW
-    f_list, s_list = frequencies.tolist(), starts.tolist()
+    f_list, s_list = frequencies.tolist(), (frequencies.cumsum() - frequencies).tolist()
     for symbol in reversed(symbols.tolist()):
         f = f_list[symbol]
         while state >= (f << (32 - _SCALE)):
@@ -107,20 +102,19 @@ def _decode(data: bytes, n: int, count: int) -> NDArray[np.int64]:
         return np.frombuffer(data, "<u2", n).astype(np.int64)
     size, state = struct.unpack_from("<HI", data)
     frequencies = np.frombuffer(zlib.decompress(data[6 : 6 + size]), "<u2").astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(frequencies)[:-1]])
     which = np.repeat(np.arange(len(frequencies)), frequencies).tolist()
     words = np.frombuffer(data[6 + size :], "<u2").tolist()
-    f_list, s_list, mask, at = frequencies.tolist(), starts.tolist(), (1 << _SCALE) - 1, 0
-    out = np.empty(n, np.int64)
-    for i in range(n):
-        slot = state & mask
+    f_list, s_list = frequencies.tolist(), (frequencies.cumsum() - frequencies).tolist()
+    out, at = [], 0
+    for _ in range(n):
+        slot = state & ((1 << _SCALE) - 1)
         symbol = which[slot]
-        out[i] = symbol
+        out.append(symbol)
         state = f_list[symbol] * (state >> _SCALE) + slot - s_list[symbol]
         while state < _LOW and at < len(words):
             state = state << 16 | words[at]
             at += 1
-    return out
+    return np.array(out, np.int64)
 
 
 def load_signal(path: Path) -> Fitted:

@@ -1,11 +1,9 @@
 """Poisson's problem: an image found from nothing but its gradients or its Laplacian.
 
-Source: SIREN (Sitzmann et al. 2020), section 4.1. There the field's gradients are compared with the given ones pixel by
-pixel, which is `gradient-points` here. A wave of k cycles weighs k^2 in that, so it hardly sees the coarsest waves,
-which hold most of an image's contrast: after a minute, most of the error was waves of half a cycle and one cycle a
-side. `gradient` therefore also compares what both gain along rows and columns: between two points, a field with the
-given gradients differs by their integral on the way, and a long way shows what is coarse. These integrals are of the
-given gradients alone, taken once; as the gradients are those of an image, they leave open no more than the constant.
+Source: SIREN (Sitzmann et al. 2020), section 4.1, where gradients are compared pixel by pixel: `gradient-points`. A
+wave of k cycles weighs k^2 in that, so it hardly sees the coarsest waves, which hold most of an image's contrast.
+`gradient` therefore also compares what field and image gain along rows and columns: between two points, a field with
+the given gradients differs by their integral on the way (taken once), and a long way shows what is coarse.
 """
 
 from __future__ import annotations
@@ -61,19 +59,13 @@ class PoissonProblem:
             return self._along_lines(field, batch, random)
         indices = self.image.draw(batch, random)
         u, wanted = self.image.coordinates(indices).to(field.device), self.targets[indices].to(field.device)
-        if self.learn == "laplacian":
-            found = derivatives.laplacian(field, u, train=True)[1]
-        else:
-            found = _with_gradient(field, u)[1]
-        error = (found - wanted).square().mean() / self.size
+        derived = derivatives.laplacian(field, u, train=True) if self.learn == "laplacian" else _with_gradient(field, u)
+        error = (derived[1] - wanted).square().mean() / self.size
         return error, error.detach()
 
     def _along_lines(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Points where random rows cross random columns, so that each lies on two lines of many points. A third of the
-        batch, as a value and two derivatives cost three.
-
-        With e the field less the integral along its line, all pairs of a line are compared at once: the mean square of
-        e_i - e_j is twice the variance of e.
+        """At points where random rows cross random columns, a third of the batch, as a value and two derivatives cost
+        three. The variance of e, the field less the integral along its line, is half the mean square of all e_i - e_j.
         """
         h, w = self.shape
         n_rows = min(max(round(math.sqrt(batch / 3 * h / w)), 2), h)

@@ -141,9 +141,19 @@ class Signal:
         }
 
     def to_values(self, field_values: np.ndarray) -> np.ndarray:
-        """What a field gives [..., c] in the type of the file: scaled back, rounded and clipped where those are
-        integers."""
+        """What a field gives [..., c] in the type of the file: scaled back, and integers rounded and clipped."""
         return to_values(field_values, self.values.dtype, self.zero, self.one)
+
+
+def centres(n: int) -> Tensor:
+    """Unit coordinates [n] of the centres of n cells."""
+    return (torch.arange(n).float() + 0.5) / n
+
+
+def unit_grid(y: Tensor, x: Tensor) -> Tensor:
+    """u [h*w, 2] of the points of a grid with rows at y [h] and columns at x [w], row by row."""
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns, rows], dim=-1).reshape(-1, 2)
 
 
 def to_values(field_values: np.ndarray, dtype: np.dtype, zero: float, one: float) -> np.ndarray:
@@ -163,10 +173,18 @@ def check_file(path: Path, expected: str) -> None:
         raise UserError(f"{path}: is empty; expected {expected.partition(' (')[0]}")
 
 
-def keep_fraction(n: int, fraction: float, seed: int = 0) -> Tensor:
-    """Flat indices [m] of a random share of n values, in order; at least one."""
-    if not 0.0 < fraction <= 1.0:
-        raise UserError(f"--keep {fraction:g}: expected a share of the values above 0 and up to 1")
-    generator = torch.Generator().manual_seed(seed)
-    count = max(1, round(fraction * n))
-    return torch.randperm(n, generator=generator)[:count].sort().values
+def check_finite(path: Path, values: np.ndarray, what: str = "values") -> None:
+    """Raises UserError where a number that was read from path is NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: holds {what} that are no finite numbers (NaN or infinity): repair the file")
+
+
+def read_array(path: Path, what: str, expected: str = "", text: bool = False) -> np.ndarray:
+    """The array of a .npy, or with `text` of a text file of any other name; UserError where there is none."""
+    try:
+        if text and path.suffix.lower() != ".npy":
+            return np.loadtxt(path)
+        values: np.ndarray = np.load(path, allow_pickle=False)
+        return values
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as {what} ({error}){expected}") from error

@@ -14,7 +14,7 @@ from nerf.errors import UserError
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField, choose
 from nerf.signals.image import read_image
-from nerf.signals.record import Signal, keep_fraction
+from nerf.signals.record import Signal, unit_grid
 
 
 def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int = 0) -> None:
@@ -22,7 +22,10 @@ def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int 
     if mask is not None and keep is not None:
         raise UserError("--mask and --keep both say which pixels are known: give one of them")
     if keep is not None:
-        signal.known = keep_fraction(len(signal.values), keep, seed)
+        if not 0.0 < keep <= 1.0:
+            raise UserError(f"--keep {keep:g}: expected a share of the values above 0 and up to 1")
+        order = torch.randperm(len(signal.values), generator=torch.Generator().manual_seed(seed))
+        signal.known = order[: max(1, round(keep * len(order)))].sort().values
     if mask is None:
         return
     black = read_image(mask)
@@ -37,30 +40,25 @@ def keep_known(signal: Signal, mask: Path | None, keep: float | None, seed: int 
 
 
 def choose_for_few(kind: str, shape: tuple[int, ...], share: float) -> FieldChoice:
-    """The field for an image of which only a share of the pixels is known: no finer than they are, so that what lies
-    between them is filled in and not left at its start."""
-    base = choose(kind, shape)
+    """The field for an image of which a share of the pixels is known: no finer than they are, to fill in the others."""
     known = max(16.0, max(shape) * share**0.5)  # along the longest side
-    if kind == "hash":
-        return replace(base, finest_resolution=round(known), n_levels=8, log2_hashmap_size=18, n_features_per_level=4)
-    if kind == "siren":
-        return replace(base, first_omega_0=max(10.0, min(30.0, known / 6)))
-    return replace(base, sigma=known / 32) if kind == "fourier" else base
+    sizes: dict[str, dict[str, Any]] = {
+        "hash": {"finest_resolution": round(known), "n_levels": 8, "log2_hashmap_size": 18, "n_features_per_level": 4},
+        "siren": {"first_omega_0": max(10.0, min(30.0, known / 6))},
+        "fourier": {"sigma": known / 32},
+    }
+    return replace(choose(kind, shape), **sizes.get(kind, {}))
 
 
 def noise_mse(noise: float | None) -> float | None:
-    """The mean squared error at which a fit has learnt all but the noise (Morozov's discrepancy principle): learning
-    goes on with what looks least like an image."""
+    """The mean squared error at which a fit has learnt all but the noise (Morozov's discrepancy principle)."""
     if noise is not None and not 0.0 < noise < 1.0:
         raise UserError(f"--noise {noise:g}: expected a standard deviation as a share of the range, above 0, below 1")
     return None if noise is None else noise * noise
 
 
 class SuperResolution:
-    """An image K times as fine as the one that is given: the mean of each K x K fine pixels is the given one.
-
-    Averaging is the down-sampling operator; the field is asked for all K^2 fine pixels of each one that is drawn.
-    """
+    """An image K times as fine as the one that is given: the mean of each K x K fine pixels is the given one."""
 
     def __init__(self, image: Signal, factor: int) -> None:
         if factor < 2:
@@ -71,27 +69,26 @@ class SuperResolution:
         self.n_dims, self.n_channels = image.n_dims, image.n_channels
         h, w = image.shape
         offsets = (torch.arange(factor).float() + 0.5) / factor - 0.5
-        y, x = torch.meshgrid(offsets / h, offsets / w, indexing="ij")
-        self.fine = torch.stack([x, y], dim=-1).reshape(1, -1, 2)
+        self.fine = unit_grid(offsets / h, offsets / w)
 
     def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         indices = self.image.draw(max(1, batch // self.factor**2), random)
-        means = self._means(field(self._fine(indices).to(field.device)))
+        means = self._means(field, indices)
         mse = (means - self.image.targets(indices).to(field.device)).square().mean()
         return mse, mse.detach()
 
-    def _fine(self, indices: Tensor) -> Tensor:
-        return (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
-
-    def _means(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, self.factor**2, self.n_channels).mean(dim=1)
+    def _means(self, field: SignalField, indices: Tensor) -> Tensor:
+        """What a field says [m, c] of the given pixels [m]: the mean over the fine ones in each."""
+        fine = (self.image.coordinates(indices)[:, None] + self.fine).reshape(-1, 2)
+        return field(fine.to(field.device)).reshape(len(indices), -1, self.n_channels).mean(dim=1)
 
     def measure(self, field: SignalField) -> dict[str, Any]:
         """How close the averages of the fine image come to the given one."""
         total, n = 0.0, len(self.image.values)
         for indices in torch.arange(n).split(max(1, (1 << 18) // self.factor**2)):
-            means = self._means(field.evaluate(self._fine(indices)))
-            total += float((means.double() - self.image.targets(indices).double()).square().sum())
+            with torch.no_grad():
+                means = self._means(field, indices).cpu().double()
+            total += float((means - self.image.targets(indices).double()).square().sum())
         mse = total / self.image.values.size
         return {"mse_of_averages": mse, "psnr_of_averages": psnr_of(mse)}
 
@@ -110,18 +107,16 @@ def psnr_against(field: SignalField, truth: Signal, shape: tuple[int, ...], path
 
 
 def measure(field: SignalField, signal: Signal, chunk: int = 1 << 18) -> dict[str, Any]:
-    """Mean squared error over all values (clipped to their range), and PSNR where there is a peak; of in-painting also
-    over the unknown values alone."""
+    """Mean squared error over all values, clipped to their range, and PSNR; of in-painting also of the unknown ones."""
     low, high = (0.0, 1.0) if signal.kind != "audio" else (-1.0, 1.0)
     known = np.zeros(len(signal.values), bool)
     if signal.known is not None:
         known[signal.known.numpy()] = True
-    sums = np.zeros(2)  # over known or not
-    for start in range(0, len(signal.values), chunk):
-        indices = torch.arange(start, min(start + chunk, len(signal.values)))
+    sums = np.zeros(2)  # over unknown and known values
+    for indices in torch.arange(len(signal.values)).split(chunk):
         found = field.evaluate(signal.coordinates(indices)).clamp(low, high)
         error = (found.double() - signal.targets(indices).double()).square().sum(dim=1).numpy()
-        here = known[start : start + chunk]
+        here = known[indices.numpy()]
         sums += (error[~here].sum(), error[here].sum())
     mse = float(sums.sum() / signal.values.size)
     result: dict[str, Any] = {"mse": mse}

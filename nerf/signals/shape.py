@@ -1,14 +1,13 @@
 """Shapes as signals: a field learns the signed distance to a surface, most of it near the surface.
 
-The field does not hold the distance d itself but y = sign(d) log(1 + |d| / soft): of slope 1/soft at the surface, where
-the shape is decided, and with errors relative to the distance far away (as the relative error that Mueller et al. 2022,
-section 5.2, train on). `distances_at` turns it back.
+The field holds y = sign(d) log(1 + |d| / soft) of the distance d, so that errors far away count relative to it (as
+Mueller et al. 2022, section 5.2, have it). `distances_at` turns it back.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,10 +35,8 @@ class Shape:
     eikonal: float = 0.0
     pool: int = POOL
     seed: int = 0
-    kind: str = field(default="shape", init=False)
-    n_dims: int = field(default=3, init=False)
-    n_channels: int = field(default=1, init=False)
     peak: float | None = field(default=None, init=False)
+    kind, n_dims, n_channels = "shape", 3, 1
 
     def __post_init__(self) -> None:
         random = torch.Generator().manual_seed(self.seed)
@@ -87,14 +84,11 @@ def decode_distance(y: Tensor, soft: float) -> Tensor:
 
 def choose_shape(kind: str) -> FieldChoice:
     """The default field of a kind for a shape."""
-    choice = FieldChoice(kind)
     if kind == "hash":
-        return replace(
-            choice, width=32, depth=2, n_levels=8, n_features_per_level=4, log2_hashmap_size=17, finest_resolution=512
+        return FieldChoice(
+            kind, width=32, n_levels=8, n_features_per_level=4, log2_hashmap_size=17, finest_resolution=512
         )
-    if kind == "siren":
-        return replace(choice, width=256, depth=4)
-    return replace(choice, width=256, depth=3, sigma=4.0)
+    return FieldChoice(kind, width=256, depth=4 if kind == "siren" else 3, sigma=10.0 if kind == "siren" else 4.0)
 
 
 def shape_field(shape: Shape, choice: FieldChoice, seed: int = 0) -> SignalField:

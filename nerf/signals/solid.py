@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +47,19 @@ class Solid:
         return tuple(s / self.side for s in self.sides)
 
     def distances(self, x: Tensor) -> Tensor:
-        """Distances [n] float32 (unit lengths) at x [n,3]; below 0 inside. Exact for meshes to about 1e-6; inside is
-        where the surface goes around more than half (generalised winding number). For clouds: to the plane of the
-        nearest point, as far as the points lie apart, then to the point itself."""
+        """Distances [n] float32 (unit lengths) at x [n,3], below 0 inside (winding number above half): of meshes exact
+        to 1e-6; of clouds to the plane of the nearest point, or further off than points lie apart to that point."""
         near = kernels.nearest_points(x, self.vertices, self.faces)
         if self.areas is None:
             return self._with_sign(x, near.distances)
         own = self.areas[near.faces]
-        reach = 2.0 * own.norm(dim=1).sqrt()
         height = ((x.double() - self.vertices[near.faces]) * torch.nn.functional.normalize(own, dim=1)).sum(dim=1)
-        far = self._with_sign(x, near.distances)
-        return torch.where(near.distances < reach, height.float(), far)
+        close = near.distances < 2.0 * own.norm(dim=1).sqrt()
+        return torch.where(close, height.float(), self._with_sign(x, near.distances))
 
     def inside(self, x: Tensor) -> Tensor:
         """Whether each of x [n,3] is inside."""
-        if self.areas is None:
-            return self.windings(x).abs() > 0.5
-        return self.distances(x) < 0
+        return self.windings(x).abs() > 0.5 if self.areas is None else self.distances(x) < 0
 
     def windings(self, x: Tensor) -> Tensor:
         if self.areas is None:
@@ -103,14 +100,12 @@ class Solid:
 def read_solid(path: Path | str, unsigned: bool | None = None) -> Solid:
     """A mesh file (.ply, .obj, .glb, .stl, .off), or a PLY of points with normals, as a solid.
 
-    unsigned: whether to give up on inside and outside; None finds out: a surface that hardly encloses anything (a
-    sheet) is unsigned, and the user is told. Meshes may have holes and overlap themselves.
+    unsigned: whether to give up on inside and outside; None finds out (a sheet is unsigned), and the user is told.
     """
     path = Path(path)
     cloud = _read_cloud(path) if path.suffix.lower() == ".ply" and path.is_file() else None
     if cloud is None:
-        mesh = read_mesh(path)
-        return solid_of_mesh(mesh, str(path), unsigned)
+        return solid_of_mesh(read_mesh(path), str(path), unsigned)
     return solid_of_cloud(*cloud, str(path), unsigned)
 
 
@@ -121,20 +116,17 @@ def solid_of_mesh(mesh: Triangles, name: str = "mesh", unsigned: bool | None = N
     faces = mesh.faces[areas > 0]
     if not len(faces):
         raise UserError(f"{name}: all its triangles are lines or points: expected a surface with an area")
-    low, sides = _box(mesh.vertices[faces.reshape(-1)])
-    holes = _open_edges(mesh.vertices, faces)
-    solid = _to_unit(mesh.vertices, faces, None, low, sides, {"triangles": len(faces), "open_edges": holes})
-    return _decide_sign(solid, name, unsigned)
+    about = {"triangles": len(faces), "open_edges": _open_edges(mesh.vertices, faces)}
+    return _decide_sign(_to_unit(mesh.vertices, faces, None, about), name, unsigned)
 
 
 def solid_of_cloud(points: Tensor, normals: Tensor, name: str = "cloud", unsigned: bool | None = None) -> Solid:
     """A solid from points [n,3] on its surface and their outward normals [n,3], of any length."""
     if len(points) < 10:
         raise UserError(f"{name}: holds {len(points)} points: expected at least 10, with normals")
-    low, sides = _box(points)
     numbers = torch.arange(len(points))[:, None].expand(-1, 3).contiguous()
     areas = torch.nn.functional.normalize(normals.double(), dim=1)
-    solid = _to_unit(points, numbers, areas, low, sides, {"points": len(points)})
+    solid = _to_unit(points, numbers, areas, {"points": len(points)})
     rough = _point_areas(solid.vertices)
     solid = replace(solid, areas=areas * rough[:, None])
     # The areas are right up to a factor; across the surface the winding number must fall by one.
@@ -166,34 +158,29 @@ def _decide_sign(solid: Solid, name: str, unsigned: bool | None) -> Solid:
 def enclosing_share(solid: Solid, n: int = 4000) -> float:
     """The share of a surface on whose two sides the winding number is clearly inside and clearly outside."""
     points, normals = solid.on_surface(n)
-    step = _PROBE
-    if solid.areas is not None:
-        step = max(step, 4.0 * float(solid.areas.norm(dim=1).median().sqrt()))
+    apart = 0.0 if solid.areas is None else float(solid.areas.norm(dim=1).median().sqrt())
+    step = max(_PROBE, 4.0 * apart)
     back, front = (solid.windings(points + s * step * normals).abs() for s in (-1, 1))
     more, less = torch.maximum(back, front), torch.minimum(back, front)
     return float(((more > 0.75) & ((less - less.round()).abs() < 0.25)).double().mean())
 
 
-def _box(points: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    low, high = points.amin(dim=0), points.amax(dim=0)
+def _to_unit(vertices: Tensor, faces: Tensor, areas: Tensor | None, about: dict[str, Any]) -> Solid:
+    """A surface in the file's frame as a solid in that of its box with a margin; signed until that is decided."""
+    low, high = vertices[faces.reshape(-1)].aminmax(dim=0)
     margin = MARGIN * float((high - low).max())
     if not margin > 0:
         raise UserError("the shape is a single point: expected a surface with an extent")
-    x, y, z = (low - margin).tolist()
-    width, height, depth = (high - low + 2 * margin).tolist()
-    return (x, y, z), (width, height, depth)
-
-
-def _to_unit(vertices: Tensor, faces: Tensor, areas: Tensor | None, low, sides, about: dict[str, Any]) -> Solid:
-    unit = (vertices.double() - torch.tensor(low, dtype=torch.float64)) / max(sides)
-    return Solid(unit, faces, areas, True, low, sides, about)
+    low, sides = low - margin, (high - low + 2 * margin).tolist()
+    unit = (vertices.double() - low.double()) / max(sides)
+    return Solid(unit, faces, areas, True, tuple(low.tolist()), tuple(sides), about)
 
 
 def _open_edges(vertices: Tensor, faces: Tensor) -> int:
     """Edges that belong to one triangle only, vertices at one place taken as one."""
     _, same = torch.unique(vertices, dim=0, return_inverse=True)
     corners = same[faces]
-    edges = torch.cat([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]])
+    edges = corners[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
     edges = edges[edges[:, 0] != edges[:, 1]].sort(dim=1).values
     counts = torch.unique(edges[:, 0] * len(vertices) + edges[:, 1], return_counts=True)[1]
     return int((counts == 1).sum())
@@ -208,12 +195,10 @@ def _point_areas(points: Tensor) -> Tensor:
     numbers = (at[:, 0] * width[1] + at[:, 1]) * width[2] + at[:, 2]
     cells, which, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
     around = torch.zeros(len(cells))
-    for dx in (-1, 0, 1):
-        for dy in (-1, 0, 1):
-            for dz in (-1, 0, 1):
-                other = cells + (dx * width[1] + dy) * width[2] + dz
-                place = torch.searchsorted(cells, other).clamp_max(len(cells) - 1)
-                around += torch.where(cells[place] == other, counts[place], 0)
+    for dx, dy, dz in product((-1, 0, 1), repeat=3):
+        other = cells + (dx * width[1] + dy) * width[2] + dz
+        place = torch.searchsorted(cells, other).clamp_max(len(cells) - 1)
+        around += torch.where(cells[place] == other, counts[place], 0)
     return (9.0 * cell**2 / around.double())[which]
 
 

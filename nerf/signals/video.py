@@ -13,7 +13,7 @@ import torch
 from nerf.errors import UserError
 from nerf.io.memory import allocate
 from nerf.io.video import mp4
-from nerf.signals.record import Signal, check_file, to_values
+from nerf.signals.record import Signal, centres, check_file, to_values, unit_grid
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
@@ -53,11 +53,10 @@ def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) 
             raise ValueError(f"frames of {len(first)} bytes, expected {width}x{height}")
         expected = min(frames or 10**9, max(1, int(imageio_ffmpeg.count_frames_and_secs(str(path))[0])))
         memory = allocate(expected * height * width, 3, np.dtype(np.uint8))
-        count = 0
-        for frame in itertools.islice(itertools.chain([first], reader), expected):
-            part = slice(count * height * width, (count + 1) * height * width)
-            memory[part] = np.frombuffer(frame, np.uint8).reshape(-1, 3)
-            count += 1
+        for count, frame in enumerate(itertools.islice(itertools.chain([first], reader), expected), 1):
+            memory[(count - 1) * height * width : count * height * width] = np.frombuffer(frame, np.uint8).reshape(
+                -1, 3
+            )
         reader.close()
     except (OSError, RuntimeError, ValueError, KeyError, StopIteration) as error:
         why = " ".join(str(error).split())[-120:] or type(error).__name__
@@ -69,12 +68,10 @@ def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) 
 
 def frames_of_field(field: SignalField, n: int, height: int, width: int) -> Iterator[np.ndarray]:
     """[h,w,3] float32 of a fitted video, n frames over its whole length, one at a time."""
-    y, x = torch.meshgrid(
-        (torch.arange(height).float() + 0.5) / height, (torch.arange(width).float() + 0.5) / width, indexing="ij"
-    )
+    xy = unit_grid(centres(height), centres(width))
     for k in range(n):
-        t = torch.full_like(x, (k + 0.5) / n)
-        yield field.evaluate(torch.stack([x, y, t], dim=-1).reshape(-1, 3)).reshape(height, width, -1).numpy()
+        t = torch.full((len(xy), 1), (k + 0.5) / n)
+        yield field.evaluate(torch.cat([xy, t], dim=1)).reshape(height, width, -1).numpy()
 
 
 def write_video(

@@ -52,6 +52,7 @@ class FieldOptimiser:
         return {f"{i}.{name}": t for i, s in enumerate(self.states) for name, t in (("m", s.m), ("v", s.v))}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors()` gave."""
         for name, t in self.tensors().items():
             t.copy_(tensors[name])
         refresh_half(self.field)

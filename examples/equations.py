@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 import nerf
-from nerf.signals import derivatives
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Helmholtz:
 
     def loss(self, field: nerf.SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         u = torch.rand(batch, 2, generator=random)
-        y, laplacian = derivatives.laplacian(field, u.to(field.device), train=True)
+        y, laplacian = nerf.laplacian(field, u.to(field.device), train=True)
         residual = (laplacian + self.wavenumber**2 * y + self.source(u).to(field.device)).square().mean()
         border = torch.rand(max(batch // 4, 8), 2, generator=random)
         sides = torch.arange(len(border))
@@ -84,12 +83,12 @@ class Wave:
 
     def loss(self, field: nerf.SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         u = torch.rand(batch, 2, generator=random)
-        _, seconds = derivatives.second_derivatives(field, u.to(field.device), train=True)
+        _, seconds = nerf.second_derivatives(field, u.to(field.device), train=True)
         # the size of y_tt is (c/w)^2
         residual = ((seconds[:, :, 1] / self.speed**2 - seconds[:, :, 0]) * self.width**2).square().mean()
         start = torch.rand(batch // 2, 2, generator=random)
         start[:, 1] = 0.0
-        values, slopes = derivatives.gradient(field, start.to(field.device), train=True)
+        values, slopes = nerf.gradient(field, start.to(field.device), train=True)
         wrong = (values - self.bump(start[:, :1]).to(field.device)).square().mean()
         moving = (slopes[:, :, 1] * self.width / self.speed).square().mean()
         return residual + self.start_weight * wrong + moving, residual.detach()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nerf.rendering.rays import render_rays
     from nerf.rendering.sampling import composite, render_with, sample_rays
     from nerf.signals.audio import read_audio
+    from nerf.signals.derivatives import gradient, laplacian, second_derivatives
     from nerf.signals.fields import FieldChoice, SignalField
     from nerf.signals.fitting import FitConfig, Fitted, fit
     from nerf.signals.image import image_of_field, read_image
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 # name -> where it is defined
 _WHERE = {
+    "gradient": "nerf.signals.derivatives:gradient",
+    "laplacian": "nerf.signals.derivatives:laplacian",
+    "second_derivatives": "nerf.signals.derivatives:second_derivatives",
     "load": "nerf.datasets:load",
     "LoadOptions": "nerf.datasets:LoadOptions",
     "Scene": "nerf.datasets:Scene",
@@ -171,7 +175,9 @@ __all__ = [
     "extract_mesh",
     "find_poses",
     "fit",
+    "gradient",
     "image_of_field",
+    "laplacian",
     "load",
     "next_n_rays",
     "ray_jitter",
@@ -184,6 +190,7 @@ __all__ = [
     "render_with",
     "sample_rays",
     "save_mesh",
+    "second_derivatives",
     "texture_mesh",
     "train",
     "visible_cells",

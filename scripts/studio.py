@@ -18,12 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-try:
-    from embreex.mesh_construction import TriangleMesh
-    from embreex.rtcore_scene import EmbreeScene
-except ImportError as error:
-    sys.exit(f"photographs need {error.name}, which nothing else in this project does: pip install embreex")
-
 Array: TypeAlias = NDArray[np.float64]
 
 SEED = 20
@@ -140,6 +134,12 @@ class World:
         gloss: with highlights and reflections; else everything is as matt as chalk. spacing: of the baked light.
         """
         self.vertices, self.faces, self.paint, self.paints, self.gloss = vertices, faces, paint, paints, gloss
+        try:
+            from embreex.mesh_construction import TriangleMesh
+            from embreex.rtcore_scene import EmbreeScene
+        except ImportError as error:
+            sys.exit(f"photographs need {error.name}, which nothing else in this project does: pip install embreex")
+
         self.scene = EmbreeScene(robust=True)
         TriangleMesh(self.scene, self.vertices[self.faces].astype(np.float32))
         self.normals = corner_normals(self.vertices, self.faces)

@@ -115,6 +115,7 @@ class OccupancyGrid:
         return {"values": self.values, "candidates": self.candidates, "occupied": self.occupied}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave, onto this grid."""
         self.values, self.candidates, self._cells = tensors["values"], tensors["candidates"], None
         self._set(tensors["occupied"].reshape(-1))
 

@@ -67,6 +67,7 @@ class Similarity:
         return torch.cat([rotations, self.apply(c2w[:, :, 3])[:, :, None]], dim=2)
 
     def inverse(self) -> Similarity:
+        """The map back."""
         return Similarity(1.0 / self.scale, self.rotation.T.clone(), -(self.rotation.T @ self.translation) / self.scale)
 
     def matrix(self) -> Tensor:

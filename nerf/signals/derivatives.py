@@ -17,7 +17,12 @@ from nerf.signals.fields import SignalField
 def gradient(field: SignalField, u: Tensor, train: bool = False) -> tuple[Tensor, Tensor]:
     """(values [n, c], gradients [n, c, d]) at u [n, d].
 
-    train: the gradients may be differentiated again, in the parameters; a hash grid's cannot.
+    train: the gradients may be differentiated again, in the parameters; a hash grid's cannot (UserError).
+
+    >>> field = nerf.SignalField(nerf.FieldChoice("siren", width=16), n_dims=2, n_channels=3)
+    >>> values, slopes = nerf.gradient(field, torch.rand(5, 2))
+    >>> values.shape, slopes.shape
+    (torch.Size([5, 3]), torch.Size([5, 3, 2]))
     """
     if train:
         _check_second_order(field)
@@ -27,14 +32,24 @@ def gradient(field: SignalField, u: Tensor, train: bool = False) -> tuple[Tensor
 
 
 def laplacian(field: SignalField, u: Tensor, train: bool = False) -> tuple[Tensor, Tensor]:
-    """(values [n, c], Laplacians [n, c]) at u [n, d]: the sum of the unmixed second derivatives."""
+    """(values [n, c], Laplacians [n, c]) at u [n, d]: the sum of the unmixed second derivatives.
+
+    >>> field = nerf.SignalField(nerf.FieldChoice("siren", width=16), n_dims=2, n_channels=3)
+    >>> nerf.laplacian(field, torch.rand(5, 2))[1].shape
+    torch.Size([5, 3])
+    """
     values, seconds = second_derivatives(field, u, train)
     return values, seconds.sum(dim=2)
 
 
 def second_derivatives(field: SignalField, u: Tensor, train: bool = False) -> tuple[Tensor, Tensor]:
     """(values [n, c], unmixed second derivatives d^2 y / d u_k^2 [n, c, d]) at u [n, d]; not of hash grids, which are
-    piecewise linear along each axis, so that those are zero."""
+    piecewise linear along each axis, so that those are zero (UserError).
+
+    >>> field = nerf.SignalField(nerf.FieldChoice("siren", width=16), n_dims=2, n_channels=3)
+    >>> nerf.second_derivatives(field, torch.rand(5, 2))[1].shape
+    torch.Size([5, 3, 2])
+    """
     _check_second_order(field)
     u = u.detach().requires_grad_()
     values = field(u)

@@ -124,12 +124,14 @@ class Signal:
         return places if self.known is None else self.known[places]
 
     def loss(self, field: SignalField, batch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Mean squared error of a random batch, in units of the scale: to learn by, and to show."""
         indices = self.draw(batch, random)
         device = field.device
         mse = field.mse(self.coordinates(indices).to(device), self.targets(indices).to(device))
         return mse, mse.detach()
 
     def describe(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, JSON-able."""
         return {
             "shape": list(self.shape),
             "n_channels": self.n_channels,

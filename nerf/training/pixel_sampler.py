@@ -215,10 +215,12 @@ class PixelSampler(Sampler):
         return number[first[found.image_ids] + row * wide[found.image_ids] + col]
 
     def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: errors and counts of the blocks of pixels; `restore` takes it back."""
         state = {"errors": self.errors, "counts": self.counts}
         return state if self.cumulative is None else state | {"cumulative": self.cumulative}
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave; UserError where it is of other pixels."""
         here = {name: t.to(self.blocks.device) for name, t in state.items()}
         if len(here["errors"]) != len(self.blocks):
             raise UserError(

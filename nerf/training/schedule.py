@@ -60,10 +60,12 @@ class Schedule:
     exposure_until: float = 0.85  # progress by which it has: photos' exposures settle before the field does
 
     def learning_rate_at(self, progress: float) -> float:
+        """The field's learning rate at a share of the training in [0, 1]."""
         t = max(0.0, progress - self.decay_after) / (1.0 - self.decay_after)
         return self.learning_rate * (self.final_learning_rate / self.learning_rate) ** t
 
     def exposure_rate_at(self, progress: float) -> float:
+        """The learning rate of exposure corrections at a share of the training in [0, 1]."""
         done = max(0.0, progress - self.exposure_after) / (self.exposure_until - self.exposure_after)
         return self.exposure_rate * 0.01 ** min(1.0, done)
 

@@ -8,40 +8,44 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, softplus
+from torch.nn.functional import grid_sample
 
 import nerf
 
 
 class VectorMatrixField(nn.Module):
-    """Features of a point: products of a plane's and a line's, for each axis (TensoRF: Chen et al. 2022, eq. 3).
-
-    Density (1/scene length) is from their sum, colour from a small network of them and the direction.
+    """Features of a point: products of a plane's and a line's, for each axis (TensoRF: Chen et al. 2022, eq. 3), at
+    several resolutions. Networks of them give density (1/scene length) and, with the direction, colour.
     """
 
-    def __init__(self, n_features: int = 16, resolution: int = 128, seed: int = 0) -> None:
+    def __init__(self, n_features: int = 4, resolutions: Sequence[int] = (16, 32, 64, 128), seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.planes = nn.Parameter(0.3 * torch.randn(3, n_features, resolution, resolution))
-        self.lines = nn.Parameter(0.3 * torch.randn(3, n_features, resolution, 1))
-        self.geometry = nn.Linear(3 * n_features, 1)
-        self.color = nn.Sequential(nn.Linear(3 * n_features + 3, 64), nn.ReLU(), nn.Linear(64, 3))
+        self.planes = nn.ParameterList(0.1 * torch.randn(3, n_features, r, r) for r in resolutions)
+        self.lines = nn.ParameterList(torch.ones(3, n_features, r, 1) for r in resolutions)
+        self.geometry = nn.Sequential(nn.Linear(3 * n_features * len(resolutions), 64), nn.ReLU(), nn.Linear(64, 16))
+        self.color = nn.Sequential(nn.Linear(16 + 3, 64), nn.ReLU(), nn.Linear(64, 3))
 
-    def features(self, x: Tensor) -> Tensor:
-        """[s, 3 n_features] at scene positions x [s,3] in [-1,1]^3."""
+    def hidden(self, x: Tensor) -> Tensor:
+        """[s,16] at scene positions x [s,3] in [-1,1]^3."""
         across = torch.stack([x[:, [0, 1]], x[:, [0, 2]], x[:, [1, 2]]])[:, :, None]  # [3,s,1,2]
         along = torch.stack([x[:, [2]], x[:, [1]], x[:, [0]]])[:, :, None]
         along = torch.cat([torch.zeros_like(along), along], dim=3)
-        both = [grid_sample(t, at, align_corners=True) for t, at in ((self.planes, across), (self.lines, along))]
-        return (both[0] * both[1])[..., 0].flatten(0, 1).T
+        products = [
+            grid_sample(plane, across, align_corners=True) * grid_sample(line, along, align_corners=True)
+            for plane, line in zip(self.planes, self.lines, strict=True)
+        ]
+        return self.geometry(torch.cat([p[..., 0].flatten(0, 1) for p in products]).T)
+
+    def sigmas(self, hidden: Tensor) -> Tensor:
+        return (hidden[:, 0] + 3.0).clamp_max(10.0).exp()  # + 3: the silhouettes' hull starts solid, as ours does
 
     def density(self, x: Tensor) -> Tensor:
-        return 10.0 * softplus(self.geometry(self.features(x))[:, 0])
+        return self.sigmas(self.hidden(x))
 
     def forward(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.features(x)
-        sigmas = 10.0 * softplus(self.geometry(features)[:, 0])
-        return sigmas, self.color(torch.cat([features, d], dim=1)).sigmoid()
+        hidden = self.hidden(x)
+        return self.sigmas(hidden), self.color(torch.cat([hidden, d], dim=1)).sigmoid()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

@@ -62,14 +62,14 @@ def test_a_field_of_ones_own_is_trained_saved_and_loaded(tmp_path: Path) -> None
     module = example("custom_field")
     psnr = module.main([SAMPLE, "--steps", "30", "--downscale", "16", "--batch", "2048"])
     assert psnr["planes and lines"] > psnr["hash grid"] - 1.5 and min(psnr.values()) > 13  # a white picture has 10 dB
-    field = module.VectorMatrixField(n_features=4, resolution=16)
+    field = module.VectorMatrixField(4, (16,))
     before = {name: t.clone() for name, t in field.state_dict().items()}
     scene = nerf.load(SAMPLE, downscale=16, quiet=True)
     model = nerf.train(scene, SMALL, tmp_path, progress=False, field=field)
     assert all(not torch.equal(t, before[name]) for name, t in model.field.state_dict().items())
     with pytest.raises(UserError, match=r"holds a field of the class VectorMatrixField: give one to fill.*field="):
         Model.load(tmp_path)
-    again = Model.load(tmp_path, field=module.VectorMatrixField(n_features=4, resolution=16))
+    again = Model.load(tmp_path, field=module.VectorMatrixField(4, (16,)))
     assert again.render_image(scene.cameras, 0)["color"].tobytes() == (
         model.render_image(scene.cameras, 0)["color"].tobytes()
     )
@@ -79,13 +79,13 @@ def test_a_field_of_ones_own_is_trained_saved_and_loaded(tmp_path: Path) -> None
 def test_a_field_of_ones_own_goes_on_to_the_bit(tmp_path: Path) -> None:
     field = example("custom_field").VectorMatrixField
     scene, config = nerf.load(SAMPLE, downscale=16, quiet=True), SMALL
-    whole = nerf.train(scene, config, tmp_path / "whole", progress=False, field=field(4, 16))
-    half = nerf.Trainer(scene, config, field(4, 16))
+    whole = nerf.train(scene, config, tmp_path / "whole", progress=False, field=field(4, (16,)))
+    half = nerf.Trainer(scene, config, field(4, (16,)))
     for _ in range(3):
         half.train_step()
     from nerf.io import checkpoint
 
     checkpoint.save(tmp_path / "parts" / "checkpoint.safetensors", *half.state())
-    parts = nerf.train(scene, config, tmp_path / "parts", resume=True, progress=False, field=field(4, 16))
+    parts = nerf.train(scene, config, tmp_path / "parts", resume=True, progress=False, field=field(4, (16,)))
     for (name, a), b in zip(whole.field.state_dict().items(), parts.field.state_dict().values(), strict=True):
         assert torch.equal(a, b), name

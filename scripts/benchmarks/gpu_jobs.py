@@ -51,7 +51,7 @@ def compile(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     placed = replace(params, table=table)
     moved = [[w.to(place) for w in ws] for ws in (params.density_weights, params.color_weights)]
     placed = replace(placed, density_weights=moved[0], color_weights=moved[1])
-    ops.field_forward(torch.zeros(64, 3, device=place), None, placed, config, table.half())
+    ops.field_forward(torch.zeros(64, 3, device=place), None, ops.FieldView(placed, config, table.half()))
     synchronise()
     files = int(nvrtc.statistics["compiled"])
     result = {

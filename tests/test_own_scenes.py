@@ -192,6 +192,21 @@ def test_mistakes_in_registering(monkeypatch: pytest.MonkeyPatch) -> None:
             readers.kinds()
 
 
+def test_what_a_reader_from_outside_does_wrong_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path) -> ParsedScene:
+        words = path.read_text().split()
+        return ParsedScene("mine", path.parent, [], []) if not words else ParsedScene("mine", float(words[0]), [], [])
+
+    monkeypatch.setattr(readers, "_registered", {**readers._registered})
+    reader("mine", tells="mine.txt")(read)
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(UserError, match="read as mine, it holds no frames"):
+        load(tmp_path, kind="mine", quiet=True)
+    (tmp_path / "mine.txt").write_text("one")
+    with pytest.raises(UserError, match=r"mine.txt: the reader of mine.* failed \(ValueError: could not convert"):
+        load(tmp_path, kind="mine", quiet=True)
+
+
 def test_every_format_is_described() -> None:
     """What the command line says comes from the registry; the page of formats has a row for each."""
     page = (ROOT / "data" / "README.md").read_text()

@@ -79,6 +79,8 @@ def check(args: TrainArgs) -> None:
         raise UserError(f"--minutes must be above 0, got {args.minutes:g}")
     if args.steps is not None and args.steps < 1:
         raise UserError(f"--steps must be at least 1, got {args.steps}")
+    if abs(args.seed) >= 1 << 40:
+        raise UserError(f"--seed must lie within +-2^40, got {args.seed}")
     LoadOptions.check(args, "--")
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder")

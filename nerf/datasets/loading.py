@@ -11,9 +11,9 @@ from nerf.datasets.named import add_masks
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import ParsedScene
 from nerf.datasets.posed import Posed, check_frames
-from nerf.datasets.readers import MODULES, kinds, readers
+from nerf.datasets.readers import BUILT_IN, MODULES, kinds, readers
 from nerf.datasets.scene import Scene, assemble
-from nerf.errors import UserError, note
+from nerf.errors import UserError, brief, note
 
 
 def load(
@@ -87,7 +87,15 @@ def _read(path: Path, kind: str | None, read: Callable[[Path], ParsedScene] | No
             "`nerf poses` finds the poses of photos that have none"
         )
     first, *others = found
-    parsed = known[kind or first].read(found[kind or first])
+    chosen = kind or first
+    try:
+        parsed = known[chosen].read(found[chosen])
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        if chosen in BUILT_IN:
+            raise
+        raise UserError(
+            f"{found[chosen]}: the reader of {chosen} (from outside) failed ({type(error).__name__}: {brief(error)})"
+        ) from error
     if kind is None and not is_file:
         preferred = f", preferred to {', '.join(others)}, which is there too" if others else ""
         parsed.notes.insert(0, f"read as {first}{preferred}")

@@ -38,6 +38,8 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
         height, width, n_channels = frame.pixels.shape
         return Picture(frame.path, width, height, n_channels, frame.pixels.dtype)
 
+    if not parsed.frames:
+        raise UserError(f"{parsed.path}: read as {parsed.source}, it holds no frames: expected one for each photo")
     frames = _with_images(parsed)
     poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
     with ThreadPoolExecutor(max_workers=2) as pool:

@@ -300,13 +300,13 @@ def train(
             trainer.seconds = now - started
             if trainer.total_steps is None:
                 trainer.total_steps = trainer.steps_to_fill()
+            psnr = -10.0 * math.log10(max(sum(recent) / len(recent), 1e-10))
             if trainer.step % 50 == 0:
-                psnr = -10.0 * math.log10(max(sum(recent) / len(recent), 1e-10))
                 point = {"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)}
                 trainer.curve.append(point)
-                rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
-                words = f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s"
-                display.update(trainer.step, trainer.total_steps, words)
+            rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
+            words = f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s"
+            display.update(trainer.step, trainer.total_steps, words)
             if now - saved_at > config.checkpoint_seconds:
                 _save(trainer, out)
                 saved_at = time.perf_counter()

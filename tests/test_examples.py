@@ -58,6 +58,14 @@ def test_a_loss_of_ones_own_is_what_is_learnt() -> None:
 
 
 @native
+@pytest.mark.parametrize("returned", [None, 1.0, torch.ones(3, requires_grad=True), torch.tensor(1.0)])
+def test_a_loss_that_returns_no_number_to_learn_by_is_said(returned: object) -> None:
+    scene = nerf.load(SAMPLE, downscale=16, quiet=True)
+    with pytest.raises(UserError, match="no single number with a gradient"):
+        nerf.Trainer(scene, SMALL, loss=lambda rendered, batch: returned).train_step()  # type: ignore[arg-type, return-value]
+
+
+@native
 def test_a_field_of_ones_own_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     module = example("custom_field")
     psnr = module.main([SAMPLE, "--steps", "30", "--downscale", "16", "--batch", "2048"])

@@ -67,9 +67,9 @@ def render_with(
     >>> from nerf import Marching, OccupancyGrid, render_with
     >>> from nerf.geometry.space import Box
     >>> sigma = torch.tensor(1.0, requires_grad=True)
-    >>> fog = lambda x, d: (sigma.expand(len(x)), torch.ones_like(x))
+    >>> uniform = lambda x, d: (sigma.expand(len(x)), torch.ones_like(x))
     >>> rays_o, rays_d = torch.tensor([[0.0, 0.0, -2.0]]), torch.tensor([[0.0, 0.0, 1.0]])
-    >>> rays = render_with(fog, rays_o, rays_d, OccupancyGrid(), Marching(Box(), near=0.0, far=10.0))
+    >>> rays = render_with(uniform, rays_o, rays_d, OccupancyGrid(), Marching(Box(), near=0.0, far=10.0))
     >>> round(float(rays.opacities.detach()), 2)  # 1 - exp(-2): the box is 2 deep
     0.86
     >>> rays.over(torch.zeros(3)).sum().backward()

@@ -155,6 +155,8 @@ class Trainer:
         )
 
         loss, errors = self.loss(rendered, batch), self.objective.errors(rendered, batch)
+        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+            raise UserError("the loss given returned no single number with a gradient: return, say, a mean of the rays")
         if self.weights.near_camera > 0:
             in_front = (field, occupancy, marching, rays_o, rays_d, now.step_scale, accumulator, random)
             loss = loss + self.weights.near_camera * near_camera_opacity_loss(*in_front)

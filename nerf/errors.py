@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -25,4 +26,5 @@ def brief(error: BaseException | str) -> str:
 
 def note(message: str) -> None:
     """Print one line for the user to standard error (standard output is kept for results)."""
-    print(f"nerf: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody reads on, or the stream is closed: no reason to end what is under way
+        print(f"nerf: {message}", file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ from nerf.capture.photos import group_cameras, read_photos
 from nerf.cli import main as cli
 from nerf.errors import UserError
 from nerf.io.images import read_header, read_pixels
+from nerf.io.outputs import OutputFolder
 
 
 def save(path: Path, size: tuple[int, int] = (300, 220), seed: int = 0, exif: dict[int, object] | None = None) -> None:
@@ -283,6 +284,13 @@ def test_ctrl_c_while_photos_are_prepared_keeps_those_that_are(
 # ---- where it may write, and what is missing
 
 
+def data_set(path: Path) -> OutputFolder:
+    """A folder of ours for frames."""
+    with OutputFolder.open(path, "dataset", overwrite=True) as folder:
+        (path / "images").mkdir(exist_ok=True)
+    return folder
+
+
 def test_folders_of_others_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pycolmap")
     write_photos(tmp_path / "photos", 3)
@@ -292,7 +300,7 @@ def test_folders_of_others_are_left_alone(tmp_path: Path, capsys: pytest.Capture
     cases = (
         ("photos", "the photos themselves lie there"),
         ("photos/images", "the photos themselves lie there"),
-        ("other", "was not made by nerf poses"),
+        ("other", "is not empty"),
         ("file", "is a file"),
         ("/proc/nerf-out", "cannot be written to"),
     )
@@ -352,7 +360,7 @@ def test_the_sharpest_frame_of_each_interval(tmp_path: Path) -> None:
         frames += [sharp if j == k % 3 else np.asarray(small) for j in range(3)]
     write_video(tmp_path / "a.mp4", frames)
     (tmp_path / "out" / "images").mkdir(parents=True)
-    found = take_frames(tmp_path / "a.mp4", tmp_path / "out", 12)
+    found = take_frames(tmp_path / "a.mp4", data_set(tmp_path / "out"), 12)
     assert found.is_video and [p.name for p in found.photos] == [f"frame_{3 * k + k % 3:06d}.jpg" for k in range(12)]
     first = np.asarray(Image.open(found.photos[0].source)).astype(float)
     assert (found.photos[0].width, found.photos[0].height) == (320, 240) and np.abs(first - frames[0]).mean() < 12
@@ -367,7 +375,7 @@ def test_a_camera_that_stands_still_gives_one_frame(tmp_path: Path, capsys: pyte
     still = [draw(pose(0, 8))] * 6
     write_video(tmp_path / "moves.mp4", [*still, *(draw(pose(k, 8)) for k in range(1, 7)), *still])
     (tmp_path / "out" / "images").mkdir(parents=True)
-    found = take_frames(tmp_path / "moves.mp4", tmp_path / "out", 18)
+    found = take_frames(tmp_path / "moves.mp4", data_set(tmp_path / "out"), 18)
     assert 7 <= len(found.photos) <= 9 and "near-duplicates dropped" in found.notes[0]
     assert len(list((tmp_path / "out" / "images").iterdir())) == len(found.photos)
     write_video(tmp_path / "still.mp4", still)
@@ -410,7 +418,7 @@ def test_damaged_frames_of_a_video_are_passed_over(tmp_path: Path, capsys: pytes
         data[packets[k][0] : packets[k][0] + packets[k][1]] = bytes(packets[k][1])
     (tmp_path / "bad.mp4").write_bytes(data)
     (tmp_path / "out" / "images").mkdir(parents=True)
-    names = [p.name for p in take_frames(tmp_path / "bad.mp4", tmp_path / "out", 30).photos]
+    names = [p.name for p in take_frames(tmp_path / "bad.mp4", data_set(tmp_path / "out"), 30).photos]
     assert 20 <= len(names) <= 27 and max(names) >= "frame_000020.jpg"
     for at, size in packets[2:]:
         data[at : at + size] = bytes(size)

@@ -246,7 +246,7 @@ for _ in range(kills):
         while True:
             step += 1
             checkpoint.save(path, {"x": torch.full((300_000,), float(step))}, {"step": step})
-    time.sleep(draw.uniform(0.0, 0.03))
+    time.sleep(draw.uniform(0.0, 0.06))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     orphans += bool(list(path.parent.glob(".*.tmp")))

@@ -25,10 +25,11 @@ from nerf.cli.train import TrainArgs
 from nerf.cli.train import main as main_train
 from nerf.datasets import LoadOptions
 from nerf.errors import UserError
+from nerf.io.outputs import OutputFolder
 from nerf.meshing.sides import write_six_sides
 from nerf.training import runs
 from nerf.training.evaluation import evaluate
-from nerf.training.runs import Run, clear_run, open_run, read_run, write_run
+from nerf.training.runs import TRAINED, Run, open_run, read_run, write_run
 from nerf.views import report
 from nerf.views.curve import curve_points, curve_svg, nice_ticks
 from nerf.views.report import write_report
@@ -41,7 +42,11 @@ class Training:
         self.calls: list[dict[str, Any]] = []
         self.TrainConfig = types.SimpleNamespace
 
-    def train(self, scene: Any, config: Any, out: Path, resume: bool = False, progress: bool = True) -> FakeModel:
+    def train(
+        self, scene: Any, config: Any, folder: OutputFolder, resume: bool = False, progress: bool = True
+    ) -> FakeModel:
+        out = folder.path
+        folder.claim(*TRAINED)
         self.calls.append({"config": config, "resume": resume, "n_train": len(scene.splits["train"])})
         (out / "checkpoint.safetensors").write_bytes(b"a model")
         curve = [{"step": k, "seconds": 0.5 * k, "psnr": 10 + 3 * np.log2(1 + k)} for k in range(40)]
@@ -84,38 +89,36 @@ def short_videos(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the folder of a run
 
 
-def test_a_new_run_may_write_to_a_new_or_empty_folder(tmp_path: Path) -> None:
-    open_run(tmp_path / "a" / "b", Run("x"), resume=False, overwrite=False)
-    open_run(tmp_path / "a" / "b", Run("x"), resume=False, overwrite=False)
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+def run_folder(path: Path) -> OutputFolder:
+    folder = open_run(path, None, resume=False, overwrite=False)
+    folder.close()
+    return folder
 
 
-def test_another_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
+def open_and_close(*args: Any, **options: Any) -> None:
+    open_run(*args, **options).close()
+
+
+def test_a_run_of_before_nerf_json_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    """Its run.json says which names are its own."""
     write_run(tmp_path, Run("x"))
-    (tmp_path / "mesh.glb").write_bytes(b"precious")
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="another run.*--resume.*--overwrite"):
+    (tmp_path / "eval").mkdir()
+    for name in ("mesh.glb", "eval/0001_a.png", "eval/mine.png", "mine.txt"):
+        (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"another run.*--resume.*--overwrite"):
         open_run(tmp_path, Run("x"), resume=False, overwrite=False)
-    open_run(tmp_path, Run("x"), resume=False, overwrite=True)
-    assert (tmp_path / "mesh.glb").exists()  # only cleared once the new scene could be loaded
-    clear_run(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="not empty"):
-        open_run(tmp_path, Run("x"), resume=False, overwrite=False)
-    open_run(tmp_path, Run("x"), resume=False, overwrite=True)
-    with pytest.raises(UserError, match="nothing to resume"):
-        open_run(tmp_path, Run("x"), resume=True, overwrite=False)
+    with open_run(tmp_path, Run("x"), resume=False, overwrite=True) as folder:
+        assert (tmp_path / "mesh.glb").exists()  # only cleared once the new scene could be loaded
+        folder.clear()
+    left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {"mine.txt", "eval/mine.png", "nerf.json"}
 
 
 @pytest.mark.parametrize("change", [{"data": "y"}, {"downscale": 2}, {"holdout": 4}])
 def test_resume_needs_the_same_scene(tmp_path: Path, change: dict[str, Any]) -> None:
     write_run(tmp_path, Run("x"))
     (tmp_path / "checkpoint.safetensors").write_bytes(b"")
-    open_run(tmp_path, Run("x"), resume=True, overwrite=False)
+    open_and_close(tmp_path, Run("x"), resume=True, overwrite=False)
     with pytest.raises(UserError, match=f"was made with {next(iter(change))}"):
         open_run(tmp_path, Run(**{"data": "x", **change}), resume=True, overwrite=False)
     with pytest.raises(UserError, match="one of them"):
@@ -160,7 +163,7 @@ def test_a_run_file_of_before_still_loads(tmp_path: Path) -> None:
     write_run(tmp_path, run)
     written = json.loads((tmp_path / "run.json").read_text())
     assert before.items() <= written.items() and read_run(tmp_path) == run
-    open_run(tmp_path, run, resume=True, overwrite=False)
+    open_and_close(tmp_path, run, resume=True, overwrite=False)
     with pytest.raises(UserError, match="was made with masks /photos/masks, not None"):
         open_run(tmp_path, replace(run, masks=None), resume=True, overwrite=False)
 
@@ -302,7 +305,7 @@ def test_the_report_shows_and_links_what_is_there(tmp_path: Path) -> None:
     model = FakeModel()
     scene = fake_scene(model, n=8, size=40)
     scene.names = [f"<b>{name}" for name in scene.names]  # names of files are not to be trusted
-    Training().train(scene, None, tmp_path)
+    Training().train(scene, None, run_folder(tmp_path))
     write_run(tmp_path, Run("/photos/a <scene> & more", images=8, held_out_views=2))
     evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
     turntable(model, tmp_path / "video.mp4")  # type: ignore[arg-type]
@@ -365,7 +368,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         pytest.skip("no Chromium on this machine")
     model = FakeModel()
     scene = fake_scene(model, n=8, size=200)
-    Training().train(scene, None, tmp_path)
+    Training().train(scene, None, run_folder(tmp_path))
     write_run(tmp_path, Run("/photos/" + "long_name_" * 20, images=8, held_out_views=2))
     evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
     page = write_report(tmp_path, ["x" * 300])
@@ -394,8 +397,6 @@ def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path) -> None:
     assert sum(link.startswith("data:image/jpeg") for link in page.links) == 6
     (tmp_path / "mesh.glb").write_bytes(b"glTF but not really")
     assert report.triangles(tmp_path / "mesh.glb") == 0
-    clear_run(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["mesh_views"] and not any((tmp_path / "mesh_views").iterdir())
 
 
 def test_reconstruct_for_real(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from nerf.capture.video import VIDEO_SUFFIXES, check_video
 from nerf.errors import UserError, note
 from nerf.io.files import write_file
 from nerf.io.machine import usable_cores
+from nerf.io.outputs import OutputFolder
 
 LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
 
@@ -69,9 +70,20 @@ def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
     """
     _check(args)
     started = time.perf_counter()
-    folder = args.out
-    photos = read_photos(args.data, args.masks) if args.data.is_dir() else None
-    before = open_folder(folder, args.data, args.overwrite)
+    photos = read_photos(args.data, args.masks, args.out) if args.data.is_dir() else None
+    folder, before = open_folder(args.out, args.data, args.overwrite)
+    with folder:
+        return _find(args, folder, photos, before, show, started)
+
+
+def _find(
+    args: CaptureOptions,
+    folder: OutputFolder,
+    photos: Photos | None,
+    before: dict[str, Any] | None,
+    show: bool,
+    started: float,
+) -> dict[str, Any]:
     if photos is None:
         photos = frames_of(folder, args.data, args.frames, before)
     else:
@@ -87,13 +99,13 @@ def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
     if before is not None and identity(before) != identity(state):
         note("the photos or settings are not those of before: poses are found anew")
         forget(folder)
-    write_state(folder, state)
+    write_state(folder.path, state)
     job, prepared = _job(args, photos, cameras), time.perf_counter() - started
     result, settings = _solve(job, len(photos.photos), show)
-    report = _report(folder, photos, result, settings, prepared + result["seconds"])
+    report = _report(folder.path, photos, result, settings, prepared + result["seconds"])
     if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
-        raise UserError(_too_few(folder, report))
-    _finish(folder, args, report)
+        raise UserError(_too_few(folder.path, report))
+    _finish(folder.path, args, report)
     return report
 
 

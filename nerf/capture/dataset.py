@@ -18,7 +18,7 @@ from nerf.datasets.posed import cameras_of
 from nerf.datasets.readers.colmap import lens_of, pose_of
 from nerf.errors import UserError
 from nerf.io.files import write_file
-from nerf.io.interrupts import end_quietly_when_told
+from nerf.io.interrupts import take_signals_back
 from nerf.io.ply import Columns, ply
 
 
@@ -27,7 +27,7 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     [m,3] in the frame written, and colours. distance: (photo, photo, length between where the two were taken)."""
     import pycolmap
 
-    end_quietly_when_told()
+    take_signals_back()
     model = pycolmap.Reconstruction(str(folder / "capture" / "model"))
     images = sorted((model.images[i] for i in model.reg_image_ids()), key=lambda image: str(image.name))
     names, cameras = [str(image.name) for image in images], [model.cameras[image.camera_id] for image in images]

@@ -14,43 +14,58 @@ from nerf.capture.video import take_frames, video_fingerprint
 from nerf.errors import UserError, brief
 from nerf.io.files import write_file
 from nerf.io.folders import make_folder
+from nerf.io.outputs import OutputFolder, read_record
 from nerf.io.progress import progress
 
 STATE = "capture/state.json"
+PICTURES = ("images/", "masks/")
 
 
-def open_folder(folder: Path, source: Path, overwrite: bool) -> dict[str, Any] | None:
-    """Make the folder; the state that an earlier call left there, or None. Nothing of others is touched."""
-    state = folder / STATE
-    if folder.is_dir() and any(folder.iterdir()) and not state.is_file():
-        raise UserError(f"{folder} is not empty and was not made by nerf poses: choose a new folder with -o")
-    before = None
-    if state.is_file():
-        try:
-            before = json.loads(state.read_text(encoding="utf-8"))
-            if not isinstance(before, dict) or before.get("format") != "nerf-capture":
-                raise ValueError
-        except ValueError:
-            raise UserError(f"{state}: cannot be understood; remove {folder} or choose another -o") from None
-        if before["source"] != str(source.resolve()):
-            if not overwrite:
-                raise UserError(
-                    f"{folder} holds the poses of {before['source']}: choose another -o, or give --overwrite to "
-                    "replace them"
-                )
-            forget(folder, images=True)
-            before = None
-    make_folder(folder)
+# What is made in the folder, beside the pictures in images/ and masks/; capture/ is wholly ours.
+MADE = ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply", "sparse/", ".sparse.new/")
+
+
+def open_folder(path: Path, source: Path, overwrite: bool) -> tuple[OutputFolder, dict[str, Any] | None]:
+    """Make the folder; and the state that an earlier call left there, or None. Nothing of others is touched."""
+    before = _read_state(path)
+    of_older = [*MADE, "capture/"] if before is not None else []
+    if before is not None:  # before nerf.json there was no list; these are the names that were given
+        of_older += [f"images/{name}" for name in before.get("photos", ())]
+        of_older += [f"masks/{name}.png" for name in before.get("masks", ())]
+        if before["source"] != str(source.resolve()) and not overwrite:
+            raise UserError(
+                f"{path} holds the poses of {before['source']}: choose another -o, or give --overwrite to replace them"
+            )
+    ours = before is not None or read_record(path) is not None
+    names = (*MADE, "capture/")
+    folder = OutputFolder.open(path, "dataset", ours, overwrite and not ours, names, of_older)
+    folder.claim(*names)
+    if before is not None and before["source"] != str(source.resolve()):
+        forget(folder, images=True)
+        before = None
     for name in ("images", "capture"):
-        make_folder(folder / name)
-    if before is None:  # from here on the folder is known as ours, whatever interrupts
-        write_state(folder, {"format": "nerf-capture", "version": 1, "source": str(source.resolve())})
-    return before if before and "photos" in before else None
+        make_folder(path / name)
+    if before is None:
+        write_state(path, {"format": "nerf-capture", "version": 1, "source": str(source.resolve())})
+    return folder, before if before and "photos" in before else None
 
 
-def frames_of(folder: Path, source: Path, frames: int | None, before: dict[str, Any] | None) -> Photos:
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    file = folder / STATE
+    if not file.is_file():
+        return None
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        if state["format"] != "nerf-capture" or not isinstance(state["source"], str):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{file}: cannot be understood; remove {folder} or choose another -o") from None
+    return dict(state)
+
+
+def frames_of(folder: OutputFolder, source: Path, frames: int | None, before: dict[str, Any] | None) -> Photos:
     """Frames of the video as photos; those of before when it is the same."""
-    images = folder / "images"
+    images = folder.path / "images"
     same = before is not None and before["frames"] == frames and before["video"] == video_fingerprint(source)
     if same and before is not None and all((images / name).is_file() for name in before["photos"]):
         w, h = before["size"]
@@ -60,20 +75,20 @@ def frames_of(folder: Path, source: Path, frames: int | None, before: dict[str, 
     return take_frames(source, folder, frames)
 
 
-def write_photos(photos: Photos, folder: Path, before: dict[str, Any] | None) -> None:
+def write_photos(photos: Photos, folder: OutputFolder, before: dict[str, Any] | None) -> None:
     """images/ and masks/; a photo whose pixels are damaged is left out. What is there of the same photos is kept."""
     was = {} if before is None else before["photos"]
-    same = {photo.name for photo in photos.photos if was.get(photo.name) == photo.fingerprint}
-    for path in (folder / "images").iterdir():
-        if path.name not in same:
-            path.unlink()
-    shutil.rmtree(folder / "masks", ignore_errors=True)  # cheap to write again, and they may have changed
-    if any(photo.mask for photo in photos.photos):
-        (folder / "masks").mkdir()
+    same = {f"images/{photo.name}" for photo in photos.photos if was.get(photo.name) == photo.fingerprint}
+    # masks are cheap to write again, and they may have changed
+    folder.clear([name for name in folder.files() if not name.startswith(PICTURES) or name in same], say=False)
+    masked = [photo for photo in photos.photos if photo.mask]
+    folder.claim(*(f"images/{photo.name}" for photo in photos.photos), *(f"masks/{p.name}.png" for p in masked))
+    for place in ("images", *(["masks"] if masked else [])):
+        make_folder(folder.path / place)
     good = []
     for photo in progress(photos.photos, "preparing photos"):
         try:
-            write_photo(photo, folder)
+            write_photo(photo, folder.path)
             good.append(photo)
         except UserError:
             raise
@@ -108,18 +123,15 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     write_file(folder / STATE, json.dumps(state, indent=1))
 
 
-def forget(folder: Path, images: bool = False) -> None:
-    """Remove what an earlier call found, and its pictures too if asked; only what this module writes goes. The state
-    stays until another is written: by it the folder is known as ours, whatever interrupts."""
-    for name in ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply"):
-        (folder / name).unlink(missing_ok=True)
-    if (folder / "capture").is_dir():
-        for path in (folder / "capture").iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path != folder / STATE:
-                path.unlink(missing_ok=True)
-    for name in ("sparse", *(("images", "masks") if images else ())):
-        shutil.rmtree(folder / name, ignore_errors=True)
+def forget(folder: OutputFolder, images: bool = False) -> None:
+    """Remove what an earlier call found, and its pictures too if asked. The state stays until another is written."""
+    kept = ["capture/", *(name for name in folder.files() if not images and name.startswith(PICTURES))]
+    folder.clear(kept, say=False)
+    folder.claim(*MADE)
+    for path in (folder.path / "capture").glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path != folder.path / STATE:
+            path.unlink(missing_ok=True)
     for name in ("capture", "images"):
-        (folder / name).mkdir(exist_ok=True)
+        (folder.path / name).mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 from nerf.capture.exif import read_exif
 from nerf.datasets.named import find_mask
 from nerf.errors import UserError, brief
+from nerf.io.outputs import read_record
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".heic", ".heif", ".tif", ".tiff", ".webp", ".bmp")
 HEIF = (".heic", ".heif")
@@ -48,13 +50,22 @@ class Photos:
     is_video: bool = False  # consecutive names are consecutive in time
 
 
-def list_photos(folder: Path) -> list[Path]:
-    """Files with a photo's suffix in the folder, else in its images/, input/ and the like, else anywhere below it."""
+def list_photos(folder: Path, out: Path | None = None) -> list[Path]:
+    """Files with a photo's suffix in the folder, else in its images/, input/ and the like, else anywhere below it; but
+    not what lies below `out` or in another folder that this package wrote."""
+
+    def is_output(place: Path) -> bool:
+        return (out is not None and place.resolve() == out.resolve()) or read_record(place) is not None
+
     for place in (folder, *(folder / name for name in PLACES)):
-        found = _photos_among(place.iterdir()) if place.is_dir() else []
+        found = _photos_among(place.iterdir()) if place.is_dir() and (place == folder or not is_output(place)) else []
         if found:
             return found
-    return [p for p in _photos_among(folder.rglob("*")) if "masks" not in p.relative_to(folder).parts[:-1]]
+    below = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "masks" and not is_output(Path(root, name))]
+        below += [Path(root, name) for name in names]
+    return _photos_among(below)
 
 
 def _photos_among(paths: Iterable[Path]) -> list[Path]:
@@ -62,10 +73,10 @@ def _photos_among(paths: Iterable[Path]) -> list[Path]:
     return sorted(p for p in paths if p.suffix.lower() in PHOTO_SUFFIXES and not p.name.startswith(".") and p.is_file())
 
 
-def read_photos(folder: Path, masks: Path | None = None) -> Photos:
+def read_photos(folder: Path, masks: Path | None = None, out: Path | None = None) -> Photos:
     """Look at every photo's header; UserError when fewer than three can be used. masks: folder with a mask for each
-    photo; one named masks/ beside the photos is taken without being asked for."""
-    files = list_photos(folder)
+    photo; one named masks/ beside the photos is taken without being asked for. out: is no input."""
+    files = list_photos(folder, out)
     if not files:
         raise UserError(
             f"{folder}: holds no photos (looked for {', '.join(s[1:] for s in PHOTO_SUFFIXES)} in it, in "

@@ -16,6 +16,7 @@ from nerf.capture.photos import Photo, Photos
 from nerf.datasets.resize import fitted
 from nerf.errors import UserError, brief
 from nerf.io.files import atomic_write
+from nerf.io.outputs import OutputFolder
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv")
 FRAMES = 120  # taken of a video by default ...
@@ -33,7 +34,7 @@ def check_video(video: Path) -> None:
         next(_decoded(container, stream, video))
 
 
-def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
+def take_frames(video: Path, folder: OutputFolder, frames: int | None = None) -> Photos:
     """Write the frames to folder/images and return them as photos; UserError where the video cannot be read."""
     fingerprint = video_fingerprint(video)
     with _opened(video) as (container, stream):
@@ -41,7 +42,7 @@ def take_frames(video: Path, folder: Path, frames: int | None = None) -> Photos:
         total = stream.frames or _count(video)
         seconds = float(stream.duration * stream.time_base) if stream.duration else total / 30.0
         wanted = min(total, frames or min(FRAMES, max(20, round(seconds * FRAMES_A_SECOND))))
-        read = list(_sharpest(container, stream, total, wanted, folder / "images", video)) if total >= 3 else []
+        read = list(_sharpest(container, stream, total, wanted, folder, video)) if total >= 3 else []
     n_read = len(read)
     if n_read < 3:
         n = total if total < 3 else n_read
@@ -98,7 +99,9 @@ def _count(video: Path) -> int:
         return sum(1 for packet in container.demux(video=0) if packet.size)
 
 
-def _sharpest(container: Any, stream: Any, total: int, wanted: int, images: Path, video: Path) -> Iterator[Kept]:
+def _sharpest(
+    container: Any, stream: Any, total: int, wanted: int, folder: OutputFolder, video: Path
+) -> Iterator[Kept]:
     """Of each of `wanted` equal intervals its sharpest frame, written as JPEG: (path, (width, height), thumbnail)."""
     from nerf.io.progress import Progress
 
@@ -113,7 +116,7 @@ def _sharpest(container: Any, stream: Any, total: int, wanted: int, images: Path
                 if score > best[0]:
                     best = score, number, frame
                 shown.update(number + 1)
-            yield _write(best[2], images, best[1])
+            yield _write(best[2], folder, best[1])
 
 
 def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
@@ -135,7 +138,7 @@ def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
         raise UserError(f"{video}: no frame of it can be decoded ({why})")
 
 
-def _write(frame: Any, images: Path, number: int) -> Kept:
+def _write(frame: Any, folder: OutputFolder, number: int) -> Kept:
     """Upright, as the file says how it was held."""
     from PIL import Image
 
@@ -143,7 +146,9 @@ def _write(frame: Any, images: Path, number: int) -> Kept:
     turn = int(getattr(frame, "rotation", 0) or 0) % 360  # counter-clockwise, degrees
     if turn in (90, 180, 270):
         picture = picture.transpose(Image.Transpose[f"ROTATE_{turn}"])
-    path = images / f"frame_{number:06d}.jpg"
+    name = f"images/frame_{number:06d}.jpg"
+    folder.claim(name)
+    path = folder.path / name
     try:
         with atomic_write(path) as temporary:
             picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)

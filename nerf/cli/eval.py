@@ -30,14 +30,15 @@ class EvalArgs:
 
 def main(args: EvalArgs) -> None:
     """`nerf eval`: prints the means and where everything lies."""
-    from nerf.io.folders import make_folder, model_files
+    from nerf.io.folders import model_files
+    from nerf.io.outputs import OutputFolder
     from nerf.training.runs import scene_of_run
 
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / "eval"
     if (out / "eval.json").exists() and not args.overwrite:
         raise UserError(f"{out} holds an evaluation already; choose another folder with -o or give --overwrite")
-    make_folder(out)
+    OutputFolder(out, "evaluation").check(overwrite=True)
     from nerf.rendering.model import Model
 
     model = Model.load(checkpoint)

@@ -11,6 +11,7 @@ import tyro
 from nerf.errors import UserError
 from nerf.geometry.triangles import read_mesh, read_textured_mesh
 from nerf.io.files import write_file
+from nerf.io.outputs import check_output
 from nerf.meshing.evaluation import check_frames, evaluate_mesh, evaluate_mesh_views
 
 
@@ -28,6 +29,8 @@ class EvalMeshArgs:
     """points spread over each of the two surfaces"""
     out: Path | None = None
     """also write the numbers to this JSON file"""
+    overwrite: bool = False
+    """replace a file of that name"""
 
 
 def main(args: EvalMeshArgs) -> None:
@@ -38,8 +41,8 @@ def main(args: EvalMeshArgs) -> None:
         raise UserError("give --truth MESH, --views DATA, or both: there must be something to measure against")
     if args.samples < 1:
         raise UserError(f"--samples must be 1 or more, got {args.samples}")
-    if args.out is not None and not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}")
+    if args.out is not None:
+        check_output(args.out, args.overwrite, args.mesh, args.truth)
     mesh = read_mesh(args.mesh)
     result: dict[str, Any] = {"mesh": str(args.mesh)}
     if args.truth is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -71,7 +72,7 @@ FitVerbs = (
 )
 
 
-def fit_image(args: ImageArgs) -> None:
+def fit_image(args: ImageArgs, until: ExitStack) -> None:
     from nerf.signals import image, poisson, restore
 
     new_size, derived = args.super_resolution is not None, args.learn != "value"
@@ -89,11 +90,11 @@ def fit_image(args: ImageArgs) -> None:
     if clean is not None and clean.shape != (h, w):
         raise UserError(f"{args.clean}: has {clean.shape[1]}x{clean.shape[0]} pixels and the restored image {w}x{h}")
     choice = choice_of(args, problem.shape, signal.n_known / len(signal.values))
-    fitted = run_fit(args, problem, choice, stop_mse=restore.noise_mse(args.noise))
+    target = args.out / ("reconstruction.exr" if signal.values.dtype.kind == "f" else "reconstruction.png")
+    fitted = run_fit(args, problem, choice, target.name, until=until, stop_mse=restore.noise_mse(args.noise))
     if isinstance(problem, poisson.PoissonProblem):
         problem.settle(fitted.field)
         fitted.save(args.out / CHECKPOINT)
-    target = args.out / ("reconstruction.exr" if signal.values.dtype.kind == "f" else "reconstruction.png")
     image.write_image(target, fitted.field, problem.describe(), h, w)
     measured = problem.measure(fitted.field) if args.super_resolution else restore.measure(fitted.field, signal)
     if clean is not None and args.clean is not None:
@@ -101,28 +102,30 @@ def fit_image(args: ImageArgs) -> None:
     tell(args, fitted, measured, target)
 
 
-def fit_audio(args: AudioArgs) -> None:
+def fit_audio(args: AudioArgs, until: ExitStack) -> None:
     from nerf.signals.audio import read_audio, write_audio
 
-    _fit_signal(args, read_audio(args.file), write_audio, "reconstruction.wav")
+    _fit_signal(args, until, read_audio(args.file), write_audio, "reconstruction.wav")
 
 
-def fit_video(args: VideoArgs) -> None:
+def fit_video(args: VideoArgs, until: ExitStack) -> None:
     from nerf.signals.video import read_video, write_video
 
     signal = read_video(args.file, args.downscale, args.frames)
-    _fit_signal(args, signal, write_video, "reconstruction.mp4", *signal.shape[1:])
+    _fit_signal(args, until, signal, write_video, "reconstruction.mp4", *signal.shape[1:])
 
 
-def _fit_signal(args: FitArgs, signal: Signal, write: Callable[..., None], name: str, *size: int) -> None:
+def _fit_signal(
+    args: FitArgs, until: ExitStack, signal: Signal, write: Callable[..., None], name: str, *size: int
+) -> None:
     from nerf.signals.restore import measure
 
-    fitted, target = run_fit(args, signal, choice_of(args, signal.shape)), args.out / name
+    fitted, target = run_fit(args, signal, choice_of(args, signal.shape), name, until=until), args.out / name
     write(target, fitted.field, signal.describe(), *size)
     tell(args, fitted, measure(fitted.field, signal), target)
 
 
-_FIT: dict[type, Callable[[Any], None]] = {
+_FIT: dict[type, Callable[[Any, ExitStack], None]] = {
     ImageArgs: fit_image,
     AudioArgs: fit_audio,
     VideoArgs: fit_video,
@@ -134,4 +137,5 @@ _FIT: dict[type, Callable[[Any], None]] = {
 
 def main(args: Any) -> None:
     """`nerf fit`: a checkpoint, the reconstruction and fit.json in the output folder."""
-    _FIT[type(args)](args)
+    with ExitStack() as until:
+        _FIT[type(args)](args, until)

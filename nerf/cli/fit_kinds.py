@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,9 +61,8 @@ class SetArgs(FitArgs):
     """numbers for each picture"""
 
 
-def fit_shape(args: ShapeArgs) -> None:
-    from PIL import Image
-
+def fit_shape(args: ShapeArgs, until: ExitStack) -> None:
+    from nerf.io.pictures import write_png
     from nerf.meshing import files
     from nerf.signals import shape, solid, surface
 
@@ -76,18 +76,19 @@ def fit_shape(args: ShapeArgs) -> None:
     choice = adjust_choice(args, shape.choose_shape(args.field))
     truth = solid.read_solid(args.file, unsigned)
     problem = shape.Shape(truth, args.file.name, args.eikonal, args.samples, args.seed)
-    fitted = run_fit(args, problem, shape.shape_field(problem, choice, args.seed))
+    field = shape.shape_field(problem, choice, args.seed)
+    fitted = run_fit(args, problem, field, "mesh.ply", "preview.png", until=until)
     measured = surface.measure_shape(fitted.field, truth, args.seed)
     mesh = surface.mesh_of_field(fitted.field, fitted.signal, args.grid)
     files.save_mesh(mesh, args.out / "mesh.ply")
     if truth.areas is None and truth.signed:
         measured |= {"chamfer_percent": surface.chamfer_of(mesh, truth).chamfer_percent}
     views = [surface.trace(fitted.field, fitted.signal, azimuth=a) for a in (35.0, 215.0)]
-    Image.fromarray(np.hstack(views)).save(args.out / "preview.png")
+    write_png(args.out / "preview.png", np.hstack(views))
     tell(args, fitted, measured, args.out / "mesh.ply")
 
 
-def fit_ct(args: CtArgs) -> None:
+def fit_ct(args: CtArgs, until: ExitStack) -> None:
     from nerf.signals import ct
 
     if args.variation < 0:
@@ -97,25 +98,25 @@ def fit_ct(args: CtArgs) -> None:
         raise UserError(f"--center {args.center:g}: expected a detector between 1 and {len(values) - 2}")
     angles = ct.read_angles(args.angles, values.shape[1])
     problem = ct.Sinogram(values, angles, args.center, args.variation, name=args.file.name)
-    fitted = run_fit(args, problem, choice_of(args, problem.shape))
+    slices = ("slice.npy", "slice.png")
+    fitted = run_fit(args, problem, choice_of(args, problem.shape), *slices, until=until)
     found = ct.slice_of_field(fitted.field, fitted.signal, *problem.shape)
-    for name in ("slice.npy", "slice.png"):
+    for name in slices:
         ct.write_slice(args.out / name, found)
     tell(args, fitted, {"projection_error": problem.relative_error(fitted.field)}, args.out / "slice.npy")
 
 
-def fit_set(args: SetArgs) -> None:
-    from PIL import Image
-
+def fit_set(args: SetArgs, until: ExitStack) -> None:
+    from nerf.io.pictures import write_png
     from nerf.signals import latents
 
     images = latents.read_set(args.file)
     problem = latents.LatentFields(images, args.file.name)
     field = latents.latent_field(problem, args.latent, args.width, args.depth, args.seed)
-    fitted = run_fit(args, problem, field)
+    fitted = run_fit(args, problem, field, LATENTS, "reconstruction.png", until=until)
     z = latents.latents_of(field, problem)
-    np.save(args.out / LATENTS, z.numpy())
+    latents.write_latents(args.out / LATENTS, z)
     found = latents.pictures_of(field, z, *problem.shape)
     pairs, target = np.concatenate([images[:COLUMNS], found[:COLUMNS]]), args.out / "reconstruction.png"
-    Image.fromarray(latents.sheet(pairs, min(COLUMNS, len(images)))).save(target)
+    write_png(target, latents.sheet(pairs, min(COLUMNS, len(images))))
     tell(args, fitted, latents.measure_set(problem, found), target)

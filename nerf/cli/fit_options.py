@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,8 @@ import tyro
 
 from nerf.errors import UserError
 from nerf.io.files import write_file
-from nerf.io.folders import open_folder
+from nerf.io.folders import is_checkpoint
+from nerf.io.outputs import OutputFolder
 
 if TYPE_CHECKING:
     from nerf.signals.fields import FieldChoice, SignalField
@@ -19,11 +21,7 @@ if TYPE_CHECKING:
     from nerf.signals.record import Problem
 
 CHECKPOINT, RESULT = "checkpoint.safetensors", "fit.json"
-OUR_FILES = (
-    *(CHECKPOINT, "checkpoint.previous.safetensors", RESULT, "mesh.ply", "preview.png"),
-    *("reconstruction.png", "reconstruction.exr", "reconstruction.wav", "reconstruction.mp4"),
-    *("slice.npy", "slice.png", "latents.npy"),
-)
+FITTED = (CHECKPOINT, "checkpoint.previous.safetensors", RESULT)
 
 
 @dataclass
@@ -63,16 +61,26 @@ class FitArgs:
     """of the random numbers: the same seed gives the same field"""
 
 
-def run_fit(args: FitArgs, problem: Problem, field: SignalField | FieldChoice, stop_mse: float | None = None) -> Fitted:
-    """Fit into the folder of the arguments, with a progress bar; the files are asked for before, and written after."""
+def run_fit(
+    args: FitArgs,
+    problem: Problem,
+    field: SignalField | FieldChoice,
+    *names: str,
+    until: ExitStack,
+    stop_mse: float | None = None,
+) -> Fitted:
+    """Fit into the folder of the arguments, with a progress bar. names: that will be written there after the fit;
+    until: the folder is locked until it ends."""
     from nerf.signals.fitting import fit
 
     config = config_of(args)
-    open_folder(args.out, "fit", (CHECKPOINT,), args.resume, args.overwrite)
+    before = FITTED if is_checkpoint(args.out / CHECKPOINT) else ()
+    folder = OutputFolder.open(args.out, "fit", args.resume, args.overwrite, (*FITTED, *names), before)
+    until.enter_context(folder)
     if args.overwrite:
-        for name in OUR_FILES:
-            (args.out / name).unlink(missing_ok=True)
-    return fit(problem, field, replace(config, stop_mse=stop_mse), args.out, args.resume, progress=True)
+        folder.clear()
+    folder.claim(RESULT, *names)
+    return fit(problem, field, replace(config, stop_mse=stop_mse), folder, args.resume, progress=True)
 
 
 def choice_of(args: FitArgs, shape: tuple[int, ...], known: float = 1.0) -> FieldChoice:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from importlib import import_module
 
 from nerf import __version__
 from nerf.errors import UserError
+from nerf.io.interrupts import Stopped, stoppable
+from nerf.io.streams import keep_writable
 
 # verb -> (dataclass of its arguments, what it does); its module is nerf.cli.VERB with a function main that takes one
 VERBS = {
@@ -48,7 +51,8 @@ Begin with:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the command; exits with 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Entry point of the command; exits with 0, 2 after a user's mistake, 128 + N after signal N (130: Ctrl-C)."""
+    keep_writable()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -71,19 +75,19 @@ def run(argv: list[str]) -> int:
 
         module = import_module(f"nerf.cli.{verb.replace('-', '_')}")
         arguments = getattr(module, VERBS[verb][0])
-        module.main(tyro.cli(arguments, args=argv[1:], prog=f"nerf {verb}", config=(tyro.conf.FlagCreatePairsOff,)))
+        args = tyro.cli(arguments, args=argv[1:], prog=f"nerf {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+        with stoppable():
+            module.main(args)
         sys.stdout.flush()
     except UserError as error:
         print(f"nerf: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         how = {"poses": "again"} | dict.fromkeys(("train", "reconstruct", "fit"), "with --resume")
         again = f"; the same command {how[verb]} continues" if verb in how else ""
-        print(f"\nnerf: stopped by Ctrl-C{again}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `nerf ... | head`: nobody reads on
-        sys.stderr.close()
-        return 0
+        by = stop.by if isinstance(stop, Stopped) else signal.SIGINT
+        print(f"\nnerf: stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}{again}", file=sys.stderr)
+        return 128 + by
     except OSError as error:
         if error.errno not in MACHINE_SAYS_NO:
             raise

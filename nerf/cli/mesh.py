@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nerf.errors import UserError, note
+from nerf.io.outputs import check_output
 from nerf.io.progress import Progress
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
@@ -84,14 +85,13 @@ def main(args: MeshArgs) -> None:
 
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / ("points.ply" if args.points else "mesh.glb")
-    check_path(out, args.overwrite, textured=bool(args.texture))
+    check_path(out, args.overwrite, bool(args.texture), [checkpoint])
     if args.points and (args.points < 0 or args.texture or args.faces is not None or out.suffix.lower() != ".ply"):
         raise UserError("--points must be above 0, goes to a .ply file, and without --texture and --faces")
     if args.page:
         if out.suffix.lower() != ".glb":
             raise UserError(f"--page shows a .glb, and {out} is none; give -o NAME.glb")
-        if page_path(out).exists() and not args.overwrite:
-            raise UserError(f"{page_path(out)} exists; choose another name or give --overwrite")
+        check_output(page_path(out), args.overwrite)
     if args.texture:
         check_size(args.texture)
     if args.texture or args.faces is not None:

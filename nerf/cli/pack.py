@@ -12,6 +12,7 @@ import tyro
 from nerf.errors import UserError
 from nerf.io.files import write_file
 from nerf.io.folders import model_files
+from nerf.io.outputs import check_output
 from nerf.signals.fitting import Fitted
 from nerf.signals.packing import pack
 
@@ -34,9 +35,9 @@ def main(args: PackArgs) -> None:
     """`nerf pack`: prints the size."""
     if not 2 <= args.bits <= 16:
         raise UserError(f"--bits {args.bits}: expected 2 to 16")
-    if args.out.exists() and not args.overwrite:
-        raise UserError(f"{args.out} exists: choose another name with -o, or give --overwrite")
-    fitted = Fitted.load(model_files(args.fit)[1])
+    checkpoint = model_files(args.fit)[1]
+    check_output(args.out, args.overwrite, checkpoint)
+    fitted = Fitted.load(checkpoint)
     data = pack(fitted, args.bits)
     write_file(args.out, data)
     shape = fitted.signal.get("shape")

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nerf.cli.train import TrainArgs, check, train_run, without_poses
+from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
 from nerf.errors import UserError, note
 from nerf.io.progress import Progress
-from nerf.training.runs import Run, write_run
+from nerf.training.runs import RUN_FILE, open_run, write_run
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
     from nerf.rendering.model import Model
 
+# What is written after training, beside the folder eval/.
+SIDES = ("front", "right", "back", "left", "top", "bottom")
+SHOWN = ("video.mp4", "mesh.glb", "mesh.html", "report.html", *(f"mesh_views/{side}.png" for side in SIDES))
 VIDEO_LONGEST = 640  # pixels; of the turntable in the report
 VIDEO_FRAMES = 96
 VIDEO_FPS = 24.0
@@ -52,8 +55,17 @@ def main(args: ReconstructArgs) -> None:
         check_size(args.texture)
     check(args)
     started = time.perf_counter()
-    model, scene = train_run(args, _pose_finder(args))
-    failures = finish(model, scene, args.out, args.resolution, args.texture)
+    find_poses = _pose_finder(args)
+    data = args.data if find_poses is None else args.out / "dataset"
+    run = run_of(args, data)
+    with open_run(args.out, run, args.resume, args.overwrite, SHOWN) as out:
+        if find_poses is not None:
+            out.claim(RUN_FILE)
+            write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
+            find_poses()
+        model, scene = train_run(args, out, data)
+        out.claim(*SHOWN)
+        failures = finish(model, scene, args.out, args.resolution, args.texture)
     for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "mesh.html", "report.html"):
         if (args.out / name).exists():
             print(args.out / name)
@@ -62,7 +74,7 @@ def main(args: ReconstructArgs) -> None:
         raise UserError("; ".join(failures))
 
 
-def _pose_finder(args: ReconstructArgs) -> Callable[[Path, Run], None] | None:
+def _pose_finder(args: ReconstructArgs) -> Callable[[], object] | None:
     """What makes OUT/dataset of photos without poses, using again what an interrupted run has found; else None."""
     if not without_poses(args.data, args.kind):
         for name, usual in (("frames", None), ("distance", None), ("scale", 1.0)):
@@ -70,12 +82,11 @@ def _pose_finder(args: ReconstructArgs) -> Callable[[Path, Run], None] | None:
                 raise UserError(f"--{name} is for photos or a video without poses, and {args.data} has poses")
         return None
 
-    def find(dataset: Path, run: Run) -> None:
+    def find() -> object:
         from nerf.capture import CaptureOptions, find_poses
 
-        write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
         given = {name: getattr(args, name) for name in ("frames", "masks", "distance", "scale", "overwrite")}
-        find_poses(CaptureOptions(args.data, dataset, **given))
+        return find_poses(CaptureOptions(args.data, args.out / "dataset", **given))
 
     return find
 

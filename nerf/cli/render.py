@@ -10,6 +10,7 @@ import tyro
 
 from nerf.errors import UserError
 from nerf.io.folders import model_files
+from nerf.io.outputs import check_output
 from nerf.views.paths import camera_path, load_path, save_path
 from nerf.views.video import check_modes, planned_outputs, render_video
 
@@ -51,8 +52,8 @@ def main(args: RenderArgs) -> None:
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / ("render" if args.exr else "render.mp4")
     planned_outputs(out, args.modes, args.overwrite, args.exr)
-    if args.save_path is not None and args.save_path.exists() and not args.overwrite:
-        raise UserError(f"{args.save_path} exists; choose another name or give --overwrite")
+    if args.save_path is not None:
+        check_output(args.save_path, args.overwrite, checkpoint)
     from nerf.rendering.model import Model
 
     if args.path.lower().endswith(".json"):  # read before the model: a mistake shows at once

@@ -12,6 +12,7 @@ import tyro
 from nerf.cli.fit_kinds import COLUMNS, LATENTS
 from nerf.errors import UserError, note
 from nerf.io.folders import model_files
+from nerf.io.outputs import check_output
 
 if TYPE_CHECKING:
     from nerf.signals.fitting import Fitted
@@ -54,8 +55,7 @@ def main(args: SampleArgs) -> None:
     from nerf.signals.packing import load_signal
 
     path = args.fit if args.fit.is_file() else model_files(args.fit)[1]
-    if args.out.exists() and not args.overwrite:
-        raise UserError(f"{args.out} exists: choose another name with -o, or give --overwrite")
+    check_output(args.out, args.overwrite, path, args.latent)
     if not args.slow > 0:
         raise UserError(f"--slow {args.slow:g}: expected a number above 0")
     for name, value in (("rate", args.rate), ("fps", args.fps)):
@@ -108,8 +108,8 @@ def _ct(args: SampleArgs, fitted: Fitted) -> None:
 def _set(args: SampleArgs, fitted: Fitted) -> None:
     """A sheet of pictures as PNG."""
     import torch
-    from PIL import Image
 
+    from nerf.io.pictures import write_png
     from nerf.signals import latents
 
     field, (height, width) = fitted.field, _size(args, fitted.signal["shape"])
@@ -131,7 +131,7 @@ def _set(args: SampleArgs, fitted: Fitted) -> None:
         a, b = z[list(args.between)]
         z = a + torch.linspace(0, 1, COLUMNS)[:, None] * (b - a)
     pictures = latents.pictures_of(field, z, height, width)
-    Image.fromarray(latents.sheet(pictures, min(COLUMNS, len(z)))).save(args.out)
+    write_png(args.out, latents.sheet(pictures, min(COLUMNS, len(z))))
     note(f"{len(z)} pictures, {width}x{height} each")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,10 +11,11 @@ import tyro
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.readers import kinds
 from nerf.errors import UserError, note
-from nerf.training.runs import HOLDOUT_FROM, Run, clear_run, load_for_training, open_run, write_run
+from nerf.training.runs import HOLDOUT_FROM, RUN_FILE, Run, load_for_training, open_run, write_run
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
+    from nerf.io.outputs import OutputFolder
     from nerf.rendering.model import Model
 
 DEFAULT_MINUTES = 5.0
@@ -65,7 +65,8 @@ def main(args: TrainArgs) -> None:
             f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
             "`nerf reconstruct` does that and all the rest"
         )
-    _, scene = train_run(args)
+    with open_run(args.out, run_of(args, args.data), args.resume, args.overwrite) as out:
+        _, scene = train_run(args, out)
     print(args.out / "checkpoint.safetensors")
     held = len(scene.splits.get("test", ()))
     note(f"next: nerf eval {args.out}" if held else f"next: nerf render {args.out}")
@@ -93,15 +94,16 @@ def without_poses(data: Path, kind: str | None) -> bool:
     return kind is None and needs_poses(data)
 
 
-def train_run(args: TrainArgs, find_poses: Callable[[Path, Run], None] | None = None) -> tuple[Model, Scene]:
-    """Load the scene and train in args.out; with `find_poses(dataset, run)`, that first makes OUT/dataset of photos
-    without poses, which is then the scene."""
-    data = args.data if find_poses is None else args.out / "dataset"
+def run_of(args: TrainArgs, data: Path) -> Run:
+    """How the scene in `data` is loaded."""
     run = Run(str(data.resolve()), **args.load_options())
-    run.masks = None if args.masks is None or find_poses is not None else args.masks.resolve()
-    open_run(args.out, run, args.resume, args.overwrite)
-    if find_poses is not None:
-        find_poses(data, run)
+    run.masks = None if args.masks is None or data != args.data else args.masks.resolve()
+    return run
+
+
+def train_run(args: TrainArgs, out: OutputFolder, data: Path | None = None) -> tuple[Model, Scene]:
+    """Load the scene (data: that was made of the arguments' photos) and train in the folder."""
+    run = run_of(args, data or args.data)
 
     from nerf import kernels
     from nerf.training.config import TrainConfig
@@ -111,9 +113,10 @@ def train_run(args: TrainArgs, find_poses: Callable[[Path, Run], None] | None = 
         kernels.use(args.backend)
     scene = load_for_training(run)
     if args.overwrite:  # only now: the scene could be loaded
-        clear_run(args.out)
-    write_run(args.out, run)
+        out.clear()
+    out.claim(RUN_FILE)
+    write_run(out.path, run)
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
     given = {name: getattr(args, name) for name in ("steps", "seed", "deterministic", "refine_poses", "exposure")}
     config = TrainConfig(minutes=minutes, **given)
-    return train(scene, config, args.out, resume=args.resume, progress=True), scene
+    return train(scene, config, out, resume=args.resume, progress=True), scene

@@ -118,8 +118,6 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         write_file(folder / name, data)
-    for name in files:  # a model of the other kind beside it would be read instead of this one
-        (folder / name).with_suffix(".bin" if text else ".txt").unlink(missing_ok=True)
 
 
 def _colmap_lens(cameras: Cameras, i: int, name: str) -> _Lens:

@@ -7,7 +7,6 @@ checkpoint is the largest thing in memory; the library reads it back.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -19,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nerf.errors import UserError
-from nerf.io.files import atomic_write
+from nerf.errors import UserError, note
+from nerf.io.files import atomic_write, fresh, remove_orphans
 
 FORMAT = "nerf-checkpoint"
 VERSION = 1
@@ -56,15 +55,12 @@ def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
     header, ordered = _header(tensors, config)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(target)
-        with atomic_write(target, _suffix()) as temporary:
+        remove_orphans(target.parent)
+        with atomic_write(target) as temporary:
             with open(temporary, "wb") as file:
                 _write(file, header, ordered)
-                file.flush()
-                os.fsync(file.fileno())
             if target.exists():
                 _keep_as_previous(target)
-        _sync_folder(target.parent)
     except OSError as error:
         untouched = f"the last good checkpoint is untouched: {target}"
         kept = untouched if target.is_file() else "no checkpoint was there before"
@@ -92,6 +88,17 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except SafetensorError as error:
         raise _unusable(path, f"is no valid safetensors file ({error})") from error
     return tensors, json.loads(metadata["config"])
+
+
+def load_last(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `load` reads; where the file is gone or damaged, that is said and the one before it is read."""
+    try:
+        return load(path)
+    except DamagedCheckpoint as error:
+        if not previous_path(path).is_file():
+            raise
+        note(f"{error.what}; going on from the one before it, {previous_path(path).name}")
+        return load(previous_path(path))
 
 
 def _header(tensors: dict[str, Tensor], config: dict[str, Any]) -> tuple[bytes, list[Tensor]]:
@@ -130,40 +137,13 @@ def _write(file: BinaryIO, header: bytes, tensors: list[Tensor]) -> None:
 def _keep_as_previous(target: Path) -> None:
     previous = previous_path(target)
     try:
-        with atomic_write(previous, _suffix()) as link:
-            link.unlink(missing_ok=True)
-            os.link(target, link)  # a second name: `target` itself never disappears
+        link = fresh(previous)
+        link.unlink()
+        os.link(target, link)  # a second name: `target` itself never disappears
+        os.replace(link, previous)
+        link.unlink(missing_ok=True)  # which stays where both were names of one file already
     except OSError:
         os.replace(target, previous)  # no hard links on this file system: for an instant only the previous one is there
-
-
-def _suffix() -> str:
-    return f".{os.getpid()}.tmp"
-
-
-def _remove_orphans(target: Path) -> None:
-    """Removes temporary files of processes that were killed while they wrote; they can be large."""
-    for name in (target.name, previous_path(target).name):
-        for orphan in target.parent.glob(f".{glob.escape(name)}.*.tmp"):
-            pid = orphan.name.split(".")[-2]
-            if pid.isdigit() and not _is_running(int(pid)):
-                orphan.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -211,8 +191,16 @@ def _digest(start: bytes, file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is gone or not as it was written; `what` says so in half a sentence."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}; {advice}")
+        self.what = what
+
+
 def _unusable(path: Path, what: str) -> UserError:
     previous, advice = previous_path(path), "check the path, or train again"
     if previous.is_file() and not path.stem.endswith(".previous"):
         advice = f"the one before it is still there: use {previous}"
-    return UserError(f"the checkpoint {path} {what}; {advice}")
+    return DamagedCheckpoint(f"the checkpoint {path} {what}", advice)

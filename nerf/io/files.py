@@ -1,25 +1,88 @@
-"""Files that are whole or not there: written beside their place under another name, then renamed."""
+"""Files that are whole or not there: written beside their place under a fresh name, synced, then renamed."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nerf.errors import UserError
+
+_LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 
 
 @contextmanager
 def atomic_write(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """A name beside `path` to write to, ending in suffix; it becomes `path` when the block ends, and is gone when the
-    block raises."""
-    temporary = path.with_name(f".{path.name}{suffix}")
+    block raises. A link is written through; a device or a pipe gets the bytes at the end."""
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not target.is_file() and not target.is_dir():
+        with tempfile.TemporaryDirectory(prefix="nerf-") as folder:
+            whole = Path(folder, f"whole{suffix}")
+            yield whole
+            with open(whole, "rb") as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+        return
+    temporary = fresh(target, suffix)
     try:
         yield temporary
-        os.replace(temporary, path)
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def fresh(target: Path, suffix: str = ".tmp") -> Path:
+    """A new, empty file beside the target that no other process has, and that no link leads away from; its name says
+    whose it is (see `remove_orphans`)."""
+    while True:
+        end = f".{os.getpid()}.{secrets.token_hex(4)}{suffix}"
+        start = os.fsencode(f".{target.name}")[: _LONGEST_NAME - len(end)]
+        temporary = target.with_name(os.fsdecode(start).rstrip(".") + end)
+        try:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            return temporary
+        except FileExistsError:
+            continue
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder of ours in processes that were killed; it can be large."""
+    for path in folder.iterdir():
+        if is_temporary(path) and not is_running(int(path.name.split(".")[-3])):
+            path.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `atomic_write` made this name."""
+    parts = path.name.split(".")
+    return path.name.startswith(".") and len(parts) > 4 and parts[-3].isdecimal() and len(parts[-2]) == 8
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
+def _sync(path: Path) -> None:
+    """To the disk; some file systems cannot sync a folder, and those that cannot sync a file say so here."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -30,16 +93,13 @@ def write_file(path: Path, data: bytes | str) -> None:
 def write_files(path: Path, files: dict[str, bytes | str]) -> None:
     """Write files (name -> content) beside each other, `path` the last of them; none is replaced before all are
     whole. UserError where that cannot be done."""
-    partial = {name: path.with_name(f".{name}.tmp") for name in files}
     try:
-        for name, data in files.items():
-            partial[name].write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
-        for name, file in partial.items():  # the one that names the others comes last: where it stands, they do
-            os.replace(file, path.with_name(name))
+        with ExitStack() as stack:  # left in reverse: `path`, which names the others, gets its name last
+            for name in sorted(files, key=lambda name: name != path.name):
+                data = files[name]
+                temporary = stack.enter_context(atomic_write(path.with_name(name)))
+                temporary.write_bytes(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}): make room there, or choose another place with -o"
         ) from error
-    finally:
-        for file in partial.values():
-            file.unlink(missing_ok=True)

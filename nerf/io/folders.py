@@ -1,12 +1,11 @@
-"""Where results may go and where a trained model lies; asked before anything slow is imported or done."""
+"""Where a trained model lies, folders that can be written to, and the cache; asked before anything slow is done."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from nerf.errors import UserError, note
+from nerf.errors import UserError
 
 
 def model_files(path: Path) -> tuple[Path, Path]:
@@ -16,36 +15,36 @@ def model_files(path: Path) -> tuple[Path, Path]:
     checkpoint = path / "checkpoint.safetensors"
     if not checkpoint.is_file():
         what = "holds no checkpoint.safetensors" if path.exists() else "there is no such folder"
-        raise UserError(f"{path}: {what}; expected what `nerf train` or `nerf reconstruct` wrote")
+        previous = path / "checkpoint.previous.safetensors"
+        instead = f"; the one before it is still there: give {previous}" if previous.is_file() else ""
+        raise UserError(f"{path}: {what}; expected what `nerf train` or `nerf reconstruct` wrote{instead}")
     return path, checkpoint
 
 
-def open_folder(out: Path, what: str, ours: Sequence[str], resume: bool, overwrite: bool) -> None:
-    """Make sure that a `what` (run, fit) may write to `out`, changing nothing in it; UserError where files of `ours`
-    are there without resume or overwrite, or files of others (which are never touched) without overwrite."""
-    if resume and overwrite:
-        raise UserError("--resume continues what is there and --overwrite discards it: give one of them")
-    present = [name for name in ours if (out / name).exists()]
-    if resume and not present:
-        raise UserError(f"{out}: there is nothing to resume; start without --resume")
-    if present and not resume and not overwrite:
-        raise UserError(
-            f"{out} holds another {what} ({', '.join(present[:3])}{', ...' if len(present) > 3 else ''}): "
-            "choose another -o, or give --resume to continue it or --overwrite to discard it"
-        )
-    if not present and out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise UserError(f"{out} is not empty: choose a new folder with -o, or give --overwrite to write into it")
-        note(f"{out} holds no {what}: what is in it stays")
-    make_folder(out)
+_PROBE = ".nerf-"  # and the number of the process
+
+
+def is_probe(path: Path) -> bool:
+    """Whether `make_folder` made this file and was killed before it could remove it."""
+    return path.name.startswith(_PROBE) and path.name[len(_PROBE) :].isdecimal()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file begins as `nerf.io.checkpoint` writes it; it may still be damaged."""
+    try:
+        with open(path, "rb") as file:
+            return b'"format":"nerf-checkpoint"' in file.read(200)
+    except OSError:
+        return False
 
 
 def make_folder(folder: Path) -> None:
     """Create it, and make sure that files can be written there; one sentence otherwise."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".nerf-{os.getpid()}"
-        probe.touch()
+        probe = folder / f"{_PROBE}{os.getpid()}"
+        probe.unlink(missing_ok=True)
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         probe.unlink()
     except FileExistsError:
         raise UserError(f"{folder} is a file; expected a folder to write to") from None

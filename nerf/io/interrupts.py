@@ -1,30 +1,82 @@
-"""Ctrl-C, kept until a step of training is whole; SIGTERM, kept from libraries that print their stack on it."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first one stops, and what must be whole (a step, a save) is finished before.
+
+Inside `stoppable()` each of the three raises `Stopped`, wherever the program is; inside `whole()` it waits for the end
+of the block.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_SIGNALS = [s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None)) is not None]
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or the system asks the program to stop; `by` is the signal."""
+
+    def __init__(self, by: signal.Signals) -> None:
+        super().__init__(by)
+        self.by = by
+
+    def __str__(self) -> str:
+        return "Ctrl-C" if self.by == signal.SIGINT else self.by.name
+
+
+_depth = 0  # of blocks that must be whole
+_pending: list[signal.Signals] = []
+_under_way = ""  # what is waited for, said to whoever is impatient
 
 
 @contextmanager
-def whole_steps() -> Iterator[None]:
-    """Ctrl-C waits for the end of the step: half a step could not be continued bit for bit."""
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
+def stoppable() -> Iterator[None]:
+    """Turn the three signals into `Stopped`; one that the caller has ignored (nohup) stays ignored. Nothing is changed
+    outside the main thread, to which signals go, and where it is done already."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is _handle:
         yield
         return
-    pressed: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    before: dict[signal.Signals, Any] = {}
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, _handle) or signal.SIG_DFL
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if pressed:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _pending.clear()
 
 
-def end_quietly_when_told() -> None:
-    """SIGTERM ends this process without a word again: importing pycolmap installs a handler that prints a C++ stack."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python does not know of the library's handler
+@contextmanager
+def whole(what: str = "") -> Iterator[None]:
+    """What is inside is not stopped half-way. what: say that it is waited for, where that can take a while."""
+    global _depth, _under_way
+    outer, _depth, _under_way = _under_way, _depth + 1, what or _under_way
+    try:
+        yield
+    finally:
+        _depth, _under_way = _depth - 1, outer
+    if _depth == 0 and _pending and threading.current_thread() is threading.main_thread():
+        by = _pending[0]
+        _pending.clear()
+        raise Stopped(by)
+
+
+def _handle(number: int, frame: object) -> None:
+    if _depth == 0:
+        raise Stopped(signal.Signals(number))
+    if _under_way:  # not through sys.stderr, which may be in the middle of printing
+        with suppress(OSError):
+            os.write(2, f"\nnerf: {_under_way} is under way; it stops when that is done\n".encode())
+    _pending.append(signal.Signals(number))
+
+
+def take_signals_back() -> None:
+    """Importing pycolmap puts a handler in the place of SIGTERM's that prints a C++ stack, and Python does not know of
+    it: put back what Python thinks is there."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)

@@ -89,14 +89,17 @@ class Progress(AbstractContextManager["Progress"]):
         ended = threading.Event()
 
         def show() -> None:
+            with suppress(OSError, ValueError):  # nobody reads on, or the stream is closed
+                show_line()
+
+        def show_line() -> None:
             filled = _BAR * self.done // self.total if self.total else 0
             bar = f"\r{'█' * filled}{'░' * (_BAR - filled)} {self.line()}  "
             print(bar if notebook else self.line(), end="" if notebook else "\n", file=sys.stderr, flush=True)
 
         def repeat() -> None:
-            with suppress(OSError, ValueError):  # nobody reads on, or the stream is closed
-                while not ended.wait(NOTEBOOK_SECONDS if notebook else seconds):
-                    show()
+            while not ended.wait(NOTEBOOK_SECONDS if notebook else seconds):
+                show()
 
         thread = threading.Thread(target=repeat, daemon=True)
         thread.start()
@@ -106,7 +109,8 @@ class Progress(AbstractContextManager["Progress"]):
             thread.join()
             show()
             if notebook:
-                print(file=sys.stderr)
+                with suppress(OSError, ValueError):
+                    print(file=sys.stderr)
 
         self._stop = stop
 

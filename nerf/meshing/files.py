@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from nerf.errors import UserError, note
 from nerf.io.files import write_files
+from nerf.io.outputs import check_output
 from nerf.io.ply import Columns, ply
 from nerf.meshing.glb import far_origin, glb
 
@@ -21,8 +22,8 @@ KINDS = (".ply", ".obj", ".glb", ".stl")
 TEXTURED_KINDS = (".obj", ".glb")
 
 
-def check_path(path: Path, overwrite: bool = True, textured: bool = False) -> None:
-    """UserError unless a mesh can be written there; asked before the work begins."""
+def check_path(path: Path, overwrite: bool = True, textured: bool = False, inputs: Sequence[Path] = ()) -> None:
+    """UserError unless a mesh can be written there, see `check_output`; asked before the work begins."""
     kind = path.suffix.lower()
     if kind not in KINDS:
         raise UserError(f"{path}: a mesh file ends in {', '.join(KINDS)}")
@@ -30,12 +31,7 @@ def check_path(path: Path, overwrite: bool = True, textured: bool = False) -> No
         raise UserError(f"{path}: a {path.suffix} file carries no texture; choose {' or '.join(TEXTURED_KINDS)}")
     beside = [path.with_suffix(".mtl"), path.with_suffix(".png")] if textured and kind == ".obj" else []
     for file in (path, *beside):
-        if file.is_dir() or (file.exists() and not overwrite):
-            raise UserError(f"{file} exists; choose another name or give --overwrite")
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent}: there is no such folder to write {path.name} to")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path.parent} is not writable, so {path.name} cannot go there")
+        check_output(file, overwrite, *inputs)
 
 
 def save_mesh(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from nerf import kernels
 from nerf.errors import UserError, note
 from nerf.io import checkpoint
 from nerf.io.clock import Clock, Length
-from nerf.io.interrupts import whole_steps
+from nerf.io.folders import is_checkpoint
+from nerf.io.interrupts import stoppable, whole
+from nerf.io.outputs import OutputFolder
 from nerf.io.progress import Progress
 from nerf.kernels import AdamState, AdamStep
 from nerf.rendering.metrics import psnr_of
@@ -117,7 +120,7 @@ class Fitter:
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same signal, field and configuration."""
-        tensors, config = checkpoint.load(path)
+        tensors, config = checkpoint.load_last(path)
         saved = config.get("fitting")
         if saved is None or config.get("format") != "nerf-signal":
             raise UserError(f"{path} holds no signal that could be continued: start again with --overwrite")
@@ -151,7 +154,8 @@ class Fitter:
                 f"fitting broke down at step {self.step}: the field holds NaN or infinity; the last good one is kept, "
                 "try a lower --learning-rate"
             )
-        checkpoint.save(path, *self.state())
+        with whole("the save"):
+            checkpoint.save(path, *self.state())
 
 
 @dataclass
@@ -209,16 +213,18 @@ def fit(
     problem: Problem,
     field: nn.Module | FieldChoice | str = "hash",
     config: FitConfig | None = None,
-    out: str | Path | None = None,
+    out: str | Path | OutputFolder | None = None,
     resume: bool = False,
     progress: bool = False,
+    overwrite: bool = False,
 ) -> Fitted:
     """Fit a field to an image, a sound, a video, or to anything else that is a `Problem`.
 
     field: the name of a kind ("hash", "siren", "fourier", "mlp"), a `FieldChoice`, a `SignalField`, or any module of
     your own that maps unit coordinates [n, n_dims] to values [n, n_channels] and is differentiable in its parameters.
-    out: a folder for checkpoint.safetensors, written while fitting; Ctrl-C saves and stops, and `resume` continues as
-    if it never had. Raises UserError where sizes do not go together, or the error is not finite.
+    out: a folder for checkpoint.safetensors, written while fitting; Ctrl-C, SIGTERM and SIGHUP save and stop, and
+    `resume` continues as if they never had, or begins where there is nothing yet; a fit that is there is replaced only
+    with `overwrite`. Raises UserError where sizes do not go together, or the error is not finite.
 
     >>> ramp = nerf.Signal("image", np.linspace(0, 255, 64).astype(np.uint8)[:, None], (8, 8), one=255.0)
     >>> fitted = nerf.fit(ramp, "hash", nerf.FitConfig(steps=50))
@@ -228,15 +234,35 @@ def fit(
     config = config or FitConfig(minutes=1.0)
     length = Length(config.steps, config.minutes)
     fitter = Fitter(problem, field_for(problem, field, config.seed), config)
-    path = None if out is None else Path(out) / CHECKPOINT
-    if resume and path is not None and path.exists():
-        fitter.restore(path)
+    with ExitStack() as until_the_end:
+        until_the_end.enter_context(stoppable())
+        path = None
+        if out is not None:
+            if not isinstance(out, OutputFolder):
+                names = (CHECKPOINT, checkpoint.previous_path(CHECKPOINT).name)
+                before = names if is_checkpoint(Path(out) / CHECKPOINT) else ()
+                out = until_the_end.enter_context(OutputFolder.open(Path(out), "fit", resume, overwrite, names, before))
+                if overwrite:
+                    out.clear()
+            path = out.path / CHECKPOINT
+            out.claim(path.name, checkpoint.previous_path(path).name)
+            if resume and (path.exists() or checkpoint.previous_path(path).exists()):
+                fitter.restore(path)
+                note(f"going on at step {fitter.step}" + (f" of {fitter.total_steps}" if fitter.total_steps else ""))
+            elif resume:
+                note(f"{out.path}: there is no checkpoint yet; the fit starts from the beginning")
+        return _fit(fitter, length, path, progress)
+
+
+def _fit(fitter: Fitter, length: Length, path: Path | None, progress: bool) -> Fitted:
+    """Step after step until the length is reached, or the error is small enough."""
+    problem, config = fitter.problem, fitter.config
     display = Progress("fitting", shown=progress, start=fitter.step)
     started = time.perf_counter() - fitter.seconds
     saved_at, recent = time.perf_counter(), []
     try:
         while fitter.total_steps is None or fitter.step < fitter.total_steps:
-            with whole_steps():
+            with whole():  # half a step could not be continued bit for bit
                 recent.append(fitter.train_step())
             now = time.perf_counter()
             fitter.seconds = now - started
@@ -255,10 +281,11 @@ def fit(
                 fitter.save(path)
                 saved_at = time.perf_counter()
     except KeyboardInterrupt:
-        display.close()
-        if path is not None:
-            fitter.save(path)
-            note(f"stopped at step {fitter.step}; saved")
+        with whole("the save"):
+            display.close()
+            if path is not None:
+                fitter.save(path)
+                note(f"stopped at step {fitter.step}; saved")
         raise
     finally:
         display.close()

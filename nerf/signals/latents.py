@@ -8,6 +8,7 @@ learned length, find the latent of any signal of the kind. Sources: Dupont et al
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from nerf.errors import UserError
 from nerf.fields.networks import SineLayer, Siren
+from nerf.io.files import write_file
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField
 from nerf.signals.image import read_image
@@ -206,6 +208,13 @@ def read_set(path: Path) -> NDArray[np.float32]:
     else:
         wide /= np.iinfo(values.dtype).max
     return wide if wide.ndim == 4 else wide[..., None]
+
+
+def write_latents(path: Path, z: Tensor) -> None:
+    """Write latents [b, latent] as a .npy, which `check_latents` reads."""
+    file = BytesIO()
+    np.save(file, z.numpy())
+    write_file(path, file.getvalue())
 
 
 def check_latents(path: Path, latent: int) -> Tensor:

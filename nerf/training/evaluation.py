@@ -19,7 +19,9 @@ from nerf.errors import UserError, note
 from nerf.geometry.light import shown_as
 from nerf.io.exr import write_exr
 from nerf.io.files import write_file
+from nerf.io.folders import make_folder
 from nerf.io.machine import machine
+from nerf.io.outputs import OutputFolder, owner_of
 from nerf.io.pictures import error_map, panels, resized, to_display, write_png
 from nerf.io.progress import progress
 from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
@@ -55,7 +57,7 @@ def evaluate(
     scene's resolution; where the scene has masks, only their pixels count. A number that does not exist (SSIM of a view
     under 11 pixels) is None. Linear light has "psnr_hdr" too, which sees what is brighter than white.
     out: folder for eval.json, NAME.png (truth | render | error), renders/NAME.png and, of linear light,
-    renders/NAME.exr; None writes nothing.
+    renders/NAME.exr, in the place of an earlier evaluation's; None writes nothing.
     max_views: at most so many, evenly spread; the protocol says so.
     most_pixels: larger views are rendered smaller, by a whole factor, and compared with the average of each block of
     the photo's pixels; the sizes in the protocol are those compared.
@@ -75,8 +77,7 @@ def evaluate(
     if max_views is not None and n_in_split > max_views:
         ids = [ids[round(k * (n_in_split - 1) / max(1, max_views - 1))] for k in range(max_views)]
         note(f"evaluating {len(ids)} of the {n_in_split} {split} views, evenly spread")
-    if out is not None:
-        (out / "renders").mkdir(parents=True, exist_ok=True)
+    folder = None if out is None else _open(out, scene, ids, model.linear)
     started = time.perf_counter()
     sought = _by_sight(model, scene, ids) if model.given_poses is not None and split != "train" else None
     views: list[dict[str, Any]] = []
@@ -110,9 +111,24 @@ def evaluate(
         "protocol": protocol(model, scene, split, views, n_in_split),
         "views": views,
     }
-    if out is not None:
+    if out is not None and folder is not None:
         write_file(out / "eval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        folder.close()
     return result
+
+
+def _open(out: Path, scene: Scene, ids: list[int], linear: bool) -> OutputFolder:
+    """The folder of an evaluation, without what an earlier one wrote there."""
+    pictures = [picture_name(i, scene.names[i]) for i in ids]
+    renders = [Path("renders", name) for name in pictures]
+    names = ["eval.json", *pictures, *map(str, renders)]
+    names += [str(name.with_suffix(".exr")) for name in renders] if linear else []
+    before = names if (out / "eval.json").is_file() and owner_of(out) is not None else ()  # of an older version's run
+    folder = OutputFolder.open(out, "evaluation", overwrite=True, names=names, before=before)
+    folder.clear()
+    folder.claim(*names)
+    make_folder(out / "renders")
+    return folder
 
 
 def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, float | None]:

@@ -13,9 +13,13 @@ from nerf.datasets.posed import Posed
 from nerf.errors import UserError, note
 from nerf.geometry.cameras import Cameras
 from nerf.io import checkpoint
+from nerf.io.folders import make_folder
+from nerf.io.outputs import OutputFolder, check_output, owner_of
 from nerf.training.alignment import similarity_between
 from nerf.training.runs import RUN_FILE, read_run
 
+# of either kind: a reader takes the one that it finds first
+COLMAP_FILES = [f"{name}.{kind}" for name in ("cameras", "images", "points3D") for kind in ("bin", "txt")]
 MODEL_PLACE = Path("sparse") / "0"  # in the folder of a COLMAP data set
 
 
@@ -46,24 +50,30 @@ def export_cameras(
     place = out if is_json else out / MODEL_PLACE
     if is_json and text:
         raise UserError(f"{out}: --text is for COLMAP models, whose name is that of a folder")
-    there = [p for p in ([place] if is_json else [*place.glob("*.bin"), *place.glob("*.txt")]) if p.exists()]
-    if there and not overwrite:
-        raise UserError(f"{there[0]} exists; choose another name or give --overwrite")
     posed = _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"{place.parent}: cannot be made ({e.strerror}); choose another place with -o") from e
     if is_json:
+        cloud = [] if posed.points is None or not len(posed.points) else [out.with_suffix(".ply")]
+        make_folder(out.parent)
+        for file in (out, *cloud):
+            check_output(file, overwrite, *([] if isinstance(source, Scene) else _read_from(Path(source), file)))
         write_transforms(posed, out)
     else:
         root, where = _image_root(posed.files, out)
-        write_colmap(posed, place, root, text)
+        with OutputFolder.open(place, "cameras", overwrite=overwrite, names=COLMAP_FILES) as folder:
+            folder.clear()
+            folder.claim(*COLMAP_FILES)
+            write_colmap(posed, place, root, text)
         note(where)
         if any(len(posed.splits.get(s, ())) for s in ("val", "test")):
             note("COLMAP models know no split: which views are held out is not in it")
     note(f"{len(posed.files)} cameras written to {place}")
     return place
+
+
+def _read_from(source: Path, file: Path) -> list[Path]:
+    """Of what cameras are read from, what a file that is to be written could be; in folders of others all of it."""
+    beside = source.is_dir() and file.parent.samefile(source)
+    return [source, *([file] if beside and (owner_of(file) is None or file.name == "transforms.json") else [])]
 
 
 def _of_scene(scene: Scene) -> PosedFiles:

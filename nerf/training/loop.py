@@ -8,6 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.io import checkpoint
 from nerf.io.files import write_file
-from nerf.io.interrupts import whole_steps
+from nerf.io.interrupts import stoppable, whole
+from nerf.io.outputs import OutputFolder
 from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
 from nerf.rendering.model import Model
@@ -33,6 +35,7 @@ from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
+from nerf.training.runs import TRAINED, open_run
 from nerf.training.stepping import Meter, StepPlan, StepResult
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
@@ -227,7 +230,7 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same scene and configuration."""
-        tensors, config = checkpoint.load(path)
+        tensors, config = checkpoint.load_last(path)
         saved = config.get("training")
         if saved is None:
             raise UserError(
@@ -271,32 +274,50 @@ def _on_device(scene: Scene, device: torch.device) -> Scene:
 def train(
     scene: Scene,
     config: TrainConfig,
-    out: Path | str,
+    out: Path | str | OutputFolder,
     resume: bool = False,
     progress: bool = True,
     field: nn.Module | None = None,
     loss: Loss | None = None,
+    overwrite: bool = False,
 ) -> Model:
     """Train a radiance field on the scene's train split; writes out/checkpoint.safetensors and out/training.json.
 
-    Ctrl-C saves and stops; `resume` continues as if it never had (bit for bit on the same machine type and thread count
-    or another). field, loss: of your own, see `Trainer`.
+    Ctrl-C, SIGTERM and SIGHUP save and stop; `resume` continues as if they never had (bit for bit on the same machine
+    type and thread count or another), or begins where there is nothing yet. A run that is there is replaced only with
+    `overwrite`, and files of others never. field, loss: of your own, see `Trainer`. Raises UserError.
 
     >>> scene = nerf.load("data/sample", downscale=8)
-    >>> model = nerf.train(scene, nerf.TrainConfig(steps=4), out="runs/short", progress=False)
+    >>> model = nerf.train(scene, nerf.TrainConfig(steps=4), out="runs/short", overwrite=True, progress=False)
     >>> model.meta["steps"]
     4
     """
-    out, _ = Path(out), config.length  # which must be given
+    _ = config.length  # which must be given
     trainer = Trainer(scene, config, field, loss)
-    if resume and (out / "checkpoint.safetensors").exists():
-        trainer.restore(out / "checkpoint.safetensors")
+    with ExitStack() as until_the_end:
+        if not isinstance(out, OutputFolder):
+            out = until_the_end.enter_context(open_run(Path(out), None, resume, overwrite))
+            if overwrite:
+                out.clear()
+        out.claim(*TRAINED)
+        until_the_end.enter_context(stoppable())
+        file = out.path / "checkpoint.safetensors"
+        if resume and (file.exists() or checkpoint.previous_path(file).exists()):
+            trainer.restore(file)
+            note(f"going on at step {trainer.step}" + (f" of {trainer.total_steps}" if trainer.total_steps else ""))
+        elif resume:
+            note(f"{out.path}: there is no checkpoint yet; training starts from the beginning")
+        return _train(trainer, file, progress)
+
+
+def _train(trainer: Trainer, file: Path, progress: bool) -> Model:
+    """Step after step until the configuration's length is reached."""
     display, recent = Progress("training", shown=progress, start=trainer.step), deque[float](maxlen=50)
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     try:
         while trainer.total_steps is None or trainer.step < trainer.total_steps:
-            with whole_steps():
+            with whole():  # half a step could not be continued bit for bit
                 recent.append(trainer.train_step())
             now = time.perf_counter()
             trainer.seconds = now - started
@@ -309,23 +330,25 @@ def train(
             rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
             words = f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s"
             display.update(trainer.step, trainer.total_steps, words)
-            if now - saved_at > config.checkpoint_seconds:
-                _save(trainer, out)
+            if now - saved_at > trainer.config.checkpoint_seconds:
+                _save(trainer, file)
                 saved_at = time.perf_counter()
     except KeyboardInterrupt:
-        display.close()
-        _save(trainer, out)
-        note(f"stopped at step {trainer.step}; saved")
+        with whole("the save"):
+            display.close()
+            _save(trainer, file)
+            note(f"stopped at step {trainer.step}; saved")
         raise
     finally:
         display.close()
-    _save(trainer, out)
+    _save(trainer, file)
     return trainer.model
 
 
-def _save(trainer: Trainer, out: Path) -> None:
+def _save(trainer: Trainer, file: Path) -> None:
     if not all(bool(p.isfinite().all()) for p in trainer.parameters):
         raise stepping.broken(trainer.step, "the field holds NaN or infinity")
-    checkpoint.save(out / "checkpoint.safetensors", *trainer.state())
-    log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
-    write_file(out / "training.json", json.dumps(log, indent=1))
+    with whole("the save"):
+        checkpoint.save(file, *trainer.state())
+        log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
+        write_file(file.with_name("training.json"), json.dumps(log, indent=1))

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nerf.datasets.options import LoadOptions
-from nerf.errors import UserError, note
-from nerf.io.folders import open_folder
+from nerf.errors import UserError
+from nerf.io.files import write_file
+from nerf.io.folders import is_checkpoint
+from nerf.io.outputs import OutputFolder
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
 
 RUN_FILE = "run.json"
+PICTURES = ("eval/[0-9][0-9][0-9][0-9]_*.png", "eval/renders/[0-9][0-9][0-9][0-9]_*.png", "mesh_views/*.png")
 HOLDOUT_FROM = 30  # images; with fewer, each one is worth more for training than for measuring
 
-# What a run may write, by name; nothing else in the folder is ever touched.
-OUR_FILES = (
-    RUN_FILE,
-    "checkpoint.safetensors",
-    "checkpoint.previous.safetensors",
-    "training.json",
-    "video.mp4",
-    "mesh.glb",
-    "mesh.html",
-    "report.html",
-    "eval/eval.json",
-)
+# What `train` writes into its folder beside RUN_FILE.
+TRAINED = ("checkpoint.safetensors", "checkpoint.previous.safetensors", "training.json")
 
 
 @dataclass
@@ -41,34 +35,37 @@ class Run(LoadOptions):
     holdout_from: int = field(default=HOLDOUT_FROM, kw_only=True)
 
 
-def open_run(out: Path, run: Run, resume: bool, overwrite: bool) -> None:
-    """Make sure that a run may write to `out` (see nerf.io.folders), and that one which is resumed is the same: of the
-    same data, loaded in the same way."""
-    open_folder(out, "run", OUR_FILES, resume, overwrite)
+def open_run(out: Path, run: Run | None, resume: bool, overwrite: bool, names: Sequence[str] = ()) -> OutputFolder:
+    """The folder of a run that writes `names` too, see `OutputFolder`. One that is resumed must be of the same data,
+    loaded in the same way (run None: not asked)."""
     before = read_run(out) if resume else None
-    if before is not None:
+    if before is not None and run is not None:
         for name in ("data", *run.load_options()):
             if (then := getattr(before, name)) != (now := getattr(run, name)):
                 raise UserError(
                     f"{out} was made with {name} {then}, not {now}: resume with the same, or choose another -o"
                 )
-    if resume and not (out / "checkpoint.safetensors").exists():
-        note(f"{out}: stopped before the first checkpoint; training starts from the beginning")
+    return OutputFolder.open(out, "run", resume, overwrite, (RUN_FILE, *TRAINED, *names), _written_before(out))
 
 
-def clear_run(out: Path) -> None:
-    """Remove what an earlier run wrote, so that no old mesh stands beside a new model. Only files of our names go."""
-    for name in OUR_FILES:
-        (out / name).unlink(missing_ok=True)
-    for pattern in ("eval/[0-9][0-9][0-9][0-9]_*.png", "eval/renders/[0-9][0-9][0-9][0-9]_*.png", "mesh_views/*.png"):
-        for path in out.glob(pattern):
-            path.unlink()
+def _written_before(out: Path) -> list[str]:
+    """What versions without nerf.json wrote into a run's folder, where a run.json or a checkpoint says that it is
+    one."""
+    if not (out / RUN_FILE).is_file():
+        return [*TRAINED] if is_checkpoint(out / "checkpoint.safetensors") else []
+    try:
+        if json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["format"] != "nerf-run":
+            return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    pictures = [p.relative_to(out).as_posix() for place in PICTURES for p in out.glob(place)]
+    return [RUN_FILE, *TRAINED, "video.mp4", "mesh.glb", "mesh.html", "report.html", "eval/eval.json", *pictures]
 
 
 def write_run(out: Path, run: Run) -> None:
     """Write run.json; the scene was loaded by now, so the counts are known."""
     text = json.dumps({"format": "nerf-run", "version": 1, **asdict(run)}, indent=1, default=str)
-    (out / RUN_FILE).write_text(text + "\n", encoding="utf-8")
+    write_file(out / RUN_FILE, text + "\n")
 
 
 def read_run(folder: Path) -> Run | None:

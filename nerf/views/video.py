@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from nerf.geometry.cameras import Cameras
 from nerf.geometry.light import decode
 from nerf.io.exr import check_exr, write_exr
 from nerf.io.folders import make_folder
+from nerf.io.outputs import OutputFolder, check_output
 from nerf.io.pictures import apply_colour_map, to_display, write_png
 from nerf.io.progress import progress
 from nerf.io.video import mp4
@@ -34,7 +34,14 @@ def check_modes(modes: tuple[str, ...]) -> None:
         raise UserError(f"--modes {' '.join(modes)}: each mode once, please")
 
 
-def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool, exr: bool = False) -> dict[str, Path]:
+def frame_names(n: int, exr: bool) -> list[str]:
+    """Of the pictures in a folder."""
+    return [f"{k:05d}{'.exr' if exr else '.png'}" for k in range(n)]
+
+
+def planned_outputs(
+    out: Path, modes: tuple[str, ...], overwrite: bool, exr: bool = False, frames: int = 1
+) -> dict[str, Path]:
     """Where each mode goes: the video or folder itself for a single mode, else one for each, named after it; UserError
     for an unknown kind of file, a file in the way, a folder that is not writable."""
     video = out.suffix.lower() == ".mp4"
@@ -53,12 +60,11 @@ def planned_outputs(out: Path, modes: tuple[str, ...], overwrite: bool, exr: boo
     for place in places.values():
         if video and place.is_dir():
             raise UserError(f"{place} is a folder; choose another name for the video")
-        if not overwrite:
-            if video and place.exists():
-                raise UserError(f"{place} exists; choose another name or give --overwrite")
-            if not video and place.is_dir() and (any(place.glob("*.png")) or any(place.glob("*.exr"))):
-                raise UserError(f"{place} holds pictures already; choose another folder or give --overwrite")
-        make_folder(place.parent if video else place)
+        if video:
+            make_folder(place.parent)
+            check_output(place, overwrite)
+        else:
+            OutputFolder(place, "pictures").check(overwrite=overwrite, names=frame_names(frames, exr))
     return places
 
 
@@ -88,7 +94,8 @@ def render_video(
     """
     check_modes(modes)
     out = Path(out)
-    places = planned_outputs(out, modes, overwrite, exr)
+    frames = frame_names(len(path.cameras), exr)
+    places = planned_outputs(out, modes, overwrite, exr, len(frames))
     video = out.suffix.lower() == ".mp4"
     cameras = path.cameras
     note(f"{path.description}; {len(cameras)} frames of {int(cameras.widths[0])}x{int(cameras.heights[0])}")
@@ -101,8 +108,12 @@ def render_video(
         sinks: dict[str, Callable[[Any], None]] = {}
         for mode, place in places.items():
             film = mp4(place, int(cameras.widths[0]), int(cameras.heights[0]), path.fps) if video else None
-            folder = _numbered(place, ".exr", write_exr) if exr else _numbered(place, ".png", write_png)
-            sinks[mode] = stack.enter_context(film or folder)
+            if film is None:
+                folder = stack.enter_context(OutputFolder.open(place, "pictures", overwrite=overwrite, names=frames))
+                folder.clear()
+                folder.claim(*frames)
+            pictures = _numbered(place, frames, write_exr if exr else write_png)
+            sinks[mode] = stack.enter_context(film or pictures)
         for i in progress(range(len(cameras)), "rendering", show_progress):
             view = model.render_image(cameras, i, "normal" in modes)
             for mode, sink in sinks.items():
@@ -163,10 +174,10 @@ def exr_channels(
 
 
 @contextmanager
-def _numbered(folder: Path, suffix: str, write: Callable[[Path, Any], None]) -> Iterator[Callable[[Any], None]]:
-    """A function that writes its argument to folder/00000, then 00001, ..."""
-    numbers = count()
+def _numbered(folder: Path, names: list[str], write: Callable[[Path, Any], None]) -> Iterator[Callable[[Any], None]]:
+    """A function that writes its argument to the folder under the first name, then the second, ..."""
+    left = iter(names)
     try:
-        yield lambda picture: write(folder / f"{next(numbers):05d}{suffix}", picture)
+        yield lambda picture: write(folder / next(left), picture)
     except OSError as error:
         raise UserError(f"{folder}: writing a picture failed ({error.strerror or error})") from error

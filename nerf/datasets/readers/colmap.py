@@ -14,7 +14,7 @@ from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
-from nerf.io.interrupts import end_quietly_when_told
+from nerf.io.interrupts import take_signals_back
 
 _PLACES = (".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse")
 
@@ -79,7 +79,7 @@ def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
         import pycolmap
     except ImportError as e:
         raise UserError(f"{folder}: reading COLMAP models needs the package pycolmap: pip install pycolmap") from e
-    end_quietly_when_told()
+    take_signals_back()
     notes: list[str] = []
     if not (models := find_models(folder)):
         raise UserError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
+from nerf.io.files import write_file
 from nerf.views.paths.lens import CameraPath, filled_in
 
 PATH_FORMAT = "nerf-camera-path"
@@ -29,7 +30,7 @@ def save_path(path: Path, camera_path: CameraPath) -> None:
     content = {"format": PATH_FORMAT, "version": 1}
     content |= {"width": int(cameras.widths[0]), "height": int(cameras.heights[0]), "fps": camera_path.fps}
     content["frames"] = [{"camera_to_world": pose, "vertical_fov": fov} for pose, fov in frames]
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def load_path(path: Path, width: int | None = None, height: int | None = None) -> CameraPath:

@@ -14,7 +14,8 @@ from nerf.datasets import PixelStore, Scene
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
-from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, Rays, ray_box
+from nerf.geometry.space import ray_box
+from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, Rays
 from nerf.training.config import TrainConfig
 
 FIELD = FieldOptions(

@@ -69,7 +69,7 @@ def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
             pixels = read_png_16(path, picture.n_channels)
         elif reduction > 1 and path.suffix.lower() in (".jpg", ".jpeg"):  # imageio cannot ask the decoder for less
             with Image.open(path) as im:
-                im.draft(None, (im.width // reduction, im.height // reduction))  # type: ignore[arg-type]
+                im.draft(None, (im.width // reduction, im.height // reduction))
                 pixels = np.asarray(im.convert(mode))
         else:
             pixels = imageio.imread(path, plugin="pillow", index=0, mode=mode, writeable_output=False)

@@ -60,7 +60,9 @@ class _Job:
 
 class _Render(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, job, rays_o, rays_d, viewdirs, *leaves):  # type: ignore[override]
+    def forward(
+        ctx: Any, job: _Job, rays_o: Tensor, rays_d: Tensor, viewdirs: Tensor, *leaves: Tensor
+    ) -> tuple[Tensor, ...]:
         n, p, device = len(rays_o), pointers(), rays_o.device
         settings, numbers, capacity = job.settings, job.numbers, job.capacity
         net = Net(job.field, p)
@@ -112,7 +114,15 @@ class _Render(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_colors, grad_opacities, grad_depths, _median, grad_moments, grad_distortions):  # type: ignore[override]
+    def backward(
+        ctx: Any,
+        grad_colors: Tensor,
+        grad_opacities: Tensor,
+        grad_depths: Tensor,
+        _median: Tensor,
+        grad_moments: Tensor,
+        grad_distortions: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         rays_o, rays_d, viewdirs, *_ = ctx.saved_tensors
         _alive, net, kept, sh, job = ctx.state
         params, sink = job.field.params, job.accumulator

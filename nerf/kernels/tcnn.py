@@ -166,7 +166,15 @@ class _Logits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, modules, unit, sh, table, n_density, *weights):  # type: ignore[override]
+    def forward(
+        ctx: Any,
+        modules: tuple[Any, Any, Any],
+        unit: Tensor,
+        sh: Tensor,
+        table: Tensor,
+        n_density: int,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         groups = weights[:n_density], weights[n_density:]
         inputs = [unit, sh, table.reshape(-1), *(pack_network(list(ws)) for ws in groups)]
         wanted = [*ctx.needs_input_grad[1:4], *(any(w.requires_grad for w in ws) for ws in groups)]
@@ -182,7 +190,7 @@ class _Logits(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_density: Tensor, grad_color: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_density: Tensor, grad_color: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         inputs, outputs, table_shape, shapes = ctx.state
         largest = torch.maximum(grad_density.abs().max(), grad_color.abs().max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def _native(points: Tensor, vertices: Tensor, faces: Tensor, areas: Tensor | Non
     return out
 
 
-def _reference(points: Tensor, elements: Tensor, terms) -> Tensor:
+def _reference(points: Tensor, elements: Tensor, terms: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum of terms(q [k,3]) -> [k, m] over all m elements, a part of the points at a time."""
     parts = [terms(some).sum(dim=1).float() for some in points.split(max(1, _PAIRS // len(elements)))]
     return torch.cat(parts) if parts else torch.zeros(0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nerf import kernels
+from nerf.geometry.space import ray_box
 from nerf.kernels import (
     FieldConfig,
     FieldParams,
@@ -71,7 +72,7 @@ def make_rays(n: int, n_levels: int = 1, resolution: int = 64, filled: float = 0
     rays_d = torch.nn.functional.normalize(targets - origins, dim=1)
     rays_d[::17] *= -1
     occupied = _uniform(n_levels, resolution, resolution, resolution, seed=seed + 2) < filled
-    return [origins, rays_d, *kernels.ray_box(origins, rays_d, half, 0.0, 1e3), _uniform(n, seed=seed + 3), occupied]
+    return [origins, rays_d, *ray_box(origins, rays_d, half, 0.0, 1e3), _uniform(n, seed=seed + 3), occupied]
 
 
 def make_field(

@@ -293,6 +293,8 @@ def test_doctor_tells_and_exits_with_0() -> None:
     text = doctor.as_text(found)
     for word in ("torch", "cpu", "reference", "cuda", "tinycudann", "pycolmap", "OpenEXR", "ffmpeg", "memory", "disk"):
         assert word in text
+    for name in found["packages"]:
+        assert any(line.split()[1:2] == [name] for line in text.splitlines()), f"{name} and its version run together"
     assert found["torch"]["threads"] >= 1 and found["cpu"]["cores"] >= 1
     for part in found["backends"].values():
         assert isinstance(part["ok"], bool) and part["says"] and "\n" not in part["says"]

@@ -14,6 +14,8 @@ from nerf.kernels.bindings import (
     MAX_LAYERS,
     AdamDesc,
     FieldDesc,
+    MarchDesc,
+    OccupancyDesc,
     Pointers,
     RenderDesc,
     RenderGrads,
@@ -189,26 +191,37 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     return OccupancyBits(fine, clearance, r, levels)
 
 
+def occupancy_desc(bits: OccupancyBits, p: Pointers) -> OccupancyDesc:
+    fine = p("fine", bits.fine, (None,), torch.int32)
+    return OccupancyDesc(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
+
+
+def march_desc(settings: MarchSettings) -> MarchDesc:
+    return MarchDesc(settings.step_size, settings.cone_angle, settings.max_step)
+
+
+def ray_pointers(struct: ctypes.Structure, rays: Rays, p: Pointers) -> None:
+    """Sets the rays' fields of a struct, all but `viewdirs`."""
+    n = len(rays.o)
+    for name, tensor in (("rays_o", rays.o), ("rays_d", rays.d)):
+        setattr(struct, name, p(name, tensor, (n, 3)))
+    for name in ("t_near", "t_far", "jitter"):
+        setattr(struct, name, p(name, getattr(rays, name), (n,)))
+
+
 def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
     n = len(rays.o)
     desc = RenderDesc(
-        fine=p("fine", bits.fine, (None,), torch.int32),
-        clearance=p("clearance", bits.clearance, (None,), torch.uint8),
-        resolution=bits.resolution,
-        n_levels=bits.n_levels,
-        step_size=settings.step_size,
-        cone_angle=settings.cone_angle,
-        max_step=settings.max_step,
+        grid=occupancy_desc(bits, p),
+        march=march_desc(settings),
         stop_threshold=settings.stop_threshold,
         alpha_threshold=settings.alpha_threshold,
         gradient_distance=settings.gradient_distance,
         n_rays=n,
         n_threads=torch.get_num_threads(),
     )
-    for name, tensor in (("rays_o", rays.o), ("rays_d", rays.d), ("viewdirs", rays.viewdirs)):
-        setattr(desc, name, p(name, tensor, (n, 3)))
-    for name, tensor in (("t_near", rays.t_near), ("t_far", rays.t_far), ("jitter", rays.jitter)):
-        setattr(desc, name, p(name, tensor, (n,)))
+    ray_pointers(desc, rays, p)
+    desc.viewdirs = p("viewdirs", rays.viewdirs, (n, 3))
     return desc
 
 

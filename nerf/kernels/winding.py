@@ -41,13 +41,13 @@ def of_cloud(points: Tensor, cloud: Tensor, areas: Tensor, native: bool) -> Tens
     near, at, _ = about_the_middle(points, cloud)
     if native:
         return _native(near, at, faces, areas)
-    places, weights = at.double(), areas.double()
+    centres, weights = at.double(), areas.double()
 
     def dipoles(q: Tensor) -> Tensor:
-        to = places - q[:, None]
+        to = centres - q[:, None]
         return (to * weights).sum(dim=-1) / (4 * math.pi * to.norm(dim=-1).clamp_min(1e-15) ** 3)
 
-    return _reference(near.double(), places, dipoles)
+    return _reference(near.double(), centres, dipoles)
 
 
 def _native(points: Tensor, vertices: Tensor, faces: Tensor, areas: Tensor | None) -> Tensor:

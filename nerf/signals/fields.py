@@ -88,7 +88,7 @@ class SignalField(nn.Module):
         self.offset, self.scale = ((low + high) / 2, (high - low) / 2) if linear else (low, high - low)
         random = torch.Generator().manual_seed(seed)
         self.encoding = _encoding(choice, n_dims, random, seed)
-        self.pairs = False  # whether training multiplies in bfloat16, where the processor has it
+        self.bf16 = False  # whether training multiplies in bfloat16, where the processor has it
         self.network: Any = network
         size = (n_channels, choice.width, choice.depth)
         if network is None and choice.kind == "siren":
@@ -113,7 +113,7 @@ class SignalField(nn.Module):
         """Natively, and so differentiable once in the parameters; where u has a gradient, in plain torch, to any order
         that the encoding has."""
         if self.choice.kind != OWN and not (u.requires_grad and torch.is_grad_enabled()):
-            return self.offset + self.scale * kernels.network_forward(*self._as_layers(u), self.pairs)
+            return self.offset + self.scale * kernels.network_forward(*self._as_layers(u), self.bf16)
         return self.offset + self.scale * self.network(self.encoding(self.positions(u)))
 
     def positions(self, u: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class SignalField(nn.Module):
             return (self(u) - values).square().mean()
         x, layers = self._as_layers(u)
         targets = (values - self.offset) * (1.0 / self.scale)
-        return kernels.network_mse(x, targets, layers, self.pairs) * self.scale**2
+        return kernels.network_mse(x, targets, layers, self.bf16) * self.scale**2
 
     def evaluate(self, u: Tensor, chunk: int = 1 << 17) -> Tensor:
         """Values without gradients, a part at a time: memory stays small however many coordinates there are."""
@@ -144,9 +144,7 @@ class SignalField(nn.Module):
         if self.encoding.n_out != self.n_dims and not isinstance(self.encoding, FourierFeatures):
             raise ValueError(f"with_gradient: the field {self.choice.kind} has an encoding that it cannot go through")
         inner = 2.0 if isinstance(self.encoding, Identity) else 1.0
-        y, tangents = kernels.network_with_tangents(
-            x, layers, tuple(inner * float(e) for e in self.extents), self.pairs
-        )
+        y, tangents = kernels.network_with_tangents(x, layers, tuple(inner * float(e) for e in self.extents), self.bf16)
         return self.offset + self.scale * y, self.scale * tangents.transpose(1, 2)
 
     def _as_layers(self, u: Tensor) -> tuple[Tensor, list[Layer]]:

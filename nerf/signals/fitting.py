@@ -87,7 +87,7 @@ class Fitter:
         """One step of Adam on one batch; returns the batch's mean squared error."""
         c = self.config
         random = self.random.manual_seed(c.seed * 1_000_003 + self.step)  # of the step alone: resume needs no state
-        self.field.pairs = not self.total_steps or self.step < c.coarse_until * self.total_steps
+        self.field.bf16 = not self.total_steps or self.step < c.coarse_until * self.total_steps
         loss, shown = self.problem.loss(self.field, self.batch, random)
         loss.backward()
         rate, table = self.rate(), getattr(self.field.encoding, "table", None)
@@ -262,7 +262,7 @@ def fit(
         raise
     finally:
         display.close()
-    fitter.field.pairs = False
+    fitter.field.bf16 = False
     if path is not None:
         fitter.save(path)
     return Fitted(fitter.field, problem.kind, problem.describe(), {"seconds": fitter.seconds, "step": fitter.step})

@@ -43,8 +43,10 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "cli": (
         "the command `nerf`, one file a verb",
-        ("errors", "geometry", "io", "kernels", "rendering", "datasets", "training", "meshing")
-        + ("capture", "signals", "views"),
+        (
+            *("errors", "geometry", "io", "kernels", "rendering", "datasets", "training", "meshing"),
+            *("capture", "signals", "views"),
+        ),
     ),
 }
 
@@ -89,9 +91,8 @@ def drawing() -> str:
     # an arrow that follows from two others is left out of the picture, not out of the table
     lines = ["```mermaid", "graph BT"]
     for room, (_, known) in ROOMS.items():
-        for other in known:
-            if not any(other in ROOMS[between][1] for between in known):
-                lines.append(f"    {room} --> {other}")
+        direct = (other for other in known if not any(other in ROOMS[between][1] for between in known))
+        lines += [f"    {room} --> {other}" for other in direct]
     lines += ["```", "", "| room | what is in it | may import |", "|---|---|---|"]
     for room, (what, known) in ROOMS.items():
         lines.append(f"| `nerf/{room}{'.py' if room == 'errors' else '/'}` | {what} | {', '.join(known) or '-'} |")

@@ -102,7 +102,7 @@ def test_what_is_raised_becomes_an_exit_code(
 
 @pytest.mark.parametrize(
     ("kind", "words", "said"),
-    (
+    [
         (
             "OutOfMemoryError",
             "CUDA out of memory. Tried to allocate 2 GiB.",
@@ -113,7 +113,7 @@ def test_what_is_raised_becomes_an_exit_code(
             "CUDA error: an illegal memory access\nhint",
             "the GPU failed (CUDA error: an illegal memory",
         ),
-    ),
+    ],
 )
 def test_what_a_gpu_does_is_one_sentence(
     kind: str, words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -311,13 +311,13 @@ def test_doctor_survives_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("torch_cuda", "available", "driver", "compiler", "said"),
-    (
+    [
         ("13.0", True, (13, 0), (13, 0), "Card, sm_90, driver for CUDA 13.0, NVRTC 13.0; kernels compile at first use"),
         ("13.0", False, (12, 8), (13, 0), "torch is built for CUDA 13.0, newer than what the driver runs (CUDA 12.8)"),
         ("12.8", True, (12, 8), (13, 0), "NVRTC 13.0 is newer than what the driver runs (CUDA 12.8)"),
         ("12.8", True, (13, 0), None, "NVRTC is not: pip install 'nerf-reconstruct[cuda13]' (driver for CUDA 13.0"),
         (None, False, None, None, "this torch has no CUDA"),
-    ),
+    ],
 )
 def test_doctor_compares_torch_driver_and_nvrtc(
     torch_cuda: str | None,

@@ -172,11 +172,11 @@ def test_bad_arguments_are_named() -> None:
         kernels.fuse_depths(torch.zeros(3), [], 1.0, 1.0)
     with pytest.raises(ValueError, match="front, back"):
         kernels.fuse_depths(torch.zeros(1, 3), [], 0.0, 1.0)
+    bad = DepthView(torch.zeros(4, 4), (1, 1, 0, 0), torch.zeros(2, 2), torch.ones(2, 2))
     with pytest.raises(ValueError, match="views"):
-        bad = DepthView(torch.zeros(4, 4), (1, 1, 0, 0), torch.zeros(2, 2), torch.ones(2, 2))
         kernels.fuse_depths(torch.zeros(1, 3), [bad], 1.0, 1.0)
+    bad = DepthView(torch.zeros(3, 4), (1, 1, 0, 0), torch.zeros(2, 2), torch.ones(2, 3))
     with pytest.raises(ValueError, match="depths and weights"):
-        bad = DepthView(torch.zeros(3, 4), (1, 1, 0, 0), torch.zeros(2, 2), torch.ones(2, 3))
         kernels.fuse_depths(torch.zeros(1, 3), [bad], 1.0, 1.0)
 
 
@@ -339,7 +339,7 @@ def test_cells_away_from_the_surface_are_not_evaluated() -> None:
 
 
 def test_nothing_seen_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="no surface: .*nothing solid"):
+    with pytest.raises(UserError, match=r"no surface: .*nothing solid"):
         extract_mesh(BallModel(radius=0.0), resolution=32)
 
 

@@ -168,7 +168,7 @@ def test_a_reader_can_be_given_to_load_or_registered(tmp_path: Path, monkeypatch
     read = runpy.run_path(str(EXAMPLE))["read_poses_txt"]
     monkeypatch.delitem(readers._registered, "poses_txt")
     data = write_poses_txt(tmp_path)
-    with pytest.raises(UserError, match="kind is 'poses_txt', expected one of blender.*NERF_READERS"):
+    with pytest.raises(UserError, match=r"kind is 'poses_txt', expected one of blender.*NERF_READERS"):
         load(data, kind="poses_txt")
     scene = load(data / "poses.txt", reader=read, quiet=True)
     assert scene.source == "poses_txt" and np.allclose(scene.cameras.c2w, np.stack(ring(8))[:, :3])

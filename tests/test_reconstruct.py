@@ -94,7 +94,7 @@ def test_another_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
     write_run(tmp_path, Run("x"))
     (tmp_path / "mesh.glb").write_bytes(b"precious")
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="another run.*--resume.*--overwrite"):
+    with pytest.raises(UserError, match=r"another run.*--resume.*--overwrite"):
         open_run(tmp_path, Run("x"), resume=False, overwrite=False)
     open_run(tmp_path, Run("x"), resume=False, overwrite=True)
     assert (tmp_path / "mesh.glb").exists()  # only cleared once the new scene could be loaded
@@ -125,7 +125,7 @@ def test_resume_needs_the_same_scene(tmp_path: Path, change: dict[str, Any]) -> 
 def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
     for text in ("{", "[1]", '{"downscale": 1}', "\x00"):
         (tmp_path / "run.json").write_text(text)
-        with pytest.raises(UserError, match="run.json"):
+        with pytest.raises(UserError, match=r"run.json"):
             read_run(tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_the_turntable_is_at_most_640_pixels(monkeypatch: pytest.MonkeyPatch, tm
 class Page(HTMLParser):
     """Checks that tags are closed in order, and collects links and text."""
 
-    VOID = {"meta", "img", "br", "line", "polyline"}
+    VOID = ("meta", "img", "br", "line", "polyline")
 
     def __init__(self) -> None:
         super().__init__()
@@ -405,7 +405,8 @@ def test_reconstruct_for_real(tmp_path: Path) -> None:
     try:
         main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=4, resolution=48))
     except UserError as error:
-        assert str(error).startswith("mesh: ")  # after so few steps there may be no surface yet
+        if not str(error).startswith("mesh: "):  # after so few steps there may be no surface yet
+            raise
     result = json.loads((out / "eval" / "eval.json").read_text())
     assert result["psnr"] > 12 and result["protocol"]["held_out"]
     assert "4" in result["protocol"]["down_scaling"] and result["protocol"]["training"]["steps"] == 100

@@ -32,7 +32,7 @@ def as_images(images: Any, linear: bool) -> list[np.ndarray]:
         if array.dtype.kind == "f":
             if not np.isfinite(array).all():
                 raise UserError(f"images[{i}]: holds NaN or infinity: repair or leave out this image")
-            if array.min() < 0 or array.max() > 1 and not linear:
+            if array.min() < 0 or (array.max() > 1 and not linear):
                 raise UserError(
                     f"images[{i}]: holds floats from {array.min():.4g} to {array.max():.4g}, expected 0 to 1 "
                     "(sRGB), or linear=True for light that may be brighter than white"

@@ -108,13 +108,13 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
         if text not in notes:
             notes.append(text)
 
-    if lens.width and lens.height and picture.orientation >= 5 and lens.width != lens.height:
-        if (lens.width, lens.height) == (picture.height, picture.width):  # poses were made from the unturned image
-            picture = pictures[i] = replace(picture, width=picture.height, height=picture.width, orientation=1)
-            note_once("EXIF orientation ignored where the stated image size is that of the unturned image")
+    stated, as_stored = (lens.width, lens.height), (picture.height, picture.width)
+    if picture.orientation >= 5 and stated == as_stored and lens.width != lens.height:  # poses of the unturned image
+        picture = pictures[i] = replace(picture, width=picture.height, height=picture.width, orientation=1)
+        note_once("EXIF orientation ignored where the stated image size is that of the unturned image")
     w, h = picture.width, picture.height
     for name, angle in (("camera_angle_x", lens.angle_x), ("camera_angle_y", lens.angle_y)):
-        if math.isinf(angle) or not math.isnan(angle) and not 0 < angle < math.pi:
+        if math.isinf(angle) or (not math.isnan(angle) and not 0 < angle < math.pi):
             raise UserError(f"{where}: {name} is {angle}, expected radians between 0 and pi")
     fx, fy = lens.fx, lens.fy
     stated_w, stated_h = lens.width or w, lens.height or h

@@ -35,7 +35,7 @@ def choose_region(
     """The space asked for, else "box" for alpha or an object data set, "ndc" for forward-facing LLFF, "unbounded"."""
     notes, asked = capture.notes, space is not None
     if space is None:
-        if has_alpha or capture.objects and (capture.region is not None or _plain_border(store)):
+        if has_alpha or (capture.objects and (capture.region is not None or _plain_border(store))):
             space = "box"
         elif capture.depth_bounds is not None and _forward_facing(cameras):
             space = "ndc"

@@ -137,7 +137,7 @@ def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:
             pixels = pixels.astype(dtype)
     if pixels.shape[2] == n_channels:
         return pixels
-    alpha = np.full(pixels.shape[:2] + (1,), np.iinfo(dtype).max if dtype.kind == "u" else 1, dtype)
+    alpha = np.full((*pixels.shape[:2], 1), np.iinfo(dtype).max if dtype.kind == "u" else 1, dtype)
     colour, alpha = (pixels[..., :-1], pixels[..., -1:]) if pixels.shape[2] in (2, 4) else (pixels, alpha)
     if n_channels >= 3 and colour.shape[2] == 1:
         colour = np.repeat(colour, 3, axis=2)

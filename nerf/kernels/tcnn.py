@@ -10,6 +10,7 @@ multiples of 16. It computes in half precision.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 from functools import lru_cache
 from importlib import import_module
@@ -113,7 +114,7 @@ def _modules(layout: GridLayout, width: int, n_density: int, n_color: int) -> tu
         ("colour", color, 32, 3, n_color),
     ):
         sizes = [padded(n_in), *[width] * (n_layers - 1), padded(n_out)]
-        wanted = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        wanted = sum(a * b for a, b in itertools.pairwise(sizes))
         if network.params.numel() != wanted:
             raise UserError(
                 f"this tinycudann lays networks out in another way (the {name} network has {network.params.numel()} "

@@ -6,6 +6,7 @@ a GPU (scripts/gpu_check.py) and on the emulated one (tests/test_cuda.py).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -84,7 +85,7 @@ def make_field(
 
     def network(n_layers: int, n_in: int, n_out: int, gain: float) -> list[Tensor]:
         sizes = [n_in, *[width] * (n_layers - 1), n_out]
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        pairs = itertools.pairwise(sizes)
         return [(torch.randn(b, a, generator=g) * (gain / a) ** 0.5).half().float() for a, b in pairs]
 
     table = (torch.rand(layout.n_rows, features, generator=g) * 2 - 1).half().float()

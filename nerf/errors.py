@@ -18,6 +18,10 @@ class UserError(Exception):
     """
 
 
+class BadValue(UserError, ValueError):
+    """A value that cannot be used where it entered; whoever read it from a file catches it and names the file."""
+
+
 def brief(error: BaseException | str) -> str:
     """What an error of a library says, short and in one line, to be quoted in a sentence of ours."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:120] or type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf.errors import BadValue
+from nerf.errors import BadValue, Range, check_numbers
 
 Rays = tuple[Tensor, Tensor, Tensor, Tensor]  # rays_o, rays_d [n,3], t_near, t_far [n]
 
@@ -267,8 +267,10 @@ def space_from_dict(d: dict[str, Any]) -> Space:
         case "box":
             return Box()
         case "unbounded":
-            return Unbounded(int(d["n_levels"]))
+            check_numbers(d, {"n_levels": Range(1, 16, whole=True)})
+            return Unbounded(d["n_levels"])
         case "ndc":
+            check_numbers(d, {"ndc": Range(0, 1e9, above=True)})
             return Ndc(*map(float, d["ndc"]))
     raise ValueError(f"no space is called {d['space']!r}")
 

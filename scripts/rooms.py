@@ -14,11 +14,11 @@ BEGIN, END = "<!-- rooms: written by scripts/rooms.py -->", "<!-- end of rooms -
 
 # room -> (what is in it, the rooms that it may import); a room comes after all that it knows
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "errors": ("`UserError`, the sentence that a user reads", ()),
+    "errors": ("`UserError`, the sentence that a user reads; `Range`, what a setting may be", ()),
     "geometry": ("cameras, rotations, spaces, light, triangle meshes", ("errors",)),
     "io": ("files, pictures, films, checkpoints, progress, interrupts", ("errors", "geometry")),
     "kernels": ("native code behind one interface: reference, CPU, CUDA, tinycudann", ("errors", "geometry", "io")),
-    "fields": ("encodings, networks, the radiance field, the occupancy grid", ("kernels",)),
+    "fields": ("encodings, networks, the radiance field, the occupancy grid", ("errors", "kernels")),
     "rendering": (
         "rays to colours: marching, compositing, losses and metrics, `Model`",
         ("errors", "geometry", "io", "kernels", "fields"),

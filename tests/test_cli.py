@@ -136,6 +136,27 @@ def test_what_a_gpu_does_is_one_sentence(
             cli.run(["doctor"])
 
 
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (None, "; nothing was saved yet"),
+        ("run.json", "; nothing was saved yet"),
+        ("checkpoint.safetensors", "; the same command with --resume continues"),
+        ("dataset/transforms.json", "; the same command with --resume continues"),
+    ],
+)
+def test_resume_is_advised_where_there_is_something_to_resume(there: str | None, words: str, tmp_path: Path) -> None:
+    if there is not None:
+        (tmp_path / there).parent.mkdir(exist_ok=True)
+        (tmp_path / there).write_bytes(b"")
+    for verb in ("train", "reconstruct", "fit"):
+        assert cli.how_to_go_on(verb, SimpleNamespace(out=tmp_path, overwrite=False)) == words
+    if "--resume" in words:
+        said = cli.how_to_go_on("train", SimpleNamespace(out=tmp_path, overwrite=True))
+        assert said == "; the same command with --resume instead of --overwrite continues"
+    assert cli.how_to_go_on("eval", None) == "" and "again" in cli.how_to_go_on("poses", None)
+
+
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def main(_: object) -> None:
         raise ZeroDivisionError
@@ -158,9 +179,17 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
         (["eval", "."], "holds no checkpoint.safetensors"),
         (["render", "."], "holds no checkpoint.safetensors"),
         (["render", "missing", "--modes", "colour"], "expected one or more of color"),
-        (["train"], "Missing"),
-        (["train", ".", "-o", "out", "--backend", "gpu"], "--backend"),
-        (["doctor", "--verbose"], "--verbose"),
+        (["train"], "missing PATH: folder with the photos and their poses"),
+        (["train", "."], "missing -o PATH: folder to write to (`nerf train --help`"),
+        (["train", ".", "-o", "out", "--backend", "gpu"], "'gpu' for argument '--backend'"),
+        (["train", ".", "-o", "out", "--stesp", "3"], "unrecognized options: --stesp, 3; did you mean --steps?"),
+        (["train", ".", "-o", "out", "--steps", "abc"], "--steps: expected INT, got 'abc' (`nerf train --help`"),
+        (["train", ".", "-o", "out", "--steps", "0"], "--steps is 0, expected a whole number from 1"),
+        (["train", ".", "-o", "out", "--minutes", "nan"], "--minutes is nan, expected a number above 0"),
+        (["train", ".", "-o", "out", "--seed", str(1 << 41)], "--seed is"),
+        (["mesh", ".", "--box", "1", "2"], "--box: expected FLOAT FLOAT FLOAT FLOAT FLOAT FLOAT, got '1', '2'"),
+        (["fit", "imag", "a.png"], "available subcommands: image, audio"),
+        (["doctor", "--verbose"], "unrecognized options: --verbose"),
     ],
 )
 def test_mistakes_exit_with_2(
@@ -173,8 +202,20 @@ def test_mistakes_exit_with_2(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
-    assert caught.value.code == 2 and words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and words in said and said.startswith("nerf: ") and said.count("\n") == 1, said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("utf8", [False, True])
+def test_a_box_of_the_parser_is_read_framed_or_not(
+    utf8: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fmt = pytest.importorskip("tyro._fmtlib")
+    monkeypatch.setattr(fmt, "_should_use_utf8_drawing_chars", lambda: utf8)
+    assert cli.run(["train", ".", "-o", "out", "--stesp", "3"]) == 2
+    said = "unrecognized options: --stesp, 3; did you mean --steps? (`nerf train --help` lists all)"
+    assert capsys.readouterr().err == f"nerf: {said}\n"
 
 
 @pytest.mark.parametrize("arguments", [["reconstruct", "missing", "-o", "out"], ["render", "missing"], ["trian"]])
@@ -223,11 +264,11 @@ def test_mesh_verb_refuses_before_the_work(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = (
-        (["--texture", "5"], "--texture must be from 16 to 16384"),
+        (["--texture", "5"], "--texture is 5, expected a whole number from 16 to 16384"),
         (["-o", str(tmp_path / "m.ply"), "--texture", "1024"], "carries no texture"),
         (["-o", str(tmp_path / "m.stl"), "--texture", "1024"], "carries no texture"),
         (["-o", str(tmp_path / "m.fbx")], ".glb"),
-        (["--faces", "2"], "--faces must be 4 or more"),
+        (["--faces", "2"], "--faces is 2, expected a whole number from 4"),
         (["--points", "100", "-o", str(tmp_path / "p.glb")], "goes to a .ply file"),
         (["--points", "100", "--faces", "100"], "without --texture and --faces"),
         (["--points", "-1"], "--points must be above 0"),

@@ -94,6 +94,9 @@ def test_another_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
     write_run(tmp_path, Run("x"))
     (tmp_path / "mesh.glb").write_bytes(b"precious")
     (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"another run.*another -o, or give --overwrite"):
+        open_run(tmp_path, Run("x"), resume=False, overwrite=False)  # no checkpoint: nothing to resume
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"another run.*--resume.*--overwrite"):
         open_run(tmp_path, Run("x"), resume=False, overwrite=False)
     open_run(tmp_path, Run("x"), resume=False, overwrite=True)

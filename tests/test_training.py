@@ -453,7 +453,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(PixelSampler, "draw", draw)
     with pytest.raises(
-        UserError, match="broke down at step 20: the loss is nan; the last good checkpoint is kept"
+        UserError, match="broke down at step 20: the loss is nan; the checkpoint of step 20 is kept"
     ) as error:
         train(scene, replace(CONFIG, checkpoint_seconds=0.0), tmp_path, progress=False)
     assert is_one_sentence(error)

@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 from nerf import __version__
 from nerf.errors import UserError
@@ -60,26 +61,24 @@ def run(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version", "version"):
         print(f"nerf {__version__}")
         return 0
-    verb = argv[0]
+    verb, args = argv[0], None
     if verb not in VERBS:
         print(f"nerf: {unknown_verb(verb)}", file=sys.stderr)
         return 2
     # Waiting threads spin for long by default, which makes two busy programs on one machine many times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
-        import tyro
+        from nerf.cli.usage import parse
 
         module = import_module(f"nerf.cli.{verb.replace('-', '_')}")
-        arguments = getattr(module, VERBS[verb][0])
-        module.main(tyro.cli(arguments, args=argv[1:], prog=f"nerf {verb}", config=(tyro.conf.FlagCreatePairsOff,)))
+        args = parse(getattr(module, VERBS[verb][0]), argv[1:], f"nerf {verb}")
+        module.main(args)
         sys.stdout.flush()
     except UserError as error:
         print(f"nerf: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        how = {"poses": "again"} | dict.fromkeys(("train", "reconstruct", "fit"), "with --resume")
-        again = f"; the same command {how[verb]} continues" if verb in how else ""
-        print(f"\nnerf: stopped by Ctrl-C{again}", file=sys.stderr)
+        print(f"\nnerf: stopped by Ctrl-C{how_to_go_on(verb, args)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `nerf ... | head`: nobody reads on
         sys.stderr.close()
@@ -101,6 +100,19 @@ def run(argv: list[str]) -> int:
         print(f"nerf: {said}", file=sys.stderr)
         return 2
     return 0
+
+
+def how_to_go_on(verb: str, args: Any) -> str:
+    """What is added where a verb was interrupted: how it continues, if it has left something to go on from."""
+    from nerf.io.folders import resumable
+
+    if verb == "poses":
+        return "; the same command again continues"
+    if verb not in ("train", "reconstruct", "fit") or args is None:
+        return ""
+    if not resumable(args.out):
+        return "; nothing was saved yet"
+    return f"; the same command with --resume{' instead of --overwrite' * args.overwrite} continues"
 
 
 def _of_the_gpu(error: RuntimeError) -> str | None:

@@ -189,7 +189,10 @@ def _split(frames: list[Frame], options: LoadOptions, notes: list[str]) -> dict[
         counts = ", ".join(f"{len(v)} {k}" for k, v in where.items() if v)
         notes.append(f"the files' own split: {counts}")
         if not where["train"]:
-            raise UserError("the files' own split leaves no image to train on: load with holdout=8 or holdout=0")
+            raise UserError(
+                "the files put every image in val or test and none in train: load with holdout=0 to train on all of "
+                "them, or with holdout=8 to hold every 8th out (--holdout)"
+            )
     elif options.holdout is None and n < options.holdout_from:
         where["train"] = list(range(n))
         notes.append(

@@ -31,13 +31,18 @@ def open_folder(out: Path, what: str, ours: Sequence[str], resume: bool, overwri
     if present and not resume and not overwrite:
         raise UserError(
             f"{out} holds another {what} ({', '.join(present[:3])}{', ...' if len(present) > 3 else ''}): "
-            "choose another -o, or give --resume to continue it or --overwrite to discard it"
+            f"choose another -o, or give {'--resume to continue it or ' * resumable(out)}--overwrite to discard it"
         )
     if not present and out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise UserError(f"{out} is not empty: choose a new folder with -o, or give --overwrite to write into it")
         note(f"{out} holds no {what}: what is in it stays")
     make_folder(out)
+
+
+def resumable(out: Path) -> bool:
+    """Whether --resume finds something there to go on from: a checkpoint, or a run's poses."""
+    return (out / "checkpoint.safetensors").is_file() or (out / "dataset").is_dir()
 
 
 def make_folder(folder: Path) -> None:

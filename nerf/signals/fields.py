@@ -10,13 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_record
 from nerf.fields.encodings import FourierFeatures, Frequency, HashGrid, Identity
 from nerf.fields.networks import MLP, Siren
 from nerf.kernels import Layer
 
 KINDS = ("hash", "siren", "fourier", "mlp")
 OWN = "own"  # the kind of a module of somebody else's
+
+
+CHOICE = {
+    "width": Range(1, 1 << 14, whole=True),
+    "depth": Range(0, 256, whole=True),
+    "n_levels": Range(1, 64, whole=True),
+    "n_features_per_level": Range(1, 64, whole=True),
+    "log2_hashmap_size": Range(1, 30, whole=True),
+    "base_resolution": Range(1, 1 << 20, whole=True),
+    "finest_resolution": Range(1, 1 << 40, whole=True),
+    "first_omega_0": Range(0, 1e9, above=True),
+    "omega_0": Range(0, 1e9, above=True),
+    "n_features": Range(1, 1 << 16, whole=True),
+    "sigma": Range(0, 1e9, above=True),
+    "n_frequencies": Range(0, 64, whole=True),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,9 @@ class FieldChoice:
     sigma: float = 10.0  # standard deviation of the frequencies, cycles along the longest side
     # mlp
     n_frequencies: int = 0  # of NeRF's positional encoding; 0: the coordinates themselves
+
+    def __post_init__(self) -> None:
+        check_record(self, CHOICE)
 
 
 class SignalField(nn.Module):

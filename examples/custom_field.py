@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 import nerf
+
+SAMPLE = str(Path(__file__).resolve().parent.parent / "data" / "sample")
 
 
 class VectorMatrixField(nn.Module):
@@ -51,7 +54,7 @@ class VectorMatrixField(nn.Module):
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """PSNR of the held-out views (dB) of this field and of ours, after the same number of steps."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scene", nargs="?", default="data/sample")
+    parser.add_argument("scene", nargs="?", default=SAMPLE)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--downscale", type=int, default=4)
     parser.add_argument("--batch", type=int, default=1 << 13)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 import nerf
+
+SAMPLE = str(Path(__file__).resolve().parent.parent / "data" / "sample")
 
 
 def loss(rendered: nerf.RenderedRays, batch: nerf.PixelBatch) -> Tensor:
@@ -21,7 +24,7 @@ def loss(rendered: nerf.RenderedRays, batch: nerf.PixelBatch) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> float:
     """PSNR of the held-out views (dB)."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scene", nargs="?", default="data/sample")
+    parser.add_argument("scene", nargs="?", default=SAMPLE)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--downscale", type=int, default=8)
     args = parser.parse_args(argv)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 import nerf
+
+SAMPLE = str(Path(__file__).resolve().parent.parent / "data" / "sample")
 
 
 def train(scene: nerf.Scene, steps: int, seed: int = 0) -> nerf.Model:
@@ -78,7 +81,7 @@ def train(scene: nerf.Scene, steps: int, seed: int = 0) -> nerf.Model:
 
 def main(argv: Sequence[str] | None = None) -> nerf.Model:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scene", nargs="?", default="data/sample")
+    parser.add_argument("scene", nargs="?", default=SAMPLE)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--downscale", type=int, default=8)
     args = parser.parse_args(argv)

@@ -226,7 +226,7 @@ class Report:
             result: dict[str, Any] = {"skipped": "no time was left"}
             print("skipped: no time was left")
         else:
-            section, _, check = job.partition(": ")
+            check = job.partition(": ")[2]
             try:
                 result = work(self.args, scene, self.left, *([check] if check else []))
             except Exception as error:

@@ -14,11 +14,11 @@ BEGIN, END = "<!-- rooms: written by scripts/rooms.py -->", "<!-- end of rooms -
 
 # room -> (what is in it, the rooms that it may import); a room comes after all that it knows
 ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "errors": ("`UserError`, the sentence that a user reads", ()),
+    "errors": ("`UserError`, the sentence that a user reads; `Range`, what a setting may be", ()),
     "geometry": ("cameras, rotations, spaces, light, triangle meshes", ("errors",)),
     "io": ("files, pictures, films, checkpoints, progress, interrupts", ("errors", "geometry")),
     "kernels": ("native code behind one interface: reference, CPU, CUDA, tinycudann", ("errors", "geometry", "io")),
-    "fields": ("encodings, networks, the radiance field, the occupancy grid", ("kernels",)),
+    "fields": ("encodings, networks, the radiance field, the occupancy grid", ("errors", "kernels")),
     "rendering": (
         "rays to colours: marching, compositing, losses and metrics, `Model`",
         ("errors", "geometry", "io", "kernels", "fields"),
@@ -43,8 +43,10 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "cli": (
         "the command `nerf`, one file a verb",
-        ("errors", "geometry", "io", "kernels", "rendering", "datasets", "training", "meshing")
-        + ("capture", "signals", "views"),
+        (
+            *("errors", "geometry", "io", "kernels", "rendering", "datasets", "training", "meshing"),
+            *("capture", "signals", "views"),
+        ),
     ),
 }
 
@@ -89,9 +91,8 @@ def drawing() -> str:
     # an arrow that follows from two others is left out of the picture, not out of the table
     lines = ["```mermaid", "graph BT"]
     for room, (_, known) in ROOMS.items():
-        for other in known:
-            if not any(other in ROOMS[between][1] for between in known):
-                lines.append(f"    {room} --> {other}")
+        direct = (other for other in known if not any(other in ROOMS[between][1] for between in known))
+        lines += [f"    {room} --> {other}" for other in direct]
     lines += ["```", "", "| room | what is in it | may import |", "|---|---|---|"]
     for room, (what, known) in ROOMS.items():
         lines.append(f"| `nerf/{room}{'.py' if room == 'errors' else '/'}` | {what} | {', '.join(known) or '-'} |")

@@ -35,14 +35,14 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
-@pytest.fixture()
+@pytest.fixture
 def backend() -> Iterator[Callable[[str], str]]:
     """Switches the backend, and back after the test."""
     before = kernels.backend()

@@ -122,7 +122,7 @@ def test_pairs_of_a_flight_over_a_field_by_gps() -> None:
     assert {tuple(sorted((order[i], order[j]))) for i, j in shuffled} == by_gps
 
     class Fake:  # descriptors that are alike for photos within sight of each other
-        names = [str(k) for k in range(420)]
+        names = tuple(str(k) for k in range(420))
 
         def largest(self, i: int) -> torch.Tensor:
             return places[torch.from_numpy((true[i] // 30).astype(int)) @ torch.tensor([12, 1])]

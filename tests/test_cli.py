@@ -102,7 +102,7 @@ def test_what_is_raised_becomes_an_exit_code(
 
 @pytest.mark.parametrize(
     ("kind", "words", "said"),
-    (
+    [
         (
             "OutOfMemoryError",
             "CUDA out of memory. Tried to allocate 2 GiB.",
@@ -113,7 +113,7 @@ def test_what_is_raised_becomes_an_exit_code(
             "CUDA error: an illegal memory access\nhint",
             "the GPU failed (CUDA error: an illegal memory",
         ),
-    ),
+    ],
 )
 def test_what_a_gpu_does_is_one_sentence(
     kind: str, words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -132,17 +132,42 @@ def test_what_a_gpu_does_is_one_sentence(
     assert said in text and "--backend cpu" in text and text.count("\n") == 1
     for other in (RuntimeError("a bug"), ZeroDivisionError()):
         monkeypatch.setattr("nerf.cli.doctor.main", mock.Mock(side_effect=other))
-        with pytest.raises(type(other)):
-            cli.run(["doctor"])
+        assert cli.run(["doctor"]) == 1
 
 
-def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def main(_: object) -> None:
-        raise ZeroDivisionError
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (None, "; nothing was saved yet"),
+        ("run.json", "; nothing was saved yet"),
+        ("checkpoint.safetensors", "; the same command with --resume continues"),
+        ("dataset/transforms.json", "; the same command with --resume continues"),
+    ],
+)
+def test_resume_is_advised_where_there_is_something_to_resume(there: str | None, words: str, tmp_path: Path) -> None:
+    if there is not None:
+        (tmp_path / there).parent.mkdir(exist_ok=True)
+        (tmp_path / there).write_bytes(b"")
+    for verb in ("train", "reconstruct", "fit"):
+        assert cli.how_to_go_on(verb, SimpleNamespace(out=tmp_path, overwrite=False)) == words
+    if "--resume" in words:
+        said = cli.how_to_go_on("train", SimpleNamespace(out=tmp_path, overwrite=True))
+        assert said == "; the same command with --resume instead of --overwrite continues"
+    assert cli.how_to_go_on("eval", None) == "" and "again" in cli.how_to_go_on("poses", None)
 
-    monkeypatch.setattr("nerf.cli.doctor.main", main)
-    with pytest.raises(ZeroDivisionError):
-        cli.run(["doctor"])
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by\nzero"), OSError(5, "I/O"), ImportError(name="nerf.x")])
+def test_a_bug_of_ours_is_one_sentence_and_keeps_its_traceback(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nerf.cli.doctor.main", mock.Mock(side_effect=error))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cli.run(["doctor"]) == 1
+    said = capsys.readouterr().err
+    (kept,) = tmp_path.glob("nerf-error-*.txt")
+    assert said.startswith(f"nerf: this should not happen: {type(error).__name__}") and said.count("\n") == 1
+    assert str(kept) in said and "Python" in kept.read_text()
+    assert "Traceback (most recent call last)" in kept.read_text()
 
 
 # ---- bad input, with the exit codes of the process
@@ -158,9 +183,17 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
         (["eval", "."], "holds no checkpoint.safetensors"),
         (["render", "."], "holds no checkpoint.safetensors"),
         (["render", "missing", "--modes", "colour"], "expected one or more of color"),
-        (["train"], "Missing"),
-        (["train", ".", "-o", "out", "--backend", "gpu"], "--backend"),
-        (["doctor", "--verbose"], "--verbose"),
+        (["train"], "missing PATH: folder with the photos and their poses"),
+        (["train", "."], "missing -o PATH: folder to write to (`nerf train --help`"),
+        (["train", ".", "-o", "out", "--backend", "gpu"], "'gpu' for argument '--backend'"),
+        (["train", ".", "-o", "out", "--stesp", "3"], "unrecognized options: --stesp, 3; did you mean --steps?"),
+        (["train", ".", "-o", "out", "--steps", "abc"], "--steps: expected INT, got 'abc' (`nerf train --help`"),
+        (["train", ".", "-o", "out", "--steps", "0"], "--steps is 0, expected a whole number from 1"),
+        (["train", ".", "-o", "out", "--minutes", "nan"], "--minutes is nan, expected a number above 0"),
+        (["train", ".", "-o", "out", "--seed", str(1 << 41)], "--seed is"),
+        (["mesh", ".", "--box", "1", "2"], "--box: expected FLOAT FLOAT FLOAT FLOAT FLOAT FLOAT, got '1', '2'"),
+        (["fit", "imag", "a.png"], "available subcommands: image, audio"),
+        (["doctor", "--verbose"], "unrecognized options: --verbose"),
     ],
 )
 def test_mistakes_exit_with_2(
@@ -173,8 +206,20 @@ def test_mistakes_exit_with_2(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
-    assert caught.value.code == 2 and words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and words in said and said.startswith("nerf: ") and said.count("\n") == 1, said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("utf8", [False, True])
+def test_a_box_of_the_parser_is_read_framed_or_not(
+    utf8: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fmt = pytest.importorskip("tyro._fmtlib")
+    monkeypatch.setattr(fmt, "_should_use_utf8_drawing_chars", lambda: utf8)
+    assert cli.run(["train", ".", "-o", "out", "--stesp", "3"]) == 2
+    said = "unrecognized options: --stesp, 3; did you mean --steps? (`nerf train --help` lists all)"
+    assert capsys.readouterr().err == f"nerf: {said}\n"
 
 
 @pytest.mark.parametrize("arguments", [["reconstruct", "missing", "-o", "out"], ["render", "missing"], ["trian"]])
@@ -223,11 +268,11 @@ def test_mesh_verb_refuses_before_the_work(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = (
-        (["--texture", "5"], "--texture must be from 16 to 16384"),
+        (["--texture", "5"], "--texture is 5, expected a whole number from 16 to 16384"),
         (["-o", str(tmp_path / "m.ply"), "--texture", "1024"], "carries no texture"),
         (["-o", str(tmp_path / "m.stl"), "--texture", "1024"], "carries no texture"),
         (["-o", str(tmp_path / "m.fbx")], ".glb"),
-        (["--faces", "2"], "--faces must be 4 or more"),
+        (["--faces", "2"], "--faces is 2, expected a whole number from 4"),
         (["--points", "100", "-o", str(tmp_path / "p.glb")], "goes to a .ply file"),
         (["--points", "100", "--faces", "100"], "without --texture and --faces"),
         (["--points", "-1"], "--points must be above 0"),
@@ -293,6 +338,8 @@ def test_doctor_tells_and_exits_with_0() -> None:
     text = doctor.as_text(found)
     for word in ("torch", "cpu", "reference", "cuda", "tinycudann", "pycolmap", "OpenEXR", "ffmpeg", "memory", "disk"):
         assert word in text
+    for name in found["packages"]:
+        assert any(line.split()[1:2] == [name] for line in text.splitlines()), f"{name} and its version run together"
     assert found["torch"]["threads"] >= 1 and found["cpu"]["cores"] >= 1
     for part in found["backends"].values():
         assert isinstance(part["ok"], bool) and part["says"] and "\n" not in part["says"]
@@ -309,13 +356,13 @@ def test_doctor_survives_missing_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("torch_cuda", "available", "driver", "compiler", "said"),
-    (
+    [
         ("13.0", True, (13, 0), (13, 0), "Card, sm_90, driver for CUDA 13.0, NVRTC 13.0; kernels compile at first use"),
         ("13.0", False, (12, 8), (13, 0), "torch is built for CUDA 13.0, newer than what the driver runs (CUDA 12.8)"),
         ("12.8", True, (12, 8), (13, 0), "NVRTC 13.0 is newer than what the driver runs (CUDA 12.8)"),
         ("12.8", True, (13, 0), None, "NVRTC is not: pip install 'nerf-reconstruct[cuda13]' (driver for CUDA 13.0"),
         (None, False, None, None, "this torch has no CUDA"),
-    ),
+    ],
 )
 def test_doctor_compares_torch_driver_and_nvrtc(
     torch_cuda: str | None,

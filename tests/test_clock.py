@@ -17,7 +17,11 @@ def test_either_steps_or_minutes(wrong: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"steps": 0}, "at least 1, got 0"), ({"minutes": 0.0}, "above 0, got 0")]
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps is 0, expected a whole number from 1"),
+        ({"minutes": 0.0}, "minutes is 0.0, expected a number above 0"),
+    ],
 )
 def test_a_length_is_positive(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -68,14 +68,14 @@ def test_a_slice_is_found_from_its_projections(tmp_path: Path, capsys) -> None:
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    (
+    [
         (np.ones((4, 4, 3)), "detectors x angles"),
         (np.ones(5), "detectors x angles"),
         (np.ones((1, 9)), "at least 2 x 2"),
         (np.full((8, 4), np.nan), "no finite numbers"),
         (np.zeros((8, 4)), "zero everywhere"),
         (np.array([["a", "b"], ["c", "d"]]), "detectors x angles"),
-    ),
+    ],
 )
 def test_a_bad_sinogram_is_one_sentence(tmp_path: Path, capsys, values: np.ndarray, words: str) -> None:
     np.save(tmp_path / "bad.npy", values)

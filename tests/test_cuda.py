@@ -70,7 +70,7 @@ def test_an_op_gives_what_the_reference_gives(name: str, emulated: None) -> None
 
 
 @pytest.mark.slow  # half a minute; .ci/run asks for it
-@pytest.mark.parametrize("name", ("march", "hash grid", "field, single", "field, half", "render, single"))
+@pytest.mark.parametrize("name", ["march", "hash grid", "field, single", "field, half", "render, single"])
 def test_a_check_at_a_gpus_size_calls_no_right_number_wrong(name: str, emulated: None) -> None:
     wrong = [row for row in checks.ALL[name]() if not row[1] <= row[2]]
     assert not wrong
@@ -89,8 +89,8 @@ def render(rays: tiny.RayBatch, params, config, sink=None, half=True):
     return kernels.render_rays(rays.rays(views), rays.occupied, view, tiny.SETTINGS, None, sink, overflow)
 
 
-@pytest.mark.parametrize("ordered", (False, True))
-@pytest.mark.parametrize("n", (0, 1))
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("n", [0, 1])
 def test_no_ray_and_one_ray(n: int, ordered: bool, emulated: None) -> None:
     kernels.be_deterministic(ordered)
     params, config = checks.make_field(**SMALL)
@@ -103,7 +103,7 @@ def test_no_ray_and_one_ray(n: int, ordered: bool, emulated: None) -> None:
 
 @pytest.mark.parametrize(
     ("capability", "kilobytes", "width", "staged"),
-    (((9, 0), 227, 64, 1), ((8, 6), 99, 64, 1), ((7, 5), 64, 64, 0), ((9, 0), 227, 128, 1), ((8, 6), 99, 128, 0)),
+    [((9, 0), 227, 64, 1), ((8, 6), 99, 64, 1), ((7, 5), 64, 64, 0), ((9, 0), 227, 128, 1), ((8, 6), 99, 128, 0)],
 )
 def test_a_block_never_asks_for_more_shared_memory_than_the_card_has(
     capability: tuple[int, int], kilobytes: int, width: int, staged: int, emulated: None, monkeypatch
@@ -141,7 +141,7 @@ def deterministic(emulated: None) -> None:
     kernels.be_deterministic(True)  # until the emulated GPU goes
 
 
-@pytest.mark.parametrize("name", ("hash grid", "render, single", "render, half"))
+@pytest.mark.parametrize("name", ["hash grid", "render, single", "render, half"])
 def test_deterministic_sums_are_right(name: str, emulated: None, deterministic: None) -> None:
     wrong = [row for row in CASES[name]() if not row[1] <= row[2]]
     assert not wrong
@@ -164,7 +164,7 @@ def all_gradients(half: bool, monkeypatch: pytest.MonkeyPatch, backwards: bool) 
     return [*found, *torch.autograd.grad(features.sin().sum(), params.table), out.foregrounds.detach()]
 
 
-@pytest.mark.parametrize("half", (False, True))
+@pytest.mark.parametrize("half", [False, True])
 def test_deterministic_gradients_do_not_depend_on_the_order_of_threads(
     half: bool, emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +217,7 @@ def test_deterministic_sums_show_what_is_no_number(emulated: None, deterministic
 
 def test_deterministic_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_chosen", "tinycudann")
-    with pytest.raises(UserError, match="tinycudann cannot be deterministic.*use --backend cuda"):
+    with pytest.raises(UserError, match=r"tinycudann cannot be deterministic.*use --backend cuda"):
         kernels.be_deterministic(True)
     monkeypatch.setattr(kernels, "_chosen", "cpu")
     kernels.be_deterministic(True)
@@ -392,7 +392,7 @@ sys.exit(len(found["failed"]))
 
 @pytest.mark.parametrize(
     ("fault", "status", "processes"),
-    (("none", 0, 1), ("dies", 1, 2), ("hangs", 1, 2), ("loses", 0, 2), ("never begins", 1, 0)),
+    [("none", 0, 1), ("dies", 1, 2), ("hangs", 1, 2), ("loses", 0, 2), ("never begins", 1, 0)],
 )
 def test_gpu_check_goes_on_behind_a_job_that_takes_its_process(
     fault: str, status: int, processes: int, tmp_path: Path
@@ -458,7 +458,7 @@ def test_a_source_compiles_for_old_and_new_cards() -> None:
         code, _ = nvrtc.compile_source("cuda_adam.cu", architecture, {})
         assert code[:4] == b"\x7fELF"
         assert b" ".hex() == "20", "the compiler wrote into a byte that all of Python shares"
-    with pytest.raises(UserError, match="do not compile for sm_90 .*cuda_field.cu.*error.*--backend cpu"):
+    with pytest.raises(UserError, match=r"do not compile for sm_90 .*cuda_field.cu.*error.*--backend cpu"):
         nvrtc.compile_source("cuda_field.cu", 90, {"NERF_WIDTH": 3})
 
 

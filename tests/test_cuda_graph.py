@@ -108,7 +108,7 @@ def scene_with_everything() -> Any:
     return replace(scene, masks=tiny.store(ones), depths=tiny.store([2.0 * o for o in ones]), keypoints=some)
 
 
-@pytest.mark.parametrize("everything", (False, True))
+@pytest.mark.parametrize("everything", [False, True])
 def test_a_step_reads_nothing_back(everything: bool, emulated: None) -> None:
     trainer = Trainer(scene_with_everything() if everything else tiny.sphere_scene(3, 16), config())
     trainer.train_step()  # what is prepared once may read

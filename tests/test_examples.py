@@ -40,6 +40,14 @@ def test_examples_use_the_public_names_alone(path: Path) -> None:
 
 
 @native
+def test_examples_find_the_bundled_scene_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert example("custom_loss").main(["--steps", "2", "--downscale", "16"]) > 0
+    for name in ("train_loop", "custom_field"):
+        assert Path(example(name).SAMPLE) == Path(SAMPLE)
+
+
+@native
 def test_the_loop_written_out_gives_the_bits_of_train(tmp_path: Path) -> None:
     model = example("train_loop").main([SAMPLE, "--steps", "40", "--downscale", "16"])
     scene = nerf.load(SAMPLE, downscale=16, quiet=True)

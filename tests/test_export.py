@@ -113,7 +113,7 @@ def test_other_programs_cameras_go_through(tmp_path: Path) -> None:
     data = write_metashape(tmp_path / "data")
     export_cameras(data, tmp_path / "out.json")
     assert_same_cameras(load(data, quiet=True), load(tmp_path / "out.json", quiet=True), atol=1e-14)
-    with pytest.raises(UserError, match="k4 .r.8., which no camera model of COLMAP has"):
+    with pytest.raises(UserError, match=r"k4 .r.8., which no camera model of COLMAP has"):
         export_cameras(data, tmp_path / "model")
     assert not (tmp_path / "model" / "sparse" / "0").exists()
 

@@ -31,7 +31,7 @@ native = pytest.mark.skipif(bindings.load().handle is None, reason="the slow ref
 SIZE = 48
 
 
-@pytest.fixture()
+@pytest.fixture
 def exr():  # type: ignore[no-untyped-def]
     pytest.importorskip("OpenEXR")
     from nerf.io import exr as module

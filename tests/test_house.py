@@ -125,7 +125,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("command", (["-c", "import nerf"], ["-m", "nerf", "--help"]))
+@pytest.mark.parametrize("command", [["-c", "import nerf"], ["-m", "nerf", "--help"]])
 def test_the_door_opens_at_once(command: list[str]) -> None:
     def seconds(*arguments: str) -> float:
         started = time.process_time_ns(), os.times()
@@ -138,7 +138,7 @@ def test_the_door_opens_at_once(command: list[str]) -> None:
     assert took < 0.5, f"{took:.2f} s of processor time"
 
 
-@pytest.mark.parametrize("module", ("nerf", "nerf.errors", "nerf.cli.doctor", "nerf.cli.main"))
+@pytest.mark.parametrize("module", ["nerf", "nerf.errors", "nerf.cli.doctor", "nerf.cli.main"])
 def test_torch_stays_outside_until_it_is_needed(module: str) -> None:
     heavy = ("torch", "numpy", "tyro", "rich")
     done = run("-c", f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])")

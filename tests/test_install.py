@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -154,7 +153,7 @@ def test_what_keeps_the_kernels_from_being_built_is_said(
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what git would hand out, with the stand-in for the kernels and a stale library in the source tree."""
     pytest.importorskip("setuptools", minversion="77", reason="needs setuptools 77 or newer (pip install -e .[dev])")
     folder = tmp_path_factory.mktemp("tree")
@@ -167,7 +166,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "nerf" / "kernels" / "src" / "cpu.cpp").write_text(STAND_IN)
     (folder / "nerf" / "kernels" / "lib").mkdir()
     (folder / "nerf" / "kernels" / "lib" / build.file_name_of("stale")).write_text("stale")
-    yield folder
+    return folder
 
 
 def backend(tree: Path, hook: str, output: Path, **environment: str) -> tuple[Path, str]:

@@ -10,20 +10,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_scenes import write_blender
 
 from nerf.cli import main as cli
 from nerf.io import checkpoint
 from nerf.io.interrupts import Stopped, stoppable, take_signals_back, whole
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLE = ROOT / "data" / "sample"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_blender(tmp_path / "photos", 8)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_but_not_what_must_be_whole(number: signal.Signals) -> None:
     before, done = signal.getsignal(number), []
     with stoppable(), stoppable():
-        with pytest.raises(Stopped) as stopped, whole(), whole():
+        with pytest.raises(Stopped) as stopped, whole(), whole():  # noqa: PT012  (what follows the signal is the point)
             signal.raise_signal(number)
             done.append("the rest of the block")
         assert done == ["the rest of the block"] and stopped.value.by == number
@@ -49,17 +54,17 @@ def test_what_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def start(tmp_path: Path, *more: str, steps: int = 40, **options: object) -> subprocess.Popen[str]:
-    words = ["train", str(SAMPLE), "-o", str(tmp_path / "run"), "--steps", str(steps), "--downscale", "16", *more]
+def start(photos: Path, out: Path, *more: str, steps: int = 40, **options: object) -> subprocess.Popen[str]:
+    words = ["train", str(photos), "-o", str(out), "--steps", str(steps), *more]
     command = [sys.executable, "-P", "-m", "nerf", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen(command, text=True, env=environment, cwd=tmp_path, **streams)  # type: ignore[call-overload]
+    return subprocess.Popen(command, text=True, env=environment, cwd=out.parent, **streams)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_training_that_is_told_to_end_saves(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path, steps=1_000_000)
+def test_a_training_that_is_told_to_end_saves(photos: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start(photos, tmp_path / "run", steps=1_000_000)
     assert process.stderr is not None
     said = ""
     while "training" not in said and process.poll() is None:  # its first line, after ten seconds of steps
@@ -73,9 +78,9 @@ def test_a_training_that_is_told_to_end_saves(tmp_path: Path, number: signal.Sig
     assert not (tmp_path / "run" / ".nerf.lock").exists()
 
 
-def test_nobody_reading_ends_nothing(tmp_path: Path) -> None:
+def test_nobody_reading_ends_nothing(photos: Path, tmp_path: Path) -> None:
     """Both streams are pipes that are closed at once, as of `| head` and of a terminal that is gone."""
-    process = start(tmp_path)
+    process = start(photos, tmp_path / "run")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     process.stderr.close()
@@ -84,11 +89,11 @@ def test_nobody_reading_ends_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_behind_the_streams_or_closed_descriptors_end_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_behind_the_streams_or_closed_descriptors_end_nothing(photos: Path, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
-        assert start(tmp_path, stdout=full, stderr=full).wait(120) == 0
+        assert start(photos, tmp_path / "run", stdout=full, stderr=full).wait(120) == 0
     command = f'"{sys.executable}" -P -m nerf "$@" <&- >&- 2>&-'
-    words = ["train", str(SAMPLE), "-o", str(tmp_path / "other"), "--steps", "3", "--downscale", "16"]
+    words = ["train", str(photos), "-o", str(tmp_path / "other"), "--steps", "3"]
     done = subprocess.run(
         ["sh", "-c", command, "sh", *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=False
     )
@@ -97,9 +102,9 @@ def test_a_full_disk_behind_the_streams_or_closed_descriptors_end_nothing(tmp_pa
 
 
 def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", str(SAMPLE), "-o", str(tmp_path / "run"), "--steps", "6", "--downscale", "16"]
+    words = ["train", str(photos), "-o", str(tmp_path / "run"), "--steps", "6"]
     last, previous = tmp_path / "run" / "checkpoint.safetensors", tmp_path / "run" / "checkpoint.previous.safetensors"
     assert cli.run([*words, "--resume"]) == 0  # as a job script calls it every time
     assert "there is no checkpoint yet; training starts from the beginning" in capsys.readouterr().err

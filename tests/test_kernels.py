@@ -79,7 +79,7 @@ def test_no_library_is_said_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: Callable[[str], str]
 ) -> None:
     monkeypatch.setattr(bindings, "load", lambda: bindings.Library(None, reason="nothing was built"))
-    with pytest.raises(UserError, match="nothing was built.*reinstall with a C\\+\\+ compiler"):
+    with pytest.raises(UserError, match=r"nothing was built.*reinstall with a C\+\+ compiler"):
         backend("cpu")
     assert backend("auto") == "reference"
     assert "slow reference kernels, because nothing was built" in capsys.readouterr().err

@@ -181,6 +181,6 @@ def test_bad_meshes_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert cli.run(command) == 2 and "cannot be written" in capsys.readouterr().err
     assert cli.run(["evalmesh", str(good), "--truth", str(good), "--samples", "0"]) == 2
     assert "--samples" in capsys.readouterr().err
+    point = Triangles(torch.zeros(3, 3).double(), torch.tensor([[0, 1, 2]]))
     with pytest.raises(UserError, match="no extent"):
-        point = Triangles(torch.zeros(3, 3).double(), torch.tensor([[0, 1, 2]]))
         check_frames(read_mesh(good), point, "good", "point")

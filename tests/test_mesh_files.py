@@ -154,6 +154,6 @@ def test_paths_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
         with pytest.raises(UserError, match="carries no texture"):
             check_path(tmp_path / name, textured=True)
     (tmp_path / "mesh.png").write_bytes(b"precious")
-    with pytest.raises(UserError, match="mesh.png exists"):
+    with pytest.raises(UserError, match=r"mesh.png exists"):
         check_path(tmp_path / "mesh.obj", overwrite=False, textured=True)
     check_path(tmp_path / "mesh.obj", overwrite=False)

@@ -130,7 +130,7 @@ def test_blocks_leave_no_trace() -> None:
     )  # float32 positions differ by 1e-7, fractions by as much over a slope
 
 
-@pytest.mark.parametrize("distance, euler", [(ball(0.8), 2), (torus, 0)])
+@pytest.mark.parametrize(("distance", "euler"), [(ball(0.8), 2), (torus, 0)])
 def test_topology(distance: Callable[[Tensor], Tensor], euler: int) -> None:
     surface = marching_cubes(lambda p: -distance(p), Grid((-1.0, -1.0, -1.0), 2 / 90, (91, 91, 91)))
     assert euler_number(surface) == euler

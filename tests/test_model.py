@@ -152,7 +152,7 @@ def test_what_is_no_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     checkpoint.save(path, {"x": torch.zeros(3)}, {"hello": 1})
     with pytest.raises(
-        UserError, match="other.safetensors does not hold a model this version understands.*train it again"
+        UserError, match=r"other.safetensors does not hold a model this version understands.*train it again"
     ):
         Model.load(path)
     tensors, config = some_model().to_state()
@@ -169,5 +169,5 @@ def test_what_is_no_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
             Model.load(path)
     del tensors["field.table"]
     checkpoint.save(path, tensors, config)
-    with pytest.raises(UserError, match="field.table"):
+    with pytest.raises(UserError, match=r"field.table"):
         Model.load(path)

@@ -24,7 +24,7 @@ from nerf.kernels.bindings import Pointers
 from nerf.kernels.cuda_args import NumbersArgs
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-from benchmarks import gpu_jobs  # noqa: E402
+from benchmarks import gpu_jobs
 
 OURS, OTHER = 0x1000, 0x2000
 CONTEXTS = {0: OURS, 1: OTHER}  # of the GPUs by number
@@ -109,7 +109,7 @@ def test_a_view_that_begins_anywhere_is_copied_to_where_wide_loads_can_read_it()
     assert p("numbers", numbers, (9,)) == numbers.data_ptr()  # what is aligned is not copied
 
 
-@pytest.mark.parametrize("skip", (False, True))
+@pytest.mark.parametrize("skip", [False, True])
 def test_adam_steps_views_that_wide_accesses_cannot_take(skip: bool) -> None:
     if emulation.compiler() is None:
         pytest.skip("needs a C++ compiler")
@@ -153,14 +153,14 @@ def test_a_recording_that_breaks_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     def work() -> None:
         raise RuntimeError("the first error")
 
-    with pytest.raises(UserError, match="cannot be recorded as a CUDA graph .the first error"):
+    with pytest.raises(UserError, match=r"cannot be recorded as a CUDA graph .the first error"):
         cuda_graph._Graph(work, torch.Generator())
-    with pytest.raises(UserError, match="cannot be recorded as a CUDA graph .capture invalidated"):
+    with pytest.raises(UserError, match=r"cannot be recorded as a CUDA graph .capture invalidated"):
         cuda_graph._Graph(lambda: None, torch.Generator())
 
 
 @pytest.mark.parametrize(
-    ("exits", "tools", "failed"), (((0, 77, 0), 3, "synccheck"), ((0, 0, 0), 3, ""), ((1, 0, 0), 1, ""))
+    ("exits", "tools", "failed"), [((0, 77, 0), 3, "synccheck"), ((0, 0, 0), 3, ""), ((1, 0, 0), 1, "")]
 )
 def test_every_sanitizer_is_run_and_its_findings_count(
     exits: tuple[int, ...], tools: int, failed: str, monkeypatch: pytest.MonkeyPatch

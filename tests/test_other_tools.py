@@ -457,7 +457,7 @@ def test_photos_of_one_name_in_two_folders(tmp_path: Path) -> None:
         write_photos(tmp_path / "images" / flight, [f"IMG_{i}.png" for i in range(N)])
     for i in range(N):
         (tmp_path / "images" / f"IMG_{i}.png").unlink()
-    with pytest.raises(UserError, match="may be .*IMG_0.png or .*IMG_0.png: keep one"):
+    with pytest.raises(UserError, match=r"may be .*IMG_0.png or .*IMG_0.png: keep one"):
         load(tmp_path, quiet=True)
     rows = csv_rows()
     told = [rows[0], *(f"C:\\flights\\b\\{r}" for r in rows[1:])]
@@ -566,6 +566,6 @@ def test_files_of_other_kinds_are_not_taken_for_cameras(tmp_path: Path) -> None:
     (tmp_path / "metadata").write_text('{"poses": []}')
     (tmp_path / "metadata.json").write_text("no JSON")
     (tmp_path / "layout.xml").write_text("<layout/>")
-    with pytest.raises(UserError, match="no posed images found; looked for .*Metashape.*RealityCapture.*Polycam"):
+    with pytest.raises(UserError, match=r"no posed images found; looked for .*Metashape.*RealityCapture.*Polycam"):
         load(tmp_path, quiet=True)
     ElementTree.fromstring(metashape_xml())  # what the tests above write is XML

@@ -32,7 +32,11 @@ def test_a_new_or_empty_folder_becomes_ours(tmp_path: Path) -> None:
     for _ in range(2):  # the second time as after a kill before the first file
         with OutputFolder.open(out, "run", names=["model"]) as folder:
             assert read_record(out) == {"kind": "run", "files": []} and folder.files() == []
-    assert [p.name for p in out.iterdir()] == [RECORD]
+    assert list(tmp_path.iterdir()) == [], "nothing was written, so nothing stays"
+    with OutputFolder.open(out, "run") as folder:
+        folder.claim("model")
+        (out / "model").touch()
+    assert read_record(out) == {"kind": "run", "files": ["model"]}
     with OutputFolder.open(tmp_path / "c", "run", resume=True) as folder:  # nothing there yet: it begins
         assert folder.files() == []
 
@@ -42,7 +46,7 @@ def test_results_are_replaced_only_when_asked(tmp_path: Path, capsys: pytest.Cap
         folder.claim("model", "views/a.png", "own/")
         for name in ("model", "views/a.png", "views/mine.png", "own/deep/x", "mine"):
             write_deep(tmp_path / name)
-    with pytest.raises(UserError, match=r"another run \(model, views/a.png, own/\).*--resume.*--overwrite"):
+    with pytest.raises(UserError, match=r"another run \(model, views/a.png, own/\): choose another -o, or give --overwrite"):
         OutputFolder.open(tmp_path, "run")
     with pytest.raises(UserError, match="holds a run and no fit"):
         OutputFolder.open(tmp_path, "fit", overwrite=True)
@@ -87,11 +91,12 @@ def test_evaluations_go_with_the_run_that_they_lie_in(tmp_path: Path) -> None:
             inner.claim("eval.json")
             (tmp_path / "eval" / "eval.json").touch()
         (tmp_path / "eval" / "mine").touch()
-        with OutputFolder.open(tmp_path / "photos", "dataset"):
-            pass
+        with OutputFolder.open(tmp_path / "photos", "dataset") as other:
+            other.claim("a.png")
+            (tmp_path / "photos" / "a.png").touch()
         assert folder.files() == ["eval/"]
         folder.clear()
-        assert names_in(tmp_path) == {"eval/mine", f"photos/{RECORD}", locks.LOCK}
+        assert names_in(tmp_path) == {"eval/mine", "photos/a.png", f"photos/{RECORD}", locks.LOCK}
 
 
 @pytest.mark.parametrize(

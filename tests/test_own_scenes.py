@@ -17,6 +17,7 @@ from small_scenes import FOCAL, SIZE, picture, ring, save, write_transforms
 from nerf.datasets import ParsedScene, Scene, load, readers
 from nerf.datasets.readers import BUILT_IN, reader
 from nerf.errors import UserError
+from nerf.geometry.space import Similarity
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "own_reader.py"
@@ -66,8 +67,6 @@ def test_arrays_of_all_kinds(tmp_path: Path) -> None:
 
 
 def test_masks_depths_points_and_a_frame_of_ones_own() -> None:
-    from nerf.geometry.space import Similarity
-
     given, frame = arrays(6), Similarity.around([0.5, 0.0, 0.0], 2.0)
     mask = np.zeros((SIZE, SIZE), bool)
     mask[:, 5:] = True
@@ -90,10 +89,15 @@ def test_masks_depths_points_and_a_frame_of_ones_own() -> None:
     assert len(Scene.from_arrays(**given, splits={"train": range(6)}).splits["test"]) == 0
 
 
-def nan_pose() -> np.ndarray:
+def poses_with(place: tuple[int, ...], value: float) -> np.ndarray:
     poses = arrays()["c2w"].copy()
-    poses[2, 0, 0] = np.nan
+    poses[place] = value
     return poses
+
+
+def bad_frame(**changes: Any) -> Similarity:
+    exact = {"scale": 1.0, "rotation": torch.eye(3, dtype=torch.float64), "translation": torch.zeros(3)}
+    return Similarity(**exact | changes)
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -104,22 +108,49 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"images": [np.full((4, 4, 3), 200.0)] * 10}, r"images\[0\]: holds floats from 200 to 200, expected 0 to 1"),
     ({"c2w": np.zeros((10, 3, 3))}, r"c2w: has shape \(10, 3, 3\)"),
     ({"c2w": arrays()["c2w"][:9]}, "c2w: there are 9 for 10 images"),
-    ({"c2w": nan_pose()}, "image 0002: the pose holds NaN"),
+    ({"images": None}, "images: is None, expected a list, one for each image"),
+    ({"images": 5}, "images: is of the type int"),
+    ({"images": [None] * 10}, r"images\[0\]: is None, expected an array of numbers"),
+    ({"images": [np.full((4, 4, 3), np.nan)] * 10, "linear": True}, r"images\[0\]: holds NaN"),
+    ({"c2w": None}, "c2w: is None"),
+    ({"c2w": [[1, 2], [3]]}, "c2w: is no array of numbers .*inhomogeneous"),
+    ({"c2w": arrays()["c2w"].astype(complex)}, "c2w: is of the type ndarray, expected an array of numbers"),
+    ({"c2w": poses_with((2, 0, 3), np.nan)}, r"c2w\[2\]: holds NaN or infinity"),
+    ({"c2w": arrays()["c2w"].transpose(0, 2, 1)}, r"c2w\[0\]: its last row is .*is it transposed"),
+    ({"c2w": np.tile(np.eye(4), (10, 1, 1)), "space": "box", "images": [np.zeros((4, 4, 3))] * 10}, "in one place"),
     ({"c2w": arrays()["c2w"] * np.array([[[-1, 1, 1, 1]]])}, "the pose is mirrored"),
     ({"c2w": arrays()["c2w"] * np.array([[[2, 1, 1, 1]]])}, "the pose is no rotation"),
     ({"intrinsics": [50, 50, 24]}, "intrinsics: has shape"),
     ({"intrinsics": [LENS] * 9}, "intrinsics: there are 9"),
+    ({"intrinsics": {"fx": 50}}, "intrinsics: is of the type dict, expected an array of numbers"),
+    ({"intrinsics": ["50", "50", "24", "24"]}, "intrinsics: is of the type list, expected an array of numbers"),
     ({"intrinsics": [np.inf, 50, 24, 24]}, "intrinsics: holds NaN or infinity"),
+    ({"intrinsics": [LENS] * 9 + [[50, np.nan, 24, 24]]}, r"intrinsics\[9\]: holds NaN"),
     ({"intrinsics": [-50, 50, 24, 24]}, "horizontal focal length is -50"),
     ({"intrinsics": [[50, 3, 24], [0, 50, 24], [0, 0, 1]]}, "skew is not supported"),
     ({"distortion": [0.1, 0.2]}, "distortion: has shape"),
     ({"masks": [np.ones((SIZE, SIZE))] * 9}, "masks: there are 9"),
     ({"masks": [np.ones((SIZE, 3))] * 10}, "the mask is 3x48, its image 48x48"),
     ({"depths": [np.ones((4, 48))] * 10}, r"depths\[0\]: the depth map is 48x4, its photo 48x48"),
-    ({"splits": {"train": [0], "hold": [1]}}, "'hold' is none of train, val and test"),
-    ({"splits": {"train": [0, 1], "test": [1]}}, "image 1 is in two"),
+    ({"masks": [np.full((SIZE, SIZE), np.nan)] * 10}, r"masks\[0\]: holds NaN"),
+    ({"depths": 5}, "depths: is of the type int, expected a list"),
+    ({"points": np.zeros((6, 2))}, r"points: has shape \(6, 2\), expected \[points, 3\]"),
+    ({"points": [[0, 0, 0], [0, np.inf, 0]]}, r"points\[1\]: holds NaN or infinity"),
+    ({"splits": {"train": [0], "hold": [1]}}, "there is no split 'hold'; images are in train, val or test"),
+    ({"splits": {"train": [0, 1], "test": [1]}}, "image 1 is in train and in test, expected each image once"),
+    ({"splits": {"train": [0, 1, 0]}}, "image 0 is twice in train"),
+    ({"splits": {"train": [10]}}, r"splits\['train'\]: there is no image 10, they are counted from 0 to 9"),
+    ({"splits": {"train": np.ones(10, bool)}}, r"splits\['train'\]: expected indices of images"),
+    ({"splits": {"train": 3}}, r"splits\['train'\]: is of the type int, expected a list, indices"),
+    ({"splits": ["train"] * 10}, "splits: is of the type list, expected"),
     ({"splits": {"train": range(9)}}, "image 9 is in none"),
+    ({"splits": {"test": range(10)}}, 'no image is in "train"'),
     ({"names": ["a"] * 10}, "names: expected 10 that differ"),
+    ({"names": "abcdefghij"}, "names: is 'abcdefghij', expected a list"),
+    ({"scene_from_world": np.eye(4)}, "scene_from_world: is of the type ndarray, expected a nerf.Similarity"),
+    ({"scene_from_world": bad_frame(scale=float("nan"))}, "its scale is nan"),
+    ({"scene_from_world": bad_frame(rotation=2 * torch.eye(3))}, "its rotation is no rotation"),
+    ({"scene_from_world": bad_frame(translation=torch.zeros(2))}, "its translation is not three"),
     ({"space": "ball"}, "space is 'ball'"),
 ]
 
@@ -128,6 +159,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 def test_a_mistake_in_arrays_is_one_sentence(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Scene.from_arrays(**arrays() | change)
+
+
+def test_a_frame_in_single_precision_is_taken() -> None:
+    scene = Scene.from_arrays(**arrays(), scene_from_world=bad_frame(rotation=torch.eye(3)))
+    assert scene.scene_from_world.to_dict() == Similarity.identity().to_dict()
 
 
 def test_the_example_of_own_data_learns_its_ball() -> None:
@@ -168,7 +204,7 @@ def test_a_reader_can_be_given_to_load_or_registered(tmp_path: Path, monkeypatch
     read = runpy.run_path(str(EXAMPLE))["read_poses_txt"]
     monkeypatch.delitem(readers._registered, "poses_txt")
     data = write_poses_txt(tmp_path)
-    with pytest.raises(UserError, match="kind is 'poses_txt', expected one of blender.*NERF_READERS"):
+    with pytest.raises(UserError, match=r"kind is 'poses_txt', expected one of blender.*NERF_READERS"):
         load(data, kind="poses_txt")
     scene = load(data / "poses.txt", reader=read, quiet=True)
     assert scene.source == "poses_txt" and np.allclose(scene.cameras.c2w, np.stack(ring(8))[:, :3])

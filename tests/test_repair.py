@@ -61,7 +61,7 @@ def test_folds_doubles_and_fins_go() -> None:
     vertices, faces = ball()
     spare = len(vertices)
     vertices = np.concatenate([vertices, [[0, 0, 2.0], [0, 0, 3.0]]])
-    a, b, c = faces[0]
+    a, b, _ = faces[0]
     fold = [[a, b, spare], [b, a, spare]]  # front and back of one sheet that stands on an edge
     fin = [[a, b, spare + 1]]  # a third face on that edge
     bad = np.concatenate([faces, fold, fin, [faces[5]], [[a, a, b]]])
@@ -72,7 +72,6 @@ def test_folds_doubles_and_fins_go() -> None:
 
 def test_decimated_meshes_stay_closed() -> None:
     """A rough surface is where decimation leaves folds and doubled faces."""
-    vertices, faces = (torch.from_numpy(x) for x in ball())
     rough = trimesh.creation.icosphere(subdivisions=6)
     noise = np.random.default_rng(0).normal(size=len(rough.vertices))
     vertices = torch.from_numpy(rough.vertices * (1 + 0.03 * noise[:, None]))

@@ -34,7 +34,7 @@ def set_of(folder: Path) -> tuple[object, ...]:
 
 @native
 @pytest.mark.parametrize(
-    "words_of, problem", [(shape_of, shape.Shape), (slice_of, ct.Sinogram), (set_of, latents.LatentFields)]
+    ("words_of", "problem"), [(shape_of, shape.Shape), (slice_of, ct.Sinogram), (set_of, latents.LatentFields)]
 )
 def test_a_stopped_fit_goes_on_to_the_bit(words_of, problem, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(surface, "CELLS", 8)

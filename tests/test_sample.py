@@ -33,7 +33,7 @@ def mesh() -> trimesh.Trimesh:
     return trimesh.load_mesh(SAMPLE / "mesh.ply", process=False)
 
 
-@pytest.mark.parametrize("split, count", [("train", 60), ("test", 12)])
+@pytest.mark.parametrize(("split", "count"), [("train", 60), ("test", 12)])
 def test_pictures_have_alpha_and_some_margin(split: str, count: int) -> None:
     _, listed = frames(split)
     assert len(listed) == count == len(list((SAMPLE / split).glob("*.png")))

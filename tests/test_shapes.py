@@ -196,13 +196,13 @@ def test_a_sheet_becomes_a_thin_shell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    (
+    [
         (b"", "cannot be read as a mesh"),
         (b"not a mesh at all", "cannot be read as a mesh"),
         (b"v 0 0 0\nv 1 0 0\nv 0 1 0\n", "no triangles"),
         (b"v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "lines or points"),
         (b"v 0 0 0\nv 1 0 0\nv 0 nan 0\nf 1 2 3\n", "NaN"),
-    ),
+    ],
 )
 def test_a_bad_mesh_is_one_sentence(tmp_path: Path, capsys, content: bytes, words: str) -> None:
     suffix = ".ply" if content == b"" or content.startswith(b"not") else ".obj"

@@ -127,7 +127,7 @@ def test_gradients_beside_the_values_are_learnt_from_as_by_double_backward(kind:
 
 def test_a_hash_grid_says_that_it_has_no_second_derivatives() -> None:
     field = SignalField(FieldChoice("hash", log2_hashmap_size=8, n_levels=2), 2, 1)
-    values, gradients = derivatives.gradient(field, torch.rand(5, 2))
+    _, gradients = derivatives.gradient(field, torch.rand(5, 2))
     assert gradients.shape == (5, 1, 2) and gradients.abs().max() > 0
     for attempt in (derivatives.laplacian, lambda f, u: derivatives.gradient(f, u, train=True)):
         with pytest.raises(UserError, match="hash grid"):

@@ -135,7 +135,7 @@ def uncontract(y: Tensor) -> Tensor:
 
 
 # tolerance: three roundings give y an error of up to 1.5 ulp at 2, 2e-7 in float32; 2 - |y| is as small as 1/|x|
-@pytest.mark.parametrize("dtype,largest,tolerance", [(torch.float64, 1e6, 1e-9), (torch.float32, 1e3, 3e-4)])
+@pytest.mark.parametrize(("dtype", "largest", "tolerance"), [(torch.float64, 1e6, 1e-9), (torch.float32, 1e3, 3e-4)])
 def test_contraction_then_inverse_is_the_identity(dtype, largest, tolerance):
     g = torch.Generator().manual_seed(0)
     direction = torch.randn(20000, 3, generator=g, dtype=dtype)

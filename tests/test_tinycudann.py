@@ -22,7 +22,7 @@ from nerf.kernels import FieldConfig, FieldParams, FieldView, GradAccumulator, G
 from nerf.training.loop import Trainer
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-from benchmarks import cuda_checks as checks  # noqa: E402
+from benchmarks import cuda_checks as checks
 
 LAYOUT = GridLayout(3, 4, 4, 10, 4, 1.7)  # two dense levels, two hashed ones
 POINTS = [[0.1, 0.2, 0.3], [0.5, 0.5, 0.5], [0.93, 0.02, 0.71]]
@@ -110,7 +110,7 @@ def test_our_hash_grid_is_that_of_the_documented_formulas() -> None:
 # ---- our field through it ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("contracted", (False, True))
+@pytest.mark.parametrize("contracted", [False, True])
 def test_it_gives_our_values_and_gradients(contracted: bool, package: None) -> None:
     params, config = field(contracted)
     reach = 3.0 if contracted else 0.99
@@ -145,7 +145,7 @@ def test_half_precision_keeps_small_gradients(package: None, monkeypatch: pytest
         assert torch.equal(a, b) and checks.relative(a, c) < checks.HALF_GRADIENT
 
 
-@pytest.mark.parametrize("thresholds", ((0.0, 0.0), (1e-3, 2e-3)))
+@pytest.mark.parametrize("thresholds", [(0.0, 0.0), (1e-3, 2e-3)])
 def test_its_render_op_is_the_staged_one(thresholds: tuple[float, float], package: None) -> None:
     params, config = field()
     params = tiny.cast(params, torch.float32, requires_grad=True)
@@ -166,7 +166,7 @@ def test_its_render_op_is_the_staged_one(thresholds: tuple[float, float], packag
         assert a is not None and checks.relative(a, b) < 1e-4
 
 
-@pytest.mark.parametrize("n", (0, 1))
+@pytest.mark.parametrize("n", [0, 1])
 def test_no_ray_and_one_ray(n: int, package: None) -> None:
     params, config = field()
     rays = tiny.ray_batch(8).first(n)
@@ -213,10 +213,12 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
         kernels.use("tinycudann")
     with emulation.use():
         monkeypatch.setattr(tcnn, "import_module", raises(ModuleNotFoundError("none", name="tinycudann")))
-        with pytest.raises(UserError, match="the package tinycudann is not installed.*or use --backend cuda"):
+        with pytest.raises(UserError, match=r"the package tinycudann is not installed.*or use --backend cuda"):
             kernels.use("tinycudann")
         monkeypatch.setattr(tcnn, "import_module", raises(OSError("Unknown compute capability.\nNo CUDA")))
-        with pytest.raises(UserError, match="cannot be imported .Unknown compute capability. No CUDA.; build it again"):
+        with pytest.raises(
+            UserError, match=r"cannot be imported .Unknown compute capability. No CUDA.; build it again"
+        ):
             kernels.use("tinycudann")
         assert kernels.backend() == "cuda"
 
@@ -236,7 +238,7 @@ def test_auto_leaves_it_alone(package: None, capsys: pytest.CaptureFixture[str])
 def test_a_field_it_cannot_express_is_refused(package: None) -> None:
     for width, layers in ((48, (2, 3)), (16, (1, 3))):
         params, config = field(width=width, layers=layers)
-        with pytest.raises(UserError, match="tinycudann cannot express this field.*use --backend cuda"):
+        with pytest.raises(UserError, match=r"tinycudann cannot express this field.*use --backend cuda"):
             tcnn.density(torch.zeros(1, 3), params, config)
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ def whole(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture()
-def before_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Trainer], None]], None]]:
+@pytest.fixture
+def before_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Trainer], None]], None]:
     """Has a function called with the trainer before each of its steps; the last one given counts."""
     real: Step = Trainer.train_step
     hooks: list[Callable[[Trainer], None]] = []
@@ -72,7 +72,7 @@ def before_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[
         hooks.append(hook)
 
     use(lambda trainer: None)
-    yield use
+    return use
 
 
 def press_ctrl_c() -> None:
@@ -453,7 +453,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
 
     monkeypatch.setattr(PixelSampler, "draw", draw)
     with pytest.raises(
-        UserError, match="broke down at step 20: the loss is nan; the last good checkpoint is kept"
+        UserError, match="broke down at step 20: the loss is nan; the checkpoint of step 20 is kept"
     ) as error:
         train(scene, replace(CONFIG, checkpoint_seconds=0.0), tmp_path, progress=False)
     assert is_one_sentence(error)
@@ -516,7 +516,7 @@ def test_resuming_on_other_images_is_refused(scene: Scene, whole: Path) -> None:
 @native
 def test_resuming_a_model_without_its_training_is_refused(scene: Scene, whole: Path, tmp_path: Path) -> None:
     Model.load(whole).save(tmp_path / "checkpoint.safetensors")
-    with pytest.raises(UserError, match="without its training state.*--overwrite") as error:
+    with pytest.raises(UserError, match=r"without its training state.*--overwrite") as error:
         train(scene, CONFIG, tmp_path, resume=True, progress=False)
     assert is_one_sentence(error)
 

@@ -120,7 +120,7 @@ def test_behind_a_camera_nothing_is_carved() -> None:
     cameras = ring_cameras(4, 40, distance=0.3)
     scene = make_scene([np.zeros((40, 40, 4), np.uint8)] * 4, cameras, 0, scene_from_world=Similarity.identity())
     points = uniform(3000, 3, low=-1)
-    uv, depths = cameras.project(points.double())
+    _, depths = cameras.project(points.double())
     cell = 1 / 64
     behind = (depths < -2 * cell).all(dim=0)
     assert bool(behind.any()) and bool(possible(scene, points, cell)[behind].all())

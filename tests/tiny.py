@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from nerf.datasets import PixelStore, Scene
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
-from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, Rays, ray_box
+from nerf.geometry.space import ray_box
+from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, Rays
 from nerf.training.config import TrainConfig
 
 FIELD = FieldOptions(
@@ -59,7 +61,7 @@ def small_field(
 
     def network(n_layers: int, n_in: int, n_out: int, gain: float) -> list[Tensor]:
         sizes = [n_in, *[width] * (n_layers - 1), n_out]
-        return [torch.randn(b, a, generator=g) * (gain / a) ** 0.5 for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        return [torch.randn(b, a, generator=g) * (gain / a) ** 0.5 for a, b in itertools.pairwise(sizes)]
 
     table = torch.rand(layout.n_rows, features, generator=g) * 2 - 1
     density, color = network(layers[0], layout.n_features, 16, 6.0), network(layers[1], 32, 3, 2.0)

@@ -7,7 +7,7 @@ point and corner by corner, and without any of our own code: what agrees with it
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +39,7 @@ def row_of(corner: list[int], resolution: int, rows: int) -> int:
 
 
 def encode(points: Tensor, parameters: Tensor, config: dict[str, Any]) -> Tensor:
-    n, n_dims = points.shape
+    n_dims = points.shape[1]
     features, columns, begin = config["n_features_per_level"], [], 0
     for scale, resolution, rows in level_sizes(config, n_dims):
         table = parameters[begin : begin + rows * features].reshape(rows, features)
@@ -93,7 +93,7 @@ class Network(_Module):
         assert c["n_neurons"] in (16, 32, 64, 128) and c["n_hidden_layers"] >= 1
         n_in, n_out = (math.ceil(n / 16) * 16 for n in (n_input_dims, n_output_dims))
         widths = [n_in, *[c["n_neurons"]] * c["n_hidden_layers"], n_out]
-        self.__dict__["shapes"] = [(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        self.__dict__["shapes"] = [(b, a) for a, b in pairwise(widths)]
         self.__dict__["n_out"] = n_output_dims
         super().__init__(sum(a * b for a, b in self.shapes), seed, PRECISION)
 

@@ -128,7 +128,7 @@ def _check(args: CaptureOptions) -> None:
             raise UserError("--masks belongs to photos; of a video, take the frames first and mask those")
         check_video(args.data)
     here, there = args.out.resolve(), args.data.resolve()
-    if here == there or here in [there / name for name in PLACES] or there.parent == here and there.name in PLACES:
+    if here == there or here in [there / name for name in PLACES] or (there.parent == here and there.name in PLACES):
         raise UserError(f"{args.out}: the photos themselves lie there; give another folder with -o")
     if find_spec("pycolmap") is None:
         raise UserError(

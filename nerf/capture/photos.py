@@ -163,7 +163,7 @@ def _header(path: Path) -> Photo | str:
             width, height = image.size
             exif, bits = read_exif(image), bits_of(image, path)
             # mode P and the like are fine; what else Pillow can open (MPO: two pictures) is used by its first picture
-            usual = image.format in ("JPEG", "PNG", "WEBP", "BMP", "MPO") or image.format == "TIFF" and bits == 8
+            usual = image.format in ("JPEG", "PNG", "WEBP", "BMP", "MPO") or (image.format == "TIFF" and bits == 8)
         fingerprint = hashlib.sha1(path.read_bytes()).hexdigest()
     except Exception as error:  # whatever a damaged file makes Pillow raise
         return f"cannot be read as an image ({brief(error)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def _write(frame: Any, folder: OutputFolder, number: int) -> Kept:
 
 def _without_repeats(kept: list[Kept]) -> list[Kept]:
     """Without the frames that hardly differ from the one kept before; their files are removed."""
-    changes = [float(np.abs(b[2] - a[2]).mean()) for a, b in zip(kept[:-1], kept[1:], strict=True)]
+    changes = [float(np.abs(b[2] - a[2]).mean()) for a, b in pairwise(kept)]
     least = max(0.3, SAME * float(np.median(changes)))  # grey levels; compression alone changes less than 0.3
     result = kept[:1]
     for item in kept[1:]:

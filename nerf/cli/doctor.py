@@ -79,14 +79,17 @@ def as_text(found: dict[str, Any]) -> str:
     }
     missing = "missing: pip install -U nerf-reconstruct installs all that is needed"
     packages = {name: {"ok": v is not None, "says": v or missing} for name, v in found["packages"].items()}
-    lines = _lines({name: {"ok": True, "says": says} for name, says in about.items()} | {"torch": found["torch"]}, "")
-    for title, parts in (("backends", found["backends"]), ("needed packages", packages), ("optional", found["extras"])):
-        lines += ["", title, *_lines(parts, "  ")]
+    machine = {name: {"ok": True, "says": says} for name, says in about.items()} | {"torch": found["torch"]}
+    lists = {"backends": found["backends"], "needed packages": packages, "optional": found["extras"]}
+    width = 3 + max(len(name) for parts in (machine, *lists.values()) for name in parts)
+    lines = _lines(machine, "", width)
+    for title, parts in lists.items():
+        lines += ["", title, *_lines(parts, "  ", width)]
     return "\n".join(lines)
 
 
-def _lines(parts: dict[str, dict[str, Any]], indent: str) -> list[str]:
-    return [f"{'yes' if part['ok'] else ' - '} {indent + name:<18}{part['says']}" for name, part in parts.items()]
+def _lines(parts: dict[str, dict[str, Any]], indent: str, width: int) -> list[str]:
+    return [f"{'yes' if part['ok'] else ' - '} {indent + name:<{width}}{part['says']}" for name, part in parts.items()]
 
 
 def _gigabytes(n: int | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nerf.errors import UserError
+from nerf.errors import UserError, check_numbers
 from nerf.io.files import write_file
 from nerf.io.folders import is_checkpoint
 from nerf.io.outputs import OutputFolder
@@ -98,7 +98,7 @@ def adjust_choice(args: FitArgs, choice: FieldChoice) -> FieldChoice:
         value = getattr(args, option)
         if value is None:
             continue
-        if value < least:
+        if not value >= least:
             raise UserError(f"--{option}: expected a positive number, got {value:g}")
         if kind is not None and args.field != kind:
             raise UserError(f"--{option} is of the field {kind}, and this is {args.field}")
@@ -118,14 +118,13 @@ _SIZES: dict[str, tuple[str, int, str | None]] = {
 
 
 def config_of(args: FitArgs) -> FitConfig:
-    from nerf.signals.fitting import FitConfig
+    from nerf.signals.fitting import FITTING, FitConfig
 
     if args.steps is not None and args.minutes is not None:
         raise UserError("--steps and --minutes both say how long to fit: give one of them")
-    for name in ("steps", "minutes", "batch", "learning_rate"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
+    check_numbers(
+        vars(args), {name: FITTING[name] for name in ("steps", "minutes", "seed", "batch", "learning_rate")}, "--"
+    )
     minutes = 1.0 if args.minutes is None and args.steps is None else args.minutes
     return FitConfig(args.steps, minutes, args.seed, args.batch, args.learning_rate)
 

@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 from importlib import import_module
+from typing import Any
 
 from nerf import __version__
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.io.interrupts import Stopped, stoppable
 from nerf.io.streams import keep_writable
 
@@ -51,7 +52,7 @@ Begin with:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the command; exits with 0, 2 after a user's mistake, 128 + N after signal N (130: Ctrl-C)."""
+    """Entry point of the command; exits with 0; 2 after a user's mistake, 1 after ours, 128 + N after signal N."""
     keep_writable()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
@@ -64,18 +65,17 @@ def run(argv: list[str]) -> int:
     if argv[0] in ("-V", "--version", "version"):
         print(f"nerf {__version__}")
         return 0
-    verb = argv[0]
+    verb, args = argv[0], None
     if verb not in VERBS:
         print(f"nerf: {unknown_verb(verb)}", file=sys.stderr)
         return 2
     # Waiting threads spin for long by default, which makes two busy programs on one machine many times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
-        import tyro
+        from nerf.cli.usage import parse
 
         module = import_module(f"nerf.cli.{verb.replace('-', '_')}")
-        arguments = getattr(module, VERBS[verb][0])
-        args = tyro.cli(arguments, args=argv[1:], prog=f"nerf {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+        args = parse(getattr(module, VERBS[verb][0]), argv[1:], f"nerf {verb}")
         with stoppable():
             module.main(args)
         sys.stdout.flush()
@@ -83,28 +83,66 @@ def run(argv: list[str]) -> int:
         print(f"nerf: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        how = {"poses": "again"} | dict.fromkeys(("train", "reconstruct", "fit"), "with --resume")
-        again = f"; the same command {how[verb]} continues" if verb in how else ""
         by = stop.by if isinstance(stop, Stopped) else signal.SIGINT
-        print(f"\nnerf: stopped by {'Ctrl-C' if by == signal.SIGINT else by.name}{again}", file=sys.stderr)
+        name = "Ctrl-C" if by == signal.SIGINT else by.name
+        print(f"\nnerf: stopped by {name}{how_to_go_on(verb, args)}", file=sys.stderr)
         return 128 + by
     except OSError as error:
         if error.errno not in MACHINE_SAYS_NO:
-            raise
+            return _defect(error)
         print(f"nerf: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "nerf":
-            raise
+            return _defect(error)
         print(f"nerf: the package {error.name} is missing: pip install {error.name}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         said = _of_the_gpu(error)
         if said is None:
-            raise
+            return _defect(error)
         print(f"nerf: {said}", file=sys.stderr)
         return 2
+    except Exception as error:
+        return _defect(error)
     return 0
+
+
+def _defect(error: Exception) -> int:
+    """What nobody foresaw: one sentence, and all that is known about it in a file. Returns the exit status."""
+    import shlex
+    import tempfile
+    import traceback
+
+    # not the whole environment, which may hold what is nobody's business
+    about = f"nerf {__version__}, Python {sys.version}, {sys.platform}\n{shlex.join(sys.argv)}\n\n"
+    where = ""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="nerf-error-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(about + "".join(traceback.format_exception(error)))
+        where = f" with {name}, which holds the traceback,"
+    except OSError:
+        traceback.print_exception(error)
+    print(
+        f"nerf: this should not happen: {type(error).__name__}: {brief(error)}; please report it{where} and what you "
+        "gave it",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def how_to_go_on(verb: str, args: Any) -> str:
+    """What is added where a verb was interrupted: how it continues, if it has left something to go on from."""
+    from nerf.io.folders import resumable
+
+    if verb == "poses":
+        return "; the same command again continues"
+    if verb not in ("train", "reconstruct", "fit") or args is None:
+        return ""
+    if not resumable(args.out):
+        return "; nothing was saved yet"
+    return f"; the same command with --resume{' instead of --overwrite' * args.overwrite} continues"
 
 
 def _of_the_gpu(error: RuntimeError) -> str | None:

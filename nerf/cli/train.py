@@ -10,7 +10,8 @@ import tyro
 
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.readers import kinds
-from nerf.errors import UserError, note
+from nerf.errors import UserError, check_numbers, note
+from nerf.io.clock import LENGTH, SEED
 from nerf.training.runs import HOLDOUT_FROM, RUN_FILE, Run, load_for_training, open_run, write_run
 
 if TYPE_CHECKING:
@@ -76,12 +77,7 @@ def check(args: TrainArgs) -> None:
     """Everything that can be wrong with the arguments by themselves."""
     if args.minutes is not None and args.steps is not None:
         raise UserError("--minutes and --steps are two ways to say how long: give one of them")
-    if args.minutes is not None and not 0 < args.minutes < 1e6:
-        raise UserError(f"--minutes must be above 0, got {args.minutes:g}")
-    if args.steps is not None and args.steps < 1:
-        raise UserError(f"--steps must be at least 1, got {args.steps}")
-    if abs(args.seed) >= 1 << 40:
-        raise UserError(f"--seed must lie within +-2^40, got {args.seed}")
+    check_numbers(vars(args), LENGTH | {"seed": SEED}, "--")
     LoadOptions.check(args, "--")
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder")

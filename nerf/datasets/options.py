@@ -6,7 +6,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
+
+LOADING = {
+    "downscale": Range(1, 1 << 16, whole=True),
+    "longest": Range(16, 1 << 20, whole=True, optional=True),
+    "holdout": Range(0, 1e9, whole=True, optional=True),
+    "holdout_from": Range(0, 1e9, whole=True),
+}
 
 
 @dataclass(kw_only=True)
@@ -35,12 +42,7 @@ class LoadOptions:
 
     def check(self, flag: str = "") -> None:
         """UserError for what can be wrong with the options by themselves; flag: what their names begin with."""
-        if self.downscale < 1:
-            raise UserError(f"{flag}downscale is {self.downscale}, expected a whole number from 1 up")
-        if self.longest is not None and self.longest < 16:
-            raise UserError(f"{flag}longest is {self.longest}, expected pixels from 16 up")
-        if self.holdout is not None and self.holdout < 0:
-            raise UserError(f"{flag}holdout is {self.holdout}, expected 0 (none) or a whole number from 2 up")
+        check_numbers(vars(self), LOADING, flag)
         if self.holdout == 1:
             raise UserError(f"{flag}holdout 1 leaves no image to train on: choose 0 (none) or a number from 2 up")
         if self.space not in (None, "box", "unbounded", "ndc"):

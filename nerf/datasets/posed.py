@@ -108,13 +108,13 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
         if text not in notes:
             notes.append(text)
 
-    if lens.width and lens.height and picture.orientation >= 5 and lens.width != lens.height:
-        if (lens.width, lens.height) == (picture.height, picture.width):  # poses were made from the unturned image
-            picture = pictures[i] = replace(picture, width=picture.height, height=picture.width, orientation=1)
-            note_once("EXIF orientation ignored where the stated image size is that of the unturned image")
+    stated, as_stored = (lens.width, lens.height), (picture.height, picture.width)
+    if picture.orientation >= 5 and stated == as_stored and lens.width != lens.height:  # poses of the unturned image
+        picture = pictures[i] = replace(picture, width=picture.height, height=picture.width, orientation=1)
+        note_once("EXIF orientation ignored where the stated image size is that of the unturned image")
     w, h = picture.width, picture.height
     for name, angle in (("camera_angle_x", lens.angle_x), ("camera_angle_y", lens.angle_y)):
-        if math.isinf(angle) or not math.isnan(angle) and not 0 < angle < math.pi:
+        if math.isinf(angle) or (not math.isnan(angle) and not 0 < angle < math.pi):
             raise UserError(f"{where}: {name} is {angle}, expected radians between 0 and pi")
     fx, fy = lens.fx, lens.fy
     stated_w, stated_h = lens.width or w, lens.height or h
@@ -189,7 +189,10 @@ def _split(frames: list[Frame], options: LoadOptions, notes: list[str]) -> dict[
         counts = ", ".join(f"{len(v)} {k}" for k, v in where.items() if v)
         notes.append(f"the files' own split: {counts}")
         if not where["train"]:
-            raise UserError("the files' own split leaves no image to train on: load with holdout=8 or holdout=0")
+            raise UserError(
+                "the files put every image in val or test and none in train: load with holdout=0 to train on all of "
+                "them, or with holdout=8 to hold every 8th out (--holdout)"
+            )
     elif options.holdout is None and n < options.holdout_from:
         where["train"] = list(range(n))
         notes.append(

@@ -35,7 +35,7 @@ def choose_region(
     """The space asked for, else "box" for alpha or an object data set, "ndc" for forward-facing LLFF, "unbounded"."""
     notes, asked = capture.notes, space is not None
     if space is None:
-        if has_alpha or capture.objects and (capture.region is not None or _plain_border(store)):
+        if has_alpha or (capture.objects and (capture.region is not None or _plain_border(store))):
             space = "box"
         elif capture.depth_bounds is not None and _forward_facing(cameras):
             space = "ndc"
@@ -80,6 +80,8 @@ def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_a
         notes.append(f"object box from the sparse points: {_text(low)} to {_text(high)} in world units")
     if s is None:
         reach = visible_radius(cameras, centre)
+        if reach == 0:
+            raise UserError("all cameras stand in one place, which shows no object from its sides: check the poses")
         s = Similarity.around(centre, reach)
         notes.append(f"object box from the cameras: centre {_text(centre)}, half size {reach:.3g} world units")
     far = float(s.apply(cameras.centres).norm(dim=1).max()) + math.sqrt(3)

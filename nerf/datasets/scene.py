@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.datasets.arrays import as_array, as_images, as_lenses, as_maps, as_poses, as_splits
+from nerf.datasets.arrays import as_images, as_lenses, as_list, as_maps, as_masks, as_points, as_poses, as_splits
 from nerf.datasets.bits import MaskBits, packed
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
@@ -25,7 +25,7 @@ from nerf.datasets.store import PixelStore, fill
 from nerf.datasets.tiles import FROM, tiled
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import Similarity, Space
+from nerf.geometry.space import Similarity, Space, checked_similarity
 from nerf.io.images import Picture, convert, read_header, read_pixels
 
 
@@ -98,20 +98,19 @@ class Scene:
         """
         pictures = as_images(images, linear)
         n = len(pictures)
-        names = [f"{i:04d}" for i in range(n)] if names is None else [str(name) for name in names]
-        if len(set(names)) != n:
+        names = [f"{i:04d}" for i in range(n)] if names is None else [str(name) for name in as_list(names, "names")]
+        if len(names) != n or len(set(names)) != n:
             raise UserError(f"names: expected {n} that differ, one for each image")
         poses, lenses = as_poses(c2w, n), as_lenses(intrinsics, distortion, pictures)
-        columns = as_splits(splits, n), as_maps(masks, "masks", n), as_maps(depths, "depths", n), pictures
+        columns = as_splits(splits, n), as_masks(masks, n), as_maps(depths, "depths", n), pictures
+        none_held_out = splits is not None and set(columns[0]) == {"train"}
         frames = [
             Frame(name, Path(name), pose, lens, f"image {name}", split, mask, depth=depth, pixels=pixels)
             for name, pose, lens, split, mask, depth, pixels in zip(names, poses, lenses, *columns, strict=True)
         ]
-        parsed = ParsedScene("arrays", Path("arrays"), frames, [], linear=linear, region=scene_from_world)
-        parsed.region_is_given = scene_from_world is not None
-        if points is not None:
-            parsed.points = as_array(points).astype(np.float64).reshape(-1, 3)
-        none_held_out = splits is not None and not any(len(as_array(splits.get(k, ()))) for k in ("val", "test"))
+        region = None if scene_from_world is None else checked_similarity(scene_from_world, "scene_from_world")
+        parsed = ParsedScene("arrays", Path("arrays"), frames, [], linear=linear, region=region)
+        parsed.region_is_given, parsed.points = region is not None, as_points(points)
         largest = max(16, *(max(image.shape[:2]) for image in pictures))
         options = LoadOptions(holdout=0 if none_held_out else None, space=space, longest=largest)  # type: ignore[arg-type]
         options.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -53,7 +54,7 @@ class MLP(nn.Module):
         self.n_in, self.n_out = n_in, n_out
         self.activation, self.output_activation = activation, output_activation
         sizes = [n_in, *[width] * depth, n_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=bias) for a, b in itertools.pairwise(sizes))
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
             gain = 6.0 if i < depth else 3.0

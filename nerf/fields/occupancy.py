@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from nerf import kernels
+from nerf.errors import Range, check_numbers
 
 DECAY = 0.8  # of a cell's remembered density at each update, so that cleared space is forgotten
 MAX_ALPHA = 0.01  # a cell is occupied above this opacity over one step, or above half the mean if that is smaller
+
+RESOLUTION = Range(4, 512, whole=True)  # cells along an edge
+GRID = {"n_levels": Range(1, 16, whole=True), "resolution": RESOLUTION}
 
 
 class OccupancyGrid:
@@ -28,6 +32,7 @@ class OccupancyGrid:
     """
 
     def __init__(self, n_levels: int = 1, resolution: int = 128, initial_density: float = 0.0) -> None:
+        check_numbers({"n_levels": n_levels, "resolution": resolution}, GRID, "OccupancyGrid: ")
         self.n_levels, self.resolution = n_levels, resolution
         n = n_levels * resolution**3
         self.values = torch.full((n,), initial_density)  # a cell not yet sampled counts as the untrained field

@@ -10,12 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
+from nerf.errors import BadValue, Range, check_record
 from nerf.fields.encodings import HashGrid
 from nerf.fields.networks import MLP
 from nerf.kernels import FieldConfig, FieldParams, FieldView, GridLayout
 
 GEO_FEATURES = 16  # outputs of the density network: the density's logarithm, and what the colour network is told
 SH_FEATURES = 16  # spherical harmonics of the direction, bands 0 to 3
+_LAYERS = Range(1, 64, whole=True)
+OPTIONS = {
+    "n_levels": Range(1, 64, whole=True),
+    "n_features_per_level": Range(1, 64, whole=True),
+    "log2_hashmap_size": Range(1, 30, whole=True),
+    "base_resolution": Range(1, 1 << 20, whole=True),
+    "finest_resolution": Range(1, 1 << 24, whole=True),
+    "width": Range(1, 4096, whole=True),
+    "n_density_layers": _LAYERS,
+    "n_color_layers": _LAYERS,
+    "density_bias": Range(-80, 80),
+    "color_scale": Range(0, 1e9, above=True),
+}
 
 
 class Field(Protocol):
@@ -54,6 +68,13 @@ class FieldOptions:
     n_color_layers: int = 3  # the last one to RGB
     density_bias: float = -1.0  # sigma = exp(h + bias): starts thin, so that every ray crosses the scene
     color_scale: float = 1.0  # brightest colour there can be; above 1 for linear light brighter than white
+
+    def __post_init__(self) -> None:
+        check_record(self, OPTIONS)
+        try:
+            self.layout()
+        except ValueError as error:
+            raise BadValue(f"FieldOptions: the sizes do not go together ({error})") from error
 
     def layout(self) -> GridLayout:
         growth = (self.finest_resolution / self.base_resolution) ** (1.0 / max(self.n_levels - 1, 1))

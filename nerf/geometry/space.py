@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nerf.errors import BadValue, Range, check_numbers
+
 Rays = tuple[Tensor, Tensor, Tensor, Tensor]  # rays_o, rays_d [n,3], t_near, t_far [n]
 
 
@@ -83,7 +85,26 @@ class Similarity:
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Similarity:
         rotation, translation = (torch.tensor(d[name], dtype=torch.float64) for name in ("rotation", "translation"))
-        return Similarity(float(d["scale"]), rotation, translation)
+        return checked_similarity(Similarity(float(d["scale"]), rotation, translation), "scene_from_world")
+
+
+def checked_similarity(given: Any, name: str) -> Similarity:
+    """One from outside, in float64; BadValue unless it is a scale above zero, a rotation and finite numbers."""
+    if not isinstance(given, Similarity):
+        raise BadValue(
+            f"{name}: is of the type {type(given).__name__}, expected a nerf.Similarity, "
+            "such as Similarity.around(centre=[0, 0, 0], half_size=1.5)"
+        )
+    scale = float(given.scale)
+    rotation, translation = (torch.as_tensor(t, dtype=torch.float64) for t in (given.rotation, given.translation))
+    if not (math.isfinite(scale) and scale > 0):
+        raise BadValue(f"{name}: its scale is {scale:g}, expected a finite number above 0")
+    exact = rotation.shape == (3, 3) and torch.allclose(rotation @ rotation.T, torch.eye(3).double(), atol=1e-4)
+    if not exact or float(torch.linalg.det(rotation)) < 0:
+        raise BadValue(f"{name}: its rotation is no rotation [3,3] (orthonormal, with the determinant 1)")
+    if translation.shape != (3,) or not bool(translation.isfinite().all()):
+        raise BadValue(f"{name}: its translation is not three finite numbers")
+    return Similarity(scale, rotation, translation)
 
 
 class Space:
@@ -246,8 +267,10 @@ def space_from_dict(d: dict[str, Any]) -> Space:
         case "box":
             return Box()
         case "unbounded":
-            return Unbounded(int(d["n_levels"]))
+            check_numbers(d, {"n_levels": Range(1, 16, whole=True)})
+            return Unbounded(d["n_levels"])
         case "ndc":
+            check_numbers(d, {"ndc": Range(0, 1e9, above=True)})
             return Ndc(*map(float, d["ndc"]))
     raise ValueError(f"no space is called {d['space']!r}")
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nerf.errors import UserError, note
 from nerf.io.files import atomic_write, fresh, remove_orphans
@@ -42,6 +42,32 @@ def previous_path(path: str | Path) -> Path:
 def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """Those called `name.`something, without that prefix."""
     return {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], where: str, given: bool) -> None:
+    """Give a module the parameters and buffers that `where` holds of it. Where they are others nothing is changed, and
+    what differs is said: in a UserError of a module that the user has given, else in a ValueError."""
+    wanted = {name: list(t.shape) for name, t in module.state_dict().items()}
+    found = {name: list(t.shape) for name, t in tensors.items()}
+    differ = [name for name in wanted | found if wanted.get(name) != found.get(name)]
+    if differ:
+        name, others = differ[0], f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
+        there, here = (f"{of[name]}" if name in of else "missing" for of in (found, wanted))
+        what = f"{name} is {there} there and {here} here{others}"
+        if not given:
+            raise ValueError(f"its parameters are not those of its config: {what}")
+        raise UserError(
+            f"{where} holds other parameters than the {type(module).__qualname__} to fill: {what}; make it as it was "
+            "when it was trained"
+        )
+    with torch.no_grad():
+        for name, t in module.state_dict().items():
+            t.copy_(tensors[name])
+
+
+def kept(step: int | None) -> str:
+    """What is left of a training that broke down, whose last checkpoint is of this step (None: it wrote none)."""
+    return "no checkpoint was written yet" if step is None else f"the checkpoint of step {step} is kept"
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_record
+
+# What is said of how long, wherever it is asked for.
+LENGTH = {
+    "steps": Range(1, 1e9, whole=True, optional=True),
+    "minutes": Range(0, 1e6, above=True, optional=True),
+}
+
+SEED = Range(-(1 << 40), 1 << 40, whole=True)
 
 
 @dataclass(frozen=True)
@@ -22,10 +30,7 @@ class Length:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise UserError("say how long: either steps or minutes, not both")
-        if self.minutes is not None and not 0 < self.minutes < 1e6:
-            raise UserError(f"--minutes must be above 0, got {self.minutes:g}")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"--steps must be at least 1, got {self.steps}")
+        check_record(self, LENGTH)
 
     @property
     def seconds(self) -> float:

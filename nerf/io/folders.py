@@ -38,6 +38,12 @@ def is_checkpoint(path: Path) -> bool:
         return False
 
 
+def resumable(out: Path) -> bool:
+    """Whether --resume finds something there to go on from: a checkpoint, or a run's poses."""
+    checkpoints = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
+    return any((out / name).is_file() for name in checkpoints) or (out / "dataset").is_dir()
+
+
 def make_folder(folder: Path) -> None:
     """Create it, and make sure that files can be written there; one sentence otherwise."""
     try:

@@ -69,7 +69,7 @@ def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
             pixels = read_png_16(path, picture.n_channels)
         elif reduction > 1 and path.suffix.lower() in (".jpg", ".jpeg"):  # imageio cannot ask the decoder for less
             with Image.open(path) as im:
-                im.draft(None, (im.width // reduction, im.height // reduction))  # type: ignore[arg-type]
+                im.draft(None, (im.width // reduction, im.height // reduction))
                 pixels = np.asarray(im.convert(mode))
         else:
             pixels = imageio.imread(path, plugin="pillow", index=0, mode=mode, writeable_output=False)
@@ -137,7 +137,7 @@ def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:
             pixels = pixels.astype(dtype)
     if pixels.shape[2] == n_channels:
         return pixels
-    alpha = np.full(pixels.shape[:2] + (1,), np.iinfo(dtype).max if dtype.kind == "u" else 1, dtype)
+    alpha = np.full((*pixels.shape[:2], 1), np.iinfo(dtype).max if dtype.kind == "u" else 1, dtype)
     colour, alpha = (pixels[..., :-1], pixels[..., -1:]) if pixels.shape[2] in (2, 4) else (pixels, alpha)
     if n_channels >= 3 and colour.shape[2] == 1:
         colour = np.repeat(colour, 3, axis=2)

@@ -16,7 +16,7 @@ from typing import Any
 
 from nerf.errors import UserError, note
 from nerf.io.files import is_temporary, remove_orphans, write_file
-from nerf.io.folders import is_probe, make_folder
+from nerf.io.folders import is_probe, make_folder, resumable
 from nerf.io.locks import LOCK, Lock, alone
 
 RECORD = "nerf.json"
@@ -33,6 +33,7 @@ class OutputFolder:
     def __init__(self, path: Path, kind: str) -> None:
         self.path, self.kind = path, kind
         self._lock: Lock | None = None
+        self._made: list[Path] = []  # what is removed again where nothing gets written
 
     @staticmethod
     def open(
@@ -51,6 +52,7 @@ class OutputFolder:
         """
         folder = OutputFolder(path, kind)
         folder.check(resume, overwrite, names, before)
+        new = [place for place in (path, *path.parents) if not place.exists()]
         make_folder(path)
         folder._lock = Lock(path)
         try:
@@ -58,6 +60,7 @@ class OutputFolder:
             remove_orphans(path)
             if read_record(path) is None:
                 _write_record(path, kind, there)
+                folder._made = [path / RECORD, *new]
             above = owner_of(path)
             if above is not None and kind in PARTS:
                 _list(above, [os.path.relpath(path.absolute(), above) + "/"])
@@ -83,7 +86,7 @@ class OutputFolder:
         if ours and not resume and not overwrite:
             raise UserError(
                 f"{path} holds another {kind} ({', '.join(ours[:3])}{', ...' if len(ours) > 3 else ''}): "
-                "choose another -o, or give --resume to continue it or --overwrite to discard it"
+                f"choose another -o, or give {'--resume to continue it or ' * resumable(path)}--overwrite to discard it"
             )
         if record is None and not ours and not _is_empty(path):
             if resume:
@@ -105,10 +108,15 @@ class OutputFolder:
         self.close()
 
     def close(self) -> None:
-        """Others may write there again."""
+        """Others may write there again; where nothing was written after all, it is as it was before."""
+        unused = self._made if self._lock is not None and not self.files() else []
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        self._made = []
+        with suppress(OSError):  # others have put something there
+            for place in unused:
+                place.rmdir() if place.is_dir() else place.unlink()
 
     def files(self) -> list[str]:
         """The names on the list that are there; a folder that is wholly ours ends in a slash."""

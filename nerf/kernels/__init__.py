@@ -9,8 +9,6 @@ come from either side when the field is on the GPU: they travel there, and the r
 (searches in meshes) runs on the CPU.
 """
 
-# ruff: noqa: F401  (what is imported here is this package's)
-
 from __future__ import annotations
 
 import os
@@ -22,8 +20,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.geometry.space import ray_box
-from nerf.kernels import bindings, cuda, fusion, nearest, network, nvrtc, raster, reference, winding
+from nerf.kernels import bindings, cuda, fusion, nearest, network, nvrtc, raster, winding
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
 from nerf.kernels.bindings import MAX_NET_LAYERS
 from nerf.kernels.cuda_graph import RecordedSteps
@@ -44,6 +41,50 @@ from nerf.kernels.records import (
     RenderedRays,
     Samples,
 )
+
+__all__ = [
+    "BACKENDS",
+    "AdamState",
+    "AdamStep",
+    "Backend",
+    "DepthView",
+    "FieldConfig",
+    "FieldParams",
+    "FieldView",
+    "GradAccumulator",
+    "GridLayout",
+    "Layer",
+    "MarchSettings",
+    "OccupancyBits",
+    "Rays",
+    "RecordedSteps",
+    "RenderedRays",
+    "Samples",
+    "adam_step",
+    "backend",
+    "be_deterministic",
+    "cloud_winding_numbers",
+    "describe",
+    "device",
+    "field_forward",
+    "fuse_depths",
+    "hashgrid_encode",
+    "is_deterministic",
+    "march",
+    "native_networks",
+    "nearest_faces",
+    "nearest_points",
+    "network_forward",
+    "network_mse",
+    "network_with_tangents",
+    "on_gpu",
+    "pack_occupancy",
+    "ray_jitter",
+    "render_rays",
+    "use",
+    "using",
+    "winding_numbers",
+]
 
 INSTRUCTION_SETS = ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd")  # those worth telling
 

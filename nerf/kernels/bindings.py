@@ -44,11 +44,19 @@ class FieldDesc(ctypes.Structure):
     )
 
 
+class OccupancyDesc(ctypes.Structure):  # OccupancyBits of march.h
+    _fields_ = fields(**all_of(_P, "fine clearance"), **all_of(_U, "resolution n_levels"))
+
+
+class MarchDesc(ctypes.Structure):  # MarchSettings of march.h
+    _fields_ = fields(**all_of(_F, "step_size cone_angle max_step"))
+
+
 class RenderDesc(ctypes.Structure):
     _fields_ = fields(
-        **all_of(_P, "fine clearance"),
-        **all_of(_U, "resolution n_levels"),
-        **all_of(_F, "step_size cone_angle max_step stop_threshold alpha_threshold gradient_distance"),
+        grid=OccupancyDesc,
+        march=MarchDesc,
+        **all_of(_F, "stop_threshold alpha_threshold gradient_distance"),
         **all_of(_I, "n_rays n_threads"),
         **all_of(_P, "rays_o rays_d viewdirs t_near t_far jitter"),
         **all_of(_P, "colors opacities depths median_depths second_moments distortions"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from nerf.kernels.bindings import (
     MAX_LAYERS,
     AdamDesc,
     FieldDesc,
+    MarchDesc,
+    OccupancyDesc,
     Pointers,
     RenderDesc,
     RenderGrads,
@@ -42,14 +45,21 @@ class _HashGrid(torch.autograd.Function):
     to the gradients of positions and table where they are not None."""
 
     @staticmethod
-    def forward(ctx, encode, backward, positions: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+    def forward(
+        ctx: Any,
+        encode: Callable[..., Tensor],
+        backward: Callable[..., None],
+        positions: Tensor,
+        table: Tensor,
+        layout: GridLayout,
+    ) -> Tensor:
         ctx.about = backward, layout
         ctx.save_for_backward(positions, table)
         return encode(positions, table, layout)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         inputs, (backward, layout) = ctx.saved_tensors, ctx.about
         wanted = zip(inputs, ctx.needs_input_grad[2:4], strict=True)
         grads = [torch.zeros(t.shape, device=t.device) if needs else None for t, needs in wanted]
@@ -181,26 +191,37 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     return OccupancyBits(fine, clearance, r, levels)
 
 
+def occupancy_desc(bits: OccupancyBits, p: Pointers) -> OccupancyDesc:
+    fine = p("fine", bits.fine, (None,), torch.int32)
+    return OccupancyDesc(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
+
+
+def march_desc(settings: MarchSettings) -> MarchDesc:
+    return MarchDesc(settings.step_size, settings.cone_angle, settings.max_step)
+
+
+def ray_pointers(struct: ctypes.Structure, rays: Rays, p: Pointers) -> None:
+    """Sets the rays' fields of a struct, all but `viewdirs`."""
+    n = len(rays.o)
+    for name, tensor in (("rays_o", rays.o), ("rays_d", rays.d)):
+        setattr(struct, name, p(name, tensor, (n, 3)))
+    for name in ("t_near", "t_far", "jitter"):
+        setattr(struct, name, p(name, getattr(rays, name), (n,)))
+
+
 def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
     n = len(rays.o)
     desc = RenderDesc(
-        fine=p("fine", bits.fine, (None,), torch.int32),
-        clearance=p("clearance", bits.clearance, (None,), torch.uint8),
-        resolution=bits.resolution,
-        n_levels=bits.n_levels,
-        step_size=settings.step_size,
-        cone_angle=settings.cone_angle,
-        max_step=settings.max_step,
+        grid=occupancy_desc(bits, p),
+        march=march_desc(settings),
         stop_threshold=settings.stop_threshold,
         alpha_threshold=settings.alpha_threshold,
         gradient_distance=settings.gradient_distance,
         n_rays=n,
         n_threads=torch.get_num_threads(),
     )
-    for name, tensor in (("rays_o", rays.o), ("rays_d", rays.d), ("viewdirs", rays.viewdirs)):
-        setattr(desc, name, p(name, tensor, (n, 3)))
-    for name, tensor in (("t_near", rays.t_near), ("t_far", rays.t_far), ("jitter", rays.jitter)):
-        setattr(desc, name, p(name, tensor, (n,)))
+    ray_pointers(desc, rays, p)
+    desc.viewdirs = p("viewdirs", rays.viewdirs, (n, 3))
     return desc
 
 
@@ -258,7 +279,9 @@ class _Job:
 
 class _Render(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, job, rays_o, rays_d, viewdirs, *leaves):  # type: ignore[override]
+    def forward(
+        ctx: Any, job: _Job, rays_o: Tensor, rays_d: Tensor, viewdirs: Tensor, *leaves: Tensor
+    ) -> tuple[Tensor, ...]:
         n, p = len(rays_o), Pointers()
         field = field_desc(job.field, p)
         render = _render_desc(job.rays, job.bits, job.settings, p)
@@ -277,7 +300,15 @@ class _Render(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_colors, grad_opacities, grad_depths, _median, grad_moments, grad_distortions):  # type: ignore[override]
+    def backward(
+        ctx: Any,
+        grad_colors: Tensor,
+        grad_opacities: Tensor,
+        grad_depths: Tensor,
+        _median: Tensor,
+        grad_moments: Tensor,
+        grad_distortions: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         _alive, field, render, context, job = ctx.state
         n, p, params, sink = render.n_rays, Pointers(), job.field.params, job.accumulator
@@ -295,9 +326,9 @@ class _Render(torch.autograd.Function):
         for slots, found in ((grads.density_weights, grad_density), (grads.color_weights, grad_color)):
             for i, g in enumerate(found):
                 slots[i] = g.data_ptr()
-        grad_rays = [None, None, None]
+        grad_rays: tuple[Tensor, ...] | tuple[None, ...] = (None, None, None)
         if any(ctx.needs_input_grad[:3]):
-            grad_rays = [torch.empty(n, 3) for _ in range(3)]
+            grad_rays = tuple(torch.empty(n, 3) for _ in range(3))
             grads.rays_o, grads.rays_d, grads.viewdirs = (g.data_ptr() for g in grad_rays)
         native().nerf_render_backward(
             context.address, ctypes.addressof(field), ctypes.addressof(render), ctypes.addressof(grads)

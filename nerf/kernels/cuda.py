@@ -7,8 +7,6 @@ and exact to float32); with one, the networks run on the tensor cores in half pr
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from nerf.errors import UserError
 from nerf.kernels import cuda_args, nvrtc, reference
 from nerf.kernels.bindings import FieldDesc, Pointers, grid_levels
 from nerf.kernels.checks import check_occupied
-from nerf.kernels.cpu import adam_desc, field_desc, grid_function
+from nerf.kernels.cpu import adam_desc, field_desc, grid_function, march_desc, occupancy_desc, ray_pointers
 from nerf.kernels.records import AdamState, AdamStep, FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
 
 THREADS = 256
@@ -218,30 +216,12 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     return OccupancyBits(fine, near, r, levels)
 
 
-def grid_struct(bits: OccupancyBits, p: Pointers) -> cuda_args.Grid:
-    fine = p("fine", bits.fine, (None,), torch.int32)
-    return cuda_args.Grid(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
-
-
-def march_struct(settings: MarchSettings) -> cuda_args.March:
-    return cuda_args.March(settings.step_size, settings.cone_angle, settings.max_step)
-
-
-def ray_pointers(args: Any, rays: Rays, p: Pointers) -> None:
-    """Sets the rays' fields of a struct."""
-    n = len(rays.o)
-    for name, tensor in (("rays_o", rays.o), ("rays_d", rays.d)):
-        setattr(args, name, p(name, tensor, (n, 3)))
-    for name in ("t_near", "t_far", "jitter"):
-        setattr(args, name, p(name, getattr(rays, name), (n,)))
-
-
 def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
     """See `reference.march`: the same samples to the bit. float32. Not differentiable."""
     p, n, device = pointers(), len(rays.o), rays.o.device
     counts = torch.zeros(n, dtype=torch.int64, device=device)
     args = cuda_args.MarchArgs(
-        grid=grid_struct(bits, p), march=march_struct(settings), n_rays=n, counts=counts.data_ptr()
+        grid=occupancy_desc(bits, p), march=march_desc(settings), n_rays=n, counts=counts.data_ptr()
     )
     ray_pointers(args, rays, p)
     program = nvrtc.program("cuda_march.cu")

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import ctypes
 
-from nerf.kernels.bindings import MAX_LEVELS, FieldDesc, GridLevel, all_of, fields
+from nerf.kernels.bindings import MAX_LEVELS, FieldDesc, GridLevel, MarchDesc, OccupancyDesc, all_of, fields
 
 _P, _I, _F, _LL, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong, ctypes.c_uint32
 
 
-class Grid(ctypes.Structure):  # OccupancyBits of march.h
-    _fields_ = fields(fine=_P, clearance=_P, resolution=_U, n_levels=_U)
-
-
-class March(ctypes.Structure):  # MarchSettings of march.h
-    _fields_ = fields(step_size=_F, cone_angle=_F, max_step=_F)
-
-
 class Kept(ctypes.Structure):  # KeptSamples of cuda_samples.h
-    _fields_ = fields(n=_P, capacity=_I, **all_of(_P, "tails totals places lights units links features"))
+    _fields_ = fields(
+        n=_P, capacity=_I, **all_of(_P, "last_samples totals intervals rgb_sigmas unit_positions links features")
+    )
 
 
 class JitterArgs(ctypes.Structure):
@@ -33,8 +27,8 @@ class NumbersArgs(ctypes.Structure):
 
 class MarchArgs(ctypes.Structure):
     _fields_ = fields(
-        grid=Grid,
-        march=March,
+        grid=OccupancyDesc,
+        march=MarchDesc,
         n_rays=_I,
         **all_of(_P, "rays_o rays_d t_near t_far jitter starts counts t_starts t_ends ray_indices"),
     )
@@ -69,8 +63,8 @@ class FieldArgs(ctypes.Structure):
 class RenderArgs(ctypes.Structure):
     _fields_ = fields(
         field=FieldDesc,
-        grid=Grid,
-        march=March,
+        grid=OccupancyDesc,
+        march=MarchDesc,
         stop_threshold=_F,
         alpha_threshold=_F,
         n_rays=_I,

@@ -37,8 +37,8 @@ class RecordedSteps:
         """What changes with every step, written to where a graph reads it, in one launch: rates [4] (learning rate,
         Adam's two corrections, weight of the surface loss), and the step [1] (int32, from 0)."""
         corrections = [1.0 - beta ** (step + 1) for beta in self.betas]
-        places = self.rates.data_ptr(), self.step_at.data_ptr()
-        args = NumbersArgs(*places, learning_rate, *corrections, surface_weight, step)
+        written = self.rates.data_ptr(), self.step_at.data_ptr()
+        args = NumbersArgs(*written, learning_rate, *corrections, surface_weight, step)
         nvrtc.program("cuda_adam.cu").launch("set_numbers", args, 1, 32)
         return self.rates, self.step_at
 

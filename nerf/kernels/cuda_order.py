@@ -35,18 +35,19 @@ def sorted_by_ray(kept: KeptSamples, n: int) -> KeptSamples:
     """The same n samples, sorted by ray and then by t; no room beyond them."""
     tensors = kept.tensors
     ray = tensors["links"][:n, 0].long()
-    t_bits = tensors["places"][:n, 0].contiguous().view(torch.int32).long()  # of floats >= 0: ordered as they are
+    t_bits = tensors["intervals"][:n, 0].contiguous().view(torch.int32).long()  # of floats >= 0: ordered as they are
     order = ((ray << 32) + t_bits).argsort()
-    place = torch.empty_like(order)
-    place[order] = torch.arange(n, device=order.device)
+    moved_to = torch.empty_like(order)
+    moved_to[order] = torch.arange(n, device=order.device)
     ray = ray[order]
     before = torch.arange(-1, n - 1, device=order.device)
     before[1:] = torch.where(ray[1:] == ray[:-1], before[1:], -1)
-    tails = tensors["tails"].long()
-    tails = torch.where(tails < 0, tails, place[tails.clamp_min(0)]) if n else tails
-    moved = {name: tensors[name][:n].index_select(0, order) for name in ("places", "lights", "units", "features")}
+    last = tensors["last_samples"].long()
+    last = torch.where(last < 0, last, moved_to[last.clamp_min(0)]) if n else last
+    of_samples = ("intervals", "rgb_sigmas", "unit_positions", "features")
+    moved = {name: tensors[name][:n].index_select(0, order) for name in of_samples}
     moved["links"] = torch.stack([ray, before], dim=1).int()
-    moved["tails"] = tails.int()
+    moved["last_samples"] = last.int()
     return KeptSamples.of({"n": tensors["n"], "totals": tensors["totals"]} | moved, n, is_sorted=True)
 
 
@@ -63,7 +64,7 @@ def scatter_in_integers(
 
 def sum_over_rays(program: nvrtc.Program, kept: KeptSamples, values: Tensor) -> Tensor:
     """Sums [n_rays, c] of what samples have [capacity, c] along their rays, in one order."""
-    n_rays, columns = len(kept.tensors["tails"]), values.shape[1]
+    n_rays, columns = len(kept.tensors["last_samples"]), values.shape[1]
     out = torch.empty(n_rays, columns, device=values.device)
     args = SumArgs(kept.struct, values.data_ptr(), out.data_ptr(), columns, n_rays)
     program.launch("sum_samples", args, blocks_of(n_rays * columns), THREADS)

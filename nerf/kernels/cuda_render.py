@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nerf.kernels import cuda, cuda_args, nvrtc
 from nerf.kernels.bindings import check_in_place
-from nerf.kernels.cuda import THREADS, Net, blocks_of, fill_gpu, gpu, grid_struct, march_struct, pointers, ray_pointers
+from nerf.kernels.cpu import march_desc, occupancy_desc, ray_pointers
+from nerf.kernels.cuda import THREADS, Net, blocks_of, fill_gpu, gpu, pointers
 from nerf.kernels.cuda_order import KeptSamples, scatter_in_integers, sorted_by_ray, sum_over_rays
 from nerf.kernels.records import (
     FieldView,
@@ -35,9 +36,9 @@ def _keep(n: Tensor, n_rays: int, capacity: int, net: Net, n_features: int) -> K
 
     tensors = {
         "n": n,
-        "tails": empty(n_rays, dtype=torch.int32),
+        "last_samples": empty(n_rays, dtype=torch.int32),
         "totals": empty(n_rays, 2),
-        **{name: empty(capacity, 4) for name in ("places", "lights", "units")},
+        **{name: empty(capacity, 4) for name in ("intervals", "rgb_sigmas", "unit_positions")},
         "links": empty(capacity, 2, dtype=torch.int32),
         "features": empty(capacity, n_features * net.element_bytes, dtype=torch.uint8),
     }
@@ -60,7 +61,9 @@ class _Job:
 
 class _Render(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, job, rays_o, rays_d, viewdirs, *leaves):  # type: ignore[override]
+    def forward(
+        ctx: Any, job: _Job, rays_o: Tensor, rays_d: Tensor, viewdirs: Tensor, *leaves: Tensor
+    ) -> tuple[Tensor, ...]:
         n, p, device = len(rays_o), pointers(), rays_o.device
         settings, numbers, capacity = job.settings, job.numbers, job.capacity
         net = Net(job.field, p)
@@ -71,8 +74,8 @@ class _Render(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         args = cuda_args.RenderArgs(
             field=net.desc,
-            grid=grid_struct(job.bits, p),
-            march=march_struct(settings),
+            grid=occupancy_desc(job.bits, p),
+            march=march_desc(settings),
             stop_threshold=settings.stop_threshold,
             alpha_threshold=settings.alpha_threshold,
             n_rays=n,
@@ -112,7 +115,15 @@ class _Render(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_colors, grad_opacities, grad_depths, _median, grad_moments, grad_distortions):  # type: ignore[override]
+    def backward(
+        ctx: Any,
+        grad_colors: Tensor,
+        grad_opacities: Tensor,
+        grad_depths: Tensor,
+        _median: Tensor,
+        grad_moments: Tensor,
+        grad_distortions: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         rays_o, rays_d, viewdirs, *_ = ctx.saved_tensors
         _alive, net, kept, sh, job = ctx.state
         params, sink = job.field.params, job.accumulator
@@ -144,7 +155,7 @@ def _backward(
 ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Adds to the table's gradient; returns those of the weights, one after the other, and of the rays where asked."""
     p, layout = pointers(), job.field.config.layout
-    capacity, n, device = kept.struct.capacity, len(kept.tensors["tails"]), grad_table.device
+    capacity, n, device = kept.struct.capacity, len(kept.tensors["last_samples"]), grad_table.device
     samples = torch.empty(capacity, 4, device=device)
     largest = torch.zeros(1, dtype=torch.int32, device=device)
     composite = cuda_args.CompositeArgs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,7 +79,7 @@ class _Mse(torch.autograd.Function):
     """The gradients are found with the value: the activations of a block are gone when the next one begins."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, targets: Tensor, bf16: bool, shape: list, *flat: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, targets: Tensor, bf16: bool, shape: list, *flat: Tensor) -> Tensor:
         layers, p = _layers(shape, flat), Pointers()
         desc = _described(x, layers, bf16, p)
         desc.targets = p("targets", targets, (len(x), layers[-1].weight.shape[0]))
@@ -90,7 +90,7 @@ class _Mse(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         def scaled(t: Tensor | None) -> Tensor | None:  # nearly always by 1
             return t if t is None or grad == 1 else t * grad
 
@@ -101,7 +101,9 @@ class _Network(torch.autograd.Function):
     """Values and tangents; going back runs forward again, block by block."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, bf16: bool, shape: list, scales: tuple, *flat: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, bf16: bool, shape: list, scales: tuple[float, ...], *flat: Tensor
+    ) -> tuple[Tensor, Tensor]:
         layers, p = _layers(shape, flat), Pointers()
         n_out = layers[-1].weight.shape[0]
         out, tangents = torch.empty(len(x), n_out), torch.empty(len(x), len(scales), n_out)
@@ -114,7 +116,7 @@ class _Network(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out: Tensor, grad_tangents: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor, grad_tangents: Tensor) -> tuple[Tensor | None, ...]:
         x, *flat = ctx.saved_tensors
         bf16, shape, scales = ctx.about
         layers, p = _layers(shape, tuple(flat)), Pointers()

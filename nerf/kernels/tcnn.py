@@ -10,6 +10,7 @@ multiples of 16. It computes in half precision.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 from functools import lru_cache
 from importlib import import_module
@@ -113,7 +114,7 @@ def _modules(layout: GridLayout, width: int, n_density: int, n_color: int) -> tu
         ("colour", color, 32, 3, n_color),
     ):
         sizes = [padded(n_in), *[width] * (n_layers - 1), padded(n_out)]
-        wanted = sum(a * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        wanted = sum(a * b for a, b in itertools.pairwise(sizes))
         if network.params.numel() != wanted:
             raise UserError(
                 f"this tinycudann lays networks out in another way (the {name} network has {network.params.numel()} "
@@ -166,7 +167,15 @@ class _Logits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, modules, unit, sh, table, n_density, *weights):  # type: ignore[override]
+    def forward(
+        ctx: Any,
+        modules: tuple[Any, Any, Any],
+        unit: Tensor,
+        sh: Tensor,
+        table: Tensor,
+        n_density: int,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         groups = weights[:n_density], weights[n_density:]
         inputs = [unit, sh, table.reshape(-1), *(pack_network(list(ws)) for ws in groups)]
         wanted = [*ctx.needs_input_grad[1:4], *(any(w.requires_grad for w in ws) for ws in groups)]
@@ -182,7 +191,7 @@ class _Logits(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_density: Tensor, grad_color: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_density: Tensor, grad_color: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         inputs, outputs, table_shape, shapes = ctx.state
         largest = torch.maximum(grad_density.abs().max(), grad_color.abs().max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,13 +41,13 @@ def of_cloud(points: Tensor, cloud: Tensor, areas: Tensor, native: bool) -> Tens
     near, at, _ = about_the_middle(points, cloud)
     if native:
         return _native(near, at, faces, areas)
-    places, weights = at.double(), areas.double()
+    centres, weights = at.double(), areas.double()
 
     def dipoles(q: Tensor) -> Tensor:
-        to = places - q[:, None]
+        to = centres - q[:, None]
         return (to * weights).sum(dim=-1) / (4 * math.pi * to.norm(dim=-1).clamp_min(1e-15) ** 3)
 
-    return _reference(near.double(), places, dipoles)
+    return _reference(near.double(), centres, dipoles)
 
 
 def _native(points: Tensor, vertices: Tensor, faces: Tensor, areas: Tensor | None) -> Tensor:
@@ -59,7 +60,7 @@ def _native(points: Tensor, vertices: Tensor, faces: Tensor, areas: Tensor | Non
     return out
 
 
-def _reference(points: Tensor, elements: Tensor, terms) -> Tensor:
+def _reference(points: Tensor, elements: Tensor, terms: Callable[[Tensor], Tensor]) -> Tensor:
     """Sum of terms(q [k,3]) -> [k, m] over all m elements, a part of the points at a time."""
     parts = [terms(some).sum(dim=1).float() for some in points.split(max(1, _PAIRS // len(elements)))]
     return torch.cat(parts) if parts else torch.zeros(0)

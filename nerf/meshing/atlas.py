@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 from nerf.meshing.clean import component_labels
 from nerf.meshing.fair import twin_edges
 from nerf.meshing.packing import pack
@@ -32,8 +32,7 @@ class Atlas(NamedTuple):
 
 def check_size(size: int) -> None:
     """UserError unless a texture can have this size; asked before the work begins."""
-    if not 16 <= size <= 16384:
-        raise UserError(f"--texture must be from 16 to 16384 texels, got {size}")
+    check_numbers({"texture": size}, {"texture": Range(16, 16384, whole=True)}, "--")
 
 
 def unwrap(vertices: Tensor, faces: Tensor, size: int) -> Atlas:

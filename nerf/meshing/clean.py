@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 from nerf.io.memory import trim_heap
 from nerf.meshing.repair import repair
 
@@ -167,8 +167,7 @@ def enclosed_volume(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> 
 
 def check_count(n_faces: int | None) -> None:
     """UserError unless a mesh can be made with so many faces here; asked before the work begins."""
-    if n_faces is not None and n_faces < 4:
-        raise UserError(f"--faces must be 4 or more, got {n_faces}")
+    check_numbers({"faces": n_faces}, {"faces": Range(4, 1e9, whole=True, optional=True)}, "--")
     if find_spec("fast_simplification") is None:
         package = "fast-simplification"
         raise UserError(f"fewer faces and textures need the package {package}: pip install {package}")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 from nerf.io.memory import trim_heap
 from nerf.io.pictures import to_display
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
@@ -30,6 +30,17 @@ MAX_HOLE_FACES = 100  # faces: as wide as some eight cells
 _NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; at 1 lies infinity
 _CHUNK = 1 << 16  # vertices coloured or moved to the world at once
 
+_ROUNDS = Range(0, 100, whole=True)
+MESHING = {
+    "resolution": Range(8, 4096, whole=True, optional=True),
+    "threshold": Range(0, 1e30, above=True),  # 1/scene length
+    "min_fraction": Range(0, 1),
+    "max_components": Range(1, 1e9, whole=True, optional=True),
+    "smooth": _ROUNDS,
+    "holes": Range(0, 1e9, whole=True),
+    "denoise": _ROUNDS._replace(optional=True),
+    "refine": _ROUNDS,
+}
 Method = Literal["auto", "tsdf", "density"]
 
 
@@ -93,7 +104,9 @@ def extract_mesh(
         smooth = 6 if method == "tsdf" else 0
     level = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     limits = Limits(min_fraction, max_components)
-    _check(resolution, level, limits, smooth, holes, denoise)
+    given = {"resolution": resolution, "threshold": level, "min_fraction": min_fraction}
+    given |= {"max_components": max_components, "smooth": smooth, "holes": holes, "denoise": denoise, "refine": refine}
+    check_numbers(given, MESHING, "--")
     if box is not None:
         _check_box(box)
     keep_unseen = model.space.bounded if watertight is None else watertight
@@ -174,21 +187,6 @@ def _remove_unseen(
         )
     kept[kept.nonzero()[~keep]] = False
     return kept, n_components
-
-
-def _check(resolution: int | None, level: float, limits: Limits, smooth: int, holes: int, denoise: int | None) -> None:
-    fraction, most = limits
-    for holds, message in (
-        (holes >= 0, f"--holes must be 0 or more faces, got {holes}"),
-        (0 <= smooth <= 100, f"--smooth must be from 0 to 100 rounds, got {smooth}"),
-        (denoise is None or 0 <= denoise <= 100, f"--denoise must be from 0 to 100 rounds, got {denoise}"),
-        (resolution is None or 8 <= resolution <= 4096, f"--resolution must be from 8 to 4096 cells, got {resolution}"),
-        (0 < level < math.inf, f"--threshold must be a density above 0 in 1/scene length, got {level}"),
-        (0 <= fraction <= 1, f"--min-fraction must be from 0 to 1, got {fraction}"),
-        (most is None or most >= 1, f"--max-components must be 1 or more, got {most}"),
-    ):
-        if not holds:
-            raise UserError(message)
 
 
 def _check_box(box: tuple[float, ...]) -> None:

@@ -8,8 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
+from nerf.errors import Range, check_record
 from nerf.geometry.space import Space, space_from_dict, space_to_dict
 from nerf.kernels import MarchSettings
+
+MARCHING = {
+    "near": Range(0, 1e9),
+    "far": Range(0, math.inf),
+    "step_size": Range(1e-6, 1e9),
+    "cone_angle": Range(0, 1e3),
+    "stop_threshold": Range(0, 1),
+    "alpha_threshold": Range(0, 1),
+    "gradient_distance": Range(0, 1e9),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,9 @@ class Marching:
     stop_threshold: float = 1e-3  # a ray ends when less light than this is left: under a quarter of an 8-bit grey level
     alpha_threshold: float = 2e-3  # fainter samples count as empty: half of an 8-bit grey level
     gradient_distance: float = 0.0  # unbounded scenes: samples nearer to their camera learn less (no floaters)
+
+    def __post_init__(self) -> None:
+        check_record(self, MARCHING)
 
     def settings(self, coarser: float = 1.0) -> MarchSettings:
         """For the kernels; `coarser` stretches every step (early training, where the field is smooth)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from nerf import kernels
 from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.own import check_module, checked
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space
@@ -77,16 +79,16 @@ class Model:
 
     def density(self, points: Tensor) -> Tensor:
         """Densities [n] (1/scene length) at points [n,3] of the scene frame (NDC points in the space Ndc)."""
+        field = checked(self.field)
         with torch.no_grad():
-            return (
-                torch.cat([self.field.density(p) for p in points.split(FIELD_CHUNK)]) if len(points) else torch.zeros(0)
-            )
+            return torch.cat([field.density(p) for p in points.split(FIELD_CHUNK)]) if len(points) else torch.zeros(0)
 
     def color(self, points: Tensor, directions: Tensor) -> Tensor:
         """Colours [n,3] at scene points seen along unit directions [n,3]."""
         pairs = zip(points.split(FIELD_CHUNK), directions.split(FIELD_CHUNK), strict=True)
+        field = checked(self.field)
         with torch.no_grad():
-            return torch.cat([self.field(p, d)[1] for p, d in pairs]) if len(points) else torch.zeros(0, 3)
+            return torch.cat([field(p, d)[1] for p, d in pairs]) if len(points) else torch.zeros(0, 3)
 
     def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
         """What scene rays [n,3] (unit directions) see, in front of any background: `.over(model.background)` adds it.
@@ -178,7 +180,9 @@ class Model:
         """The model of `to_state`, on a device (None: that of the backend in use); field: the one to fill with what was
         learnt, needed if it is not ours."""
         try:
-            options = dict(config["field"])
+            options, given = dict(config["field"]), field is not None
+            if given:
+                check_module(field)
             if "class" in options and (field is None or isinstance(field, RadianceField)):
                 raise UserError(
                     f"{where} holds a field of the class {options['class']}: give one to fill, "
@@ -188,14 +192,18 @@ class Model:
                 raise UserError(f"{where} holds no {_class(field)} but the field of this package: leave out field")
             if field is None:
                 contracted = options.pop("contracted")
-                field = RadianceField(FieldOptions(**options), contracted)
-            with torch.no_grad():
-                for name, t in field.state_dict().items():
-                    t.copy_(tensors[f"field.{name}"])
+                sizes = FieldOptions(**options)
+                if len(tensors["field.table"]) != sizes.layout().n_rows:  # before so much memory is taken
+                    raise ValueError("its table is not of the size of its config")
+                field = RadianceField(sizes, contracted)
+            checkpoint.fill(field, checkpoint.part(tensors, "field"), where, given)
             device = kernels.device() if device is None else device
             field.to(device)
             if isinstance(field, RadianceField):
                 field.table_half = field.table.detach().half()
+            cells = math.prod(tensors["occupancy.occupied"].shape)
+            if cells != config["occupancy"]["n_levels"] * config["occupancy"]["resolution"] ** 3:
+                raise ValueError(f"its occupancy has {cells} cells, not those of its config")
             occupancy = OccupancyGrid(**config["occupancy"])
             occupancy.restore(checkpoint.part(tensors, "occupancy"))
             occupancy.to(device)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.own import checked
 from nerf.fields.radiance import Field, RadianceField
 from nerf.kernels import GradAccumulator, RenderedRays
 from nerf.rendering.marching import Marching
@@ -91,7 +92,7 @@ def render_many(
 def density_normals(field: Field, points: Tensor, radius: Tensor | float) -> Tensor:
     """Unit normals [n,3] at scene points [n,3]: against the density's gradient, by central differences over `radius`
     (scene length, one or [n,1])."""
-    gradient = torch.empty_like(points)
+    gradient, field = torch.empty_like(points), checked(field)
     for axis in range(3):
         shift = torch.zeros(3, device=points.device)
         shift[axis] = 1.0

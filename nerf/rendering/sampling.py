@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
+from nerf.fields.own import checked
 from nerf.kernels import MarchSettings, Rays, RenderedRays, Samples, reference
 from nerf.rendering.marching import Marching
 
@@ -77,8 +78,9 @@ def render_with(
     0.8
     """
     rays, settings = marched_rays(rays_o, rays_d, marching, jitter, viewdirs), marching.settings(step_scale)
-    density = getattr(field, "density", None)
-    return reference.render_samples(field, density, march(rays, occupancy, settings), rays, settings)
+    asked = checked(field)
+    density = None if getattr(field, "density", None) is None else asked.density
+    return reference.render_samples(asked, density, march(rays, occupancy, settings), rays, settings)
 
 
 def composite(samples: Samples, sigmas: Tensor, rgbs: Tensor) -> RenderedRays:

@@ -117,7 +117,7 @@ def _through_ffmpeg(path: Path) -> bytes:
 
 def write_wav(path: Path, samples: np.ndarray, rate: int, bits: int) -> None:
     """Samples [n, channels] in the type that `read_audio` gave them, as WAV; replaced when whole."""
-    n, channels = samples.shape
+    channels = samples.shape[1]
     if bits == 24:
         raw = samples.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
     else:

@@ -10,13 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_record
 from nerf.fields.encodings import FourierFeatures, Frequency, HashGrid, Identity
 from nerf.fields.networks import MLP, Siren
 from nerf.kernels import Layer
 
 KINDS = ("hash", "siren", "fourier", "mlp")
 OWN = "own"  # the kind of a module of somebody else's
+
+
+CHOICE = {
+    "width": Range(1, 1 << 14, whole=True),
+    "depth": Range(0, 256, whole=True),
+    "n_levels": Range(1, 64, whole=True),
+    "n_features_per_level": Range(1, 64, whole=True),
+    "log2_hashmap_size": Range(1, 30, whole=True),
+    "base_resolution": Range(1, 1 << 20, whole=True),
+    "finest_resolution": Range(1, 1 << 40, whole=True),
+    "first_omega_0": Range(0, 1e9, above=True),
+    "omega_0": Range(0, 1e9, above=True),
+    "n_features": Range(1, 1 << 16, whole=True),
+    "sigma": Range(0, 1e9, above=True),
+    "n_frequencies": Range(0, 64, whole=True),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,9 @@ class FieldChoice:
     sigma: float = 10.0  # standard deviation of the frequencies, cycles along the longest side
     # mlp
     n_frequencies: int = 0  # of NeRF's positional encoding; 0: the coordinates themselves
+
+    def __post_init__(self) -> None:
+        check_record(self, CHOICE)
 
 
 class SignalField(nn.Module):
@@ -88,7 +107,7 @@ class SignalField(nn.Module):
         self.offset, self.scale = ((low + high) / 2, (high - low) / 2) if linear else (low, high - low)
         random = torch.Generator().manual_seed(seed)
         self.encoding = _encoding(choice, n_dims, random, seed)
-        self.pairs = False  # whether training multiplies in bfloat16, where the processor has it
+        self.bf16 = False  # whether training multiplies in bfloat16, where the processor has it
         self.network: Any = network
         size = (n_channels, choice.width, choice.depth)
         if network is None and choice.kind == "siren":
@@ -113,7 +132,7 @@ class SignalField(nn.Module):
         """Natively, and so differentiable once in the parameters; where u has a gradient, in plain torch, to any order
         that the encoding has."""
         if self.choice.kind != OWN and not (u.requires_grad and torch.is_grad_enabled()):
-            return self.offset + self.scale * kernels.network_forward(*self._as_layers(u), self.pairs)
+            return self.offset + self.scale * kernels.network_forward(*self._as_layers(u), self.bf16)
         return self.offset + self.scale * self.network(self.encoding(self.positions(u)))
 
     def positions(self, u: Tensor) -> Tensor:
@@ -127,7 +146,7 @@ class SignalField(nn.Module):
             return (self(u) - values).square().mean()
         x, layers = self._as_layers(u)
         targets = (values - self.offset) * (1.0 / self.scale)
-        return kernels.network_mse(x, targets, layers, self.pairs) * self.scale**2
+        return kernels.network_mse(x, targets, layers, self.bf16) * self.scale**2
 
     def evaluate(self, u: Tensor, chunk: int = 1 << 17) -> Tensor:
         """Values without gradients, a part at a time: memory stays small however many coordinates there are."""
@@ -144,9 +163,7 @@ class SignalField(nn.Module):
         if self.encoding.n_out != self.n_dims and not isinstance(self.encoding, FourierFeatures):
             raise ValueError(f"with_gradient: the field {self.choice.kind} has an encoding that it cannot go through")
         inner = 2.0 if isinstance(self.encoding, Identity) else 1.0
-        y, tangents = kernels.network_with_tangents(
-            x, layers, tuple(inner * float(e) for e in self.extents), self.pairs
-        )
+        y, tangents = kernels.network_with_tangents(x, layers, tuple(inner * float(e) for e in self.extents), self.bf16)
         return self.offset + self.scale * y, self.scale * tangents.transpose(1, 2)
 
     def _as_layers(self, u: Tensor) -> tuple[Tensor, list[Layer]]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
-from nerf.errors import UserError, note
+from nerf.errors import Range, UserError, check_numbers, check_record, note
 from nerf.io import checkpoint
-from nerf.io.clock import Clock, Length
+from nerf.io.clock import LENGTH, SEED, Clock, Length
 from nerf.io.folders import is_checkpoint
 from nerf.io.interrupts import stoppable, whole
 from nerf.io.outputs import OutputFolder
@@ -51,7 +51,23 @@ class FitConfig:
     stop_mse: float | None = None  # stop before the end once the error shown is no larger
     checkpoint_seconds: float = 60.0
 
+    def __post_init__(self) -> None:
+        check_record(self, FITTING)
 
+
+FITTING = LENGTH | {
+    "seed": SEED,
+    "batch": Range(1, 1 << 30, whole=True, optional=True),
+    "learning_rate": Range(0, 1e3, above=True, optional=True),
+    "final_learning_rate": Range(0, 1e3),
+    "beta1": Range(0, 0.999999),
+    "beta2": Range(0, 0.999999),
+    "epsilon": Range(0, 1, above=True),
+    "weight_decay": Range(0, 1e3),
+    "coarse_until": Range(0, 1e9),
+    "stop_mse": Range(0, optional=True),
+    "checkpoint_seconds": Range(0),
+}
 CLOCK = Clock(warm_up=0.1, margin=0.02)
 LEARNING_RATES = {"hash": 1e-2, "siren": 5e-4, "fourier": 2e-3, "mlp": 2e-3, "own": 2e-3}
 BATCHES = {"hash": 1 << 16, "siren": 1 << 13, "fourier": 1 << 13, "mlp": 1 << 13, "own": 1 << 13}
@@ -76,6 +92,7 @@ class Fitter:
         ]
         self.random = torch.Generator()
         self.step, self.seconds = 0, 0.0
+        self.saved: int | None = None  # step of the last checkpoint of this fit
         self.total_steps = config.steps  # fixed by the warm-up when minutes are given
         self.curve: list[dict[str, float]] = []
 
@@ -90,7 +107,7 @@ class Fitter:
         """One step of Adam on one batch; returns the batch's mean squared error."""
         c = self.config
         random = self.random.manual_seed(c.seed * 1_000_003 + self.step)  # of the step alone: resume needs no state
-        self.field.pairs = not self.total_steps or self.step < c.coarse_until * self.total_steps
+        self.field.bf16 = not self.total_steps or self.step < c.coarse_until * self.total_steps
         loss, shown = self.problem.loss(self.field, self.batch, random)
         loss.backward()
         rate, table = self.rate(), getattr(self.field.encoding, "table", None)
@@ -104,8 +121,8 @@ class Fitter:
         mse = float(shown)
         if not math.isfinite(mse):
             raise UserError(
-                f"fitting broke down at step {self.step}: the error is {mse}; the last good checkpoint is kept, "
-                "try a lower --learning-rate, or look for values that are no numbers in the file"
+                f"fitting broke down at step {self.step}: the error is {mse}; {checkpoint.kept(self.saved)}; "
+                "try a lower learning rate, or look for values that are no numbers in the file"
             )
         return mse
 
@@ -140,22 +157,25 @@ class Fitter:
                 f"{path} was fitted with other settings ({', '.join(other)}): continue with the same, "
                 "or start again with --overwrite"
             )
-        self.field.load_state_dict(checkpoint.part(tensors, "field"))
+        checkpoint.fill(self.field, checkpoint.part(tensors, "field"), str(path), given=True)
         for i, state in enumerate(self.states):
             state.m.copy_(tensors[f"adam.{i}.m"])
             state.v.copy_(tensors[f"adam.{i}.v"])
+        check_numbers(saved, {"step": Range(0, 1e9, whole=True), "total_steps": LENGTH["steps"]}, f"{path}: ")
         for name in SAVED:
             setattr(self, name, saved[name])
+        self.saved = self.step
 
     def save(self, path: Path) -> None:
         """Write a checkpoint to continue from, unless the fit broke down."""
         if not all(bool(p.isfinite().all()) for p in self.parameters):
             raise UserError(
-                f"fitting broke down at step {self.step}: the field holds NaN or infinity; the last good one is kept, "
-                "try a lower --learning-rate"
+                f"fitting broke down at step {self.step}: the field holds NaN or infinity; "
+                f"{checkpoint.kept(self.saved)}; try a lower learning rate"
             )
         with whole("the save"):
             checkpoint.save(path, *self.state())
+            self.saved = self.step
 
 
 @dataclass
@@ -203,7 +223,7 @@ def fitted_of_state(
     try:
         kind = ModulatedField if "latent" in config["field"] else SignalField
         field = kind.from_dict(config["field"], network)
-        field.load_state_dict(checkpoint.part(tensors, "field"))
+        checkpoint.fill(field, checkpoint.part(tensors, "field"), path, given=network is not None)
         return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a field this version understands ({error}): fit it again") from error
@@ -289,7 +309,7 @@ def _fit(fitter: Fitter, length: Length, path: Path | None, progress: bool) -> F
         raise
     finally:
         display.close()
-    fitter.field.pairs = False
+    fitter.field.bf16 = False
     if path is not None:
         fitter.save(path)
     return Fitted(fitter.field, problem.kind, problem.describe(), {"seconds": fitter.seconds, "step": fitter.step})

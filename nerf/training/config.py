@@ -11,9 +11,11 @@ from torch import nn
 
 from nerf import kernels
 from nerf.datasets import Scene
-from nerf.fields.occupancy import OccupancyGrid
+from nerf.errors import BadValue, Range, check_record
+from nerf.fields.occupancy import RESOLUTION, OccupancyGrid
+from nerf.fields.own import check_module, checked
 from nerf.fields.radiance import FieldOptions, RadianceField
-from nerf.io.clock import Length
+from nerf.io.clock import LENGTH, SEED, Length
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
 from nerf.training.exposure import HEADROOM
@@ -22,6 +24,15 @@ from nerf.training.pose_refinement import scene_scale
 from nerf.training.schedule import Schedule, Weights
 from nerf.training.visibility import visible_cells
 
+TRAINING = LENGTH | {
+    "seed": SEED,
+    "batch_samples": Range(16, 1 << 30, whole=True, optional=True),
+    "beta1": Range(0, 0.999999),
+    "beta2": Range(0, 0.999999),
+    "epsilon": Range(0, 1, above=True),
+    "occupancy_resolution": RESOLUTION,
+    "checkpoint_seconds": Range(0),
+}
 SLACK = 0.03  # scene scales by which silhouettes are grown where poses are not exact: 1.7 degrees
 
 
@@ -57,6 +68,12 @@ class TrainConfig:
     # GPU measured that it pays (scripts/gpu_check.py, section graph).
     graph: bool = False
     field: FieldOptions | None = None  # None: chosen for the scene's space
+
+    def __post_init__(self) -> None:
+        check_record(self, TRAINING)
+        for name, kind in (("weights", Weights), ("schedule", Schedule), ("field", FieldOptions)):
+            if not isinstance(part := getattr(self, name), kind) and not (name == "field" and part is None):
+                raise BadValue(f"TrainConfig.{name} is of the type {type(part).__name__}, expected {kind.__name__}")
 
     @property
     def length(self) -> Length:
@@ -142,6 +159,7 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
     if field is None:
         options = config.field or default_field(scene, config.exposure)
         field = RadianceField(options, scene.space.contracted, config.seed)
+    check_module(field)
     occupancy = OccupancyGrid(scene.space.n_levels, config.occupancy_resolution, _mean_density(field))
     if not scene.space.warped:
         slack = SLACK * scene_scale(scene.cameras, scene.scene_from_world) if config.refine_poses else 0.0
@@ -162,4 +180,4 @@ def _mean_density(field: Any) -> float:
         return math.exp(field.options.density_bias)
     points = torch.rand(4096, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        return float(field.density(points).mean())
+        return float(checked(field).density(points).mean())

@@ -260,12 +260,11 @@ def _write_pictures(
 
 
 def _views_of(scene: Scene, split: str) -> list[int]:
-    if split not in scene.splits:
-        raise UserError(f"--split {split}: this scene has {', '.join(scene.splits)}")
-    ids = [int(i) for i in scene.splits[split]]
+    ids = [int(i) for i in scene.splits.get(split, ())]
     if not ids:
-        there = ", ".join(f"{name} ({len(which)})" for name, which in scene.splits.items() if len(which))
-        raise UserError(f"--split {split}: no view is held out in it; there are {there}")
+        there = ", ".join(f"{name} ({len(which)} images)" for name, which in scene.splits.items() if len(which))
+        what = "is empty" if split in scene.splits else "is no split"
+        raise UserError(f"--split {split}: {split} {what} of this scene, expected one of {there}")
     return ids
 
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.datasets import Scene
-from nerf.errors import UserError, note
+from nerf.errors import Range, UserError, brief, check_numbers, note
+from nerf.fields.own import checked
 from nerf.io import checkpoint
+from nerf.io.clock import LENGTH
 from nerf.io.files import write_file
 from nerf.io.interrupts import stoppable, whole
 from nerf.io.outputs import OutputFolder
@@ -39,7 +41,13 @@ from nerf.training.runs import TRAINED, open_run
 from nerf.training.stepping import Meter, StepPlan, StepResult
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
-SAVED = ("step", "n_rays", "seconds", "total_steps", "curve")  # of a trainer, in a checkpoint as they are
+# of a trainer, in a checkpoint as they are, with a curve and numbers of samples
+SAVED = {
+    "step": Range(0, 1e9, whole=True),
+    "n_rays": Range(1, 1 << 18, whole=True),
+    "seconds": Range(0, 1e9),
+    "total_steps": LENGTH["steps"],
+}
 HOW = {"steps", "minutes", "checkpoint_seconds", "deterministic", "graph"}  # settings that resuming may change
 
 
@@ -115,7 +123,8 @@ class Trainer:
                 budget = 1 << 18 if self.step < 256 or self.scene.space.contracted else 1 << 17
                 everywhere = self.step in schedule.occupancy_everywhere
                 with torch.no_grad():
-                    model.occupancy.update(model.field.density, model.marching.step_size, random, budget, everywhere)
+                    density = checked(model.field).density
+                    model.occupancy.update(density, model.marching.step_size, random, budget, everywhere)
             if schedule.updates_importance(self.step):
                 self.sampler.update_importance(schedule.importance)
             plan = self.plan()
@@ -159,6 +168,10 @@ class Trainer:
 
         loss, errors = self.loss(rendered, batch), self.objective.errors(rendered, batch)
         if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+            if self.loss is self.objective:
+                raise UserError(
+                    "the field returned densities and colours without a gradient: has it parameters to learn?"
+                )
             raise UserError("the loss given returned no single number with a gradient: return, say, a mean of the rays")
         if self.weights.near_camera > 0:
             in_front = (field, occupancy, marching, rays_o, rays_d, now.step_scale, accumulator, random)
@@ -216,7 +229,7 @@ class Trainer:
         tensors, config = model.to_state()
         for part, held in self._parts().items():
             tensors |= {f"{part}.{name}": t for name, t in held.tensors().items()}
-        config["training"] = {name: getattr(self, name) for name in SAVED} | {
+        config["training"] = {name: getattr(self, name) for name in (*SAVED, "curve")} | {
             "config": self.config.settings(),
             "samples": self.samples,
             "names": model.names,
@@ -237,13 +250,20 @@ class Trainer:
                 f"{path} holds a model without its training state, so it cannot be continued: "
                 "start again with --overwrite"
             )
-        self._check_same(path, saved)
-        self.model.occupancy = Model.from_state(tensors, config, str(path), self.model.field).occupancy
-        for part, held in self._parts().items():
-            held.restore(checkpoint.part(tensors, part))
-        for name in SAVED:
-            setattr(self, name, saved[name])
-        self.samples.update(saved["samples"])
+        try:
+            check_numbers(saved, SAVED)
+            self._check_same(path, saved)
+            self.model.occupancy = Model.from_state(tensors, config, str(path), self.model.field).occupancy
+            for part, held in self._parts().items():
+                held.restore(checkpoint.part(tensors, part))
+            for name in (*SAVED, "curve"):
+                setattr(self, name, saved[name])
+            self.samples.update(saved["samples"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: its training state is damaged ({brief(error)}): start again with --overwrite"
+            ) from error
+        self.meter.saved = self.step
 
     def _check_same(self, path: Path, saved: dict[str, Any]) -> None:
         """Raise UserError where a checkpoint was trained in another way, or on other images."""
@@ -347,8 +367,9 @@ def _train(trainer: Trainer, file: Path, progress: bool) -> Model:
 
 def _save(trainer: Trainer, file: Path) -> None:
     if not all(bool(p.isfinite().all()) for p in trainer.parameters):
-        raise stepping.broken(trainer.step, "the field holds NaN or infinity")
+        raise stepping.broken(trainer.step, "the field holds NaN or infinity", trainer.meter.saved)
     with whole("the save"):
         checkpoint.save(file, *trainer.state())
+        trainer.meter.saved = trainer.step
         log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
         write_file(file.with_name("training.json"), json.dumps(log, indent=1))

@@ -36,7 +36,10 @@ class TileSampler(Sampler):
     def __init__(self, scene: Scene, image_ids: Tensor, working_set: int = WORKING_SET) -> None:
         self.scene = scene
         self.stores = [store for store in (scene.pixels, scene.masks) if isinstance(store, PixelStore)]
-        self.files = [open(store.memory.filename, "rb") for store in self.stores]  # type: ignore[attr-defined]
+        self.files = [  # read for as long as the sampler lives
+            open(store.memory.filename, "rb")  # type: ignore[attr-defined]  # noqa: SIM115
+            for store in self.stores
+        ]
         numbers, places = _places(scene, image_ids.cpu().sort().values)
         if len(numbers) == 0:
             raise nothing_to_learn(scene)

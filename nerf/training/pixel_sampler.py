@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class PixelBatch:
     used: Tensor | None  # [n,1] 0 where a mask excludes the pixel
     depths: Tensor | None = None  # [n] z-depth in world units, 0 where unknown, transparent or masked
     # set by a training for its loss
-    background: Tensor = torch.ones(3)  # [n,3] what transparent pixels and rays are shown over
+    background: Tensor = field(default_factory=lambda: torch.ones(3))  # [n,3] what transparent pixels are shown over
     t_depths: Tensor | None = None  # [n] `depths` as places on the march, 0 where unknown
     weights: Weights = Weights()  # of the loss's terms
     surface: float | Tensor = 0.0  # that of the surface loss in this step

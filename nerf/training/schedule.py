@@ -6,6 +6,39 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from nerf.errors import BadValue, Range, check_record
+
+WEIGHTS = {
+    "photo": Range(0, 1e9),
+    "surface": Range(0, 1e9, optional=True),
+    "depth": Range(0, 1e9),
+    "near_camera": Range(0, 1e9),
+}
+_SHARE, _COUNT, _RATE = Range(0, 1), Range(0, 1e9, whole=True), Range(0, 1e3)
+SCHEDULE = {
+    "learning_rate": Range(0, 1e3, above=True),
+    "final_learning_rate": Range(0, 1e3, above=True),
+    "decay_after": Range(0, 0.999),
+    "batch_growth": Range(0, 1e12, above=True),
+    "largest_batch": Range(0, 1e3, above=True),
+    "surface_until": Range(0, 1e9, above=True),
+    "diffuse_steps": _COUNT,
+    "diffuse_share": _SHARE,
+    "importance": _SHARE,
+    "importance_after": _COUNT,
+    "importance_every": Range(1, 1e9, whole=True),
+    "coarse_steps": _COUNT,
+    "step_scale": Range(0, 1e3, above=True),
+    "step_scale_until": Range(0, 1e9),
+    "occupancy_every": Range(1, 1e9, whole=True),
+    "occupancy_everywhere": _COUNT,
+    "pose_rate": _RATE,
+    "pose_after": _COUNT,
+    "exposure_rate": _RATE,
+    "exposure_after": _SHARE,
+    "exposure_until": Range(0, 1e9, above=True),
+}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -22,6 +55,9 @@ class Weights:
     surface: float | None = None
     depth: float = 0.2  # of depth maps and of sparse points, where the scene has some
     near_camera: float = 0.05  # unbounded scenes: opacity right before cameras, where floaters hide from other photos
+
+    def __post_init__(self) -> None:
+        check_record(self, WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -58,6 +94,14 @@ class Schedule:
     exposure_rate: float = 2e-2  # of the logarithm, for each step of Adam
     exposure_after: float = 0.15  # progress from which it slows down, to a hundredth
     exposure_until: float = 0.85  # progress by which it has: photos' exposures settle before the field does
+
+    def __post_init__(self) -> None:
+        check_record(self, SCHEDULE)
+        if not self.exposure_after < self.exposure_until:
+            raise BadValue(
+                f"Schedule.exposure_until is {self.exposure_until:g}, expected more than exposure_after, "
+                f"{self.exposure_after:g}"
+            )
 
     def learning_rate_at(self, progress: float) -> float:
         """The field's learning rate at a share of the training in [0, 1]."""

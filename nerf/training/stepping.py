@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.errors import UserError, note
+from nerf.io import checkpoint
 from nerf.io.clock import Clock
 from nerf.kernels import RecordedSteps
 from nerf.training.config import TrainConfig
@@ -95,6 +96,7 @@ class Meter:
         self.samples = {"rays": 0, "evaluated": 0, "trained": 0}
         self.unread = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)]
         self.mse, self.warned_overflow = float("inf"), False
+        self.saved: int | None = None  # step of the last checkpoint of this training
 
     def read(self, plan: StepPlan, result: StepResult) -> float | None:
         """Add a step. Returns how many samples with gradient its work amounts to, one only evaluated counting a third;
@@ -110,7 +112,7 @@ class Meter:
         self.mse, kept = float(result.errors.mean()), int(result.kept)
         for value in (result.loss, result.errors.mean()):
             if not bool(value.isfinite()):
-                raise broken(plan.step, f"the loss is {float(value):g}")
+                raise broken(plan.step, f"the loss is {float(value):g}", self.saved)
         if result.capacity is not None and kept > result.capacity and not self.warned_overflow:
             self.warned_overflow = True
             lost = kept - result.capacity
@@ -125,11 +127,11 @@ class Meter:
             count.zero_()
 
 
-def broken(step: int, what: str) -> UserError:
-    """What is said of a training that gives no numbers any more."""
+def broken(step: int, what: str, saved: int | None) -> UserError:
+    """What is said of a training that gives no numbers any more; saved: the step of its last checkpoint."""
     return UserError(
-        f"training broke down at step {step}: {what}; the last good checkpoint is kept, try a lower learning rate, or "
-        "look for broken images and poses"
+        f"training broke down at step {step}: {what}; {checkpoint.kept(saved)}; try a lower learning rate, or look for "
+        "broken images and poses, or at a loss and field of your own"
     )
 
 

@@ -34,9 +34,11 @@ def curve_svg(points: list[tuple[float, float]], width: int = 760, height: int =
     for y in y_ticks:
         parts.append(f'<line class="rule" x1="{left}" x2="{width - right}" y1="{y_of(y):.1f}" y2="{y_of(y):.1f}"/>')
         parts.append(f'<text x="{left - 8}" y="{y_of(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in x_ticks:
-        if x <= x_high * 1.0001:
-            parts.append(f'<text x="{x_of(x):.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:g}</text>')
+    parts += [
+        f'<text x="{x_of(x):.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:g}</text>'
+        for x in x_ticks
+        if x <= x_high * 1.0001
+    ]
     # A curve of thousands of points looks the same with some hundred.
     some = sorted({round(k * (len(xs) - 1) / 400) for k in range(401)})
     line = " ".join(f"{x_of(xs[k]):.1f},{y_of(ys[k]):.1f}" for k in some)

@@ -6,6 +6,7 @@ a GPU (scripts/gpu_check.py) and on the emulated one (tests/test_cuda.py).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nerf import kernels
+from nerf.geometry.space import ray_box
 from nerf.kernels import (
     FieldConfig,
     FieldParams,
@@ -71,7 +73,7 @@ def make_rays(n: int, n_levels: int = 1, resolution: int = 64, filled: float = 0
     rays_d = torch.nn.functional.normalize(targets - origins, dim=1)
     rays_d[::17] *= -1
     occupied = _uniform(n_levels, resolution, resolution, resolution, seed=seed + 2) < filled
-    return [origins, rays_d, *kernels.ray_box(origins, rays_d, half, 0.0, 1e3), _uniform(n, seed=seed + 3), occupied]
+    return [origins, rays_d, *ray_box(origins, rays_d, half, 0.0, 1e3), _uniform(n, seed=seed + 3), occupied]
 
 
 def make_field(
@@ -83,7 +85,7 @@ def make_field(
 
     def network(n_layers: int, n_in: int, n_out: int, gain: float) -> list[Tensor]:
         sizes = [n_in, *[width] * (n_layers - 1), n_out]
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        pairs = itertools.pairwise(sizes)
         return [(torch.randn(b, a, generator=g) * (gain / a) ** 0.5).half().float() for a, b in pairs]
 
     table = (torch.rand(layout.n_rows, features, generator=g) * 2 - 1).half().float()

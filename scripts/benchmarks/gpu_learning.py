@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import statistics
@@ -53,7 +54,7 @@ def seconds_of(job: Callable[[], Any], repeats: int = 20, warm: int = 3) -> floa
         job()
         mark.record()
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in zip(marks[:-1], marks[1:], strict=True)) / 1e3
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks)) / 1e3
 
 
 @lru_cache

@@ -6,16 +6,34 @@ definition, one ray and one interval at a time, is what tests hold it to (tests/
 One file for each subject, as in `../src`.
 """
 
-# ruff: noqa: F401  (what is imported here is this package's)
-
 from __future__ import annotations
 
 from nerf.geometry.space import contract, ray_box, scene_to_unit
 from nerf.kernels.reference.adam import adam_step
-from nerf.kernels.reference.compositing import composite, scale_near_gradients, seen_samples
-from nerf.kernels.reference.field import DENSITY_CLAMP, density_activation, mlp, radiance_density, radiance_field
-from nerf.kernels.reference.hashgrid import HASH_PRIMES, accumulating, hashgrid_encode
+from nerf.kernels.reference.compositing import composite
+from nerf.kernels.reference.field import density_activation, mlp, radiance_density, radiance_field
+from nerf.kernels.reference.hashgrid import accumulating, hashgrid_encode
 from nerf.kernels.reference.march_vectorised import march
 from nerf.kernels.reference.rays import ray_jitter
 from nerf.kernels.reference.rendering import render_rays, render_samples, sample_positions
 from nerf.kernels.reference.sh import sh_encode
+
+__all__ = [
+    "accumulating",
+    "adam_step",
+    "composite",
+    "contract",
+    "density_activation",
+    "hashgrid_encode",
+    "march",
+    "mlp",
+    "radiance_density",
+    "radiance_field",
+    "ray_box",
+    "ray_jitter",
+    "render_rays",
+    "render_samples",
+    "sample_positions",
+    "scene_to_unit",
+    "sh_encode",
+]

@@ -11,13 +11,13 @@ from nerf.kernels.checks import check
 from nerf.kernels.records import RenderedRays, Samples
 
 
-def _places(packed_info: Tensor, ray_indices: Tensor) -> Tensor:
+def _index_in_ray(packed_info: Tensor, ray_indices: Tensor) -> Tensor:
     """Position of each sample within its ray. [s] int64."""
     starts = packed_info[:, 0].index_select(0, ray_indices)
     return torch.arange(ray_indices.shape[0], device=ray_indices.device) - starts
 
 
-def _sums_before(x: Tensor, places: Tensor, longest: int) -> Tensor:
+def _sums_before(x: Tensor, index_in_ray: Tensor, longest: int) -> Tensor:
     """Sum over the samples before each one on its ray (exclusive). [s] to [s].
 
     Doubling (Hillis and Steele): no ray's sum ever meets another's, so a huge density or a NaN on one ray costs no
@@ -26,7 +26,7 @@ def _sums_before(x: Tensor, places: Tensor, longest: int) -> Tensor:
 
     def from_earlier(values: Tensor, shift: int) -> Tensor:
         moved = torch.cat([values.new_zeros(shift), values[:-shift]])
-        return torch.where(places >= shift, moved, torch.zeros_like(moved))
+        return torch.where(index_in_ray >= shift, moved, torch.zeros_like(moved))
 
     if longest == 0:
         return x
@@ -59,12 +59,12 @@ def composite(samples: Samples, sigmas: Tensor, rgbs: Tensor, n_rays: int, stop_
     dtype, ray = sigmas.dtype, samples.ray_indices
     t_starts, t_ends = samples.t_starts.to(dtype), samples.t_ends.to(dtype)
     dts, mids = t_ends - t_starts, 0.5 * (t_starts + t_ends)
-    places = _places(samples.packed_info, ray)
+    index_in_ray = _index_in_ray(samples.packed_info, ray)
     longest = int(samples.packed_info[:, 1].max()) if n_samples else 0
 
     depth = sigmas * dts
     alphas = -torch.expm1(-depth)
-    trans = torch.exp(-_sums_before(depth, places, longest))
+    trans = torch.exp(-_sums_before(depth, index_in_ray, longest))
     contributes = trans >= stop_threshold
     weights = torch.where(contributes, trans * alphas, torch.zeros_like(trans))
 
@@ -75,8 +75,8 @@ def composite(samples: Samples, sigmas: Tensor, rgbs: Tensor, n_rays: int, stop_
     # cancellation.
     first = samples.packed_info[:, 0].index_select(0, ray)
     from_first = mids - mids.index_select(0, first)
-    before = _sums_before(weights, places, longest)
-    moment_before = _sums_before(weights * from_first, places, longest)
+    before = _sums_before(weights, index_in_ray, longest)
+    moment_before = _sums_before(weights * from_first, index_in_ray, longest)
     distortion = 2.0 * weights * (from_first * before - moment_before) + weights * weights * dts / 3.0
 
     with torch.no_grad():
@@ -114,7 +114,7 @@ def seen_samples(
     is_seen = -torch.expm1(-depth) >= alpha_threshold
     depth = torch.where(is_seen, depth, torch.zeros_like(depth))
     longest = int(samples.packed_info[:, 1].max()) if len(ray) else 0
-    trans = torch.exp(-_sums_before(depth, _places(samples.packed_info, ray), longest))
+    trans = torch.exp(-_sums_before(depth, _index_in_ray(samples.packed_info, ray), longest))
     kept = (is_seen & (trans >= stop_threshold)).nonzero().squeeze(1)
     return Samples.of(samples.t_starts[kept], samples.t_ends[kept], ray[kept], n_rays), kept, trans
 

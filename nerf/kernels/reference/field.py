@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,12 +36,12 @@ def mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 class _TruncatedExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx: Any, h: Tensor) -> Tensor:
         ctx.save_for_backward(h)
         return h.clamp(max=DENSITY_CLAMP).exp()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         # Made of differentiable operations, so that a second derivative exists (gradgradchecked).
         (h,) = ctx.saved_tensors
         return grad * h.clamp(-DENSITY_CLAMP, DENSITY_CLAMP).exp()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,12 +63,12 @@ class _IntoAccumulator(torch.autograd.Function):
     """The table itself, whose gradient is added to the accumulator instead."""
 
     @staticmethod
-    def forward(ctx, table: Tensor, accumulator: GradAccumulator) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, table: Tensor, accumulator: GradAccumulator) -> Tensor:
         ctx.accumulator = accumulator
         return table.view_as(table)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
         ctx.accumulator.table.add_(grad)
         return None, None
 

@@ -11,12 +11,12 @@ static const int CHUNK = 64;
 static const int MAX_WIDTH = 128;
 
 // One bias-free network with ReLU between layers; the last layer's outputs are padded to 16 columns.
-// `pairs`: its products read bfloat16 (8 bits of mantissa), which is faster and precise enough to learn with.
+// `bf16`: its products read bfloat16 (8 bits of mantissa), which is faster and precise enough to learn with.
 struct Mlp {
   int n_layers = 0;
   int dims[MAX_LAYERS + 1] = {};              // padded to 16 (inputs and widths already are)
   int outputs = 0;                            // true number of outputs
-  bool pairs = false;
+  bool bf16 = false;
   const float* forward_weights[MAX_LAYERS];   // [in, out_padded]
   const float* backward_weights[MAX_LAYERS];  // [out_padded, in]
   const u32* forward_pairs[MAX_LAYERS];       // [in / 2, out_padded]
@@ -24,10 +24,10 @@ struct Mlp {
   std::vector<float> storage;
   std::vector<u32> pair_storage;
 
-  void pack(int layers, int in, int width, int out, const float* const* weights, bool in_pairs) {
+  void pack(int layers, int in, int width, int out, const float* const* weights, bool is_bf16) {
     n_layers = layers;
     outputs = out;
-    pairs = in_pairs;
+    bf16 = is_bf16;
     size_t total = 0;
     for (int l = 0; l <= layers; ++l) dims[l] = l == 0 ? in : (l == layers ? (out + 15) / 16 * 16 : width);
     for (int l = 0; l < layers; ++l) total += 2 * (size_t)dims[l] * dims[l + 1];
@@ -44,7 +44,7 @@ struct Mlp {
       forward_weights[l] = fw;
       backward_weights[l] = bw;
 #if defined(__AVX512F__)
-      if (pairs) {
+      if (bf16) {
         forward_pairs[l] = Packed<Pair>::along_columns(fw, n_in, n_out, q);
         backward_pairs[l] = Packed<Pair>::along_columns(bw, n_out, n_in, q + size / 2);
       }
@@ -123,12 +123,12 @@ static void mlp_backward_in(const Mlp& net, const MlpChunk& a, float* grad, floa
 }
 
 static void mlp_forward(const Mlp& net, MlpChunk& a, int layers) {
-  if (net.pairs) mlp_forward_in<Pair>(net, a, layers);
+  if (net.bf16) mlp_forward_in<Pair>(net, a, layers);
   else mlp_forward_in<Single>(net, a, layers);
 }
 static void mlp_forward(const Mlp& net, MlpChunk& a) { mlp_forward(net, a, net.n_layers); }
 static void mlp_backward(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights) {
-  if (net.pairs) mlp_backward_in<Pair>(net, a, grad, scratch, grad_weights);
+  if (net.bf16) mlp_backward_in<Pair>(net, a, grad, scratch, grad_weights);
   else mlp_backward_in<Single>(net, a, grad, scratch, grad_weights);
 }
 
@@ -136,9 +136,9 @@ struct FieldNets {
   Mlp density, color;
   int n_in;
   explicit FieldNets(const FieldDesc& f) : n_in(f.n_levels * f.n_features) {
-    const bool pairs = f.table_half && has_bf16();
-    density.pack(f.n_density_layers, n_in, f.width, GEO_FEATURES, f.density_weights, pairs);
-    color.pack(f.n_color_layers, SH_FEATURES + GEO_FEATURES, f.width, 3, f.color_weights, pairs);
+    const bool bf16 = f.table_half && has_bf16();
+    density.pack(f.n_density_layers, n_in, f.width, GEO_FEATURES, f.density_weights, bf16);
+    color.pack(f.n_color_layers, SH_FEATURES + GEO_FEATURES, f.width, 3, f.color_weights, bf16);
   }
 };
 

@@ -262,7 +262,7 @@ KERNEL(scatter_table, ScatterArgs, 256) {
   const float to_one = args.sums ? 1.0f : 1.0f / gradient_scale(args.largest_bits);
   const float fixed_scale = args.sums ? *args.fixed_scale : 1.0f;
   for (int k = block_index() * block_size() + thread_index(); k < n; k += block_count() * block_size()) {
-    const float4 at = args.kept.units[k];
+    const float4 at = args.kept.unit_positions[k];
     const float unit[3] = {at.x, at.y, at.z};
     float grad[NERF_FEATURES];
     load_feature_gradient(args.grad_features, (size_t)level * capacity + k, to_one, grad);
@@ -309,8 +309,8 @@ KERNEL(ray_gradients, RayGradientArgs, 256) {
   const int n = *args.kept.n < capacity ? *args.kept.n : capacity;
   const float to_one = 1.0f / gradient_scale(args.largest_bits);
   for (int k = block_index() * block_size() + thread_index(); k < n; k += block_count() * block_size()) {
-    const float4 at = args.kept.units[k];
-    const float unit[3] = {at.x, at.y, at.z}, t_mid = args.kept.places[k].x;
+    const float4 at = args.kept.unit_positions[k];
+    const float unit[3] = {at.x, at.y, at.z}, t_mid = args.kept.intervals[k].x;
     const int ray = args.kept.links[k].x;
     float grad_unit[3] = {0.0f, 0.0f, 0.0f};
     for (int l = 0; l < NERF_LEVELS; ++l) {
@@ -349,7 +349,7 @@ KERNEL(sum_samples, SumArgs, 256) {
   const int i = block_index() * block_size() + thread_index();
   if (i >= args.n_rays * args.columns) return;
   float sum = 0.0f;
-  for (int k = args.kept.tails[i / args.columns]; k >= 0; k = args.kept.links[k].y)
+  for (int k = args.kept.last_samples[i / args.columns]; k >= 0; k = args.kept.links[k].y)
     sum += args.values[(size_t)k * args.columns + i % args.columns];
   args.out[i] = sum;
 }

@@ -25,7 +25,7 @@ struct RenderArgs {
 
 struct Ray {  // of one lane
   int index = -1;
-  int tail = -1;  // its last kept sample
+  int last_sample = -1;  // kept one
   float trans = 1.0f;
   MarchState march;
   RaySums sums;
@@ -33,7 +33,7 @@ struct Ray {  // of one lane
 
 NERF_FN void begin_ray(const RenderArgs& args, int index, Ray& ray) {
   ray.index = index;
-  ray.tail = -1;
+  ray.last_sample = -1;
   ray.trans = 1.0f;
   const RaySums nothing = {};
   ray.sums = nothing;
@@ -50,7 +50,7 @@ NERF_FN void end_ray(const RenderArgs& args, Ray& ray) {
   args.second_moments[i] = ray.sums.second_moment;
   args.distortions[i] = ray.sums.distortion;
   if (args.kept.n) {
-    args.kept.tails[i] = ray.tail;
+    args.kept.last_samples[i] = ray.last_sample;
     args.kept.totals[i] = make_float2(ray.sums.opacity, ray.sums.depth);
   }
   ray.index = -1;
@@ -137,11 +137,11 @@ KERNEL(render_forward, RenderArgs, 256) {
         composite_sample(ray.sums, weight, rgb, t_mid, dt);
         ray.trans *= passes;
         if (slot >= 0) {
-          args.kept.places[slot] = make_float4(t_mid, dt, weight, ray.trans);
-          args.kept.lights[slot] = make_float4(rgb[0], rgb[1], rgb[2], sigma);
-          args.kept.units[slot] = make_float4(unit[0], unit[1], unit[2], 0.0f);
-          args.kept.links[slot] = make_int2(ray.index, ray.tail);
-          ray.tail = slot;
+          args.kept.intervals[slot] = make_float4(t_mid, dt, weight, ray.trans);
+          args.kept.rgb_sigmas[slot] = make_float4(rgb[0], rgb[1], rgb[2], sigma);
+          args.kept.unit_positions[slot] = make_float4(unit[0], unit[1], unit[2], 0.0f);
+          args.kept.links[slot] = make_int2(ray.index, ray.last_sample);
+          ray.last_sample = slot;
         }
       }
       if (args.kept.n) {
@@ -187,17 +187,18 @@ KERNEL(composite_backward, CompositeArgs, 128) {
     if (args.distortions) g.distortion = args.distortions[i];
     const float2 all = args.kept.totals[i];
     float after_w = 0.0f, after_wm = 0.0f, suffix = 0.0f;
-    for (int k = args.kept.tails[i], before; k >= 0; k = before) {  // from the last sample to the first
+    for (int k = args.kept.last_samples[i], before; k >= 0; k = before) {  // from the last sample to the first
       before = args.kept.links[k].y;  // asked for with the rest, not after it: a ray is one chain of such waits
-      const float4 place = args.kept.places[k], light = args.kept.lights[k];
-      const float t_mid = place.x, dt = place.y, weight = place.z, rgb[3] = {light.x, light.y, light.z};
+      const float4 interval = args.kept.intervals[k], rgb_sigma = args.kept.rgb_sigmas[k];
+      const float t_mid = interval.x, dt = interval.y, weight = interval.z;
+      const float rgb[3] = {rgb_sigma.x, rgb_sigma.y, rgb_sigma.z};
       const float before_w = all.x - after_w - weight, before_wm = all.y - after_wm - weight * t_mid;
       const float gw = grad_weight(g, rgb, weight, t_mid, dt, before_w, before_wm, all.x, all.y);
       const float scale = near_scale(t_mid, args.gradient_distance);
       float out[4];
       for (int c = 0; c < 3; ++c) out[c] = scale * grad_rgb(g, weight, rgb[c], c) * sigmoid_slope(rgb[c]);
       // d sigma / d logit = sigma, also where the logit is held at its maximum
-      out[3] = scale * grad_sigma(dt, place.w, gw, suffix) * light.w;
+      out[3] = scale * grad_sigma(dt, interval.w, gw, suffix) * rgb_sigma.w;
       args.grads[k] = make_float4(out[0], out[1], out[2], out[3]);
       for (int c = 0; c < 4; ++c) largest = f_max(f_abs(out[c]), largest);
       suffix += weight * gw;

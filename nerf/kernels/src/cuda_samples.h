@@ -5,13 +5,13 @@
 #include "cuda_device.h"
 
 struct KeptSamples {
-  int* n;            // how many there were, also those without room
+  int* n;                  // how many there were, also those without room
   int capacity;
-  int* tails;        // [n_rays] last sample of each ray, -1: none
-  float2* totals;    // [n_rays] sums of the weights and of weight * t_mid
-  float4* places;    // [capacity] t_mid, dt, weight, transmittance behind it
-  float4* lights;    // [capacity] red, green, blue, sigma
-  float4* units;     // [capacity] unit position
-  int2* links;       // [capacity] its ray; the sample before it on the ray, -1: none
-  void* features;    // [capacity, ENCODED] in the networks' precision
+  int* last_samples;       // [n_rays] last sample of each ray, -1: none
+  float2* totals;          // [n_rays] sums of the weights and of weight * t_mid
+  float4* intervals;       // [capacity] t_mid, dt, weight, transmittance behind it
+  float4* rgb_sigmas;      // [capacity] red, green, blue, sigma
+  float4* unit_positions;  // [capacity] in x, y, z
+  int2* links;             // [capacity] its ray; the sample before it on the ray, -1: none
+  void* features;          // [capacity, ENCODED] in the networks' precision
 };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,6 @@ def walking_order(cameras: Cameras) -> Tensor:
             break
 
     def length(order: list[int]) -> float:
-        return sum(apart[a][b] for a, b in zip(order[:-1], order[1:], strict=True))
+        return sum(apart[a][b] for a, b in itertools.pairwise(order))
 
     return torch.tensor(as_given if length(as_given) < 1.7 * length(tour) else tour)

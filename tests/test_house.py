@@ -21,7 +21,6 @@ NEEDED = {
     "torch": "torch",
     "numpy": "numpy",
     "PIL": "pillow",
-    "imageio": "imageio",
     "imageio_ffmpeg": "imageio-ffmpeg",
     "trimesh": "trimesh",
     "fast_simplification": "fast-simplification",

@@ -10,9 +10,10 @@ import errno
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from nerf import __version__
-from nerf.errors import UserError
+from nerf.errors import UserError, printable, warn
 
 # verb -> (dataclass of its arguments, what it does); its module is nerf.cli.VERB with a function main that takes one
 VERBS = {
@@ -62,10 +63,11 @@ def run(argv: list[str]) -> int:
         return 0
     verb = argv[0]
     if verb not in VERBS:
-        print(f"nerf: {unknown_verb(verb)}", file=sys.stderr)
+        warn(f"nerf: {unknown_verb(verb)}")
         return 2
     # Waiting threads spin for long by default, which makes two busy programs on one machine many times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    _make_libraries_plain()
     try:
         import tyro
 
@@ -74,12 +76,13 @@ def run(argv: list[str]) -> int:
         module.main(tyro.cli(arguments, args=argv[1:], prog=f"nerf {verb}", config=(tyro.conf.FlagCreatePairsOff,)))
         sys.stdout.flush()
     except UserError as error:
-        print(f"nerf: {error}", file=sys.stderr)
+        warn(f"nerf: {error}")
         return 2
     except KeyboardInterrupt:
         how = {"poses": "again"} | dict.fromkeys(("train", "reconstruct", "fit"), "with --resume")
         again = f"; the same command {how[verb]} continues" if verb in how else ""
-        print(f"\nnerf: stopped by Ctrl-C{again}", file=sys.stderr)
+        print(file=sys.stderr)
+        warn(f"nerf: stopped by Ctrl-C{again}")
         return 130
     except BrokenPipeError:  # `nerf ... | head`: nobody reads on
         sys.stderr.close()
@@ -87,20 +90,40 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         if error.errno not in MACHINE_SAYS_NO:
             raise
-        print(f"nerf: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        warn(f"nerf: {error.filename or 'a file'}: {error.strerror}")
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "nerf":
             raise
-        print(f"nerf: the package {error.name} is missing: pip install {error.name}", file=sys.stderr)
+        warn(f"nerf: the package {error.name} is missing: pip install {error.name}")
         return 2
     except RuntimeError as error:
         said = _of_the_gpu(error)
         if said is None:
             raise
-        print(f"nerf: {said}", file=sys.stderr)
+        warn(f"nerf: {said}")
         return 2
     return 0
+
+
+def _make_libraries_plain() -> None:
+    """What libraries say by `warnings` and `logging` may quote files too: as plain text as our own messages are."""
+    import logging
+    import warnings
+
+    class Plain(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Plain())
+
+    def one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return printable(f"{Path(filename).name}:{lineno}: {category.__name__}: {message}") + "\n"
+
+    warnings.formatwarning = one_line
 
 
 def _of_the_gpu(error: RuntimeError) -> str | None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from nerf.capture import CaptureOptions, find_poses
-from nerf.errors import note
+from nerf.errors import note, say
 
 
 @dataclass
@@ -23,5 +23,5 @@ class PosesArgs(CaptureOptions):
 def main(args: PosesArgs) -> None:
     """`nerf poses`: prints where the poses lie."""
     find_poses(args)
-    print(args.out / "transforms.json")
+    say(args.out / "transforms.json")
     note(f"next: nerf reconstruct {args.out} -o RUN")

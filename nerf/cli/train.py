@@ -11,7 +11,7 @@ import tyro
 
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.readers import kinds
-from nerf.errors import UserError, note
+from nerf.errors import UserError, note, say
 from nerf.training.runs import HOLDOUT_FROM, Run, clear_run, load_for_training, open_run, write_run
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def main(args: TrainArgs) -> None:
             "`nerf reconstruct` does that and all the rest"
         )
     _, scene = train_run(args)
-    print(args.out / "checkpoint.safetensors")
+    say(args.out / "checkpoint.safetensors")
     held = len(scene.splits.get("test", ()))
     note(f"next: nerf eval {args.out}" if held else f"next: nerf render {args.out}")
 

@@ -33,7 +33,7 @@ def write_files(path: Path, files: dict[str, bytes | str]) -> None:
     partial = {name: path.with_name(f".{name}.tmp") for name in files}
     try:
         for name, data in files.items():
-            partial[name].write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+            partial[name].write_bytes(_encoded(data) if isinstance(data, str) else data)
         for name, file in partial.items():  # the one that names the others comes last: where it stands, they do
             os.replace(file, path.with_name(name))
     except OSError as error:
@@ -43,3 +43,12 @@ def write_files(path: Path, files: dict[str, bytes | str]) -> None:
     finally:
         for file in partial.values():
             file.unlink(missing_ok=True)
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; names of files that are none keep their bytes, and what no file could be called is written as an escape:
+    a name never ends the work that it is about."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import functools
+import io
 from pathlib import Path
-from typing import Any
 
-import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -111,11 +110,11 @@ def panels(pictures: list[np.ndarray], labels: list[str], legend: tuple[str, str
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Write through a temporary file beside it, so that a picture is either whole or not there."""
     with atomic_write(path) as temporary:
-        imageio.imwrite(temporary, picture, plugin="pillow", extension=".png", compress_level=4)
+        Image.fromarray(picture).save(temporary, format="PNG", compress_level=4)
 
 
 def data_uri(picture: np.ndarray, quality: int = 88) -> str:
     """The picture as a JPEG inside a data: address, for a page that is one file."""
-    options: dict[str, Any] = {"quality": quality, "subsampling": 0, "optimize": True}
-    data = imageio.imwrite("<bytes>", picture, plugin="pillow", extension=".jpg", **options)
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="JPEG", quality=quality, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")

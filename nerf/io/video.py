@@ -1,4 +1,4 @@
-"""MP4 files, written by imageio; and the ffmpeg that imageio-ffmpeg brings, for what imageio has not."""
+"""MP4 files written, and others read, by the ffmpeg that imageio-ffmpeg brings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nerf.errors import UserError, brief
+from nerf.io import children
 from nerf.io.files import atomic_write
 
 
@@ -18,29 +19,47 @@ from nerf.io.files import atomic_write
 def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that takes frames [h,w,3] uint8; the video gets its name when all are written."""
     try:
-        import imageio.v2 as imageio  # v3 takes all frames at once
-        import imageio_ffmpeg  # noqa: F401  (imageio would ask for it at the first frame only)
+        import imageio_ffmpeg
     except ImportError:
         needed = "writing MP4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or give a folder for PNGs"
         raise UserError(needed) from None
     if min(width, height) < 2:
         raise UserError(f"a video needs at least 2x2 pixels, got {width}x{height}")
     width, height = width // 2 * 2, height // 2 * 2
-    options: dict[str, Any] = {"format": "FFMPEG", "mode": "I", "fps": fps, "codec": "libx264", "quality": None}
-    options |= {"pixelformat": "yuv420p", "macro_block_size": 2, "ffmpeg_log_level": "error"}
+    options: dict[str, Any] = {"fps": fps, "codec": "libx264", "quality": None, "macro_block_size": 2}
+    options |= {"ffmpeg_log_level": "error"}
     # Without the tags players guess the colour matrix from the size of the picture, and colours shift.
     tags = "-colorspace bt709 -color_primaries bt709 -color_trc bt709"
     scale = "-vf scale=out_color_matrix=bt709:out_range=tv -color_range tv"
     options["output_params"] = f"-crf 18 -preset medium -movflags +faststart {scale} {tags}".split()
     try:
         with atomic_write(place, suffix=".mp4") as temporary:
-            with closing(imageio.get_writer(temporary, **options)) as writer:  # its own end leaves ffmpeg on errors
-                film: Any = writer
-                yield lambda picture: film.append_data(picture[:height, :width])
+            writer: Any = imageio_ffmpeg.write_frames(str(temporary.absolute()), (width, height), **options)
+            with closing(writer):  # its own end leaves ffmpeg on errors
+                writer.send(None)
+                yield lambda picture: writer.send(np.ascontiguousarray(picture[:height, :width]))
             if not temporary.is_file() or temporary.stat().st_size == 0:
                 raise UserError(f"{place}: ffmpeg wrote nothing; is the disk full?")
     except OSError as error:
-        raise UserError(f"{place}: writing the video failed ({error.strerror or error}); is the disk full?") from error
+        raise UserError(f"{place}: writing the video failed ({brief(error)}); is the disk full?") from error
+
+
+# ffmpeg reads what it takes a file for: only formats of which one file is the whole, no playlists or patterns that
+# name others, and pictures no larger than those of 16K video (a header may claim any size).
+FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf,dv,ivf,gif,yuv4mpegpipe,h264,hevc"
+SOUND_FORMATS = "wav,w64,aiff,caf,au,flac,mp3,aac,ac3,amr,ape,wv"
+MOST_PIXELS = 1 << 27
+
+
+def input_options(formats: str = FORMATS) -> dict[str, str]:
+    """Options of ffmpeg's library for opening a file of one of these formats."""
+    return {"protocol_whitelist": "file", "format_whitelist": formats}
+
+
+def input_arguments(formats: str = FORMATS) -> list[str]:
+    """The same before -i on its command line; the name must be absolute, for `a:b.mp4` names a protocol."""
+    limits = {"max_pixels": str(MOST_PIXELS)} if formats == FORMATS else {}
+    return [word for name, value in (input_options(formats) | limits).items() for word in (f"-{name}", value)]
 
 
 def ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
@@ -49,8 +68,9 @@ def ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
     import imageio_ffmpeg
 
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments]
-    stdin = subprocess.DEVNULL if data is None else None
-    done = subprocess.run(command, stdin=stdin, input=data, capture_output=True, check=False)
+    stdin = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
+    done = children.run(command, capture_output=True, check=False, **stdin)
     if done.returncode:
         raise ValueError(brief(done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "ffmpeg failed"))
-    return done.stdout
+    output: bytes = done.stdout
+    return output

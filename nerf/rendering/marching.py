@@ -9,7 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from nerf.geometry.space import Space, space_from_dict, space_to_dict
+from nerf.io.limits import number, whole
 from nerf.kernels import MarchSettings
+
+MOST_STEPS = 1 << 20  # of a ray through the whole scene; a thousand times what is usual
+_LIMITS = {"near": (0.0, math.inf), "far": (0.0, math.inf), "step_size": (1e-9, 1e6), "cone_angle": (0.0, 1.0)}
+_LIMITS |= {"stop_threshold": (0.0, 1.0), "alpha_threshold": (0.0, 1.0), "gradient_distance": (0.0, 1e30)}
 
 
 @dataclass(frozen=True)
@@ -53,5 +58,21 @@ class Marching:
 
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Marching:
-        rest = {name: value for name, value in d.items() if name not in ("n_levels", "ndc")}
-        return Marching(**rest | {"space": space_from_dict(d)})
+        """The inverse of `to_dict`. ValueError, KeyError or TypeError for what it did not write, and for rays of more
+        than `MOST_STEPS`."""
+        rest = {name: value for name, value in d.items() if name not in ("n_levels", "ndc", "space")}
+        for name, (low, high) in _LIMITS.items():
+            if name in rest:
+                number(rest[name], name, low, high)
+        if d["space"] == "unbounded":
+            whole(d["n_levels"], "n_levels", 1, 16)
+        marching = Marching(space_from_dict(d), **rest)
+        if not marching.far > marching.near:
+            raise ValueError(f"far is {marching.far:g} and near is {marching.near:g}, expected far beyond near")
+        length, step, growth = 4 * marching.space.half_extent, marching.step_size, marching.cone_angle
+        n_steps = (
+            length / step if growth == 0 else min(length / step, math.log1p(growth * length / step) / growth + 256)
+        )
+        if n_steps > MOST_STEPS:
+            raise ValueError(f"step_size {step:g} means {n_steps:.2g} steps a ray, expected at most {MOST_STEPS}")
+        return marching

@@ -79,6 +79,6 @@ def test_the_process_of_pycolmap(hostile: Path) -> None:
 )
 def test_the_command_as_a_module(hostile: Path, verb: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    command = [sys.executable, "-m", "nerf", *verb.split()]
+    command = [sys.executable, "-m", "nerf", *verb]
     done = subprocess.run(command, capture_output=True, text=True, env=environment | {"PYTHONPATH": str(ROOT)})
     assert done.returncode in (0, 2) and not ran(hostile), done.stderr

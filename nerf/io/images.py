@@ -104,13 +104,13 @@ def _png_16_bit_channels(path: Path) -> int:
 
 
 def read_png_16(path: Path, n_channels: int) -> np.ndarray:
-    """[h,w,c] uint16 of a PNG, as it is stored, through ffmpeg: Pillow cuts 16-bit colours to 8. It is given the bytes
-    and no name, which it could take for a protocol or a pattern."""
+    """[h,w,c] uint16 of a PNG, as it is stored, through ffmpeg: Pillow cuts 16-bit colours to 8. Its name is
+    absolute, or it could be taken for a protocol, and no pattern."""
     with opened(path) as im:
-        (width, height), kind = im.size, f"{im.format}_pipe".lower()  # PNG or TIFF
+        (width, height), kind = im.size, str(im.format).lower()  # PNG or TIFF
     layout = {1: "gray16le", 2: "ya16le", 3: "rgb48le", 4: "rgba64le"}[n_channels]
-    arguments = ("-noautorotate", "-f", kind, "-i", "-", "-f", "rawvideo", "-pix_fmt", layout, "-")
-    data = ffmpeg(*arguments, data=path.read_bytes())
+    source = ("-noautorotate", "-f", "image2", "-pattern_type", "none", "-c:v", kind, "-i", str(path.absolute()))
+    data = ffmpeg(*source, "-f", "rawvideo", "-pix_fmt", layout, "-")
     return np.frombuffer(data, "<u2").reshape(height, width, n_channels)
 
 

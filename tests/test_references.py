@@ -76,6 +76,7 @@ def test_paths_of_another_machine_are_found_by_name(scene: Path, elsewhere: str)
     )
     loaded = load(scene, quiet=True)
     assert sorted(f.resolve() for f in loaded.files) == sorted((scene / "images").iterdir())
+    assert any("names 10 pictures as they lay elsewhere" in note for note in loaded.notes)
 
 
 def test_a_missing_frame_is_no_other_frame_of_its_name(tmp_path: Path) -> None:

@@ -29,10 +29,11 @@ def read_blender(file: Path) -> ParsedScene:
     """transforms_train.json with, where they are there, transforms_val.json and transforms_test.json."""
     folder = file.parent
     files = ((split, folder / f"transforms_{split}.json") for split in _SPLITS)
-    frames = [frame for split, f in files if f.is_file() for frame in _frames(f, read_json(f), split)]
+    notes: list[str] = []
+    frames = [frame for split, f in files if f.is_file() for frame in _frames(f, read_json(f), split, notes)]
     if not any(f.split == "train" for f in frames):
         raise UserError(f"{folder}: transforms_train.json names no frame, so there is nothing to train on")
-    return ParsedScene("blender", folder, frames, [], objects=True)
+    return ParsedScene("blender", folder, frames, notes, objects=True)
 
 
 def is_list(file: Path) -> bool:
@@ -50,8 +51,9 @@ def is_list(file: Path) -> bool:
 def read_transforms(file: Path) -> ParsedScene:
     """transforms.json as instant-ngp or nerfstudio write it."""
     data = read_json(file)
-    frames = _frames(file, data, None)
-    parsed = ParsedScene("transforms", file.parent, frames, [])
+    notes: list[str] = []
+    frames = _frames(file, data, None, notes)
+    parsed = ParsedScene("transforms", file.parent, frames, notes)
     _apply_lists(parsed, data, file)
     _apply_region(parsed, data, file)
     if "applied_transform" in data or "applied_scale" in data:
@@ -159,7 +161,7 @@ def numbers(value: Any, otherwise: str) -> np.ndarray:
         raise UserError(otherwise) from e
 
 
-def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
+def _frames(file: Path, data: dict[str, Any], split: str | None, notes: list[str]) -> list[Frame]:
     if "frames" not in data:
         raise UserError(f"{file}: the key 'frames' is missing")
     if not isinstance(data["frames"], list) or not all(isinstance(f, dict) for f in data["frames"]):
@@ -178,11 +180,11 @@ def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
             frame.mask = _image_path(file, str(entry["mask_path"]), where)
         frame.depth = _depth(data, entry, file, where)
         frames.append(frame)
-    _find_elsewhere(file, frames)
+    _find_elsewhere(file, frames, notes)
     return frames
 
 
-def _find_elsewhere(file: Path, frames: list[Frame]) -> None:
+def _find_elsewhere(file: Path, frames: list[Frame], notes: list[str]) -> None:
     """Pictures whose paths are of another machine, or all of them where none is where the file says: by their names in
     images/ and the like, or beside the file."""
     home = home_of(file.parent)
@@ -194,8 +196,11 @@ def _find_elsewhere(file: Path, frames: list[Frame]) -> None:
         found = find_named(file.parent, [f.name for f in lost], file.name)
     except UserError:  # there are none of these names either: what is missing is told with the frames
         return
+    lost = [frame for frame in lost if found[frame.name].is_file()]
     for frame in lost:
-        frame.path = found[frame.name] if found[frame.name].is_file() else frame.path
+        frame.path = found[frame.name]
+    if lost:
+        notes.append(f"{file.name} names {len(lost)} pictures as they lay elsewhere: they are taken by their names")
 
 
 def _is_foreign(frame: Frame, home: Path) -> bool:

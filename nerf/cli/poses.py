@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -24,4 +25,4 @@ def main(args: PosesArgs) -> None:
     """`nerf poses`: prints where the poses lie."""
     find_poses(args)
     say(args.out / "transforms.json")
-    note(f"next: nerf reconstruct {args.out} -o RUN")
+    note(f"next: nerf reconstruct {quote(str(args.out))} -o RUN")

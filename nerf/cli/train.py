@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -68,7 +69,7 @@ def main(args: TrainArgs) -> None:
     _, scene = train_run(args)
     say(args.out / "checkpoint.safetensors")
     held = len(scene.splits.get("test", ()))
-    note(f"next: nerf eval {args.out}" if held else f"next: nerf render {args.out}")
+    note(f"next: nerf {'eval' if held else 'render'} {quote(str(args.out))}")
 
 
 def check(args: TrainArgs) -> None:

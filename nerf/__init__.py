@@ -5,11 +5,13 @@ Importing this costs milliseconds: torch and the rest are imported by the first 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # typing is not imported: `python -m nerf` must not take one that lies in the current folder
 
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from nerf.capture import CaptureOptions, find_poses
     from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError

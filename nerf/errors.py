@@ -1,13 +1,38 @@
-"""How the package talks to its user: one clear sentence, never a traceback for a user's mistake."""
+"""How the package talks to its user: one clear sentence, never a traceback for a user's mistake, and plain text alone,
+whatever is in the names and values that files bring."""
 
 from __future__ import annotations
 
 import math
 import sys
+import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any, NamedTuple
+
+_JOINERS = "\u200c\u200d"  # formatting characters that some scripts and emoji need
+_SPECIAL = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, formatting (the direction of writing), half of a pair, line breaks
+
+
+def printable(text: object) -> str:
+    r"""The text with everything that a terminal or a page would obey instead of showing it written as an escape:
+    control characters, line breaks, changes of the direction of writing, bytes of names that are no UTF-8.
+
+    >>> from nerf.errors import printable
+    >>> print(printable("a\x1b[31m.png"), printable("Größe.jpg"), printable("caf\udce9.jpg"))
+    a\x1b[31m.png Größe.jpg caf\xe9.jpg
+    """
+    return "".join(c if c.isprintable() or not _is_special(c) else _escaped(c) for c in str(text))
+
+
+def _is_special(c: str) -> bool:
+    return c not in _JOINERS and unicodedata.category(c) in _SPECIAL
+
+
+def _escaped(c: str) -> str:
+    byte = ord(c) - 0xDC00  # Python keeps a byte that is no UTF-8 as U+DC80 to U+DCFF
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else c.encode("unicode_escape").decode("ascii")
 
 
 class UserError(Exception):
@@ -21,6 +46,9 @@ class UserError(Exception):
     ...     print(error)
     no/such/folder...
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class BadValue(UserError, ValueError):
@@ -73,5 +101,23 @@ def brief(error: BaseException | str) -> str:
 
 def note(message: str) -> None:
     """Print one line for the user to standard error (standard output is kept for results)."""
+    warn(f"nerf: {message}")
+
+
+def warn(line: str) -> None:
+    """Print one line to standard error as it is, but for what a terminal would obey."""
     with suppress(OSError, ValueError):  # nobody reads on, or the stream is closed: no reason to end what is under way
-        print(f"nerf: {message}", file=sys.stderr, flush=True)
+        print(encodable(printable(line), sys.stderr), file=sys.stderr, flush=True)
+
+
+def say(*words: object) -> None:
+    """Print results, words with blanks between as `print` does, to standard output; line breaks are kept."""
+    text = " ".join(map(str, words))
+    with suppress(OSError, ValueError):
+        print(encodable("\n".join(map(printable, text.split("\n"))), sys.stdout))
+
+
+def encodable(text: str, stream: object) -> str:
+    """The text, with escapes for what the stream's encoding has no letter for."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

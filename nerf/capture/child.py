@@ -6,16 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from nerf.errors import UserError, note
+from nerf.io import children
 from nerf.io.files import write_file
 from nerf.io.progress import Progress
 
-WORKER = [sys.executable, "-m", "nerf.capture.worker"]
+WORKER = children.python("-m", "nerf.capture.worker")
 
 
 def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
@@ -23,16 +23,13 @@ def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:
     folder = Path(job["folder"], "capture")
     file, log = folder / "job.json", folder / "log.txt"
     write_file(file, json.dumps(job))
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     with open(log, "a", encoding="utf-8") as errors:
-        process = subprocess.Popen(
-            [*WORKER, str(file)],
+        process = children.start(
+            [*WORKER, str(file.resolve())],
             stdin=subprocess.PIPE,  # never written to; closed when this process ends, however that is
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=environment,
             start_new_session=True,  # the terminal's Ctrl-C is for this process, which kills that one
         )
     try:

@@ -17,6 +17,7 @@ from nerf.datasets.resize import fitted
 from nerf.errors import brief
 from nerf.io.files import write_file
 from nerf.io.images import convert, read_header, read_pixels
+from nerf.io.opening import opened
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
 ENLARGED_UP_TO = 1000  # pixels on the longer side: small pictures are enlarged twice, for they have few features else
@@ -29,7 +30,7 @@ def read_grey(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
     """([h,w] uint8 grey of the given (width, height), alpha of the same size or None)."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with opened(path) as image:
         if image.format == "JPEG":
             image.draft("L", size)  # a reduced decoding is several times faster
         alpha = None

@@ -12,6 +12,8 @@ import numpy as np
 from nerf.capture.dataset import write_model
 from nerf.capture.protocol import say
 from nerf.datasets.resize import fitted
+from nerf.errors import UserError
+from nerf.io.opening import opened
 
 RADIAL_FROM = 8  # photos of one camera from which on its lens gets a second radial term ...
 LENS_FROM = 20  # ... and all of OPENCV's: its own focal length for each axis, and tangential terms
@@ -203,8 +205,6 @@ def to_full_size(model: Any, job: dict[str, Any]) -> None:
 
 def colour(model: Any, job: dict[str, Any]) -> None:
     """Colours of the points: the mean over the photos that see each."""
-    from PIL import Image
-
     ids = {int(p): k for k, p in enumerate(model.point3D_ids())}
     sums, counts = np.zeros((len(ids), 3)), np.zeros(len(ids))
     for i in model.reg_image_ids():
@@ -215,10 +215,10 @@ def colour(model: Any, job: dict[str, Any]) -> None:
         camera = model.cameras[image.camera_id]
         size = fitted((camera.width, camera.height), 800)
         try:
-            with Image.open(Path(job["folder"], "images", image.name)) as picture:
+            with opened(Path(job["folder"], "images", image.name)) as picture:
                 picture.draft("RGB", size)
                 pixels = np.asarray(picture.convert("RGB").resize(size))
-        except OSError:
+        except (OSError, UserError):
             continue
         xy, rows = np.array([s[0] for s in seen]), np.array([s[1] for s in seen])
         xy = (xy * (size[0] / camera.width, size[1] / camera.height)).astype(int)

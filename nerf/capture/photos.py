@@ -14,7 +14,8 @@ from typing import Any
 
 from nerf.capture.exif import read_exif
 from nerf.datasets.named import find_mask
-from nerf.errors import UserError, brief
+from nerf.errors import UserError, brief, printable
+from nerf.io.opening import opened
 from nerf.io.outputs import read_record
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".heic", ".heif", ".tif", ".tiff", ".webp", ".bmp")
@@ -128,15 +129,22 @@ def _refuse_too_few(found: Photos, folder: Path, n_files: int) -> None:
 
 def _names(files: list[Path]) -> list[str]:
     """A name for each in one folder; files of the same name in different folders keep their folders' names."""
-    plain = [p.name for p in files]
+    plain = [_plain(p.name) for p in files]
     if len({Path(n).stem.lower() for n in plain}) < len(plain):  # also IMG_1.HEIC beside IMG_1.JPG
-        plain = [f"{p.parent.name}_{p.name}" if plain.count(p.name) > 1 else p.name for p in files]
+        counts = Counter(p.name for p in files)
+        plain = [f"{_plain(p.parent.name)}_{n}" if counts[p.name] > 1 else n for n, p in zip(plain, files, strict=True)]
     stems: Counter[str] = Counter()
     for i, name in enumerate(map(Path, plain)):
         stems[name.stem.lower()] += 1
         if (n := stems[name.stem.lower()]) > 1:
             plain[i] = f"{name.stem}_{n}{name.suffix}"
     return plain
+
+
+def _plain(name: str) -> str:
+    """A file name with _ for what COLMAP's files and other programs would trip over: controls and bytes that are no
+    UTF-8."""
+    return "".join(c if printable(c) == c else "_" for c in name)
 
 
 def _need_heif(files: list[Path]) -> None:
@@ -156,10 +164,8 @@ def _need_heif(files: list[Path]) -> None:
 
 def _header(path: Path) -> Photo | str:
     """The photo as its header describes it, or why it cannot be used."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             width, height = image.size
             exif, bits = read_exif(image), bits_of(image, path)
             # mode P and the like are fine; what else Pillow can open (MPO: two pictures) is used by its first picture

@@ -12,6 +12,7 @@ from nerf.capture.photos import Photo
 from nerf.errors import UserError, brief
 from nerf.io.files import atomic_write
 from nerf.io.images import TURNS, read_png_16, write_png_16
+from nerf.io.opening import opened
 
 JPEG_QUALITY = 97
 _FICLONE = 0x40049409  # Linux: share the blocks of another file
@@ -54,7 +55,7 @@ def _cloned(source: Path, target: Path) -> bool:
 
 
 def _rewrite(photo: Photo, target: Path) -> None:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if photo.rewrite == "16":  # through ffmpeg, which keeps them; turned upright by numpy
         pixels = read_png_16(photo.source, 3)
@@ -64,7 +65,7 @@ def _rewrite(photo: Photo, target: Path) -> None:
         except ValueError as error:
             raise OSError(5, str(error)) from None
         return
-    with Image.open(photo.source) as image:
+    with opened(photo.source) as image:
         upright = ImageOps.exif_transpose(image)
         if target.suffix == ".jpg":
             options: dict[str, Any] = {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
@@ -84,7 +85,7 @@ def _write_mask(photo: Photo, source: Path, target: Path) -> None:
     from PIL import Image
 
     try:
-        with Image.open(source) as image:
+        with opened(source) as image:
             mask = np.asarray(image.convert("RGB")).max(axis=2)
     except Exception as error:
         raise UserError(f"{source}: cannot be read as a mask ({brief(error)})") from None

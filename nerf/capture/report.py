@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from nerf.capture.photos import Photo
+from nerf.errors import UserError, printable
 from nerf.io.files import write_file
+from nerf.io.opening import opened
 
 ADVICE = (
     "take more photos with two thirds of each shared with the next, walk around the subject instead of turning on the "
@@ -65,7 +69,7 @@ def _reason(
 def verified_partners(database: Path) -> dict[str, dict[str, int]]:
     """{photo: {photo: shared features that one camera motion explains}}, best first, from COLMAP's database."""
     query = "SELECT pair_id, rows FROM two_view_geometries WHERE rows > 0 ORDER BY rows DESC, pair_id"
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+    with closing(sqlite3.connect(f"file:{quote(os.fsencode(database))}?mode=ro", uri=True)) as connection:
         names = dict(connection.execute("SELECT image_id, name FROM images"))
         found: dict[str, dict[str, int]] = {}
         for pair_id, n in connection.execute(query):
@@ -77,13 +81,13 @@ def verified_partners(database: Path) -> dict[str, dict[str, int]]:
 def all_alike(images: Path, names: list[str]) -> bool:
     """Whether photos, of a few that were not blank, show nearly the same picture: one saved twice, or a camera that
     stood still."""
-    from PIL import Image
+    from PIL.Image import Resampling
 
     small = []
     for name in names[:: max(1, len(names) // 40)]:
-        with suppress(OSError), Image.open(images / name) as picture:
+        with suppress(OSError, UserError), opened(images / name) as picture:
             picture.draft("L", (128, 128))
-            small.append(np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32))
+            small.append(np.asarray(picture.convert("L").resize((32, 32), Resampling.BOX), np.float32))
     if len(small) < 2:
         return False
     usual = np.median(small, axis=0)
@@ -123,9 +127,10 @@ def _grouped(left_out: dict[str, str]) -> list[str]:
     lines = []
     for kind, names in kinds.items():
         if len(names) > 4:
-            lines.append(f"left out {len(names)} photos: {kind} ({', '.join(names[:3])} and others, see poses.json)")
+            some = ", ".join(map(printable, names[:3]))
+            lines.append(f"left out {len(names)} photos: {kind} ({some} and others, see poses.json)")
         else:
-            lines += [f"left out {name}: {left_out[name]}" for name in names]
+            lines += [printable(f"left out {name}: {left_out[name]}") for name in names]
     return lines
 
 

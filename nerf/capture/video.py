@@ -17,6 +17,7 @@ from nerf.datasets.resize import fitted
 from nerf.errors import UserError, brief
 from nerf.io.files import atomic_write
 from nerf.io.outputs import OutputFolder
+from nerf.io.video import MOST_PIXELS, input_options
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".3gp", ".wmv")
 FRAMES = 120  # taken of a video by default ...
@@ -71,7 +72,7 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
         ) from None
     av.logging.set_level(av.logging.PANIC)  # a damaged frame is ours to report
     try:
-        container = av.open(str(video))
+        container = av.open(str(video.absolute()), options=input_options())
     except (OSError, ValueError) as error:  # av's errors are both
         raise UserError(f"{video}: cannot be opened as a video ({brief(error)})") from None
     with container:
@@ -79,6 +80,7 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
         if stream is None:
             kinds = ", ".join(s.type for s in container.streams) or "nothing"
             raise UserError(f"{video}: holds no pictures, only {kinds}")
+        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
         yield container, stream
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nerf import __version__
-from nerf.errors import brief
+from nerf.errors import brief, say
 from nerf.io.machine import _cpu_name, _memory, source_commit, usable_cores
 
 # Optional parts: import name -> (what it is for, how to get it)
@@ -43,7 +43,7 @@ class DoctorArgs:
 def main(args: DoctorArgs) -> None:
     """`nerf doctor`: prints to standard output, returns normally whatever it finds."""
     found = examine()
-    print(json.dumps(found, indent=1) if args.json else as_text(found))
+    say(json.dumps(found, indent=1) if args.json else as_text(found))
 
 
 def examine() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from nerf.errors import UserError
+from nerf.errors import UserError, say
 from nerf.geometry.triangles import read_mesh, read_textured_mesh
 from nerf.io.files import write_file
 from nerf.io.outputs import check_output
@@ -50,13 +50,13 @@ def main(args: EvalMeshArgs) -> None:
         check_frames(mesh, truth, str(args.mesh), str(args.truth))
         scores = evaluate_mesh(mesh, truth, args.samples)
         result |= scores.to_dict() | {"truth": str(args.truth)}
-        print(scores)
+        say(scores)
     if args.views is not None:
         from nerf import datasets
 
         views = evaluate_mesh_views(read_textured_mesh(args.mesh), datasets.load(args.views))
         result |= {"views": views.to_dict()}
-        print(f"drawn as {views.n_views} test views: PSNR {views.psnr:.2f} dB, SSIM {views.ssim:.4f} (mean)")
+        say(f"drawn as {views.n_views} test views: PSNR {views.psnr:.2f} dB, SSIM {views.ssim:.4f} (mean)")
     if args.out is not None:
         write_file(args.out, json.dumps(result, indent=1) + "\n")
-        print(args.out)
+        say(args.out)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from nerf.errors import say
 from nerf.training.export import export_cameras
 
 
@@ -29,4 +30,4 @@ class ExportArgs:
 
 def main(args: ExportArgs) -> None:
     """`nerf export-cameras`: prints where they lie."""
-    print(export_cameras(args.source, args.out, args.text, args.overwrite, args.kind))
+    say(export_cameras(args.source, args.out, args.text, args.overwrite, args.kind))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nerf.errors import UserError, check_numbers
+from nerf.errors import UserError, check_numbers, say
 from nerf.io.files import write_file
 from nerf.io.folders import is_checkpoint
 from nerf.io.outputs import OutputFolder
@@ -136,4 +136,4 @@ def tell(args: FitArgs, fitted: Fitted, measured: dict[str, Any], target: Path) 
     result = {"kind": fitted.kind, **fitted.signal, **about, **measured}
     write_file(args.out / RESULT, json.dumps(result, indent=1) + "\n")
     numbers = ", ".join(f"{k} {v:.4g}" for k, v in measured.items() if isinstance(v, float))
-    print(f"{target}: {numbers} after {fitted.fitting['step']} steps, {fitted.fitting['seconds']:.1f} s")
+    say(f"{target}: {numbers} after {fitted.fitting['step']} steps, {fitted.fitting['seconds']:.1f} s")

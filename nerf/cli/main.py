@@ -11,10 +11,11 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from nerf import __version__
-from nerf.errors import UserError, brief
+from nerf.errors import UserError, brief, printable, warn
 from nerf.io.interrupts import Stopped, stoppable
 from nerf.io.streams import keep_writable
 
@@ -67,10 +68,11 @@ def run(argv: list[str]) -> int:
         return 0
     verb, args = argv[0], None
     if verb not in VERBS:
-        print(f"nerf: {unknown_verb(verb)}", file=sys.stderr)
+        warn(f"nerf: {unknown_verb(verb)}")
         return 2
     # Waiting threads spin for long by default, which makes two busy programs on one machine many times slower.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    _make_libraries_plain()
     try:
         from nerf.cli.usage import parse
 
@@ -80,28 +82,29 @@ def run(argv: list[str]) -> int:
             module.main(args)
         sys.stdout.flush()
     except UserError as error:
-        print(f"nerf: {error}", file=sys.stderr)
+        warn(f"nerf: {error}")
         return 2
     except KeyboardInterrupt as stop:
         by = stop.by if isinstance(stop, Stopped) else signal.SIGINT
         name = "Ctrl-C" if by == signal.SIGINT else by.name
-        print(f"\nnerf: stopped by {name}{how_to_go_on(verb, args)}", file=sys.stderr)
+        warn("")
+        warn(f"nerf: stopped by {name}{how_to_go_on(verb, args)}")
         return 128 + by
     except OSError as error:
         if error.errno not in MACHINE_SAYS_NO:
             return _defect(error)
-        print(f"nerf: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        warn(f"nerf: {error.filename or 'a file'}: {error.strerror}")
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "nerf":
             return _defect(error)
-        print(f"nerf: the package {error.name} is missing: pip install {error.name}", file=sys.stderr)
+        warn(f"nerf: the package {error.name} is missing: pip install {error.name}")
         return 2
     except RuntimeError as error:
         said = _of_the_gpu(error)
         if said is None:
             return _defect(error)
-        print(f"nerf: {said}", file=sys.stderr)
+        warn(f"nerf: {said}")
         return 2
     except Exception as error:
         return _defect(error)
@@ -124,10 +127,9 @@ def _defect(error: Exception) -> int:
         where = f" with {name}, which holds the traceback,"
     except OSError:
         traceback.print_exception(error)
-    print(
+    warn(
         f"nerf: this should not happen: {type(error).__name__}: {brief(error)}; please report it{where} and what you "
-        "gave it",
-        file=sys.stderr,
+        "gave it"
     )
     return 1
 
@@ -143,6 +145,26 @@ def how_to_go_on(verb: str, args: Any) -> str:
     if not resumable(args.out):
         return "; nothing was saved yet"
     return f"; the same command with --resume{' instead of --overwrite' * args.overwrite} continues"
+
+
+def _make_libraries_plain() -> None:
+    """What libraries say by `warnings` and `logging` may quote files too: as plain text as our own messages are."""
+    import logging
+    import warnings
+
+    class Plain(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Plain())
+
+    def one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return printable(f"{Path(filename).name}:{lineno}: {category.__name__}: {message}") + "\n"
+
+    warnings.formatwarning = one_line
 
 
 def _of_the_gpu(error: RuntimeError) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nerf.errors import UserError, note
+from nerf.errors import UserError, note, say
 from nerf.io.outputs import check_output
 from nerf.io.progress import Progress
 from nerf.meshing.atlas import check_size
@@ -130,10 +130,10 @@ def main(args: MeshArgs) -> None:
     units = "the photos' units" if args.frame == "world" else "scene units"
     size = " x ".join(f"{x:.4g}" for x in mesh.extents)
     volume = f", volume {enclosed_volume(mesh.vertices, mesh.faces):.4g}" if about["closed"] else ""
-    print(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in {units}{volume}; {seconds:.1f} s")
-    print(out)
+    say(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in {units}{volume}; {seconds:.1f} s")
+    say(out)
     if args.page:
-        print(write_page(out, front.numpy()))
+        say(write_page(out, front.numpy()))
 
 
 def write_points(model: Model, n: int, frame: str, out: Path) -> None:
@@ -146,5 +146,5 @@ def write_points(model: Model, n: int, frame: str, out: Path) -> None:
         to = model.scene_from_world
         cloud = cloud._replace(points=to.apply(cloud.points), normals=to.apply_directions(cloud.normals))
     save_cloud(cloud, out)
-    print(f"{len(cloud.points):,} points with normals and colours; {time.perf_counter() - start:.1f} s")
-    print(out)
+    say(f"{len(cloud.points):,} points with normals and colours; {time.perf_counter() - start:.1f} s")
+    say(out)

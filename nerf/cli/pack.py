@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nerf.errors import UserError
+from nerf.errors import UserError, say
 from nerf.io.files import write_file
 from nerf.io.folders import model_files
 from nerf.io.outputs import check_output
@@ -42,4 +42,4 @@ def main(args: PackArgs) -> None:
     write_file(args.out, data)
     shape = fitted.signal.get("shape")
     about = f", {8 * len(data) / math.prod(shape):.3f} bits for each place of its grid" if shape else ""
-    print(f"{args.out}: {len(data)} bytes{about}")
+    say(f"{args.out}: {len(data)} bytes{about}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
 
 from nerf.capture import CaptureOptions, find_poses
-from nerf.errors import note
+from nerf.errors import note, say
 
 
 @dataclass
@@ -23,5 +24,5 @@ class PosesArgs(CaptureOptions):
 def main(args: PosesArgs) -> None:
     """`nerf poses`: prints where the poses lie."""
     find_poses(args)
-    print(args.out / "transforms.json")
-    note(f"next: nerf reconstruct {args.out} -o RUN")
+    say(args.out / "transforms.json")
+    note(f"next: nerf reconstruct {quote(str(args.out))} -o RUN")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
-from nerf.errors import UserError, note
+from nerf.errors import UserError, note, say
 from nerf.io.progress import Progress
 from nerf.training.runs import RUN_FILE, open_run, write_run
 
@@ -68,7 +68,7 @@ def main(args: ReconstructArgs) -> None:
         failures = finish(model, scene, args.out, args.resolution, args.texture)
     for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "mesh.html", "report.html"):
         if (args.out / name).exists():
-            print(args.out / name)
+            say(args.out / name)
     note(f"done in {time.perf_counter() - started:.0f} s: open {args.out / 'report.html'}")
     if failures:
         raise UserError("; ".join(failures))
@@ -105,7 +105,7 @@ def finish(
         held_out = len(scene.splits.get("test", ())) > 0
         split, limit = ("test", None) if held_out else ("train", TRAIN_VIEWS_SHOWN)
         result = evaluate(model, scene, split, out / "eval", max_views=limit, most_pixels=MEASURED_PIXELS)
-        print(summary(result))
+        say(summary(result))
         if "rendered smaller" in result["protocol"]["down_scaling"]:
             note(f"measured at {', '.join(result['protocol']['resolution'])}; `nerf eval` measures every pixel")
 

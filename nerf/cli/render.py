@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from nerf.errors import UserError
+from nerf.errors import UserError, say
 from nerf.io.folders import model_files
 from nerf.io.outputs import check_output
 from nerf.views.paths import camera_path, load_path, save_path
@@ -69,4 +69,4 @@ def main(args: RenderArgs) -> None:
     if args.save_path is not None:
         save_path(args.save_path, path)
     for written in render_video(model, path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
-        print(written)
+        say(written)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nerf.cli.fit_kinds import COLUMNS, LATENTS
-from nerf.errors import UserError, note
+from nerf.errors import UserError, note, say
 from nerf.io.folders import model_files
 from nerf.io.outputs import check_output
 
@@ -70,7 +70,7 @@ def main(args: SampleArgs) -> None:
     if write is None:
         raise UserError(f"{path} holds a fitted {fitted.kind}, which this nerf cannot sample")
     write(args, fitted)
-    print(args.out)
+    say(args.out)
 
 
 def _image(args: SampleArgs, fitted: Fitted) -> None:

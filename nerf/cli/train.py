@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.readers import kinds
-from nerf.errors import UserError, check_numbers, note
+from nerf.errors import UserError, check_numbers, note, say
 from nerf.io.clock import LENGTH, SEED
 from nerf.training.runs import HOLDOUT_FROM, RUN_FILE, Run, load_for_training, open_run, write_run
 
@@ -68,9 +69,9 @@ def main(args: TrainArgs) -> None:
         )
     with open_run(args.out, run_of(args, args.data), args.resume, args.overwrite) as out:
         _, scene = train_run(args, out)
-    print(args.out / "checkpoint.safetensors")
+    say(args.out / "checkpoint.safetensors")
     held = len(scene.splits.get("test", ()))
-    note(f"next: nerf eval {args.out}" if held else f"next: nerf render {args.out}")
+    note(f"next: nerf {'eval' if held else 'render'} {quote(str(args.out))}")
 
 
 def check(args: TrainArgs) -> None:

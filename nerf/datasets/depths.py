@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from nerf.datasets.store import PixelStore, fill
 from nerf.errors import UserError
 from nerf.io import exr
+from nerf.io.arrays import read_npy
 from nerf.io.images import read_header, read_pixels
 
 MILLIMETRES = 1e-3  # what one step of an integer depth map means where the file says nothing else, world units being m
@@ -96,16 +96,6 @@ def _array(path: Path) -> np.ndarray:
     if raw.ndim != 2 or raw.dtype.kind not in "fiu":
         raise UserError(f"{path}: holds shape {raw.shape} of type {raw.dtype}, expected numbers [rows, columns]")
     return raw
-
-
-def read_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    """The array of a .npy file; UserError where it is none."""
-    try:
-        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"{path}: cannot be read as a NumPy array ({e}): the file is damaged, write it again or remove it"
-        ) from e
 
 
 def _values(depth: DepthMap) -> np.ndarray:

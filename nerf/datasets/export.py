@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.datasets.named import home_of, is_inside
+from nerf.errors import UserError, note
 from nerf.geometry.cameras import FISHEYE, PERSPECTIVE, Cameras
 from nerf.geometry.rotations import matrix_to_quaternion
 from nerf.io.files import write_file
@@ -39,17 +40,18 @@ class PosedFiles:
     points: Tensor | None = None  # [m,3] float64, world
 
 
-def transforms_json(posed: PosedFiles, home: Path) -> dict[str, Any]:
-    """What a transforms.json in the folder `home` holds: intrinsics for all where they agree, else frame by frame."""
+def transforms_json(posed: PosedFiles, home: Path, link: Path | None = None) -> dict[str, Any]:
+    """What a transforms.json in the folder `home` holds: intrinsics for all where they agree, else frame by frame.
+    link: in `home`, to a folder with the files, by which they are named."""
     cameras = posed.cameras
     lenses = [_intrinsics(cameras, i) for i in range(len(cameras))]
     common = {k: v for k, v in lenses[0].items() if all(lens.get(k) == v for lens in lenses)}
-    names = [_relative(f, home) for f in posed.files]
+    names = [_relative(f, home, link) for f in posed.files]
     frames = []
     for i, lens in enumerate(lenses):
         frame: dict[str, Any] = {"file_path": names[i]}
         if posed.masks and (mask := posed.masks[i]) is not None:
-            frame["mask_path"] = _relative(mask, home)
+            frame["mask_path"] = _relative(mask, home, link)
         frame |= {k: v for k, v in lens.items() if k not in common}
         frame["transform_matrix"] = [*cameras.c2w[i].double().tolist(), [0.0, 0.0, 0.0, 1.0]]
         frames.append(frame)
@@ -59,8 +61,9 @@ def transforms_json(posed: PosedFiles, home: Path) -> dict[str, Any]:
 
 
 def write_transforms(posed: PosedFiles, file: Path, cloud: str = "") -> None:
-    """Write FILE.json and, where there are sparse points, FILE.ply beside it; or name a cloud that is there already."""
-    content = transforms_json(posed, file.parent)
+    """Write FILE.json; a link FILE_images to photos that lie far from it, where `load` would not look for them; and,
+    where there are sparse points, FILE.ply beside it, or name a cloud that is there already."""
+    content = transforms_json(posed, file.parent, _linked(posed, file))
     if posed.points is not None and len(posed.points):
         cloud = file.with_suffix(".ply").name
         write_file(file.with_name(cloud), ply([Columns("double", "x y z", posed.points.numpy())]))
@@ -80,7 +83,28 @@ def _intrinsics(cameras: Cameras, i: int) -> dict[str, Any]:
     return lens
 
 
-def _relative(path: Path, home: Path) -> str:
+def _linked(posed: PosedFiles, file: Path) -> Path | None:
+    """A link beside the file to the folder of all photos and masks; None where they lie near it, or nothing can be
+    linked."""
+    files = [*posed.files, *filter(None, posed.masks)]
+    if all(is_inside(f, home_of(file.parent)) for f in files):
+        return None
+    root, link = Path(os.path.commonpath([f.resolve().parent for f in files])), file.with_name(f"{file.stem}_images")
+    if link.is_symlink() and link.resolve() == root:
+        return link
+    try:
+        if root != root.parent:
+            link.symlink_to(root, target_is_directory=True)
+            return link
+    except OSError:  # something is there, or a disk without links
+        pass
+    note(f"the photos lie outside {file.parent}: nerf reads {file.name} once they, or a link to them, are beside it")
+    return None
+
+
+def _relative(path: Path, home: Path, link: Path | None = None) -> str:
+    if link is not None:
+        return f"{link.name}/{path.resolve().relative_to(link.resolve()).as_posix()}"
     try:
         return Path(os.path.relpath(path.resolve(), home.resolve())).as_posix()
     except ValueError:  # another drive
@@ -149,7 +173,7 @@ def _as_text(model: _ColmapModel) -> dict[str, bytes]:
     points = [f"# Number of points: {len(model.points)}, mean track length: 0"]
     points += [row(k + 1, *map(float, p), 128, 128, 128, 0.0) for k, p in enumerate(model.points)]
     parts = {"cameras.txt": cameras, "images.txt": images, "points3D.txt": points}
-    return {name: ("\n".join(lines) + "\n").encode() for name, lines in parts.items()}
+    return {name: os.fsencode("\n".join(lines) + "\n") for name, lines in parts.items()}
 
 
 def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
@@ -158,7 +182,7 @@ def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
         cameras += struct.pack(f"<IiQQ{len(p)}d", k, _COLMAP_IDS[name], w, h, *p)
     images = struct.pack("<Q", len(model.names))
     for i, (name, pose, lens) in enumerate(zip(model.names, model.poses, model.lens_of, strict=True), 1):
-        images += struct.pack("<I7dI", i, *pose, lens + 1) + name.encode() + struct.pack("<BQ", 0, 0)
+        images += struct.pack("<I7dI", i, *pose, lens + 1) + os.fsencode(name) + struct.pack("<BQ", 0, 0)
     columns = [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
     table = np.zeros(len(model.points), columns)
     table["id"], table["xyz"], table["rgb"] = np.arange(1, len(table) + 1), model.points, 128

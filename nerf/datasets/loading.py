@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nerf.datasets.named import add_masks
+from nerf.datasets.named import add_masks, refuse_outside
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import ParsedScene
 from nerf.datasets.posed import Posed, check_frames
@@ -96,6 +96,8 @@ def _read(path: Path, kind: str | None, read: Callable[[Path], ParsedScene] | No
         raise UserError(
             f"{found[chosen]}: the reader of {chosen} (from outside) failed ({type(error).__name__}: {brief(error)})"
         ) from error
+    if chosen in BUILT_IN:
+        refuse_outside(parsed, path)
     if kind is None and not is_file:
         preferred = f", preferred to {', '.join(others)}, which is there too" if others else ""
         parsed.notes.insert(0, f"read as {first}{preferred}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from nerf.datasets.depths import DepthMap
 from nerf.datasets.parsed import ParsedScene
 from nerf.errors import UserError
 from nerf.io.images import IMAGE_SUFFIXES
@@ -43,6 +45,34 @@ def find_named(folder: Path, names: list[str], where: str) -> dict[str, Path]:
             f"input/, photos/ or rgb/ of {folder}: copy the photos there"
         )
     return found
+
+
+def home_of(folder: Path) -> Path:
+    """Where the files that a data set names may lie: in the folder above its poses and below, for nerfstudio and
+    instant-ngp write ../images/x.jpg; in the poses' own where the one above is the whole disk."""
+    above = Path(os.path.abspath(folder)).parent
+    return Path(os.path.abspath(folder)) if above == above.parent else above
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path leads nowhere but into the folder, by its words or once links are followed: a link that lies in
+    the folder is its owner's, wherever it leads."""
+    named = Path(os.path.abspath(path))
+    return named.is_relative_to(os.path.abspath(folder)) or named.resolve().is_relative_to(Path(folder).resolve())
+
+
+def refuse_outside(parsed: ParsedScene, place: Path) -> None:
+    """UserError where a frame names a file that is there, but in none of the places in which a data set's may lie."""
+    home = home_of(place.parent if place.is_file() else place)
+    for frame in parsed.frames:
+        depth = frame.depth if isinstance(frame.depth, DepthMap) else None
+        named = (frame.path, frame.mask, frame.matte, depth and depth.path, depth and depth.confidence)
+        for path in (p for p in named if isinstance(p, Path)):
+            if not is_inside(path, home) and path.exists():
+                raise UserError(
+                    f"{frame.where}: {path} leads out of {home} and is not opened, for a data set from elsewhere may "
+                    "name any file: copy the files into its folder, or put a link to their folder there, named images"
+                )
 
 
 def pictures_in(folder: Path, pattern: str = "*") -> list[Path]:

@@ -22,6 +22,7 @@ import torch
 
 from nerf.datasets.store import PixelStore
 from nerf.errors import UserError, note
+from nerf.io.arrays import read_npz
 from nerf.io.files import atomic_write
 from nerf.io.folders import cache_folder, make_folder
 from nerf.io.machine import usable_cores
@@ -137,8 +138,8 @@ def _opened(base: Path, about: dict[str, Any]) -> PixelStore | None:
 
 def _read_index(path: Path) -> tuple[dict[str, Any], np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return json.loads(content["about"].tobytes()), content["ranges"]
+        content = read_npz(path)
+        return json.loads(content["about"].tobytes()), content["ranges"]
     except Exception:  # missing, cut off or another's: not to be used
         return None
 

@@ -66,7 +66,7 @@ class FourierFeatures(nn.Module):
         super().__init__()
         self.n_in, self.n_out = n_dims, 2 * n_features
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("matrix", sigma * torch.randn(n_features, n_dims, generator=generator))
+        self.register_buffer("matrix", sigma * torch.randn(n_features, n_dims, generator=generator, device="cpu"))
 
     def forward(self, u: Tensor) -> Tensor:
         angles = 2.0 * math.pi * (u @ self.matrix.to(u.dtype).t())

@@ -90,7 +90,7 @@ class RadianceField(nn.Module):
     through `params`. Source: Mueller et al. 2022, section 5.4.
 
     contracted: an unbounded scene, whose space L-inf contraction maps into the grid's unit cube; else the box [-1,1]^3.
-    seed: of the start.
+    seed: of the start; fill: False leaves the parameters on the device meta, shapes without memory.
 
     >>> field = RadianceField(FieldOptions(log2_hashmap_size=12, width=32), seed=0)
     >>> sigmas, rgbs = field(torch.zeros(5, 3), torch.tensor([[0.0, 0.0, 1.0]]).expand(5, 3))
@@ -98,7 +98,9 @@ class RadianceField(nn.Module):
     (torch.Size([5]), torch.Size([5, 3]), True)
     """
 
-    def __init__(self, options: FieldOptions = FieldOptions(), contracted: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, options: FieldOptions = FieldOptions(), contracted: bool = False, seed: int = 0, fill: bool = True
+    ) -> None:
         super().__init__()
         self.options = options
         self.config = FieldConfig(options.layout(), contracted, options.density_bias, options.color_scale)
@@ -109,15 +111,20 @@ class RadianceField(nn.Module):
             self.color_network = MLP(
                 SH_FEATURES + GEO_FEATURES, 3, width, options.n_color_layers - 1, "relu", "sigmoid", bias=False
             )
+        if fill:
+            self._fill(seed)
+        # a half-precision copy: with it native passes run in mixed precision; kept by the optimiser
+        self.table_half: Tensor | None = None
+        self.register_state_dict_post_hook(partial(_rename, to_files=True))
+        self.register_load_state_dict_pre_hook(partial(_rename, to_files=False))
+
+    def _fill(self, seed: int) -> None:
+        """Give the parameters memory and the numbers of their start."""
         self.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(seed)
         for p in self.parameters():  # Glorot, as tiny-cuda-nn initialises its networks
             bound = 1e-4 if p is self.table else (6.0 / sum(p.shape)) ** 0.5
             p.data = (torch.rand(p.shape, generator=generator) * 2 - 1) * bound
-        # a half-precision copy: with it native passes run in mixed precision; kept by the optimiser
-        self.table_half: Tensor | None = None
-        self.register_state_dict_post_hook(partial(_rename, to_files=True))
-        self.register_load_state_dict_pre_hook(partial(_rename, to_files=False))
 
     @property
     def table(self) -> nn.Parameter:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
+from nerf.geometry.mesh_files import load_mesh_file
 
 if TYPE_CHECKING:
     import trimesh
@@ -98,9 +99,11 @@ def _parts(path: Path) -> list[trimesh.Trimesh]:
     import trimesh
 
     try:
-        loaded = trimesh.load(path, process=False, maintain_order=True)
+        loaded = load_mesh_file(path)
         parts = _placed(loaded) if isinstance(loaded, trimesh.Scene) else [loaded]
         meshes = [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    except UserError:
+        raise
     except Exception as error:  # trimesh raises whatever its readers come upon
         raise UserError(f"{path} cannot be read as a mesh ({str(error) or type(error).__name__})") from error
     if not meshes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from nerf.errors import UserError, brief
 from nerf.io.files import atomic_write
+from nerf.io.opening import check_size
 
 _MAGIC = 20000630
 _TYPES: dict[int, np.dtype] = {0: np.dtype(np.uint32), 1: np.dtype(np.float16), 2: np.dtype(np.float32)}
@@ -19,21 +21,38 @@ def read_header(path: Path) -> tuple[int, int, dict[str, np.dtype]]:
     """(width, height, {channel: type}) of the (first) picture, its display window, without decoding it."""
     try:
         attributes = _attributes(path)
-        x0, y0, x1, y1 = struct.unpack("<4i", attributes["displayWindow"])
-        channels: dict[str, np.dtype] = {}
-        data = attributes["channels"]
-        while len(data) > 1:
-            name, _, rest = data.partition(b"\0")
-            channels[name.decode()] = _TYPES[struct.unpack_from("<i", rest)[0]]
-            data = rest[16:]
+        width, height = _size(_window(attributes, "display"))
+        channels = _channels(attributes)
     except (OSError, KeyError, ValueError, struct.error) as e:
         raise UserError(f"{path}: cannot be read as an EXR image ({brief(e)}): restore or remove the file") from e
-    return x1 - x0 + 1, y1 - y0 + 1, channels
+    return width, height, channels
+
+
+def _channels(attributes: dict[str, bytes]) -> dict[str, np.dtype]:
+    channels: dict[str, np.dtype] = {}
+    data = attributes["channels"]
+    while len(data) > 1:
+        name, _, rest = data.partition(b"\0")
+        channels[name.decode()] = _TYPES[struct.unpack_from("<i", rest)[0]]
+        data = rest[16:]
+    return channels
+
+
+def _window(attributes: dict[str, bytes], name: str) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1), inclusive, of "data" or "display". ValueError where it is empty."""
+    x0, y0, x1, y1 = struct.unpack("<4i", attributes[f"{name}Window"])
+    if x1 < x0 or y1 < y0:
+        raise ValueError(f"its {name} window is empty")
+    return x0, y0, x1, y1
+
+
+def _size(window: tuple[int, int, int, int]) -> tuple[int, int]:
+    return window[2] - window[0] + 1, window[3] - window[1] + 1
 
 
 def _attributes(path: Path) -> dict[str, bytes]:
     """The attributes of the first header by name, as they are in the file: the package OpenEXR tells no channel's type
-    before it has decoded the picture."""
+    before it has decoded the picture. UserError where the file cannot hold a picture of that size."""
 
     def text() -> bytes:
         found = b""
@@ -45,14 +64,20 @@ def _attributes(path: Path) -> dict[str, bytes]:
 
     attributes = {}
     with open(path, "rb") as f:
+        n_bytes = os.fstat(f.fileno()).st_size
         if struct.unpack("<i4x", f.read(8))[0] != _MAGIC:  # then version and flags
             raise ValueError("it does not begin as one")
         while name := text():
             text()  # its type
             (size,) = struct.unpack("<i", f.read(4))
+            if not 0 <= size <= n_bytes:
+                raise ValueError("its header is cut off")
             attributes[name.decode()] = f.read(size)
             if len(attributes[name.decode()]) != size:
                 raise ValueError("its header is cut off")
+    for window in ("data", "display"):
+        size, n_channels = _size(_window(attributes, window)), max(1, len(_channels(attributes)))  # all are decoded
+        check_size(size, n_bytes, path, n_layers=n_channels)
     return attributes
 
 
@@ -63,10 +88,12 @@ def read_channels(path: Path) -> dict[str, np.ndarray]:
     except ImportError as e:
         raise UserError(f"{path}: reading EXR images needs the package OpenEXR: pip install OpenEXR") from e
     try:
-        with OpenEXR.File(str(path), separate_channels=True) as f:
-            found = {name: channel.pixels for name, channel in f.channels().items()}
         attributes = _attributes(path)
-        data, display = (struct.unpack("<4i", attributes[f"{name}Window"]) for name in ("data", "display"))
+        data, display = (_window(attributes, name) for name in ("data", "display"))
+        with OpenEXR.File(os.fsencode(path), separate_channels=True) as f:
+            found = {name: channel.pixels for name, channel in f.channels().items()}
+    except UserError:
+        raise
     except Exception as e:
         raise UserError(f"{path}: cannot be read as an EXR image ({brief(e)}): restore or remove the file") from e
     return {name: _placed(pixels, data, display) for name, pixels in found.items()}
@@ -139,6 +166,7 @@ def write_exr(path: Path, channels: dict[str, np.ndarray]) -> None:
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     try:
         with atomic_write(path) as temporary:
-            OpenEXR.File(header, {name: np.ascontiguousarray(c) for name, c in channels.items()}).write(str(temporary))
+            picture = OpenEXR.File(header, {name: np.ascontiguousarray(c) for name, c in channels.items()})
+            picture.write(os.fsencode(temporary))
     except (OSError, RuntimeError) as e:
         raise UserError(f"{path}: writing the picture failed ({brief(e)}); is the disk full?") from e

@@ -98,8 +98,17 @@ def write_files(path: Path, files: dict[str, bytes | str]) -> None:
             for name in sorted(files, key=lambda name: name != path.name):
                 data = files[name]
                 temporary = stack.enter_context(atomic_write(path.with_name(name)))
-                temporary.write_bytes(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+                temporary.write_bytes(_encoded(data) if isinstance(data, str) else data)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}): make room there, or choose another place with -o"
         ) from error
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; names of files that are none keep their bytes, and what no file could be called is written as an escape:
+    a name never ends the work that it is about."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")

@@ -10,6 +10,7 @@ import numpy as np
 
 from nerf.errors import UserError, brief
 from nerf.io import exr
+from nerf.io.opening import opened
 from nerf.io.video import ffmpeg
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".webp", ".tif", ".tiff", ".bmp")
@@ -34,15 +35,15 @@ def read_header(path: Path) -> Picture:
         names = exr.colour_channels(list(channels), path)
         dtype = np.dtype(np.float16) if channels[names[0]] == np.float16 else np.dtype(np.float32)
         return Picture(path, width, height, len(names), dtype)
-    from PIL import Image
-
     try:
-        with Image.open(path) as im:
+        with opened(path) as im:
             width, height = im.size
             # a PNG without EXIF up front would be decoded whole by getexif
             orientation = int(im.getexif().get(0x0112, 1)) if im.format != "PNG" or "exif" in im.info else 1
             mode, transparent = im.mode, "transparency" in im.info
             deep = _png_16_bit_channels(path) if im.format == "PNG" else 0
+    except UserError:
+        raise
     except Exception as e:
         raise UserError(f"{path}: cannot be read as an image ({brief(e)}): restore or remove the file") from e
     if orientation in (5, 6, 7, 8):
@@ -57,9 +58,6 @@ def read_header(path: Path) -> Picture:
 def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
     """Decode to [h,w,c] in the file's own type, turned upright; reduction: 2, 4 or 8 asks the decoder of a JPEG (of no
     other file) for so many times fewer pixels each way."""
-    import imageio.v3 as imageio
-    from PIL import Image
-
     path = picture.path
     mode = ("L", "LA", "RGB", "RGBA")[picture.n_channels - 1] if picture.dtype == np.uint8 else None
     try:
@@ -67,13 +65,11 @@ def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
             return exr.read_colours(path)
         if picture.dtype == np.uint16 and picture.n_channels > 1:
             pixels = read_png_16(path, picture.n_channels)
-        elif reduction > 1 and path.suffix.lower() in (".jpg", ".jpeg"):  # imageio cannot ask the decoder for less
-            with Image.open(path) as im:
-                im.draft(None, (im.width // reduction, im.height // reduction))
-                pixels = np.asarray(im.convert(mode))
         else:
-            pixels = imageio.imread(path, plugin="pillow", index=0, mode=mode, writeable_output=False)
-            pixels = pixels.astype(picture.dtype, copy=False)
+            with opened(path) as im:
+                if reduction > 1 and im.format in ("JPEG", "MPO"):
+                    im.draft(None, (im.width // reduction, im.height // reduction))
+                pixels = np.asarray(im if mode is None else im.convert(mode)).astype(picture.dtype, copy=False)
     except UserError:
         raise
     except Exception as e:
@@ -108,22 +104,21 @@ def _png_16_bit_channels(path: Path) -> int:
 
 
 def read_png_16(path: Path, n_channels: int) -> np.ndarray:
-    """[h,w,c] uint16 of a PNG, as it is stored, through ffmpeg: imageio's plugins cut 16-bit colours to 8 (pillow,
-    pyav) or take no PNG (FFMPEG), and imageio-ffmpeg, which reads it as a film, takes a fifth longer."""
-    from PIL import Image
-
-    with Image.open(path) as im:
-        width, height = im.size
+    """[h,w,c] uint16 of a PNG, as it is stored, through ffmpeg: Pillow cuts 16-bit colours to 8. Its name is
+    absolute, or it could be taken for a protocol, and no pattern."""
+    with opened(path) as im:
+        (width, height), kind = im.size, str(im.format).lower()  # PNG or TIFF
     layout = {1: "gray16le", 2: "ya16le", 3: "rgb48le", 4: "rgba64le"}[n_channels]
-    data = ffmpeg("-noautorotate", "-i", str(path.absolute()), "-f", "rawvideo", "-pix_fmt", layout, "-")
+    source = ("-noautorotate", "-f", "image2", "-pattern_type", "none", "-c:v", kind, "-i", str(path.absolute()))
+    data = ffmpeg(*source, "-f", "rawvideo", "-pix_fmt", layout, "-")
     return np.frombuffer(data, "<u2").reshape(height, width, n_channels)
 
 
 def write_png_16(path: Path, pixels: np.ndarray) -> None:
     """[h,w,3] uint16 to a PNG, which Pillow could not write."""
     size = ("-pix_fmt", "rgb48le", "-s", f"{pixels.shape[1]}x{pixels.shape[0]}")
-    png = ("-f", "image2", "-c:v", "png", "-update", "1", str(path.absolute()))
-    ffmpeg("-f", "rawvideo", *size, "-i", "-", *png, data=pixels.astype("<u2").tobytes())
+    png = ("-f", "image2pipe", "-c:v", "png", "-")
+    path.write_bytes(ffmpeg("-f", "rawvideo", *size, "-i", "-", *png, data=pixels.astype("<u2").tobytes()))
 
 
 def convert(pixels: np.ndarray, n_channels: int, dtype: np.dtype) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nerf import __version__
+from nerf.io import children
 
 
 def machine() -> dict[str, Any]:
@@ -47,7 +48,7 @@ def source_commit() -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    done = children.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
 
 

@@ -177,6 +177,8 @@ def check_output(path: Path, overwrite: bool, *inputs: Path | None) -> None:
     if not overwrite and (path.is_file() or path.is_symlink()):
         raise UserError(f"{path} exists; choose another name or give --overwrite")
     folder = owner_of(path)
+    for place in filter(None, (path.parent, folder)):
+        remove_orphans(place)
     if folder is not None and path.name in KEPT and path.parent.samefile(folder):
         raise UserError(f"{path} belongs to what is in {folder} and is not replaced: choose another name")
     if folder is not None and (path.is_file() or not os.path.lexists(path)):

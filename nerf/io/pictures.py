@@ -111,7 +111,9 @@ def panels(pictures: list[np.ndarray], labels: list[str], legend: tuple[str, str
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Write through a temporary file beside it, so that a picture is either whole or not there."""
     with atomic_write(path) as temporary:
-        imageio.imwrite(temporary, picture, plugin="pillow", extension=".png", compress_level=4)
+        # not by the name, in which imageio looks for protocols and archives
+        data = imageio.imwrite("<bytes>", picture, plugin="pillow", extension=".png", compress_level=4)
+        temporary.write_bytes(data)
 
 
 def data_uri(picture: np.ndarray, quality: int = 88) -> str:

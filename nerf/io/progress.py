@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from nerf.errors import encodable, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -43,7 +45,7 @@ class Progress(AbstractContextManager["Progress"]):
         line_seconds: float = LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.label, self.total, self.done, self.words = label, total, start, ""
+        self.label, self.total, self.done, self.words = printable(label), total, start, ""
         self._start, self._clock, self._begin = start, clock, clock()
         self._changed: Callable[[], object] = _nothing
         self._stop: Callable[[], object] = _nothing
@@ -58,7 +60,7 @@ class Progress(AbstractContextManager["Progress"]):
 
     def update(self, done: int, total: int | None = None, words: str = "") -> None:
         """`done` of `total` (None: as before) are done."""
-        self.done, self.total, self.words = done, self.total if total is None else total, words
+        self.done, self.total, self.words = done, self.total if total is None else total, printable(words)
         self._changed()
 
     def close(self) -> None:
@@ -95,7 +97,8 @@ class Progress(AbstractContextManager["Progress"]):
         def show_line() -> None:
             filled = _BAR * self.done // self.total if self.total else 0
             bar = f"\r{'█' * filled}{'░' * (_BAR - filled)} {self.line()}  "
-            print(bar if notebook else self.line(), end="" if notebook else "\n", file=sys.stderr, flush=True)
+            text = encodable(bar if notebook else self.line(), sys.stderr)
+            print(text, end="" if notebook else "\n", file=sys.stderr, flush=True)
 
         def repeat() -> None:
             while not ended.wait(NOTEBOOK_SECONDS if notebook else seconds):
@@ -119,7 +122,8 @@ class Progress(AbstractContextManager["Progress"]):
         from rich.progress import Progress as Bar
 
         times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), *times)
+        texts = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[state]"))
+        columns = (next(texts), BarColumn(), next(texts), *times)
         bar = Bar(*columns, console=console)
         task = bar.add_task(self.label, total=self.total, completed=self.done, state=self.state())
         bar.start()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nerf.errors import UserError, brief
+from nerf.io import children
 from nerf.io.files import atomic_write
 
 
@@ -34,13 +35,32 @@ def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Callable[[
     options["output_params"] = f"-crf 18 -preset medium -movflags +faststart {scale} {tags}".split()
     try:
         with atomic_write(place, suffix=".mp4") as temporary:
-            with closing(imageio.get_writer(temporary, **options)) as writer:  # its own end leaves ffmpeg on errors
+            # absolute: imageio takes what stands before a colon for a protocol; closed: its own end leaves ffmpeg
+            with closing(imageio.get_writer(temporary.absolute(), **options)) as writer:
                 film: Any = writer
                 yield lambda picture: film.append_data(picture[:height, :width])
             if not temporary.is_file() or temporary.stat().st_size == 0:
                 raise UserError(f"{place}: ffmpeg wrote nothing; is the disk full?")
     except OSError as error:
-        raise UserError(f"{place}: writing the video failed ({error.strerror or error}); is the disk full?") from error
+        raise UserError(f"{place}: writing the video failed ({brief(error)}); is the disk full?") from error
+
+
+# ffmpeg reads what it takes a file for: only formats of which one file is the whole, no playlists or patterns that
+# name others, and pictures no larger than those of 16K video (a header may claim any size).
+FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf,dv,ivf,gif,yuv4mpegpipe,h264,hevc"
+SOUND_FORMATS = "wav,w64,aiff,caf,au,flac,mp3,aac,ac3,amr,ape,wv"
+MOST_PIXELS = 1 << 27
+
+
+def input_options(formats: str = FORMATS) -> dict[str, str]:
+    """Options of ffmpeg's library for opening a file of one of these formats."""
+    return {"protocol_whitelist": "file", "format_whitelist": formats}
+
+
+def input_arguments(formats: str = FORMATS) -> list[str]:
+    """The same before -i on its command line; the name must be absolute, for `a:b.mp4` names a protocol."""
+    limits = {"max_pixels": str(MOST_PIXELS)} if formats == FORMATS else {}
+    return [word for name, value in (input_options(formats) | limits).items() for word in (f"-{name}", value)]
 
 
 def ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
@@ -49,8 +69,9 @@ def ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:
     import imageio_ffmpeg
 
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments]
-    stdin = subprocess.DEVNULL if data is None else None
-    done = subprocess.run(command, stdin=stdin, input=data, capture_output=True, check=False)
+    stdin = {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
+    done = children.run(command, capture_output=True, check=False, **stdin)
     if done.returncode:
         raise ValueError(brief(done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "ffmpeg failed"))
-    return done.stdout
+    output: bytes = done.stdout
+    return output

@@ -176,23 +176,57 @@ def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:
     """The compiled file from disk, or compiled now, with a line that says so, and stored."""
     key = repr((source_hash(name), options(architecture, defines), nvrtc_version()))
     path = cache_folder() / f"{Path(name).stem}-sm{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        pass
+    kept, why = _kept(path)
+    if kept is not None:
+        return kept
+    if why:
+        note(f"{path} is not used: {why}")
     started = time.perf_counter()
     note(f"compiling {name} for this GPU (sm_{architecture}); only the first time")
     code, _ = compile_source(name, architecture, defines)
     statistics["compiled"] += 1
     statistics["compile_seconds"] += time.perf_counter() - started
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, f".{os.getpid()}.tmp") as temporary:  # several processes may compile the same
-            temporary.write_bytes(code)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (about := path.parent.stat()).st_mode & 0o022 and hasattr(os, "getuid") and about.st_uid == os.getuid():
+            path.parent.chmod(about.st_mode & ~0o022)  # from here on what is in it can be believed
+        if not (reason := strangers(path.parent)):
+            with atomic_write(path, f".{os.getpid()}.tmp") as temporary:  # several processes may compile the same
+                temporary.write_bytes(hashlib.sha256(code).digest() + code)
+                temporary.chmod(0o600)
+        else:
+            note(f"compiled kernels are not kept: {reason}; set NERF_CACHE_DIR to a folder of your own")
     except OSError as error:
         reason = f"cannot be kept in {path.parent} ({error.strerror})"
         note(f"compiled kernels {reason}; set NERF_CACHE_DIR to another folder")
     return code
+
+
+def _kept(path: Path) -> tuple[bytes | None, str]:
+    """What `cached` stored there, or None and why it is not used ("": there is nothing): it would run on the GPU with
+    all that this process may do."""
+    try:
+        data = path.read_bytes()
+        why = strangers(path.parent) or strangers(path)
+    except OSError:
+        return None, ""
+    if why:
+        return None, why
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        return None, "it was altered or damaged after it was written"
+    return data[32:], ""
+
+
+def strangers(path: Path) -> str:
+    """Who else could have written a file or folder, "" where nobody could but its user and the system's."""
+    if not hasattr(os, "getuid"):  # Windows keeps a user's folders to that user
+        return ""
+    about = path.stat()
+    if about.st_uid not in (os.getuid(), 0):
+        return f"{path} belongs to another user"
+    if about.st_mode & 0o022:
+        return f"{path} can be written to by other users (chmod go-w makes it yours alone)"
+    return ""
 
 
 # Of this process: files compiled (0 after a warm start), seconds that took, kernels launched.

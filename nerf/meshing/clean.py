@@ -3,8 +3,6 @@ trimesh's need scipy, which is no dependency, and sparse matrices of the whole m
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import Range, UserError, check_numbers
+from nerf.io import children
 from nerf.io.memory import trim_heap
 from nerf.meshing.repair import repair
 
@@ -202,8 +201,8 @@ def _simplify(
         except OSError as error:
             no_room = f"{folder}: no room for a mesh of {len(faces):,} faces ({error.strerror}); set TMPDIR"
             raise UserError(no_room) from None
-        command = [sys.executable, "-c", _SIMPLIFY_SCRIPT, str(mesh), str(n_faces)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = children.python("-c", _SIMPLIFY_SCRIPT, str(mesh.resolve()), str(n_faces))
+        done = children.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
             last = done.stderr.strip().splitlines()[-1:] or [f"its process ended with status {done.returncode}"]
             raise UserError(f"the mesh of {len(faces):,} faces could not be simplified: {last[0]}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nerf.errors import Range, check_record
 from nerf.geometry.space import Space, space_from_dict, space_to_dict
+from nerf.io.limits import whole
 from nerf.kernels import MarchSettings
 
 MARCHING = {
@@ -21,6 +22,7 @@ MARCHING = {
     "alpha_threshold": Range(0, 1),
     "gradient_distance": Range(0, 1e9),
 }
+MOST_STEPS = 1 << 20  # of a ray through the whole scene; a thousand times what is usual
 
 
 @dataclass(frozen=True)
@@ -67,5 +69,18 @@ class Marching:
 
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Marching:
-        rest = {name: value for name, value in d.items() if name not in ("n_levels", "ndc")}
-        return Marching(**rest | {"space": space_from_dict(d)})
+        """The inverse of `to_dict`. ValueError, KeyError or TypeError for what it did not write, and for rays of more
+        than `MOST_STEPS`."""
+        rest = {name: value for name, value in d.items() if name not in ("n_levels", "ndc", "space")}
+        if d["space"] == "unbounded":
+            whole(d["n_levels"], "n_levels", 1, 16)
+        marching = Marching(space_from_dict(d), **rest)
+        if not marching.far > marching.near:
+            raise ValueError(f"far is {marching.far:g} and near is {marching.near:g}, expected far beyond near")
+        length, step, growth = 4 * marching.space.half_extent, marching.step_size, marching.cone_angle
+        n_steps = (
+            length / step if growth == 0 else min(length / step, math.log1p(growth * length / step) / growth + 256)
+        )
+        if n_steps > MOST_STEPS:
+            raise ValueError(f"step_size {step:g} means {n_steps:.2g} steps a ray, expected at most {MOST_STEPS}")
+        return marching

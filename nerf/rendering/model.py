@@ -20,9 +20,11 @@ from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space
 from nerf.io import checkpoint
+from nerf.io.limits import number
 from nerf.kernels import RenderedRays
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
+from nerf.rendering.state import check_cameras, check_field, check_occupancy
 
 FIELD_CHUNK = 1 << 20
 
@@ -190,6 +192,9 @@ class Model:
                 )
             if "class" not in options and field is not None and not isinstance(field, RadianceField):
                 raise UserError(f"{where} holds no {_class(field)} but the field of this package: leave out field")
+            if "class" not in options:
+                check_field(options, tensors)
+            check_occupancy(config["occupancy"], tensors)
             if field is None:
                 contracted = options.pop("contracted")
                 sizes = FieldOptions(**options)
@@ -208,6 +213,9 @@ class Model:
             occupancy.restore(checkpoint.part(tensors, "occupancy"))
             occupancy.to(device)
             cameras = Cameras(**checkpoint.part(tensors, "cameras"))
+            check_cameras(cameras)
+            number(config["scene_from_world"]["scale"], "the scale of scene_from_world", 1e-30, 1e30)
+            number(config.get("exposure", 1.0), "exposure", 1e-9, 1e9)
             model = Model(
                 field,
                 occupancy,
@@ -222,7 +230,7 @@ class Model:
             model.names = config.get("names", [])
             model.given_poses, model.log_gains = tensors.get("given_poses"), tensors.get("log_gains")
             return model
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{where} does not hold a model this version understands ({error}): train it again"
             ) from error

@@ -14,12 +14,14 @@ import torch
 
 from nerf.errors import UserError, note
 from nerf.io.files import write_file
-from nerf.io.video import ffmpeg
+from nerf.io.video import FORMATS, SOUND_FORMATS, ffmpeg, input_arguments
 from nerf.signals.record import Signal, check_file, check_finite, to_values
 
 if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
 
+LONGEST = 1 << 28  # bytes of decoded sound, 12 minutes in stereo, that a file of any size may hold ...
+A_BYTE = 100  # ... and as many more for each byte of it, twice what speech at 16 kbit/s takes
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _DTYPES: dict[tuple[int, int], np.dtype] = {
     (_PCM, 8): np.dtype(np.uint8),
@@ -106,12 +108,19 @@ def _wav(path: Path, data: bytes) -> tuple[np.ndarray, int, int]:
 
 
 def _through_ffmpeg(path: Path) -> bytes:
+    source = (*input_arguments(f"{SOUND_FORMATS},{FORMATS}"), "-i", str(path.absolute()))
+    most = LONGEST + A_BYTE * path.stat().st_size  # a few bytes can stand for minutes of silence
     try:
-        data = ffmpeg("-i", str(path.absolute()), "-vn", "-c:a", "pcm_f32le", "-f", "wav", "-")
+        data = ffmpeg(*source, "-vn", "-c:a", "pcm_f32le", "-fs", str(most), "-f", "wav", "-")
     except ValueError as error:
         raise UserError(f"{path}: cannot be read as a sound ({error})") from None
     if not data:
         raise UserError(f"{path}: cannot be read as a sound (it holds none)")
+    if len(data) >= most:
+        raise UserError(
+            f"{path}: is more than {most / 1e9:.1f} GB of sound in a file of {path.stat().st_size:,} bytes: cut it "
+            "into shorter parts"
+        )
     return data
 
 

@@ -26,6 +26,7 @@ from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField, choose
 from nerf.signals.latents import ModulatedField
 from nerf.signals.record import Problem
+from nerf.signals.state import check_state
 
 
 @dataclass(frozen=True)
@@ -221,11 +222,12 @@ def fitted_of_state(
     if config.get("format") != "nerf-signal":
         raise UserError(f"{path} holds no fitted signal: expected what `nerf fit` wrote")
     try:
+        check_state(tensors, config)
         kind = ModulatedField if "latent" in config["field"] else SignalField
         field = kind.from_dict(config["field"], network)
         checkpoint.fill(field, checkpoint.part(tensors, "field"), path, given=network is not None)
         return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not hold a field this version understands ({error}): fit it again") from error
 
 

@@ -7,11 +7,13 @@ and count), as COIN (Dupont et al. 2021) keeps images, and coded with its histog
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +22,16 @@ from torch import Tensor
 
 from nerf.errors import UserError
 from nerf.io.folders import model_files
+from nerf.io.limits import number, whole
 from nerf.signals.fitting import Fitted, fitted_of_state
+from nerf.signals.state import check_state
 
-MAGIC = b"nerfpack1\n"
+MAGIC, OLD_MAGIC = b"nerfpack2\n", b"nerfpack1\n"  # the old one has no checksum
+_SUM = 16  # bytes of the SHA-256 of all that follows
 _SCALE = 14  # bits of a probability
 _LOW = 1 << 16  # the coder's state stays in [_LOW, _LOW << 16)
+_LONGEST_HEADER = 1 << 24  # bytes
+_FREE, _A_BYTE = 1 << 22, 32  # numbers of any stream, and as many more as it has bytes times this: a quarter bit each
 
 
 def pack(fitted: Fitted, bits: int) -> bytes:
@@ -36,30 +43,65 @@ def pack(fitted: Fitted, bits: int) -> bytes:
             raise UserError(f"the field holds {tensor.dtype} numbers in {name}, which cannot be packed")
         exact = tensor.dim() < 2 or name.endswith(".matrix")
         coded, entry = _quantise(tensor.detach().float().cpu(), 16 if exact else bits)
+        if tensor.numel() > _FREE + _A_BYTE * len(coded):
+            raise UserError(f"with {bits} bits, {name} is nearly everywhere the same number: give more bits")
         parts.append(coded)
         entries.append([name, list(tensor.shape), len(coded), *entry])
     header = zlib.compress(json.dumps([config, entries], separators=(",", ":")).encode(), 9)
-    return MAGIC + struct.pack("<I", len(header)) + header + b"".join(parts)
+    content = struct.pack("<I", len(header)) + header + b"".join(parts)
+    return MAGIC + hashlib.sha256(content).digest()[:_SUM] + content
 
 
 def unpack(data: bytes, name: str = "file") -> Fitted:
-    """What `pack` wrote; UserError where it is something else or damaged."""
+    """What `pack` wrote, today or when it wrote no checksum; UserError where it is something else, damaged, or says
+    that it holds more than its length allows."""
     try:
-        if not data.startswith(MAGIC):
-            raise ValueError("it does not begin like one")
-        (length,) = struct.unpack_from("<I", data, len(MAGIC))
-        start = len(MAGIC) + 4
-        config, entries = json.loads(zlib.decompress(data[start : start + length]))
-        at, tensors = start + length, {}
-        for key, shape, size, low, step, count in entries:
-            if at + size > len(data):
-                raise ValueError("it is cut short")
-            symbols = _decode(data[at : at + size], math.prod(shape), count)
+        config, entries, at = _read_header(data)
+        sized = [(key, _numel(key, shape, size, count), *rest) for key, shape, size, *rest, count in entries]
+        if at + sum(size for _, _, size, *_ in entries) != len(data):
+            raise ValueError("it is cut short, or has extra bytes at its end")
+        check_state({key: torch.empty(shape, device="meta") for key, shape, *_ in entries}, config)
+        tensors = {}
+        for (key, shape, size, low, step, count), (_, n, *_) in zip(entries, sized, strict=True):
+            low, step = number(low, "its lowest value"), number(step, "its step")
+            symbols = _decode(data[at : at + size], n, count)
             tensors[key] = (low + step * torch.from_numpy(symbols).float()).reshape(shape)
             at += size
-    except (ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error, zlib.error) as error:
         raise UserError(f"{name} is no packed signal that can be read ({error}): pack it again") from error
     return fitted_of_state(tensors, config, name)
+
+
+def _numel(key: str, shape: list[int], size: int, count: int) -> int:
+    """How many numbers an entry has; ValueError for more than its bytes can hold."""
+    n = math.prod(whole(side, f"a side of {key}", 0, 1 << 32) for side in shape)
+    whole(count, f"the number of levels of {key}", 1, 1 << 16)
+    if n > _FREE + _A_BYTE * whole(size, f"the size of {key}", 0, 1 << 40):
+        raise ValueError(f"{size} bytes cannot hold the {n} numbers of {key}")
+    return n
+
+
+def _read_header(data: bytes) -> tuple[dict[str, Any], list[Any], int]:
+    """(config, entries, where the streams begin); ValueError for what is no pack, or was altered."""
+    start = len(MAGIC)
+    if data.startswith(MAGIC):
+        start += _SUM
+        if hashlib.sha256(data[start:]).digest()[:_SUM] != data[len(MAGIC) : start]:
+            raise ValueError("it was altered or damaged after it was written, its checksum does not match")
+    elif not data.startswith(OLD_MAGIC):
+        raise ValueError("it does not begin like one")
+    (length,) = struct.unpack_from("<I", data, start)
+    config, entries = json.loads(_inflated(data[start + 4 : start + 4 + length], _LONGEST_HEADER))
+    return config, entries, start + 4 + length
+
+
+def _inflated(data: bytes, most: int) -> bytes:
+    """What zlib compressed, of at most so many bytes."""
+    unpacker = zlib.decompressobj()
+    found = unpacker.decompress(data, most)
+    if not unpacker.eof:
+        raise ValueError("it is cut short, or larger than it can be")
+    return found
 
 
 def _quantise(values: Tensor, bits: int) -> tuple[bytes, tuple[float, float, int]]:
@@ -101,7 +143,9 @@ def _decode(data: bytes, n: int, count: int) -> NDArray[np.int64]:
     if count > 1 << 12:
         return np.frombuffer(data, "<u2", n).astype(np.int64)
     size, state = struct.unpack_from("<HI", data)
-    frequencies = np.frombuffer(zlib.decompress(data[6 : 6 + size]), "<u2").astype(np.int64)
+    frequencies = np.frombuffer(_inflated(data[6 : 6 + size], 2 * count), "<u2").astype(np.int64)
+    if int(frequencies.sum()) != 1 << _SCALE:
+        raise ValueError("its probabilities do not sum to 1")
     which = np.repeat(np.arange(len(frequencies)), frequencies).tolist()
     words = np.frombuffer(data[6 + size :], "<u2").tolist()
     f_list, s_list = frequencies.tolist(), (frequencies.cumsum() - frequencies).tolist()
@@ -119,6 +163,9 @@ def _decode(data: bytes, n: int, count: int) -> NDArray[np.int64]:
 
 def load_signal(path: Path) -> Fitted:
     """A fitted signal from a run's folder, a checkpoint, or a packed file."""
-    if path.is_file() and path.open("rb").read(len(MAGIC)) == MAGIC:
-        return unpack(path.read_bytes(), str(path))
+    if path.is_file():
+        with path.open("rb") as file:
+            is_pack = file.read(len(MAGIC)) in (MAGIC, OLD_MAGIC)
+        if is_pack:
+            return unpack(path.read_bytes(), str(path))
     return Fitted.load(model_files(path)[1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError
+from nerf.io.arrays import read_npy
 from nerf.signals.fields import SignalField
 
 IN_MEMORY = 1 << 28  # bytes of float32 up to which values are converted once, instead of batch by batch
@@ -186,7 +187,8 @@ def read_array(path: Path, what: str, expected: str = "", text: bool = False) ->
     try:
         if text and path.suffix.lower() != ".npy":
             return np.loadtxt(path)
-        values: np.ndarray = np.load(path, allow_pickle=False)
-        return values
+        return read_npy(path)
+    except UserError as error:
+        raise UserError(f"{error}{expected}") from error
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read as {what} ({error}){expected}") from error

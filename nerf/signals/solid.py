@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.errors import UserError, note
+from nerf.geometry.mesh_files import load_mesh_file
 from nerf.geometry.triangles import Triangles, read_mesh, sample_surface
 
 MARGIN = 0.1  # of the longest side, around the shape
@@ -207,7 +208,9 @@ def _read_cloud(path: Path) -> tuple[Tensor, Tensor] | None:
     import trimesh
 
     try:
-        loaded: Any = trimesh.load(path, process=False)
+        loaded = load_mesh_file(path)
+    except UserError:
+        raise
     except Exception as error:  # trimesh raises whatever its readers come upon
         raise UserError(f"{path} cannot be read as a mesh ({str(error) or type(error).__name__})") from error
     if not isinstance(loaded, trimesh.PointCloud):

@@ -12,7 +12,7 @@ import torch
 
 from nerf.errors import UserError
 from nerf.io.memory import allocate
-from nerf.io.video import mp4
+from nerf.io.video import input_arguments, mp4
 from nerf.signals.record import Signal, centres, check_file, to_values, unit_grid
 
 if TYPE_CHECKING:
@@ -37,10 +37,11 @@ def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) 
         raise UserError("--downscale and --frames: expected 1 or more")
     import imageio_ffmpeg
 
+    name = str(path.absolute())
     # ffmpeg turns the frames upright, but the header's size is that before: it is told by the first frame's filter
     filters = ["-vf", f"scale=iw/{downscale}:-1:flags=area"] if downscale > 1 else []
     try:
-        reader = imageio_ffmpeg.read_frames(str(path), output_params=filters)
+        reader = imageio_ffmpeg.read_frames(name, input_params=input_arguments(), output_params=filters)
         meta = next(reader)
         width, height = (int(side) for side in meta["size"])
         if meta.get("rotate") in (90, 270, -90):
@@ -51,7 +52,7 @@ def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) 
             height = len(first) // (3 * width)
         if len(first) != width * height * 3:
             raise ValueError(f"frames of {len(first)} bytes, expected {width}x{height}")
-        expected = min(frames or 10**9, max(1, int(imageio_ffmpeg.count_frames_and_secs(str(path))[0])))
+        expected = min(frames or 10**9, max(1, int(imageio_ffmpeg.count_frames_and_secs(name)[0])))
         memory = allocate(expected * height * width, 3, np.dtype(np.uint8))
         for count, frame in enumerate(itertools.islice(itertools.chain([first], reader), expected), 1):
             memory[(count - 1) * height * width : count * height * width] = np.frombuffer(frame, np.uint8).reshape(

@@ -4,16 +4,17 @@ training curve are inside it, the video and the mesh are linked by name and lie 
 from __future__ import annotations
 
 import json
-from html import escape as _e
+import shlex
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from nerf import __version__
-from nerf.errors import note
+from nerf.errors import note, printable
 from nerf.io.files import write_file
+from nerf.io.opening import opened
 from nerf.io.pictures import data_uri, resized
 from nerf.meshing.sides import SIDES
 from nerf.training.runs import Run, read_run
@@ -45,6 +46,11 @@ def write_report(out: Path, notes: list[str] | None = None) -> Path:
     path = out / "report.html"
     write_file(path, page)
     return path
+
+
+def _e(text: object) -> str:
+    """Plain text for a page, with nothing in it that a browser would obey."""
+    return escape(printable(text))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -132,8 +138,8 @@ def _figure(path: Path, caption: str) -> str:
     """A picture file inside the page; nothing where it is missing."""
     if not path.is_file():
         return ""
-    with Image.open(path) as opened:
-        picture = resized(np.asarray(opened.convert("RGB")), SHEET_LONGEST)
+    with opened(path) as picture_file:
+        picture = resized(np.asarray(picture_file.convert("RGB")), SHEET_LONGEST)
     (h, w), text = picture.shape[:2], _e(caption)
     image = f'<img src="{data_uri(picture)}" width="{w}" height="{h}" alt="{text}" loading="lazy">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
@@ -218,7 +224,7 @@ def _files(out: Path) -> str:
         for name, text in says.items()
         if (out / name).is_file()
     )
-    name = _e(str(out))
+    name = _e(shlex.quote(str(out)))
     commands = (
         f"nerf render {name} --path interpolate -o flight.mp4\n"
         f"nerf render {name} --modes color depth normal -o pictures\n"

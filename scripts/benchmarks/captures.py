@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from nerf.capture import CaptureOptions, find_poses
 from nerf.datasets import Scene
 from nerf.geometry.rotations import rotations_of
 from nerf.geometry.space import Similarity
+from nerf.io import children
 from nerf.training.alignment import similarity_between, with_poses
 from nerf.training.config import TrainConfig
 from nerf.training.evaluation import evaluate
@@ -179,8 +179,8 @@ def whole(source: str, out: str, minutes: float) -> dict[str, Any]:
     """`nerf reconstruct` on photos without poses: poses, field, numbers, video, mesh and report."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
-    command = [sys.executable, "-m", "nerf", "reconstruct", source, "-o", out, "--minutes", str(minutes)]
-    status = subprocess.run(command).returncode
+    command = children.python("-m", "nerf", "reconstruct", source, "-o", out, "--minutes", str(minutes))
+    status = children.run(command, cwd=Path.cwd()).returncode
     wrote = [name for name in ("video.mp4", "mesh.glb", "report.html") if (Path(out) / name).is_file()]
     return {"seconds": time.perf_counter() - started, "status": status, "wrote": wrote}
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy
 from PIL import Image
 
 from nerf.errors import UserError
+from nerf.io import children
 
 SIDE = 4000, 3000  # 12 megapixels
 DISTINCT = 8  # pictures; every file is a copy of one of them, so that making them takes seconds
@@ -103,13 +103,13 @@ def write_set(folder: Path, n: int) -> None:
 def limited(data: Path, minutes: float, out: Path) -> dict[str, Any]:
     """Load and train in a process of its own, in a memory cgroup of LIMIT bytes where one can be made."""
     group = make_group()
-    command = [sys.executable, "-c", CHILD, str(data), str(minutes), str(out)]
+    command = children.python("-c", CHILD, str(data), str(minutes), str(out))
 
     def join() -> None:
         if group is not None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=join)
+    process = children.start(command, stdout=subprocess.PIPE, text=True, preexec_fn=join, cwd=Path.cwd())
     largest = peak = 0
     try:
         while process.poll() is None:

@@ -165,14 +165,14 @@ def _check_binary(model: Path) -> None:
     }
     if not (model / "points3D.bin").is_file():
         raise UserError(f"{model}: points3D.bin is missing: copy the whole COLMAP model")
-    for name in ("cameras", "images", "points3D", "frames"):
+    for name in ("cameras", "images", "points3D", "rigs", "frames"):
         file = model / f"{name}.bin"
         if not file.is_file():
             continue
         data = file.read_bytes()
         try:
             end = _walk(name, data, n_params)
-        except (struct.error, ValueError, KeyError):
+        except (struct.error, ValueError, KeyError, IndexError):
             end = len(data) + 1
         if end != len(data):
             raise UserError(
@@ -185,7 +185,7 @@ def _walk(name: str, data: bytes, n_params: dict[int, int]) -> int:
     """Where the last record ends; raises where a record does not fit."""
     (count,) = struct.unpack_from("<Q", data, 0)
     at = 8
-    if count * 12 > len(data):
+    if count * 8 > len(data):
         raise ValueError
     for _ in range(count):
         if name == "cameras":
@@ -195,6 +195,11 @@ def _walk(name: str, data: bytes, n_params: dict[int, int]) -> int:
             at += 8 + 24 * struct.unpack_from("<Q", data, at)[0]
         elif name == "points3D":
             at += 51 + 8 * struct.unpack_from("<Q", data, at + 43)[0]
+        elif name == "rigs":  # id, number of sensors, the first's type and id; of others also whether a pose follows
+            n_sensors = struct.unpack_from("<I", data, at + 4)[0]
+            at += 16 if n_sensors else 8
+            for _ in range(1, n_sensors):
+                at += 9 + 56 * (data[at + 8] != 0)
         else:  # frames: id, rig id, pose, then sensor and data ids
             at += 68 + 16 * struct.unpack_from("<I", data, at + 64)[0]
         if at > len(data):

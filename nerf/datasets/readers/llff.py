@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf.datasets.depths import read_npy
 from nerf.datasets.named import first_with_pictures, reduced_folders
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
+from nerf.io.arrays import read_npy
 
 
 @reader("llff", tells="poses_bounds.npy", help="poses_bounds.npy (LLFF)")

@@ -13,7 +13,9 @@ from nerf.datasets.readers import reader
 from nerf.errors import UserError
 from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
+from nerf.io.arrays import read_npz
 
+SHAPES = ((3, 4), (4, 4))
 FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
 
 
@@ -21,12 +23,11 @@ FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
 def read_neus(file: Path) -> ParsedScene:
     """world_mat_i = K [R|t] (world to OpenCV pixels) and scale_mat_i (unit ball to world); masks become alpha."""
     folder = file.parent
-    try:
-        with np.load(file, allow_pickle=False) as f:
-            names = [k for k in f.files if k.startswith(("world_mat_", "scale_mat_"))]
-            data = {k: np.asarray(f[k], dtype=np.float64) for k in names}
-    except Exception as e:
-        raise UserError(f"{file}: cannot be read as an NPZ archive ({e}): the file is damaged, write it again") from e
+    data = read_npz(file, ("world_mat_", "scale_mat_"))
+    if strange := next((k for k, m in data.items() if m.dtype.kind not in "fiu" or m.shape not in SHAPES), None):
+        what = f"{data[strange].dtype} of shape {data[strange].shape}"
+        raise UserError(f"{file}: {strange} is {what}, expected a matrix of numbers, 3x4 or 4x4: write it again")
+    data = {k: m.astype(np.float64) for k, m in data.items()}
     numbers = sorted(int(k[10:]) for k in data if k.startswith("world_mat_") and k[10:].isdigit())
     if not numbers:
         raise UserError(f"{file}: the key 'world_mat_0' is missing")

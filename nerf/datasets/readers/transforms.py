@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import torch
 
 from nerf.datasets.depths import DepthMap
+from nerf.datasets.named import find_named, home_of, is_inside
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import colmap, reader
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.mesh_files import load_mesh_file
 from nerf.geometry.space import Similarity
 from nerf.io.images import IMAGE_SUFFIXES
 
@@ -27,10 +29,11 @@ def read_blender(file: Path) -> ParsedScene:
     """transforms_train.json with, where they are there, transforms_val.json and transforms_test.json."""
     folder = file.parent
     files = ((split, folder / f"transforms_{split}.json") for split in _SPLITS)
-    frames = [frame for split, f in files if f.is_file() for frame in _frames(f, read_json(f), split)]
+    notes: list[str] = []
+    frames = [frame for split, f in files if f.is_file() for frame in _frames(f, read_json(f), split, notes)]
     if not any(f.split == "train" for f in frames):
         raise UserError(f"{folder}: transforms_train.json names no frame, so there is nothing to train on")
-    return ParsedScene("blender", folder, frames, [], objects=True)
+    return ParsedScene("blender", folder, frames, notes, objects=True)
 
 
 def is_list(file: Path) -> bool:
@@ -48,8 +51,9 @@ def is_list(file: Path) -> bool:
 def read_transforms(file: Path) -> ParsedScene:
     """transforms.json as instant-ngp or nerfstudio write it."""
     data = read_json(file)
-    frames = _frames(file, data, None)
-    parsed = ParsedScene("transforms", file.parent, frames, [])
+    notes: list[str] = []
+    frames = _frames(file, data, None, notes)
+    parsed = ParsedScene("transforms", file.parent, frames, notes)
     _apply_lists(parsed, data, file)
     _apply_region(parsed, data, file)
     if "applied_transform" in data or "applied_scale" in data:
@@ -64,7 +68,12 @@ def read_transforms(file: Path) -> ParsedScene:
         applied = None
     colmap.beside(file.parent, frames, applied, parsed.notes)
     if isinstance(data.get("ply_file_path"), str):
-        _apply_points(parsed, file.parent / data["ply_file_path"])
+        cloud = file.parent / data["ply_file_path"]
+        if not is_inside(cloud, home_of(file.parent)):
+            raise UserError(
+                f"{file}: ply_file_path {data['ply_file_path']} leads out of its folder: copy the file there"
+            )
+        _apply_points(parsed, cloud)
     return parsed
 
 
@@ -109,10 +118,8 @@ def _apply_region(parsed: ParsedScene, data: dict[str, Any], file: Path) -> None
 
 def _apply_points(parsed: ParsedScene, path: Path) -> None:
     """nerfstudio's sparse point cloud, in the frame of the poses."""
-    import trimesh
-
     try:
-        cloud: Any = trimesh.load(path, process=False)
+        cloud = load_mesh_file(path)
         points = np.asarray(cloud.vertices, dtype=np.float64).reshape(-1, 3)
     except Exception as e:
         parsed.notes.append(f"its point cloud {path.name} was not read ({type(e).__name__})")
@@ -154,12 +161,12 @@ def numbers(value: Any, otherwise: str) -> np.ndarray:
         raise UserError(otherwise) from e
 
 
-def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
+def _frames(file: Path, data: dict[str, Any], split: str | None, notes: list[str]) -> list[Frame]:
     if "frames" not in data:
         raise UserError(f"{file}: the key 'frames' is missing")
     if not isinstance(data["frames"], list) or not all(isinstance(f, dict) for f in data["frames"]):
         raise UserError(f"{file}: 'frames' must be a list of objects")
-    frames = []
+    frames: list[Frame] = []
     for number, entry in enumerate(data["frames"]):
         for key in ("file_path", "transform_matrix"):
             if key not in entry:
@@ -173,7 +180,31 @@ def _frames(file: Path, data: dict[str, Any], split: str | None) -> list[Frame]:
             frame.mask = _image_path(file, str(entry["mask_path"]), where)
         frame.depth = _depth(data, entry, file, where)
         frames.append(frame)
+    _find_elsewhere(file, frames, notes)
     return frames
+
+
+def _find_elsewhere(file: Path, frames: list[Frame], notes: list[str]) -> None:
+    """Pictures whose paths are of another machine, or all of them where none is where the file says: by their names in
+    images/ and the like, or beside the file."""
+    home = home_of(file.parent)
+    there = [is_inside(frame.path, home) and frame.path.is_file() for frame in frames]
+    lost = [f for f, found in zip(frames, there, strict=True) if not found and (not any(there) or _is_foreign(f, home))]
+    if not lost:
+        return
+    try:
+        found = find_named(file.parent, [f.name for f in lost], file.name)
+    except UserError:  # there are none of these names either: what is missing is told with the frames
+        return
+    lost = [frame for frame in lost if found[frame.name].is_file()]
+    for frame in lost:
+        frame.path = found[frame.name]
+    if lost:
+        notes.append(f"{file.name} names {len(lost)} pictures as they lay elsewhere: they are taken by their names")
+
+
+def _is_foreign(frame: Frame, home: Path) -> bool:
+    return PureWindowsPath(frame.name).is_absolute() or not is_inside(frame.path, home)
 
 
 def _depth(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -> DepthMap | None:
@@ -196,6 +227,8 @@ def _image_path(file: Path, name: str, where: str) -> Path:
     if (found := next(filter(Path.is_file, candidates), None)) is not None:
         return found
     if not path.resolve().is_relative_to(file.parent.resolve()):
+        if not path.exists() and PureWindowsPath(name).is_absolute():  # of another machine
+            return path.with_name(path.name + ".png")
         raise UserError(f"{where}: the path {name!r} leads out of {file.parent} and names no image")
     if path.is_file():
         raise UserError(f"{where}: {name!r} is no image (expected a name ending in {', '.join(IMAGE_SUFFIXES)})")

@@ -1,0 +1,46 @@
+"""A model's checkpoint, checked before anything is made by its settings: they agree with its tensors, and are numbers
+that rendering ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerf.fields.radiance import FieldOptions, RadianceField
+from nerf.geometry.cameras import Cameras
+from nerf.io.limits import same_shapes, whole
+
+MOST_PIXELS = 1 << 31  # of a camera's picture
+
+
+def check_field(options: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """ValueError or TypeError where `RadianceField` would make another field of these options than that of the
+    tensors."""
+    sizes = {name: value for name, value in options.items() if name != "contracted"}
+    with torch.device("meta"):
+        same_shapes(RadianceField(FieldOptions(**sizes), fill=False).state_dict(), tensors, "field")
+
+
+def check_occupancy(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """ValueError where the occupancy grid's sizes are not those of its tensors."""
+    levels, r = whole(config["n_levels"], "n_levels", 1, 16), whole(config["resolution"], "resolution", 1, 2048)
+    flat = torch.empty(levels * r**3, device="meta")
+    expected = {"values": flat, "candidates": flat, "occupied": flat.reshape(levels, r, r, r)}
+    same_shapes(expected, tensors, "occupancy")
+
+
+def check_cameras(cameras: Cameras) -> None:
+    """ValueError where a camera's numbers are none, or its picture larger than one can be."""
+    n = len(cameras)
+    shapes = {"c2w": (n, 3, 4), "distortion": (n, 6)}
+    for name, values in cameras.tensors().items():
+        if values.shape != shapes.get(name, (n,)) or n == 0:
+            raise ValueError(f"cameras.{name} has the shape {list(values.shape)}, expected {shapes.get(name, (n,))}")
+        if values.is_floating_point() and not bool(values.isfinite().all()):
+            raise ValueError(f"cameras.{name} holds NaN or infinity")
+    sizes = cameras.widths.double() * cameras.heights.double()
+    if int(torch.minimum(cameras.widths, cameras.heights).min()) < 1 or float(sizes.max()) > MOST_PIXELS:
+        raise ValueError(f"a camera has {sizes.max():.3g} pixels, expected 1 to {MOST_PIXELS}")

@@ -59,7 +59,7 @@ VERBS = {
     "pictures": Verb("render FOLDER -o FOLDER/views --frames 3", "views/00002.png", "--overwrite", "train"),
     "eval": Verb("eval FOLDER", "eval/eval.json", "--overwrite", "train"),
     "export": Verb("export-cameras FOLDER -o FOLDER/colmap", "colmap/sparse/0/images.bin", "--overwrite", "train"),
-    "poses": Verb("poses SCENE/photos -o FOLDER", "transforms.json sparse/0/images.bin"),
+    "poses": Verb("poses SCENE/photos -o FOLDER", "transforms.json sparse/0/images.bin sparse_pc.ply poses.json"),
 }
 
 
@@ -145,7 +145,9 @@ def fingerprint(folder: Path, names: list[str]) -> dict[str, Any]:
             kept = {key: t.numpy().tobytes() for key, t in tensors.items()}
             found[name] = {key: hashlib.sha256(data).hexdigest() for key, data in kept.items()}
             found["steps"] = (config.get("training") or config.get("fitting"))["step"]
-        elif path.suffix in (".glb", ".png", ".bin", ".html"):
+        elif name == "transforms.json":  # COLMAP draws other samples each time, so numbers differ
+            found[name] = sorted(frame["file_path"] for frame in json.loads(path.read_text())["frames"])
+        elif path.suffix in (".glb", ".png", ".html") or "colmap" in path.parts:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         else:
             found[name] = path.is_file() and path.stat().st_size > 0

@@ -257,3 +257,23 @@ def test_several_commands_may_add_to_one_list(tmp_path: Path) -> None:
             thread.join()
         record = read_record(tmp_path)
         assert record is not None and set(record["files"]) == {f"file{k}" for k in range(8)}
+
+
+def test_names_that_were_not_written_yet_stay_on_the_list(tmp_path: Path) -> None:
+    with OutputFolder.open(tmp_path, "dataset") as folder:
+        folder.claim("transforms.json", "images/a.png", "images/b.png")
+        for name in ("images/a.png", "images/b.png"):
+            write_deep(tmp_path / name)
+        folder.clear([name for name in folder.listed() if name != "images/a.png"], say=False)
+        assert folder.listed() == ["transforms.json", "images/b.png"] and names_in(tmp_path / "images") == {"b.png"}
+
+
+def test_leftovers_in_folders_below_are_removed_too(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with OutputFolder.open(tmp_path, "run") as folder:
+        folder.claim("views/a.png")
+        write_deep(tmp_path / "views" / "a.png")
+        write_deep(tmp_path / "views" / f".b.png.{dead.pid}.0123abcd.tmp")
+    OutputFolder.open(tmp_path, "run", overwrite=True).close()
+    assert names_in(tmp_path) == {"views/a.png"}

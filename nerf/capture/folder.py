@@ -80,7 +80,7 @@ def write_photos(photos: Photos, folder: OutputFolder, before: dict[str, Any] | 
     was = {} if before is None else before["photos"]
     same = {f"images/{photo.name}" for photo in photos.photos if was.get(photo.name) == photo.fingerprint}
     # masks are cheap to write again, and they may have changed
-    folder.clear([name for name in folder.files() if not name.startswith(PICTURES) or name in same], say=False)
+    folder.clear([name for name in folder.listed() if not name.startswith(PICTURES) or name in same], say=False)
     masked = [photo for photo in photos.photos if photo.mask]
     folder.claim(*(f"images/{photo.name}" for photo in photos.photos), *(f"masks/{p.name}.png" for p in masked))
     for place in ("images", *(["masks"] if masked else [])):
@@ -125,7 +125,7 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
 
 def forget(folder: OutputFolder, images: bool = False) -> None:
     """Remove what an earlier call found, and its pictures too if asked. The state stays until another is written."""
-    kept = ["capture/", *(name for name in folder.files() if not images and name.startswith(PICTURES))]
+    kept = ["capture/", *(name for name in folder.listed() if not images and name.startswith(PICTURES))]
     folder.clear(kept, say=False)
     folder.claim(*MADE)
     for path in (folder.path / "capture").glob("*"):

@@ -57,7 +57,9 @@ class OutputFolder:
         folder._lock = Lock(path)
         try:
             there = folder.check(resume, overwrite, names, before)  # another may have been faster
-            remove_orphans(path)
+            for place in {path, *((path / name).parent for name in folder.listed())}:
+                if place.is_dir():
+                    remove_orphans(place)
             if read_record(path) is None:
                 _write_record(path, kind, there)
                 folder._made = [path / RECORD, *new]
@@ -120,8 +122,12 @@ class OutputFolder:
 
     def files(self) -> list[str]:
         """The names on the list that are there; a folder that is wholly ours ends in a slash."""
+        return [name for name in self.listed() if os.path.lexists(self.path / name)]
+
+    def listed(self) -> list[str]:
+        """All names on the list, also of what was not written yet."""
         record = read_record(self.path)
-        return [] if record is None else [name for name in record["files"] if os.path.lexists(self.path / name)]
+        return [] if record is None else list(record["files"])
 
     def claim(self, *names: str) -> None:
         """Put names, relative to the folder, on its list; to be called before they are written. UserError where a file
@@ -129,8 +135,8 @@ class OutputFolder:
         _claim(self.path, names)
 
     def clear(self, keep: Iterable[str] = (), say: bool = True) -> None:
-        """Remove the files on the list, but for those to keep, and say which; of folders below that are ours, what is
-        on theirs."""
+        """Take all names off the list, but for those to keep, and remove their files, and say which; of folders below
+        that are ours, what is on theirs."""
         keep = set(keep)
         gone = [name for name in self.files() if name not in keep]
         if gone and say:

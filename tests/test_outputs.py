@@ -277,3 +277,74 @@ def test_leftovers_in_folders_below_are_removed_too(tmp_path: Path) -> None:
         write_deep(tmp_path / "views" / f".b.png.{dead.pid}.0123abcd.tmp")
     OutputFolder.open(tmp_path, "run", overwrite=True).close()
     assert names_in(tmp_path) == {"views/a.png"}
+
+
+# ---- as the commands use it
+
+
+def test_poses_never_takes_its_own_output_for_photos(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from nerf.capture.photos import list_photos
+
+    for name in ("day1/a.jpg", "day1/b.jpg", "day2/c.jpg", "out/images/a.jpg", "run/eval/0000_a.png", "masks/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with OutputFolder.open(tmp_path / "run", "run", overwrite=True) as folder:
+        folder.claim("model")
+        (tmp_path / "run" / "model").touch()
+    found = [p.relative_to(tmp_path).as_posix() for p in list_photos(tmp_path, tmp_path / "out")]
+    assert found == ["day1/a.jpg", "day1/b.jpg", "day2/c.jpg"]
+
+
+def test_a_fit_leaves_the_users_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    from nerf.cli import main as cli
+
+    out = tmp_path / "out"
+    out.mkdir()
+    Image.effect_noise((24, 16), 60).save(out / "reconstruction.png")
+    words = ["fit", "image", str(out / "reconstruction.png"), "-o", str(out), "--steps", "2", "--field", "mlp"]
+    before = (out / "reconstruction.png").read_bytes()
+    for more in ([], ["--overwrite"], ["--resume"]):
+        assert cli.run([*words, *more]) == 2
+        assert "nerf: " in capsys.readouterr().err
+        assert names_in(out) == {"reconstruction.png"} and (out / "reconstruction.png").read_bytes() == before
+    (out / "reconstruction.png").rename(out / "photo.png")
+    words[2] = str(out / "photo.png")
+    assert cli.run([*words, "--overwrite"]) == 0
+    assert cli.run(words) == 2
+    assert "another fit" in capsys.readouterr().err
+    (out / "mesh.ply").write_text("the user's")
+    assert cli.run([*words, "--overwrite"]) == 0
+    assert "removing what the fit there has left" in capsys.readouterr().err
+    assert (out / "photo.png").read_bytes() == before and (out / "mesh.ply").read_text() == "the user's"
+    assert cli.run(["pack", str(out), "-o", str(out / "photo.png"), "--overwrite"]) == 2
+    assert cli.run(["sample", str(out), "-o", str(out / "checkpoint.safetensors"), "--overwrite"]) == 2
+    assert cli.run(["pack", str(out), "-o", os.devnull]) == 0 and stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert (out / "photo.png").read_bytes() == before
+
+
+def test_exports_and_scores_replace_nothing_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import trimesh
+    from small_scenes import write_colmap
+
+    from nerf.cli import main as cli
+
+    pytest.importorskip("pycolmap")
+    scene = write_colmap(tmp_path / "scene")
+    (tmp_path / "cameras.ply").write_text("the user's")
+    assert cli.run(["export-cameras", str(scene), "-o", str(tmp_path / "cameras.json")]) == 2
+    assert "cameras.ply exists" in capsys.readouterr().err and not (tmp_path / "cameras.json").exists()
+    model = {p.name: p.read_bytes() for p in (scene / "sparse" / "0").iterdir()}
+    assert cli.run(["export-cameras", str(scene), "-o", str(scene), "--overwrite"]) == 2
+    assert "in the way" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in (scene / "sparse" / "0").iterdir()} == model
+    trimesh.creation.box().export(tmp_path / "mesh.ply")
+    mesh = (tmp_path / "mesh.ply").read_bytes()
+    words = ["evalmesh", str(tmp_path / "mesh.ply"), "--truth", str(tmp_path / "mesh.ply"), "--samples", "100"]
+    assert cli.run([*words, "--out", str(tmp_path / "mesh.ply"), "--overwrite"]) == 2
+    (tmp_path / "scores.json").write_text("the user's")
+    assert cli.run([*words, "--out", str(tmp_path / "scores.json")]) == 2
+    assert (tmp_path / "mesh.ply").read_bytes() == mesh and (tmp_path / "scores.json").read_text() == "the user's"

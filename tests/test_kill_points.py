@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_what_is_killed_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    words = ["--verbs", "train,fit", "--points", "3", "--seed", "3"]
     done = subprocess.run(
-        [sys.executable, "-P", ROOT / "scripts" / "kill_points.py"]
-        + ["--verbs", "train,fit", "--points", "3", "--seed", "3", "--out", tmp_path / "kills.json"],
+        [sys.executable, "-P", ROOT / "scripts" / "kill_points.py", *words, "--out", tmp_path / "kills.json"],
         capture_output=True,
         text=True,
         timeout=600,

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> nerf.Model:
     scene = nerf.load(args.scene, downscale=args.downscale, quiet=True)
     model = train(scene, args.steps)
     view = model.render_image(scene.cameras, int(scene.splits["test"][0]))
-    print(f"rendered a held-out view of {view['color'].shape[1]}x{view['color'].shape[0]} pixels")
+    print(f"rendered a held-out view of {view.color.shape[1]}x{view.color.shape[0]} pixels")
     return model
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nerf.rendering.model import Model
     from nerf.rendering.rays import render_rays
     from nerf.rendering.sampling import composite, render_with, sample_rays
+    from nerf.rendering.view import View
     from nerf.signals.audio import read_audio
     from nerf.signals.derivatives import gradient, laplacian, second_derivatives
     from nerf.signals.fields import FieldChoice, SignalField
@@ -78,6 +79,7 @@ _WHERE = {
     "RadianceField": "nerf.fields.radiance:RadianceField",
     "OccupancyGrid": "nerf.fields.occupancy:OccupancyGrid",
     "Marching": "nerf.rendering.marching:Marching",
+    "View": "nerf.rendering.view:View",
     "Samples": "nerf.kernels:Samples",
     "RenderedRays": "nerf.kernels:RenderedRays",
     "Backend": "nerf.kernels:Backend",
@@ -165,6 +167,7 @@ __all__ = [
     "Trainer",
     "Unbounded",
     "UserError",
+    "View",
     "Weights",
     "backend",
     "camera_path",

@@ -80,11 +80,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     panels = {
         "photo, held out": np.asarray(photo.resize((SIZE, SIZE), Image.Resampling.LANCZOS)),
-        "new view": to_display(view["color"], linear=False),
-        "depth": coloured_depth(view["depth"], view["opacity"]),
-        "textured mesh": to_display(render_mesh(mesh, cameras, 0, supersample=3)["color"], linear=False),
+        "new view": to_display(view.color, linear=False),
+        "depth": coloured_depth(view.depth, view.opacity),
+        "textured mesh": to_display(render_mesh(mesh, cameras, 0, supersample=3).color, linear=False),
     }
-    strip(cut(panels, view["opacity"])).save(args.out / "strip.jpg", quality=QUALITY, optimize=True)
+    strip(cut(panels, view.opacity)).save(args.out / "strip.jpg", quality=QUALITY, optimize=True)
     sides = render_six_sides(mesh, front, common_up(model.cameras)[0], size=270)
     strip(sides).save(args.out / "mesh.jpg", quality=QUALITY, optimize=True)
     for name in ("strip.jpg", "mesh.jpg"):

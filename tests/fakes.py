@@ -21,6 +21,7 @@ from nerf.kernels import RenderedRays
 from nerf.meshing.level import DEFAULT_THRESHOLD
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
+from nerf.rendering.view import View
 
 CELLS = 32  # per side of the occupancy grid of analytic models
 
@@ -112,11 +113,11 @@ class FakeModel(AnalyticModel):
         shown = torch.where(hit[:, None], 0.5 + 0.5 * normals, torch.zeros_like(normals))
         return RenderedRays(shown, hit.float(), t, t, shown.square().sum(dim=1), torch.zeros_like(t))
 
-    def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
+    def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> View[Tensor]:
         out = self.render_rays(rays_o, rays_d)
-        seen = {"color": out.over(self.background), "opacity": out.opacities, "depth": out.depths}
         outward = torch.nn.functional.normalize(rays_o + out.depths[:, None] * rays_d, dim=1) * out.opacities[:, None]
-        return seen | {"normal": self.scene_from_world.inverse().apply_directions(outward)} if normals else seen
+        normal = self.scene_from_world.inverse().apply_directions(outward) if normals else None
+        return View(out.over(self.background), out.opacities, out.depths, normal)
 
 
 class FakePixels:
@@ -162,8 +163,8 @@ def fake_scene(model: FakeModel, n: int = 8, size: int = 32, noise: float = 0.02
     images = []
     for i in range(n):
         out = model.render_image(cameras, i)
-        color = np.clip(out["color"] + noise * generator.standard_normal(out["color"].shape), 0, 1).astype(np.float32)
-        images.append(np.concatenate([color, out["opacity"][..., None]], axis=2))
+        color = np.clip(out.color + noise * generator.standard_normal(out.color.shape), 0, 1).astype(np.float32)
+        images.append(np.concatenate([color, out.opacity[..., None]], axis=2))
     ids = torch.arange(n)
     splits = {"train": ids[ids % 4 != 0], "val": ids[:0], "test": ids[ids % 4 == 0]}
     names = [f"view_{i:03d}.png" for i in range(n)]

@@ -12,6 +12,7 @@ from tiny import FIELD, make_scene, sphere_scene, train_config
 from torch import Tensor
 
 from nerf.datasets import Scene
+from nerf.rendering.view import View
 from nerf.training.evaluation import _exposed, evaluate
 from nerf.training.exposure import apply_exposure, apply_exposure_over, fitted, remove_exposure
 from nerf.training.loop import train
@@ -66,7 +67,7 @@ def test_no_pixel_is_scored_by_gains_that_have_seen_it_and_the_background_has_no
     picture = torch.where(opacities > 0, random(8, 8, 3) * 0.5 + 0.2, model.background)
     other = apply_exposure_over(picture, gain, opacities, model.background)
     assert other[:2].equal(picture[:2]) and not other[2:].isclose(picture[2:]).any()
-    view = {"color": picture.numpy(), "opacity": opacities[..., 0].numpy()}
+    view = View(picture.numpy(), opacities[..., 0].numpy(), opacities[..., 0].numpy())
     score = _exposed(model, view, other, None)  # type: ignore[arg-type]
     assert score is None or score > 60, "the same gain on both sides is no error"
     score = _exposed(model, view, torch.cat([picture[:, :4], other[:, 4:]], dim=1), None)  # type: ignore[arg-type]

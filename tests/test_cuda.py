@@ -260,9 +260,9 @@ def test_training_and_its_checkpoint_move_between_backends(emulated: None, tmp_p
     losses = [trainer.train_step() for _ in range(2)]
     assert all(np.isfinite(losses)) and trainer.samples["trained"] > 0
     checkpoint.save(tmp_path / "checkpoint.safetensors", *trainer.state())
-    on_gpu = Model.load(tmp_path).render_image(scene.cameras, 0)["color"]
+    on_gpu = Model.load(tmp_path).render_image(scene.cameras, 0).color
     kernels.use("reference")
-    on_cpu = Model.load(tmp_path).render_image(scene.cameras, 0)["color"]
+    on_cpu = Model.load(tmp_path).render_image(scene.cameras, 0).color
     psnr = -10 * np.log10(np.square(on_gpu - on_cpu).mean())
     assert psnr > 50, f"{psnr:.1f} dB apart"  # half precision on one side, float32 on the other
 

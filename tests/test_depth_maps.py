@@ -189,7 +189,7 @@ def plain_sphere(n: int = 6, size: int = 32) -> Scene:
         image = scene.pixels.raw(i).copy()
         image[..., :3] = 128
         along = scene.cameras.image_rays(i)[1].double() @ scene.cameras.forward[i]
-        z = model.render_image(scene.cameras, i)["depth"] * along.reshape(size, size).numpy()
+        z = model.render_image(scene.cameras, i).depth * along.reshape(size, size).numpy()
         images.append(image)
         depths.append((z / scene.scene_from_world.scale).astype(np.float32)[..., None])
     return make_scene(images, scene.cameras, depths=store(depths))
@@ -203,8 +203,8 @@ def test_depth_maps_move_the_surface_to_where_it_is(tmp_path: Path, monkeypatch:
         config = train_config(steps=150, batch_samples=1 << 11, field=replace(FIELD, density_bias=3.0), depth=weight)
         model = train(scene, config, tmp_path / str(weight), progress=False)
         true, found = (m.render_image(scene.cameras, 5) for m in (sphere, model))  # a view that was held out
-        both = (true["opacity"] > 0.5) & (found["opacity"] > 0.5)
-        return float(np.abs(true["depth"] - found["depth"])[both].mean())
+        both = (true.opacity > 0.5) & (found.opacity > 0.5)
+        return float(np.abs(true.depth - found.depth)[both].mean())
 
     without, with_depths = error(0.0), error(1.0)
     assert with_depths < 0.65 * without, (without, with_depths)

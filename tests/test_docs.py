@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import nerf
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -159,7 +161,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     checkpoint = tmp_path / "runs" / "robot" / "checkpoint.safetensors"
     assert checkpoint.is_file() and checkpoint.with_name("mesh.glb").stat().st_size > 1000
     view = names["view"]
-    assert isinstance(view, dict) and set(view) >= {"color", "opacity", "depth", "normal"}
+    assert isinstance(view, nerf.View) and view.color.ndim == 3 and view.normal is not None
 
 
 def test_the_python_that_fits_an_image_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,11 +73,11 @@ def test_pictures_are_written_and_right(scene: FakeScene, tmp_path: Path) -> Non
     model = FakeModel()
     evaluate(model, scene, "test", tmp_path, show_progress=False)
     render = np.asarray(Image.open(tmp_path / "renders" / picture_name(4, "view_004.png")))
-    assert np.abs(render / 255 - model.render_image(scene.cameras, 4)["color"]).max() < 0.51 / 255
+    assert np.abs(render / 255 - model.render_image(scene.cameras, 4).color).max() < 0.51 / 255
     sheet = Image.open(tmp_path / picture_name(4, "view_004.png"))
     assert sheet.width > 3 * 40 and sheet.height > 40
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["0000_view_000.png", "0004_view_004.png", "eval.json", "renders"]
+    assert names == ["0000_view_000.png", "0004_view_004.png", "eval.json", "nerf.json", "renders"]
 
 
 def test_names_of_pictures_are_safe_and_unique() -> None:
@@ -130,7 +130,7 @@ def test_linear_light_is_compared_and_shown_as_srgb(tmp_path: Path) -> None:
     for image in scene.pixels.images:
         image[..., 3] = 1
     result = evaluate(model, scene, "test", tmp_path, show_progress=False)
-    rendered = model.render_image(scene.cameras, 0)["color"]
+    rendered = model.render_image(scene.cameras, 0).color
     truth = truth_of(scene, 0, model.background).numpy()
     a, b = (np.where(c <= 0.0031308, 12.92 * c, 1.055 * c ** (1 / 2.4) - 0.055) for c in (rendered, truth))
     assert result["views"][0]["psnr"] == pytest.approx(-10 * math.log10(float(np.mean((a - b) ** 2))), abs=1e-4)

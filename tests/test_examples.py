@@ -55,7 +55,7 @@ def test_the_loop_written_out_gives_the_bits_of_train(tmp_path: Path) -> None:
     for (name, a), b in zip(model.field.named_parameters(), same.field.parameters(), strict=True):
         assert torch.equal(a, b), name
     assert torch.equal(model.occupancy.values, same.occupancy.values)
-    pictures = [m.render_image(scene.cameras, 0)["color"] for m in (model, same)]
+    pictures = [m.render_image(scene.cameras, 0).color for m in (model, same)]
     assert pictures[0].tobytes() == pictures[1].tobytes()
 
 
@@ -86,8 +86,8 @@ def test_a_field_of_ones_own_is_trained_saved_and_loaded(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"holds a field of the class VectorMatrixField: give one to fill.*field="):
         Model.load(tmp_path)
     again = Model.load(tmp_path, field=module.VectorMatrixField(4, (16,)))
-    assert again.render_image(scene.cameras, 0)["color"].tobytes() == (
-        model.render_image(scene.cameras, 0)["color"].tobytes()
+    assert again.render_image(scene.cameras, 0).color.tobytes() == (
+        model.render_image(scene.cameras, 0).color.tobytes()
     )
 
 

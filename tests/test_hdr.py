@@ -22,6 +22,7 @@ from nerf.geometry import light
 from nerf.kernels import bindings
 from nerf.rendering.metrics import hdr_psnr
 from nerf.rendering.model import Model
+from nerf.rendering.view import View
 from nerf.training.config import default_field
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import train
@@ -185,11 +186,11 @@ def test_light_beyond_white_is_learnt(tmp_path: Path, monkeypatch: pytest.Monkey
     result = evaluate(model, scene, "test", show_progress=False)
     assert result["psnr_hdr"] > 24 and result["psnr"] > 20  # white everywhere: under 8 dB
     view, truth = model.render_image(scene.cameras, 11), scene.pixels.image(11).numpy()
-    solid = (view["opacity"] > 0.95) & (truth[..., 3] > 0.95)
-    ratio = np.log(np.maximum(view["color"], 1e-4)[solid] / truth[..., :3][solid])
+    solid = (view.opacity > 0.95) & (truth[..., 3] > 0.95)
+    ratio = np.log(np.maximum(view.color, 1e-4)[solid] / truth[..., :3][solid])
     for part in (truth[..., :3][solid] < 0.2, truth[..., :3][solid] > 5):
         assert np.median(np.abs(ratio[part])) < 0.5
-    assert view["color"][solid].max() > 8
+    assert view.color[solid].max() > 8
 
 
 def test_hdr_psnr_sees_what_is_beyond_white() -> None:
@@ -207,7 +208,7 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
     class Bright(FakeModel):
         def render_image(self, cameras, i, normals=True):  # type: ignore[no-untyped-def]
             view = super().render_image(cameras, i, normals)
-            return {**view, "color": view["color"] * 9}
+            return replace(view, color=view.color * 9)
 
     cameras = ring_cameras(2, 24)
     path = paths.CameraPath(cameras, 30.0, "a ring")
@@ -215,20 +216,20 @@ def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> Non
     written = video.render_video(model, path, tmp_path / "out", video.MODES, show_progress=False, exr=True)
     assert [p.name for p in written] == list(video.MODES)
     view = model.render_image(cameras, 1)
-    np.testing.assert_array_equal(exr.read_colours(tmp_path / "out" / "color" / "00001.exr"), view["color"])
+    np.testing.assert_array_equal(exr.read_colours(tmp_path / "out" / "color" / "00001.exr"), view.color)
     z = exr.read_channels(tmp_path / "out" / "depth" / "00001.exr")["Z"]
     rows, cols = np.nonzero(z)
     o, d = cameras.rays(torch.full((len(rows),), 1), torch.from_numpy(rows), torch.from_numpy(cols))
     along = (d.double() @ cameras.forward[1]).numpy()
     points = o.double().numpy() + d.double().numpy() * (z[rows, cols] / along)[:, None]
     np.testing.assert_allclose(np.linalg.norm(points, axis=1), 0.7 * 1.5, atol=1e-4)  # the sphere, world units
-    assert (z[view["opacity"] < 0.5] == 0).all()
+    assert (z[view.opacity < 0.5] == 0).all()
     normals = exr.read_channels(tmp_path / "out" / "normal" / "00001.exr")
-    np.testing.assert_array_equal(normals["Y"], view["normal"][..., 1])
+    np.testing.assert_array_equal(normals["Y"], view.normal[..., 1])
 
     srgb = video.render_video(FakeModel(), path, tmp_path / "srgb", show_progress=False, exr=True)[0]
     decoded = exr.read_colours(srgb / "00000.exr")
-    np.testing.assert_allclose(light.encode(decoded), FakeModel().render_image(cameras, 0)["color"], atol=1e-6)
+    np.testing.assert_allclose(light.encode(decoded), FakeModel().render_image(cameras, 0).color, atol=1e-6)
     with pytest.raises(UserError, match="holds pictures already"):
         video.render_video(model, path, tmp_path / "srgb", show_progress=False, exr=True)
     with pytest.raises(UserError, match="--exr writes a folder"):
@@ -240,7 +241,7 @@ def test_pictures_and_textures_show_light_with_the_exposure() -> None:
     from nerf.meshing.texture import load_photo_colors
 
     model, dim = FakeModel(linear=True, exposure=40.0), 0.0125
-    view = {"color": np.full((2, 2, 3), dim, np.float32)}
+    view = View(np.full((2, 2, 3), dim, np.float32), np.ones((2, 2)), np.ones((2, 2)))
     expected = light.encode(np.array(0.5))
     frame = video.picture_of(view, "color", (0, 1), model)  # type: ignore[arg-type]
     assert abs(frame[0, 0, 0] / 255 - expected) < 0.003

@@ -119,12 +119,12 @@ def sphere_keypoints(scene: Scene, n: int = 300) -> Keypoints:
     parts = []
     for i in range(len(scene.names)):
         out = model.render_image(scene.cameras, i)
-        rows, cols = np.nonzero(out["opacity"] > 0.99)
+        rows, cols = np.nonzero(out.opacity > 0.99)
         chosen = generator.choice(len(rows), n // len(scene.names))
         r, c = torch.from_numpy(rows[chosen]), torch.from_numpy(cols[chosen])
         along = scene.cameras.image_rays(i)[1].double() @ scene.cameras.forward[i]
-        lengths = torch.from_numpy(out["depth"][rows[chosen], cols[chosen]])
-        z = lengths * along.reshape(out["depth"].shape)[r, c] / scene.scene_from_world.scale
+        lengths = torch.from_numpy(out.depth[rows[chosen], cols[chosen]])
+        z = lengths * along.reshape(out.depth.shape)[r, c] / scene.scene_from_world.scale
         parts.append(Keypoints(torch.full((len(r),), i), r, c, z.float()))
     columns = ([getattr(p, name) for p in parts] for name in ("image_ids", "rows", "cols", "z_depths"))
     return Keypoints(*(torch.cat(c) for c in columns))
@@ -156,8 +156,8 @@ def test_keypoints_move_the_surface_to_where_it_is(tmp_path: Path, monkeypatch: 
         config = train_config(steps=150, batch_samples=1 << 11, field=replace(FIELD, density_bias=3.0), depth=weight)
         model = train(scene, config, tmp_path / str(weight), progress=False)
         true, found = (m.render_image(scene.cameras, 5) for m in (sphere, model))  # a view that was held out
-        both = (true["opacity"] > 0.5) & (found["opacity"] > 0.5)
-        return float(np.abs(true["depth"] - found["depth"])[both].mean())
+        both = (true.opacity > 0.5) & (found.opacity > 0.5)
+        return float(np.abs(true.depth - found.depth)[both].mean())
 
     without, with_keypoints = error(0.0), error(0.2)
     assert with_keypoints < 0.8 * without, (without, with_keypoints)

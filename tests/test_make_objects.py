@@ -30,7 +30,7 @@ def test_a_torus_becomes_a_scene(tmp_path: Path) -> None:
     assert [len(scene.splits[s]) for s in ("train", "test")] == [6, 2] and scene.has_alpha and scene.space.bounded
     truth, original = read_mesh(tmp_path / "scenes" / "ring" / "mesh.ply"), read_mesh(tmp_path / "ring.obj")
     assert evaluate_mesh(truth, original, 2000).chamfer_percent < 0.2, "rounded and embossed, but the same shape"
-    drawn = render_mesh(trimesh.load(tmp_path / "scenes" / "ring" / "mesh.ply"), scene.cameras, 6)["opacity"]
+    drawn = render_mesh(trimesh.load(tmp_path / "scenes" / "ring" / "mesh.ply"), scene.cameras, 6).opacity
     alpha = scene.pixels.image(6)[..., 3].numpy()
     assert np.abs(drawn - alpha).mean() < 0.02 and 0.1 < alpha.mean() < 0.6
 

@@ -44,8 +44,8 @@ def test_a_saved_model_renders_the_same_picture(tmp_path: Path) -> None:
         for path in (tmp_path / "checkpoint.safetensors", tmp_path, str(tmp_path)):
             loaded = Model.load(path)
             before, after = saved.render_image(saved.cameras, 1), loaded.render_image(loaded.cameras, 1)
-            for name in before:
-                assert before[name].tobytes() == after[name].tobytes(), name
+            for name in vars(before):
+                assert getattr(before, name).tobytes() == getattr(after, name).tobytes(), name
         assert loaded.space == space and loaded.meta == {"steps": 7} and not loaded.linear
         assert loaded.marching == saved.marching
         assert torch.equal(loaded.background, saved.background)
@@ -58,22 +58,18 @@ def test_a_picture_is_what_the_interface_says() -> None:
     cameras = replace(ring_cameras(1), widths=torch.tensor([20]), heights=torch.tensor([30]))
     out = m.render_image(cameras, 0)
     plain = m.render_image(cameras, 0, normals=False)
-    assert set(plain) == {"color", "opacity", "depth"} and np.array_equal(plain["color"], out["color"])
-    assert {k: v.shape for k, v in out.items()} == {
-        "color": (30, 20, 3),
-        "opacity": (30, 20),
-        "depth": (30, 20),
-        "normal": (30, 20, 3),
-    }
-    assert all(v.dtype == np.float32 and np.isfinite(v).all() for v in out.values())
-    assert out["color"].min() >= 0 and out["color"].max() <= 1
-    assert out["opacity"].min() >= -1e-6 and out["opacity"].max() <= 1 + 1e-6
-    hit = out["depth"] > 0
+    assert plain.normal is None and np.array_equal(plain.color, out.color)
+    parts = (out.color, out.opacity, out.depth, out.normal)
+    assert [v.shape for v in parts] == [(30, 20, 3), (30, 20), (30, 20), (30, 20, 3)]
+    assert all(v.dtype == np.float32 and np.isfinite(v).all() for v in parts)
+    assert out.color.min() >= 0 and out.color.max() <= 1
+    assert out.opacity.min() >= -1e-6 and out.opacity.max() <= 1 + 1e-6
+    hit = out.depth > 0
     assert 0.05 < hit.mean() < 0.95
-    lengths = np.linalg.norm(out["normal"], axis=2)
+    lengths = np.linalg.norm(out.normal, axis=2)
     assert np.allclose(lengths[hit], 1, atol=1e-4) and not lengths[~hit].any()
-    nothing = out["opacity"] == 0
-    assert nothing.any() and np.allclose(out["color"][nothing], [0.2, 0.4, 0.6])
+    nothing = out.opacity == 0
+    assert nothing.any() and np.allclose(out.color[nothing], [0.2, 0.4, 0.6])
 
 
 def test_rays_of_a_picture_are_the_cameras_rays() -> None:
@@ -81,8 +77,8 @@ def test_rays_of_a_picture_are_the_cameras_rays() -> None:
     out = m.render_image(m.cameras, 2)
     o, d = m.cameras.image_rays(2, m.scene_from_world)
     rays = m.render_rays(o, d)
-    assert np.array_equal(out["opacity"].reshape(-1), rays.opacities.numpy())
-    assert np.array_equal(out["color"].reshape(-1, 3), rays.over(m.background).clamp(0, 1).numpy())
+    assert np.array_equal(out.opacity.reshape(-1), rays.opacities.numpy())
+    assert np.array_equal(out.color.reshape(-1, 3), rays.over(m.background).clamp(0, 1).numpy())
     left = (1 - rays.opacities)[:, None] * m.background
     torch.testing.assert_close(rays.foregrounds + left, rays.over(m.background), rtol=0, atol=1e-6)
 
@@ -91,8 +87,8 @@ def test_a_coarser_model_takes_longer_steps_and_leaves_the_first_as_it_was() -> 
     m = some_model()
     fine, coarse = m.render_image(m.cameras, 0), m.coarser(2.0).render_image(m.cameras, 0)
     assert m.coarser(2.0).marching.step_size == 2 * m.marching.step_size and m.coarser(2.0).field is m.field
-    assert 0 < np.abs(fine["color"] - coarse["color"]).mean() < 0.02
-    assert np.array_equal(m.render_image(m.cameras, 0)["color"], fine["color"])
+    assert 0 < np.abs(fine.color - coarse.color).mean() < 0.02
+    assert np.array_equal(m.render_image(m.cameras, 0).color, fine.color)
 
 
 def test_depths_lie_on_the_surface() -> None:
@@ -103,8 +99,8 @@ def test_depths_lie_on_the_surface() -> None:
     m.occupancy.update(m.field.density, 0.02, generator(1), everywhere=True)
     out = m.render_image(m.cameras, 0)
     o, d = m.cameras.image_rays(0, m.scene_from_world)
-    points = o + torch.from_numpy(out["depth"]).reshape(-1, 1) * d
-    hit = torch.from_numpy(out["depth"]).reshape(-1) > 0
+    points = o + torch.from_numpy(out.depth).reshape(-1, 1) * d
+    hit = torch.from_numpy(out.depth).reshape(-1) > 0
     assert int(hit.sum()) > 50
     found, spread = m.median_depths(o, d)
     torch.testing.assert_close(found, m.render_rays(o, d).median_depths)
@@ -127,11 +123,11 @@ def test_questions_to_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_linear_colours_are_not_cut(tmp_path: Path) -> None:
     bright = some_model(linear=True)
     bright.background = torch.tensor([4.0, 0.0, 0.0])
-    assert bright.render_image(bright.cameras, 0)["color"].max() == 4
+    assert bright.render_image(bright.cameras, 0).color.max() == 4
     bright.save(tmp_path / "checkpoint.safetensors")
     assert Model.load(tmp_path).linear
     bright.linear = False
-    assert bright.render_image(bright.cameras, 0)["color"].max() == 1
+    assert bright.render_image(bright.cameras, 0).color.max() == 1
 
 
 def test_forward_facing_pictures_have_scene_depths() -> None:
@@ -141,9 +137,9 @@ def test_forward_facing_pictures_have_scene_depths() -> None:
     pose = torch.eye(4, dtype=torch.float64)[None, :3]
     cameras = replace(ring_cameras(1, 24), c2w=pose)  # looks along -z; the near plane is z = -1
     out = m.render_image(cameras, 0)
-    hit = out["depth"] > 0
-    assert hit.any() and np.isfinite(out["depth"]).all() and out["depth"][hit].min() >= 1 - 1e-3
-    assert np.isfinite(out["normal"]).all()
+    hit = out.depth > 0
+    assert hit.any() and np.isfinite(out.depth).all() and out.depth[hit].min() >= 1 - 1e-3
+    assert np.isfinite(out.normal).all()
 
 
 def test_what_is_no_model_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -31,13 +31,13 @@ def test_sphere_has_its_outline_depth_normals_and_colours() -> None:
     inside = b * b - distance**2 + radius**2
     t = -b - np.sqrt(np.maximum(inside, 0))
     hit = inside > 0
-    assert (got["opacity"] != hit).mean() < 0.005, "only pixels that the outline just touches may differ"
+    assert (got.opacity != hit).mean() < 0.005, "only pixels that the outline just touches may differ"
     normal = (t[..., None] * d + [0, 0, distance]) / radius
     steep = hit & (inside > 0.05)  # away from the outline, where depth changes fast; facets lie 6e-4 inside the sphere
-    np.testing.assert_allclose(got["depth"][steep], t[steep], atol=3e-3)
-    np.testing.assert_allclose(got["normal"][steep], normal[steep], atol=5e-3)
-    np.testing.assert_allclose(got["color"][steep], normal[steep] * 0.5 + 0.5, atol=6e-3)
-    assert not got["color"][~hit & (got["opacity"] == 0)].any() and not got["depth"][got["opacity"] == 0].any()
+    np.testing.assert_allclose(got.depth[steep], t[steep], atol=3e-3)
+    np.testing.assert_allclose(got.normal[steep], normal[steep], atol=5e-3)
+    np.testing.assert_allclose(got.color[steep], normal[steep] * 0.5 + 0.5, atol=6e-3)
+    assert not got.color[~hit & (got.opacity == 0)].any() and not got.depth[got.opacity == 0].any()
 
 
 def test_interpolation_is_right_in_perspective() -> None:
@@ -49,8 +49,8 @@ def test_interpolation_is_right_in_perspective() -> None:
     got = render_mesh(mesh, camera(), 0, background=(0, 0, 0), supersample=1)
     for row in (36, 40, 50):
         z = -0.5 / (-(row + 0.5 - 32) / 96)  # depth at which this row meets the floor
-        assert abs(got["color"][row, 32, 0] - (3 - (4 - z)) / 43) < 1e-4
-        assert abs(got["depth"][row, 32] - z * math.hypot(1, 0.5 / 96, (row + 0.5 - 32) / 96)) < 1e-4
+        assert abs(got.color[row, 32, 0] - (3 - (4 - z)) / 43) < 1e-4
+        assert abs(got.depth[row, 32] - z * math.hypot(1, 0.5 / 96, (row + 0.5 - 32) / 96)) < 1e-4
 
 
 def test_the_nearer_face_wins_pixel_by_pixel() -> None:
@@ -64,7 +64,7 @@ def test_the_nearer_face_wins_pixel_by_pixel() -> None:
         colors = np.array([color for _, color in squares for _ in range(4)], np.uint8)
         faces = [[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]]
         mesh = trimesh.Trimesh(vertices, faces, vertex_colors=colors, process=False)
-        row = render_mesh(mesh, camera(), 0, supersample=1)["color"][32]
+        row = render_mesh(mesh, camera(), 0, supersample=1).color[32]
         np.testing.assert_allclose(row[12:32], [[0, 0, 1]] * 20, atol=1e-6)
         np.testing.assert_allclose(row[32:52], [[1, 0, 0]] * 20, atol=1e-6)
 
@@ -89,7 +89,7 @@ def test_opacity_is_the_covered_share() -> None:
     edge = 4 / 96 * 10.5  # 10.5 pixels from the middle
     corners = np.array([[-edge, -edge, 0], [edge, -edge, 0], [edge, edge, 0], [-edge, edge, 0]])
     mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], process=False)
-    opacity = render_mesh(mesh, camera(), 0, supersample=2)["opacity"]
+    opacity = render_mesh(mesh, camera(), 0, supersample=2).opacity
     assert opacity[32, 32] == 1 and opacity[32, 21] == 0.5 and opacity[21, 21] == 0.25 and opacity[32, 20] == 0
 
 
@@ -97,5 +97,5 @@ def test_nothing_to_see() -> None:
     mesh = trimesh.creation.box()
     mesh.apply_translation([0, 0, 9])  # behind the camera
     got = render_mesh(mesh, camera(), 0, background=(0.2, 0.4, 0.6))
-    np.testing.assert_allclose(got["color"], np.broadcast_to([0.2, 0.4, 0.6], (64, 64, 3)), atol=1e-6)
-    assert not got["opacity"].any() and not got["normal"].any()
+    np.testing.assert_allclose(got.color, np.broadcast_to([0.2, 0.4, 0.6], (64, 64, 3)), atol=1e-6)
+    assert not got.opacity.any() and not got.normal.any()

@@ -33,9 +33,9 @@ def photographed(origin: Tensor, alpha: bool) -> FakeScene:
     rings = [ring_cameras(N // 3, SIZE, elevation=e) for e in (-0.9, 0.1, 0.9)]
     cameras = Cameras(**{name: torch.cat([r.tensors()[name] for r in rings]) for name in rings[0].tensors()})
     views = [render_mesh(ball(), cameras, i, supersample=4) for i in range(N)]
-    images = [v["color"] for v in views]
+    images = [v.color for v in views]
     if alpha:
-        opacity = [v["opacity"][..., None] for v in views]
+        opacity = [v.opacity[..., None] for v in views]
         images = [
             np.concatenate([(c - 1 + a) / np.maximum(a, 1e-6), a], 2) for c, a in zip(images, opacity, strict=True)
         ]

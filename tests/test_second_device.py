@@ -108,7 +108,7 @@ def test_a_second_device_learns_the_same_and_its_model_is_seen_from_the_cpu(
             train(scene, config, tmp_path / "run", progress=False)
             model = Model.load(tmp_path / "run")
             found.append([p.detach().cpu() for p in model.field.parameters()])
-            found[-1].append(torch.from_numpy(model.render_image(scene.cameras, 0)["color"]))
+            found[-1].append(torch.from_numpy(model.render_image(scene.cameras, 0).color))
             (tmp_path / "run" / "checkpoint.safetensors").rename(tmp_path / f"{len(found)}.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     with second_device.use():

@@ -94,7 +94,7 @@ def steps_of(out: Path) -> int:
 
 
 def psnr_of(model: Model, scene: Scene, i: int) -> float:
-    picture = model.render_image(scene.cameras, i)["color"]
+    picture = model.render_image(scene.cameras, i).color
     truth = scene.pixels.image(i).numpy()
     truth = truth[..., :3] * truth[..., 3:] + 1 - truth[..., 3:]
     return float(-10 * math.log10(np.square(picture - truth).mean()))
@@ -113,8 +113,8 @@ def test_a_sphere_is_learnt_in_200_steps(tmp_path: Path) -> None:
     # Depths lie on the sphere, whose radius is 0.7 scene units.
     out = model.render_image(scene.cameras, 23)
     o, d = scene.cameras.image_rays(23, scene.scene_from_world)
-    depth = torch.from_numpy(out["depth"]).reshape(-1)
-    hit = (depth > 0) & (torch.from_numpy(out["opacity"]).reshape(-1) > 0.9)
+    depth = torch.from_numpy(out.depth).reshape(-1)
+    hit = (depth > 0) & (torch.from_numpy(out.opacity).reshape(-1) > 0.9)
     radii = (o + depth[:, None] * d)[hit].norm(dim=1)
     assert 0.6 < float(radii.median()) < 0.78
 

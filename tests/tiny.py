@@ -169,7 +169,7 @@ def sphere_scene(n: int = 12, size: int = 48, **changes: Any) -> Scene:
     images = []
     for i in range(n):
         out = model.render_image(cameras, i)
-        rgba = np.concatenate([out["color"], out["opacity"][..., None]], axis=2)
+        rgba = np.concatenate([out.color, out.opacity[..., None]], axis=2)
         images.append((rgba * 255 + 0.5).astype(np.uint8))
     return make_scene(images, cameras, **changes)
 

@@ -86,8 +86,9 @@ class OutputFolder:
         else:
             ours = [name for name in record["files"] if os.path.lexists(path / name)]
         if ours and not resume and not overwrite:
+            what = f"{kind} already" if kind.endswith("s") else f"another {kind}"
             raise UserError(
-                f"{path} holds another {kind} ({', '.join(ours[:3])}{', ...' if len(ours) > 3 else ''}): "
+                f"{path} holds {what} ({', '.join(ours[:3])}{', ...' if len(ours) > 3 else ''}): "
                 f"choose another -o, or give {'--resume to continue it or ' * resumable(path)}--overwrite to discard it"
             )
         if record is None and not ours and not _is_empty(path):

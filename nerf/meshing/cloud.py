@@ -45,10 +45,11 @@ def point_cloud(model: Model, n: int, seed: int = 0) -> Cloud:
         rows, cols = (place[0] * cameras.heights[ids]).long(), (place[1] * cameras.widths[ids]).long()
         rays_o, rays_d = cameras.rays(ids, rows, cols, model.scene_from_world)
         seen = model.trace(rays_o, rays_d)
-        solid = (seen["opacity"] > 0.9) & (seen["depth"] > 0)
-        points = rays_o[solid] + seen["depth"][solid, None] * rays_d[solid]
+        assert seen.normal is not None
+        solid = (seen.opacity > 0.9) & (seen.depth > 0)
+        points = rays_o[solid] + seen.depth[solid, None] * rays_d[solid]
         alike = find_supported(points, views, _TOLERANCE, fewest)
-        kept.append((points[alike], seen["normal"][solid][alike], seen["color"][solid][alike]))
+        kept.append((points[alike], seen.normal[solid][alike], seen.color[solid][alike]))
         found += int(alike.sum())
         if found >= n:
             break

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf import kernels
 from nerf.geometry.cameras import Cameras
 from nerf.kernels.raster import weights_in
+from nerf.rendering.view import View
 
 if TYPE_CHECKING:
     import trimesh
@@ -26,13 +26,12 @@ def render_mesh(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     lit: bool = False,
     supersample: int = 2,
-) -> dict[str, NDArray[np.float32]]:
-    """What camera i sees of a mesh in the world frame; float32 arrays of its size, as Model.render_image gives.
+) -> View[np.ndarray]:
+    """What camera i sees of a mesh in the world frame; as Model.render_image gives it.
 
-    "color" [h,w,3]: of its texture or vertices (else grey) over the background; lit adds a light at the camera.
-    "opacity" [h,w]: share of the pixel that is covered. "depth" [h,w]: distance in world length, and "normal" [h,w,3]:
-    unit, world frame, outward; both 0 where nothing is. Faces show from both sides; supersample^2 points a pixel are
-    tested. Lens distortion moves the corners of triangles alone. Not differentiable.
+    color: of its texture or vertices (else grey) over the background; lit adds a light at the camera. opacity: share of
+    the pixel that is covered. depth: distance in world length; normal: outward. Faces show from both sides;
+    supersample^2 points a pixel are tested. Lens distortion moves the corners of triangles alone. Not differentiable.
     """
     camera = cameras.subset([i])
     h, w = int(camera.heights[0]), int(camera.widths[0])
@@ -60,8 +59,7 @@ def render_mesh(
     opacity = hits / supersample**2
     color = mean[..., :3] * opacity + (1 - opacity) * torch.tensor(background, dtype=torch.float64)
     normal = torch.nn.functional.normalize(mean[..., 3:6], dim=-1)
-    parts = {"color": color, "opacity": opacity[..., 0], "depth": mean[..., 6], "normal": normal}
-    return {name: part.float().numpy() for name, part in parts.items()}
+    return View(*(part.float().numpy() for part in (color, opacity[..., 0], mean[..., 6], normal)))
 
 
 def _surface_colors(mesh: trimesh.Trimesh, corners: Tensor, weights: Tensor) -> Tensor:

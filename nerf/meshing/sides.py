@@ -63,8 +63,9 @@ def write_six_sides(mesh: trimesh.Trimesh, front: Tensor, up: Tensor, folder: Pa
 def _draw(mesh: trimesh.Trimesh, cameras: Cameras, k: int) -> np.ndarray:
     """[size,size,3] uint8 of camera k."""
     seen = render_mesh(mesh, cameras, k, background=(0.0, 0.0, 0.0), supersample=3)
-    facing = seen["normal"] @ -cameras.forward[k].numpy().astype(np.float32)
-    opacity = seen["opacity"][..., None]
-    color = seen["color"] * (0.45 + 0.55 * facing.clip(0, 1))[..., None]
+    assert seen.normal is not None
+    facing = seen.normal @ -cameras.forward[k].numpy().astype(np.float32)
+    opacity = seen.opacity[..., None]
+    color = seen.color * (0.45 + 0.55 * facing.clip(0, 1))[..., None]
     color = np.where((facing < -0.2)[..., None], _BACKFACE_COLOR * opacity, color)
     return ((color + 1 - opacity).clip(0, 1) * 255 + 0.5).astype(np.uint8)

@@ -25,6 +25,7 @@ from nerf.kernels import RenderedRays
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
 from nerf.rendering.state import check_cameras, check_field, check_occupancy
+from nerf.rendering.view import View
 
 FIELD_CHUNK = 1 << 20
 
@@ -35,7 +36,7 @@ class Model:
 
     >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
     >>> view = model.render_image(model.cameras, 0, normals=False)
-    >>> view["color"].shape, view["depth"].shape
+    >>> view.color.shape, view.depth.shape
     ((40, 40, 3), (40, 40))
     """
 
@@ -111,9 +112,9 @@ class Model:
         spread = out.distortions / out.opacities.clamp_min(1e-6).square()
         return self.space.t_to_depth(rays_o, rays_d, out.median_depths), spread
 
-    def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
-        """View of camera i (world frame): color [h,w,3], opacity, depth (median, scene length) [h,w], normal [h,w,3]
-        (world, unit). Without normals, which cost six densities a pixel, a view of an open scene takes a third less."""
+    def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> View[np.ndarray]:
+        """View of camera i (world frame), [h,w]. Without normals, which cost six densities a pixel, a view of an open
+        scene takes a third less."""
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         names = {"color": 3, "opacity": 1, "depth": 1, **({"normal": 3} if normals else {})}
         view = {name: np.empty((h * w, n), np.float32) for name, n in names.items()}
@@ -121,19 +122,20 @@ class Model:
         for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
             pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
             rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
-            for name, part in self.trace(*rays, normals).items():
-                view[name][start : start + len(pixels)] = part.reshape(len(pixels), -1).cpu().numpy()
-        return {name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()}
+            seen = self.trace(*rays, normals)
+            for name, whole in view.items():
+                whole[start : start + len(pixels)] = getattr(seen, name).reshape(len(pixels), -1).cpu().numpy()
+        return View(**{name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()})
 
-    def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> dict[str, Tensor]:
-        """What scene rays hit: color [n,3], opacity, depth [n] (median, scene length), normal [n,3] (world, unit)."""
+    def trace(self, rays_o: Tensor, rays_d: Tensor, normals: bool = True) -> View[Tensor]:
+        """What n scene rays see."""
         out = self.render_rays(rays_o, rays_d)
-        seen = {
-            "color": out.over(self.background).clamp(0, None if self.linear else 1),
-            "opacity": out.opacities,
-            "depth": self.space.t_to_depth(rays_o, rays_d, out.median_depths),
-        }
-        return seen | {"normal": self._normals(rays_o, rays_d, out.median_depths)} if normals else seen
+        return View(
+            out.over(self.background).clamp(0, None if self.linear else 1),
+            out.opacities,
+            self.space.t_to_depth(rays_o, rays_d, out.median_depths),
+            self._normals(rays_o, rays_d, out.median_depths) if normals else None,
+        )
 
     def _normals(self, rays_o: Tensor, rays_d: Tensor, median_depths: Tensor) -> Tensor:
         """World normals [n,3] where half the light of scene rays is gone, zero where that is nowhere."""

@@ -25,6 +25,7 @@ from nerf.io.outputs import OutputFolder, owner_of
 from nerf.io.pictures import error_map, panels, resized, to_display, write_png
 from nerf.io.progress import progress
 from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
+from nerf.rendering.view import View
 from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, shrunk, with_poses
 from nerf.training.exposure import OPAQUE, apply_exposure_over, fitted
 
@@ -88,12 +89,12 @@ def evaluate(
         view = best = model.render_image(scene.cameras.subset([i]).scaled(factor), 0, normals=False)
         seconds = time.perf_counter() - before
         light, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), factor)
-        rendered = torch.from_numpy(np.ascontiguousarray(view["color"], dtype=np.float32))
+        rendered = torch.from_numpy(np.ascontiguousarray(view.color, dtype=np.float32))
         truth, shown = shown_as(model, light), shown_as(model, rendered)
         numbers = compare(shown, truth, mask)
         if sought is not None:
             best = model.render_image(sought.cameras.subset([i]).scaled(factor), 0, normals=False)
-            aligned = compare(shown_as(model, torch.from_numpy(best["color"])), truth, mask)
+            aligned = compare(shown_as(model, torch.from_numpy(best.color)), truth, mask)
             numbers |= {"psnr_aligned": aligned["psnr"], "ssim_aligned": aligned["ssim"]}
         if model.log_gains is not None:
             numbers["psnr_exposed"] = _exposed(model, best, truth, mask)
@@ -150,11 +151,11 @@ def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
     return with_poses(scene, c2w)
 
 
-def _exposed(model: Model, view: dict[str, Any], truth: Tensor, mask: Tensor | None) -> float | None:
+def _exposed(model: Model, view: View[np.ndarray], truth: Tensor, mask: Tensor | None) -> float | None:
     """PSNR of the right half of a view with the gains that fit its left half best, as NeRF in the Wild does; truth
     [h,w,3] as it is shown."""
-    opacities = torch.from_numpy(view["opacity"])[..., None]
-    colors, background = (shown_as(model, t) for t in (torch.from_numpy(view["color"]), model.background.cpu()))
+    opacities = torch.from_numpy(view.opacity)[..., None]
+    colors, background = (shown_as(model, t) for t in (torch.from_numpy(view.color), model.background.cpu()))
     half, votes = truth.shape[1] // 2, opacities[..., 0] > OPAQUE
     votes = votes if mask is None else votes & mask
     logs = fitted(*(t[:, :half].flatten(0, 1) for t in (colors, truth, votes)))

@@ -18,6 +18,7 @@ from nerf.io.outputs import OutputFolder, check_output
 from nerf.io.pictures import apply_colour_map, to_display, write_png
 from nerf.io.progress import progress
 from nerf.io.video import mp4
+from nerf.rendering.view import View
 from nerf.views.paths import CameraPath
 
 if TYPE_CHECKING:
@@ -124,17 +125,18 @@ def render_video(
     return list(places.values())
 
 
-def picture_of(view: dict[str, np.ndarray], mode: str, depth_range: tuple[float, float], model: Model) -> np.ndarray:
+def picture_of(view: View[np.ndarray], mode: str, depth_range: tuple[float, float], model: Model) -> np.ndarray:
     """One mode of a rendered view as [h,w,3] uint8; see render_video."""
     if mode == "color":
-        return to_display(view["color"] * model.exposure, model.linear)
-    opacity = np.clip(view["opacity"], 0, 1)[..., None]
+        return to_display(view.color * model.exposure, model.linear)
+    opacity = np.clip(view.opacity, 0, 1)[..., None]
     if mode == "opacity":
         return to_display(np.repeat(opacity, 3, axis=2), linear=False)
     if mode == "normal":
-        return to_display(opacity * (0.5 + 0.5 * view["normal"]) + (1 - opacity), linear=False)
+        assert view.normal is not None
+        return to_display(opacity * (0.5 + 0.5 * view.normal) + (1 - opacity), linear=False)
     near, far = depth_range
-    depth = np.where(view["opacity"] > 0.5, view["depth"], far)
+    depth = np.where(view.opacity > 0.5, view.depth, far)
     return apply_colour_map(depth, near, far, "depth")
 
 
@@ -144,7 +146,7 @@ def find_depth_range(model: Model, cameras: Cameras) -> tuple[float, float]:
     shrink = max(1.0, int(max(some.widths.max(), some.heights.max())) / 96)
     small = some.resized(*((size / shrink).round().clamp_min(1).long() for size in (some.widths, some.heights)))
     views = (model.render_image(small, i, normals=False) for i in range(len(small)))
-    values = np.concatenate([v["depth"][(v["opacity"] > 0.5) & np.isfinite(v["depth"])] for v in views])
+    values = np.concatenate([v.depth[(v.opacity > 0.5) & np.isfinite(v.depth)] for v in views])
     if len(values) == 0:
         note("depth: the path sees nothing solid")
         return 0.0, 1.0
@@ -152,25 +154,24 @@ def find_depth_range(model: Model, cameras: Cameras) -> tuple[float, float]:
     return near, max(far, near * 1.0001 + 1e-9)
 
 
-def exr_channels(
-    model: Model, cameras: Cameras, i: int, view: dict[str, np.ndarray], mode: str
-) -> dict[str, np.ndarray]:
+def exr_channels(model: Model, cameras: Cameras, i: int, view: View[np.ndarray], mode: str) -> dict[str, np.ndarray]:
     """One mode of a rendered view as the channels [h,w] of an EXR file.
 
     color: R, G, B linear light (pictures of an sRGB model are decoded). depth: Z in world units along the optical axis,
     0 where nothing is: what `depth_file_path` of a transforms.json takes. opacity: A. normal: X, Y, Z, world axes.
     """
     if mode == "color":
-        color = view["color"] if model.linear else decode(view["color"])
+        color = view.color if model.linear else decode(view.color)
         return {c: color[..., k].astype(np.float32) for k, c in enumerate("RGB")}
     if mode == "opacity":
-        return {"A": view["opacity"].astype(np.float32)}
+        return {"A": view.opacity.astype(np.float32)}
     if mode == "normal":
-        return {c: view["normal"][..., k].astype(np.float32) for k, c in enumerate("XYZ")}
+        assert view.normal is not None
+        return {c: view.normal[..., k].astype(np.float32) for k, c in enumerate("XYZ")}
     directions = cameras.image_rays(i)[1].double()
-    along_axis = (directions @ cameras.forward[i]).reshape(view["depth"].shape).numpy()
-    z = view["depth"] * along_axis / model.scene_from_world.scale
-    return {"Z": np.where((view["opacity"] > 0.5) & np.isfinite(z), z, 0).astype(np.float32)}
+    along_axis = (directions @ cameras.forward[i]).reshape(view.depth.shape).numpy()
+    z = view.depth * along_axis / model.scene_from_world.scale
+    return {"Z": np.where((view.opacity > 0.5) & np.isfinite(z), z, 0).astype(np.float32)}
 
 
 @contextmanager

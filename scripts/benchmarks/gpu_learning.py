@@ -70,7 +70,7 @@ def psnr_of(model: Model, scene: Scene, every: int = 1) -> float:
         truth = scene.pixels.image(i)
         if scene.has_alpha:
             truth = truth[..., :3] * truth[..., 3:] + (1 - truth[..., 3:])
-        color = torch.from_numpy(model.render_image(scene.cameras, i, normals=False)["color"])
+        color = torch.from_numpy(model.render_image(scene.cameras, i, normals=False).color)
         total += -10 * math.log10(max(float((color - truth[..., :3]).square().mean()), 1e-10))
     return total / max(len(ids), 1)
 

@@ -5,4 +5,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment "dev,capture,exr"
 cd "$ROOT"
-exec "$VENV_PYTHON" -m pytest "$@"
+# a process for each core with one thread each: most of a test is Python, which uses one
+exec env OMP_NUM_THREADS=1 "$VENV_PYTHON" -m pytest -n auto --dist worksteal "$@"

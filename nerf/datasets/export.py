@@ -112,6 +112,8 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
     shifts = -(camera_from_world @ cameras.centres.double()[:, :, None])[:, :, 0]
     poses = torch.cat([matrix_to_quaternion(camera_from_world), shifts], dim=1).numpy()
     names = [_relative(f, image_root) for f in posed.files]
+    if text and (broken := [name for name in names if name.splitlines() != [name]]):
+        raise UserError(f"a COLMAP model as text cannot name {broken[0]!r}, for its line break: leave out --text")
     points = np.zeros((0, 3)) if posed.points is None else posed.points.double().numpy()
     model = _ColmapModel(distinct, [distinct.index(lens) for lens in lenses], poses, names, points)
     files = _as_text(model) if text else _as_binary(model)
@@ -149,7 +151,7 @@ def _as_text(model: _ColmapModel) -> dict[str, bytes]:
     points = [f"# Number of points: {len(model.points)}, mean track length: 0"]
     points += [row(k + 1, *map(float, p), 128, 128, 128, 0.0) for k, p in enumerate(model.points)]
     parts = {"cameras.txt": cameras, "images.txt": images, "points3D.txt": points}
-    return {name: ("\n".join(lines) + "\n").encode() for name, lines in parts.items()}
+    return {name: os.fsencode("\n".join(lines) + "\n") for name, lines in parts.items()}
 
 
 def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
@@ -158,7 +160,7 @@ def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
         cameras += struct.pack(f"<IiQQ{len(p)}d", k, _COLMAP_IDS[name], w, h, *p)
     images = struct.pack("<Q", len(model.names))
     for i, (name, pose, lens) in enumerate(zip(model.names, model.poses, model.lens_of, strict=True), 1):
-        images += struct.pack("<I7dI", i, *pose, lens + 1) + name.encode() + struct.pack("<BQ", 0, 0)
+        images += struct.pack("<I7dI", i, *pose, lens + 1) + os.fsencode(name) + struct.pack("<BQ", 0, 0)
     columns = [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
     table = np.zeros(len(model.points), columns)
     table["id"], table["xyz"], table["rgb"] = np.arange(1, len(table) + 1), model.points, 128

@@ -15,7 +15,14 @@ from nerf.errors import UserError, note
 from nerf.io.files import write_file
 from nerf.io.progress import Progress
 
-WORKER = [sys.executable, "-m", "nerf.capture.worker"]
+# like `python -m nerf.capture.worker`, but no module is looked for in the current folder: what lies there is data
+_START = """
+import sys
+sys.path[:] = [place for place in sys.path if place]
+import runpy
+runpy.run_module("nerf.capture.worker", run_name="__main__")
+"""
+WORKER = [sys.executable, "-c", _START]
 
 
 def run_worker(job: dict[str, Any], show: bool = True) -> dict[str, Any]:

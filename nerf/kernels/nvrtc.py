@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -175,22 +175,25 @@ def source_hash(name: str) -> str:
 def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:
     """The compiled file from disk, or compiled now, with a line that says so, and stored."""
     key = repr((source_hash(name), options(architecture, defines), nvrtc_version()))
-    path = cache_folder() / f"{Path(name).stem}-sm{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        pass
+    file = f"{Path(name).stem}-sm{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    with suppress(UserError, OSError):  # there is no cache, or it is not in it
+        return (cache_folder() / file).read_bytes()
     started = time.perf_counter()
     note(f"compiling {name} for this GPU (sm_{architecture}); only the first time")
     code, _ = compile_source(name, architecture, defines)
     statistics["compiled"] += 1
     statistics["compile_seconds"] += time.perf_counter() - started
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, f".{os.getpid()}.tmp") as temporary:  # several processes may compile the same
+        folder = cache_folder()
+    except UserError as error:
+        note(f"compiled kernels are not kept: {error}")
+        return code
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / file, f".{os.getpid()}.tmp") as temporary:  # several processes may compile the same
             temporary.write_bytes(code)
     except OSError as error:
-        reason = f"cannot be kept in {path.parent} ({error.strerror})"
+        reason = f"cannot be kept in {folder} ({error.strerror})"
         note(f"compiled kernels {reason}; set NERF_CACHE_DIR to another folder")
     return code
 

@@ -46,7 +46,9 @@ def test_results_are_replaced_only_when_asked(tmp_path: Path, capsys: pytest.Cap
         folder.claim("model", "views/a.png", "own/")
         for name in ("model", "views/a.png", "views/mine.png", "own/deep/x", "mine"):
             write_deep(tmp_path / name)
-    with pytest.raises(UserError, match=r"another run \(model, views/a.png, own/\): choose another -o, or give --overwrite"):
+    with pytest.raises(
+        UserError, match=r"another run \(model, views/a.png, own/\): choose another -o, or give --overwrite"
+    ):
         OutputFolder.open(tmp_path, "run")
     with pytest.raises(UserError, match="holds a run and no fit"):
         OutputFolder.open(tmp_path, "fit", overwrite=True)

@@ -5,9 +5,16 @@ Importing this costs milliseconds: torch and the rest are imported by the first 
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False  # typing is not imported: `python -m nerf` must not take one that lies in the current folder
 
 __version__ = "0.2.0"
+
+# Threads that wait for work spin for long by default, which makes two busy programs on one machine many times slower.
+# OpenMP reads this once, as torch is imported: whoever imports torch first sets it in the shell.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 if TYPE_CHECKING:
     from typing import Any

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,9 +123,30 @@ def test_large_stores_are_memory_mapped_and_leave_no_file(tmp_path, monkeypatch)
     assert isinstance(scene.pixels.memory, np.memmap)
     assert torch.equal(scene.pixels.image(0)[..., 3], torch.from_numpy(picture(ring()[0])[..., 3] / np.float32(255)))
     assert os.name == "nt" or [p.name for p in tmp_path.iterdir()] == ["data"]
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
-    with pytest.raises(UserError, match="TMPDIR"):
-        load(tmp_path / "data", quiet=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room is reserved on POSIX systems alone")
+def test_room_for_a_large_store_is_taken_at_once(tmp_path, monkeypatch):
+    """Where a disk runs full under a mapped file, the process is killed; so nothing may be left to be taken later."""
+    from nerf.io import memory
+
+    monkeypatch.setattr(memory, "_MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(memory.tempfile, "tempdir", str(tmp_path))
+    taken = []
+    monkeypatch.setattr(memory.os, "posix_fallocate", lambda file, start, n: taken.append(n) or os.ftruncate(file, n))
+    memory.allocate(1000, 3, np.dtype(np.uint8))
+    assert taken == [3000]
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(memory.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"temporary files \(No space left on device\): set TMPDIR"):
+        memory.allocate(1000, 3, np.dtype(np.uint8))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(memory.tempfile, "mkstemp", full)  # no folder to write to at all
+    with pytest.raises(UserError, match="set TMPDIR"):
+        memory.allocate(1000, 3, np.dtype(np.uint8))
 
 
 # ---- where the scene is

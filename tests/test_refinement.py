@@ -204,3 +204,22 @@ def test_a_checkpoint_of_a_version_with_fewer_settings_is_continued(tmp_path: Pa
     Trainer(scene, config).restore(file)
     with pytest.raises(UserError, match="refine_poses False, now True"):
         Trainer(scene, replace(config, refine_poses=True)).restore(file)
+
+
+def test_corrections_are_the_same_bits_with_any_number_of_threads(threads) -> None:
+    """Matrix products and a singular value decomposition of the common similarity's basis were not."""
+    n, found = 60, []
+    for k in (1, 2, 3):
+        threads(k)
+        poses = PoseCorrections(ring_cameras(n), torch.arange(n), Similarity.around([0.0, 0.0, 0.0], 1.0), 3.0)
+        g = torch.Generator().manual_seed(1)
+        for _ in range(2):
+            ids = torch.randint(0, n, (4096,), generator=g)
+            d, grad_o, grad_d = torch.nn.functional.normalize(torch.randn(3, 4096, 3, generator=g), dim=2)
+            poses.step(ids, d, grad_o, grad_d, 1e-3)
+        assert poses.frame is not None and float(poses.shifts.abs().max()) > 0
+        eye = torch.eye(poses.frame.shape[1], dtype=torch.float64)
+        torch.testing.assert_close(poses.frame.T @ poses.frame, eye, rtol=0, atol=1e-12)
+        found.append((poses.frame, poses.rotations, poses.shifts))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

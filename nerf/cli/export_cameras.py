@@ -24,10 +24,12 @@ class ExportArgs:
     """write the COLMAP model as text instead of binary"""
     kind: str | None = None
     """read the folder as this format, where it could be several"""
+    data: Path | None = None
+    """of a trained model: the scene's folder, where it has moved since training"""
     overwrite: bool = False
     """replace files of the same name"""
 
 
 def main(args: ExportArgs) -> None:
     """`nerf export-cameras`: prints where they lie."""
-    say(export_cameras(args.source, args.out, args.text, args.overwrite, args.kind))
+    say(export_cameras(args.source, args.out, args.text, args.overwrite, args.kind, args.data))

@@ -7,7 +7,6 @@ that `nerf --help` imports neither torch nor tyro.
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from importlib import import_module
@@ -35,8 +34,8 @@ VERBS = {
     "doctor": ("DoctorArgs", "say what this machine has and what is missing"),
 }
 
-# No bug of ours: no access, no room, a disk that may only be read.
-MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# No bug of ours: no access, no room, a file larger than may be, a disk that may only be read, fails or is gone.
+MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 _HELP = """\
 usage: nerf VERB ... | nerf VERB --help | nerf --version
@@ -70,8 +69,6 @@ def run(argv: list[str]) -> int:
     if verb not in VERBS:
         warn(f"nerf: {unknown_verb(verb)}")
         return 2
-    # Waiting threads spin for long by default, which makes two busy programs on one machine many times slower.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     _make_libraries_plain()
     try:
         from nerf.cli.usage import parse

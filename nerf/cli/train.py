@@ -105,10 +105,13 @@ def train_run(args: TrainArgs, out: OutputFolder, data: Path | None = None) -> t
     from nerf import kernels
     from nerf.training.config import TrainConfig
     from nerf.training.loop import train
+    from nerf.training.same_scene import check_moved
 
     if args.backend != "auto":
         kernels.use(args.backend)
     scene = load_for_training(run)
+    if args.resume:
+        check_moved(out.path, run, scene)
     if args.overwrite:  # only now: the scene could be loaded
         out.clear()
     out.claim(RUN_FILE)

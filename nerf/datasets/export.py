@@ -136,6 +136,8 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
     shifts = -(camera_from_world @ cameras.centres.double()[:, :, None])[:, :, 0]
     poses = torch.cat([matrix_to_quaternion(camera_from_world), shifts], dim=1).numpy()
     names = [_relative(f, image_root) for f in posed.files]
+    if text and (broken := [name for name in names if name.splitlines() != [name]]):
+        raise UserError(f"a COLMAP model as text cannot name {broken[0]!r}, for its line break: leave out --text")
     points = np.zeros((0, 3)) if posed.points is None else posed.points.double().numpy()
     model = _ColmapModel(distinct, [distinct.index(lens) for lens in lenses], poses, names, points)
     files = _as_text(model) if text else _as_binary(model)

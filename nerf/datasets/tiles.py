@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def tiled(
         "files": [[_state(path) for path in paths if path is not None] for paths in made_from],
     }
     name = f"pixels-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
-    for folder in (place / FOLDER, cache_folder() / FOLDER):
+    for folder in _places(place):
         found = _opened(folder / name, about)
         if found is not None:
             note(f"{label}: those converted before are used again ({folder / name}.bin)")
@@ -170,17 +170,24 @@ def _unchanged(state: list[Any]) -> bool:
         return False
 
 
+def _places(place: Path) -> list[Path]:
+    """nerf-pixels/ in the data set's folder and, if the user has one, in the cache folder."""
+    places = [place / FOLDER]
+    with suppress(UserError):
+        places.append(cache_folder() / FOLDER)
+    return places
+
+
 def _writable(place: Path) -> Path:
-    """nerf-pixels/ in the data set's folder, or in the user's cache folder where that cannot be written to."""
-    for folder in (place / FOLDER, cache_folder() / FOLDER):
+    """The first of the places that can be written to."""
+    for folder in _places(place):
         try:
             make_folder(folder)
             return folder
         except UserError as error:
             note(str(error).split(";")[0])
     raise UserError(
-        f"there is no place for the converted photos: neither {place / FOLDER} nor {folder} can be written to; set "
-        "NERF_CACHE_DIR to a folder on a disk with room for them"
+        "there is no place for the converted photos; set NERF_CACHE_DIR to a folder on a disk with room for them"
     )
 
 

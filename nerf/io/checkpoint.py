@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -106,7 +107,7 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = _checked_metadata(header, path)
             if _digest(raw.replace(metadata["sha256"].encode(), _NO_SUM.encode(), 1), file) != metadata["sha256"]:
                 raise _unusable(path, "was altered or damaged after it was written (its checksum does not match)")
-        tensors = load_file(path)
+        tensors = load_file(path) if _is_text(path) else load_bytes(path.read_bytes())
     except FileNotFoundError as error:
         raise _unusable(path, "does not exist") from error
     except OSError as error:
@@ -208,6 +209,14 @@ def _checked_metadata(header: dict[str, Any], path: Path) -> dict[str, str]:
     if not all(isinstance(metadata.get(key), str) for key in ("sha256", "config")) or len(metadata["sha256"]) != 64:
         raise _unusable(path, "lacks its checksum or config")
     return metadata
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a name is one in UTF-8: the library opens no others."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _digest(start: bytes, file: BinaryIO) -> str:

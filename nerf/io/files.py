@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nerf.errors import UserError
+from nerf.io.folders import scratch_folder
 
 _LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
 
@@ -21,8 +21,8 @@ def atomic_write(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     block raises. A link is written through; a device or a pipe gets the bytes at the end."""
     target = Path(os.path.realpath(path))
     if os.path.lexists(target) and not target.is_file() and not target.is_dir():
-        with tempfile.TemporaryDirectory(prefix="nerf-") as folder:
-            whole = Path(folder, f"whole{suffix}")
+        with scratch_folder() as folder:
+            whole = folder / f"whole{suffix}"
             yield whole
             with open(whole, "rb") as source, open(target, "wb") as sink:
                 shutil.copyfileobj(source, sink)
@@ -33,6 +33,10 @@ def atomic_write(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, target)
         _sync(target.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):  # a full disk's error names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,6 +87,11 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def page_bytes(text: str) -> bytes:
+    """A page as UTF-8, which has no form for what names that are not UTF-8 become in Python: shown as \\udcff."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_file(path: Path, data: bytes | str) -> None:

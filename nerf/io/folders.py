@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 
 
 def model_files(path: Path) -> tuple[Path, Path]:
@@ -59,7 +63,25 @@ def make_folder(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: $NERF_CACHE_DIR, else the user's cache folder."""
+    """Where compiled kernels are kept: $NERF_CACHE_DIR, else the user's cache folder; UserError where there is none.
+    Never a folder that others may write to: what is in it is run on the GPU."""
     if chosen := os.environ.get("NERF_CACHE_DIR"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nerf"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nerf"
+    except RuntimeError:  # $HOME is not set, and the system does not know the user
+        raise UserError("there is no home folder to keep a cache in; set NERF_CACHE_DIR to a folder") from None
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for temporary files, removed at the end of the block; UserError where there is no place for one."""
+    try:
+        folder = tempfile.mkdtemp(prefix="nerf-")
+    except OSError as error:
+        reason = f"no temporary files can be written ({brief(error)})"
+        raise UserError(f"{reason}; set TMPDIR to a folder with room for them") from None
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -79,6 +79,7 @@ def resized(picture: np.ndarray, longest: int) -> np.ndarray:
 def panels(pictures: list[np.ndarray], labels: list[str], legend: tuple[str, str, str] | None = None) -> np.ndarray:
     """Pictures side by side with a caption above each, on white: [h, w, 3]; legend: (name of a colour map, text at its
     low end, at its high end), drawn under the last picture."""
+    labels = ["".join(c if c.isprintable() else "?" for c in text) for text in labels]  # names of files may hold more
     height = max(p.shape[0] for p in pictures)
     size = int(np.clip(height // 22, 11, 30))
     font = ImageFont.load_default(size=size)  # a caption may be wider than a thumbnail, which is then given the room

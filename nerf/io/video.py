@@ -39,8 +39,8 @@ def mp4(place: Path, width: int, height: int, fps: float) -> Iterator[Callable[[
             with closing(imageio.get_writer(temporary.absolute(), **options)) as writer:
                 film: Any = writer
                 yield lambda picture: film.append_data(picture[:height, :width])
-            if not temporary.is_file() or temporary.stat().st_size == 0:
-                raise UserError(f"{place}: ffmpeg wrote nothing; is the disk full?")
+            if not _is_whole(temporary):  # imageio does not say how ffmpeg ended
+                raise UserError(f"{place}: ffmpeg could not write all of the video; is the disk full?")
     except OSError as error:
         raise UserError(f"{place}: writing the video failed ({brief(error)}); is the disk full?") from error
 
@@ -61,6 +61,21 @@ def input_arguments(formats: str = FORMATS) -> list[str]:
     """The same before -i on its command line; the name must be absolute, for `a:b.mp4` names a protocol."""
     limits = {"max_pixels": str(MOST_PIXELS)} if formats == FORMATS else {}
     return [word for name, value in (input_options(formats) | limits).items() for word in (f"-{name}", value)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the boxes of an MP4 file fill it, the index (moov) and the pictures (mdat) among them. Source: ISO/IEC
+    14496-12, section 4.2."""
+    place, end, found = 0, path.stat().st_size, set()
+    with open(path, "rb") as file:
+        while place < end:
+            file.seek(place)
+            head = file.read(16)
+            size = int.from_bytes(head[:4], "big")
+            size = int.from_bytes(head[8:16], "big") if size == 1 else size
+            found.add(head[4:8])
+            place += max(size, 8)
+    return place == end and {b"moov", b"mdat"} <= found
 
 
 def ffmpeg(*arguments: str, data: bytes | None = None) -> bytes:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -175,29 +175,35 @@ def source_hash(name: str) -> str:
 def cached(name: str, architecture: int, defines: dict[str, int]) -> bytes:
     """The compiled file from disk, or compiled now, with a line that says so, and stored."""
     key = repr((source_hash(name), options(architecture, defines), nvrtc_version()))
-    path = cache_folder() / f"{Path(name).stem}-sm{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
-    kept, why = _kept(path)
-    if kept is not None:
-        return kept
-    if why:
-        note(f"{path} is not used: {why}")
+    file = f"{Path(name).stem}-sm{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    with suppress(UserError):  # there is no place for a cache
+        kept, why = _kept(cache_folder() / file)
+        if kept is not None:
+            return kept
+        if why:
+            note(f"{cache_folder() / file} is not used: {why}")
     started = time.perf_counter()
     note(f"compiling {name} for this GPU (sm_{architecture}); only the first time")
     code, _ = compile_source(name, architecture, defines)
     statistics["compiled"] += 1
     statistics["compile_seconds"] += time.perf_counter() - started
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if (about := path.parent.stat()).st_mode & 0o022 and hasattr(os, "getuid") and about.st_uid == os.getuid():
-            path.parent.chmod(about.st_mode & ~0o022)  # from here on what is in it can be believed
-        if not (reason := strangers(path.parent)):
-            with atomic_write(path, f".{os.getpid()}.tmp") as temporary:  # several processes may compile the same
+        folder = cache_folder()
+    except UserError as error:
+        note(f"compiled kernels are not kept: {error}")
+        return code
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (about := folder.stat()).st_mode & 0o022 and hasattr(os, "getuid") and about.st_uid == os.getuid():
+            folder.chmod(about.st_mode & ~0o022)  # from here on what is in it can be believed
+        if not (reason := strangers(folder)):
+            with atomic_write(folder / file) as temporary:  # several processes may compile the same
                 temporary.write_bytes(hashlib.sha256(code).digest() + code)
                 temporary.chmod(0o600)
         else:
             note(f"compiled kernels are not kept: {reason}; set NERF_CACHE_DIR to a folder of your own")
     except OSError as error:
-        reason = f"cannot be kept in {path.parent} ({error.strerror})"
+        reason = f"cannot be kept in {folder} ({error.strerror})"
         note(f"compiled kernels {reason}; set NERF_CACHE_DIR to another folder")
     return code
 

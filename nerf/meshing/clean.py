@@ -3,9 +3,7 @@ trimesh's need scipy, which is no dependency, and sparse matrices of the whole m
 
 from __future__ import annotations
 
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from nerf.errors import Range, UserError, check_numbers
 from nerf.io import children
+from nerf.io.folders import scratch_folder
 from nerf.io.memory import trim_heap
 from nerf.meshing.repair import repair
 
@@ -194,8 +193,8 @@ def _simplify(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """What fast-simplification makes of a mesh, in a process of its own: it keeps its buffers for good, 0.8 GB for
     three million faces, and the texture that comes next needs the memory."""
-    with tempfile.TemporaryDirectory(prefix="nerf-") as folder:
-        mesh = Path(folder) / "mesh.npz"
+    with scratch_folder() as folder:
+        mesh = folder / "mesh.npz"
         try:
             np.savez(mesh, points=points, faces=faces)
         except OSError as error:
@@ -212,6 +211,7 @@ def _simplify(
 
 _SIMPLIFY_SCRIPT = """
 import sys
+sys.path[:] = [place for place in sys.path if place]  # not the current folder: what lies there is data
 import fast_simplification, numpy
 path, count = sys.argv[1:]
 with numpy.load(path) as mesh:

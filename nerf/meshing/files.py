@@ -29,6 +29,10 @@ def check_path(path: Path, overwrite: bool = True, textured: bool = False, input
         raise UserError(f"{path}: a mesh file ends in {', '.join(KINDS)}")
     if textured and kind not in TEXTURED_KINDS:
         raise UserError(f"{path}: a {path.suffix} file carries no texture; choose {' or '.join(TEXTURED_KINDS)}")
+    if kind == ".obj" and (path.stem.splitlines() != [path.stem] or any("\ud800" <= c <= "\udfff" for c in path.stem)):
+        raise UserError(
+            f"{path}: an OBJ names the files beside it, in UTF-8 and without line breaks: choose another name"
+        )
     beside = [path.with_suffix(".mtl"), path.with_suffix(".png")] if textured and kind == ".obj" else []
     for file in (path, *beside):
         check_output(file, overwrite, *inputs)

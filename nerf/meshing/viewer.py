@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nerf.io.files import write_file
+from nerf.io.files import page_bytes, write_file
 
 
 def page_path(glb: Path) -> Path:
@@ -28,5 +28,5 @@ def write_page(glb: Path, front: NDArray[np.float64] | None = None) -> Path:
     for name, text in {"TITLE": html.escape(glb.name), "SETTINGS": settings, "GLB": data}.items():
         page = page.replace(f"@{name}@", text, 1)
     path = page_path(glb)
-    write_file(path, page)
+    write_file(path, page_bytes(page))
     return path

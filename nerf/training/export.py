@@ -16,7 +16,7 @@ from nerf.io import checkpoint
 from nerf.io.folders import make_folder
 from nerf.io.outputs import OutputFolder, check_output, owner_of
 from nerf.training.alignment import similarity_between
-from nerf.training.runs import RUN_FILE, read_run
+from nerf.training.runs import RUN_FILE, located, read_run
 
 # of either kind: a reader takes the one that it finds first
 COLMAP_FILES = [f"{name}.{kind}" for name in ("cameras", "images", "points3D") for kind in ("bin", "txt")]
@@ -29,13 +29,15 @@ def export_cameras(
     text: bool = False,
     overwrite: bool = False,
     kind: str | None = None,
+    data: Path | str | None = None,
 ) -> Path:
     """Write the cameras of a scene, of a folder that `load` reads, or of a trained model; returns what was written.
 
     out: NAME.json for a transforms.json (with the splits, and sparse points as NAME.ply); any other name is a folder,
     which gets a COLMAP model in sparse/0 and, where the photos lie elsewhere, a link to their folder as images. Cameras
     are in the full pixels of the photos, poses in the world of the input, refined where training refined them. Reading
-    the result gives the same cameras to rounding. Raises UserError; nothing is replaced without overwrite.
+    the result gives the same cameras to rounding. data: of a trained model, the scene's folder where it has moved.
+    Raises UserError; nothing is replaced without overwrite.
 
     >>> import tempfile
     >>> out = Path(tempfile.mkdtemp(), "cameras.json")
@@ -50,7 +52,7 @@ def export_cameras(
     place = out if is_json else out / MODEL_PLACE
     if is_json and text:
         raise UserError(f"{out}: --text is for COLMAP models, whose name is that of a folder")
-    posed = _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind)
+    posed = _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind, data)
     if is_json:
         cloud = [] if posed.points is None or not len(posed.points) else [out.with_suffix(".ply")]
         make_folder(out.parent)
@@ -83,23 +85,24 @@ def _of_scene(scene: Scene) -> PosedFiles:
     return PosedFiles(photos.with_poses(scene.cameras.c2w), scene.files, scene.splits, points=scene.points)
 
 
-def _of_path(path: Path, kind: str | None) -> PosedFiles:
+def _of_path(path: Path, kind: str | None, data: Path | str | None) -> PosedFiles:
     file = path / "checkpoint.safetensors" if path.is_dir() else path
     if file.suffix == ".safetensors" and file.is_file():
-        return _of_model(file)
+        return _of_model(file, None if data is None else Path(data))
+    if data is not None:
+        raise UserError(f"--data is for the photos of a trained model, and {path} is none")
     posed = load_posed(path, kind)
     return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
 
 
-def _of_model(file: Path) -> PosedFiles:
+def _of_model(file: Path, data: Path | None) -> PosedFiles:
     """The photos of a run with the cameras as training left them; those that it did not see move along."""
     run = read_run(file.parent)
     tensors, config = checkpoint.load(file)
     names = config.get("training", {}).get("names")
     if run is None or names is None:
         raise UserError(f"{file}: does not say which photos its cameras belong to ({RUN_FILE} or its training is gone)")
-    if not Path(run.data).exists():
-        raise UserError(f"{run.data}: the scene is no longer there, so its photos cannot be named")
+    run = located(file.parent, run, data)
     posed = load_posed(Path(run.data), run.kind)
     index = {f.name: i for i, f in enumerate(posed.frames)}
     lost = [n for n in names if n not in index]

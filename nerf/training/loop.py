@@ -38,6 +38,7 @@ from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
 from nerf.training.runs import TRAINED, open_run
+from nerf.training.same_scene import check_same_scene
 from nerf.training.stepping import Meter, StepPlan, StepResult
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
@@ -253,6 +254,7 @@ class Trainer:
         try:
             check_numbers(saved, SAVED)
             self._check_same(path, saved)
+            check_same_scene(path, tensors, config, self.scene)
             self.model.occupancy = Model.from_state(tensors, config, str(path), self.model.field).occupancy
             for part, held in self._parts().items():
                 held.restore(checkpoint.part(tensors, part))
@@ -266,7 +268,7 @@ class Trainer:
         self.meter.saved = self.step
 
     def _check_same(self, path: Path, saved: dict[str, Any]) -> None:
-        """Raise UserError where a checkpoint was trained in another way, or on other images."""
+        """Raise UserError where a checkpoint was trained in another way."""
         mine, before = self.config.settings(), TrainConfig.settings_of(saved["config"])
         other = [name for name in mine if name not in HOW and before[name] != mine[name]]
         if self.config.steps is not None and saved["total_steps"] != self.config.steps:
@@ -276,11 +278,6 @@ class Trainer:
             raise UserError(
                 f"{path} was trained with another configuration ({listed}): "
                 "resume with the same one, or start again with --overwrite"
-            )
-        if saved["names"] != self.model.names:
-            raise UserError(
-                f"{path} was trained on other images than the {len(self.model.cameras)} of {self.scene.path}: "
-                "start again with --overwrite"
             )
 
 

@@ -91,7 +91,7 @@ class PoseCorrections:
         moved = torch.einsum("nij,nj->ni", self.whitening, z.double())[self.ids]
         if self.frame is not None:
             flat = moved.reshape(-1)
-            moved = (flat - self.frame @ (self.frame.T @ flat)).reshape(-1, 6)
+            moved = _without(flat, self.frame).reshape(-1, 6)
         self.rotations[self.ids] = rotations_of(moved[:, :3]) @ self.rotations[self.ids]
         self.shifts[self.ids] += self.distance * moved[:, 3:]
         self._packed = None
@@ -125,8 +125,18 @@ def _similarities(centres: Tensor) -> Tensor:
         generators[k, :, 3:] = torch.linalg.cross(eye[k].expand(n, 3), centres)
         generators[3 + k, :, 3:] = eye[k]
     generators[6, :, 3:] = centres - centres.mean(dim=0)
-    u, s, _ = torch.linalg.svd(generators.reshape(7, -1).T, full_matrices=False)
-    return u[:, s > 1e-9 * s[0]]
+    basis = torch.zeros(6 * n, 0, dtype=torch.float64)
+    for one in generators.reshape(7, -1):
+        rest = _without(_without(one, basis), basis)  # twice is enough (Kahan)
+        if (length := rest.square().sum().sqrt()) > 1e-9 * one.square().sum().sqrt():
+            basis = torch.cat([basis, (rest / length)[:, None]], dim=1)
+    return basis
+
+
+def _without(x: Tensor, basis: Tensor) -> Tensor:
+    """What of x [m] lies outside an orthonormal basis [m,k]. Sums over the first axis, as matrix products (and a
+    singular value decomposition) add in an order that depends on the number of threads."""
+    return x - (basis * (basis * x[:, None]).sum(dim=0)).sum(dim=1)
 
 
 def _whitening(cameras: Cameras, scene_from_world: Similarity) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +42,12 @@ def open_run(out: Path, run: Run | None, resume: bool, overwrite: bool, names: S
     loaded in the same way (run None: not asked)."""
     before = read_run(out) if resume else None
     if before is not None and run is not None:
-        for name in ("data", *run.load_options()):
-            if (then := getattr(before, name)) != (now := getattr(run, name)):
+        there = _moved(before, run.data)  # whether the same lies there is asked when it is loaded
+        for name in run.load_options():
+            if getattr(there, name) != (now := getattr(run, name)):
                 raise UserError(
-                    f"{out} was made with {name} {then}, not {now}: resume with the same, or choose another -o"
+                    f"{out} was made with {name} {getattr(before, name)}, not {now}: resume with the same, or choose "
+                    "another -o"
                 )
     return OutputFolder.open(out, "run", resume, overwrite, (RUN_FILE, *TRAINED, *names), _written_before(out))
 
@@ -64,12 +68,15 @@ def _written_before(out: Path) -> list[str]:
 
 def write_run(out: Path, run: Run) -> None:
     """Write run.json; the scene was loaded by now, so the counts are known."""
-    text = json.dumps({"format": "nerf-run", "version": 1, **asdict(run)}, indent=1, default=str)
-    write_file(out / RUN_FILE, text + "\n")
+    content = {"format": "nerf-run", "version": 1, **asdict(run)}
+    with suppress(ValueError):  # another drive
+        content["data_from_here"] = os.path.relpath(run.data, out.resolve())
+    write_file(out / RUN_FILE, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run.json of a folder; None where there is none."""
+    """The run.json of a folder; None where there is none. Where the data is gone but lies where it lay as seen from the
+    folder, both have moved together, and the run is of the data there."""
     path = folder / RUN_FILE
     if not path.is_file():
         return None
@@ -77,9 +84,32 @@ def read_run(folder: Path) -> Run | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         run = Run(**{f.name: content[f.name] for f in fields(Run) if f.name in content})
         run.masks = None if run.masks is None else Path(run.masks)
+        if (near := content.get("data_from_here")) is not None and not Path(run.data).exists():
+            there = (folder.resolve() / near).resolve()
+            return _moved(run, str(there)) if there.exists() else run
         return run
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError):
         raise UserError(f"{path}: cannot be understood; it was not written by this program, or it is damaged") from None
+
+
+def _moved(run: Run, data: str) -> Run:
+    """The run as of data at another place; masks that were given move along where the same path leads to some."""
+    masks = run.masks
+    if masks is not None and data != run.data:
+        there = Path(os.path.normpath(Path(data, os.path.relpath(masks, run.data))))
+        masks = there if there.exists() else masks
+    return replace(run, data=data, masks=masks)
+
+
+def located(folder: Path, run: Run, data: Path | None = None) -> Run:
+    """The run with its data where it is now: at `data` if given. UserError where it is gone."""
+    if data is not None:
+        if not data.exists():
+            raise UserError(f"--data {data}: there is no such folder")
+        run = _moved(run, str(data.resolve()))
+    if not Path(run.data).exists():
+        raise UserError(f"{run.data}: the scene of {folder} is no longer there; give its folder with --data")
+    return run
 
 
 def load_for_training(run: Run) -> Scene:
@@ -100,8 +130,4 @@ def scene_of_run(folder: Path, meta: dict[str, Any], data: Path | None = None) -
         if data is None and not meta.get("data"):
             raise UserError(f"{folder}: does not say what it was trained on; give the scene's folder with --data")
         run = Run(str(data if data is not None else meta["data"]), downscale=int(meta.get("downscale", 1)))
-    elif data is not None:
-        run.data = str(data)
-    if not Path(run.data).exists():
-        raise UserError(f"{run.data}: the scene is no longer there; give its folder with --data")
-    return load_for_training(run)
+    return load_for_training(located(folder, run, data))

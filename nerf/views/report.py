@@ -13,7 +13,7 @@ import numpy as np
 
 from nerf import __version__
 from nerf.errors import note, printable
-from nerf.io.files import write_file
+from nerf.io.files import page_bytes, write_file
 from nerf.io.opening import opened
 from nerf.io.pictures import data_uri, resized
 from nerf.meshing.sides import SIDES
@@ -44,7 +44,7 @@ def write_report(out: Path, notes: list[str] | None = None) -> Path:
     for name, text in {"TITLE": _e(title), "VERSION": _e(__version__), "BODY": body}.items():
         page = page.replace(f"@{name}@", text, 1)
     path = out / "report.html"
-    write_file(path, page)
+    write_file(path, page_bytes(page))
     return path
 
 

@@ -4,9 +4,9 @@
     python scripts/fuzz.py --kinds meshes,models --cases 500
     python scripts/fuzz.py --replay meshes:123        # one case again, with its traceback; the files are kept
 
-Each case is a small right input (scripts/fuzzing/corpus.py), one file of which is damaged (scripts/fuzzing/mutations.py)
-and which is then read by the function that the verbs use: in a process forked from one that has imported everything,
-which goes through twenty cases, with 2 GB of memory and ten seconds for each. How it can end:
+Each case is a small right input (scripts/fuzzing/corpus.py), one file of which is damaged (scripts/fuzzing/mutations.py),
+read by the function that the verbs use. Cases run by twenties in processes forked from one that has imported everything,
+with 2 GB of memory and ten seconds for each. How one can end:
 
     fine        it was read
     sentence    a UserError of one line
@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -40,15 +41,15 @@ from typing import Any, NamedTuple
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # a process that has threads cannot be forked safely
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch
-from fuzzing.corpus import ALONE, KINDS
-from fuzzing.mutations import mutate
+import torch  # noqa: E402
+from fuzzing.corpus import ALONE, KINDS  # noqa: E402
+from fuzzing.mutations import mutate  # noqa: E402
 
-from nerf.errors import UserError
-from nerf.io.machine import machine
+from nerf.cli.main import MACHINE_SAYS_NO  # noqa: E402
+from nerf.errors import UserError  # noqa: E402
+from nerf.io.machine import machine  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, MEMORY = 10.0, 2 << 30
@@ -184,7 +185,10 @@ def _read(kind: str, case: Path, show: bool) -> tuple[str, str, str]:
         if any("alloc" in str(e) or isinstance(e, MemoryError) for e in _chain(error)):
             return "memory", place, message
         if isinstance(error, UserError):
-            return "sentence" if str(error).isprintable() else "unclear", place, message
+            odd = any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in str(error))
+            return "unclear" if odd else "sentence", place, message
+        if isinstance(error, OSError) and error.errno in MACHINE_SAYS_NO:  # nerf/cli/main.py makes a sentence of it
+            return "sentence", place, message
         return "traceback", place, f"{type(error).__name__}: {message}"
 
 
@@ -209,7 +213,9 @@ def table(ends: list[End]) -> str:
     rows.append(["all", *(str(sum(counts[kind, end] for kind in kinds)) for end in ENDS)])
     lines = ["  ".join(f"{cell:<15}" if i == 0 else f"{cell:>9}" for i, cell in enumerate(row)) for row in rows]
     for (end, place), found in failures(ends).items():
-        lines.append(f"\n{len(found)} x {end} {place}: {found[0].kind}:{found[0].number}\n    {found[0].message[:200]!r}")
+        lines.append(
+            f"\n{len(found)} x {end} {place}: {found[0].kind}:{found[0].number}\n    {found[0].message[:200]!r}"
+        )
     return "\n".join(lines)
 
 
@@ -252,8 +258,8 @@ def main() -> int:
     try:
         for end in campaign(kinds, args.cases, args.seed, args.first):
             ends.append(end)
-            if sys.stderr.isatty() and len(ends) % 50 == 0:
-                print(f"\r{len(ends)} of {args.cases}", end="", file=sys.stderr)
+            if len(ends) % 500 == 0:
+                print(f"{len(ends)} of {args.cases}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
     print(table(ends))

@@ -74,12 +74,15 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
         container = av.open(str(video))
     except (OSError, ValueError) as error:  # av's errors are both
         raise UserError(f"{video}: cannot be opened as a video ({brief(error)})") from None
-    with container:
-        stream = next(iter(container.streams.video), None)
-        if stream is None:
-            kinds = ", ".join(s.type for s in container.streams) or "nothing"
-            raise UserError(f"{video}: holds no pictures, only {kinds}")
-        yield container, stream
+    try:
+        with container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None:
+                kinds = ", ".join(s.type for s in container.streams) or "nothing"
+                raise UserError(f"{video}: holds no pictures, only {kinds}")
+            yield container, stream
+    except av.FFmpegError as error:  # some are of no other kind
+        raise UserError(f"{video}: is damaged, or of a kind that cannot be decoded ({brief(error)})") from error
 
 
 def video_fingerprint(video: Path) -> str:

@@ -34,8 +34,8 @@ VERBS = {
     "doctor": ("DoctorArgs", "say what this machine has and what is missing"),
 }
 
-# No bug of ours: no access, no room, a disk that may only be read.
-MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# No bug of ours: no access, no room, a disk that may only be read, a name that no disk takes.
+MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 _HELP = """\
 usage: nerf VERB ... | nerf VERB --help | nerf --version

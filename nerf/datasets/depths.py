@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from nerf.datasets.store import PixelStore, fill
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.io import exr
 from nerf.io.images import read_header, read_pixels
 
@@ -102,9 +102,9 @@ def read_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     """The array of a .npy file; UserError where it is none."""
     try:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (OSError, ValueError) as e:
+    except Exception as e:  # numpy raises whatever its parser of headers comes upon
         raise UserError(
-            f"{path}: cannot be read as a NumPy array ({e}): the file is damaged, write it again or remove it"
+            f"{path}: cannot be read as a NumPy array ({brief(e)}): the file is damaged, write it again or remove it"
         ) from e
 
 

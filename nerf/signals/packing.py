@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import MISFITS, UserError, brief
 from nerf.io.folders import model_files
+from nerf.io.json_text import parse_json
 from nerf.signals.fitting import Fitted, fitted_of_state
 
 MAGIC = b"nerfpack1\n"
@@ -49,7 +50,7 @@ def unpack(data: bytes, name: str = "file") -> Fitted:
             raise ValueError("it does not begin like one")
         (length,) = struct.unpack_from("<I", data, len(MAGIC))
         start = len(MAGIC) + 4
-        config, entries = json.loads(zlib.decompress(data[start : start + length]))
+        config, entries = parse_json(zlib.decompress(data[start : start + length]))
         at, tensors = start + length, {}
         for key, shape, size, low, step, count in entries:
             if at + size > len(data):
@@ -57,8 +58,8 @@ def unpack(data: bytes, name: str = "file") -> Fitted:
             symbols = _decode(data[at : at + size], math.prod(shape), count)
             tensors[key] = (low + step * torch.from_numpy(symbols).float()).reshape(shape)
             at += size
-    except (ValueError, IndexError, KeyError, TypeError, struct.error, zlib.error) as error:
-        raise UserError(f"{name} is no packed signal that can be read ({error}): pack it again") from error
+    except (*MISFITS, struct.error, zlib.error) as error:
+        raise UserError(f"{name} is no packed signal that can be read ({brief(error)}): pack it again") from error
     return fitted_of_state(tensors, config, name)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.signals.fields import SignalField
 
 IN_MEMORY = 1 << 28  # bytes of float32 up to which values are converted once, instead of batch by batch
@@ -188,5 +188,5 @@ def read_array(path: Path, what: str, expected: str = "", text: bool = False) ->
             return np.loadtxt(path)
         values: np.ndarray = np.load(path, allow_pickle=False)
         return values
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as {what} ({error}){expected}") from error
+    except Exception as error:  # numpy raises whatever its parser of headers comes upon
+        raise UserError(f"{path} cannot be read as {what} ({brief(error)}){expected}") from error

@@ -130,7 +130,9 @@ def write_pictures(folder: Path) -> None:
     Image.fromarray(noise(24, 32, 1, dtype=np.float32)[..., 0]).save(folder / "float.tif")
     Image.fromarray(colour).save(folder / "packed.tif", compression="tiff_lzw")
     write_png_16(folder / "deep.png", noise(24, 32, 3, dtype=np.uint16))
-    exr.write_exr(folder / "a.exr", dict(zip("RGBA", noise(24, 32, 4, dtype=np.float16).transpose(2, 0, 1), strict=True)))
+    exr.write_exr(
+        folder / "a.exr", dict(zip("RGBA", noise(24, 32, 4, dtype=np.float16).transpose(2, 0, 1), strict=True))
+    )
 
 
 def _exif() -> Image.Exif:
@@ -300,7 +302,14 @@ def write_packs(folder: Path) -> None:
         (folder / f"{name}.nerf").write_bytes(pack(fitted, 8))
 
 
-SAMPLED = {"image": "out.png", "audio": "out.wav", "shape": "out.ply", "ct": "out.npy", "video": "out.mp4", "set": "out.png"}
+SAMPLED = {
+    "image": "out.png",
+    "audio": "out.wav",
+    "shape": "out.ply",
+    "ct": "out.npy",
+    "video": "out.mp4",
+    "set": "out.png",
+}
 
 
 def read_signal(path: Path) -> None:
@@ -396,7 +405,19 @@ def write_names(folder: Path) -> None:
 
 
 NAMES = [
-    *(b"\xff\xfe", b"caf\xe9", b"a b", b"a\nb", b"\x1b[31m", b"a#b?c%41", b"a:b", b"-o", b"'\"", b"\xf0\x9f\x93\xb7", b"e\xcc\x81"),
+    *(
+        b"\xff\xfe",
+        b"caf\xe9",
+        b"a b",
+        b"a\nb",
+        b"\x1b[31m",
+        b"a#b?c%41",
+        b"a:b",
+        b"-o",
+        b"'\"",
+        b"\xf0\x9f\x93\xb7",
+        b"e\xcc\x81",
+    ),
     *(b"A" * 200, b"A" * 251, b".hidden", b"a.", b"con", b"%s", b"{0}", b"*", b"[a]", b"~"),
 ]
 
@@ -407,7 +428,7 @@ def damage_names(folder: Path, random: Random) -> None:
     new = os.fsdecode(random.choice(NAMES)) + random.choice(("", place.suffix))
     if len(os.fsencode(new)) <= 255 and not (place.parent / new).exists():
         place.rename(place.parent / new)
-    out = random.choice((*NAMES, b"A" * 256, b"A" * 5000, b"b/" * 2100, b"a\0b"))
+    out = random.choice((*NAMES, b"A" * 256, b"A" * 5000, b"b/" * 2100))
     (folder / "out.name").write_bytes(out)
 
 
@@ -474,4 +495,15 @@ KINDS: dict[str, Kind] = {
     "captures": Kind(write_capture, read_capture, ("out/capture/state.json", "out/nerf.json")),
     "names": Kind(write_names, read_names, damage=damage_names),
 }
-ALONE = ("images", "sounds", "videos", "films", "arrays", "meshes", "models", "signals", "packs", "paths")  # one file each
+ALONE = (
+    "images",
+    "sounds",
+    "videos",
+    "films",
+    "arrays",
+    "meshes",
+    "models",
+    "signals",
+    "packs",
+    "paths",
+)  # one file each

@@ -125,7 +125,10 @@ def encoding(data: bytes, random: Random) -> bytes:
 
 def nest(data: bytes, random: Random) -> bytes:
     """Brackets or elements within one another, in the place of a number."""
-    depth, (a, b) = random.choice(DEPTHS), random.choice(((b"[", b"]"), (b'{"a":', b"}"), (b"<a>", b"</a>"), (b"(", b")")))
+    depth, (a, b) = (
+        random.choice(DEPTHS),
+        random.choice(((b"[", b"]"), (b'{"a":', b"}"), (b"<a>", b"</a>"), (b"(", b")"))),
+    )
     middle = b"1" if a != b"<a>" else b""
     return _replaced(_NUMBER, data, random, lambda: a * depth + middle + b * random.choice((depth, 0)))
 
@@ -294,14 +297,16 @@ def _tensor(header: dict[str, Any], body: bytes, key: str, random: Random) -> tu
     if what == 0:  # gone; the others stay where they are, so it keeps its bytes under another name
         header["unknown"] = header.pop(key)
     elif what == 1:
-        entry["dtype"] = random.choice({"F32": ("I32", "U32"), "F64": ("I64", "U64"), "I64": ("F64", "U64")}.get(
-            entry["dtype"], ("U8", "BOOL")
-        ))
+        entry["dtype"] = random.choice(
+            {"F32": ("I32", "U32"), "F64": ("I64", "U64"), "I64": ("F64", "U64")}.get(entry["dtype"], ("U8", "BOOL"))
+        )
     elif what == 2:
         shape = entry["shape"]
         entry["shape"] = random.choice((shape[::-1], [*shape, 1], [1, *shape], [end - start]))
     elif what == 3:  # numbers of other kinds, the same bytes
-        pattern = random.choice((b"\xff" * 8, b"\0" * 8, b"\0\0\x80\x7f" * 2, b"\xf0\x49\x02\xf0" * 2, b"\x01" + b"\0" * 7))
+        pattern = random.choice(
+            (b"\xff" * 8, b"\0" * 8, b"\0\0\x80\x7f" * 2, b"\xf0\x49\x02\xf0" * 2, b"\x01" + b"\0" * 7)
+        )
         body = body[:start] + (pattern * ((end - start) // 8 + 1))[: end - start] + body[end:]
     else:
         body = body[:start] + raw(body[start:end], random)[: end - start].ljust(end - start, b"\0") + body[end:]

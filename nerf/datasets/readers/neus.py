@@ -10,7 +10,7 @@ import torch
 from nerf.datasets.named import first_with_pictures
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.geometry.cameras import OPENGL_FROM_OPENCV
 from nerf.geometry.space import Similarity
 
@@ -26,7 +26,9 @@ def read_neus(file: Path) -> ParsedScene:
             names = [k for k in f.files if k.startswith(("world_mat_", "scale_mat_"))]
             data = {k: np.asarray(f[k], dtype=np.float64) for k in names}
     except Exception as e:
-        raise UserError(f"{file}: cannot be read as an NPZ archive ({e}): the file is damaged, write it again") from e
+        raise UserError(
+            f"{file}: cannot be read as an NPZ archive ({brief(e)}): the file is damaged, write it again"
+        ) from e
     numbers = sorted(int(k[10:]) for k in data if k.startswith("world_mat_") and k[10:].isdigit())
     if not numbers:
         raise UserError(f"{file}: the key 'world_mat_0' is missing")

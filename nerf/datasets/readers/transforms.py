@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import torch
 from nerf.datasets.depths import DepthMap
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import colmap, reader
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.geometry.space import Similarity
 from nerf.io.images import IMAGE_SUFFIXES
+from nerf.io.json_text import parse_json as parse_json_text
 
 _SPLITS = ("train", "val", "test")
 _CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
@@ -124,11 +124,11 @@ def _apply_points(parsed: ParsedScene, path: Path) -> None:
 def parse_json(file: Path) -> Any:
     """What a JSON file holds; UserError where it cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json_text(file.read_bytes())
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
     except ValueError as e:
-        raise UserError(f"{file}: not valid JSON ({e}): the file is cut off or damaged, write it again") from e
+        raise UserError(f"{file}: not valid JSON ({brief(e)}): the file is cut off or damaged, write it again") from e
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -4,9 +4,9 @@
     python scripts/fuzz.py --kinds meshes,models --cases 500
     python scripts/fuzz.py --replay meshes:123        # one case again, with its traceback; the files are kept
 
-Each case is a small right input (scripts/fuzzing/corpus.py), one file of which is damaged (scripts/fuzzing/mutations.py),
-read by the function that the verbs use. Cases run by twenties in processes forked from one that has imported everything,
-with 2 GB of memory and ten seconds for each. How one can end:
+Each case is a small right input (scripts/fuzzing/corpus.py), one file of which is damaged
+(scripts/fuzzing/mutations.py), read by the function that the verbs use. Cases run by twenties in processes forked from
+one that has imported everything, with 2 GB of memory and ten seconds for each. How one can end:
 
     fine        it was read
     sentence    a UserError of one line
@@ -41,7 +41,8 @@ from typing import Any, NamedTuple
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # a process that has threads cannot be forked safely
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]  # the scenes are those of the tests
 
 import torch  # noqa: E402
 from fuzzing.corpus import ALONE, KINDS  # noqa: E402
@@ -51,7 +52,6 @@ from nerf.cli.main import MACHINE_SAYS_NO  # noqa: E402
 from nerf.errors import UserError  # noqa: E402
 from nerf.io.machine import machine  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS, MEMORY = 10.0, 2 << 30
 A_PROCESS = 20  # cases; to fork takes longer than most of them
 GOOD = ("fine", "sentence")
@@ -141,9 +141,13 @@ def run_cases(cases: list[tuple[str, int]], seed: int, folder: Path, show: bool 
         if not show:
             _silence()
         for kind, number in cases:
-            damaged(kind, number, seed, folder / kind, folder / "case")
-            os.write(writing, json.dumps(End(kind, number, *_read(kind, folder / "case", show))).encode() + b"\n")
+            try:
+                damaged(kind, number, seed, folder / kind, folder / "case")
+                end = End(kind, number, *_read(kind, folder / "case", show))
+            except BaseException as error:
+                end = End(kind, number, "crash", "scripts/", "".join(traceback.format_exception(error))[-300:])
             os.chdir(folder)
+            os.write(writing, json.dumps(end).encode() + b"\n")
         os._exit(0)
     os.close(writing)
     try:

@@ -24,7 +24,7 @@ def parse_json(data: bytes | str) -> Any:
         if "\\u0000" in text or "\\ud" in text.lower():
             plain = json.dumps(content, ensure_ascii=False)
             plain.encode()  # halves of pairs have no code
-            if "\\u0000" in plain:
+            if "\\u0000" in plain.replace("\\\\", ""):  # no backslash before it
                 raise ValueError("a text in it holds the character NUL")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -324,6 +324,9 @@ def packed(data: bytes, random: Random) -> bytes:
     return data[:at] + struct.pack("<I", len(header)) + header + data[at + 4 + size :]
 
 
+# what a mutation comes upon in a file that an earlier one has damaged
+SPOILT = (ValueError, LookupError, TypeError, RecursionError, struct.error, zlib.error, zipfile.BadZipFile)
+
 BY_SUFFIX: dict[str, Mutation] = {
     **dict.fromkeys((".json", ""), json_file),
     **dict.fromkeys((".txt", ".csv", ".xml", ".obj", ".off", ".mtl"), text),
@@ -343,6 +346,6 @@ def mutate(data: bytes, suffix: str, random: Random) -> bytes:
     for _ in range(random.choice((1, 1, 1, 2))):
         try:
             data = damage(data, random)
-        except (ValueError, KeyError, IndexError, struct.error, zlib.error, zipfile.BadZipFile):  # it is none any more
+        except SPOILT:
             data = raw(data, random)
     return data

@@ -192,14 +192,14 @@ def _image_path(file: Path, name: str, where: str) -> Path:
     path = file.parent / name.replace("\\", "/")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return path
-    candidates = [path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES]
+    candidates = [path.parent / f"{path.name}{suffix}" for suffix in IMAGE_SUFFIXES]
     if (found := next(filter(Path.is_file, candidates), None)) is not None:
         return found
     if not path.resolve().is_relative_to(file.parent.resolve()):
         raise UserError(f"{where}: the path {name!r} leads out of {file.parent} and names no image")
     if path.is_file():
         raise UserError(f"{where}: {name!r} is no image (expected a name ending in {', '.join(IMAGE_SUFFIXES)})")
-    return path.with_name(path.name + ".png")
+    return path.parent / f"{path.name}.png"
 
 
 def _lens(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -> Lens:

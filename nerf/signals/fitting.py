@@ -218,7 +218,7 @@ def fitted_of_state(
     tensors: dict[str, Tensor], config: dict[str, Any], path: str, network: nn.Module | None = None
 ) -> Fitted:
     """What `Fitted.to_state` gave, again; path: for what is said of a state that cannot be used."""
-    if config.get("format") != "nerf-signal":
+    if not isinstance(config, dict) or config.get("format") != "nerf-signal":
         raise UserError(f"{path} holds no fitted signal: expected what `nerf fit` wrote")
     try:
         kind = ModulatedField if "latent" in config["field"] else SignalField

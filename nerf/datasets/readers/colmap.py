@@ -122,6 +122,8 @@ def pose_of(image: Any, where: str) -> np.ndarray:
     w2c = np.concatenate([np.asarray(pose.matrix(), dtype=np.float64), [[0, 0, 0, 1]]])
     if not np.isfinite(w2c).all():
         raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this image")
+    if abs(np.linalg.det(w2c)) < 1e-6:  # a quaternion of zeros, as none that is written
+        raise UserError(f"{where}: the pose is singular: repair or remove this image")
     return np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
 
 

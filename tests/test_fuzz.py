@@ -202,3 +202,48 @@ def test_an_output_whose_name_is_too_long(tmp_path: Path, verb: str, capsys: pyt
     assert run_command([*verb.split(), str(source), "-o", str(tmp_path / ("A" * 300))]) == 2
     said = capsys.readouterr().err
     assert "this should not happen" not in said and said.splitlines()[-1].startswith("nerf: ")
+
+
+@pytest.mark.parametrize("kind", ["ply", "off", "obj", "stl", "glb"])
+def test_faces_that_name_absent_vertices(tmp_path: Path, kind: str) -> None:
+    import trimesh
+
+    from nerf.geometry.triangles import read_mesh, read_textured_mesh
+
+    mesh, path = trimesh.creation.box(), tmp_path / f"a.{kind}"
+    if kind in ("ply", "glb"):
+        mesh.faces[3, 1] = 5000
+    data = mesh.export(file_type=kind)
+    text = data if isinstance(data, bytes) else data.encode()
+    if kind == "off":
+        text = text.replace(b"3 1 3 0", b"3 1 5000 0")
+    path.write_bytes(text.replace(b"f 2 4 1", b"f 2 5000 1"))
+    if kind == "stl":  # has no names of vertices
+        assert len(read_mesh(path).faces) == 12
+        return
+    for read in (read_mesh, read_textured_mesh):
+        one_sentence(lambda read=read: read(path), f"a.{kind}")
+
+
+def test_a_colmap_pose_without_rotation(tmp_path: Path) -> None:
+    file = write_colmap(tmp_path) / "sparse" / "0" / "images.txt"
+    lines = file.read_text().splitlines()
+    lines[1] = " ".join(["1", "1e300", "1e300", "0", "0", *lines[1].split()[5:]])
+    file.write_text("\n".join(lines) + "\n")
+    one_sentence(lambda: load(tmp_path), "im00.png")
+
+
+def test_a_film_that_is_cut_off(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from nerf.capture.video import check_video
+    from nerf.io.video import ffmpeg, mp4
+
+    with mp4(tmp_path / "a.mp4", 64, 48, 10.0) as write:
+        for k in range(6):
+            write(np.full((48, 64, 3), 40 * k, np.uint8))
+    (tmp_path / "a.mts").write_bytes(ffmpeg("-i", str(tmp_path / "a.mp4"), "-c", "copy", "-f", "mpegts", "-"))
+    for name in ("a.mp4", "a.mts"):
+        whole = (tmp_path / name).read_bytes()
+        for n in (0, 1, 8, 40, 200):
+            (tmp_path / name).write_bytes(whole[:n])
+            one_sentence(lambda name=name: check_video(tmp_path / name), name)

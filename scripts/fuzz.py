@@ -259,6 +259,8 @@ def main() -> int:
     kinds = args.kinds.split(",")
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"unknown kinds {', '.join(unknown)}; there are {', '.join(KINDS)}")
+    for stop in (signal.SIGINT, signal.SIGTERM):  # what was found by then is told, also where a shell ignores Ctrl-C
+        signal.signal(stop, signal.default_int_handler)
     try:
         for end in campaign(kinds, args.cases, args.seed, args.first):
             ends.append(end)

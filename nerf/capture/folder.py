@@ -11,10 +11,11 @@ from typing import Any
 from nerf.capture.photos import FEWEST, Photo, Photos
 from nerf.capture.prepare import write_photo
 from nerf.capture.video import take_frames, video_fingerprint
-from nerf.errors import UserError, brief
+from nerf.errors import Range, UserError, brief, check_numbers
 from nerf.io.files import write_file
 from nerf.io.folders import make_folder
-from nerf.io.outputs import OutputFolder, read_record
+from nerf.io.json_text import parse_json
+from nerf.io.outputs import OutputFolder, is_inside, read_record
 from nerf.io.progress import progress
 
 STATE = "capture/state.json"
@@ -55,10 +56,17 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = parse_json(file.read_bytes())
         if state["format"] != "nerf-capture" or not isinstance(state["source"], str):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        names = {key: state.get(key, {}) for key in ("photos", "masks")}
+        if not all(isinstance(found, dict) and all(map(is_inside, found)) for found in names.values()):
+            raise ValueError
+        if "photos" in state:
+            check_numbers(dict(zip("wh", state["size"], strict=True)), dict.fromkeys("wh", Range(1, 1e9, whole=True)))
+            if not {"frames", "video"} <= state.keys():
+                raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{file}: cannot be understood; remove {folder} or choose another -o") from None
     return dict(state)
 

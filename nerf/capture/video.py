@@ -73,15 +73,18 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
     av.logging.set_level(av.logging.PANIC)  # a damaged frame is ours to report
     try:
         container = av.open(str(video.absolute()), options=input_options())
-    except (OSError, ValueError) as error:  # av's errors are both
+    except (OSError, ValueError, av.FFmpegError) as error:  # most errors of av's are one of the former two
         raise UserError(f"{video}: cannot be opened as a video ({brief(error)})") from None
-    with container:
-        stream = next(iter(container.streams.video), None)
-        if stream is None:
-            kinds = ", ".join(s.type for s in container.streams) or "nothing"
-            raise UserError(f"{video}: holds no pictures, only {kinds}")
-        stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
-        yield container, stream
+    try:
+        with container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None:
+                kinds = ", ".join(s.type for s in container.streams) or "nothing"
+                raise UserError(f"{video}: holds no pictures, only {kinds}")
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+            yield container, stream
+    except av.FFmpegError as error:  # some are of no other kind
+        raise UserError(f"{video}: is damaged, or of a kind that cannot be decoded ({brief(error)})") from error
 
 
 def video_fingerprint(video: Path) -> str:
@@ -123,18 +126,20 @@ def _sharpest(
 
 def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
     """The frames that can be decoded; damaged ones between them are passed over."""
+    from av import FFmpegError
+
     some, why = False, "is the file complete?"
     try:
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, FFmpegError) as error:
                 why = brief(error)
                 continue
             for frame in frames:
                 some = True
                 yield frame
-    except (OSError, ValueError) as error:  # of the file's own structure: it ends here
+    except (OSError, ValueError, FFmpegError) as error:  # of the file's own structure: it ends here
         why = brief(error)
     if not some:
         raise UserError(f"{video}: no frame of it can be decoded ({why})")

@@ -34,8 +34,11 @@ VERBS = {
     "doctor": ("DoctorArgs", "say what this machine has and what is missing"),
 }
 
-# No bug of ours: no access, no room, a file larger than may be, a disk that may only be read, fails or is gone.
-MACHINE_SAYS_NO = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# No bug of ours: no access, no room, a file larger than may be, a disk that may only be read, fails or is gone, a name
+# that no disk takes.
+MACHINE_SAYS_NO = (
+    *(errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENAMETOOLONG),
+)
 
 _HELP = """\
 usage: nerf VERB ... | nerf VERB --help | nerf --version

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +39,11 @@ def load(
     """
     options = replace(options or LoadOptions(), **changes)
     options.check()
-    parsed = _read(Path(path), options.kind, reader)
-    if options.masks is not None:
-        add_masks(parsed, Path(options.masks))
-    scene = assemble(parsed, options)
+    with _names_of_files(Path(path)):
+        parsed = _read(Path(path), options.kind, reader)
+        if options.masks is not None:
+            add_masks(parsed, Path(options.masks))
+        scene = assemble(parsed, options)
     if not quiet:
         for line in scene.notes:
             note(line)
@@ -49,11 +52,25 @@ def load(
 
 def load_posed(path: str | Path, kind: str | None = None) -> Posed:
     """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
-    parsed = _read(Path(path), kind)
-    posed = check_frames(parsed)
+    with _names_of_files(Path(path)):
+        parsed = _read(Path(path), kind)
+        posed = check_frames(parsed)
     for line in parsed.notes:
         note(line)
     return posed
+
+
+@contextmanager
+def _names_of_files(path: Path) -> Iterator[None]:
+    """One sentence where the poses name a file by a name that no file can have."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(
+            f"{path}: names a file that cannot be, {str(error.filename)[-60:]!r}: {brief(error)}"
+        ) from error
 
 
 def kinds_in(folder: Path) -> list[str]:

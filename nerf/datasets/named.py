@@ -98,7 +98,7 @@ def _closest(name: PurePosixPath, candidates: list[Path]) -> list[Path]:
 
 def find_mask(folder: Path, *names: str) -> Path | None:
     """NAME.png in the folder, or the name with .png for its suffix; of the first of the names that has one."""
-    places = (folder / p for name in names for p in (f"{name}.png", Path(name).with_suffix(".png")))
+    places = (folder / f"{p}.png" for name in names for p in (name, name.removesuffix(Path(name).suffix)))
     return next((place for place in places if place.is_file()), None)
 
 

@@ -108,6 +108,13 @@ def _parts(path: Path) -> list[trimesh.Trimesh]:
         raise UserError(f"{path} cannot be read as a mesh ({str(error) or type(error).__name__})") from error
     if not meshes:
         raise UserError(f"{path} holds no triangles: expected a mesh, not points or lines")
+    for mesh in meshes:
+        low, high, n = int(mesh.faces.min()), int(mesh.faces.max()), len(mesh.vertices)
+        if low < 0 or high >= n:
+            raise UserError(
+                f"{path}: a face names vertex {low if low < 0 else high}, and there are {n}: the file is cut off or "
+                "damaged, write it again"
+            )
     return meshes
 
 

@@ -19,8 +19,9 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nerf.errors import UserError, note
+from nerf.errors import UserError, brief, note
 from nerf.io.files import atomic_write, fresh, remove_orphans
+from nerf.io.json_text import parse_json
 
 FORMAT = "nerf-checkpoint"
 VERSION = 1
@@ -108,13 +109,18 @@ def load(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if _digest(raw.replace(metadata["sha256"].encode(), _NO_SUM.encode(), 1), file) != metadata["sha256"]:
                 raise _unusable(path, "was altered or damaged after it was written (its checksum does not match)")
         tensors = load_file(path) if _is_text(path) else load_bytes(path.read_bytes())
+        config = parse_json(metadata["config"])
+        if not isinstance(config, dict):
+            raise _unusable(path, "holds no object as its config")
     except FileNotFoundError as error:
         raise _unusable(path, "does not exist") from error
     except OSError as error:
         raise _unusable(path, f"cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
-        raise _unusable(path, f"is no valid safetensors file ({error})") from error
-    return tensors, json.loads(metadata["config"])
+        raise _unusable(path, f"is no valid safetensors file ({brief(error)})") from error
+    except ValueError as error:
+        raise _unusable(path, f"has a damaged config ({brief(error)})") from error
+    return tensors, config
 
 
 def load_last(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 from nerf.errors import UserError, note
 from nerf.io.files import is_temporary, remove_orphans, write_file
 from nerf.io.folders import is_probe, make_folder, resumable
+from nerf.io.json_text import parse_json
 from nerf.io.locks import LOCK, Lock, alone
 
 RECORD = "nerf.json"
@@ -152,13 +153,13 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
         if content["format"] != _FORMAT or not isinstance(content["kind"], str):
             raise ValueError
         names = content["files"]
-        if not all(isinstance(name, str) and _is_inside(name) for name in names):
+        if not all(isinstance(name, str) and is_inside(name) for name in names):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{file}: cannot be understood, so nothing in {folder} is touched: choose another -o") from None
     return {"kind": content["kind"], "files": names}
 
@@ -255,7 +256,7 @@ def _is_listed(name: str, files: Sequence[str]) -> bool:
     return any(name == file or (file.endswith("/") and f"{name}/".startswith(file)) for file in files)
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
     """Whether a relative name leads nowhere else: the list is read, and files are removed by it."""
     return bool(name.strip("/.")) and not os.path.isabs(name) and ".." not in Path(name).parts and "\0" not in name
 

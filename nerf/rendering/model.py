@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
-from nerf.errors import UserError
+from nerf.errors import MISFITS, UserError, brief
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.own import check_module, checked
 from nerf.fields.radiance import FieldOptions, RadianceField
@@ -232,9 +232,9 @@ class Model:
             model.names = config.get("names", [])
             model.given_poses, model.log_gains = tensors.get("given_poses"), tensors.get("log_gains")
             return model
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except MISFITS as error:
             raise UserError(
-                f"{where} does not hold a model this version understands ({error}): train it again"
+                f"{where} does not hold a model this version understands ({brief(error)}): train it again"
             ) from error
 
     def save(self, path: str | Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nerf import kernels
-from nerf.errors import Range, UserError, check_numbers, check_record, note
+from nerf.errors import MISFITS, Range, UserError, brief, check_numbers, check_record, note
 from nerf.io import checkpoint
 from nerf.io.clock import LENGTH, SEED, Clock, Length
 from nerf.io.folders import is_checkpoint
@@ -219,7 +219,7 @@ def fitted_of_state(
     tensors: dict[str, Tensor], config: dict[str, Any], path: str, network: nn.Module | None = None
 ) -> Fitted:
     """What `Fitted.to_state` gave, again; path: for what is said of a state that cannot be used."""
-    if config.get("format") != "nerf-signal":
+    if not isinstance(config, dict) or config.get("format") != "nerf-signal":
         raise UserError(f"{path} holds no fitted signal: expected what `nerf fit` wrote")
     try:
         check_state(tensors, config)
@@ -227,8 +227,10 @@ def fitted_of_state(
         field = kind.from_dict(config["field"], network)
         checkpoint.fill(field, checkpoint.part(tensors, "field"), path, given=network is not None)
         return Fitted(field.to(kernels.device()), config["kind"], config["signal"], config.get("fitting"))
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold a field this version understands ({error}): fit it again") from error
+    except MISFITS as error:
+        raise UserError(
+            f"{path} does not hold a field this version understands ({brief(error)}): fit it again"
+        ) from error
 
 
 def fit(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import MISFITS, UserError, brief
 from nerf.io.folders import model_files
 from nerf.io.limits import number, whole
 from nerf.signals.fitting import Fitted, fitted_of_state
@@ -67,8 +67,8 @@ def unpack(data: bytes, name: str = "file") -> Fitted:
             symbols = _decode(data[at : at + size], n, count)
             tensors[key] = (low + step * torch.from_numpy(symbols).float()).reshape(shape)
             at += size
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error, zlib.error) as error:
-        raise UserError(f"{name} is no packed signal that can be read ({error}): pack it again") from error
+    except (*MISFITS, struct.error, zlib.error) as error:
+        raise UserError(f"{name} is no packed signal that can be read ({brief(error)}): pack it again") from error
     return fitted_of_state(tensors, config, name)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.io.arrays import read_npy
 from nerf.signals.fields import SignalField
 
@@ -190,5 +190,5 @@ def read_array(path: Path, what: str, expected: str = "", text: bool = False) ->
         return read_npy(path)
     except UserError as error:
         raise UserError(f"{error}{expected}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as {what} ({error}){expected}") from error
+    except Exception as error:  # numpy raises whatever its parser comes upon
+        raise UserError(f"{path} cannot be read as {what} ({brief(error)}){expected}") from error

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nerf.datasets.options import LoadOptions
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 from nerf.io.files import write_file
 from nerf.io.folders import is_checkpoint
+from nerf.io.json_text import parse_json
 from nerf.io.outputs import OutputFolder
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 PICTURES = ("eval/[0-9][0-9][0-9][0-9]_*.png", "eval/renders/[0-9][0-9][0-9][0-9]_*.png", "mesh_views/*.png")
+_COUNT = Range(0, 1e9, whole=True)
 HOLDOUT_FROM = 30  # images; with fewer, each one is worth more for training than for measuring
 
 # What `train` writes into its folder beside RUN_FILE.
@@ -58,9 +60,9 @@ def _written_before(out: Path) -> list[str]:
     if not (out / RUN_FILE).is_file():
         return [*TRAINED] if is_checkpoint(out / "checkpoint.safetensors") else []
     try:
-        if json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["format"] != "nerf-run":
+        if parse_json((out / RUN_FILE).read_bytes())["format"] != "nerf-run":
             return []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []
     pictures = [p.relative_to(out).as_posix() for place in PICTURES for p in out.glob(place)]
     return [RUN_FILE, *TRAINED, "video.mp4", "mesh.glb", "mesh.html", "report.html", "eval/eval.json", *pictures]
@@ -81,14 +83,18 @@ def read_run(folder: Path) -> Run | None:
     if not path.is_file():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json(path.read_bytes())
         run = Run(**{f.name: content[f.name] for f in fields(Run) if f.name in content})
         run.masks = None if run.masks is None else Path(run.masks)
-        if (near := content.get("data_from_here")) is not None and not Path(run.data).exists():
+        run.check()
+        check_numbers(vars(run), {"images": _COUNT, "held_out_views": _COUNT})
+        if not isinstance(run.data, str) or not isinstance(run.kind, (str, type(None))):
+            raise TypeError("data and kind are text")
+        if isinstance(near := content.get("data_from_here"), str) and not Path(run.data).exists():
             there = (folder.resolve() / near).resolve()
             return _moved(run, str(there)) if there.exists() else run
         return run
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{path}: cannot be understood; it was not written by this program, or it is damaged") from None
 
 

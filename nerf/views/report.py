@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from nerf import __version__
-from nerf.errors import note, printable
+from nerf.errors import MISFITS, brief, note, printable
 from nerf.io.files import page_bytes, write_file
+from nerf.io.json_text import parse_json
 from nerf.io.opening import opened
 from nerf.io.pictures import data_uri, resized
 from nerf.meshing.sides import SIDES
@@ -32,10 +34,13 @@ def write_report(out: Path, notes: list[str] | None = None) -> Path:
     run = read_run(out) or Run(data="")
     training, evaluation = _json(out / "training.json"), _json(out / "eval" / "eval.json")
     title = Path(run.data).name or out.resolve().name
-    parts = [_header(title, run, training, evaluation), _video(out), _views(out, evaluation), _curve(training)]
-    parts += [
-        _mesh(out),
-        _protocol(run, training, evaluation),
+    parts = [
+        _section(_header, title, run, training, evaluation),
+        _video(out),
+        _section(_views, out, evaluation),
+        _section(_curve, training),
+        _section(_mesh, out),
+        _section(_protocol, run, training, evaluation),
         _list("What the loader chose", notes or []),
         _files(out),
     ]
@@ -53,14 +58,24 @@ def _e(text: object) -> str:
     return escape(printable(text))
 
 
+def _section(make: Callable[..., str], *about: Any) -> str:
+    """What `make` says of the files of a run; nothing, and a note, where they hold something else than this program
+    writes: the rest is still worth a report."""
+    try:
+        return make(*about)
+    except (*MISFITS, OSError, SyntaxError) as error:  # Pillow's are the last two
+        note(f"report: the part {make.__name__.strip('_')} is left out, for its files are damaged ({brief(error)})")
+        return ""
+
+
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty where there is none or it is damaged: the rest is still worth a report."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        note(f"report: {path} is left out ({error})")
+        note(f"report: {path} is left out ({brief(error)})")
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -12,7 +12,7 @@ from nerf.datasets.keypoints import attach, of_model
 from nerf.datasets.named import find_mask, pictures_in, reduced_folders
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 from nerf.io.interrupts import take_signals_back
 
@@ -93,11 +93,17 @@ def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
         try:
             model = pycolmap.Reconstruction()
             model.read_binary(str(path)) if suffix == ".bin" else model.read_text(str(path))
+            posed = [im for im in model.images.values() if im.has_pose]
+            _ = [im.name for im in posed]
+        except UnicodeDecodeError as e:
+            raise UserError(
+                f"{path}: names of its images are not in UTF-8 ({brief(e)}): save images.txt in UTF-8, or give the "
+                "photos plain names"
+            ) from e
         except Exception as e:
             raise UserError(
                 f"{path}: the COLMAP model cannot be read ({' '.join(str(e).split())[:150]}): write it again"
             ) from e
-        posed = [im for im in model.images.values() if im.has_pose]
         if suffix == ".txt":
             _check_text(path, model)
         loaded.append((len(posed), path, model, posed))
@@ -116,6 +122,8 @@ def pose_of(image: Any, where: str) -> np.ndarray:
     w2c = np.concatenate([np.asarray(pose.matrix(), dtype=np.float64), [[0, 0, 0, 1]]])
     if not np.isfinite(w2c).all():
         raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this image")
+    if abs(np.linalg.det(w2c)) < 1e-6:  # a quaternion of zeros, as none that is written
+        raise UserError(f"{where}: the pose is singular: repair or remove this image")
     return np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV
 
 
@@ -212,7 +220,7 @@ def _check_text(path: Path, model: Any) -> None:
     counts = {"cameras": model.num_cameras(), "images": len(model.images), "points3D": model.num_points3D()}
     for name, got in counts.items():
         file = path / f"{name}.txt"
-        for line in file.read_text().splitlines()[:6] if file.is_file() else []:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[:6] if file.is_file() else []:
             words = line.replace(",", " ").replace(":", " ").split()
             if line.startswith("#") and "Number" in words and "of" in words:
                 stated = next((int(w) for w in words[words.index("of") + 2 :] if w.isdigit()), got)

@@ -22,7 +22,7 @@ from nerf.datasets.named import find_named, listed
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import numbers
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 
 _MODELS = {"frame": OPENCV, "fisheye": FISHEYE}  # fisheye: equidistant, Metashape's own default
@@ -46,8 +46,8 @@ def read_metashape(file: Path) -> ParsedScene:
         root = ElementTree.parse(file).getroot()
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
-    except ElementTree.ParseError as e:
-        raise UserError(f"{file}: not valid XML ({e}): the file is cut off or damaged, export it again") from e
+    except (ElementTree.ParseError, ValueError, LookupError) as e:  # the latter two: of the encoding that it states
+        raise UserError(f"{file}: not valid XML ({brief(e)}): the file is cut off or damaged, export it again") from e
     chunk = root.find("chunk")
     entries = None if chunk is None else chunk.find("cameras")
     if chunk is None or entries is None:

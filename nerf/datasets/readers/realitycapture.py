@@ -62,9 +62,13 @@ def read_realitycapture(file: Path) -> ParsedScene:
             f"{file}: the column {', '.join(missing)} is missing: in RealityCapture choose Export > "
             'Registration, "Internal/External camera parameters" (CSV)'
         )
+    try:
+        rows = list(csv.reader(io.StringIO("\n".join(lines[at + 1 :]))))
+    except csv.Error as e:
+        raise UserError(f"{file}: is no CSV ({e}): export it again") from e
     tables = [
         _table(columns, cells, file, number)
-        for number, cells in enumerate(csv.reader(io.StringIO("\n".join(lines[at + 1 :]))), start=at + 2)
+        for number, cells in enumerate(rows, start=at + 2)
         if any(c.strip() for c in cells) and not cells[0].startswith("#")
     ]
     if not tables:

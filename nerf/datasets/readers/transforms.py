@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -14,11 +13,12 @@ from nerf.datasets.depths import DepthMap
 from nerf.datasets.named import find_named, home_of, is_inside
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import colmap, reader
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.geometry.mesh_files import load_mesh_file
 from nerf.geometry.space import Similarity
 from nerf.io.images import IMAGE_SUFFIXES
+from nerf.io.json_text import parse_json as parse_json_text
 
 _SPLITS = ("train", "val", "test")
 _CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
@@ -131,11 +131,11 @@ def _apply_points(parsed: ParsedScene, path: Path) -> None:
 def parse_json(file: Path) -> Any:
     """What a JSON file holds; UserError where it cannot be read."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json_text(file.read_bytes())
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
     except ValueError as e:
-        raise UserError(f"{file}: not valid JSON ({e}): the file is cut off or damaged, write it again") from e
+        raise UserError(f"{file}: not valid JSON ({brief(e)}): the file is cut off or damaged, write it again") from e
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def _image_path(file: Path, name: str, where: str) -> Path:
     path = file.parent / name.replace("\\", "/")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return path
-    candidates = [path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES]
+    candidates = [path.parent / f"{path.name}{suffix}" for suffix in IMAGE_SUFFIXES]
     if (found := next(filter(Path.is_file, candidates), None)) is not None:
         return found
     if not path.resolve().is_relative_to(file.parent.resolve()):
@@ -232,7 +232,7 @@ def _image_path(file: Path, name: str, where: str) -> Path:
         raise UserError(f"{where}: the path {name!r} leads out of {file.parent} and names no image")
     if path.is_file():
         raise UserError(f"{where}: {name!r} is no image (expected a name ending in {', '.join(IMAGE_SUFFIXES)})")
-    return path.with_name(path.name + ".png")
+    return path.parent / f"{path.name}.png"
 
 
 def _lens(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -> Lens:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import UserError, brief
 from nerf.geometry.cameras import Cameras
 from nerf.io.files import write_file
+from nerf.io.json_text import parse_json
 from nerf.views.paths.lens import CameraPath, filled_in
 
 PATH_FORMAT = "nerf-camera-path"
@@ -81,7 +82,7 @@ def load_path(path: Path, width: int | None = None, height: int | None = None) -
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such camera-path file") from None
     except OSError as error:
@@ -90,8 +91,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not a text file; expected a camera path in JSON") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: is not valid JSON, line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except RecursionError:
-        raise UserError(f"{path}: is nested too deeply for a camera path") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON: {brief(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

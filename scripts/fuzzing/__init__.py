@@ -1,0 +1,1 @@
+"""Parts of scripts/fuzz.py: the inputs that are damaged, and how."""

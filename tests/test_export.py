@@ -84,7 +84,9 @@ def test_colmap_round_trip(tmp_path: Path, kinds: list[str], text: bool) -> None
     out = tmp_path / "model"
     place = export_cameras(scene, out, text=text)
     assert sorted(p.name for p in place.iterdir()) == [
-        f"{name}.{'txt' if text else 'bin'}" for name in ("cameras", "images", "points3D")
+        *(f"{name}.{'txt' if text else 'bin'}" for name in ("cameras", "images")),
+        "nerf.json",
+        f"points3D.{'txt' if text else 'bin'}",
     ]
     again = load(out, quiet=True)
     assert again.source == "colmap" and again.points is not None

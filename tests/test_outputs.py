@@ -200,6 +200,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "1" and names_in(tmp_path) == {"a", "b"}
 
 
+def test_a_list_reaches_nothing_through_a_link(tmp_path: Path) -> None:
+    """A record may come with a folder from elsewhere."""
+    write_deep(tmp_path / "outside" / "precious")
+    with OutputFolder.open(tmp_path / "out", "run") as folder:
+        folder.claim("model", "sub/precious", "whole/")
+        write_deep(tmp_path / "out" / "model")
+        (tmp_path / "out" / "sub").symlink_to(tmp_path / "outside")
+        (tmp_path / "out" / "whole").symlink_to(tmp_path / "outside")
+        folder.clear()
+    assert (tmp_path / "outside" / "precious").exists() and not (tmp_path / "out" / "whole").is_symlink()
+
+
 def test_only_the_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()

@@ -258,6 +258,16 @@ def test_a_stage_that_fails_does_not_stop_the_next(
     assert (tmp_path / "out" / "report.html").exists() and (tmp_path / "out" / "video.mp4").exists()
 
 
+def test_an_unforeseen_end_of_a_stage_still_has_its_report(
+    data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5))
+    assert (tmp_path / "out" / "report.html").exists()
+    assert "mesh: ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
 def test_the_turntable_is_at_most_640_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
     monkeypatch.setattr("nerf.views.video.render_video", lambda model, path, out, **_: seen.append(path))

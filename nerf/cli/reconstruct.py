@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
-from nerf.errors import UserError, note, say
+from nerf.errors import UserError, brief, note, say
 from nerf.io.progress import Progress
 from nerf.training.runs import RUN_FILE, open_run, write_run
 
@@ -115,13 +115,18 @@ def finish(
         "mesh": lambda: make_mesh(model, scene, out / "mesh.glb", resolution, texture),
         "report": lambda: write_report(out, scene.notes),
     }
-    failures = []
+    failures, unforeseen = [], None
     for name, stage in stages.items():
         try:
             stage()
-        except UserError as error:  # a machine without ffmpeg should still get its mesh
-            failures.append(f"{name}: {error}")
+        except (UserError, OSError) as error:  # a machine without ffmpeg should still get its mesh
+            failures.append(f"{name}: {error if isinstance(error, UserError) else brief(error)}")
             note(failures[-1])
+        except Exception as error:
+            unforeseen = unforeseen or error
+            note(f"{name}: {type(error).__name__}: {brief(error)}")
+    if unforeseen is not None:
+        raise unforeseen
     return failures
 
 

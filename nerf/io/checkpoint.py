@@ -87,6 +87,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], config: dict[str, Any]) -
         with atomic_write(target) as temporary:
             with open(temporary, "wb") as file:
                 _write(file, header, ordered)
+                file.flush()
+                os.fsync(file.fileno())  # before anything happens to the one that is there
             if target.exists():
                 _keep_as_previous(target)
     except OSError as error:

@@ -234,7 +234,7 @@ def _clear(folder: Path, keep: Collection[str] = ()) -> None:
     emptied = set()
     for name in record["files"]:
         path = folder / name
-        if name in keep:
+        if name in keep or not path.parent.resolve().is_relative_to(folder.resolve()):  # a link leads elsewhere
             continue
         if name.endswith("/") and not path.is_symlink():
             if read_record(path) is not None:

@@ -62,6 +62,8 @@ def _check_signal(kind: str, signal: dict[str, Any]) -> None:
         for name, least in (("low", -math.inf), ("sides", 1e-30)):
             if len([number(v, name, least) for v in signal[name]]) != 3:
                 raise ValueError(f"{name} is {signal[name]}, expected three numbers")
+        if not isinstance(signal["signed"], bool):
+            raise ValueError(f"signed is {signal['signed']!r}, expected true or false")
     if kind == "video":
         number(signal["fps"], "fps", 1e-3, 1e5)
     if kind in ("image", "audio"):

@@ -228,7 +228,7 @@ def _image_path(file: Path, name: str, where: str) -> Path:
         return found
     if not path.resolve().is_relative_to(file.parent.resolve()):
         if not path.exists() and PureWindowsPath(name).is_absolute():  # of another machine
-            return path.with_name(path.name + ".png")
+            return path.parent / f"{path.name}.png"
         raise UserError(f"{where}: the path {name!r} leads out of {file.parent} and names no image")
     if path.is_file():
         raise UserError(f"{where}: {name!r} is no image (expected a name ending in {', '.join(IMAGE_SUFFIXES)})")

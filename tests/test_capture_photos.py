@@ -286,8 +286,8 @@ def test_ctrl_c_while_photos_are_prepared_keeps_those_that_are(
 
 def data_set(path: Path) -> OutputFolder:
     """A folder of ours for frames."""
-    with OutputFolder.open(path, "dataset", overwrite=True) as folder:
-        (path / "images").mkdir(exist_ok=True)
+    folder = OutputFolder.open(path, "dataset", overwrite=True)
+    (path / "images").mkdir(exist_ok=True)
     return folder
 
 

@@ -179,5 +179,9 @@ def test_meshes_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     for name in ODD:
         for kind in ("ply", "obj", "glb", "stl"):
+            if kind == "obj" and not name.isprintable():  # it names the files beside it in lines of UTF-8
+                with pytest.raises(UserError, match="an OBJ names the files beside it"):
+                    save_mesh(trimesh.creation.box(), f"{name}.{kind}")
+                continue
             save_mesh(trimesh.creation.box(), f"{name}.{kind}")
             assert len(read_mesh(f"{name}.{kind}").faces) == 12

@@ -105,7 +105,7 @@ def test_a_second_device_learns_the_same_and_its_model_is_seen_from_the_cpu(
         with world.use():
             solid = replace(tiny.FIELD, density_bias=5.0)  # so that there is a surface after two steps
             config = tiny.train_config(steps=2, batch_samples=256, field=solid)
-            train(scene, config, tmp_path / "run", progress=False)
+            train(scene, config, tmp_path / "run", progress=False, overwrite=True)
             model = Model.load(tmp_path / "run")
             found.append([p.detach().cpu() for p in model.field.parameters()])
             found[-1].append(torch.from_numpy(model.render_image(scene.cameras, 0).color))

@@ -346,7 +346,7 @@ def test_every_mode_has_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert 2.9 < near < 3.2 and 3.2 < far < 4.0
     written = video.render_video(model, path, tmp_path / "pictures", ("color", "depth"), show_progress=False)
     assert [p.name for p in written] == ["color", "depth"]
-    assert sorted(p.name for p in written[1].iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    assert sorted(p.name for p in written[1].iterdir()) == ["00000.png", "00001.png", "00002.png", "nerf.json"]
 
 
 def test_a_failure_leaves_no_half_video(tmp_path: Path) -> None:
@@ -370,7 +370,9 @@ def test_nothing_is_overwritten_silently(tmp_path: Path) -> None:
     for out in (tmp_path / "a.mp4", tmp_path / "pictures"):
         with pytest.raises(UserError, match="--overwrite"):
             video.planned_outputs(out, ("color",), overwrite=False)
-        video.planned_outputs(out, ("color",), overwrite=True)
+    video.planned_outputs(tmp_path / "a.mp4", ("color",), overwrite=True)
+    with pytest.raises(UserError, match="in the way"):  # a photo of the user's may have that name
+        video.planned_outputs(tmp_path / "pictures", ("color",), overwrite=True)
     assert (tmp_path / "a.mp4").read_bytes() == b"precious"
 
 

@@ -23,7 +23,7 @@ def parse_json(data: bytes | str) -> Any:
         content = json.loads(text, parse_int=_number)
         if "\\u0000" in text or "\\ud" in text.lower():
             plain = json.dumps(content, ensure_ascii=False)
-            plain.encode()  # halves of pairs have no code
+            plain.encode("utf-8", "surrogateescape")  # halves of pairs have no code, but for bytes that are no UTF-8
             if "\\u0000" in plain.replace("\\\\", ""):  # no backslash before it
                 raise ValueError("a text in it holds the character NUL")
     except RecursionError:

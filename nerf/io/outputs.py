@@ -77,6 +77,10 @@ class OutputFolder:
     ) -> list[str]:
         """The files of ours that are there; UserError where `open` would raise one. Changes nothing."""
         path, kind = self.path, self.kind
+        above = next((place for place in (path, *path.absolute().parents) if os.path.lexists(place)), path)
+        if not above.is_dir():
+            what = "is a file" if above == path else f"cannot be made, for {above} is a file"
+            raise UserError(f"{path} {what}; expected a folder to write to")
         if resume and overwrite:
             raise UserError("--resume continues what is there and --overwrite discards it: give one of them")
         record = read_record(path)

@@ -60,8 +60,8 @@ def export_cameras(
             check_output(file, overwrite, *([] if isinstance(source, Scene) else _read_from(Path(source), file)))
         write_transforms(posed, out)
     else:
-        root, where = _image_root(posed.files, out)
         with OutputFolder.open(place, "cameras", overwrite=overwrite, names=COLMAP_FILES) as folder:
+            root, where = _image_root(posed.files, out)
             folder.clear()
             folder.claim(*COLMAP_FILES)
             write_colmap(posed, place, root, text)

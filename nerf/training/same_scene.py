@@ -20,7 +20,7 @@ def check_same_scene(file: Path, tensors: dict[str, Tensor], config: dict[str, A
     other, more = "", ""
     now, before = scene.cameras.to(torch.device("cpu")).subset(ids).tensors(), checkpoint.part(tensors, "cameras")
     before["c2w"] = tensors.get("given_poses", before["c2w"])
-    if config.get("names") != [scene.names[i] for i in ids.tolist()]:
+    if config["training"]["names"] != [scene.names[i] for i in ids.tolist()]:
         other, more = "other images than", f"the {len(ids)} of "
     elif not all(torch.equal(before[side], now[side]) for side in ("widths", "heights")):
         other = "images of another size than those of"

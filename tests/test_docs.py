@@ -147,9 +147,9 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(lines) <= 12
     # the same, only shorter: few steps, a coarse mesh, fewer and smaller views
     for printed, short in (
-        ("minutes=2", "steps=300"),
+        ("minutes=2", "steps=150"),
         ("resolution=256", "resolution=48"),
-        ('nerf.load("data/sample")', 'nerf.load("data/sample", downscale=4)'),
+        ('nerf.load("data/sample")', 'nerf.load("data/sample", downscale=8)'),
     ):
         assert printed in code
         code = code.replace(printed, short)

@@ -415,14 +415,14 @@ def test_reconstruct_for_real(tmp_path: Path) -> None:
     sample = Path(__file__).resolve().parent.parent / "data" / "sample"
     out = tmp_path / "out"
     try:
-        main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=4, resolution=48))
+        main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=8, resolution=48, texture=512))
     except UserError as error:
         if not str(error).startswith("mesh: "):  # after so few steps there may be no surface yet
             raise
     result = json.loads((out / "eval" / "eval.json").read_text())
     assert result["psnr"] > 12 and result["protocol"]["held_out"]
-    assert "4" in result["protocol"]["down_scaling"] and result["protocol"]["training"]["steps"] == 100
+    assert "8" in result["protocol"]["down_scaling"] and result["protocol"]["training"]["steps"] == 100
     page = read_page(out / "report.html")
     assert "held out and never trained on" in page.text and "PSNR, dB" in page.text  # and so the curve was understood
     with pytest.raises(UserError, match="another run"):
-        main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=4))
+        main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import nerf
+from nerf.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
@@ -64,6 +67,10 @@ def test_every_option_exists() -> None:
 
     def help_of(*command: str) -> str:
         key = " ".join(command)
+        if key not in helps and command[:2] == ("-m", "nerf"):
+            with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+                cli.run([*command[2:], "--help"])
+            helps[key] = said.getvalue()
         if key not in helps:
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             helps[key] = subprocess.run(

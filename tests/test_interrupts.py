@@ -62,7 +62,7 @@ def start(photos: Path, out: Path, *more: str, steps: int = 40, **options: objec
     return subprocess.Popen(command, text=True, env=environment, cwd=out.parent, **streams)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_training_that_is_told_to_end_saves(photos: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start(photos, tmp_path / "run", steps=1_000_000)
     assert process.stderr is not None

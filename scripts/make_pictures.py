@@ -65,7 +65,7 @@ def main() -> None:
 
     scene = nerf.load(ROOT / "data/sample")
     if args.run is None:
-        model = nerf.train(scene, nerf.TrainConfig(minutes=args.minutes), out=ROOT / "runs/pictures")
+        model = nerf.train(scene, nerf.TrainConfig(minutes=args.minutes), out=ROOT / "runs/pictures", overwrite=True)
     else:
         model = nerf.Model.load(args.run / "checkpoint.safetensors")
     i = int(scene.splits["test"][args.view])

@@ -287,6 +287,9 @@ def test_leftovers_in_folders_below_are_removed_too(tmp_path: Path) -> None:
         folder.claim("views/a.png")
         write_deep(tmp_path / "views" / "a.png")
         write_deep(tmp_path / "views" / f".b.png.{dead.pid}.0123abcd.tmp")
+    write_deep(tmp_path / f".nerf.json.{dead.pid}.0123abcd.tmp")  # of a picture's folder, as it told the run of itself
+    OutputFolder.open(tmp_path / "eval", "evaluation").close()
+    assert {p.name for p in tmp_path.iterdir()} == {"views", RECORD}
     OutputFolder.open(tmp_path, "run", overwrite=True).close()
     assert names_in(tmp_path) == {"views/a.png"}
 

@@ -58,13 +58,13 @@ class OutputFolder:
         folder._lock = Lock(path)
         try:
             there = folder.check(resume, overwrite, names, before)  # another may have been faster
-            for place in {path, *((path / name).parent for name in folder.listed())}:
+            above = owner_of(path)
+            for place in {path, above or path, *((path / name).parent for name in folder.listed())}:
                 if place.is_dir():
                     remove_orphans(place)
             if read_record(path) is None:
                 _write_record(path, kind, there)
                 folder._made = [path / RECORD, *new]
-            above = owner_of(path)
             if above is not None and kind in PARTS:
                 _list(above, [os.path.relpath(path.absolute(), above) + "/"])
         except BaseException:

@@ -81,6 +81,8 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
             if stream is None:
                 kinds = ", ".join(s.type for s in container.streams) or "nothing"
                 raise UserError(f"{video}: holds no pictures, only {kinds}")
+            if stream.codec_context is None:
+                raise UserError(f"{video}: its pictures are of a kind that cannot be decoded: write it again as MP4")
             stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             yield container, stream
     except av.FFmpegError as error:  # some are of no other kind

@@ -39,6 +39,8 @@ def check_cameras(cameras: Cameras) -> None:
     for name, values in cameras.tensors().items():
         if values.shape != shapes.get(name, (n,)) or n == 0:
             raise ValueError(f"cameras.{name} has the shape {list(values.shape)}, expected {shapes.get(name, (n,))}")
+        if values.is_floating_point() == (name in ("widths", "heights", "models")):
+            raise ValueError(f"cameras.{name} is {values.dtype}")
         if values.is_floating_point() and not bool(values.isfinite().all()):
             raise ValueError(f"cameras.{name} holds NaN or infinity")
     sizes = cameras.widths.double() * cameras.heights.double()

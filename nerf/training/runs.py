@@ -88,6 +88,8 @@ def read_run(folder: Path) -> Run | None:
         run.masks = None if run.masks is None else Path(run.masks)
         run.check()
         check_numbers(vars(run), {"images": _COUNT, "held_out_views": _COUNT})
+        if any(isinstance(value, (list, dict)) for value in vars(run).values()):
+            raise TypeError("each value is one number or text")
         if not isinstance(run.data, str) or not isinstance(run.kind, (str, type(None))):
             raise TypeError("data and kind are text")
         if isinstance(near := content.get("data_from_here"), str) and not Path(run.data).exists():

@@ -223,7 +223,7 @@ def _check_text(path: Path, model: Any) -> None:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[:6] if file.is_file() else []:
             words = line.replace(",", " ").replace(":", " ").split()
             if line.startswith("#") and "Number" in words and "of" in words:
-                stated = next((int(w) for w in words[words.index("of") + 2 :] if w.isdigit()), got)
+                stated = next((int(w) for w in words[words.index("of") + 2 :] if w.isdigit() and len(w) < 19), got)
                 if stated != got:
                     raise UserError(
                         f"{file}: announces {stated} {name} and holds {got}: the file is cut off, write it again"

@@ -211,7 +211,6 @@ def _simplify(
 
 _SIMPLIFY_SCRIPT = """
 import sys
-sys.path[:] = [place for place in sys.path if place]  # not the current folder: what lies there is data
 import fast_simplification, numpy
 path, count = sys.argv[1:]
 with numpy.load(path) as mesh:

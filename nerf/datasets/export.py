@@ -87,7 +87,7 @@ def _linked(posed: PosedFiles, file: Path) -> Path | None:
     """A link beside the file to the folder of all photos and masks; None where they lie near it, or nothing can be
     linked."""
     files = [*posed.files, *filter(None, posed.masks)]
-    if all(is_inside(f, home_of(file.parent)) for f in files):
+    if all(is_inside(f.resolve(), home_of(file.parent)) for f in files):  # names are written with links followed
         return None
     root, link = Path(os.path.commonpath([f.resolve().parent for f in files])), file.with_name(f"{file.stem}_images")
     if link.is_symlink() and link.resolve() == root:

@@ -240,8 +240,11 @@ def test_reasons_for_what_was_left_out() -> None:
 def test_many_photos_left_out_for_one_reason_are_one_line() -> None:
     left = {f"t{k}.jpg": f"too small (80x{60 + k % 2}): a thumbnail?" for k in range(5000)} | {"a.jpg": "blurred (4 %)"}
     content = {"n_photos": 5009, "n_placed": 8, "components": [8], "seconds": 9, "n_points": 7, "left_out": left}
-    lines = summary(content | {"reprojection_error": 0.3}).splitlines()
-    assert lines[1:] == [
+    said = {"judgement": "9 of 20 pairs of photos fit it", "convinces": False}
+    lines = summary(content | said).splitlines()
+    assert lines[0].endswith("7 points; 9 of 20 pairs of photos fit it") and "look at coverage.png" in lines[1]
+    assert len(summary(content | said | {"convinces": True}).splitlines()) == 3
+    assert lines[2:] == [
         "left out 5000 photos: too small (t0.jpg, t1.jpg, t2.jpg and others, see poses.json)",
         "left out a.jpg: blurred (4 %)",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nerf.capture.folder import forget, frames_of, identity, open_folder, state_of, write_photos, write_state
+from nerf.capture.gps import Place
 from nerf.capture.photos import PLACES, Photos, describe_cameras, group_cameras, list_photos, read_photos
 from nerf.capture.settings import Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
@@ -43,6 +44,8 @@ class CaptureOptions:
     """pixels on the longer side of the pictures in which features are found"""
     distance: tuple[str, str, float] | None = None
     """PHOTO PHOTO LENGTH: how far apart two photos were taken; lengths are then true"""
+    gps: Literal["auto", "off"] = "auto"
+    """set scale (metres), north (+y) and up from GPS in EXIF where it agrees with the poses; or leave it"""
     scale: float = 1.0
     """multiply all lengths, say by TRUE / MEASURED of something measured in a first mesh"""
     overwrite: bool = False
@@ -105,7 +108,10 @@ def _find(
     report = _report(folder.path, photos, result, settings, prepared + result["seconds"])
     if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
         raise UserError(_too_few(folder.path, report))
-    _finish(folder.path, args, report)
+    if result.get("wrong"):
+        raise UserError(_contradicted(folder, report))
+    places = {p.name: (*p.gps, p.altitude) for p in photos.photos if p.gps and args.gps == "auto"}
+    _finish(folder.path, args, report, places)
     return report
 
 
@@ -159,7 +165,7 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
 
     folder, first = Path(job["folder"], "capture"), Settings(**job["settings"])
     settings: Settings | None = first
-    best: dict[str, Any] = {"n_placed": -1}
+    best: dict[str, Any] = {"worth": -1.0}
     best_settings, seconds = first, 0.0
     while settings is not None:
         number = 1 if settings.of_features() == first.of_features() else 2
@@ -170,21 +176,22 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
         else:
             own = job | {"settings": asdict(settings), "database": str(folder / f"features_{number}.db")}
             started = time.perf_counter()
-            result = run_worker(own | {"better_than": max(0, best["n_placed"])}, show)
+            result = run_worker(own | {"better_than": max(0.0, best["worth"])}, show)
             result["seconds"] = time.perf_counter() - started
             write_file(kept, json.dumps(result))
         seconds += result["seconds"]
         result["database"] = f"features_{number}.db"
-        if result["n_placed"] > best["n_placed"]:
+        if result["worth"] > best["worth"]:
             best, best_settings = result, settings
-        previous, settings = settings, attempts(best["n_placed"] / max(1, result["n_usable"]), settings)
+        previous, settings = settings, attempts(best["worth"] / max(1, result["n_usable"]), settings)
         if settings is not None:
             note(f"{previous.name}: {result['n_placed']} of {n} photos placed; trying {settings.name}")
     return best | {"seconds": seconds}, best_settings
 
 
 def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Settings, seconds: float) -> dict[str, Any]:
-    from nerf.capture.report import reasons, verified_partners, write_report
+    from nerf.capture.judging import STRONG
+    from nerf.capture.report import groups_of, reasons, verified_partners, write_report
 
     statistics = json.loads((folder / "capture" / "statistics.json").read_text(encoding="utf-8"))
     placed = set(result.get("placed", {}))
@@ -195,6 +202,9 @@ def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Sett
         **{name: result[name] for name in ("n_placed", "components")},
         **{name: result.get(name) for name in ("pairs_compared", "pairs_matched")},
         "n_points": result.get("n_points", 0),
+        **{name: result.get(name) for name in ("way", "judgement", "convinces", "n_pairs", "n_fit")},
+        **{name: result.get(name) for name in ("n_unseen", "n_unseen_fit", "pixels")},
+        "groups": groups_of(partners, STRONG),
         **{name: result.get(name) for name in ("reprojection_error", "track_length")},
         "seconds": round(seconds, 1),
         "settings": asdict(settings),
@@ -227,14 +237,29 @@ def _too_few(folder: Path, report: dict[str, Any]) -> str:
     )
 
 
-def _finish(folder: Path, args: CaptureOptions, report: dict[str, Any]) -> None:
+def _contradicted(folder: OutputFolder, report: dict[str, Any]) -> str:
+    """A model that the photos contradict is no basis to train on; which of them hang together is shown."""
+    from nerf.capture.report import ADVICE, groups_picture
+    from nerf.io.pictures import write_png
+
+    folder.claim("groups.png")
+    write_png(folder.path / "groups.png", groups_picture(folder.path / "images", report["groups"]))
+    sizes = ", ".join(str(len(group)) for group in report["groups"][:5])
+    return (
+        f"no poses were found that the photos bear out: of the best, {report['judgement']}. Groups that hang together "
+        f"by themselves: {sizes or 'none'} photos (shown in {folder.path / 'groups.png'}, listed in poses.json). "
+        f"Try one group alone, or {ADVICE}"
+    )
+
+
+def _finish(folder: Path, args: CaptureOptions, report: dict[str, Any], places: dict[str, Place]) -> None:
     """The data set's files, the picture and the summary."""
     from nerf.capture.dataset import write_dataset
     from nerf.capture.report import coverage_picture, summary
     from nerf.io.pictures import write_png
 
     try:
-        found = write_dataset(folder, args.scale, args.distance)
+        found = write_dataset(folder, args.scale, args.distance, places)
         write_png(folder / "coverage.png", coverage_picture(found["c2w"], found["points"], found["colours"]))
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None

@@ -12,19 +12,28 @@ import numpy as np
 import torch
 
 from nerf.capture.frame import world_from_model
+from nerf.capture.gps import Place, fit_gps
 from nerf.datasets.export import PosedFiles, write_transforms
 from nerf.datasets.named import find_mask
 from nerf.datasets.posed import cameras_of
 from nerf.datasets.readers.colmap import lens_of, pose_of
-from nerf.errors import UserError
+from nerf.errors import UserError, note
+from nerf.geometry.aim import common_up
+from nerf.geometry.cameras import Cameras
 from nerf.io.files import write_file
 from nerf.io.interrupts import take_signals_back
 from nerf.io.ply import Columns, ply
 
 
-def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, float] | None = None) -> dict[str, Any]:
+def write_dataset(
+    folder: Path,
+    factor: float = 1.0,
+    distance: tuple[str, str, float] | None = None,
+    places: dict[str, Place] | None = None,
+) -> dict[str, Any]:
     """From capture/model to transforms.json, sparse/0 and sparse_pc.ply in the folder; returns c2w [n,3,4] and points
-    [m,3] in the frame written, and colours. distance: (photo, photo, length between where the two were taken)."""
+    [m,3] in the frame written, and colours. distance: (photo, photo, length between where the two were taken), places:
+    where photos say by GPS that they were taken."""
     import pycolmap
 
     take_signals_back()
@@ -36,7 +45,12 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     points = torch.from_numpy(np.array([model.points3D[i].xyz for i in ids], dtype=np.float64).reshape(-1, 3))
     colours = np.array([model.points3D[i].color for i in ids], dtype=np.uint8).reshape(-1, 3)
     metric = None if distance is None else _metric(names, c2w, distance)
-    world = world_from_model(c2w, points, factor, metric)
+    up = common_up(Cameras.perspective(c2w, 1.0, 1, 1))[0]
+    gps = fit_gps(c2w[:, :, 3], [(places or {}).get(name) for name in names], up)
+    if gps is not None:
+        note(str(gps))
+    enu = gps.world if gps is not None and gps.convinces else None
+    world = world_from_model(c2w, points, factor, metric, enu)
     c2w, points = world.apply_poses(c2w), world.apply(points)
     model.transform(pycolmap.Sim3d(world.matrix()[:3].numpy()))
     write_model(model, folder / "sparse", "0")

@@ -23,6 +23,7 @@ class Exif:
     pixels_per_mm: float | None = None  # on the sensor, for a picture that is stated_width wide
     stated_width: int | None = None
     gps: tuple[float, float] | None = None  # latitude and longitude, degrees
+    altitude: float | None = None  # metres above the sea
 
     def camera(self) -> tuple[object, ...]:
         """Photos that agree in this (and in size) were taken with the same intrinsics, as far as a file can tell."""
@@ -58,6 +59,7 @@ def read_exif(image: Any) -> Exif:
         pixels_per_mm=resolution / unit if resolution and unit else None,
         stated_width=int(stated) or None,
         gps=_gps(place),
+        altitude=_altitude(place),
     )
 
 
@@ -75,6 +77,14 @@ def _gps(tags: Any) -> tuple[float, float] | None:
             return None
         found.append(degrees)
     return None if found == [0, 0] else (found[0], found[1])
+
+
+def _altitude(tags: Any) -> float | None:
+    try:
+        metres, below = float(tags[6]), tags.get(5) in (1, b"\x01")
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (-metres if below else metres) if math.isfinite(metres) else None
 
 
 def _text(value: Any) -> str:

@@ -130,6 +130,8 @@ def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.nda
         options.sift.first_octave = octave
         options.sift.max_num_features = settings["n_features"]
         options.sift.peak_threshold = settings["peak_threshold"]
+        if octave < 0:  # features enough: a second orientation for some would only double the time that matching takes
+            options.sift.max_num_orientations = 1
         _own["sift"][octave] = pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
     keypoints, descriptors = _own["sift"][octave].extract_from_uint8_array(np.ascontiguousarray(grey))
     points = np.asarray(pycolmap.keypoints_to_matrix(keypoints), np.float32).reshape(-1, 4)

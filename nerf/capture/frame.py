@@ -15,12 +15,18 @@ from nerf.geometry.space import Similarity
 CAMERA_DISTANCE = 4.0  # units from the origin to the cameras (median) where no true length is known
 
 
-def world_from_model(c2w: Tensor, points: Tensor, factor: float = 1.0, metric: float | None = None) -> Similarity:
+def world_from_model(
+    c2w: Tensor, points: Tensor, factor: float = 1.0, metric: float | None = None, enu: Similarity | None = None
+) -> Similarity:
     """The similarity from the model's frame, of poses c2w [n,3,4] and points [m,3] in float64, to the data set's.
-    metric: length of a model's unit in the unit wanted; the mean viewing direction becomes +y as seen from above."""
+    metric: length of a model's unit in the unit wanted; the mean viewing direction becomes +y as seen from above. enu:
+    the map to metres east, north and up, whose axes are kept."""
     cameras = Cameras.perspective(c2w, 1.0, 1, 1)  # the lenses do not matter here
     up = common_up(cameras)[0]
     centre = _centre(cameras, points)
+    if enu is not None:
+        scale = factor * (metric if metric is not None else enu.scale)
+        return Similarity(scale, enu.rotation, -scale * (enu.rotation @ centre))
     forward = cameras.forward.mean(dim=0)
     ahead = forward - (forward @ up) * up
     if float(ahead.norm()) < 1e-3:  # all around: the first photo decides

@@ -1,24 +1,34 @@
-"""Poses and points from the verified matches: COLMAP's incremental mapper, then one adjustment with the full lens."""
+"""Poses and points from the verified matches: by COLMAP's incremental mapper, where that does not convince by its
+global one, then one adjustment with the full lens."""
 
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nerf.capture.dataset import write_model
+from nerf.capture.judging import judge
 from nerf.capture.protocol import say
+from nerf.capture.settings import ENOUGH
+from nerf.capture.verifying import judged_pairs
 from nerf.datasets.resize import fitted
 from nerf.errors import UserError
 from nerf.io.opening import opened
 
+GLOBAL_FROM = 30  # photos from which on the global mapper is tried first: many pairs hold it, and it is faster
+CALIBRATED_WITHIN = 0.3, 4.0  # of the longer side and the first guess: focal lengths that pairs may agree on
 RADIAL_FROM = 8  # photos of one camera from which on its lens gets a second radial term ...
-LENS_FROM = 20  # ... and all of OPENCV's: its own focal length for each axis, and tangential terms
-CENTRE_FROM = 20  # from which on its principal point is sought too
-CENTRE_WITHIN = 0.06  # of the longer side: a principal point farther from the middle is not believed
+LENS_FROM = 20  # ... from which on its principal point is sought too, and whether its lens changes
+CENTRE_FROM, CENTRE_WITHIN = 0.005, 0.06  # of the longer side: a principal point less or more off is not believed
+FOR_LENSES = 6000  # points that say whether the lens changes
 # Of the squared error with a shared lens: below that each photo gets its own. That adds two parameters a photo, which
 # fit noise where the lens was the same. By Schwarz (1978) they pay below exp(-k ln N / N), for k new parameters
 # and N residuals: 0.977 for 100 photos of 500 observations (k = 200, N = 100 000). Residuals within a photo are not
@@ -28,14 +38,90 @@ SHARP = 2.0  # pixels of reprojection error that a point may have in the end
 
 
 def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
-    """Map, take the largest model, refine it, and write it for the parent, unless it is of no more photos than
-    job["better_than"], what an earlier attempt has; returns what there is to say about it."""
+    """Map in one way after the other until pairs of photos say that a model is right; refine the best and write it for
+    the parent, unless it is worth no more than job["better_than"], which an earlier attempt reached. Returns what there
+    is to say about it."""
+    folder, n = Path(job["folder"], "capture"), len(job["photos"])
+    seen, unseen = judged_pairs(job)
+    longest = max(max(fitted((p["width"], p["height"]), job["settings"]["longest"])) for p in job["photos"])
+    result: dict[str, Any] = {"n_placed": 0, "components": [], "worth": 0.0}
+    best: list[Any] = []
+    for name, models in _ways(job, folder / "models"):
+        if not models:
+            say(note=f"{name}: nothing could be placed")
+            continue
+        models.sort(key=lambda m: (-m.num_reg_images(), -m.num_points3D()))
+        judgement = judge(models[0], seen, unseen, longest)
+        say(note=f"{name}: {models[0].num_reg_images()} of {n} photos placed; {judgement}")
+        worth = models[0].num_reg_images() * judgement.trust
+        if worth > result["worth"] or not best:
+            best = models
+            result = {"n_placed": models[0].num_reg_images(), "worth": worth, "way": name} | asdict(judgement)
+            result |= {"convinces": judgement.convinces, "wrong": judgement.wrong, "judgement": str(judgement)}
+            result["components"] = [m.num_reg_images() for m in models]
+        if judgement.convinces and models[0].num_reg_images() >= ENOUGH * n:
+            break
+    shutil.rmtree(folder / "models", ignore_errors=True)
+    if not best or result["worth"] <= job.get("better_than", 0):
+        return result
+    say(stage="refining", total=1)
+    model = refine(best[0])
+    say(done=1)
+    if model.num_cameras() > best[0].num_cameras():
+        say(note="the lens changed from photo to photo (focus or zoom): each keeps its own focal length")
+    result |= {
+        "placed": {str(model.images[i].name): int(model.images[i].num_points3D) for i in model.reg_image_ids()},
+        "others": [[str(m.images[i].name) for i in m.reg_image_ids()] for m in best[1:]],
+        "n_points": model.num_points3D(),
+        "reprojection_error": model.compute_mean_reprojection_error(),
+        "track_length": model.compute_mean_track_length(),
+    }
+    to_full_size(model, job)
+    colour(model, job)
+    write_model(model, folder / "model")
+    return result
+
+
+def _ways(job: dict[str, Any], output: Path) -> Iterator[tuple[str, list[Any]]]:
+    """(name, models) of each way to map, tried as it is asked for."""
+    start, is_calibrated = calibrated(job)
+    ways = [("incremental mapping", _incremental), ("global mapping", _global)]
+    if len(job["photos"]) >= GLOBAL_FROM and not job["is_video"]:
+        ways.reverse()
+    if job["settings"]["relaxed"]:  # which changes nothing for the global one
+        ways = [(name, way) for name, way in ways if way is _incremental]
+    for name, way in ways:
+        yield name, way(start, job, output)
+    if is_calibrated:
+        yield "incremental mapping from an assumed focal length", _incremental(job["database"], job, output)
+
+
+def calibrated(job: dict[str, Any]) -> tuple[str, bool]:
+    """(a copy of the database with focal lengths that the pairs' fundamental matrices agree on, True), where no EXIF
+    states them; else, or where they agree on none, (the database, False).
+
+    Sweeney et al. 2015, Optimizing the Viewing Graph for Structure-from-Motion.
+    """
     import pycolmap
 
-    folder = Path(job["folder"], "capture")
-    output = folder / "models"
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    if all(photo["focal"] for photo in job["photos"]):
+        return job["database"], False
+    copy = Path(job["database"]).with_suffix(".calibrated.db")
+    copy.unlink(missing_ok=True)
+    with closing(sqlite3.connect(job["database"])) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    options = pycolmap.ViewGraphCalibrationOptions()
+    options.random_seed = 0
+    options.reestimate_relative_pose = False  # the mappers do so themselves, and it takes minutes
+    options.min_focal_length_ratio, options.max_focal_length_ratio = CALIBRATED_WITHIN
+    if not pycolmap.calibrate_view_graph(str(copy), options):
+        return job["database"], False
+    return str(copy), True
+
+
+def _incremental(database: str, job: dict[str, Any], output: Path) -> list[Any]:
+    import pycolmap
+
     n, placed = len(job["photos"]), 0
 
     def one_more(first: bool = False) -> None:
@@ -45,35 +131,31 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
 
     say(stage="placing photos", total=n)
     options = options_of(job["settings"], n)
-    models = pycolmap.incremental_mapping(
-        job["database"], job["folder"], str(output), options, "", lambda: one_more(True), one_more
+    return list(
+        pycolmap.incremental_mapping(
+            database, job["folder"], _emptied(output), options, "", lambda: one_more(True), one_more
+        ).values()
     )
-    if not models:
-        return {"n_placed": 0, "components": []}
-    sizes = sorted((m.num_reg_images() for m in models.values()), reverse=True)
-    largest = max(models.values(), key=lambda m: (m.num_reg_images(), m.num_points3D()))
-    if largest.num_reg_images() <= job.get("better_than", 0):
-        return {"n_placed": largest.num_reg_images(), "components": sizes}
-    say(stage="refining", total=1)
-    others = [[str(m.images[i].name) for i in m.reg_image_ids()] for m in models.values() if m is not largest]
-    model = refine(largest)
+
+
+def _global(database: str, job: dict[str, Any], output: Path) -> list[Any]:
+    """Rotations averaged, then all positions at once (GLOMAP, Pan et al. 2024)."""
+    import pycolmap
+
+    say(stage="placing all photos at once", total=1)
+    options = pycolmap.GlobalPipelineOptions()
+    options.random_seed = options.mapper.random_seed = 0
+    options.min_num_matches = job["settings"]["min_inliers"]
+    options.mapper.global_positioning.use_gpu = options.mapper.bundle_adjustment.ceres.use_gpu = False
+    found = pycolmap.global_mapping(database, job["folder"], _emptied(output), options)
     say(done=1)
-    if model is not largest:
-        say(note="the lens changed from photo to photo (focus or zoom): each keeps its own focal length")
-    result = {
-        "n_placed": model.num_reg_images(),
-        "components": sizes,
-        "placed": {str(model.images[i].name): int(model.images[i].num_points3D) for i in model.reg_image_ids()},
-        "others": sorted(others, key=len, reverse=True),
-        "n_points": model.num_points3D(),
-        "reprojection_error": model.compute_mean_reprojection_error(),
-        "track_length": model.compute_mean_track_length(),
-    }
-    to_full_size(model, job)
-    colour(model, job)
-    write_model(model, folder / "model")
-    shutil.rmtree(output, ignore_errors=True)
-    return result
+    return list(found.values())
+
+
+def _emptied(folder: Path) -> str:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return str(folder)
 
 
 def options_of(settings: dict[str, Any], n: int) -> Any:
@@ -101,38 +183,52 @@ def options_of(settings: dict[str, Any], n: int) -> Any:
 
 
 def refine(model: Any) -> Any:
-    """Bundle adjustment with fuller lenses where there are photos enough, twice; points that fit badly go between."""
+    """Bundle adjustment with fuller lenses where there are photos enough; points that fit badly go between."""
     # The principal point is sought too where a camera took many photos: phones that steady their pictures have it many
-    # pixels off the middle, and a pose cannot make up for that in every photo. Where a plain lens for each photo fits
-    # better than a full one for all, the lens has changed between them (focus, zoom), and each photo keeps its own.
+    # pixels off the middle, and a pose cannot make up for that in every photo. Small shifts are not believed: rolling
+    # shutters and whatever else a lens model lacks look like them, and poses absorb them. Where a plain lens for each
+    # photo fits better than one for all, the lens has changed between them (focus, zoom), and each keeps its own.
     import pycolmap
 
     counts = Counter(model.images[i].camera_id for i in model.reg_image_ids())
-    for camera_id, count in counts.items():
-        camera = model.cameras[camera_id]
-        f, cx, cy, k = camera.params
-        if count >= LENS_FROM:
-            camera.model = pycolmap.CameraModelId.OPENCV
-            camera.params = [f, f, cx, cy, k, 0.0, 0.0, 0.0]
-        elif count >= RADIAL_FROM:
-            camera.model = pycolmap.CameraModelId.RADIAL
-            camera.params = [f, cx, cy, k, 0.0]
+    _fuller(model, [i for i, count in counts.items() if count >= RADIAL_FROM], "RADIAL")
     adjust(model, centre=False)
     pycolmap.ObservationManager(model).filter_all_points3D(SHARP, 1.5)
-    many = max(counts.values()) >= CENTRE_FROM
-    own = with_own_lenses(model) if many else None
-    lenses = {i: np.array(camera.params) for i, camera in model.cameras.items()}
-    adjust(model, centre=many)
-    if many and not all(_centre_is_credible(model.cameras[i]) for i in counts):
-        for i, params in lenses.items():
-            model.cameras[i].params = params
+    if max(counts.values()) < LENS_FROM:
         adjust(model, centre=False)
-    if own is not None:
-        adjust(own, centre=False)
-        if squared_error(own) < OWN_LENS * squared_error(model):
-            model = own
+    elif _lens_changes(model):
+        model = copied(model, own_lenses=True)
+        adjust(model, centre=False)
+    else:
+        free = pycolmap.Reconstruction(model)
+        adjust(free, centre=True)
+        if all(_centre_is_credible(free.cameras[i]) for i in counts):
+            model = free
+            _fuller(model, [i for i, count in counts.items() if count >= LENS_FROM], "OPENCV")
+            adjust(model, centre=True)
+        else:
+            adjust(model, centre=False)
     model.update_point_3d_errors()
     return model
+
+
+def _fuller(model: Any, cameras: list[int], name: str) -> None:
+    """The cameras with another of COLMAP's models, whose new terms begin at 0."""
+    import pycolmap
+
+    for i in cameras:
+        camera = model.cameras[i]
+        f, cx, cy, *k = camera.params
+        camera.model = getattr(pycolmap.CameraModelId, name)
+        camera.params = [f, cx, cy, *k, 0.0] if name == "RADIAL" else [f, f, cx, cy, *k, 0.0, 0.0]
+
+
+def _lens_changes(model: Any) -> bool:
+    """Whether a lens for each photo fits so much better that it is more than noise; asked of some of the points."""
+    shared, own = (copied(model, FOR_LENSES, own_lenses) for own_lenses in (False, True))
+    for some in (shared, own):
+        adjust(some, centre=False)
+    return squared_error(own) < OWN_LENS * squared_error(shared)
 
 
 def squared_error(model: Any) -> float:
@@ -143,32 +239,39 @@ def squared_error(model: Any) -> float:
     return float((errors**2 * lengths).sum() / max(lengths.sum(), 1))
 
 
-def with_own_lenses(model: Any) -> Any:
-    """The same poses and points, with a SIMPLE_RADIAL camera of its own for each photo."""
+def copied(model: Any, most: int | None = None, own_lenses: bool = False) -> Any:
+    """The same poses and points, or those of the longest tracks; with a SIMPLE_RADIAL camera for each photo, or with
+    the cameras that there are."""
     import pycolmap
 
-    own = pycolmap.Reconstruction()
+    copy = pycolmap.Reconstruction()
+    if not own_lenses:
+        for i in sorted({model.images[i].camera_id for i in model.reg_image_ids()}):
+            copy.add_camera_with_trivial_rig(model.cameras[i])
     for i in sorted(model.reg_image_ids()):
         image = model.images[i]
-        shared = model.cameras[image.camera_id]
-        focal = float(shared.mean_focal_length())
-        camera = pycolmap.Camera.create_from_model_name(i, "SIMPLE_RADIAL", focal, shared.width, shared.height)
-        own.add_camera_with_trivial_rig(camera)
+        if own_lenses:
+            shared = model.cameras[image.camera_id]
+            focal = float(shared.mean_focal_length())
+            camera = pycolmap.Camera.create_from_model_name(i, "SIMPLE_RADIAL", focal, shared.width, shared.height)
+            copy.add_camera_with_trivial_rig(camera)
         points = np.array([p.xy for p in image.points2D], dtype=np.float64).reshape(-1, 2)
-        copy = pycolmap.Image(name=image.name, keypoints=points, camera_id=i, image_id=i)
-        own.add_image_with_trivial_frame(copy, image.cam_from_world())
-    for point_id in model.point3D_ids():
+        camera_id = i if own_lenses else image.camera_id
+        entry = pycolmap.Image(name=image.name, keypoints=points, camera_id=camera_id, image_id=i)
+        copy.add_image_with_trivial_frame(entry, image.cam_from_world())
+    ids = sorted(model.point3D_ids(), key=lambda i: (-model.points3D[i].track.length(), i))[:most]
+    for point_id in ids:
         point = model.points3D[point_id]
         track = pycolmap.Track()
         for element in point.track.elements:
             track.add_element(element.image_id, element.point2D_idx)
-        own.add_point3D(point.xyz, track)
-    return own
+        copy.add_point3D(point.xyz, track)
+    return copy
 
 
 def _centre_is_credible(camera: Any) -> bool:
     off = abs(camera.principal_point_x - camera.width / 2), abs(camera.principal_point_y - camera.height / 2)
-    return max(off) <= CENTRE_WITHIN * max(camera.width, camera.height)
+    return CENTRE_FROM <= max(off) / max(camera.width, camera.height) <= CENTRE_WITHIN
 
 
 def adjust(model: Any, centre: bool) -> None:
@@ -182,6 +285,7 @@ def adjust(model: Any, centre: bool) -> None:
     options.ceres.loss_function_scale = 1.0
     options.ceres.use_gpu = False
     options.ceres.solver_options.max_num_iterations = 60
+    options.ceres.solver_options.function_tolerance = 1e-6  # what comes after moves no pose by a hundredth of a degree
     pycolmap.bundle_adjustment(model, options)
 
 

@@ -19,6 +19,8 @@ SIMILAR_TOO = 20  # ... and so many similar ones: where the satellites were hidd
 GPS_SHARE = 0.9  # of the photos that must say where they were taken
 GPS_SPREAD = 50.0  # metres across, at least: a phone's position is wrong by several
 EARTH = 6_371_000.0  # metres
+FEWEST_PARTNERS = 10  # matched in full of a large set ...
+IN_FULL = 1100  # ... and of a smaller one so many that this is the number of partners of all its photos
 TRANSITIVE = 10  # photos that are compared with each because they share a partner with it
 
 Gps = Sequence["tuple[float, float] | None"]  # latitude and longitude of each photo, degrees
@@ -128,3 +130,19 @@ def promising(scores: dict[Pair, int], at_least: int, partners: int) -> list[Pai
             for i in pair:
                 of.setdefault(i, []).append((-score, pair))
     return sorted({pair for found in of.values() for _, pair in sorted(found)[:partners]})
+
+
+def n_partners(n: int, most: int) -> int:
+    """How many partners each of n photos is matched with in full: many photos hold each other with fewer each."""
+    return min(most, max(FEWEST_PARTNERS, IN_FULL // max(1, n)))
+
+
+def left_over(scores: dict[Pair, int], matched: set[Pair], at_least: int, each: int) -> list[Pair]:
+    """Of the pairs that were not matched those of which preemptive matching found most, at most `each` of a photo."""
+    counts: Counter[int] = Counter()
+    found = []
+    for pair in sorted(scores, key=lambda p: (-scores[p], p)):
+        if scores[pair] >= max(1, at_least) and pair not in matched and all(counts[i] < each for i in pair):
+            counts.update(pair)
+            found.append(pair)
+    return found

@@ -41,6 +41,7 @@ class Photo:
     fingerprint: str  # of the content
     mask: Path | None = None
     gps: tuple[float, float] | None = None  # latitude and longitude, degrees
+    altitude: float | None = None  # metres above the sea
 
 
 @dataclass
@@ -185,6 +186,7 @@ def _header(path: Path) -> Photo | str:
         rewrite="" if usual and exif.orientation == 1 else str(bits),
         fingerprint=fingerprint,
         gps=exif.gps,
+        altitude=exif.altitude,
     )
 
 

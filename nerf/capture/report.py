@@ -78,6 +78,41 @@ def verified_partners(database: Path) -> dict[str, dict[str, int]]:
     return found
 
 
+def groups_of(partners: dict[str, dict[str, int]], least: int) -> list[list[str]]:
+    """The photos that hang together by pairs that share at least so many features, largest group first."""
+    groups, known = [], set()
+    for name in sorted(partners):
+        if name in known:
+            continue
+        group, waiting = [], [name]
+        known.add(name)
+        while waiting:
+            group.append(waiting.pop())
+            new = {p for p, n in partners.get(group[-1], {}).items() if n >= least} - known
+            known |= new
+            waiting += sorted(new)
+        groups.append(sorted(group))
+    return sorted((g for g in groups if len(g) > 1), key=len, reverse=True)
+
+
+def groups_picture(images: Path, groups: list[list[str]], size: int = 160, most: int = 8) -> np.ndarray:
+    """[h,w,3] uint8: a row of thumbnails for each group of photos that hang together."""
+    from PIL import Image, ImageDraw
+
+    rows = groups[:most] or [[]]
+    sheet = Image.new("RGB", (size * most, (size + 20) * len(rows)), (250, 249, 246))
+    draw = ImageDraw.Draw(sheet)
+    for k, group in enumerate(rows):
+        draw.text((6, k * (size + 20) + 4), f"{len(group)} photos that hang together", fill=(40, 40, 40))
+        for j, name in enumerate(group[:: max(1, -(-len(group) // most))]):
+            with suppress(OSError, UserError), opened(images / name) as picture:
+                picture.draft("RGB", (size, size))
+                small = picture.convert("RGB")
+                small.thumbnail((size - 6, size - 6))
+                sheet.paste(small, (j * size + 3, k * (size + 20) + 20))
+    return np.asarray(sheet)
+
+
 def all_alike(images: Path, names: list[str]) -> bool:
     """Whether photos, of a few that were not blank, show nearly the same picture: one saved twice, or a camera that
     stood still."""
@@ -106,7 +141,9 @@ def summary(content: dict[str, Any]) -> str:
     n, placed, components = content["n_photos"], content["n_placed"], content["components"]
     lines = [f"{placed} of {n} photos placed in {content['seconds']:.0f} s"]
     if placed:
-        lines[0] += f", {content['n_points']:,} points, {content['reprojection_error']:.2f} px mean reprojection error"
+        lines[0] += f", {content['n_points']:,} points; {content['judgement']}"
+        if not content["convinces"]:
+            lines.append("that is less than right poses usually reach: look at coverage.png before you trust them")
     if len(components) > 1:
         lines.append(
             f"the photos fall into {len(components)} groups that do not hang together (of "

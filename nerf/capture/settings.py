@@ -18,7 +18,7 @@ class Settings:
     peak_threshold: float = 0.0066
     max_ratio: float = 0.8
     at_least: int = 6  # matches of preemptive matching; 0 matches every candidate pair in full
-    partners: int = 24  # the best of preemptive matching, matched in full, for each photo
+    partners: int = 24  # the best of preemptive matching, matched in full, for each photo: so many of a small set
     min_inliers: int = 15
     relaxed: bool = False  # mapping that starts from, and takes in, photos with fewer matches and smaller angles
     name: str = "usual settings"

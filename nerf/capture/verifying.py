@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -17,9 +18,15 @@ from nerf.capture.matching import PREEMPTIVE, match, signatures
 from nerf.capture.pairs import Pair
 from nerf.capture.protocol import counted, in_order, say
 from nerf.capture.report import verified_partners
+from nerf.io.files import write_file
+
+PairPoints = dict[Pair, np.ndarray]
 
 KEPT = 100  # photos whose descriptors stay in memory as floats: those of two blocks
 BLOCK = 40  # photos; pairs are taken block by block, so that descriptors are read seldom
+TRIALS = 2000  # of RANSAC; 10 000 find no more true pairs, and most time goes to those that show nothing in common
+UNSEEN = 40  # promising pairs that mapping does not get, to judge it by ...
+UNSEEN_EACH = 2  # ... so many of each photo
 BEST = 8  # partners of a photo whose own partners it is compared with, too
 OF_SIGNATURE = 400  # features of each photo that its signature is made of
 
@@ -35,7 +42,8 @@ def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> d
         certain, candidates = _candidates(mode, photos)
         if settings["at_least"] == 0 and mode == "exhaustive":
             certain, candidates = candidates, []
-        partners = settings["partners"] // (3 if mode == "sequential" else 1)  # neighbours in time are certain already
+        most = settings["partners"] // (3 if mode == "sequential" else 1)  # neighbours in time are certain already
+        partners = choose.n_partners(len(photos.names), most) if settings["at_least"] else most
         scores = _preemptive_matches(photos, candidates, pool)
         chosen = choose.promising(scores, settings["at_least"], partners)
         _match(photos, {*certain, *chosen}, settings, pool, threads)
@@ -45,10 +53,39 @@ def match_pairs(job: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> d
             further = _preemptive_matches(photos, choose.transitive(partners_of, known), pool)
             _match(photos, choose.promising(further, settings["at_least"], partners), settings, pool, threads)
             scores |= further
+    matched_now = set(photos.matched())
+    left = [[*pair] for pair in choose.left_over(scores, matched_now, settings["at_least"], UNSEEN_EACH)[:UNSEEN]]
+    write_file(unseen_file(job), json.dumps(left))
     n, compared, matched = len(photos.names), len({*certain, *scores}), int(photos.database.num_matched_image_pairs())
     say(note=f"compared {compared} of {n * (n - 1) // 2} pairs, {matched} of them in full")
     photos.database.close()
     return {"pairs_compared": compared, "pairs_matched": matched}
+
+
+def unseen_file(job: dict[str, Any]) -> Path:
+    return Path(job["database"]).with_suffix(".unseen.json")
+
+
+def judged_pairs(job: dict[str, Any]) -> tuple[PairPoints, PairPoints]:
+    """({(image id, image id): points [m,4] in both pictures} of the pairs in the database that one camera motion
+    explains, the same of promising pairs that are not in it)."""
+    statistics = json.loads(Path(job["folder"], "capture", "statistics.json").read_text(encoding="utf-8"))
+    photos, settings = MatchDatabase(job, statistics), job["settings"]
+    number = {image_id: i for i, image_id in enumerate(photos.ids)}
+    seen: PairPoints = {}
+    for pair_id, geometry in zip(*photos.database.read_two_view_geometries(), strict=True):
+        a, b = (number.get(i, -1) for i in _image_ids(pair_id))
+        if min(a, b) >= 0 and len(geometry.inlier_matches):
+            seen[photos.ids[a], photos.ids[b]] = photos.points_of((a, b), geometry.inlier_matches)
+    unseen: PairPoints = {}
+    pairs = [(a, b) for a, b in json.loads(unseen_file(job).read_text(encoding="utf-8"))]
+    with ThreadPoolExecutor(job["threads"]) as pool:
+        results = in_order(pool, lambda p: (p, *_verified(photos, p, settings)), pairs, 4 * job["threads"])
+        for (a, b), _, geometry in counted(results, "asking pairs not used", len(pairs)):
+            if len(geometry.inlier_matches):
+                unseen[photos.ids[a], photos.ids[b]] = photos.points_of((a, b), geometry.inlier_matches)
+    photos.database.close()
+    return seen, unseen
 
 
 def _preemptive_matches(photos: MatchDatabase, candidates: list[Pair], pool: ThreadPoolExecutor) -> dict[Pair, int]:
@@ -122,6 +159,16 @@ class MatchDatabase:
             for name, of in verified_partners(self.file).items()
         }
 
+    def matched(self) -> list[Pair]:
+        """The pairs that were matched in full, whatever came of it."""
+        number = {image_id: i for i, image_id in enumerate(self.ids)}
+        ids = (_image_ids(p) for p in self.database.read_two_view_geometries()[0])
+        return [choose.ordered(number[a], number[b]) for a, b in ids if a in number and b in number]
+
+    def points_of(self, pair: Pair, matches: np.ndarray) -> np.ndarray:
+        """[m,4] float64: (x, y) in the first picture and in the second."""
+        return np.concatenate([self.points[i][matches[:, k]] for k, i in enumerate(pair)], axis=1)
+
     def has_matches(self, pair: Pair) -> bool:
         return bool(self.database.exists_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]]))
 
@@ -145,8 +192,15 @@ def _verified(photos: MatchDatabase, pair: Pair, settings: dict[str, Any]) -> tu
         return matches, pycolmap.TwoViewGeometry()
     options = pycolmap.TwoViewGeometryOptions()
     options.min_num_inliers = settings["min_inliers"]
-    options.ransac.random_seed = 0
+    options.ransac.random_seed, options.ransac.max_num_trials = 0, TRIALS
     geometry = pycolmap.estimate_two_view_geometry(
         photos.cameras[i], photos.points[i], photos.cameras[j], photos.points[j], matches, options
     )
     return matches, geometry
+
+
+def _image_ids(pair_id: int) -> tuple[int, int]:
+    import pycolmap
+
+    a, b = pycolmap.pair_id_to_image_pair(pair_id)
+    return int(a), int(b)

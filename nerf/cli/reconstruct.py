@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
 from nerf.errors import UserError, brief, note, say
@@ -41,6 +41,8 @@ class ReconstructArgs(TrainArgs):
     """of a video: how many frames to take (default: 4 a second, at most 120)"""
     distance: tuple[str, str, float] | None = None
     """of photos without poses: PHOTO PHOTO LENGTH, how far apart two were taken; lengths are then true"""
+    gps: Literal["auto", "off"] = "auto"
+    """of photos without poses: set scale (metres), north (+y) and up from GPS in EXIF where it agrees with the poses"""
     scale: float = 1.0
     """of photos without poses: multiply all lengths, say by TRUE / MEASURED of something in a first mesh"""
 
@@ -77,7 +79,7 @@ def main(args: ReconstructArgs) -> None:
 def _pose_finder(args: ReconstructArgs) -> Callable[[], object] | None:
     """What makes OUT/dataset of photos without poses, using again what an interrupted run has found; else None."""
     if not without_poses(args.data, args.kind):
-        for name, usual in (("frames", None), ("distance", None), ("scale", 1.0)):
+        for name, usual in (("frames", None), ("distance", None), ("gps", "auto"), ("scale", 1.0)):
             if getattr(args, name) != usual:
                 raise UserError(f"--{name} is for photos or a video without poses, and {args.data} has poses")
         return None
@@ -85,7 +87,7 @@ def _pose_finder(args: ReconstructArgs) -> Callable[[], object] | None:
     def find() -> object:
         from nerf.capture import CaptureOptions, find_poses
 
-        given = {name: getattr(args, name) for name in ("frames", "masks", "distance", "scale", "overwrite")}
+        given = {name: getattr(args, name) for name in ("frames", "masks", "distance", "gps", "scale", "overwrite")}
         return find_poses(CaptureOptions(args.data, args.out / "dataset", **given))
 
     return find

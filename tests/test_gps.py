@@ -1,0 +1,107 @@
+"""Scale, north and up from GPS: right where it agrees with the poses, left alone where it does not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from nerf.capture.exif import read_exif
+from nerf.capture.frame import world_from_model
+from nerf.capture.gps import GpsFit, fit_gps
+from nerf.capture.pairs import EARTH
+from nerf.geometry.space import Similarity
+
+LAT, LON = 50.8, -0.14
+
+
+def truth(n: int = 16, line: bool = False) -> torch.Tensor:
+    """Where a drone was, metres east, north and up."""
+    g = torch.Generator().manual_seed(1)
+    places = torch.rand(n, 3, generator=g, dtype=torch.float64) * torch.tensor([80.0, 60, 6])
+    if line:
+        places[:, 1] = 0.01 * places[:, 1]
+    return places - places.mean(dim=0)
+
+
+def gps_of(places: torch.Tensor, heights: bool = True, noise: float = 0.0) -> list[Any]:
+    g = torch.Generator().manual_seed(2)
+    places = places + noise * torch.randn(places.shape, generator=g, dtype=torch.float64)
+    degrees = [
+        (LAT + math.degrees(float(y) / EARTH), LON + math.degrees(float(x) / EARTH / math.cos(math.radians(LAT))))
+        for x, y, _ in places
+    ]
+    return [(*d, 100.0 + float(p[2]) if heights else None) for d, p in zip(degrees, places, strict=True)]
+
+
+def model() -> Similarity:
+    """From true metres to a model's own frame."""
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)).Q
+    rotation = rotation * torch.linalg.det(rotation)
+    return Similarity(0.037, rotation, torch.tensor([1.0, -2, 5], dtype=torch.float64))
+
+
+def fitted(places: torch.Tensor, said: list[Any], tilt: float = 0.0) -> GpsFit | None:
+    up = model().rotation @ torch.tensor([math.sin(tilt), 0.0, math.cos(tilt)], dtype=torch.float64)
+    return fit_gps(model().apply(places), said, up)
+
+
+def test_scale_north_and_up() -> None:
+    places = truth()
+    fit = fitted(places, gps_of(places), tilt=0.3)  # heights say where up is, whatever the cameras do
+    assert fit is not None and fit.convinces and fit.sets_up and fit.residual < 0.01
+    assert fit.world.scale == pytest.approx(1 / 0.037, rel=1e-3)
+    assert torch.allclose(fit.world.rotation @ model().rotation, torch.eye(3, dtype=torch.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize("case", ["no heights", "a line"])
+def test_up_by_the_cameras(case: str) -> None:
+    places = truth(line=case == "a line")
+    fit = fitted(places, gps_of(places, heights=case == "a line"))
+    assert fit is not None and fit.convinces and not fit.sets_up and "scale and north are set" in str(fit)
+    assert fit.world.scale == pytest.approx(1 / 0.037, rel=1e-2)
+    assert torch.allclose(fit.world.rotation @ model().rotation, torch.eye(3, dtype=torch.float64), atol=2e-2)
+
+
+def test_outliers_and_noise() -> None:
+    places = truth()
+    said = gps_of(places, noise=0.5)
+    said[3] = (LAT + 1, LON, 100.0)  # 111 km off
+    said[5] = None
+    fit = fitted(places, said)
+    assert fit is not None and fit.convinces and fit.n == 15 and 0.1 < fit.residual < 2
+    assert fit.world.scale == pytest.approx(1 / 0.037, rel=0.05)
+
+
+def test_noise_about_one_spot_is_not_believed() -> None:
+    places = truth()
+    fit = fitted(places, gps_of(torch.zeros_like(places), noise=3.0))
+    assert fit is not None and not fit.convinces and str(fit).endswith("not used")
+    assert fitted(places, [*gps_of(places)[:4], *[None] * 12]) is None, "too few"
+    same = fitted(places, gps_of(torch.zeros_like(places)))
+    assert same is None or not same.convinces
+
+
+def test_the_frame_keeps_east_north_and_metres() -> None:
+    places = truth()
+    there = model().apply(places)
+    looking_down = torch.diag(torch.tensor([1.0, 1, 1], dtype=torch.float64))
+    c2w = torch.cat([(model().rotation @ looking_down).expand(len(there), 3, 3), there[:, :, None]], dim=2)
+    fit = fitted(places, gps_of(places))
+    assert fit is not None
+    world = world_from_model(c2w, there, enu=fit.world)
+    moved = world.apply(there)
+    assert torch.allclose(moved - moved[0], places - places[0], atol=0.05)
+    assert world_from_model(c2w, there, factor=2.0, enu=fit.world).scale == pytest.approx(2 * world.scale)
+
+
+def test_heights_are_read(tmp_path: Any) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8825).update({1: "S", 2: (50.0, 30.0, 0.0), 3: "W", 4: (0.0, 6.0, 0.0), 5: b"\x01", 6: 12.5})
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        read = read_exif(image)
+    assert read.gps == (-50.5, -0.1) and read.altitude == -12.5

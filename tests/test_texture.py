@@ -206,9 +206,7 @@ def test_a_photo_rates_what_it_shows(scene: datasets.Scene, truth: trimesh.Trime
     assert bool((after <= before).all()) and bool((after[before == 0] == 0).all())
 
 
-def test_what_lies_behind_or_at_a_camera_is_rated_as_a_number(
-    scene: datasets.Scene, truth: trimesh.Trimesh
-) -> None:
+def test_what_lies_behind_or_at_a_camera_is_rated_as_a_number(scene: datasets.Scene, truth: trimesh.Trimesh) -> None:
     vertices, faces, normals = tensors(truth)
     photos = scene.splits["train"][:2]
     expected = photo_ratings(scene, vertices, faces, normals, photos)

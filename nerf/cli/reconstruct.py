@@ -103,7 +103,9 @@ def _told(step: str, error: Exception) -> str:
     """A step's failure in one sentence."""
     if isinstance(error, UserError):
         return f"{step}: {error}"
-    return f"{step}: {brief(error)}" if isinstance(error, OSError) else f"{step}: {type(error).__name__}: {brief(error)}"
+    return (
+        f"{step}: {brief(error)}" if isinstance(error, OSError) else f"{step}: {type(error).__name__}: {brief(error)}"
+    )
 
 
 def _pose_finder(args: ReconstructArgs) -> Callable[[], object] | None:

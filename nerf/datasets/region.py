@@ -99,7 +99,7 @@ def _text(p: Tensor) -> str:
 def _plain_border(store: PixelStore) -> bool:
     """Whether nearly all pictures have one colour along their edge: an object before a plain background."""
     medians, plain = [], []
-    for i in _some_of(store, 16):
+    for i in some_of(store, 16):
         image = store.image(i)
         edge = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
         medians.append(edge.median(dim=0).values)
@@ -108,7 +108,7 @@ def _plain_border(store: PixelStore) -> bool:
     return sum(plain) >= 0.8 * len(plain) and spread < 0.03
 
 
-def _some_of(store: PixelStore, most: int) -> list[int]:
+def some_of(store: PixelStore, most: int) -> list[int]:
     """Images spread evenly over the store."""
     return np.unique(np.linspace(0, len(store) - 1, min(most, len(store))).round().astype(int)).tolist()
 
@@ -132,7 +132,7 @@ def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) ->
     # Silhouettes are max-pooled to at most 200 pixels and grown by a cell's footprint, so that thin parts are never
     # lost; a view whose silhouette touches the picture's edge says nothing about what lies outside the picture.
     views = []
-    for i in _some_of(store, max_views):
+    for i in some_of(store, max_views):
         alpha = store.raw(i)[..., -1]
         step = max(1, math.ceil(max(alpha.shape) / 200))
         on = alpha > (0.1 * (np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1))

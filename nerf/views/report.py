@@ -29,7 +29,8 @@ SHEET_LONGEST = 1500  # pixels of an embedded side-by-side picture
 def write_report(out: Path, notes: list[str] | None = None, failures: list[str] | None = None) -> Path:
     """Write out/report.html from what is in `out`: run.json, training.json, eval/, video.mp4, mesh.glb, if there.
 
-    notes: the loader's sentences on what it chose; failures: a sentence for each step that failed. Returns the page's path. Raises UserError when the disk is full.
+    notes: the loader's sentences on what it chose; failures: a sentence for each step that failed. Returns the page's
+    path. Raises UserError when the disk is full.
     """
     run = read_run(out) or Run(data="")
     training, evaluation = _json(out / "training.json"), _json(out / "eval" / "eval.json")

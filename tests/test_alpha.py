@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_scenes import FOCAL, MIDDLE, SIZE, picture, ring, save, write_blender
+from small_scenes import FOCAL, MIDDLE, SIZE, picture, ring, save, write_blender, write_neus
 
 from nerf import load
 from nerf.datasets import Scene
@@ -106,3 +106,17 @@ def test_photos_that_are_all_transparent_are_what_they_are(tmp_path: Path) -> No
         save(file, np.asarray(Image.open(file)) * np.uint8([1, 1, 1, 0]))
     scene = load(tmp_path, quiet=True)
     assert scene.masks is None and scene.has_alpha
+
+
+def test_silhouettes_that_the_edges_cut_do_not_say_where_the_box_ends(tmp_path: Path) -> None:
+    """The files say where the object is; silhouettes that go on beyond the pictures would say: up to the cameras."""
+    write_neus(tmp_path)
+    stated = load(tmp_path, quiet=True, space="unbounded").scene_from_world
+    whole = load(tmp_path, quiet=True).scene_from_world  # by the silhouettes, which are whole
+    assert whole.scale > 1.1 * stated.scale
+    for file in (tmp_path / "mask").iterdir():
+        mask = np.asarray(Image.open(file)).copy()
+        mask[SIZE // 2 :, SIZE // 3 : SIZE // 2] = 255  # what it stands on
+        save(file, mask)
+    scene = load(tmp_path)
+    assert scene.scene_from_world.scale == pytest.approx(stated.scale) and any("edges cut" in n for n in scene.notes)

@@ -151,6 +151,15 @@ def test_colmaps_own_layouts(tmp_path: Path, place: str) -> None:
     assert again.files[0].parent == home / "images" and float(again.cameras.distortion.abs().max()) == 0
 
 
+def test_a_split_that_is_gone_is_not_replaced_by_another(tmp_path: Path) -> None:
+    write_blender(tmp_path)
+    for k, file in enumerate(sorted((tmp_path / "test").iterdir())):
+        file.rename(file.with_name(f"r_{2 * k}.png"))  # as train/ has them
+    (tmp_path / "train").rename(tmp_path.parent / "gone")
+    with pytest.raises(UserError, match="0 of 12 frames have an image"):
+        load(tmp_path, quiet=True)
+
+
 # ---- one folder deeper
 
 

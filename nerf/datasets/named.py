@@ -44,15 +44,18 @@ def find_named(folder: Path, names: list[str], where: str, near: Sequence[Path] 
     return {name: best.get(name, base / _parts(name).name) for name in names}
 
 
-def search_named(folder: Path, names: list[str], where: str, near: Sequence[Path] = ()) -> tuple[dict[str, Path], Path]:
+def search_named(
+    folder: Path, names: list[str], where: str, near: Sequence[Path] = (), folders: int = 0
+) -> tuple[dict[str, Path], Path]:
     """({name: file} of the pictures that are there, the folder that most are in or below). They are looked for in the
-    usual places of the folders `near`, then of the folder, then anywhere below. UserError where two could be meant."""
+    usual places of the folders `near`, then of the folder, then anywhere below. folders: see `match_names`. UserError
+    where two could be meant."""
     best: dict[str, Path] = {}
     base = folder
     for place in _places(folder, near):
         if place == folder and best:
             break
-        found = match_names(names, keyed(pictures_in(place, "**/*")), where)
+        found = match_names(names, keyed(pictures_in(place, "**/*")), where, folders)
         if len(found) > len(best):
             best, base = found, place
         if 2 * len(found) >= len(set(names)):
@@ -83,7 +86,8 @@ def match_names(
         for nth, key in enumerate(dict.fromkeys((_plain(parts.name), _plain(parts.stem)))):
             for rank, file in by_key.get(key, ()):
                 match = Match(_agreement(parts, file), -nth - rank, file.suffix.lower() not in _HEIC)
-                if match.folders < (len(parts.parent.parts) if folders is None else folders):
+                n_folders = len(parts.parent.parts)
+                if match.folders < (n_folders if folders is None else min(folders, n_folders)):
                     continue
                 if best is None or match > best[0]:
                     best = match, [file]

@@ -67,6 +67,8 @@ def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_a
         hull = visual_hull_box(cameras, store)
         if hull is None:
             notes.append("the silhouettes agree on no object, so they do not say where the box is")
+        elif capture.region is not None and _cut(store) > 0.5:  # what lies beyond the edges they leave open
+            notes.append("the pictures' edges cut most silhouettes, so they do not say where the box ends")
         else:
             s = _around(*hull)
             notes.append(f"object box from the silhouettes: {_text(hull[0])} to {_text(hull[1])} in world units")
@@ -86,6 +88,12 @@ def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_a
         notes.append(f"object box from the cameras: centre {_text(centre)}, half size {reach:.3g} world units")
     far = float(s.apply(cameras.centres).norm(dim=1).max()) + math.sqrt(3)
     return Region(s, Box(), 0.0, far)
+
+
+def _cut(store: PixelStore) -> float:
+    """Share of the silhouettes that reach the edge of their picture."""
+    found = [store.raw(i)[..., -1] > 0 for i in some_of(store, 64)]
+    return float(np.mean([on[[0, -1]].any() or on[:, [0, -1]].any() for on in found]))
 
 
 def _around(low: Tensor, high: Tensor) -> Similarity:

@@ -54,21 +54,21 @@ def _converted(coded: np.ndarray, transfer: int, wide: bool) -> np.ndarray:
         light = light @ _TO_BT709.T
     light = light.clip(0)
     over = (light - _KNEE).clip(0) / (1 - _KNEE)
-    return np.where(light > _KNEE, _KNEE + (1 - _KNEE) * over / (1 + over), light) ** (1 / 2.4)  # type: ignore[no-any-return]
+    return np.where(light > _KNEE, _KNEE + (1 - _KNEE) * over / (1 + over), light) ** (1 / 2.4)
 
 
 def _hlg(coded: np.ndarray) -> np.ndarray:
     """Display light, 1 the peak."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(coded <= 0.5, coded**2 / 3, (np.exp((coded - c) / a) + b) / 12)
-    return scene**1.2  # type: ignore[no-any-return]
+    return scene**1.2
 
 
 def _pq(coded: np.ndarray) -> np.ndarray:
     """Display light in cd/m2."""
     m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
     root = coded ** (1 / m2)
-    return 10000 * ((root - c1).clip(0) / (c2 - c3 * root)) ** (1 / m1)  # type: ignore[no-any-return]
+    return 10000 * ((root - c1).clip(0) / (c2 - c3 * root)) ** (1 / m1)
 
 
 def transfer_of(video: Path) -> tuple[int, int]:

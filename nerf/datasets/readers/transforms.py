@@ -194,7 +194,8 @@ def _find_elsewhere(file: Path, frames: list[Frame], notes: list[str]) -> None:
     home = home_of(file.parent)
     lost = [f for f in frames if not _is_there(f.path, home)]
     anywhere = [f.name for f in lost if len(lost) == len(frames) or _is_foreign(f, home)]
-    found = search_named(file.parent, anywhere, file.name)[0] if anywhere else {}
+    least = int(frames[0].split is not None)  # train/r_0 is another picture than test/r_0
+    found = search_named(file.parent, anywhere, file.name, folders=least)[0] if anywhere else {}
     around = {file.parent: "**/*"} | {f.path.parent: "*" for f in lost if is_inside(f.path.parent, home)}
     below = {picture: keys for place in around for picture, keys in keyed(pictures_in(place, around[place])).items()}
     rest = [f.name for f in lost if f.name not in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,9 +113,9 @@ def _add_masks_beside(parsed: ParsedScene) -> None:
     if not frames or any(f.mask is not None or f.matte is not None or f.pixels is not None for f in frames):
         return
     home = home_of(parsed.path)
-    above = [p for p in frames[0].path.parents if p.is_relative_to(home) and p != home]
+    above = [p for p in Path(os.path.abspath(frames[0].path)).parents if p.is_relative_to(home) and p != home]
     place = next(filter(Path.is_dir, (p / "masks" for p in (*above, parsed.path))), None)
-    if place is not None and parsed.source not in _WITHOUT_MASKS:
+    if place is not None and parsed.source in BUILT_IN and parsed.source not in _WITHOUT_MASKS:
         add_masks(parsed, place, given=False)
 
 

@@ -205,7 +205,8 @@ def reduced_folders(folder: Path) -> list[Path]:
 def find_masks(folder: Path, photos: Sequence[Path]) -> dict[Path, Path]:
     """{photo: mask} for the photos that have one in the folder: under the photo's name, with another suffix or one
     more (NAME.jpg.png), before or after it "mask"; in folders as the photo's or without."""
-    files = keyed(path for path in pictures_in(folder, "**/*") if path not in photos)
+    own = set(photos)
+    files = keyed(path for path in pictures_in(folder, "**/*") if path not in own)
     for path, keys in files.items():
         bare = _AFFIX.sub("", _plain(path.stem))
         keys += [bare, PurePosixPath(bare).stem if bare.endswith(IMAGE_SUFFIXES) else bare]

@@ -19,8 +19,10 @@ from nerf.io.video import ffmpeg
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".webp", ".tif", ".tiff", ".bmp", ".jpe", ".jfif", ".mpo")
-IMAGE_SUFFIXES += (".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx")
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    *(".png", ".jpg", ".jpeg", ".exr", ".webp", ".tif", ".tiff", ".bmp", ".jpe", ".jfif", ".mpo"),
+    *(".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpx"),
+)
 
 
 @dataclass

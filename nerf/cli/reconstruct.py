@@ -79,9 +79,9 @@ def main(args: ReconstructArgs) -> None:
         if (args.out / name).exists():
             say(args.out / name)
     note(f"done in {time.perf_counter() - started:.0f} s: open {args.out / 'report.html'}")
-    for error in failures.values():
-        if not isinstance(error, (UserError, OSError)):
-            raise error
+    for failure in failures.values():
+        if not isinstance(failure, (UserError, OSError)):
+            raise failure
     if failures:
         raise UserError("; ".join(failures))
 

@@ -238,7 +238,8 @@ class _Pictures:
 
     def _tiled(self, what: str, n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]) -> PixelStore:
         place = self.parsed.path if self.parsed.path.is_dir() else self.parsed.path.parent
-        settings = {"downscale": self.downscale, "longest": self.sizes.longest, "linear": self.linear, "what": what}
+        settings: dict[str, Any] = {"downscale": self.downscale, "longest": self.sizes.longest}
+        settings |= {"linear": self.linear, "what": what}
         if what == "masks" and (self.alpha.is_mask or self.alpha.empty):
             settings["alpha"] = [self.alpha.is_mask, *sorted(self.alpha.empty)]
         made_from: list[Any] = [[f.path, f.mask if what == "masks" else f.matte] for f in self.posed.frames]

@@ -16,8 +16,10 @@ from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 from nerf.io.interrupts import take_signals_back
 
-_PLACES = (".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse")
-_PLACES += ("dense/0", "dense/0/sparse")
+_PLACES: tuple[str, ...] = (
+    *(".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse"),
+    *("dense/0", "dense/0/sparse"),
+)
 
 # what each model's parameters mean: names of (fx, fy, cx, cy, k1, k2, k3, k4, p1, p2); "f" is both focal lengths
 _MODELS: dict[str, tuple[int, str]] = {

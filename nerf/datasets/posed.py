@@ -150,13 +150,13 @@ def _sizes_of_masks(frames: list[Frame], pictures: list[Picture], notes: list[st
         notes.append(f"{n} lenses are taken to be stated for pictures of their masks' size, which these are not")
 
 
-def _check_centre(lens: Lens, size: tuple[int, int], where: str, notes: list[str]) -> None:
+def _check_centre(lens: Lens, size: tuple[int, int], frame: Frame, notes: list[str]) -> None:
     """UserError where the principal point lies outside the picture: the intrinsics are those of another size."""
-    (w, h), (cx, cy) = size, (lens.cx, lens.cy)
+    (w, h), (cx, cy), where = size, (lens.cx, lens.cy), frame.where
     in_corner = cx > 0.98 * w and cy > 0.98 * h  # or beyond: of half the size, say, and rounded
     if 0 < cx < w and 0 < cy < h and not in_corner:
         return
-    if lens.width and not in_corner:  # cut out of a larger picture, perhaps
+    if frame.pixels is not None or (lens.width and not in_corner):  # cut out of a larger picture, perhaps
         text = f"the principal point ({cx:.6g}, {cy:.6g}) lies outside the {w}x{h} picture, as in one that was cropped"
         notes.extend([f"{where}: {text}"] if not any(text in line for line in notes) else [])
         return
@@ -194,7 +194,7 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
     cy = 0.5 * stated_h if math.isnan(lens.cy) else lens.cy
     if not all(map(math.isfinite, (cx, cy, *lens.distortion))):
         raise UserError(f"{where}: the principal point or distortion is not finite")
-    _check_centre(replace(lens, cx=cx, cy=cy), (stated_w, stated_h), where, notes)
+    _check_centre(replace(lens, cx=cx, cy=cy), (stated_w, stated_h), frame, notes)
     sx, sy = w / stated_w, h / stated_h
     if (sx, sy) != (1.0, 1.0):
         if abs(stated_w * sy - w) > max(2.0, 0.01 * w):

@@ -55,6 +55,10 @@ class BadValue(UserError, ValueError):
     """A value that cannot be used where it entered; whoever read it from a file catches it and names the file."""
 
 
+class MissingPackage(UserError):
+    """Nothing is wrong with the file: what reads it is not installed."""
+
+
 # What Python raises where data are of other types or sizes than the code takes them for; caught where data are what is
 # to blame, never around code that can be wrong by itself.
 MISFITS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError)

@@ -123,6 +123,30 @@ def test_images_of_another_size_than_stated(tmp_path):
     fails(tmp_path, "frame 4", "30x24", "24x24", "state w and h")
 
 
+def test_intrinsics_of_another_size(tmp_path):
+    """A quarter of the size, and nothing states what the intrinsics belong to: the principal point tells."""
+    file = write_transforms(tmp_path, fl_x=4 * FOCAL, fl_y=4 * FOCAL, cx=2 * SIZE, cy=2 * SIZE) / "transforms.json"
+    fails(tmp_path, f"principal point ({2 * SIZE}, {2 * SIZE}) lies outside", "another size", "correct w and h")
+    edit(file, lambda data: (data.pop("w"), data.pop("h")))
+    fails(tmp_path, f"principal point ({2 * SIZE}, {2 * SIZE}) lies outside", "state w and h")
+    edit(file, lambda data: data.update(w=4 * SIZE, h=4 * SIZE))
+    assert load(tmp_path, quiet=True).cameras.fx.tolist() == [FOCAL] * 10
+    edit(file, lambda data: data.update(w=SIZE, h=SIZE, cx=-3, cy=20))  # cut out of a larger picture, and said to be so
+    assert any("lies outside" in n for n in load(tmp_path, quiet=True).notes)
+
+
+def test_masks_of_another_size_say_what_lenses_belong_to(tmp_path):
+    """As in scans that are published with photos of half the size of their masks and cameras."""
+    write_neus(tmp_path)
+    full = load(tmp_path, quiet=True)
+    for file in (tmp_path / "image").iterdir():
+        Image.open(file).convert("RGB").resize((SIZE // 2, SIZE // 2)).save(file)
+    scene = load(tmp_path, quiet=True)
+    assert scene.cameras.widths.tolist() == [SIZE // 2] * len(scene.names)
+    torch.testing.assert_close(scene.cameras.fx, full.cameras.fx / 2)
+    torch.testing.assert_close(scene.cameras.cx, full.cameras.cx / 2)
+
+
 def test_images_of_differing_sizes_load_when_their_cameras_say_so(tmp_path):
     write_transforms(tmp_path)
     Image.new("RGB", (30, 24), (9, 9, 9)).save(tmp_path / "images" / "004.png")
@@ -222,7 +246,7 @@ def test_truncated_text_colmap_model(tmp_path, name):
 def test_colmap_without_images_or_with_an_unknown_lens(tmp_path):
     pytest.importorskip("pycolmap")
     write_colmap(tmp_path)
-    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "images")
     fails(tmp_path, "im00.png", "images/")
     write_colmap(tmp_path, f"FOV {SIZE} {SIZE} 50 50 24 24 0.5")
     fails(tmp_path, "FOV", "image_undistorter")

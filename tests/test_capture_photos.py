@@ -121,6 +121,35 @@ def test_photos_are_found_in_the_usual_places(tmp_path: Path) -> None:
     assert len(set(names)) == 6 and "left_0.jpg" in names and "right_0.jpg" in names
 
 
+def test_photos_at_several_levels_are_all_taken(tmp_path: Path) -> None:
+    for k in range(3):
+        save(tmp_path / "shoot" / f"{k}.jpg", seed=k)
+        save(tmp_path / "shoot" / "second" / "round" / f"{k + 3}.JPG", seed=3 + k)
+        save(tmp_path / "shoot" / "images_4" / f"{k}.jpg", seed=20 + k)
+        save(tmp_path / "shoot" / ".trash" / f"{k}.jpg", seed=30 + k)
+        save(tmp_path / "shoot" / "depth" / f"{k}.png", seed=40 + k)
+    found = read_photos(tmp_path / "shoot")
+    assert sorted(p.name for p in found.photos) == ["0.jpg", "1.jpg", "2.jpg", "3.JPG", "4.JPG", "5.JPG"]
+    assert any("3 of 6 photos lie in folders of their own: second/round" in line for line in found.notes)
+    save(tmp_path / "album" / "cover.jpg", seed=9)
+    shutil.copytree(tmp_path / "shoot" / "second", tmp_path / "album" / "DCIM")
+    assert len(read_photos(tmp_path / "album").photos) == 4
+
+
+def test_a_photo_in_two_formats_counts_once(tmp_path: Path) -> None:
+    """HEIC beside JPEG, as phones and clouds export them; photos of one name that differ stay."""
+    for k in range(3):
+        picture = Image.fromarray(draw(pose(k, 8)))
+        picture.save(tmp_path / f"IMG_{k}.jpg", quality=90)
+        picture.resize((480, 360)).save(tmp_path / f"IMG_{k}.webp", quality=80)
+        Image.fromarray(draw(pose(k + 4, 8))).save(tmp_path / f"IMG_{k}.png")
+    found = read_photos(tmp_path)
+    assert sorted(p.source.name for p in found.photos) == sorted(
+        f"IMG_{k}.{s}" for k in range(3) for s in ("webp", "png")
+    )
+    assert found.left_out["IMG_1.jpg"] == "the same picture as IMG_1.webp"
+
+
 def thumbnails(folder: Path, n: int) -> None:
     save(folder / "0.jpg", (40, 30))
     picture = (folder / "0.jpg").read_bytes()
@@ -212,6 +241,7 @@ def test_heic_photos_become_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert sorted(p.name for p in written.iterdir()) == ["IMG_0.jpg", "IMG_1.jpg", "IMG_2.jpg"]
     assert np.abs(np.asarray(Image.open(written / "IMG_1.jpg")).astype(float) - draw(pose(1, 8))).mean() < 12
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF")
     with pytest.raises(UserError, match="pip install pillow-heif"):
         read_photos(tmp_path / "set")
 
@@ -230,7 +260,7 @@ def test_masks_follow_their_photos(tmp_path: Path) -> None:
     turned = np.asarray(Image.open(tmp_path / "out" / "masks" / "1.jpg.png"))
     assert turned.shape == (300, 220) and (turned[:100] == 0).all() and (turned[100:] == 255).all()
     with pytest.raises(UserError, match="none of its files belongs to a photo"):
-        read_photos(folder, tmp_path)
+        read_photos(folder, folder)  # photos are no masks
     Image.fromarray(np.zeros((50, 300), np.uint8)).save(masks / "0.png")
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(UserError, match="expected the same shape"):

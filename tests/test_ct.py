@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 
 from nerf.cli import main as cli
-from nerf.signals import ct
+from nerf.errors import UserError
+from nerf.signals import beamline, ct
 
 
 def disc(n: int, angles: np.ndarray, at: tuple[float, float], radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +42,68 @@ def test_line_integrals_are_those_of_the_disc_and_the_gradient_is_the_transpose(
     weights = torch.randn(len(found), generator=torch.Generator().manual_seed(0))
     (grad,) = torch.autograd.grad((found * weights).sum(), values)
     torch.testing.assert_close(grad, problem.rays.to_dense().t() @ weights, rtol=1e-4, atol=1e-4)
+
+
+def scan(n: int = 16, n_angles: int = 12) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What a beamline measures of a disc in the second of three rows, and its line integrals [detectors, angles]."""
+    _, exact = disc(n, np.arange(n_angles) * 15.0, (2, -1), 4)
+    exact = exact * np.float32(0.1)
+    white, dark = 50000 + 100.0 * np.arange(n), np.full(n, 300.0)
+    counts = dark + np.exp(-exact.T) * (white - dark)
+    rows = np.stack([np.broadcast_to(white, counts.shape), counts, np.broadcast_to(white, counts.shape)], axis=1)
+    flat = np.broadcast_to(white, (5, 3, n)).copy()
+    flat[2] = 65535  # a zinger
+    file = {"data": np.rint(rows).astype(np.uint16), "data_white": flat, "data_dark": np.broadcast_to(dark, (3, 3, n))}
+    file["theta"] = np.arange(n_angles) * 15.0
+    return {f"exchange/{name}": values for name, values in file.items()}, exact
+
+
+def test_projections_of_a_beamline_become_line_integrals() -> None:
+    file, exact = scan()
+    found, angles = beamline.sinogram_of(file)
+    assert found.dtype == np.float32 and np.abs(found - exact).max() < 1e-3
+    assert angles is not None and (angles == np.arange(12) * 15.0).all()
+    turned = beamline.sinogram_of({**file, "exchange/theta": np.deg2rad(np.arange(12) * 15.0)})[1]
+    assert turned is not None and np.allclose(turned, angles)
+    assert np.abs(beamline.sinogram_of(file, row=0)[0]).max() < 1e-6  # nothing in the beam
+    file["exchange/data"][3, 1, 5] = 0  # darker than the dark field
+    assert np.isfinite(beamline.sinogram_of(file)[0]).all()
+    integrals = {"data": exact.T[:, None, :]}
+    assert (
+        np.abs(beamline.sinogram_of(integrals)[0] - exact).max() < 1e-6 and beamline.sinogram_of(integrals)[1] is None
+    )
+    for change, words in (
+        ({"exchange/theta": np.zeros(3)}, "3 angles for 12 projections"),
+        ({"exchange/data": np.zeros((4, 4))}, "expected [angles, rows, detectors]"),
+        ({"exchange/data_white": np.zeros((2, 3, 9))}, "expected [fields, 3, 16]"),
+        ({"exchange/data_white": np.zeros((2, 3, 16))}, "nowhere brighter"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            beamline.sinogram_of({**file, **change})
+    with pytest.raises(UserError, match="--row 3: x has the rows 0 to 2"):
+        beamline.sinogram_of(file, 3, "x")
+    with pytest.raises(UserError, match="holds no exchange/data"):
+        beamline.sinogram_of({"entry": np.zeros(1)})
+
+
+def test_a_beamlines_file(tmp_path: Path, capsys) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "scan.h5", "w") as out:
+        for name, values in scan()[0].items():
+            out[name] = values
+    sizes = ("--steps", 5, "--width", 16, "--depth", 1)
+    assert run("fit", "ct", tmp_path / "scan.h5", "-o", tmp_path / "out", *sizes) == 0
+    assert "row 1 of 3" in capsys.readouterr().err
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "scan.h5").read_bytes()[:700])
+    assert run("fit", "ct", tmp_path / "cut.h5", "-o", tmp_path / "no") == 2
+    assert "cannot be read as HDF5" in capsys.readouterr().err
+
+
+def test_without_h5py_its_package_is_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "scan.data").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    assert run("fit", "ct", tmp_path / "scan.data", "-o", tmp_path / "out") == 2
+    assert "needs the package h5py: pip install h5py" in capsys.readouterr().err
 
 
 def test_a_slice_is_found_from_its_projections(tmp_path: Path, capsys) -> None:

@@ -68,6 +68,7 @@ def test_sixteen_bits_grey_jpeg_and_exr_keep_their_type(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
+    """Turned where the stated size is that of the turned picture; what keeps the size is told by the others' sizes."""
     upright = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
     undo = {
         1: lambda a: a,
@@ -82,13 +83,46 @@ def test_exif_orientation(tmp_path, orientation):
     frames = []
     for i, pose in enumerate(ring(4)):
         exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(np.ascontiguousarray(undo(upright))).save(tmp_path / f"{i}.jpg", exif=exif, quality=100)
+        exif[0x0112] = orientation if i < 3 else 6
+        stored = undo(upright) if i < 3 else np.rot90(upright, 1)
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"{i}.jpg", exif=exif, quality=100)
         frames.append({"file_path": f"{i}.jpg", "transform_matrix": pose.tolist()})
     (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 50, "w": 64, "h": 48, "frames": frames}))
     got = load(tmp_path, quiet=True).pixels.image(0)
     assert got.shape == (48, 64, 3)
     assert float((got * 255 - torch.from_numpy(upright.astype(np.float32))).abs().mean()) < 8  # JPEG's loss
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+@pytest.mark.parametrize("stated", [True, False])
+def test_pictures_whose_size_says_nothing_are_as_they_are_stored(tmp_path, orientation, stated):
+    """Square ones, or turned by 180 degrees: poses are of the stored pixels in nearly all programs."""
+    write_transforms(tmp_path)
+    pixels = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "images").iterdir())]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for i, stored in enumerate(pixels):
+        Image.fromarray(stored).save(tmp_path / "images" / f"{i:03d}.png", exif=exif)
+    if not stated:
+        edit(tmp_path / "transforms.json", lambda data: [data.pop(key) for key in ("w", "h", "cx", "cy")])
+    scene = load(tmp_path)
+    assert (scene.pixels.raw(0) == pixels[0]).all()
+    assert any("EXIF orientation of 10 of 10 photos ignored" in n for n in scene.notes)
+
+
+def test_a_principal_point_says_how_pictures_were_turned(tmp_path):
+    for cx, cy, size in ((20, 24, (48, 40)), (24, 20, (40, 48))):  # as stored 40 wide and 48 high, or turned
+        write_transforms(tmp_path)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for file in (tmp_path / "images").iterdir():
+            Image.fromarray(np.zeros((48, 40, 3), np.uint8)).save(file, exif=exif)
+        edit(
+            tmp_path / "transforms.json",
+            lambda data, c=(cx, cy): (data.pop("w"), data.pop("h"), data.update(cx=c[0], cy=c[1])),
+        )
+        scene = load(tmp_path, quiet=True)
+        assert (int(scene.pixels.heights[0]), int(scene.pixels.widths[0])) == size
 
 
 def test_poses_made_from_unturned_images_keep_them_so(tmp_path):

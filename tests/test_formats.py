@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,10 @@ from small_scenes import (
 )
 
 from nerf.datasets import load
+from nerf.datasets.export import PosedFiles
+from nerf.datasets.export import write_colmap as write_colmap_files
+from nerf.datasets.loading import load_posed
+from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.geometry.space import Box, Ndc
 
@@ -148,6 +153,81 @@ def test_colmap_camera_models_project_as_colmap_does(tmp_path, model):
     uv, _ = scene.cameras.project(torch.from_numpy(world))
     wanted = np.stack([theirs.img_from_cam(p) for p in local]).reshape(-1, 2)
     assert np.abs(uv[0].numpy() - wanted).max() < 1e-6
+
+
+def colmap_text(folder: Path, change: Callable[[str], str], encoding: str = "utf-8") -> Path:
+    """A model of ten pictures whose images.txt is changed."""
+    file = write_colmap(folder) / "sparse" / "0" / "images.txt"
+    file.write_bytes(change(file.read_text()).encode(encoding))
+    return folder
+
+
+def test_colmap_text_without_empty_lines(tmp_path):
+    """As written by hand for known poses: the second line of each image is often forgotten, and the points."""
+
+    def forget(text: str) -> str:
+        return "\n".join(line for line in text.splitlines() if line.endswith("png"))
+
+    scene = load(colmap_text(tmp_path, forget))
+    check_geometry(scene, ring(10))
+    assert any("empty line after each image is missing" in n for n in scene.notes)
+    (tmp_path / "sparse" / "0" / "points3D.txt").unlink()
+    assert len(load(tmp_path).names) == 10
+    some = colmap_text(tmp_path / "some", lambda text: text.replace("10.0 10.0 -1\n", "", 3))
+    check_geometry(load(some), ring(10))
+    colmap_text(tmp_path / "bad", lambda text: text.replace("10.0 10.0 -1\n", "10.0 10.0\n", 1))
+    with pytest.raises(UserError, match=r"images.txt: line 3 is no list of 2-D points"):
+        load(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_colmap_names_with_blanks_in_any_encoding(tmp_path, encoding, end):
+    colmap_text(tmp_path, lambda text: text.replace("im0", "DJI 2024 (Flug ü) 0").replace("\n", end), encoding)
+    for i in range(10):
+        name = f"DJI 2024 (Flug ü) 0{i}.png"
+        (tmp_path / "images" / f"im0{i}.png").rename(tmp_path / "images" / name)
+    (tmp_path / "sparse" / "._0").mkdir()
+    assert [Path(n).stem[-2:] for n in load(tmp_path).names] == [f"0{i}" for i in range(10)]
+    pycolmap = pytest.importorskip("pycolmap")
+    if (encoding, end) == ("utf-8", "\n"):  # binary, with the bytes of a code page
+        model = write_colmap(tmp_path / "binary") / "sparse" / "0"
+        found = pycolmap.Reconstruction()
+        found.read_text(str(model))
+        found.write_binary(str(model))
+        for file in model.glob("*.txt"):
+            file.unlink()
+        data = (model / "images.bin").read_bytes()
+        (model / "images.bin").write_bytes(data.replace(b"im0", "kü0".encode("cp1252")))
+        for i in range(10):
+            (tmp_path / "binary" / "images" / f"im0{i}.png").rename(tmp_path / "binary" / "images" / f"kü0{i}.png")
+        check_geometry(load(tmp_path / "binary"), ring(10))
+
+
+def test_what_we_write_as_text_is_read_again(tmp_path):
+    folder = write_transforms(tmp_path / "a")
+    for file in (folder / "images").iterdir():
+        file.rename(file.with_name(f"a photo {file.name}"))
+    edit(
+        folder / "transforms.json",
+        lambda data: [f.update(file_path=f["file_path"].replace("images/", "images/a photo ")) for f in data["frames"]],
+    )
+    posed = load_posed(folder)
+    write_colmap_files(
+        PosedFiles(posed.cameras, [f.path for f in posed.frames], {}), folder / "sparse", folder / "images", text=True
+    )
+    (folder / "transforms.json").unlink()
+    check_geometry(load(folder), ring(10))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_json_in_any_encoding(tmp_path, encoding):
+    write_transforms(tmp_path)
+    for file in (tmp_path / "images").iterdir():
+        file.rename(file.with_name(f"ö{file.name}"))
+    text = (tmp_path / "transforms.json").read_text().replace("images/", "images/ö")
+    (tmp_path / "transforms.json").write_bytes(text.encode(encoding))
+    assert len(load(tmp_path).names) == 10
 
 
 def test_the_largest_colmap_model_wins_over_others_and_over_llff(tmp_path):

@@ -34,6 +34,7 @@ OPTIONAL = {
     "av": "av",
     "pillow_heif": "pillow-heif",
     "OpenEXR": "OpenEXR",
+    "h5py": "h5py",
 }
 
 

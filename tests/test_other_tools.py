@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,91 @@ def test_metashape_without_a_transform_and_with_fisheye_lenses(tmp_path: Path) -
             plain = np.stack([0.5 * W + 1.5 + x * d * 70.4, 0.5 * H - 0.7 + y * d * 70], axis=1)
         expected.append(plain)
     check(fisheye, expected)
+
+
+def test_metashape_rigs(tmp_path: Path) -> None:
+    """Slaves have no transform: theirs is that of their master, then their sensor's place on the rig."""
+    write_metashape(tmp_path)
+    file = tmp_path / "cameras.xml"
+    angle = 0.3
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    rotation = " ".join(map(repr, map(float, turn.ravel())))
+    text = file.read_text().replace(
+        '<sensor id="1"',
+        f'<sensor id="7" master_id="1" type="frame"><resolution width="{W}" height="{H}"/><calibration type="frame">'
+        f'<resolution width="{W}" height="{H}"/><f>70</f></calibration><rotation locked="true">{rotation}</rotation>'
+        '<location>0.2 -0.1 0.05</location></sensor><sensor id="1"',
+    )
+    slaves = "".join(f'<camera id="{50 + i}" sensor_id="7" label="right{i}" master_id="{i}"/>' for i in (1, 3))
+    file.write_text(
+        text.replace("</cameras>", f'{slaves}<camera id="60" sensor_id="7" master_id="91" label="no"/></cameras>')
+    )
+    write_photos(tmp_path / "images", ["right1.png", "right3.png"])
+    scene = load(tmp_path, quiet=True)
+    assert len(scene.names) == N + 2
+    chunk, offset = np.linalg.inv(WORLD), np.eye(4)
+    offset[:3, :3], offset[:3, 3] = turn, (0.2, -0.1, 0.05)
+    for i in (1, 3):
+        m = chunk @ poses()[i] @ FLIP
+        m[:3, :3] /= np.cbrt(np.linalg.det(m[:3, :3]))
+        expected = WORLD @ m @ offset @ FLIP
+        got = scene.cameras.c2w[scene.names.index(f"right{i}.png")].numpy()
+        np.testing.assert_allclose(got[:, 3], expected[:3, 3], rtol=1e-9)
+        np.testing.assert_allclose(got[:, :3], expected[:3, :3] / np.cbrt(np.linalg.det(expected[:3, :3])), atol=1e-9)
+    said = "\n".join(scene.notes)
+    assert "the poses of 2 slave cameras" in said and "left out 2 of 10 cameras that are not aligned: lost, no" in said
+
+
+def test_metashape_panoramas_are_named(tmp_path: Path) -> None:
+    write_metashape(tmp_path)
+    text = re.sub(
+        r"<sensor .*</sensor>",
+        '<sensor id="0" type="spherical"/><sensor id="1" type="spherical"/>',
+        (tmp_path / "cameras.xml").read_text(),
+    )
+    (tmp_path / "cameras.xml").write_text(text)
+    with pytest.raises(UserError, match="panoramas"):
+        load(tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_text_in_any_encoding_and_hidden_files(tmp_path: Path, encoding: str) -> None:
+    """Notepad, PowerShell and programs with a code page; and what macOS leaves in ZIPs."""
+    for make, names in (
+        (write_metashape, [f"shot{i}" for i in range(N)]),
+        (write_csv, [f"IMG_{i}" for i in range(N)]),
+        (write_opensfm, [f"DJI_{i}" for i in range(N)]),
+    ):
+        folder = make(tmp_path / make.__name__)  # type: ignore[operator]
+        file = next(p for p in folder.iterdir() if p.is_file())
+        text = file.read_text()
+        for name in names:
+            text = text.replace(name, f"Größe {name}")
+        for picture in (folder / "images").iterdir():
+            picture.rename(picture.with_name(unicodedata.normalize("NFD", f"Größe {picture.name}")))
+        file.write_bytes(text.encode(encoding))
+        (folder / f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(64))
+        (folder / "images" / f"._{next((folder / 'images').iterdir()).name}").write_bytes(b"\0\5\x16\7")
+        assert len(load(folder, quiet=True).names) == N, make.__name__
+
+
+def test_reality_capture_with_semicolons(tmp_path: Path) -> None:
+    plain = load(write_csv(tmp_path / "plain"), quiet=True)
+    rows = [r.replace(",", ";").replace(".", ",").replace(",png", ".png") for r in csv_rows()]
+    write_csv(tmp_path / "german")
+    scene = load(write_csv_text(tmp_path / "german", rows), quiet=True)
+    torch.testing.assert_close(scene.cameras.c2w, plain.cameras.c2w)
+
+
+def test_polycam_without_sizes(tmp_path: Path) -> None:
+    """Since autumn 2025 corrected cameras state none: that of the picture is meant."""
+    full = load(write_polycam(tmp_path), quiet=True)
+    for file in (tmp_path / "keyframes" / "corrected_cameras").glob("*.json"):
+        data = json.loads(file.read_text())
+        file.write_text(json.dumps({k: v for k, v in data.items() if k not in ("width", "height")}))
+    scene = load(tmp_path, quiet=True)
+    torch.testing.assert_close(scene.cameras.fx, full.cameras.fx)
+    assert scene.cameras.widths.tolist() == full.cameras.widths.tolist()
 
 
 def test_metashape_takes_the_largest_component(tmp_path: Path) -> None:
@@ -491,7 +578,7 @@ BAD: list[tuple[Any, str, Callable[[str], str], str]] = [
     (write_metashape, "cameras.xml", lambda t: t[: len(t) // 2], "not valid XML"),
     (write_metashape, "cameras.xml", replaced("<cameras>", "<x>"), "not valid XML"),
     (write_metashape, "cameras.xml", lambda t: t.replace("cameras>", "photos>"), "no <chunk> with <cameras>"),
-    (write_metashape, "cameras.xml", replaced('type="frame"', 'type="spherical"'), "spherical are not supported"),
+    (write_metashape, "cameras.xml", replaced('type="frame"', 'type="spherical"'), "panoramas"),
     (write_metashape, "cameras.xml", replaced("<f>70</f>", "<f>seventy</f>"), "is no number"),
     (write_metashape, "cameras.xml", replaced("<f>70</f>", "<f>-70</f>"), "focal length is"),
     (write_metashape, "cameras.xml", replaced("<b1>0.4</b1>", "<b1>0.4</b1><b2>9</b2>"), "b2 .skew. move pixels by"),

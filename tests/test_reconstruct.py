@@ -262,8 +262,44 @@ def test_an_unforeseen_end_of_a_stage_still_has_its_report(
     monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5))
-    assert (tmp_path / "out" / "report.html").exists()
-    assert "mesh: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    said = "mesh: ZeroDivisionError: division by zero"
+    assert said in read_page(tmp_path / "out" / "report.html").text
+    printed = capsys.readouterr()
+    assert said in printed.err and "report.html" in printed.out  # where all the rest lies
+
+
+@pytest.mark.parametrize("error", [UserError("there is nothing to learn"), ZeroDivisionError("division by zero")])
+def test_a_run_that_ends_before_its_model_has_a_report(
+    error: Exception, data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(training, "train", fails)
+    with pytest.raises(type(error)):
+        main_reconstruct(ReconstructArgs(data, out, steps=5))
+    text = read_page(out / "report.html").text
+    assert "training" in text and str(error) in text and "evaluation, video, mesh: not begun" in text
+    with monkeypatch.context() as patch:
+        patch.setattr("nerf.cli.reconstruct._pose_finder", lambda _: fails)
+        with pytest.raises(type(error)):
+            main_reconstruct(ReconstructArgs(data, tmp_path / "poses", steps=5))
+    assert f"poses: {error}" in read_page(tmp_path / "poses" / "report.html").text.replace("ZeroDivisionError: ", "")
+    monkeypatch.setattr(training, "train", Training().train)
+    main_reconstruct(ReconstructArgs(data, out, steps=5, resume=True))  # the folder is still the run's
+    assert "not begun" not in read_page(out / "report.html").text
+
+
+def test_a_finished_report_stays_until_there_is_another(
+    data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5))
+    before = (tmp_path / "out" / "report.html").read_bytes()
+    (data / "photos").rmdir()
+    with pytest.raises(UserError, match="nothing known"):
+        main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5, overwrite=True))
+    assert (tmp_path / "out" / "report.html").read_bytes() == before
 
 
 def test_the_turntable_is_at_most_640_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -368,7 +404,7 @@ def test_curve_points_survive_what_is_not_a_number() -> None:
 def test_finish_needs_no_mesh_code_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda *_: None)
     scene = fake_scene(FakeModel(), n=8, size=24)
-    assert finish(FakeModel(), scene, tmp_path, 64) == []  # type: ignore[arg-type]
+    assert finish(FakeModel(), scene, tmp_path, 64) == {}  # type: ignore[arg-type]
     assert (tmp_path / "report.html").exists()
 
 

@@ -194,6 +194,13 @@ def test_a_sheet_becomes_a_thin_shell(tmp_path: Path) -> None:
     assert "iou" not in surface.measure_shape(again.field, problem.solid)
 
 
+def test_vertices_that_no_face_uses_may_be_anything(tmp_path: Path) -> None:
+    vertices = "v nan nan nan\nv 0 0 0\nv inf 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\n"
+    (tmp_path / "tetra.obj").write_text(vertices + "f 2 5 4\nf 2 4 6\nf 2 6 5\nf 4 5 6\n")
+    shape = solid.read_solid(tmp_path / "tetra.obj")
+    assert len(shape.vertices) == 4 and bool(shape.vertices.isfinite().all()) and shape.signed
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -14,6 +14,7 @@ from PIL import Image
 from nerf.cli import main as cli
 from nerf.errors import UserError
 from nerf.io.images import read_header, read_pixels
+from nerf.io.video import ffmpeg
 from nerf.signals import audio, image, restore
 from nerf.signals.fitting import FitConfig, Fitted, fit
 from nerf.signals.record import Signal
@@ -205,6 +206,47 @@ def test_bad_and_silent_sounds(tmp_path: Path, capsys) -> None:
     assert run("fit", "audio", tmp_path / "a.wav", "-o", tmp_path / "silent", "--steps", 150) == 0
     assert "silent" in capsys.readouterr().err
     assert np.abs(audio.read_audio(tmp_path / "silent/reconstruction.wav").values).max() < 0.02 * 2**15
+
+
+@pytest.mark.parametrize("codec", ["pcm_mulaw", "pcm_alaw", "adpcm_ms", "adpcm_ima_wav", "libmp3lame"])
+def test_wav_files_of_any_codec(tmp_path: Path, codec: str) -> None:
+    tone = 0.5 * np.sin(np.arange(16000) / 8000 * 2 * np.pi * 440)
+    plain = wav(tmp_path / "a.wav", np.rint(tone * 32767).astype(np.int16)[:, None], 16)
+    ffmpeg("-i", str(plain), "-c:a", codec, "-f", "wav", str(tmp_path / "coded.wav"))
+    signal = audio.read_audio(tmp_path / "coded.wav")
+    assert signal.meta["bits"] == 32 and signal.values.dtype == np.float32
+    whole = np.fft.rfft(signal.values[:8000, 0])
+    rate = signal.meta["rate"]
+    assert abs(np.abs(whole).argmax() * rate / 8000 - 440) < 5 and signal.values.max() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 10**6])
+def test_a_recorder_that_was_switched_off(tmp_path: Path, size: int) -> None:
+    samples = np.arange(-400, 400, dtype=np.int16)[:, None]
+    data = wav(tmp_path / "a.wav", samples, 16).read_bytes()
+    (tmp_path / "a.wav").write_bytes(
+        data[:4] + struct.pack("<I", size) + data[8:40] + struct.pack("<I", size) + data[44:]
+    )
+    assert (audio.read_audio(tmp_path / "a.wav").values == samples).all()
+    wav(tmp_path / "none.wav", np.zeros((0, 1), np.int16), 16)
+    (tmp_path / "none.wav").write_bytes(
+        (tmp_path / "none.wav").read_bytes() + b"LIST" + struct.pack("<I4s", 4, b"INFO")
+    )
+    with pytest.raises(UserError, match="no samples"):
+        audio.read_audio(tmp_path / "none.wav")
+
+
+def test_floats_above_full_scale_are_not_cut(tmp_path: Path, capsys) -> None:
+    tone = (1.7 * np.sin(np.arange(2000) / 40)).astype(np.float32)[:, None]
+    signal = audio.read_audio(wav(tmp_path / "loud.wav", tone, 32))
+    assert "1.7 of full scale" in capsys.readouterr().err
+
+    class Exact:
+        def evaluate(self, u: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(tone)
+
+    audio.write_audio(tmp_path / "again.wav", Exact(), signal.describe())  # type: ignore[arg-type]
+    assert np.abs(audio.read_audio(tmp_path / "again.wav").values - tone).max() < 1e-6
 
 
 def test_bad_videos(tmp_path: Path, capsys) -> None:

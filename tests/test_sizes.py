@@ -18,7 +18,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from nerf.datasets.readers.colmap import _check_binary
+from nerf.datasets.readers.colmap_files import _check_binary
 from nerf.errors import UserError
 from nerf.geometry.triangles import read_mesh
 from nerf.io.arrays import read_npy, read_npz

@@ -206,6 +206,21 @@ def test_a_photo_rates_what_it_shows(scene: datasets.Scene, truth: trimesh.Trime
     assert bool((after <= before).all()) and bool((after[before == 0] == 0).all())
 
 
+def test_what_lies_behind_or_at_a_camera_is_rated_as_a_number(scene: datasets.Scene, truth: trimesh.Trimesh) -> None:
+    vertices, faces, normals = tensors(truth)
+    photos = scene.splits["train"][:2]
+    expected = photo_ratings(scene, vertices, faces, normals, photos)
+    camera, ahead = scene.cameras.centres[photos[0]], scene.cameras.forward[photos[0]]
+    wall = [camera + ahead * t + camera.roll(1) * s for t, s in ((-1.0, 0.1), (-1e-200, 0.2), (1e-200, 0.3), (0, 0))]
+    more = torch.stack([*wall, *(camera + 1e-300 * camera.roll(k) for k in range(2))]).double()
+    n = len(vertices)
+    all_faces = torch.cat([faces, torch.tensor([[0, 1, 2], [3, 4, 5]]) + n])
+    towards = torch.nn.functional.normalize(ahead, dim=0).neg().expand(len(more), 3)
+    ratings = photo_ratings(scene, torch.cat([vertices, more]), all_faces, torch.cat([normals, towards]), photos)
+    assert bool(ratings.isfinite().all()) and bool((ratings.double().pow(4) < 3e38).all())
+    torch.testing.assert_close(ratings[1, :n], expected[1])
+
+
 def test_a_texture_from_photos_looks_like_the_photos(scene: datasets.Scene, truth: trimesh.Trimesh) -> None:
     vertices, faces, normals = tensors(truth)
     atlas, field = unwrap(vertices, faces, 1024), GreyField()

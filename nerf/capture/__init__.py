@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from nerf.capture.folder import forget, frames_of, identity, open_folder, state_of, write_photos, write_state
 from nerf.capture.gps import Place
-from nerf.capture.photos import PLACES, Photos, describe_cameras, group_cameras, list_photos, read_photos
+from nerf.capture.photos import Photos, describe_cameras, group_cameras, list_photos, read_photos
 from nerf.capture.settings import Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
+from nerf.datasets.named import PLACES
 from nerf.errors import UserError, note
 from nerf.io.files import write_file
 from nerf.io.machine import usable_cores

@@ -14,7 +14,7 @@ import torch
 from nerf.capture.frame import world_from_model
 from nerf.capture.gps import Place, fit_gps
 from nerf.datasets.export import PosedFiles, write_transforms
-from nerf.datasets.named import find_mask
+from nerf.datasets.named import find_masks
 from nerf.datasets.posed import cameras_of
 from nerf.datasets.readers.colmap import lens_of, pose_of
 from nerf.errors import UserError, note
@@ -57,8 +57,9 @@ def write_dataset(
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
     write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
     lenses = cameras_of(c2w, [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)])
-    masks = [find_mask(folder / "masks", name) for name in names]
-    posed = PosedFiles(lenses, [folder / "images" / name for name in names], {}, masks)
+    files = [folder / "images" / name for name in names]
+    masks = find_masks(folder / "masks", files)
+    posed = PosedFiles(lenses, files, {}, [masks.get(file) for file in files])
     write_transforms(posed, folder / "transforms.json", "sparse_pc.ply")
     return {"c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
 

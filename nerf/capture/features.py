@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from nerf.capture.photos import bits_of
 from nerf.capture.protocol import counted, in_order
 from nerf.datasets.resize import fitted
 from nerf.errors import brief
 from nerf.io.files import write_file
-from nerf.io.images import convert, read_header, read_pixels
+from nerf.io.images import convert, deep_channels, read_header, read_pixels
 from nerf.io.opening import opened
 
 DEFAULT_FOCAL = 0.85  # of the longer side, where EXIF states none: between a phone's wide lens and a normal one
@@ -34,7 +33,7 @@ def read_grey(path: Path, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
         if image.format == "JPEG":
             image.draft("L", size)  # a reduced decoding is several times faster
         alpha = None
-        if bits_of(image, path) == 16:
+        if deep_channels(image, path) or image.mode.startswith("I;16"):
             pixels = convert(read_pixels(read_header(path)), 3, np.dtype(np.uint8))
             grey = Image.fromarray(pixels).convert("L")
         else:

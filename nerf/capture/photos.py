@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+
+import numpy as np
 
 from nerf.capture.exif import read_exif
-from nerf.datasets.named import find_mask
-from nerf.errors import UserError, brief, printable
+from nerf.datasets.named import PLACES, find_masks, listed
+from nerf.errors import MissingPackage, UserError, brief, printable
+from nerf.io.images import IMAGE_SUFFIXES, deep_channels, stored_size
 from nerf.io.opening import opened
 from nerf.io.outputs import read_record
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".heic", ".heif", ".tif", ".tiff", ".webp", ".bmp")
-HEIF = (".heic", ".heif")
-PLACES = ("images", "input", "photos", "rgb")  # where photos of a project are usually kept
+PHOTO_SUFFIXES = tuple(s for s in IMAGE_SUFFIXES if s != ".exr")
+# formats that other programs read too, and so are used as they are, with the suffixes that they go by
+USUAL = {"JPEG": (".jpg", ".jpeg"), "MPO": (".jpg", ".jpeg"), "PNG": (".png",), "BMP": (".bmp",), "WEBP": (".webp",)}
+USUAL |= {"TIFF": (".tif", ".tiff")}
 SMALLEST = 200  # pixels on the longer side: below that there is too little to recognise
 THUMBNAIL = 0.3  # of the median of the longer sides
+SAME_PICTURE = 8.0  # grey levels on average between thumbnails of one picture in two formats
 FEWEST = 3  # photos; two fix no scale of a third, and leave nothing to check the poses with
 
 
@@ -42,6 +47,7 @@ class Photo:
     mask: Path | None = None
     gps: tuple[float, float] | None = None  # latitude and longitude, degrees
     altitude: float | None = None  # metres above the sea
+    suffixes: tuple[str, ...] = ()  # that its format goes by; () where it is written anew
 
 
 @dataclass
@@ -53,25 +59,33 @@ class Photos:
 
 
 def list_photos(folder: Path, out: Path | None = None) -> list[Path]:
-    """Files with a photo's suffix in the folder, else in its images/, input/ and the like, else anywhere below it; but
-    not what lies below `out` or in another folder that this package wrote."""
+    """Files with a photo's suffix in the folder and in all below it; where it holds none itself and has images/,
+    input/ or the like, of that. But not what lies below `out` or in another folder that this package wrote, nor masks,
+    depth maps, reduced copies (images_4/) and what is hidden."""
 
     def is_output(place: Path) -> bool:
         return (out is not None and place.resolve() == out.resolve()) or read_record(place) is not None
 
-    for place in (folder, *(folder / name for name in PLACES)):
-        found = _photos_among(place.iterdir()) if place.is_dir() and (place == folder or not is_output(place)) else []
-        if found:
-            return found
-    below = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name != "masks" and not is_output(Path(root, name))]
-        below += [Path(root, name) for name in names]
-    return _photos_among(below)
+    def below(top: Path) -> list[Path]:
+        found = []
+        for root, folders, names in os.walk(top):
+            folders[:] = [n for n in folders if not _NO_PHOTOS.fullmatch(n.lower()) and not is_output(Path(root, n))]
+            found += [Path(root, name) for name in names]
+        return _photos_among(found)
+
+    if not _photos_among(folder.iterdir() if folder.is_dir() else []):
+        for place in (folder / name for name in PLACES):
+            if place.is_dir() and not is_output(place) and (found := below(place)):
+                return found
+    return below(folder)
+
+
+# Of folders beside photos: macOS leaves __MACOSX/ in ZIPs, and files ._NAME beside the true ones on foreign disks.
+_NO_PHOTOS = re.compile(r"\..*|__macosx|masks?|depths?|depth_maps?|confidence|images_\d+|thumb(nail)?s")
 
 
 def _photos_among(paths: Iterable[Path]) -> list[Path]:
-    """In order of names; macOS leaves files ._NAME beside the true ones on foreign disks."""
+    """In order of names."""
     return sorted(p for p in paths if p.suffix.lower() in PHOTO_SUFFIXES and not p.name.startswith(".") and p.is_file())
 
 
@@ -84,7 +98,6 @@ def read_photos(folder: Path, masks: Path | None = None, out: Path | None = None
             f"{folder}: holds no photos (looked for {', '.join(s[1:] for s in PHOTO_SUFFIXES)} in it, in "
             f"{'/, '.join(PLACES)}/ and below)"
         )
-    _need_heif(files)
     found = Photos([])
     with ThreadPoolExecutor(max_workers=4) as pool:  # mostly waiting for the disk
         read = list(pool.map(_header, files))
@@ -101,11 +114,38 @@ def read_photos(folder: Path, masks: Path | None = None, out: Path | None = None
             seen[photo.fingerprint] = path.name
             photo.name = name
             found.photos.append(photo)
+    _leave_out_copies(found)
+    if elsewhere := [p.source.parent for p in found.photos if p.source.parent != files[0].parent]:
+        names = listed(sorted({str(os.path.relpath(place, folder)) for place in elsewhere}), 5)
+        found.notes.append(f"{len(elsewhere)} of {len(found.photos)} photos lie in folders of their own: {names}")
     _refuse_too_few(found, folder, len(files))
     _add_masks(found, folder, masks)
     for photo in found.photos:
         photo.name = output_name(photo)
     return found
+
+
+def _leave_out_copies(found: Photos) -> None:
+    """Of pictures of one name in one folder, HEIC beside JPEG as phones and clouds export them, all but the largest."""
+    groups: dict[tuple[Path, str], list[Photo]] = {}
+    for photo in found.photos:
+        groups.setdefault((photo.source.parent, photo.source.stem.lower()), []).append(photo)
+    for group in groups.values():
+        first, *others = sorted(group, key=lambda p: (-p.width * p.height, p.rewrite != "", p.source.name))
+        for other in others:
+            if _look_alike(first.source, other.source):
+                found.photos.remove(other)
+                found.left_out[other.source.name] = f"the same picture as {first.source.name}"
+
+
+def _look_alike(a: Path, b: Path) -> bool:
+    from PIL import ImageOps
+
+    small = []
+    for path in (a, b):
+        with opened(path) as image:
+            small.append(np.asarray(ImageOps.exif_transpose(image).convert("L").resize((16, 16)), np.float32))
+    return float(np.abs(small[0] - small[1]).mean()) < SAME_PICTURE
 
 
 def _refuse_too_few(found: Photos, folder: Path, n_files: int) -> None:
@@ -148,30 +188,17 @@ def _plain(name: str) -> str:
     return "".join(c if printable(c) == c else "_" for c in name)
 
 
-def _need_heif(files: list[Path]) -> None:
-    """Teach Pillow to read HEIC where a file needs it."""
-    heif = [p for p in files if p.suffix.lower() in HEIF]
-    if not heif:
-        return
-    try:
-        import pillow_heif
-    except ImportError:
-        raise UserError(
-            f"{heif[0]} and {len(heif) - 1} more are HEIC photos, which need the package pillow-heif: "
-            'pip install pillow-heif (or "nerf-reconstruct[capture]" for all that captures need)'
-        ) from None
-    pillow_heif.register_heif_opener()
-
-
 def _header(path: Path) -> Photo | str:
     """The photo as its header describes it, or why it cannot be used."""
     try:
         with opened(path) as image:
-            width, height = image.size
-            exif, bits = read_exif(image), bits_of(image, path)
+            width, height = stored_size(image)
+            exif, bits = read_exif(image), 16 if deep_channels(image, path) or image.mode.startswith("I;16") else 8
             # mode P and the like are fine; what else Pillow can open (MPO: two pictures) is used by its first picture
-            usual = image.format in ("JPEG", "PNG", "WEBP", "BMP", "MPO") or (image.format == "TIFF" and bits == 8)
+            suffixes = USUAL.get(str(image.format), ()) if image.format != "TIFF" or bits == 8 else ()
         fingerprint = hashlib.sha1(path.read_bytes()).hexdigest()
+    except MissingPackage:
+        raise
     except Exception as error:  # whatever a damaged file makes Pillow raise
         return f"cannot be read as an image ({brief(error)})"
     upright = (height, width) if exif.orientation >= 5 else (width, height)
@@ -183,21 +210,12 @@ def _header(path: Path) -> Photo | str:
         orientation=exif.orientation,
         camera=upright + exif.camera(),
         focal=exif.focal_pixels(width, height),
-        rewrite="" if usual and exif.orientation == 1 else str(bits),
+        rewrite="" if suffixes and exif.orientation == 1 else str(bits),
+        suffixes=suffixes,
         fingerprint=fingerprint,
         gps=exif.gps,
         altitude=exif.altitude,
     )
-
-
-def bits_of(image: Any, path: Path) -> int:
-    """16 for pictures of 16 bits a channel, of which Pillow alone would keep 8."""
-    if image.format == "TIFF":
-        return 16 if max(image.tag_v2.get(258, (8,))) > 8 else 8
-    if image.format != "PNG":
-        return 8
-    with open(path, "rb") as f:
-        return 16 if f.read(25)[24:] == b"\x10" else 8
 
 
 def _add_masks(found: Photos, folder: Path, masks: Path | None) -> None:
@@ -208,25 +226,27 @@ def _add_masks(found: Photos, folder: Path, masks: Path | None) -> None:
         return
     if not place.is_dir():
         raise UserError(f"{place}: there is no such folder of masks")
+    of = find_masks(place, [photo.source for photo in found.photos])
     for photo in found.photos:
-        others = (place / name for name in (f"{photo.source.stem}.jpg", photo.source.name))
-        photo.mask = find_mask(place, photo.source.name) or next(filter(Path.is_file, others), None)
+        photo.mask = of.get(photo.source)
     n = sum(p.mask is not None for p in found.photos)
     if masks is not None and n == 0:
         raise UserError(
             f"{masks}: none of its files belongs to a photo; expected {found.photos[0].source.name}.png or "
             f"{found.photos[0].source.stem}.png for {found.photos[0].source.name}"
         )
-    if n:
-        found.notes.append(
-            f"masks of {n} of {len(found.photos)} photos from {place.name}/: what is black there is ignored"
-        )
+    found.notes.append(
+        f"masks of {n} of {len(found.photos)} photos from {place.name}/: what is black there is ignored"
+        if n
+        else f"{place.name}/ is there, but none of its files belongs to a photo: no masks are used"
+    )
 
 
 def output_name(photo: Photo) -> str:
     """The photo's file name in images/: its own, with the suffix of what is written there."""
-    if not photo.rewrite:
-        return photo.name
+    if not photo.rewrite:  # also a JPEG that is named .HEIC, as phones and clouds write edited photos
+        right = not photo.suffixes or Path(photo.name).suffix.lower() in photo.suffixes
+        return photo.name if right else f"{Path(photo.name).stem}{photo.suffixes[0]}"
     lossy = photo.rewrite == "8" and photo.source.suffix.lower() not in (".png", ".tif", ".tiff", ".bmp")
     return f"{Path(photo.name).stem}{'.jpg' if lossy else '.png'}"
 

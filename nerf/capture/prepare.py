@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.photos import Photo
-from nerf.errors import UserError, brief
+from nerf.errors import UserError
 from nerf.io.files import atomic_write
-from nerf.io.images import TURNS, read_png_16, write_png_16
+from nerf.io.images import TURNS, read_mask, read_png_16, write_png_16
 from nerf.io.opening import opened
 
 JPEG_QUALITY = 97
@@ -85,10 +85,9 @@ def _write_mask(photo: Photo, source: Path, target: Path) -> None:
     from PIL import Image
 
     try:
-        with opened(source) as image:
-            mask = np.asarray(image.convert("RGB")).max(axis=2)
-    except Exception as error:
-        raise UserError(f"{source}: cannot be read as a mask ({brief(error)})") from None
+        mask = read_mask(source)
+    except UserError as error:
+        raise UserError(f"{source}: is no mask: {error}") from None
     upright, stored = (photo.height, photo.width), (photo.width, photo.height)
     if photo.orientation >= 5 and _same_shape(mask.shape, stored) and not _same_shape(mask.shape, upright):
         mask = TURNS[photo.orientation](mask[..., None])[..., 0]

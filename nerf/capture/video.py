@@ -16,6 +16,7 @@ from nerf.capture.photos import Photo, Photos
 from nerf.datasets.resize import fitted
 from nerf.errors import UserError, brief
 from nerf.io.files import atomic_write
+from nerf.io.hdr import NAMES, to_srgb
 from nerf.io.outputs import OutputFolder
 from nerf.io.video import MOST_PIXELS, input_options
 
@@ -35,8 +36,9 @@ def check_video(video: Path) -> None:
         next(_decoded(container, stream, video))
 
 
-def take_frames(video: Path, folder: OutputFolder, frames: int | None = None) -> Photos:
-    """Write the frames to folder/images and return them as photos; UserError where the video cannot be read."""
+def take_frames(video: Path, folder: OutputFolder | Path, frames: int | None = None) -> Photos:
+    """Write the frames to images/ in the folder, upright and in sRGB, and return them as photos; UserError where the
+    video cannot be read."""
     fingerprint = video_fingerprint(video)
     with _opened(video) as (container, stream):
         stream.thread_type = "AUTO"
@@ -44,6 +46,7 @@ def take_frames(video: Path, folder: OutputFolder, frames: int | None = None) ->
         seconds = float(stream.duration * stream.time_base) if stream.duration else total / 30.0
         wanted = min(total, frames or min(FRAMES, max(20, round(seconds * FRAMES_A_SECOND))))
         read = list(_sharpest(container, stream, total, wanted, folder, video)) if total >= 3 else []
+        kind = NAMES.get(int(stream.codec_context.color_trc))  # often stated by the frames alone
     n_read = len(read)
     if n_read < 3:
         n = total if total < 3 else n_read
@@ -56,8 +59,11 @@ def take_frames(video: Path, folder: OutputFolder, frames: int | None = None) ->
         )
     dropped = f", {n_read - len(kept)} near-duplicates dropped" if n_read > len(kept) else ""
     note = f"{len(kept)} frames of {total} in {seconds:.0f} s of video: the sharpest of each interval{dropped}"
+    notes = [note]
+    if kind is not None:
+        notes.append(f"HDR video ({kind}): its colours are brought to sRGB, what is brighter than white is rolled off")
     photos = [Photo(path, path.name, *size, 1, size, None, "", f"{fingerprint}:{path.name}") for path, size, _ in kept]
-    return Photos(photos, notes=[note], is_video=True)
+    return Photos(photos, notes=notes, is_video=True)
 
 
 @contextmanager
@@ -107,7 +113,7 @@ def _count(video: Path) -> int:
 
 
 def _sharpest(
-    container: Any, stream: Any, total: int, wanted: int, folder: OutputFolder, video: Path
+    container: Any, stream: Any, total: int, wanted: int, folder: OutputFolder | Path, video: Path
 ) -> Iterator[Kept]:
     """Of each of `wanted` equal intervals its sharpest frame, written as JPEG: (path, (width, height), thumbnail)."""
     from nerf.io.progress import Progress
@@ -147,17 +153,20 @@ def _decoded(container: Any, stream: Any, video: Path) -> Iterator[Any]:
         raise UserError(f"{video}: no frame of it can be decoded ({why})")
 
 
-def _write(frame: Any, folder: OutputFolder, number: int) -> Kept:
-    """Upright, as the file says how it was held."""
+def _write(frame: Any, folder: OutputFolder | Path, number: int) -> Kept:
+    """Upright, as the file says how it was held, and in sRGB."""
     from PIL import Image
 
     picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    if (table := to_srgb(int(frame.color_trc), int(frame.color_primaries))) is not None:
+        picture = picture.filter(table)
     turn = int(getattr(frame, "rotation", 0) or 0) % 360  # counter-clockwise, degrees
     if turn in (90, 180, 270):
         picture = picture.transpose(Image.Transpose[f"ROTATE_{turn}"])
     name = f"images/frame_{number:06d}.jpg"
-    folder.claim(name)
-    path = folder.path / name
+    if isinstance(folder, OutputFolder):
+        folder.claim(name)
+    path = (folder.path if isinstance(folder, OutputFolder) else folder) / name
     try:
         with atomic_write(path) as temporary:
             picture.save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0)

@@ -24,6 +24,7 @@ _EXTRAS = {
     "av": ("reading videos", "pip install av"),
     "pillow_heif": ("reading HEIC photos", "pip install pillow-heif"),
     "OpenEXR": ("reading and writing EXR pictures", "pip install OpenEXR"),
+    "h5py": ("reading HDF5 of beamlines", "pip install h5py"),
     "cuda": ("GPUs: compiling the kernels", "pip install 'nerf-reconstruct[cuda12]' or [cuda13], as torch's CUDA"),
 }
 _NEEDED = (

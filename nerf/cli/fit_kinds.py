@@ -38,13 +38,15 @@ class CtArgs(FitArgs):
     """Find a slice from its projections: a sinogram of parallel beams, one column for each angle."""
 
     file: tyro.conf.Positional[Path] = tyro.MISSING
-    """.npy, .png, .tif or .exr: detectors x angles, as scikit-image's radon writes it"""
+    """.npy, .png, .tif or .exr: detectors x angles, as scikit-image's radon writes it; or .h5 of a beamline"""
     angles: Path | None = None
     """text file or .npy with the angles in degrees (evenly from 0 to 180, the end left out)"""
     center: float | None = None
     """the detector on which the axis of rotation falls, counted from 0 (the middle; scikit-image: detectors // 2)"""
     transpose: bool = False
     """the file has one row, not one column, for each angle"""
+    row: int | None = None
+    """of HDF5: the row of detectors that saw the slice (the middle one)"""
     variation: float = 0.03
     """weight of the slice's total variation: more is flatter, for noisy data; 0: none"""
 
@@ -89,14 +91,19 @@ def fit_shape(args: ShapeArgs, until: ExitStack) -> None:
 
 
 def fit_ct(args: CtArgs, until: ExitStack) -> None:
-    from nerf.signals import ct
+    from nerf.signals import beamline, ct
 
     if args.variation < 0:
         raise UserError(f"--variation {args.variation:g}: expected a weight of 0 or more")
-    values = ct.read_sinogram(args.file, args.transpose)
+    stated = None
+    if args.file.is_file() and beamline.is_hdf5(args.file):
+        values, stated = beamline.read_hdf5(args.file, args.row)
+        ct.check_sinogram(values, args.file)
+    else:
+        values = ct.read_sinogram(args.file, args.transpose)
     if args.center is not None and not 1 <= args.center <= len(values) - 2:
         raise UserError(f"--center {args.center:g}: expected a detector between 1 and {len(values) - 2}")
-    angles = ct.read_angles(args.angles, values.shape[1])
+    angles = ct.read_angles(args.angles, values.shape[1], stated)
     problem = ct.Sinogram(values, angles, args.center, args.variation, name=args.file.name)
     slices = ("slice.npy", "slice.png")
     fitted = run_fit(args, problem, choice_of(args, problem.shape), *slices, until=until)

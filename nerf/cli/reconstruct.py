@@ -15,10 +15,12 @@ from nerf.training.runs import RUN_FILE, open_run, write_run
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
+    from nerf.io.outputs import OutputFolder
     from nerf.rendering.model import Model
 
 # What is written after training, beside the folder eval/.
 SIDES = ("front", "right", "back", "left", "top", "bottom")
+STEPS = ("poses", "training", "evaluation", "video", "mesh")
 SHOWN = ("video.mp4", "mesh.glb", "mesh.html", "report.html", *(f"mesh_views/{side}.png" for side in SIDES))
 VIDEO_LONGEST = 640  # pixels; of the turntable in the report
 VIDEO_FRAMES = 96
@@ -61,19 +63,51 @@ def main(args: ReconstructArgs) -> None:
     data = args.data if find_poses is None else args.out / "dataset"
     run = run_of(args, data)
     with open_run(args.out, run, args.resume, args.overwrite, SHOWN) as out:
-        if find_poses is not None:
-            out.claim(RUN_FILE)
-            write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
-            find_poses()
-        model, scene = train_run(args, out, data)
+        step = "poses"
+        try:
+            if find_poses is not None:
+                out.claim(RUN_FILE)
+                write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
+                find_poses()
+            step = "training"
+            model, scene = train_run(args, out, data)
+        except Exception as error:
+            if args.resume or not (args.out / "report.html").exists():  # of a run that is still to be replaced
+                _report_failure(out, step, error)
+            raise
         out.claim(*SHOWN)
         failures = finish(model, scene, args.out, args.resolution, args.texture)
     for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "mesh.html", "report.html"):
         if (args.out / name).exists():
             say(args.out / name)
     note(f"done in {time.perf_counter() - started:.0f} s: open {args.out / 'report.html'}")
+    for failure in failures.values():
+        if not isinstance(failure, (UserError, OSError)):
+            raise failure
     if failures:
         raise UserError("; ".join(failures))
+
+
+def _report_failure(out: OutputFolder, step: str, error: Exception) -> None:
+    """The report of a run that ended before there was a model; whatever this comes upon, `error` is what is told."""
+    from nerf.views.report import write_report
+
+    later = ", ".join(STEPS[STEPS.index(step) + 1 :])
+    try:
+        out.claim("report.html")
+        path = write_report(out.path, failures=[_told(step, error), f"{later}: not begun, for they need what failed"])
+        note(f"{path} says what is there and what is not")
+    except (UserError, OSError) as another:
+        note(f"report: {another}")
+
+
+def _told(step: str, error: Exception) -> str:
+    """A step's failure in one sentence."""
+    if isinstance(error, UserError):
+        return f"{step}: {error}"
+    return (
+        f"{step}: {brief(error)}" if isinstance(error, OSError) else f"{step}: {type(error).__name__}: {brief(error)}"
+    )
 
 
 def _pose_finder(args: ReconstructArgs) -> Callable[[], object] | None:
@@ -95,8 +129,9 @@ def _pose_finder(args: ReconstructArgs) -> Callable[[], object] | None:
 
 def finish(
     model: Model, scene: Scene, out: Path, resolution: int | None = None, texture: int | None = None
-) -> list[str]:
-    """All after training: eval/, video.mp4, mesh.glb, report.html in `out`; returns a sentence for each that failed.
+) -> dict[str, Exception]:
+    """All after training: eval/, video.mp4, mesh.glb, report.html in `out`; a stage that fails does not stop the next.
+    Returns the errors of those that did, by a sentence for each.
 
     resolution, texture: of the mesh, as for the command line.
     """
@@ -111,24 +146,19 @@ def finish(
         if "rendered smaller" in result["protocol"]["down_scaling"]:
             note(f"measured at {', '.join(result['protocol']['resolution'])}; `nerf eval` measures every pixel")
 
+    failures: dict[str, Exception] = {}
     stages: dict[str, Callable[[], object]] = {
         "evaluation": measure,
         "video": lambda: turntable(model, out / "video.mp4"),
         "mesh": lambda: make_mesh(model, scene, out / "mesh.glb", resolution, texture),
-        "report": lambda: write_report(out, scene.notes),
+        "report": lambda: write_report(out, scene.notes, list(failures)),
     }
-    failures, unforeseen = [], None
     for name, stage in stages.items():
         try:
             stage()
-        except (UserError, OSError) as error:  # a machine without ffmpeg should still get its mesh
-            failures.append(f"{name}: {error if isinstance(error, UserError) else brief(error)}")
-            note(failures[-1])
-        except Exception as error:
-            unforeseen = unforeseen or error
-            note(f"{name}: {type(error).__name__}: {brief(error)}")
-    if unforeseen is not None:
-        raise unforeseen
+        except Exception as error:  # a machine without ffmpeg should still get its mesh
+            failures[_told(name, error)] = error
+            note(_told(name, error))
     return failures
 
 

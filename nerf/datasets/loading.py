@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nerf.datasets.named import add_masks, refuse_outside
+from nerf.datasets.named import PLACES, add_masks, home_of, pictures_in, refuse_outside, visible
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import ParsedScene
 from nerf.datasets.posed import Posed, check_frames
 from nerf.datasets.readers import BUILT_IN, MODULES, kinds, readers
 from nerf.datasets.scene import Scene, assemble
 from nerf.errors import UserError, brief, note
+
+_WITHOUT_MASKS = ("blender", "neus")  # they have mattes
 
 
 def load(
@@ -43,6 +46,8 @@ def load(
         parsed = _read(Path(path), options.kind, reader)
         if options.masks is not None:
             add_masks(parsed, Path(options.masks))
+        else:
+            _add_masks_beside(parsed)
         scene = assemble(parsed, options)
     if not quiet:
         for line in scene.notes:
@@ -54,6 +59,7 @@ def load_posed(path: str | Path, kind: str | None = None) -> Posed:
     """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
     with _names_of_files(Path(path)):
         parsed = _read(Path(path), kind)
+        _add_masks_beside(parsed)
         posed = check_frames(parsed)
     for line in parsed.notes:
         note(line)
@@ -74,8 +80,43 @@ def _names_of_files(path: Path) -> Iterator[None]:
 
 
 def kinds_in(folder: Path) -> list[str]:
-    """The formats that a folder could be read as, the most telling first; empty where it holds no poses."""
+    """The formats that a folder could be read as, the most telling first; empty where it holds no poses, nor does a
+    folder in it that is meant."""
+    return _kinds(_unpacked(folder))
+
+
+def _kinds(folder: Path) -> list[str]:
     return [kind for kind, reader in readers().items() if reader.find(folder) is not None]
+
+
+def _unpacked(folder: Path) -> Path:
+    """The folder with the poses, where a ZIP was unpacked into a folder of its own: that itself where it holds poses
+    or photos, else the one in it that does. UserError where several do."""
+    for _ in range(3):
+        if not folder.is_dir() or _kinds(folder) or any(pictures_in(folder / name) for name in (".", *PLACES)):
+            break
+        below = [place for place in visible(folder) if place.is_dir()][:50]
+        posed = [place for place in below if _kinds(place)]
+        if len(posed) > 1:
+            raise UserError(
+                f"{folder}: holds no poses itself, but {posed[0].name}/ and {posed[1].name}/ in it do: give one of them"
+            )
+        if not posed and len(below) != 1:
+            break
+        folder = (posed or below)[0]
+    return folder
+
+
+def _add_masks_beside(parsed: ParsedScene) -> None:
+    """Masks in a folder masks/ beside the photos' or above it, where nothing else says which pixels are used."""
+    frames = parsed.frames
+    if not frames or any(f.mask is not None or f.matte is not None or f.pixels is not None for f in frames):
+        return
+    home = home_of(parsed.path)
+    above = [p for p in Path(os.path.abspath(frames[0].path)).parents if p.is_relative_to(home) and p != home]
+    place = next(filter(Path.is_dir, (p / "masks" for p in (*above, parsed.path))), None)
+    if place is not None and parsed.source in BUILT_IN and parsed.source not in _WITHOUT_MASKS:
+        add_masks(parsed, place, given=False)
 
 
 def _read(path: Path, kind: str | None, read: Callable[[Path], ParsedScene] | None = None) -> ParsedScene:
@@ -89,6 +130,7 @@ def _read(path: Path, kind: str | None, read: Callable[[Path], ParsedScene] | No
         raise UserError(f"{path}: there is no such folder")
     if read is not None:
         return read(path)
+    given, path = path, _unpacked(path)
     known, is_file = readers(), path.is_file()
     places = {name: (path if r.opens(path) else None) if is_file else r.find(path) for name, r in known.items()}
     found = {name: place for name, place in places.items() if place is not None}
@@ -117,5 +159,6 @@ def _read(path: Path, kind: str | None, read: Callable[[Path], ParsedScene] | No
         refuse_outside(parsed, path)
     if kind is None and not is_file:
         preferred = f", preferred to {', '.join(others)}, which is there too" if others else ""
-        parsed.notes.insert(0, f"read as {first}{preferred}")
+        inside = f" from {path.relative_to(given)}/ in it" if path != given else ""
+        parsed.notes.insert(0, f"read as {first}{inside}{preferred}")
     return parsed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,7 +45,9 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
     poses = np.stack([checked_pose(f.c2w, f.where) for f in frames])
     with ThreadPoolExecutor(max_workers=2) as pool:
         pictures = list(pool.map(header, frames))
+    _sizes_of_masks(frames, pictures, parsed.notes)
     _check_sizes(frames, pictures)
+    _turn_back(frames, pictures, parsed.notes)
     lenses = [_fit_lens(f, pictures, i, parsed.notes) for i, f in enumerate(frames)]
     cameras = cameras_of(torch.from_numpy(poses), lenses)
     points = None if parsed.points is None else torch.from_numpy(np.ascontiguousarray(parsed.points, np.float64))
@@ -100,18 +103,79 @@ def _with_images(parsed: ParsedScene) -> list[Frame]:
     return found
 
 
+def _turn_back(frames: list[Frame], pictures: list[Picture], notes: list[str]) -> None:
+    """Pictures as they are stored where poses are of those, as COLMAP and nearly all programs take them: EXIF turns
+    them only where the stated sizes (or principal points) are those of the turned pictures."""
+    turned = [i for i, p in enumerate(pictures) if p.orientation != 1]
+    votes = [_is_of_turned(frames[i].lens, pictures[i]) for i in turned]
+    mostly = sum(v is True for v in votes) > sum(v is False for v in votes)
+    back = [i for i, vote in zip(turned, votes, strict=True) if not (mostly if vote is None else vote)]
+    for i in back:
+        p = pictures[i]
+        size = (p.height, p.width) if p.orientation >= 5 else (p.width, p.height)
+        pictures[i] = replace(p, width=size[0], height=size[1], orientation=1)
+    if back:
+        notes.append(
+            f"EXIF orientation of {len(back)} of {len(pictures)} photos ignored: poses are taken to be of the pixels "
+            "as they are stored, as nearly all programs make them"
+        )
+
+
+def _is_of_turned(lens: Lens, picture: Picture) -> bool | None:
+    """Whether a lens is stated for the picture as EXIF turns it; None where it does not say."""
+    w, h = picture.width, picture.height
+    if picture.orientation < 5 or w == h:
+        return None
+    stated = (lens.width, lens.height) if lens.width and lens.height else (lens.cx, lens.cy)
+    if not all(map(math.isfinite, stated)) or stated[0] == stated[1]:
+        return None
+    return (stated[0] > stated[1]) == (w > h)
+
+
+def _sizes_of_masks(frames: list[Frame], pictures: list[Picture], notes: list[str]) -> None:
+    """Lenses without a stated size whose principal point lies towards a corner of the picture or outside, but inside
+    its mask of another size: they are stated for pictures of that size."""
+    n = 0
+    for frame, picture in zip(frames, pictures, strict=True):
+        lens, mask = frame.lens, frame.matte or frame.mask
+        if lens.width or not isinstance(mask, Path) or not mask.is_file():
+            continue
+        if not (lens.cx > 0.75 * picture.width and lens.cy > 0.75 * picture.height):
+            continue
+        full = read_header(mask)
+        if picture.width < full.width > lens.cx and lens.cy < full.height:
+            frame.lens = replace(lens, width=full.width, height=full.height)
+            n += 1
+    if n:
+        notes.append(f"{n} lenses are taken to be stated for pictures of their masks' size, which these are not")
+
+
+def _check_centre(lens: Lens, size: tuple[int, int], frame: Frame, notes: list[str]) -> None:
+    """UserError where the principal point lies outside the picture: the intrinsics are those of another size."""
+    (w, h), (cx, cy), where = size, (lens.cx, lens.cy), frame.where
+    in_corner = cx > 0.98 * w and cy > 0.98 * h  # or beyond: of half the size, say, and rounded
+    if 0 < cx < w and 0 < cy < h and not in_corner:
+        return
+    if frame.pixels is not None or (lens.width and not in_corner):  # cut out of a larger picture, perhaps
+        text = f"the principal point ({cx:.6g}, {cy:.6g}) lies outside the {w}x{h} picture, as in one that was cropped"
+        notes.extend([f"{where}: {text}"] if not any(text in line for line in notes) else [])
+        return
+    remedy = "state w and h, of the picture that they belong to" if lens.width is None else "correct w and h"
+    place = "in a corner of" if 0 < cx < w and 0 < cy < h else "outside"
+    raise UserError(
+        f"{where}: the principal point ({cx:.6g}, {cy:.6g}) lies {place} the picture of {w}x{h}: the intrinsics are "
+        f"those of another size; {remedy}, or use the pictures that the poses were made from"
+    )
+
+
 def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -> Lens:
-    """The frame's lens in pixels of its image as it is; may turn pictures[i] back to how it is stored."""
+    """The frame's lens in pixels of its image as it is."""
     lens, picture, where = frame.lens, pictures[i], frame.where
 
     def note_once(text: str) -> None:
         if text not in notes:
             notes.append(text)
 
-    stated, as_stored = (lens.width, lens.height), (picture.height, picture.width)
-    if picture.orientation >= 5 and stated == as_stored and lens.width != lens.height:  # poses of the unturned image
-        picture = pictures[i] = replace(picture, width=picture.height, height=picture.width, orientation=1)
-        note_once("EXIF orientation ignored where the stated image size is that of the unturned image")
     w, h = picture.width, picture.height
     for name, angle in (("camera_angle_x", lens.angle_x), ("camera_angle_y", lens.angle_y)):
         if math.isinf(angle) or (not math.isnan(angle) and not 0 < angle < math.pi):
@@ -130,6 +194,7 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
     cy = 0.5 * stated_h if math.isnan(lens.cy) else lens.cy
     if not all(map(math.isfinite, (cx, cy, *lens.distortion))):
         raise UserError(f"{where}: the principal point or distortion is not finite")
+    _check_centre(replace(lens, cx=cx, cy=cy), (stated_w, stated_h), frame, notes)
     sx, sy = w / stated_w, h / stated_h
     if (sx, sy) != (1.0, 1.0):
         if abs(stated_w * sy - w) > max(2.0, 0.01 * w):

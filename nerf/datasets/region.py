@@ -67,6 +67,8 @@ def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_a
         hull = visual_hull_box(cameras, store)
         if hull is None:
             notes.append("the silhouettes agree on no object, so they do not say where the box is")
+        elif capture.region is not None and _cut(store) > 0.5:  # what lies beyond the edges they leave open
+            notes.append("the pictures' edges cut most silhouettes, so they do not say where the box ends")
         else:
             s = _around(*hull)
             notes.append(f"object box from the silhouettes: {_text(hull[0])} to {_text(hull[1])} in world units")
@@ -88,6 +90,12 @@ def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_a
     return Region(s, Box(), 0.0, far)
 
 
+def _cut(store: PixelStore) -> float:
+    """Share of the silhouettes that reach the edge of their picture."""
+    found = [store.raw(i)[..., -1] > 0 for i in some_of(store, 64)]
+    return float(np.mean([on[[0, -1]].any() or on[:, [0, -1]].any() for on in found]))
+
+
 def _around(low: Tensor, high: Tensor) -> Similarity:
     return Similarity.around((low + high) / 2, 0.5 * float((high - low).max()) * (1 + 2 * _PAD))
 
@@ -99,7 +107,7 @@ def _text(p: Tensor) -> str:
 def _plain_border(store: PixelStore) -> bool:
     """Whether nearly all pictures have one colour along their edge: an object before a plain background."""
     medians, plain = [], []
-    for i in _some_of(store, 16):
+    for i in some_of(store, 16):
         image = store.image(i)
         edge = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
         medians.append(edge.median(dim=0).values)
@@ -108,7 +116,7 @@ def _plain_border(store: PixelStore) -> bool:
     return sum(plain) >= 0.8 * len(plain) and spread < 0.03
 
 
-def _some_of(store: PixelStore, most: int) -> list[int]:
+def some_of(store: PixelStore, most: int) -> list[int]:
     """Images spread evenly over the store."""
     return np.unique(np.linspace(0, len(store) - 1, min(most, len(store))).round().astype(int)).tolist()
 
@@ -132,7 +140,7 @@ def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) ->
     # Silhouettes are max-pooled to at most 200 pixels and grown by a cell's footprint, so that thin parts are never
     # lost; a view whose silhouette touches the picture's edge says nothing about what lies outside the picture.
     views = []
-    for i in _some_of(store, max_views):
+    for i in some_of(store, max_views):
         alpha = store.raw(i)[..., -1]
         step = max(1, math.ceil(max(alpha.shape) / 200))
         on = alpha > (0.1 * (np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1))

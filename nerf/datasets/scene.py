@@ -16,6 +16,7 @@ from nerf.datasets.bits import MaskBits, packed
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
 from nerf.datasets.keypoints import Keypoints, gather
+from nerf.datasets.mattes import Alpha, judge_alpha
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import Frame, ParsedScene
 from nerf.datasets.posed import Posed, check_frames, check_lenses
@@ -26,7 +27,7 @@ from nerf.datasets.tiles import FROM, tiled
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space, checked_similarity
-from nerf.io.images import Picture, convert, read_header, read_pixels
+from nerf.io.images import Picture, convert, read_mask, read_pixels
 
 
 @dataclass
@@ -127,18 +128,14 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
     if pictures.linear:
         shown = "" if exposure == 1.0 else f"; pictures and meshes show it times {exposure:.3g}, EXR files keep it"
         notes.append(f"linear light, up to {brightest:.4g} where white is 1{shown}")
-    masks = pictures.masks()
-    depths = read_depths([f.depth for f in posed.frames], [(p.height, p.width) for p in posed.pictures], notes)
-    cameras = posed.cameras.scaled(options.downscale)
     names = [f.name for f in posed.frames]
-    if pictures.sizes.longest is not None:
-        heights, widths = torch.tensor(pictures.sizes.sizes).T.contiguous()
-        cameras = cameras.resized(widths, heights)
-        notes.append(pictures.sizes.note)
+    cameras = _cameras(posed, pictures, options, notes)
     check_lenses(cameras, names, notes)
-    if options.downscale > 1:
-        notes.append(f"images down-scaled by {options.downscale} (area average)")
-    has_alpha = pixels.n_channels in (2, 4) and _alpha_matters(pixels)
+    asked = options.space is not None or (parsed.objects and parsed.region is not None) or pictures.has_mattes
+    pictures.alpha = judge_alpha(pixels, cameras, names, asked, notes)
+    masks = pictures.masks(pixels)
+    depths = read_depths([f.depth for f in posed.frames], [(p.height, p.width) for p in posed.pictures], notes)
+    has_alpha = pictures.alpha.silhouettes
     keypoints = gather(posed.frames, posed.cameras, cameras, notes)
     space = "box" if parsed.region_is_given and has_alpha and options.space is None else options.space
     region = choose_region(parsed, cameras, pixels, has_alpha and not parsed.region_is_given, space)
@@ -164,6 +161,18 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
     )
 
 
+def _cameras(posed: Posed, pictures: _Pictures, options: LoadOptions, notes: list[str]) -> Cameras:
+    """The cameras in the pixels of the pictures as they are stored."""
+    cameras = posed.cameras.scaled(options.downscale)
+    if pictures.sizes.longest is not None:
+        heights, widths = torch.tensor(pictures.sizes.sizes).T.contiguous()
+        cameras = cameras.resized(widths, heights)
+        notes.append(pictures.sizes.note)
+    if options.downscale > 1:
+        notes.append(f"images down-scaled by {options.downscale} (area average)")
+    return cameras
+
+
 @dataclass
 class _Pictures:
     """The pictures of a scene on their way into a store: of one type, of the sizes chosen."""
@@ -175,6 +184,7 @@ class _Pictures:
     n_channels: int
     dtype: np.dtype
     linear: bool
+    alpha: Alpha = field(default_factory=Alpha)  # known once they are decoded
 
     @staticmethod
     def choose(parsed: ParsedScene, posed: Posed, options: LoadOptions) -> _Pictures:
@@ -203,13 +213,23 @@ class _Pictures:
             )
         return store
 
-    def masks(self) -> PixelStore | MaskBits | None:
-        """One channel, above 0.5 where a pixel is to be used; None where no picture has a mask."""
-        if all(f.mask is None for f in self.posed.frames):
+    def masks(self, pixels: PixelStore) -> PixelStore | MaskBits | None:
+        """One channel, above 0.5 where a pixel is to be used; None where no picture has a mask. pixels: the store."""
+        if all(f.mask is None for f in self.posed.frames) and not (self.alpha.is_mask or self.alpha.empty):
             return None
+
+        def decode(i: int) -> np.ndarray:
+            mask, used = self._decode_mask(i), self.alpha.used(pixels, i)
+            return mask if used is None else np.where(used[..., None], mask, np.uint8(0))
+
         if not self._in_tiles:
-            return packed(self.sizes.sizes, self._decode_mask)
-        return self._tiled("masks", 1, np.dtype(np.uint8), self._decode_mask)
+            return packed(self.sizes.sizes, decode)
+        return self._tiled("masks", 1, np.dtype(np.uint8), decode)
+
+    @property
+    def has_mattes(self) -> bool:
+        """Whether the files give silhouettes beside the pictures."""
+        return any(f.matte is not None for f in self.posed.frames)
 
     @property
     def _in_tiles(self) -> bool:
@@ -218,7 +238,10 @@ class _Pictures:
 
     def _tiled(self, what: str, n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]) -> PixelStore:
         place = self.parsed.path if self.parsed.path.is_dir() else self.parsed.path.parent
-        settings = {"downscale": self.downscale, "longest": self.sizes.longest, "linear": self.linear, "what": what}
+        settings: dict[str, Any] = {"downscale": self.downscale, "longest": self.sizes.longest}
+        settings |= {"linear": self.linear, "what": what}
+        if what == "masks" and (self.alpha.is_mask or self.alpha.empty):
+            settings["alpha"] = [self.alpha.is_mask, *sorted(self.alpha.empty)]
         made_from: list[Any] = [[f.path, f.mask if what == "masks" else f.matte] for f in self.posed.frames]
         return tiled(place, made_from, settings, self.sizes.sizes, n_channels, dtype, decode, what)
 
@@ -285,16 +308,8 @@ def _read_mask(given: Path | np.ndarray, size: tuple[int, int], where: str) -> n
     elif not given.is_file():
         raise UserError(f"{where}: its mask {given} is missing")
     else:
-        mask, path = convert(read_pixels(read_header(given)), 3, np.dtype(np.uint8)).max(axis=2), str(given)
+        mask, path = read_mask(given), str(given)
     mh, mw = mask.shape
     if abs(mh * w - mw * h) > 0.02 * h * mw:
         raise UserError(f"{path}: the mask is {mw}x{mh}, its image {w}x{h}: expected the same shape")
     return mask if (mh, mw) == size else np.asarray(Image.fromarray(mask).resize((w, h), Image.Resampling.NEAREST))
-
-
-def _alpha_matters(store: PixelStore) -> bool:
-    """Whether some image has pixels that are not opaque."""
-    if store.ranges is not None:
-        return bool((store.ranges[:, 0] < 0.99).any())
-    top = np.iinfo(store.memory.dtype).max if store.memory.dtype.kind == "u" else 1.0
-    return any(bool((store.raw(i)[..., -1] < 0.99 * top).any()) for i in range(len(store)))

@@ -77,9 +77,12 @@ def read_mesh(path: Path | str) -> Triangles:
     placed = zip(meshes, starts[:-1], strict=True)
     parts = [(np.asarray(m.vertices, float), np.asarray(m.faces, int) + start) for m, start in placed]
     mesh = Triangles(*(torch.from_numpy(np.concatenate(x)) for x in zip(*parts, strict=True)))
-    if not bool(mesh.vertices[mesh.faces.reshape(-1)].isfinite().all()):
+    if bool(mesh.vertices.isfinite().all()):
+        return mesh
+    used, faces = mesh.faces.unique(return_inverse=True)  # depth cameras leave NaN where they measured nothing
+    if not bool(mesh.vertices[used].isfinite().all()):
         raise UserError(f"{path} holds vertices that are no numbers (NaN or infinity)")
-    return mesh
+    return Triangles(mesh.vertices[used], faces)
 
 
 def read_textured_mesh(path: Path | str) -> trimesh.Trimesh:

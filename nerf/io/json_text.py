@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from nerf.io.text import decode_text
+
 _EXACT = 18  # digits that every whole-number type of a library holds
 
 
 def parse_json(data: bytes | str) -> Any:
     """What JSON text holds; ValueError for everything that is none, json.JSONDecodeError where a place can be told.
 
-    Text is UTF-8, with a byte order mark or without. A whole number that no library has room for becomes a float, and
+    Text is in any encoding that `decode_text` knows. A whole number that no library has room for becomes a float, and
     infinity above 1e308, so that who asks for a finite number need not think of it. What no name of a file can hold
     (NUL, half of a surrogate pair) is refused.
 
     >>> parse_json(b'{"w": 640, "h": 1000000000000000000000}')
     {'w': 640, 'h': 1e+21}
     """
-    text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+    text = decode_text(data) if isinstance(data, bytes) else data
     try:
         content = json.loads(text, parse_int=_number)
         if "\\u0000" in text or "\\ud" in text.lower():

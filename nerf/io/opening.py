@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nerf.errors import UserError
+from nerf.errors import MissingPackage, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +26,10 @@ HUGE = 1 << 25  # pixels; what is smaller is decoded in a moment, whatever the f
 # for the mean of each block of 8x8; twice that is allowed.
 _MOST, _MOST_JPEG = 8 * 1032, 1024
 
+# What an ISO media file says that it is, in bytes 4 to 12, where its picture is HEIC's (ISO/IEC 23008-12) ...
+_HEIC = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
+_HEIC_OR_AVIF = (b"ftypmif1", b"ftypmsf1")  # ... or that of one of the two
+
 _lock = threading.Lock()
 _n_open = 0  # pictures, in all threads
 _limit: int | None = None  # of Pillow, before the first of them was opened
@@ -33,8 +37,8 @@ _limit: int | None = None  # of Pillow, before the first of them was opened
 
 @contextmanager
 def opened(path: Path | str) -> Iterator[Image]:
-    """The picture in a file, its header read and its pixels not. UserError where its size is none that the file can
-    hold; else whatever Pillow raises for what it cannot read.
+    """The picture in a file, its header read and its pixels not, whatever its name says. UserError where its size is
+    none that the file can hold, or a package is missing; else whatever Pillow raises for what it cannot read.
 
     >>> from PIL import Image
     >>> Image.new("L", (6, 4)).save("grey.png")
@@ -47,6 +51,8 @@ def opened(path: Path | str) -> Iterator[Image]:
     with _without_limit(), open(path, "rb") as file:
         n_bytes, head = os.fstat(file.fileno()).st_size, file.read(30)
         file.seek(0)
+        if head[4:12] in (*_HEIC, *_HEIC_OR_AVIF):
+            _learn_heic(path, head[4:12] in _HEIC)
         if (size := _webp_size(head)) is not None:  # its decoder takes the memory when it is opened
             check_size(size, n_bytes, path)
         try:
@@ -83,8 +89,26 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     return tuple(int.from_bytes(head[k : k + 2], "little") & 0x3FFF for k in (26, 28))  # type: ignore[return-value]
 
 
+def _learn_heic(path: Path | str, needed: bool) -> None:
+    """Teach Pillow to read HEIC, whatever the file's name; MissingPackage where it is needed and cannot be."""
+    from PIL import Image
+
+    if "HEIF" in Image.OPEN:
+        return
+    try:
+        import pillow_heif
+    except ImportError:
+        if not needed:
+            return
+        raise MissingPackage(
+            f"{path}: is a HEIC photo, which needs the package pillow-heif: pip install pillow-heif "
+            '(or "nerf-reconstruct[capture]" for all that captures need)'
+        ) from None
+    pillow_heif.register_heif_opener()
+
+
 def _formats() -> list[str]:
-    """Those of ours that this Pillow has; HEIF once pillow-heif is registered."""
+    """Those of ours that this Pillow has; HEIF once a HEIC file was met."""
     from PIL import Image
 
     Image.init()

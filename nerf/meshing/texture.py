@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PHOTOS_PER_FACE = 4  # that colour a face, at most
 _SHARPNESS = 2  # power of a rating (already squared lengths): how clearly the best photo wins
 _MARGIN = 2  # pixels beside a silhouette in which what lies behind it does not take its colour from the photo
+_NEAREST = 1e-4  # scene units: what is nearer to a camera does not count for more
 _AGREEMENT = 0.08  # colours that differ by more from the mean of the others count less
 _CHUNK = 1 << 18
 _RATINGS = 1 << 26  # numbers gathered at once, of which each face has three for every photo
@@ -54,13 +55,16 @@ def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tens
     in_front = -torch.nn.functional.max_pool2d(-depth.reshape(1, 1, h, w), window, 1, _MARGIN).flatten()
 
     cosine, slope = facing(camera, vertices, normals)
-    density = camera.fx[0] / z.clamp_min(1e-300)  # pixels per length, seen straight on
+    scale = scene.scene_from_world.scale
+    # pixels per length, seen straight on; behind a camera there is none, and nothing infinite either: it times "not
+    # visible" would be NaN
+    density = camera.fx[0] / z.clamp_min(_NEAREST / scale)
     inside = (z > 0) & (uv >= _MARGIN).all(dim=1) & (uv[:, 0] < w - _MARGIN) & (uv[:, 1] < h - _MARGIN)
     at = (uv[:, 1].clamp(0, h - 1).long() * w + uv[:, 0].clamp(0, w - 1).long()).where(inside, torch.zeros(1).long())
     tolerance = (1.5 + 1.5 * _MARGIN * slope) / density  # within the window a slanted surface comes nearer by itself
     visible = inside & (cosine > 0.1) & (z - in_front[at].double() <= tolerance)
     visible &= _valid_pixels(scene, i)[at]
-    return (visible * density.square() * cosine.clamp_min(0).square()).float()
+    return (visible * (density / scale).square() * cosine.clamp_min(0).square()).float()
 
 
 def _valid_pixels(scene: Scene, i: int) -> Tensor:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LONGEST = 1 << 28  # bytes of decoded sound, 12 minutes in stereo, that a file of any size may hold ...
 A_BYTE = 100  # ... and as many more for each byte of it, twice what speech at 16 kbit/s takes
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_CHUNKS = (b"LIST", b"id3 ", b"ID3 ", b"fact", b"bext", b"cue ", b"JUNK", b"iXML", b"PAD ", b"smpl")  # after no samples
 _DTYPES: dict[tuple[int, int], np.dtype] = {
     (_PCM, 8): np.dtype(np.uint8),
     (_PCM, 16): np.dtype(np.int16),
@@ -49,9 +50,11 @@ def read_audio(path: str | Path) -> Signal:
     path = Path(path)
     check_file(path, "a sound (WAV, FLAC, MP3, OGG)")
     data = path.read_bytes()
-    if data[:4] != b"RIFF":
-        data = _through_ffmpeg(path)
-    samples, rate, bits = _wav(path, data)
+    found = _wav(path, data) if data[:4] == b"RIFF" else None
+    if found is None:
+        found = _wav(path, _through_ffmpeg(path))
+    assert found is not None  # 32-bit floats
+    samples, rate, bits = found
     if len(samples) == 0:
         raise UserError(f"{path}: holds no samples")
     check_finite(path, samples, "samples")
@@ -62,12 +65,16 @@ def read_audio(path: str | Path) -> Signal:
     loudest = max(-low, high)
     if loudest == 0.0:
         note(f"{path}: is silent from beginning to end; there is nothing to learn but zero")
+    if loudest > 1.0:  # of floats
+        note(f"{path}: reaches {loudest:.3g} of full scale, which its floats can hold, and is kept so")
+        meta["loudest"] = loudest
     signal.span = (-loudest, loudest) if loudest > 0 else (-1.0, 1.0)
     return signal
 
 
-def _wav(path: Path, data: bytes) -> tuple[np.ndarray, int, int]:
-    """(samples [n, channels], rate in 1/s, bits) of a RIFF WAVE file. Source: Microsoft, Multimedia Programming
+def _wav(path: Path, data: bytes) -> tuple[np.ndarray, int, int] | None:
+    """(samples [n, channels], rate in 1/s, bits) of a RIFF WAVE file; None where it holds anything but plain integers
+    or floats (mu-law, ADPCM, MP3), which ffmpeg reads. Source: Microsoft, Multimedia Programming
     Interface 1.0, 1991; WAVEFORMATEXTENSIBLE, 2001."""
     if data[8:12] != b"WAVE":
         raise UserError(f"{path}: cannot be read as a WAV file (it does not begin as one): restore the file")
@@ -80,6 +87,8 @@ def _wav(path: Path, data: bytes) -> tuple[np.ndarray, int, int]:
             if form[0] == _EXTENSIBLE and len(body) >= 26:
                 form = (struct.unpack_from("<H", body, 24)[0], *form[1:])
         elif name == b"data":
+            if size == 0 and data[place + 8 : place + 12] not in _CHUNKS:  # the recorder was switched off: all the rest
+                body, size = data[place + 8 :], len(data)
             samples = body
         place += 8 + size + size % 2
     if form is None or samples is None:
@@ -87,6 +96,8 @@ def _wav(path: Path, data: bytes) -> tuple[np.ndarray, int, int]:
         raise UserError(f"{path}: the WAV file is damaged (it has no {missing} chunk): restore the file")
     code, channels, rate, _, _, bits = form
     dtype = _DTYPES.get((code, bits))
+    if dtype is None and code not in (_PCM, _FLOAT):
+        return None
     if dtype is None or channels < 1 or rate < 1:
         raise UserError(
             f"{path}: WAV format {code} with {bits} bits and {channels} channels at {rate}/s is not supported, "
@@ -144,5 +155,6 @@ def write_audio(path: Path, field: SignalField, meta: dict[str, Any], rate: int 
     rate = rate or int(meta["rate"])
     n = max(1, round(meta["shape"][0] * slow * rate / meta["rate"]))
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    values = field.evaluate(u.float()[:, None]).numpy().clip(-1, 1)
+    loudest = float(meta.get("loudest", 1.0))  # integers are cut at full scale when they are made
+    values = field.evaluate(u.float()[:, None]).numpy().clip(-loudest, loudest)
     write_wav(path, to_values(values, np.dtype(meta["dtype"]), meta["zero"], meta["one"]), rate, int(meta["bits"]))

@@ -164,14 +164,22 @@ def read_sinogram(path: Path, transpose: bool = False) -> NDArray[np.float32]:
             "expected a sinogram of detectors x angles, at least 2 x 2"
         )
     values = values.astype(np.float32)
-    check_finite(path, values)
-    if not np.abs(values).max() > 0:
-        raise UserError(f"{path}: is zero everywhere: nothing was projected")
+    check_sinogram(values, path)
     return np.ascontiguousarray(values.T) if transpose else values
 
 
-def read_angles(path: Path | None, count: int) -> NDArray[np.float64]:
-    """Degrees: of a text file (or .npy), or `count` of them evenly from 0 to 180, the end left out."""
+def check_sinogram(values: NDArray[np.float32], path: Path) -> None:
+    """UserError where it holds NaN, or nothing but zeros."""
+    check_finite(path, values)
+    if not np.abs(values).max() > 0:
+        raise UserError(f"{path}: is zero everywhere: nothing was projected")
+
+
+def read_angles(path: Path | None, count: int, found: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Degrees: of a text file (or .npy), else those found with the sinogram, else `count` of them evenly from 0 to 180,
+    the end left out."""
+    if path is None and found is not None:
+        return found
     if path is None:
         return np.arange(count, dtype=np.float64) * (180.0 / count)
     angles = read_array(path, "angles", ": expected one number a line, in degrees", text=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nerf.errors import UserError, brief
 from nerf.io.arrays import read_npy
+from nerf.io.text import lines_of
 from nerf.signals.fields import SignalField
 
 IN_MEMORY = 1 << 28  # bytes of float32 up to which values are converted once, instead of batch by batch
@@ -186,7 +187,7 @@ def read_array(path: Path, what: str, expected: str = "", text: bool = False) ->
     """The array of a .npy, or with `text` of a text file of any other name; UserError where there is none."""
     try:
         if text and path.suffix.lower() != ".npy":
-            return np.loadtxt(path)
+            return np.loadtxt(lines_of(path.read_bytes()))
         return read_npy(path)
     except UserError as error:
         raise UserError(f"{error}{expected}") from error

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nerf.errors import UserError
+from nerf.io.hdr import to_srgb, transfer_of
 from nerf.io.memory import allocate
 from nerf.io.video import input_arguments, mp4
 from nerf.signals.record import Signal, centres, check_file, to_values, unit_grid
@@ -36,8 +37,9 @@ def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) 
     if downscale < 1 or (frames is not None and frames < 1):
         raise UserError("--downscale and --frames: expected 1 or more")
     import imageio_ffmpeg
+    from PIL import Image
 
-    name = str(path.absolute())
+    name, table = str(path.absolute()), to_srgb(*transfer_of(path))  # HDR, as phones record by default
     # ffmpeg turns the frames upright, but the header's size is that before: it is told by the first frame's filter
     filters = ["-vf", f"scale=iw/{downscale}:-1:flags=area"] if downscale > 1 else []
     try:
@@ -55,9 +57,10 @@ def read_video(path: str | Path, downscale: int = 1, frames: int | None = None) 
         expected = min(frames or 10**9, max(1, int(imageio_ffmpeg.count_frames_and_secs(name)[0])))
         memory = allocate(expected * height * width, 3, np.dtype(np.uint8))
         for count, frame in enumerate(itertools.islice(itertools.chain([first], reader), expected), 1):
-            memory[(count - 1) * height * width : count * height * width] = np.frombuffer(frame, np.uint8).reshape(
-                -1, 3
-            )
+            pixels = np.frombuffer(frame, np.uint8)
+            if table is not None:
+                pixels = np.asarray(Image.frombuffer("RGB", (width, height), frame, "raw", "RGB", 0, 1).filter(table))
+            memory[(count - 1) * height * width : count * height * width] = pixels.reshape(-1, 3)
         reader.close()
     except (OSError, RuntimeError, ValueError, KeyError, StopIteration) as error:
         why = " ".join(str(error).split())[-120:] or type(error).__name__

@@ -26,16 +26,18 @@ N_VIEWS = 4  # side-by-side pictures in the page: from the best to the worst
 SHEET_LONGEST = 1500  # pixels of an embedded side-by-side picture
 
 
-def write_report(out: Path, notes: list[str] | None = None) -> Path:
+def write_report(out: Path, notes: list[str] | None = None, failures: list[str] | None = None) -> Path:
     """Write out/report.html from what is in `out`: run.json, training.json, eval/, video.mp4, mesh.glb, if there.
 
-    notes: the loader's sentences on what it chose. Returns the page's path. Raises UserError when the disk is full.
+    notes: the loader's sentences on what it chose; failures: a sentence for each step that failed. Returns the page's
+    path. Raises UserError when the disk is full.
     """
     run = read_run(out) or Run(data="")
     training, evaluation = _json(out / "training.json"), _json(out / "eval" / "eval.json")
     title = Path(run.data).name or out.resolve().name
     parts = [
         _section(_header, title, run, training, evaluation),
+        _list("What failed, and so is not here", failures or []),
         _video(out),
         _section(_views, out, evaluation),
         _section(_curve, training),

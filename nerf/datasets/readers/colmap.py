@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nerf.datasets.keypoints import attach, of_model
-from nerf.datasets.named import find_mask, pictures_in, reduced_folders
+from nerf.datasets.named import find_named, reduced_folders, visible
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
-from nerf.errors import UserError, brief
+from nerf.datasets.readers.colmap_files import read_model, suffix_of
+from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
 from nerf.io.interrupts import take_signals_back
 
-_PLACES = (".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse")
+_PLACES: tuple[str, ...] = (
+    *(".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse"),
+    *("dense/0", "dense/0/sparse"),
+)
 
 # what each model's parameters mean: names of (fx, fy, cx, cy, k1, k2, k3, k4, p1, p2); "f" is both focal lengths
 _MODELS: dict[str, tuple[int, str]] = {
@@ -39,15 +42,10 @@ def find_models(folder: Path) -> list[Path]:
     found: list[Path] = []
     for place in _PLACES:
         base = folder / place
-        for candidate in [base, *sorted(p for p in base.glob("*") if p.is_dir())] if base.is_dir() else []:
-            if _suffix(candidate) and candidate.resolve() not in [f.resolve() for f in found]:
+        for candidate in [base, *filter(Path.is_dir, visible(base))] if base.is_dir() else []:
+            if suffix_of(candidate) and candidate.resolve() not in [f.resolve() for f in found]:
                 found.append(candidate)
     return found
-
-
-def _suffix(model: Path) -> str | None:
-    both = (s for s in (".bin", ".txt") if all((model / f"{name}{s}").is_file() for name in ("images", "cameras")))
-    return next(both, None)
 
 
 @reader(
@@ -58,14 +56,16 @@ def _suffix(model: Path) -> str | None:
 def read_colmap(folder: Path) -> ParsedScene:
     """The largest COLMAP model (most posed images) at or below the folder, with its sparse points."""
     notes, path, model, posed = largest_model(folder)
-    images, where_note = find_images(folder, sorted(str(im.name) for im in posed))
-    notes.append(where_note)
+    names = sorted(str(im.name) for im in posed)
+    images = find_named(folder, names, str(folder), _homes(path, folder))
+    base = next(p for p in images.values() if p.is_file())
+    base = next((p for p in base.parents if p.name.startswith("images") and p.is_relative_to(folder)), base.parent)
+    notes.append(f"images from {base.relative_to(folder) if base != folder else folder}/")
     frames = []
     for image in sorted(posed, key=lambda im: str(im.name)):
         where = f"{path}, image {image.name}"
         lens = lens_of(model.cameras[image.camera_id], where)
         frame = Frame(str(image.name), images[image.name], pose_of(image, where), lens, where)
-        frame.mask = find_mask(folder / "masks", str(image.name))
         frames.append(frame)
     attach(frames, of_model(model))
     points = np.array([p.xyz for p in model.points3D.values()], dtype=np.float64).reshape(-1, 3)
@@ -76,7 +76,7 @@ def read_colmap(folder: Path) -> ParsedScene:
 def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
     """Notes, place, pycolmap.Reconstruction and posed images of the COLMAP model with the most posed images."""
     try:
-        import pycolmap
+        import pycolmap  # noqa: F401  (that it is there)
     except ImportError as e:
         raise UserError(f"{folder}: reading COLMAP models needs the package pycolmap: pip install pycolmap") from e
     take_signals_back()
@@ -87,33 +87,34 @@ def largest_model(folder: Path) -> tuple[list[str], Path, Any, list[Any]]:
         )
     loaded = []
     for path in models:
-        suffix = _suffix(path)
-        if suffix == ".bin":
-            _check_binary(path)
         try:
-            model = pycolmap.Reconstruction()
-            model.read_binary(str(path)) if suffix == ".bin" else model.read_text(str(path))
+            model = read_model(path, notes)
             posed = [im for im in model.images.values() if im.has_pose]
-            _ = [im.name for im in posed]
-        except UnicodeDecodeError as e:
-            raise UserError(
-                f"{path}: names of its images are not in UTF-8 ({brief(e)}): save images.txt in UTF-8, or give the "
-                "photos plain names"
-            ) from e
+        except UserError:
+            raise
         except Exception as e:
             raise UserError(
                 f"{path}: the COLMAP model cannot be read ({' '.join(str(e).split())[:150]}): write it again"
             ) from e
-        if suffix == ".txt":
-            _check_text(path, model)
         loaded.append((len(posed), path, model, posed))
-    _, path, model, posed = max(loaded, key=lambda m: m[0])
+    # that of undistorted photos, where these alone are there, is not to be mistaken for that of the photos as taken
+    _, path, model, posed = max(loaded, key=lambda m: (_has_pictures(m[1], folder), m[0], "dense" not in m[1].parts))
     if len(loaded) > 1:
         others = ", ".join(f"{p.relative_to(folder)} ({n} images)" for n, p, _, _ in loaded)
         notes.append(
             f"of {len(loaded)} COLMAP models the largest was taken: {path.relative_to(folder)} (all: {others})"
         )
     return notes, path, model, posed
+
+
+def _homes(model: Path, folder: Path) -> list[Path]:
+    """The folders between a model and the one that was given, in which its photos may lie, the nearest first."""
+    return [p for p in (model, *model.parents) if p.is_relative_to(folder) and p != folder]
+
+
+def _has_pictures(model: Path, folder: Path) -> bool:
+    homes = (*_homes(model, folder), folder)
+    return any((home / "images").is_dir() or reduced_folders(home) for home in homes)
 
 
 def pose_of(image: Any, where: str) -> np.ndarray:
@@ -144,90 +145,6 @@ def lens_of(camera: Any, where: str) -> Lens:
         model = PERSPECTIVE
     fx, fy = p.get("f", p.get("fx", 0.0)), p.get("f", p.get("fy", 0.0))
     return Lens(model, fx, fy, p["cx"], p["cy"], int(camera.width), int(camera.height), k)  # type: ignore[arg-type]
-
-
-def find_images(folder: Path, names: list[str]) -> tuple[dict[str, Path], str]:
-    """({name: path}, a note) in images/, else the least reduced images_N/, input/ and other usual places."""
-    others = (folder / place for place in ("input", "dense/images", "rgb", "."))
-    for base in filter(Path.is_dir, [folder / "images", *reduced_folders(folder), *others]):
-        found = {name: base / name for name in names}
-        if not any(p.is_file() for p in found.values()):  # a reduced copy may have another suffix
-            by_stem = {p.stem: p for p in pictures_in(base)}
-            found = {name: by_stem.get(Path(name).stem, base / name) for name in names}
-        if any(p.is_file() for p in found.values()):
-            return found, f"images from {base.name if base != folder else folder}/"
-    raise UserError(
-        f"{folder}: the images of the model (the first is {names[0] if names else 'none'}) are not in images/, "
-        "images_N/ or input/"
-    )
-
-
-def _check_binary(model: Path) -> None:
-    """Walk the records and compare with the files' lengths: COLMAP's own reader hangs on a file that was cut off."""
-    import pycolmap
-
-    n_params = {
-        int(model_id.value): len(pycolmap.Camera.create_from_model_name(1, name, 1.0, 1, 1).params)
-        for name, model_id in pycolmap.CameraModelId.__members__.items()
-        if name != "INVALID"
-    }
-    if not (model / "points3D.bin").is_file():
-        raise UserError(f"{model}: points3D.bin is missing: copy the whole COLMAP model")
-    for name in ("cameras", "images", "points3D", "rigs", "frames"):
-        file = model / f"{name}.bin"
-        if not file.is_file():
-            continue
-        data = file.read_bytes()
-        try:
-            end = _walk(name, data, n_params)
-        except (struct.error, ValueError, KeyError, IndexError):
-            end = len(data) + 1
-        if end != len(data):
-            raise UserError(
-                f"{file}: the file is cut off or damaged ({len(data)} bytes do not hold what it announces): "
-                "write it again"
-            )
-
-
-def _walk(name: str, data: bytes, n_params: dict[int, int]) -> int:
-    """Where the last record ends; raises where a record does not fit."""
-    (count,) = struct.unpack_from("<Q", data, 0)
-    at = 8
-    if count * 8 > len(data):
-        raise ValueError
-    for _ in range(count):
-        if name == "cameras":
-            at += 24 + 8 * n_params[struct.unpack_from("<i", data, at + 4)[0]]
-        elif name == "images":
-            at = data.index(b"\0", at + 64) + 1
-            at += 8 + 24 * struct.unpack_from("<Q", data, at)[0]
-        elif name == "points3D":
-            at += 51 + 8 * struct.unpack_from("<Q", data, at + 43)[0]
-        elif name == "rigs":  # id, number of sensors, the first's type and id; of others also whether a pose follows
-            n_sensors = struct.unpack_from("<I", data, at + 4)[0]
-            at += 16 if n_sensors else 8
-            for _ in range(1, n_sensors):
-                at += 9 + 56 * (data[at + 8] != 0)
-        else:  # frames: id, rig id, pose, then sensor and data ids
-            at += 68 + 16 * struct.unpack_from("<I", data, at + 64)[0]
-        if at > len(data):
-            raise ValueError
-    return at
-
-
-def _check_text(path: Path, model: Any) -> None:
-    """Compare with the counts that COLMAP writes into the comments of its text files."""
-    counts = {"cameras": model.num_cameras(), "images": len(model.images), "points3D": model.num_points3D()}
-    for name, got in counts.items():
-        file = path / f"{name}.txt"
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[:6] if file.is_file() else []:
-            words = line.replace(",", " ").replace(":", " ").split()
-            if line.startswith("#") and "Number" in words and "of" in words:
-                stated = next((int(w) for w in words[words.index("of") + 2 :] if w.isdigit() and len(w) < 19), got)
-                if stated != got:
-                    raise UserError(
-                        f"{file}: announces {stated} {name} and holds {got}: the file is cut off, write it again"
-                    )
 
 
 def beside(folder: Path, frames: list[Frame], world_from_model: np.ndarray | None, notes: list[str]) -> None:

@@ -4,6 +4,8 @@ Frame. A camera's transform takes its own frame (OpenCV: x right, y down, z forw
 of its component (older files: of the chunk) takes that to Metashape's world: local coordinates in metres, or, for a
 georeferenced chunk, geocentric ones (metres from the middle of the earth). Without such a transform the chunk's own
 frame, of arbitrary scale, is the world.
+In a multi-camera system only the master camera has a transform: a slave's is the master's, and then the rotation and
+location of the slave's sensor, which take the slave's frame to the master's.
 Lens. x' = x (1 + k1 r^2 + .. + k4 r^8) + p1 (r^2 + 2 x^2) + 2 p2 x y, so p1 and p2 change places with OpenCV's;
 u = w/2 + cx + x' (f + b1) + y' b2, v = h/2 + cy + y' f. Source: Metashape Professional manual, appendix C.
 """
@@ -11,6 +13,7 @@ u = w/2 + cx + x' (f + b1) + y' b2, v = h/2 + cy + y' f. Source: Metashape Profe
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -18,12 +21,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from nerf.datasets.named import find_named, listed
+from nerf.datasets.named import find_named, listed, visible
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import numbers
 from nerf.errors import UserError, brief
 from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
+from nerf.io.text import decode_text
 
 _MODELS = {"frame": OPENCV, "fisheye": FISHEYE}  # fisheye: equidistant, Metashape's own default
 _EARTH = 6e6  # metres; a world so far from its origin is geocentric
@@ -31,10 +35,10 @@ _EARTH = 6e6  # metres; a world so far from its origin is geocentric
 
 def find_file(folder: Path) -> Path | None:
     """The first XML file in the folder that holds a chunk of cameras."""
-    for file in sorted(folder.glob("*.xml")):
+    for file in visible(folder, "*.[xX][mM][lL]"):
         with suppress(OSError), open(file, "rb") as f:
-            head = f.read(4096)
-            if b"<document" in head and b"<chunk" in head:
+            head = decode_text(f.read(4096))
+            if "<document" in head and "<chunk" in head:
                 return file
     return None
 
@@ -43,10 +47,10 @@ def find_file(folder: Path) -> Path | None:
 def read_metashape(file: Path) -> ParsedScene:
     """The aligned, enabled cameras of the chunk's largest component."""
     try:
-        root = ElementTree.parse(file).getroot()
+        root = _root(file.read_bytes())
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
-    except (ElementTree.ParseError, ValueError, LookupError) as e:  # the latter two: of the encoding that it states
+    except (ElementTree.ParseError, ValueError, LookupError) as e:
         raise UserError(f"{file}: not valid XML ({brief(e)}): the file is cut off or damaged, export it again") from e
     chunk = root.find("chunk")
     entries = None if chunk is None else chunk.find("cameras")
@@ -57,17 +61,21 @@ def read_metashape(file: Path) -> ParsedScene:
     lenses = {s.get("id"): s for s in chunk.iter("sensor")}
     all_cameras = list(entries.iter("camera"))
     disabled = [c for c in all_cameras if c.get("enabled", "1").lower() in ("0", "false")]
-    lost = [c for c in all_cameras if c not in disabled and c.find("transform") is None]
+    masters = {c.get("id"): c for c in all_cameras if c.find("transform") is not None}
+    lost = [c for c in all_cameras if c not in disabled and _master(c, masters) is None]
     notes: list[str] = []
     for what, some in (("disabled", disabled), ("not aligned", lost)):
         if some:
             names = listed([str(c.get("label")) for c in some])
             notes.append(f"left out {len(some)} of {len(all_cameras)} cameras that are {what}: {names}")
-    aligned = _largest_component([c for c in all_cameras if c not in disabled and c not in lost], notes)
+    if slaves := sum(c.find("transform") is None for c in all_cameras if c not in disabled and c not in lost):
+        notes.append(f"multi-camera system: the poses of {slaves} slave cameras come from their masters'")
+    aligned = _largest_component([c for c in all_cameras if c not in disabled and c not in lost], masters, notes)
     if not aligned:
         raise UserError(f"{file}: none of its {len(all_cameras)} cameras is aligned: align the photos and export again")
 
-    world = _world_from_chunk(chunk, aligned[0].get("component_id"), file)
+    first = _master(aligned[0], masters)
+    world = _world_from_chunk(chunk, None if first is None else first.get("component_id"), file)
     if world is None:
         notes.append("world: the chunk's own frame, of arbitrary scale and direction (it has no transform)")
         world = np.eye(4)
@@ -86,17 +94,48 @@ def read_metashape(file: Path) -> ParsedScene:
             if sensor not in lenses:
                 raise UserError(f"{where}: its sensor {sensor} is not in the file")
             fitted[sensor] = _lens(lenses[sensor], f"{file.name}, sensor {sensor}", notes)
-        pose = _numbers(camera.find("transform"), 16, where).reshape(4, 4)
+        master = _master(camera, masters)
+        assert master is not None
+        pose = _numbers(master.find("transform"), 16, where).reshape(4, 4)
+        if master is not camera:
+            pose = pose @ _offset(lenses[sensor], f"{file.name}, sensor {sensor}")
         name = images[label].name if images[label].is_file() else label
         frames.append(Frame(name, images[label], world @ pose @ OPENGL_FROM_OPENCV, fitted[sensor], where))
     return ParsedScene("metashape", file.parent, frames, notes)
 
 
-def _largest_component(cameras: list[ElementTree.Element], notes: list[str]) -> list[ElementTree.Element]:
+def _root(data: bytes) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError):  # often of the encoding, which is not the one it states
+        return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", decode_text(data)))
+
+
+def _master(camera: ElementTree.Element, masters: dict[str | None, ElementTree.Element]) -> ElementTree.Element | None:
+    """The camera whose transform says where this one is: itself, or the one that it is a slave of; else None."""
+    own = camera.find("transform") is not None
+    return camera if own else masters.get(camera.get("master_id")) if camera.get("master_id") else None
+
+
+def _offset(sensor: ElementTree.Element, where: str) -> np.ndarray:
+    """[4,4] from the frame of a slave sensor to its master's."""
+    matrix = np.eye(4)
+    if (rotation := sensor.find("rotation")) is not None:
+        matrix[:3, :3] = _numbers(rotation, 9, f"{where}, rotation").reshape(3, 3)
+    if (location := sensor.find("location")) is not None:
+        matrix[:3, 3] = _numbers(location, 3, f"{where}, location")
+    return matrix
+
+
+def _largest_component(
+    cameras: list[ElementTree.Element], masters: dict[str | None, ElementTree.Element], notes: list[str]
+) -> list[ElementTree.Element]:
     """Cameras of one component: those of another are placed by themselves, not against these."""
     groups: defaultdict[str | None, list[ElementTree.Element]] = defaultdict(list)
     for camera in cameras:
-        groups[camera.get("component_id")].append(camera)
+        master = _master(camera, masters)
+        assert master is not None
+        groups[master.get("component_id")].append(camera)
     if len(groups) > 1:
         sizes = ", ".join(str(len(g)) for g in groups.values())
         notes.append(f"of {len(groups)} components ({sizes} cameras) the largest was taken")
@@ -133,6 +172,11 @@ def _numbers(element: ElementTree.Element | None, count: int, where: str) -> np.
 
 
 def _lens(sensor: ElementTree.Element, where: str, notes: list[str]) -> Lens:
+    if str(sensor.get("type")).lower() == "spherical":  # which has no calibration
+        raise UserError(
+            f"{where}: panoramas (the type spherical) are not read: export perspective views of them and their cameras "
+            "from Metashape, or convert them before you align"
+        )
     found = sensor.findall("calibration")
     calibration = next((c for c in found if c.get("class") == "adjusted"), found[0] if found else None)
     if calibration is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf.datasets.depths import MILLIMETRES, DepthMap
-from nerf.datasets.named import pictures_in
+from nerf.datasets.named import pictures_in, visible
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import finite, read_json
@@ -23,7 +23,7 @@ def find_cameras(folder: Path) -> Path | None:
     for base in (folder / "keyframes", folder):
         for kind in ("corrected_", ""):
             place = base / f"{kind}cameras"
-            some = sorted(place.glob("*.json"))[:3] if (base / f"{kind}images").is_dir() else []
+            some = visible(place, "*.json")[:3] if (base / f"{kind}images").is_dir() else []
             if any(b'"t_00"' in file.read_bytes() for file in some):  # other programs have folders of these names, too
                 return place
     return None
@@ -41,14 +41,15 @@ def read_polycam(folder: Path) -> ParsedScene:
     images = place.with_name(place.name.replace("cameras", "images"))
     pictures = {p.stem: p for p in pictures_in(images)}
     frames = []
-    for file in sorted(place.glob("*.json")):
+    for file in visible(place, "*.json"):
         data = read_json(file)
         where = f"{place.name}/{file.name}"
         names = [f"t_{row}{col}" for row in range(3) for col in range(4)]
         c2w = np.reshape([finite(data.get(name), name, where) for name in names], (3, 4))
-        fx, fy, cx, cy, w, h = (finite(data.get(k), k, where) for k in ("fx", "fy", "cx", "cy", "width", "height"))
-        path = pictures.get(file.stem, images / f"{file.stem}.jpg")
-        frame = Frame(path.name, path, c2w, Lens(fx=fx, fy=fy, cx=cx, cy=cy, width=int(w), height=int(h)), where)
+        fx, fy, cx, cy = (finite(data.get(k), k, where) for k in ("fx", "fy", "cx", "cy"))
+        w, h = (None if data.get(k) is None else int(finite(data[k], k, where)) for k in ("width", "height"))
+        path = pictures.get(file.stem, images / f"{file.stem}.jpg")  # corrected cameras state no size since 2025
+        frame = Frame(path.name, path, c2w, Lens(fx=fx, fy=fy, cx=cx, cy=cy, width=w, height=h), where)
         depth = place.parent / "depth" / f"{file.stem}.png"
         if depth.is_file():
             frame.depth = DepthMap(depth, MILLIMETRES, place.parent / "confidence" / f"{file.stem}.png")

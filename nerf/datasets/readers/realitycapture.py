@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nerf.datasets.named import find_named
+from nerf.datasets.named import find_named, visible
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.errors import UserError
 from nerf.geometry.cameras import OPENCV, PERSPECTIVE
 from nerf.io.images import read_header
+from nerf.io.text import lines_of
 
 _NEEDED = ("name", "x", "y", "alt", "heading", "pitch", "roll", "f")
 _LENS = ("px", "py", "k1", "k2", "k3", "k4", "t1", "t2")
@@ -32,29 +33,31 @@ _FRAME_WIDTH = 36.0  # millimetres
 
 def find_file(folder: Path) -> Path | None:
     """The first CSV file in the folder whose header has the columns of camera parameters."""
-    for file in sorted(folder.glob("*.csv")):
-        with suppress(OSError), open(file, encoding="utf-8-sig", errors="replace") as f:
-            if any(_columns(f.readline()) for _ in range(3)):
+    for file in visible(folder, "*.[cC][sS][vV]"):
+        with suppress(OSError), open(file, "rb") as f:
+            if any(map(_columns, lines_of(f.read(4096))[:3])):
                 return file
     return None
 
 
 def _columns(line: str) -> list[str] | None:
     """The columns' names of a header line, else None."""
-    names = [c.strip().lstrip("#").strip().lower() for c in line.split(",")]
+    names = [c.strip().lstrip("#").strip().lower() for c in line.split(_separator(line))]
     return names if {"name", "heading", "pitch", "roll"} <= set(names) else None
+
+
+def _separator(line: str) -> str:
+    """What stands between the cells: where a comma is in numbers, as in much of Europe, a semicolon or tab."""
+    return max(",;\t", key=line.count)
 
 
 @reader("realitycapture", tells=find_file, help="a .csv of RealityCapture's cameras", file=".csv")
 def read_realitycapture(file: Path) -> ParsedScene:
     """One camera for each row; rows whose photo is missing are skipped with a note."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        lines = lines_of(file.read_bytes())
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
-    except UnicodeDecodeError as e:
-        raise UserError(f"{file}: is no text in UTF-8: export it again") from e
-    lines = text.splitlines()
     at, columns = next(((i, c) for i, line in enumerate(lines[:3]) if (c := _columns(line))), (0, []))
     missing = [c for c in _NEEDED if c not in columns]
     if missing:
@@ -63,7 +66,7 @@ def read_realitycapture(file: Path) -> ParsedScene:
             'Registration, "Internal/External camera parameters" (CSV)'
         )
     try:
-        rows = list(csv.reader(io.StringIO("\n".join(lines[at + 1 :]))))
+        rows = list(csv.reader(io.StringIO("\n".join(lines[at + 1 :])), delimiter=_separator(lines[at])))
     except csv.Error as e:
         raise UserError(f"{file}: is no CSV ({e}): export it again") from e
     tables = [
@@ -92,7 +95,7 @@ def _table(columns: list[str], cells: list[str], file: Path, line: int) -> tuple
     for name in (*_NEEDED[1:], *(c for c in _LENS if c in columns)):
         cell = cells[columns.index(name)].strip()
         try:
-            row[name] = float(cell)
+            row[name] = float(cell.replace(",", "."))
         except ValueError as e:
             raise UserError(f"{file}: line {line}: {name} is {cell!r}, expected a number") from e
         if not math.isfinite(row[name]):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nerf.datasets.depths import DepthMap
-from nerf.datasets.named import pictures_in
+from nerf.datasets.named import pictures_in, visible
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import numbers, read_json
@@ -33,7 +33,7 @@ def find_file(folder: Path) -> Path | None:
             data = read_json(file)
             if "poses" in data and ("K" in data or "perFrameIntrinsicCoeffs" in data):
                 return file
-    return next(iter(sorted(folder.glob("*.r3d"))), None)
+    return next(iter(visible(folder, "*.r3d")), None)
 
 
 @reader("record3d", tells=find_file, help="metadata with poses (Record3D)", file=".r3d")

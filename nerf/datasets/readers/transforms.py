@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path, PureWindowsPath
+import re
+from dataclasses import replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import torch
 
 from nerf.datasets.depths import DepthMap
-from nerf.datasets.named import find_named, home_of, is_inside
+from nerf.datasets.named import home_of, is_inside, keyed, match_names, pictures_in, search_named
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import colmap, reader
 from nerf.errors import UserError, brief
 from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.geometry.mesh_files import load_mesh_file
 from nerf.geometry.space import Similarity
-from nerf.io.images import IMAGE_SUFFIXES
+from nerf.io.images import IMAGE_SUFFIXES, read_header
 from nerf.io.json_text import parse_json as parse_json_text
+from nerf.io.text import decode_text
 
 _SPLITS = ("train", "val", "test")
 _CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
@@ -39,7 +42,7 @@ def read_blender(file: Path) -> ParsedScene:
 def is_list(file: Path) -> bool:
     """Whether a JSON file holds a list, as OpenSfM writes it, and no object with frames."""
     with open(file, "rb") as f:
-        return f.read(64).lstrip().startswith(b"[")
+        return decode_text(f.read(64)).lstrip().startswith("[")
 
 
 @reader(
@@ -185,22 +188,57 @@ def _frames(file: Path, data: dict[str, Any], split: str | None, notes: list[str
 
 
 def _find_elsewhere(file: Path, frames: list[Frame], notes: list[str]) -> None:
-    """Pictures whose paths are of another machine, or all of them where none is where the file says: by their names in
-    images/ and the like, or beside the file."""
+    """Pictures, masks and depth maps that are not where the file says. Those whose paths are of another machine, or all
+    of them where none is there: by their names in images/ and the like, or below the file. The others: in the folder
+    that is named, with another suffix, case or form of umlauts."""
     home = home_of(file.parent)
-    there = [is_inside(frame.path, home) and frame.path.is_file() for frame in frames]
-    lost = [f for f, found in zip(frames, there, strict=True) if not found and (not any(there) or _is_foreign(f, home))]
-    if not lost:
-        return
-    try:
-        found = find_named(file.parent, [f.name for f in lost], file.name)
-    except UserError:  # there are none of these names either: what is missing is told with the frames
-        return
-    lost = [frame for frame in lost if found[frame.name].is_file()]
+    lost = [f for f in frames if not _is_there(f.path, home)]
+    anywhere = [f.name for f in lost if len(lost) == len(frames) or _is_foreign(f, home)]
+    least = int(frames[0].split is not None)  # train/r_0 is another picture than test/r_0
+    found = search_named(file.parent, anywhere, file.name, folders=least)[0] if anywhere else {}
+    around = {file.parent: "**/*"} | {f.path.parent: "*" for f in lost if is_inside(f.path.parent, home)}
+    below = {picture: keys for place in around for picture, keys in keyed(pictures_in(place, around[place])).items()}
+    rest = [f.name for f in lost if f.name not in found]
+    found |= match_names(rest, below, file.name, folders=None) if rest else {}
     for frame in lost:
-        frame.path = found[frame.name]
-    if lost:
-        notes.append(f"{file.name} names {len(lost)} pictures as they lay elsewhere: they are taken by their names")
+        if frame.name in found:
+            reduced = found[frame.name].parent.name
+            if re.fullmatch(r"images_\d+", reduced) and reduced not in PurePosixPath(frame.name).parts:
+                _of_full_size(frame, found[frame.name], int(reduced[7:]))
+            frame.path = found[frame.name]
+    if found:
+        notes.append(f"{file.name} names {len(found)} pictures as they lay elsewhere: they are taken by their names")
+    _find_beside(file, frames, home)
+
+
+def _of_full_size(frame: Frame, path: Path, factor: int) -> None:
+    """State the size of the full picture, of which the path holds one reduced by the factor: the lens is of that."""
+    if frame.lens.width or math.isnan(frame.lens.fx):
+        return
+    picture = read_header(path)
+    size = [picture.width * factor, picture.height * factor]
+    for k, centre in enumerate((frame.lens.cx, frame.lens.cy)):  # a reduced picture has lost less than a pixel
+        if size[k] < 2 * centre < size[k] + factor:
+            size[k] = round(2 * centre)
+    frame.lens = replace(frame.lens, width=size[0], height=size[1])
+
+
+def _find_beside(file: Path, frames: list[Frame], home: Path) -> None:
+    """Masks and depth maps that are not where the file says: by their names in the last folder that is named."""
+    masks = {str(f.mask): f for f in frames if isinstance(f.mask, Path) and not _is_there(f.mask, home)}
+    depths = {
+        str(f.depth.path): f for f in frames if isinstance(f.depth, DepthMap) and not _is_there(f.depth.path, home)
+    }
+    if masks or depths:
+        below = keyed(pictures_in(file.parent, "**/*", (*IMAGE_SUFFIXES, ".npy")))
+        for name, path in match_names(masks, below, file.name, folders=1).items():
+            masks[name].mask = path
+        for name, path in match_names(depths, below, file.name, folders=1).items():
+            depths[name].depth = replace(depths[name].depth, path=path)  # type: ignore[type-var]
+
+
+def _is_there(path: Path, home: Path) -> bool:
+    return is_inside(path, home) and path.is_file()
 
 
 def _is_foreign(frame: Frame, home: Path) -> bool:

@@ -49,6 +49,8 @@ def check_state(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
 
 def _check_signal(kind: str, signal: dict[str, Any]) -> None:
     """What `nerf sample` takes the size and the scale of its output from; of kinds from outside, what it knows."""
+    if not isinstance(kind, str):
+        raise ValueError(f"kind is {kind!r}, expected a name")
     if kind in ("image", "video", "ct", "set"):
         *frames, height, width = (whole(side, "a side of the signal", 1, _FRAMES) for side in signal["shape"])
         if max(height, width) > _SIDE or height * width > MOST_PIXELS or len(frames) != (kind == "video"):

@@ -160,6 +160,8 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
         options = config.field or default_field(scene, config.exposure)
         field = RadianceField(options, scene.space.contracted, config.seed)
     check_module(field)
+    if isinstance(field, RadianceField):
+        field.check_sizes()
     occupancy = OccupancyGrid(scene.space.n_levels, config.occupancy_resolution, _mean_density(field))
     if not scene.space.warped:
         slack = SLACK * scene_scale(scene.cameras, scene.scene_from_world) if config.refine_poses else 0.0

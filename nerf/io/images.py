@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from nerf.errors import UserError, brief
 from nerf.io import exr
 from nerf.io.opening import opened
 from nerf.io.video import ffmpeg
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".exr", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -69,7 +73,7 @@ def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
             with opened(path) as im:
                 if reduction > 1 and im.format in ("JPEG", "MPO"):
                     im.draft(None, (im.width // reduction, im.height // reduction))
-                pixels = np.asarray(im if mode is None else im.convert(mode)).astype(picture.dtype, copy=False)
+                pixels = _in_bands(im, mode).astype(picture.dtype, copy=False)
     except UserError:
         raise
     except Exception as e:
@@ -77,6 +81,27 @@ def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
     pixels = pixels.reshape(pixels.shape[0], pixels.shape[1], -1)
     return TURNS.get(picture.orientation, lambda a: a)(pixels)
 
+
+def _in_bands(image: Image, mode: str | None) -> np.ndarray:
+    """The pixels of a picture, brought to a mode (None: as it is); of a large one a band of rows at a time, for Pillow
+    copies it three times on its way to an array."""
+
+    def pixels(part: Image) -> np.ndarray:
+        return np.asarray(part if mode in (None, part.mode) else part.convert(mode))
+
+    width, height = image.size
+    if width * height <= _BAND:
+        return pixels(image)
+    whole, n = np.empty((0,)), max(1, _BAND // width)
+    for top in range(0, height, n):
+        rows = pixels(image.crop((0, top, width, min(top + n, height))))
+        if top == 0:
+            whole = np.empty((height, *rows.shape[1:]), rows.dtype)
+        whole[top : top + n] = rows
+    return whole
+
+
+_BAND = 1 << 24  # pixels
 
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF 2.3, tag 0x0112
     2: lambda a: a[:, ::-1],

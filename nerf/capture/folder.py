@@ -23,7 +23,7 @@ PICTURES = ("images/", "masks/")
 
 
 # What is made in the folder, beside the pictures in images/ and masks/; capture/ is wholly ours.
-MADE = ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply", "sparse/", ".sparse.new/")
+MADE = ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply", "sparse/0/", "sparse/.0.new/")
 
 
 def open_folder(

@@ -160,13 +160,14 @@ class RadianceField(nn.Module):
         assert rgbs is not None
         return sigmas, rgbs
 
-    def check_sizes(self) -> None:
-        """BadValue where the kernels in use take no field of these sizes; those of "reference" take any."""
-        with torch.no_grad():
-            self.density(torch.zeros(1, 3))
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self.options) | {"contracted": self.config.contracted}
+
+
+def check_sizes(field: RadianceField) -> None:
+    """BadValue where the kernels in use take no field of these sizes; those of "reference" take any."""
+    with torch.no_grad():
+        field.density(torch.zeros(1, 3))
 
 
 def _rename(field: nn.Module, state: dict[str, Any], prefix: str, *rest: Any, to_files: bool) -> None:

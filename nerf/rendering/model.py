@@ -15,7 +15,7 @@ from nerf import kernels
 from nerf.errors import MISFITS, UserError, brief
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.own import check_module, checked
-from nerf.fields.radiance import FieldOptions, RadianceField
+from nerf.fields.radiance import FieldOptions, RadianceField, check_sizes
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space
 from nerf.io import checkpoint
@@ -204,7 +204,7 @@ class Model:
             field.to(device)
             if isinstance(field, RadianceField):
                 field.table_half = field.table.detach().half()
-                field.check_sizes()
+                check_sizes(field)
             occupancy = OccupancyGrid(**config["occupancy"])
             occupancy.restore(checkpoint.part(tensors, "occupancy"))
             occupancy.to(device)

@@ -24,6 +24,7 @@ from nerf.io import checkpoint
 from nerf.kernels import nvrtc
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
+from nerf.signals.audio import write_wav
 from nerf.signals.packing import MAGIC, OLD_MAGIC, load_signal, pack, unpack
 
 
@@ -169,6 +170,10 @@ def test_a_sound_of_too_many_samples(fitted: nerf.Fitted, tmp_path: Path) -> Non
     tensors, config = fitted.to_state()
     config |= {"kind": "audio", "signal": {"shape": [300_000_000], "rate": 8000, "bits": 16, "dtype": "int16"}}
     refused(tmp_path / "a.safetensors", tensors, config, "number of samples is 300000000", nerf.Fitted.load)
+    config["signal"]["shape"] = []
+    refused(tmp_path / "a.safetensors", tensors, config, "expected one length", nerf.Fitted.load)
+    with pytest.raises(UserError, match=r"a.wav: WAV cannot hold 8 samples of 2 channels at 2147483648 a second"):
+        write_wav(tmp_path / "a.wav", np.zeros((8, 2), np.int16), 1 << 31, 16)
 
 
 def old(data: bytes) -> bytes:

@@ -72,6 +72,7 @@ class Range(NamedTuple):
     whole: bool = False
     above: bool = False
     optional: bool = False  # None may be given too
+    many: bool = False  # a list or tuple of such numbers
 
     def holds(self, value: Any) -> bool:
         """Whether a value is such a number; True and False are none."""
@@ -87,9 +88,10 @@ class Range(NamedTuple):
 
 
 def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix: str = "") -> None:
-    """BadValue for the first that is not in its range; of a tuple, each of its numbers is. prefix: before its name."""
+    """BadValue for the first that is not in its range. prefix: before its name."""
     for name, allowed in ranges.items():
-        for value in given if isinstance(given := values[name], (tuple, list)) else (given,):
+        given = values[name]
+        for value in given if allowed.many and isinstance(given, tuple | list) else (given,):
             if not allowed.holds(value):
                 shown = name.replace("_", "-") if prefix == "--" else name
                 raise BadValue(f"{prefix}{shown} is {value!r}, expected {allowed}")

@@ -6,7 +6,8 @@
 
 Each case is a small right input (scripts/fuzzing/corpus.py), one file of which is damaged
 (scripts/fuzzing/mutations.py), read by the function that the verbs use. Cases run by twenties in processes forked from
-one that has imported everything, with 2 GB of memory and ten seconds for each. How one can end:
+one that has imported everything, with 2 GB of memory and ten seconds of processor time for each (a minute by the
+clock). How one can end:
 
     fine        it was read
     sentence    a UserError of one line
@@ -42,7 +43,7 @@ from typing import Any, NamedTuple
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # a process that has threads cannot be forked safely
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]  # the scenes are those of the tests
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]  # the scenes are those of the tests
 
 import torch  # noqa: E402
 from fuzzing.corpus import ALONE, KINDS  # noqa: E402
@@ -53,6 +54,7 @@ from nerf.errors import UserError  # noqa: E402
 from nerf.io.machine import machine  # noqa: E402
 
 SECONDS, MEMORY = 10.0, 2 << 30
+BY_THE_CLOCK = 6 * SECONDS  # on a machine that has other work, and where nothing is computed
 A_PROCESS = 20  # cases; to fork takes longer than most of them
 GOOD = ("fine", "sentence")
 ENDS = (*GOOD, "unclear", "traceback", "hang", "memory", "crash")
@@ -141,6 +143,7 @@ def run_cases(cases: list[tuple[str, int]], seed: int, folder: Path, show: bool 
         if not show:
             _silence()
         for kind, number in cases:
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # which ends the process
             try:
                 damaged(kind, number, seed, folder / kind, folder / "case")
                 end = End(kind, number, *_read(kind, folder / "case", show))
@@ -153,16 +156,19 @@ def run_cases(cases: list[tuple[str, int]], seed: int, folder: Path, show: bool 
     try:
         with open(reading, "rb", buffering=0) as answers:
             for kind, number in cases:
-                ready = select.select([answers], [], [], SECONDS)[0]
+                ready = select.select([answers], [], [], BY_THE_CLOCK)[0]
                 if line := answers.readline() if ready else b"":
                     yield End(*json.loads(line))
                     continue
-                yield End(kind, number, "crash" if ready else "hang")
+                status = os.waitpid(child, 0 if ready else os.WNOHANG)[1]
+                is_hang = not ready or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF)
+                yield End(kind, number, "hang" if is_hang else "crash")
                 break
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # what it started goes with it
-        os.waitpid(child, 0)
+        with suppress(ChildProcessError):
+            os.waitpid(child, 0)
 
 
 def _silence() -> None:

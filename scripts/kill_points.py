@@ -216,7 +216,8 @@ def main() -> int:
     import nerf.signals.image
     import nerf.training.loop  # noqa: F401
 
-    rows = []
+    rows: list[dict[str, Any]] = []
+    about = {"seed": args.seed, "points": args.points, "machine": machine(), "torch": torch.__version__}
     with tempfile.TemporaryDirectory(prefix="kill-points-") as place:
         work = Path(place)
         status, said = in_a_child(lambda: write_inputs(work / "scene") or 0)
@@ -231,9 +232,9 @@ def main() -> int:
             )
             for case in row["lost"]:
                 print(f"  operation {case['operation']}: {case['why']}\n    {case['said'].strip()[-500:]}", flush=True)
-    if args.out:
-        about = {"seed": args.seed, "points": args.points, "machine": machine(), "torch": torch.__version__}
-        args.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+            if args.out:
+                kills = sum(row["kills"] for row in rows)
+                args.out.write_text(json.dumps(about | {"kills": kills, "rows": rows}, indent=1) + "\n")
     return 1 if any(row["lost"] for row in rows) else 0
 
 

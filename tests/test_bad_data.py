@@ -160,13 +160,15 @@ def test_bad_poses(tmp_path):
     file = write_transforms(tmp_path) / "transforms.json"
     text = file.read_text()
     good = ring(10)[6]
-    nan, singular, mirrored, sheared = (good.copy() for _ in range(4))
+    nan, far, singular, mirrored, sheared = (good.copy() for _ in range(5))
     nan[1, 3] = np.nan
+    far[1, 3] = 1e300
     singular[:3, 0] = singular[:3, 1]
     mirrored[:3, 0] *= -1
     sheared[:3, 0] *= 2
     for pose, word in (
         (nan.tolist(), "NaN"),
+        (far.tolist(), "stands 1e+300 units away"),
         (singular.tolist(), "singular"),
         (mirrored.tolist(), "mirrored"),
         (sheared.tolist(), "no rotation"),
@@ -205,6 +207,8 @@ def test_bad_intrinsics(tmp_path):
         ({**no_focal, "camera_angle_x": 0}, ("camera_angle_x",)),
         ({"fl_x": 1e-3}, ("180 degrees",)),
         ({"k1": float("inf")}, ("k1",)),
+        ({"cx": 1e300}, ("principal point",)),
+        ({"fl_x": 1e300}, ("focal length is 1e+300",)),
     ):
         file.write_text(text)
         edit(file, lambda d, change=change: d.update(change))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -367,13 +368,14 @@ def test_the_same_call_again_repeats_nothing(done: Any, monkeypatch: pytest.Monk
     )
     assert again["n_placed"] == 8 and again["seconds"] >= report["seconds"] - 1
     assert torch.allclose(load(folder, quiet=True).cameras.centres, 3 * before[:, :, 3])
+    fewer = folder.parent / "fewer"
+    shutil.copytree(photos, fewer)
+    (fewer / "photo_03.png").unlink()
     with pytest.raises(UserError, match="holds the poses of"):
-        find_poses(CaptureOptions(folder.parent, folder))
+        find_poses(CaptureOptions(fewer, folder))
 
 
 def test_a_changed_photo_is_noticed(done: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import shutil
-
     photos, folder, _, _ = done
     for name, source in (("photos", photos), ("set", folder)):
         shutil.copytree(source, tmp_path / name)

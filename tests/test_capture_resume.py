@@ -57,15 +57,15 @@ def test_a_model_that_does_not_fit_the_disk_leaves_the_one_before(tmp_path: Path
     options = pycolmap.SyntheticDatasetOptions()
     options.num_points3D = 50
     small = pycolmap.synthesize_dataset(options)
-    write_model(small, tmp_path / "model", "0")
+    write_model(small, tmp_path / "model" / "0")
     options.num_points3D = 2000
     large = pycolmap.synthesize_dataset(options)
     for limit in (1000, 60_000, 100_000):
         with files_of_at_most(limit), pytest.raises(OSError, match="No space left"):
-            write_model(large, tmp_path / "model", "0")
+            write_model(large, tmp_path / "model" / "0")
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
         assert pycolmap.Reconstruction(str(tmp_path / "model" / "0")).num_points3D() == small.num_points3D()
-    write_model(large, tmp_path / "model", "0")
+    write_model(large, tmp_path / "model" / "0")
     assert pycolmap.Reconstruction(str(tmp_path / "model" / "0")).num_points3D() == large.num_points3D()
 
 

@@ -168,6 +168,40 @@ def test_xml_in_odd_encodings(tmp_path: Path, encoding: str) -> None:
     one_sentence(lambda: load(tmp_path), "cameras.xml")
 
 
+def test_a_resolution_of_many_digits(tmp_path: Path) -> None:
+    file = write_metashape(tmp_path) / "cameras.xml"
+    file.write_text(file.read_text().replace('width="64"', f'width="{"9" * 310}"'))
+    one_sentence(lambda: load(tmp_path), "states no resolution")
+
+
+def test_chunks_longer_than_their_file_take_no_memory(tmp_path: Path) -> None:
+    import resource
+
+    import trimesh
+    from PIL import Image
+
+    from nerf.geometry.triangles import read_mesh
+    from nerf.io.images import read_header, read_pixels
+
+    png, glb = tmp_path / "a.png", tmp_path / "a.glb"
+    Image.new("L", (64, 48), 7).save(png)
+    data = png.read_bytes()
+    png.write_bytes(data[:-12] + b"\xff\xff\xff\xf0tEXt" + data[-12:])
+    glb.write_bytes(trimesh.creation.box().export(file_type="glb"))
+    data = bytearray(glb.read_bytes())
+    at = 20 + int.from_bytes(data[12:16], "little")
+    data[at : at + 4] = b"\xf0\xff\xff\xff"
+    glb.write_bytes(data)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), limits[1]))
+    try:
+        one_sentence(lambda: read_pixels(read_header(png)), "a.png: the image is damaged .Truncated")
+        one_sentence(lambda: read_mesh(glb), "says that it holds 4,")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 def test_a_cell_without_end(tmp_path: Path) -> None:
     file = write_csv(tmp_path) / "cameras.csv"
     file.write_text(file.read_text() + '"' + "1" * 200_000 + "\n")

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ from nerf.datasets import scene as scene_module
 from nerf.datasets.store import PixelStore
 from nerf.datasets.tiles import TILE, tiled
 from nerf.errors import UserError
+from nerf.io import images, threads
 from nerf.io.images import Picture, read_header, read_pixels
+from nerf.io.threads import threads_within
 from nerf.training.config import TrainConfig
 from nerf.training.loop import Trainer
 from nerf.training.pixel_cache import TileSampler, sampler_of
@@ -398,3 +402,50 @@ def test_a_reduced_photo_takes_little_more_memory_than_its_pixels(kind: str) -> 
     finally:
         tracemalloc.stop()
     assert small.dtype == photo.dtype and peak < 2 * 600 * 800 * 3
+
+
+def test_a_large_picture_is_read_in_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a whole it took 14 bytes a pixel, 2.8 GB of a photo of 200 megapixels."""
+    colours = np.random.default_rng(0).integers(0, 256, (70, 50, 4), dtype=np.uint8)
+    rgb = Image.fromarray(colours[..., :3])
+    for name, image in (("rgba", Image.fromarray(colours)), ("rgb", rgb), ("p", rgb.convert("P"))):
+        image.save(tmp_path / f"{name}.png")
+    Image.fromarray(colours[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    rgb.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    for file in sorted(tmp_path.iterdir()):
+        whole = read_pixels(read_header(file))
+        monkeypatch.setattr(images, "_BAND", 300)
+        assert np.array_equal(read_pixels(read_header(file)), whole) and whole.shape[:2] == (70, 50)
+        monkeypatch.undo()
+
+
+def test_no_more_decoders_than_memory_holds(
+    tmp_path: Path, small_limits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many cores there are."""
+    assert threads_within(1 << 30, 16) <= 16 and threads_within(1 << 60, 16) == 1 == threads_within(0, 1)
+    monkeypatch.setattr(threads, "free_memory", lambda: 4 << 30)
+    assert threads_within(1 << 28, 16) == 5 and threads_within(1 << 20, 16) == 16
+    monkeypatch.setattr(threads, "free_memory", lambda: None)
+    assert threads_within(1 << 28, 16) == 4
+    folder = write_set(tmp_path / "set", n=12)
+    picture = read_header(next((folder / "images").iterdir()))
+    monkeypatch.setattr(threads, "free_memory", lambda: 3 * 2 * picture.width * picture.height * 16 + 10)
+    monkeypatch.setattr(assembling, "usable_cores", lambda: 16)
+    running, most, lock = 0, 0, threading.Lock()
+    decode = assembling._Pictures._decode
+
+    def counted(*given: Any) -> np.ndarray:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        pixels = decode(*given)
+        with lock:
+            running -= 1
+        return pixels
+
+    monkeypatch.setattr(assembling._Pictures, "_decode", counted)
+    assert load(folder, quiet=True).pixels.tile == TILE
+    assert most == 2

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import captures
 import pytest
 from small_scenes import edit, write_transforms
 from tiny import FIELD, train_config
 
+from nerf.capture.folder import open_folder, state_of, write_photos, write_state
+from nerf.capture.photos import read_photos
+from nerf.capture.video import video_fingerprint
 from nerf.cli import main as cli
 from nerf.datasets import load
 from nerf.errors import UserError
@@ -94,3 +98,48 @@ def test_cameras_are_exported_of_data_that_moved(data: Path, tmp_path: Path, cap
     assert "--data is for the photos of a trained model" in capsys.readouterr().err
     assert cli.run(["export-cameras", str(out), "-o", str(file), "--data", str(moved)]) == 0
     assert len(load(file, quiet=True).names) == N
+
+
+# ---- photos without poses
+
+
+def opened_with(out: Path, source: Path) -> dict | None:
+    """The state of before with which `nerf poses` would go on; written as after an interruption."""
+    photos = read_photos(source, None, out)
+    folder, before = open_folder(out, source, overwrite=False, photos=photos)
+    with folder:
+        write_photos(photos, folder, before)
+        write_state(out, state_of(photos, source, None, "auto", 1600))
+    return before
+
+
+def test_poses_go_on_where_the_same_photos_lie_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    captures.write_photos(tmp_path / "photos", 4)
+    assert opened_with(out, tmp_path / "photos") is None
+    moved = (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    before = opened_with(out, moved)
+    assert before is not None and before["source"] == str(moved) and len(before["photos"]) == 4
+    assert f"{moved} holds what was in {tmp_path / 'photos'}" in capsys.readouterr().err
+    one = sorted(moved.iterdir())[1]
+    one.write_bytes(one.read_bytes() + b"\0")
+    kept = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    other = moved.rename(tmp_path / "changed")
+    with pytest.raises(UserError, match=r"out holds the poses of .*elsewhere: choose another -o"):
+        opened_with(out, other)
+    assert {file: file.read_bytes() for file in kept} == kept
+
+
+def test_frames_of_a_film_that_has_moved(tmp_path: Path) -> None:
+    film, out = tmp_path / "a.mp4", tmp_path / "out"
+    film.write_bytes(b"a film")
+    with open_folder(out, film, overwrite=False)[0]:
+        pass
+    about = {"frames": None, "video": video_fingerprint(film), "photos": {}, "size": [4, 3]}
+    write_state(out, {"format": "nerf-capture", "version": 1, "source": str(film), **about})
+    folder, before = open_folder(out, film.rename(tmp_path / "b.mp4"), overwrite=False)
+    folder.close()
+    assert before is not None and before["source"] == str(tmp_path / "b.mp4")
+    (tmp_path / "c.mp4").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"holds the poses of"):
+        open_folder(out, tmp_path / "c.mp4", overwrite=False)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from nerf.errors import UserError
-from nerf.io import locks
-from nerf.io.files import atomic_write, is_temporary, remove_orphans, write_file, write_files
+from nerf.io import files, locks
+from nerf.io.files import atomic_write, fresh, is_temporary, remove_orphans, write_file, write_files
 from nerf.io.outputs import RECORD, OutputFolder, check_output, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,11 +215,21 @@ def test_a_list_reaches_nothing_through_a_link(tmp_path: Path) -> None:
 def test_only_the_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    mine, theirs = f".x.{os.getpid()}.0123abcd.tmp", f".x.{dead.pid}.0123abcd.tmp"
-    for name in (mine, theirs, ".x.tmp", f".x.{dead.pid}.tmp", f"x.{dead.pid}.0123abcd.tmp"):
+    mine = fresh(tmp_path / "x").name
+    theirs = mine.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    elsewhere = theirs.replace(files._HOST, "01234567")  # where another machine writes to the same folder
+    users = {".x.tmp", theirs[1:], f".x.{dead.pid}.20240131.jpg", f".x.nerf-{dead.pid}.tmp"}
+    for name in (mine, theirs, elsewhere, *users):
         (tmp_path / name).touch()
     remove_orphans(tmp_path)
-    assert names_in(tmp_path) == {mine, ".x.tmp", f".x.{dead.pid}.tmp", f"x.{dead.pid}.0123abcd.tmp"}
+    assert names_in(tmp_path) == {mine, elsewhere, *users}
+
+
+def test_a_record_that_is_no_file_is_in_the_way(tmp_path: Path) -> None:
+    """Of a pipe, writing would wait for ever."""
+    os.mkfifo(tmp_path / RECORD)
+    with pytest.raises(UserError, match=r"nerf.json is in the way"):
+        OutputFolder.open(tmp_path, "run", overwrite=True)
 
 
 # ---- who writes there now
@@ -283,11 +293,12 @@ def test_names_that_were_not_written_yet_stay_on_the_list(tmp_path: Path) -> Non
 def test_leftovers_in_folders_below_are_removed_too(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
+    end = f"nerf-{files._HOST}-{dead.pid}-0123abcd.tmp"
     with OutputFolder.open(tmp_path, "run") as folder:
         folder.claim("views/a.png")
         write_deep(tmp_path / "views" / "a.png")
-        write_deep(tmp_path / "views" / f".b.png.{dead.pid}.0123abcd.tmp")
-    write_deep(tmp_path / f".nerf.json.{dead.pid}.0123abcd.tmp")  # of a picture's folder, as it told the run of itself
+        write_deep(tmp_path / "views" / f".b.png.{end}")
+    write_deep(tmp_path / f".nerf.json.{end}")  # of a picture's folder, as it told the run of itself
     OutputFolder.open(tmp_path / "eval", "evaluation").close()
     assert {p.name for p in tmp_path.iterdir()} == {"views", RECORD}
     OutputFolder.open(tmp_path, "run", overwrite=True).close()

@@ -136,11 +136,11 @@ def test_a_field_to_fill_must_be_the_one_that_was_trained(scene: nerf.Scene, tmp
 
 
 def test_our_field_of_another_size_is_said_alike(scene: nerf.Scene, tmp_path: Path) -> None:
-    small = nerf.FieldOptions(log2_hashmap_size=10, n_levels=2, width=16)
+    small = nerf.FieldOptions(log2_hashmap_size=10, n_levels=4, width=16)
     path = tmp_path / "ours.safetensors"
     nerf.Trainer(scene, nerf.TrainConfig(steps=1, occupancy_resolution=32, field=small), None).model.save(path)
-    wide = nerf.RadianceField(nerf.FieldOptions(log2_hashmap_size=10, n_levels=2, width=32))
-    with pytest.raises(UserError, match=r"density_weights.0 is \[16, 8\] there and \[32, 8\] here"):
+    wide = nerf.RadianceField(nerf.FieldOptions(log2_hashmap_size=10, n_levels=4, width=32))
+    with pytest.raises(UserError, match=r"density_weights.0 is \[16, 16\] there and \[32, 16\] here"):
         nerf.Model.load(path, field=wide)
 
 

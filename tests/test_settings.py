@@ -21,7 +21,7 @@ from nerf.io.clock import LENGTH, Length
 from nerf.meshing.extract import MESHING
 from nerf.rendering.marching import MARCHING, Marching
 from nerf.signals.fields import CHOICE
-from nerf.signals.fitting import FITTING
+from nerf.signals.fitting import FITTING, Fitter, field_for
 from nerf.training.config import TRAINING
 from nerf.training.loop import Trainer
 from nerf.training.schedule import SCHEDULE, WEIGHTS
@@ -41,7 +41,7 @@ RECORDS: list[tuple[type, Mapping[str, Range], set[str]]] = [
     (Marching, MARCHING, {"space"}),
 ]
 SMALL = nerf.TrainConfig(
-    steps=2, batch_samples=512, occupancy_resolution=32, field=nerf.FieldOptions(n_levels=2, log2_hashmap_size=10)
+    steps=2, batch_samples=512, occupancy_resolution=32, field=nerf.FieldOptions(n_levels=4, log2_hashmap_size=10)
 )
 
 
@@ -129,9 +129,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[nerf.Scene, dict[st
         (("occupancy", "resolution"), 1 << 20, "resolution is 1048576"),
         (("occupancy", "n_levels"), 0, "n_levels is 0"),
         (("marching", "step_size"), 1e-30, "Marching.step_size is 1e-30"),
+        (("marching", "step_size"), [0.1], r"Marching.step_size is \[0.1\]"),
         (("marching", "near"), math.nan, "Marching.near is nan"),
         (("marching", "n_levels"), 1000, "n_levels is 1000"),
-        (("scene_from_world", "scale"), 0.0, "the scale of scene_from_world is 0"),
+        (("scene_from_world", "scale"), 0.0, "scene_from_world: its scale is 0"),
         (("scene_from_world", "rotation"), [[2, 0, 0], [0, 2, 0], [0, 0, 2]], "its rotation is no rotation"),
     ],
 )
@@ -156,6 +157,8 @@ def test_a_checkpoint_s_settings_are_checked(
         ({"total_steps": 0}, "total_steps is 0"),
         ({"names": None}, "trained on other images"),
         ({"config": None}, "damaged"),
+        ({"curve": 3}, "its curve is no list"),
+        ({"samples": {"rays": "x", "evaluated": 0, "trained": 0}}, "rays is 'x'"),
     ],
 )
 def test_a_training_state_is_checked_before_it_goes_on(
@@ -174,6 +177,23 @@ def test_a_training_state_without_its_tensors_is_said(saved: Any, tmp_path: Path
     checkpoint.save(path, {k: t for k, t in tensors.items() if k != "adam.0.m"}, config)
     with pytest.raises(UserError, match=r"its training state is damaged .*0.m"):
         nerf.train(scene, SMALL, tmp_path, resume=True, progress=False)
-    checkpoint.save(path, tensors | {"adam.0.m": torch.zeros(3)}, config)
-    with pytest.raises(UserError, match="its training state is damaged"):
-        nerf.train(scene, SMALL, tmp_path, resume=True, progress=False)
+    errors = tensors["sampler.errors"]
+    for other in ({"adam.0.m": torch.zeros(3)}, {"sampler.errors": errors.long()}, {"sampler.errors": errors[:, None]}):
+        checkpoint.save(path, tensors | other, config)
+        with pytest.raises(UserError, match="its training state is damaged"):
+            nerf.train(scene, SMALL, tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    "change", [{"config": 3}, {"curve": 3}, {"step": "1"}, {"seconds": None}, {"config": {}}, {"adam.0.v": None}]
+)
+def test_the_state_of_a_fit_is_checked_before_it_goes_on(tmp_path: Path, change: dict[str, Any]) -> None:
+    signal = nerf.Signal("image", np.linspace(0, 1, 64, dtype=np.float32)[:, None], (8, 8))
+    config = nerf.FitConfig(steps=3)
+    fitter = Fitter(signal, field_for(signal, "mlp"), config)
+    tensors, state = fitter.state()
+    state["fitting"] |= {name: value for name, value in change.items() if name in state["fitting"]}
+    kept = {name: t for name, t in tensors.items() if name not in change}
+    checkpoint.save(tmp_path / "checkpoint.safetensors", kept, state)
+    with pytest.raises(UserError, match=r"checkpoint.safetensors.*start again with --overwrite"):
+        nerf.fit(signal, "mlp", config, tmp_path, resume=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_scenes import write_transforms
 
 import nerf
 from nerf.errors import UserError
@@ -23,12 +24,13 @@ from nerf.io import checkpoint
 from nerf.kernels import nvrtc
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
+from nerf.signals.audio import write_wav
 from nerf.signals.packing import MAGIC, OLD_MAGIC, load_signal, pack, unpack
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    field = nerf.RadianceField(nerf.FieldOptions(n_levels=2, log2_hashmap_size=8, width=16))
+    field = nerf.RadianceField(nerf.FieldOptions(n_levels=4, log2_hashmap_size=8, width=16))
     cameras = Cameras.perspective(torch.eye(4, dtype=torch.float64)[None, :3].repeat(2, 1, 1), 50.0, 8, 8)
     frame = Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
     marching = Marching(Unbounded(2), 0.1, 100.0, cone_angle=1 / 256)
@@ -66,7 +68,14 @@ MODEL_EDITS: list[tuple[str, str, Any, str]] = [
     ("occupancy", "resolution", 2000, "do not agree: occupancy.values"),
     ("occupancy", "resolution", 1 << 40, "resolution is"),
     ("occupancy", "n_levels", "2", "n_levels is '2'"),
-    ("scene_from_world", "scale", 0, "scale of scene_from_world is 0"),
+    ("scene_from_world", "scale", 0, "scene_from_world: its scale is 0"),
+    ("scene_from_world", "scale", 1e300, "scene_from_world: its scale is 1e.300"),
+    ("marching", "step_size", [0.1], r"step_size is \[0.1\]"),
+    ("field", "contracted", "", "contracted is ''"),
+    ("", "linear", [], "linear is expected"),
+    ("", "meta", 3, "meta an object"),
+    ("", "names", ["a.png", 7], "names are expected to be those of the 2 photos"),
+    ("", "exposure", "1", "exposure is '1'"),
 ]
 
 
@@ -74,7 +83,7 @@ MODEL_EDITS: list[tuple[str, str, Any, str]] = [
 def test_settings_of_a_model(model: Model, part: str, name: str, value: Any, words: str, tmp_path: Path) -> None:
     tensors, config = model.to_state()
     config = json.loads(json.dumps(config))
-    config[part][name] = value
+    (config[part] if part else config)[name] = value
     refused(tmp_path / "a.safetensors", tensors, config, f"a.safetensors does not hold a model.*{words}", Model.load)
 
 
@@ -84,8 +93,39 @@ def test_tensors_of_a_model(model: Model, tmp_path: Path) -> None:
     refused(tmp_path / "a.safetensors", tensors | wide, config, "a camera has 1.21e.24 pixels", Model.load)
     bad = {"cameras.fx": torch.tensor([1, float("nan")], dtype=torch.float64)}
     refused(tmp_path / "a.safetensors", tensors | bad, config, "cameras.fx holds NaN", Model.load)
+    for name, t in (("background", torch.ones(4)), ("log_gains", torch.ones(3, 3)), ("given_poses", torch.ones(2, 4))):
+        refused(tmp_path / "a.safetensors", tensors | {name: t}, config, f"{name} is expected to be", Model.load)
+    bits = {"occupancy.candidates": tensors["occupancy.candidates"].long()}
+    refused(tmp_path / "a.safetensors", tensors | bits, config, "the occupancy's tensors are", Model.load)
     checkpoint.save(tmp_path / "a.safetensors", tensors, config)
     assert Model.load(tmp_path / "a.safetensors").marching == model.marching
+
+
+def test_sizes_that_kernels_do_not_take(model: Model, tmp_path: Path) -> None:
+    tensors, config = model.to_state()
+    odd = nerf.RadianceField(nerf.FieldOptions(n_levels=4, log2_hashmap_size=8, width=24))
+    with nerf.backend("reference"):
+        cells = OccupancyGrid(2, 40).tensors()
+        others = Model(odd, OccupancyGrid(2, 32), model.marching, model.scene_from_world, model.cameras, torch.ones(3))
+        others.save(tmp_path / "wide.safetensors")
+        coarse = tensors | {f"occupancy.{name}": t for name, t in cells.items()}
+        checkpoint.save(
+            tmp_path / "cells.safetensors", coarse, config | {"occupancy": {"n_levels": 2, "resolution": 40}}
+        )
+        for name in ("wide", "cells"):
+            assert Model.load(tmp_path / f"{name}.safetensors").render_image(model.cameras, 0).color.shape == (8, 8, 3)
+    if nerf.kernels.backend() != "cpu":
+        pytest.skip("the kernels in use take any")
+    for name, words in (("wide", "a width of 16 to 128"), ("cells", "a multiple of 32")):
+        with pytest.raises(UserError, match=f"{name}.safetensors.*{words}"):
+            Model.load(tmp_path / f"{name}.safetensors")
+    scene = nerf.load(write_transforms(tmp_path / "scene", n=6), quiet=True)
+    for settings, words in (
+        ({"occupancy_resolution": 40}, "a multiple of 32"),
+        ({"field": odd.options}, "a width of 16 to 128"),
+    ):
+        with pytest.raises(UserError, match=words):
+            nerf.Trainer(scene, nerf.TrainConfig(steps=1, **settings))
 
 
 def test_every_default_march_is_taken() -> None:
@@ -106,6 +146,7 @@ SIGNAL_EDITS: list[tuple[tuple[str, ...], Any, str]] = [
     (("signal", "shape"), [300_000_000, 300_000_000], "a side of the signal is 300000000"),
     (("signal", "shape"), [8, 1 << 18], "the signal's shape is"),
     (("signal", "dtype"), "V1000000000", "dtype is 'V1000000000'"),
+    (("kind",), {}, "kind is {}"),
     (("signal", "one"), float("nan"), "one is nan"),
 ]
 
@@ -129,6 +170,10 @@ def test_a_sound_of_too_many_samples(fitted: nerf.Fitted, tmp_path: Path) -> Non
     tensors, config = fitted.to_state()
     config |= {"kind": "audio", "signal": {"shape": [300_000_000], "rate": 8000, "bits": 16, "dtype": "int16"}}
     refused(tmp_path / "a.safetensors", tensors, config, "number of samples is 300000000", nerf.Fitted.load)
+    config["signal"]["shape"] = []
+    refused(tmp_path / "a.safetensors", tensors, config, "expected one length", nerf.Fitted.load)
+    with pytest.raises(UserError, match=r"a.wav: WAV cannot hold 8 samples of 2 channels at 2147483648 a second"):
+        write_wav(tmp_path / "a.wav", np.zeros((8, 2), np.int16), 1 << 31, 16)
 
 
 def old(data: bytes) -> bytes:

@@ -75,7 +75,7 @@ def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
     _check(args)
     started = time.perf_counter()
     photos = read_photos(args.data, args.masks, args.out) if args.data.is_dir() else None
-    folder, before = open_folder(args.out, args.data, args.overwrite)
+    folder, before = open_folder(args.out, args.data, args.overwrite, photos)
     with folder:
         return _find(args, folder, photos, before, show, started)
 

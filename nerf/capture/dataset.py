@@ -53,7 +53,7 @@ def write_dataset(
     world = world_from_model(c2w, points, factor, metric, enu)
     c2w, points = world.apply_poses(c2w), world.apply(points)
     model.transform(pycolmap.Sim3d(world.matrix()[:3].numpy()))
-    write_model(model, folder / "sparse", "0")
+    write_model(model, folder / "sparse" / "0")
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
     write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
     lenses = cameras_of(c2w, [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)])
@@ -78,17 +78,17 @@ def _metric(names: list[str], c2w: torch.Tensor, distance: tuple[str, str, float
     return distance[2] / between
 
 
-def write_model(model: Any, folder: Path, inside: str = "") -> None:
-    """A COLMAP model to folder/inside, in the place of what was in the folder; OSError where it does not fit the disk,
+def write_model(model: Any, folder: Path) -> None:
+    """A COLMAP model to a folder, in the place of what was in it; OSError where it does not fit the disk,
     of which COLMAP itself says nothing, and then the folder is as it was."""
     import pycolmap
 
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    (new / inside).mkdir(parents=True)
-    model.write_binary(str(new / inside))
+    new.mkdir(parents=True)
+    model.write_binary(str(new))
     try:
-        written = pycolmap.Reconstruction(str(new / inside))
+        written = pycolmap.Reconstruction(str(new))
         whole = (written.num_reg_images(), written.num_points3D()) == (model.num_reg_images(), model.num_points3D())
     except Exception:  # of a file that was cut off the library raises many things
         whole = False

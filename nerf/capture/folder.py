@@ -11,7 +11,7 @@ from typing import Any
 from nerf.capture.photos import FEWEST, Photo, Photos
 from nerf.capture.prepare import write_photo
 from nerf.capture.video import take_frames, video_fingerprint
-from nerf.errors import Range, UserError, brief, check_numbers
+from nerf.errors import Range, UserError, brief, check_numbers, note
 from nerf.io.files import write_file
 from nerf.io.folders import make_folder
 from nerf.io.json_text import parse_json
@@ -23,12 +23,18 @@ PICTURES = ("images/", "masks/")
 
 
 # What is made in the folder, beside the pictures in images/ and masks/; capture/ is wholly ours.
-MADE = ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply", "sparse/", ".sparse.new/")
+MADE = ("transforms.json", "poses.json", "coverage.png", "sparse_pc.ply", "sparse/0/", "sparse/.0.new/")
 
 
-def open_folder(path: Path, source: Path, overwrite: bool) -> tuple[OutputFolder, dict[str, Any] | None]:
-    """Make the folder; and the state that an earlier call left there, or None. Nothing of others is touched."""
+def open_folder(
+    path: Path, source: Path, overwrite: bool, photos: Photos | None = None
+) -> tuple[OutputFolder, dict[str, Any] | None]:
+    """Make the folder; and the state that an earlier call left there, or None. Nothing of others is touched. photos:
+    those of the source, unless it is a video."""
     before = _read_state(path)
+    if before is not None and before["source"] != str(source.resolve()) and _has_moved(before, source, photos):
+        note(f"{source} holds what was in {before['source']}: going on with it")
+        before["source"] = str(source.resolve())
     of_older = [*MADE, "capture/"] if before is not None else []
     if before is not None:  # before nerf.json there was no list; these are the names that were given
         of_older += [f"images/{name}" for name in before.get("photos", ())]
@@ -49,6 +55,14 @@ def open_folder(path: Path, source: Path, overwrite: bool) -> tuple[OutputFolder
     if before is None:
         write_state(path, {"format": "nerf-capture", "version": 1, "source": str(source.resolve())})
     return folder, before if before and "photos" in before else None
+
+
+def _has_moved(before: dict[str, Any], source: Path, photos: Photos | None) -> bool:
+    """Whether all that the state of an earlier call was made from lies there now, by name and content."""
+    if photos is None:
+        return before.get("video") == video_fingerprint(source)
+    given = {photo.name: photo.fingerprint for photo in photos.photos}
+    return bool(before.get("photos")) and before["photos"].items() <= given.items()
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:

@@ -45,9 +45,9 @@ class MaskBits:
         return torch.from_numpy(np.unpackbits(packed, count=h * w)).float().reshape(h, w, 1)
 
 
-def packed(sizes: list[tuple[int, int]], decode: Callable[[int], np.ndarray]) -> MaskBits:
+def packed(sizes: list[tuple[int, int]], decode: Callable[[int], np.ndarray], n_threads: int = 2) -> MaskBits:
     """Masks of the given (height, width), decoded once by decode(i) -> [h,w,1] uint8; used is what is above 127."""
     counts = [(h * w + 7) // 8 for h, w in sizes]
     memory = np.zeros(sum(counts), np.uint8)
-    rows = fill_rows(memory, sizes, counts, lambda i: np.packbits(decode(i).reshape(-1) > 127))
+    rows = fill_rows(memory, sizes, counts, lambda i: np.packbits(decode(i).reshape(-1) > 127), n_threads)
     return MaskBits(torch.from_numpy(memory), *rows)

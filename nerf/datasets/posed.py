@@ -16,7 +16,10 @@ from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.errors import UserError
 from nerf.geometry.cameras import FISHEYE, Cameras
+from nerf.geometry.space import checked_similarity
 from nerf.io.images import Picture, read_header
+
+FARTHEST = 1e15  # world units or pixels: what is beyond in a file is damage, and distances still have squares
 
 
 @dataclass
@@ -50,7 +53,12 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
     _turn_back(frames, pictures, parsed.notes)
     lenses = [_fit_lens(f, pictures, i, parsed.notes) for i, f in enumerate(frames)]
     cameras = cameras_of(torch.from_numpy(poses), lenses)
-    points = None if parsed.points is None else torch.from_numpy(np.ascontiguousarray(parsed.points, np.float64))
+    if parsed.region is not None:
+        checked_similarity(parsed.region, f"{parsed.path}: the region of interest")
+    points = None
+    if parsed.points is not None:
+        parsed.points = parsed.points[(np.abs(parsed.points) < FARTHEST).all(axis=1)]
+        points = torch.from_numpy(np.ascontiguousarray(parsed.points, np.float64))
     return Posed(frames, pictures, cameras, points, _split(frames, options or LoadOptions(), parsed.notes))
 
 
@@ -72,6 +80,10 @@ def checked_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     m = m[:3]
     if not np.isfinite(m).all():
         raise UserError(f"{where}: the pose holds NaN or infinity: repair or remove this frame")
+    if np.abs(m[:, 3]).max() > FARTHEST:
+        raise UserError(
+            f"{where}: the camera stands {np.abs(m[:, 3]).max():.3g} units away: repair or remove this frame"
+        )
     u, s, vt = np.linalg.svd(m[:, :3])
     problem = ""
     if s[2] < 1e-6 * max(s[0], 1e-300):
@@ -188,12 +200,12 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
         fy = 0.5 * stated_h / math.tan(0.5 * lens.angle_y)
     fx, fy = fy if math.isnan(fx) else fx, fx if math.isnan(fy) else fy
     for name, f in (("horizontal", fx), ("vertical", fy)):
-        if not (math.isfinite(f) and f > 0):
+        if not 0 < f < FARTHEST:
             raise UserError(f"{where}: the {name} focal length is {f}, expected pixels above zero")
     cx = 0.5 * stated_w if math.isnan(lens.cx) else lens.cx
     cy = 0.5 * stated_h if math.isnan(lens.cy) else lens.cy
-    if not all(map(math.isfinite, (cx, cy, *lens.distortion))):
-        raise UserError(f"{where}: the principal point or distortion is not finite")
+    if not all(abs(value) < FARTHEST for value in (cx, cy, *lens.distortion)):
+        raise UserError(f"{where}: the principal point or distortion is not finite, or far too large")
     _check_centre(replace(lens, cx=cx, cy=cy), (stated_w, stated_h), frame, notes)
     sx, sy = w / stated_w, h / stated_h
     if (sx, sy) != (1.0, 1.0):

@@ -286,7 +286,7 @@ def _unbounded(capture: ParsedScene, cameras: Cameras) -> Region:
     if capture.points is not None and len(capture.points) >= 100:
         x = s.apply(torch.from_numpy(np.ascontiguousarray(capture.points, dtype=np.float64)))
         reach = max(reach, float(np.percentile(x.abs().amax(dim=1).numpy(), 99)))
-    n_levels = min(max(_N_LEVELS, math.ceil(math.log2(max(reach, 1.0))) + 1), 8)
+    n_levels = min(max(_N_LEVELS, math.ceil(math.log2(min(max(reach, 1.0), 1e9))) + 1), 8)
     if capture.extent:
         notes.append(
             f"aabb_scale asks for {reach:.3g} scene units; the field reaches {2 ** (n_levels - 1)}, so nothing is cut"

@@ -28,6 +28,8 @@ from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space, checked_similarity
 from nerf.io.images import Picture, convert, read_mask, read_pixels
+from nerf.io.machine import usable_cores
+from nerf.io.threads import threads_within
 
 
 @dataclass
@@ -205,7 +207,7 @@ class _Pictures:
         """All pictures decoded: in memory, or in tiles on disk where they would fill too much of it."""
         broken: dict[str, int] = {}  # pixels that are no numbers, by image
         kind = self.n_channels, self.dtype, lambda i: self._decode(i, broken)
-        store = self._tiled("photos", *kind) if self._in_tiles else fill(self.sizes.sizes, *kind)
+        store = self._tiled("photos", *kind) if self._in_tiles else fill(self.sizes.sizes, *kind, self._threads(2))
         if broken:
             self.parsed.notes.append(
                 f"{sum(broken.values())} pixels of {len(broken)} images (the first is {min(broken)}) are NaN or "
@@ -223,7 +225,7 @@ class _Pictures:
             return mask if used is None else np.where(used[..., None], mask, np.uint8(0))
 
         if not self._in_tiles:
-            return packed(self.sizes.sizes, decode)
+            return packed(self.sizes.sizes, decode, self._threads(2))
         return self._tiled("masks", 1, np.dtype(np.uint8), decode)
 
     @property
@@ -243,7 +245,13 @@ class _Pictures:
         if what == "masks" and (self.alpha.is_mask or self.alpha.empty):
             settings["alpha"] = [self.alpha.is_mask, *sorted(self.alpha.empty)]
         made_from: list[Any] = [[f.path, f.mask if what == "masks" else f.matte] for f in self.posed.frames]
-        return tiled(place, made_from, settings, self.sizes.sizes, n_channels, dtype, decode, what)
+        n_threads = self._threads(usable_cores())
+        return tiled(place, made_from, settings, self.sizes.sizes, n_channels, dtype, decode, what, n_threads)
+
+    def _threads(self, most: int) -> int:
+        """So many as memory has room for pictures on their way: as the decoder holds them, as an array, reduced."""
+        pixel = 4 + 4 * self.n_channels * self.dtype.itemsize
+        return threads_within(max(p.width * p.height for p in self.posed.pictures) * pixel, most)
 
     def _decode(self, i: int, broken: dict[str, int]) -> np.ndarray:
         frame, picture = self.posed.frames[i], self.posed.pictures[i]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nerf.io.memory import allocate
-from nerf.io.threads import in_two_threads
+from nerf.io.threads import in_threads
 
 
 @dataclass
@@ -94,16 +94,24 @@ def as_tensor(values: np.ndarray) -> Tensor:
 
 
 def fill(
-    sizes: list[tuple[int, int]], n_channels: int, dtype: np.dtype, decode: Callable[[int], np.ndarray]
+    sizes: list[tuple[int, int]],
+    n_channels: int,
+    dtype: np.dtype,
+    decode: Callable[[int], np.ndarray],
+    n_threads: int = 2,
 ) -> PixelStore:
-    """A store of images of the given (height, width), each decoded once by decode(i) -> [h,w,c], in two threads."""
+    """A store of images of the given (height, width), each decoded once by decode(i) -> [h,w,c], in threads."""
     counts = [h * w for h, w in sizes]
     memory = allocate(sum(counts), n_channels, dtype)
-    return PixelStore(memory, *fill_rows(memory, sizes, counts, lambda i: decode(i).reshape(-1, n_channels)))
+    return PixelStore(memory, *fill_rows(memory, sizes, counts, lambda i: decode(i).reshape(-1, n_channels), n_threads))
 
 
 def fill_rows(
-    memory: np.ndarray, sizes: list[tuple[int, int]], counts: list[int], decode: Callable[[int], np.ndarray]
+    memory: np.ndarray,
+    sizes: list[tuple[int, int]],
+    counts: list[int],
+    decode: Callable[[int], np.ndarray],
+    n_threads: int,
 ) -> Tensor:
     """Put decode(i), of counts[i] rows, one after the other into memory; (offsets, heights, widths) [3,n] int64."""
     offsets = np.cumsum([0, *counts])
@@ -111,5 +119,5 @@ def fill_rows(
     def one(i: int) -> None:
         memory[offsets[i] : offsets[i + 1]] = decode(i)
 
-    in_two_threads(one, len(sizes))
+    in_threads(one, len(sizes), n_threads)
     return torch.cat([torch.from_numpy(offsets[:-1])[None], torch.tensor(sizes).T])

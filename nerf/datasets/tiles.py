@@ -25,7 +25,6 @@ from nerf.errors import UserError, note
 from nerf.io.arrays import read_npz
 from nerf.io.files import atomic_write
 from nerf.io.folders import cache_folder, make_folder
-from nerf.io.machine import usable_cores
 from nerf.io.progress import Progress
 
 TILE = 64  # pixels: of 3 bytes 12 KiB, three pages of the disk
@@ -45,9 +44,11 @@ def tiled(
     dtype: np.dtype,
     decode: Callable[[int], np.ndarray],
     label: str,
+    n_threads: int = 2,
 ) -> PixelStore:
     """The images of the given (height, width), each decoded once by decode(i) -> [h,w,c], as a store in tiles, in the
-    data set's folder; made from the files of image i, and by settings (JSON-able). Of a failure nothing is left."""
+    data set's folder; made from the files of image i, and by settings (JSON-able), in threads. Of a failure nothing is
+    left."""
     about = {
         "format": "nerf-pixels",
         "version": VERSION,
@@ -68,10 +69,12 @@ def tiled(
     with _alone(folder):
         _tidy(folder)
         found = _opened(folder / name, about)  # another process may have made it while this one waited
-        return found or _converted(folder / name, about, decode, label)
+        return found or _converted(folder / name, about, decode, label, n_threads)
 
 
-def _converted(base: Path, about: dict[str, Any], decode: Callable[[int], np.ndarray], label: str) -> PixelStore:
+def _converted(
+    base: Path, about: dict[str, Any], decode: Callable[[int], np.ndarray], label: str, n_threads: int
+) -> PixelStore:
     starts = np.cumsum([0, *(-(-h // TILE) * -(-w // TILE) for h, w in about["sizes"])])
     tile_bytes = TILE * TILE * about["channels"] * np.dtype(about["type"]).itemsize
     n, n_bytes, data = len(about["sizes"]), int(starts[-1]) * tile_bytes, base.with_name(f"{base.name}.bin")
@@ -87,7 +90,7 @@ def _converted(base: Path, about: dict[str, Any], decode: Callable[[int], np.nda
                 tiles, ranges[starts[i] : starts[i + 1]] = cut(decode(i))
                 _write_at(file.fileno(), tiles, int(starts[i]) * tile_bytes)
 
-            with ThreadPoolExecutor(usable_cores()) as pool, Progress(label, n) as shown:
+            with ThreadPoolExecutor(n_threads) as pool, Progress(label, n) as shown:
                 for k, _ in enumerate(pool.map(one, range(n)), 1):  # raises the first error in file order
                     shown.update(k)
             os.fsync(file.fileno())  # the index below says that all of it is there

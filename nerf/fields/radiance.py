@@ -164,6 +164,12 @@ class RadianceField(nn.Module):
         return asdict(self.options) | {"contracted": self.config.contracted}
 
 
+def check_sizes(field: RadianceField) -> None:
+    """BadValue where the kernels in use take no field of these sizes; those of "reference" take any."""
+    with torch.no_grad():
+        field.density(torch.zeros(1, 3))
+
+
 def _rename(field: nn.Module, state: dict[str, Any], prefix: str, *rest: Any, to_files: bool) -> None:
     """Checkpoints name the parameters table, density_weights.0, ..., color_weights.0, ...: their format is older than
     the modules."""

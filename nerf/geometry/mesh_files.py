@@ -95,7 +95,14 @@ def _ply_bytes(file: BinaryIO, n_bytes: int) -> int:
 
 
 def _glb_bytes(file: BinaryIO, n_bytes: int) -> int:
-    """That its accessors take together, less what small files may share."""
+    """That its chunks take, or its accessors together, less what small files may share."""
+    end = 12
+    while end < n_bytes:
+        file.seek(end)
+        end += 8 + int.from_bytes(file.read(4), "little")
+    if end > n_bytes + 3:  # some pad the last one to four bytes in its length alone
+        return end
+    file.seek(0)
     header = file.read(20)
     content = json.loads(file.read(min(int.from_bytes(header[12:16], "little"), n_bytes)))
     sizes = (int(a["count"]) * _GLB_SIZES[a["componentType"]] * _GLB_WIDTHS[a["type"]] for a in content["accessors"])

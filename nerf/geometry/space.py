@@ -97,8 +97,8 @@ def checked_similarity(given: Any, name: str) -> Similarity:
         )
     scale = float(given.scale)
     rotation, translation = (torch.as_tensor(t, dtype=torch.float64) for t in (given.rotation, given.translation))
-    if not (math.isfinite(scale) and scale > 0):
-        raise BadValue(f"{name}: its scale is {scale:g}, expected a finite number above 0")
+    if not 1e-15 <= scale <= 1e15:  # beyond, distances have no squares in float32
+        raise BadValue(f"{name}: its scale is {scale:g}, expected a number above 0 (from 1e-15 to 1e15)")
     exact = rotation.shape == (3, 3) and torch.allclose(rotation @ rotation.T, torch.eye(3).double(), atol=1e-4)
     if not exact or float(torch.linalg.det(rotation)) < 0:
         raise BadValue(f"{name}: its rotation is no rotation [3,3] (orthonormal, with the determinant 1)")
@@ -270,7 +270,7 @@ def space_from_dict(d: dict[str, Any]) -> Space:
             check_numbers(d, {"n_levels": Range(1, 16, whole=True)})
             return Unbounded(d["n_levels"])
         case "ndc":
-            check_numbers(d, {"ndc": Range(0, 1e9, above=True)})
+            check_numbers(d, {"ndc": Range(0, 1e9, above=True, many=True)})
             return Ndc(*map(float, d["ndc"]))
     raise ValueError(f"no space is called {d['space']!r}")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
+import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +16,8 @@ from nerf.errors import UserError
 from nerf.io.folders import scratch_folder
 
 _LONGEST_NAME = 255  # bytes of a file's name, on every usual file system
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"  # process numbers are those of a machine, folders may not be
+_TEMPORARY = re.compile(r"\..*\.nerf-(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]{1,19})-[0-9a-f]{8}(\.\w+)?", re.DOTALL)
 
 
 @contextmanager
@@ -45,7 +50,7 @@ def fresh(target: Path, suffix: str = ".tmp") -> Path:
     """A new, empty file beside the target that no other process has, and that no link leads away from; its name says
     whose it is (see `remove_orphans`)."""
     while True:
-        end = f".{os.getpid()}.{secrets.token_hex(4)}{suffix}"
+        end = f".nerf-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
         start = os.fsencode(f".{target.name}")[: _LONGEST_NAME - len(end)]
         temporary = target.with_name(os.fsdecode(start).rstrip(".") + end)
         try:
@@ -56,16 +61,16 @@ def fresh(target: Path, suffix: str = ".tmp") -> Path:
 
 
 def remove_orphans(folder: Path) -> None:
-    """Remove what `atomic_write` left in a folder of ours in processes that were killed; it can be large."""
+    """Remove what `atomic_write` left in a folder in processes of this machine that were killed; it can be large."""
     for path in folder.iterdir():
-        if is_temporary(path) and not is_running(int(path.name.split(".")[-3])):
+        name = _TEMPORARY.fullmatch(path.name)
+        if name is not None and name["host"] == _HOST and not is_running(int(name["pid"])):
             path.unlink(missing_ok=True)
 
 
 def is_temporary(path: Path) -> bool:
     """Whether `atomic_write` made this name."""
-    parts = path.name.split(".")
-    return path.name.startswith(".") and len(parts) > 4 and parts[-3].isdecimal() and len(parts[-2]) == 8
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def is_running(pid: int) -> bool:

@@ -79,8 +79,7 @@ def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
                 if reduction > 1 and im.format in ("JPEG", "MPO"):
                     im.draft(None, (im.width // reduction, im.height // reduction))
                 turned = int(im.getexif().get(0x0112, 1)) if im.format == "TIFF" else 1
-                shown = im if mode is None else in_srgb(im).convert(mode)
-                pixels = np.asarray(shown).astype(picture.dtype, copy=False)
+                pixels = _in_bands(im, mode).astype(picture.dtype, copy=False)
     except UserError:
         raise
     except Exception as e:
@@ -89,6 +88,28 @@ def read_pixels(picture: Picture, reduction: int = 1) -> np.ndarray:
     if turned > 1:  # back again, for Pillow turns TIFFs by itself
         pixels = TURNS.get({6: 8, 8: 6}.get(turned, turned), lambda a: a)(pixels)
     return TURNS.get(picture.orientation, lambda a: a)(pixels)
+
+
+def _in_bands(image: Image, mode: str | None) -> np.ndarray:
+    """The pixels of a picture, brought to sRGB and a mode (None: as it is); of a large one a band of rows at a time,
+    for Pillow copies it three times on its way to an array."""
+
+    def pixels(part: Image) -> np.ndarray:
+        return np.asarray(part if mode is None else in_srgb(part).convert(mode))
+
+    width, height = image.size
+    if width * height <= _BAND:
+        return pixels(image)
+    whole, n = np.empty((0,)), max(1, _BAND // width)
+    for top in range(0, height, n):
+        rows = pixels(image.crop((0, top, width, min(top + n, height))))
+        if top == 0:
+            whole = np.empty((height, *rows.shape[1:]), rows.dtype)
+        whole[top : top + n] = rows
+    return whole
+
+
+_BAND = 1 << 24  # pixels
 
 
 def stored_size(image: Image) -> tuple[int, int]:

@@ -34,6 +34,21 @@ def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf
     return float(value)
 
 
+def check_curve(saved: Any) -> None:
+    """What a training has noted as it went on: a list of records."""
+    if not isinstance(saved, list) or not all(isinstance(point, dict) for point in saved):
+        raise ValueError("its curve is no list of records")
+
+
+def same_kinds(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
+    """What has been taken from a checkpoint has the shapes and types of what was there before, where that was."""
+    for name, t in before.items():
+        if name in now and (now[name].shape != t.shape or now[name].dtype != t.dtype):
+            raise ValueError(
+                f"{name} is {now[name].dtype} of the shape {list(now[name].shape)}, expected {t.dtype}, {list(t.shape)}"
+            )
+
+
 def same_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str) -> None:
     """The tensors whose names begin so, followed by a dot, are those that a module would have; it may still be on the
     device meta, without memory."""

@@ -35,6 +35,11 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
 
 
+def free_memory() -> int | None:
+    """Bytes that are available, within a container's limit; None where the system does not say."""
+    return _memory()[1]
+
+
 def source_commit() -> str | None:
     """The git commit of a source checkout, with "+" when files differ from it; None for an installed package."""
     root = Path(__file__).resolve().parents[2]

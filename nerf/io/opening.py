@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,13 @@ _n_open = 0  # pictures, in all threads
 _limit: int | None = None  # of Pillow, before the first of them was opened
 
 
+class _Bounded(BufferedReader):
+    """A file that takes no memory for more bytes than it has, whatever a chunk in it says of its length."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(-1 if size is None else min(size, os.fstat(self.fileno()).st_size))
+
+
 @contextmanager
 def opened(path: Path | str) -> Iterator[Image]:
     """The picture in a file, its header read and its pixels not, whatever its name says. UserError where its size is
@@ -48,7 +56,7 @@ def opened(path: Path | str) -> Iterator[Image]:
     """
     from PIL import Image, UnidentifiedImageError
 
-    with _without_limit(), open(path, "rb") as file:
+    with _without_limit(), _Bounded(FileIO(path)) as file:
         n_bytes, head = os.fstat(file.fileno()).st_size, file.read(30)
         file.seek(0)
         if head[4:12] in (*_HEIC, *_HEIC_OR_AVIF):

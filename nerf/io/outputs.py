@@ -104,7 +104,8 @@ class OutputFolder:
                     f"{path} is not empty: choose a new folder with -o, or give --overwrite to write into it (what is "
                     "there stays)"
                 )
-        others = [name for name in names if os.path.lexists(path / name) and not _is_listed(name, ours)]
+        wanted = names if record is not None else (RECORD, *names)  # which may be there, and be no file
+        others = [name for name in wanted if os.path.lexists(path / name) and not _is_listed(name, ours)]
         if others:
             raise _in_the_way(path / others[0])
         return ours

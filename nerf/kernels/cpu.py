@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nerf.errors import BadValue
 from nerf.kernels.bindings import (
     MAX_LAYERS,
     AdamDesc,
@@ -125,7 +126,7 @@ def field_desc(field: FieldView, p: Pointers) -> FieldDesc:
     params, config = field.params, field.config
     layout, width = config.layout, params.density_weights[0].shape[0]
     if layout.n_dims != 3 or layout.n_features_per_level not in (2, 4) or layout.n_features % 16:
-        raise ValueError(
+        raise BadValue(
             "layout: the fused field takes 3 dimensions, 2 or 4 features per level and a multiple of 16 features, got "
             f"{layout.n_dims}, {layout.n_features_per_level} and {layout.n_features}"
         )
@@ -135,9 +136,9 @@ def field_desc(field: FieldView, p: Pointers) -> FieldDesc:
     )
     for name, weights, *_ in networks:
         if not 1 <= len(weights) <= MAX_LAYERS:
-            raise ValueError(f"{name}: expected 1 to {MAX_LAYERS} layers, got {len(weights)}")
+            raise BadValue(f"{name}: expected 1 to {MAX_LAYERS} layers, got {len(weights)}")
     if width % 16 or not 16 <= width <= 128:
-        raise ValueError(f"density_weights[0]: expected a width of 16 to 128 in steps of 16, got {width}")
+        raise BadValue(f"density_weights[0]: expected a width of 16 to 128 in steps of 16, got {width}")
     desc = FieldDesc(
         layout.n_levels,
         layout.n_features_per_level,

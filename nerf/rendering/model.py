@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,14 @@ from nerf import kernels
 from nerf.errors import MISFITS, UserError, brief
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.own import check_module, checked
-from nerf.fields.radiance import FieldOptions, RadianceField
+from nerf.fields.radiance import FieldOptions, RadianceField, check_sizes
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space
 from nerf.io import checkpoint
-from nerf.io.limits import number
 from nerf.kernels import RenderedRays
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
-from nerf.rendering.state import check_cameras, check_field, check_occupancy
+from nerf.rendering.state import check_cameras, check_field, check_occupancy, check_shown
 from nerf.rendering.view import View
 
 FIELD_CHUNK = 1 << 20
@@ -200,24 +198,19 @@ class Model:
             if field is None:
                 contracted = options.pop("contracted")
                 sizes = FieldOptions(**options)
-                if len(tensors["field.table"]) != sizes.layout().n_rows:  # before so much memory is taken
-                    raise ValueError("its table is not of the size of its config")
                 field = RadianceField(sizes, contracted)
             checkpoint.fill(field, checkpoint.part(tensors, "field"), where, given)
             device = kernels.device() if device is None else device
             field.to(device)
             if isinstance(field, RadianceField):
                 field.table_half = field.table.detach().half()
-            cells = math.prod(tensors["occupancy.occupied"].shape)
-            if cells != config["occupancy"]["n_levels"] * config["occupancy"]["resolution"] ** 3:
-                raise ValueError(f"its occupancy has {cells} cells, not those of its config")
+                check_sizes(field)
             occupancy = OccupancyGrid(**config["occupancy"])
             occupancy.restore(checkpoint.part(tensors, "occupancy"))
             occupancy.to(device)
             cameras = Cameras(**checkpoint.part(tensors, "cameras"))
             check_cameras(cameras)
-            number(config["scene_from_world"]["scale"], "the scale of scene_from_world", 1e-30, 1e30)
-            number(config.get("exposure", 1.0), "exposure", 1e-9, 1e9)
+            check_shown(config, tensors)
             model = Model(
                 field,
                 occupancy,

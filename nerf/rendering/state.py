@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
-from nerf.io.limits import same_shapes, whole
+from nerf.io.limits import number, same_shapes, whole
 
 MOST_PIXELS = 1 << 31  # of a camera's picture
 
@@ -20,6 +20,8 @@ def check_field(options: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """ValueError or TypeError where `RadianceField` would make another field of these options than that of the
     tensors."""
     sizes = {name: value for name, value in options.items() if name != "contracted"}
+    if not isinstance(options["contracted"], bool):
+        raise ValueError(f"contracted is {options['contracted']!r}, expected true or false")
     with torch.device("meta"):
         same_shapes(RadianceField(FieldOptions(**sizes), fill=False).state_dict(), tensors, "field")
 
@@ -30,6 +32,24 @@ def check_occupancy(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> No
     flat = torch.empty(levels * r**3, device="meta")
     expected = {"values": flat, "candidates": flat, "occupied": flat.reshape(levels, r, r, r)}
     same_shapes(expected, tensors, "occupancy")
+    kinds = [tensors[f"occupancy.{name}"].dtype for name in expected]
+    if kinds != [torch.float32, torch.bool, torch.bool]:
+        raise ValueError(f"the occupancy's tensors are {kinds}")
+
+
+def check_shown(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """ValueError where what decides how colours are shown, or the names of the photos, are of other types."""
+    number(config.get("exposure", 1.0), "exposure", 1e-9, 1e9)
+    if not isinstance(config["linear"], bool) or not isinstance(config["meta"], dict):
+        raise ValueError("linear is expected to be true or false, and meta an object")
+    names, n = config.get("names", []), len(tensors["cameras.c2w"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in (0, n):
+        raise ValueError(f"names are expected to be those of the {n} photos")
+    for name, shape in (("background", (3,)), ("given_poses", (n, 3, 4)), ("log_gains", (n, 3))):
+        if (t := tensors.get(name)) is None and name != "background":
+            continue
+        if t is None or t.shape != shape or not t.is_floating_point() or not bool(t.isfinite().all()):
+            raise ValueError(f"{name} is expected to be finite numbers of the shape {list(shape)}")
 
 
 def check_cameras(cameras: Cameras) -> None:

@@ -143,6 +143,8 @@ def write_wav(path: Path, samples: np.ndarray, rate: int, bits: int) -> None:
     else:
         raw = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
     code, frame = _FLOAT if samples.dtype.kind == "f" else _PCM, channels * bits // 8
+    if max(channels << 16, rate * frame, len(raw) + 64) >= 1 << 32:
+        raise UserError(f"{path}: WAV cannot hold {len(samples)} samples of {channels} channels at {rate} a second")
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, code, channels, rate, rate * frame, frame, bits)
     body = form + struct.pack("<4sI", b"data", len(raw)) + raw + b"\0" * (len(raw) % 2)
     write_file(path, struct.pack("<4sI4s", b"RIFF", 4 + len(body), b"WAVE") + body)

@@ -19,6 +19,7 @@ from nerf.io import checkpoint
 from nerf.io.clock import LENGTH, SEED, Clock, Length
 from nerf.io.folders import is_checkpoint
 from nerf.io.interrupts import stoppable, whole
+from nerf.io.limits import check_curve
 from nerf.io.outputs import OutputFolder
 from nerf.io.progress import Progress
 from nerf.kernels import AdamState, AdamStep
@@ -142,29 +143,35 @@ class Fitter:
         saved = config.get("fitting")
         if saved is None or config.get("format") != "nerf-signal":
             raise UserError(f"{path} holds no signal that could be continued: start again with --overwrite")
-        for what, now in (("field", self.field.to_dict()), ("signal", self.problem.describe())):
-            if json.loads(json.dumps(now)) != config[what]:
+        try:
+            check_numbers(
+                saved, {"step": Range(0, 1e9, whole=True), "seconds": Range(0, 1e9), "total_steps": LENGTH["steps"]}
+            )
+            check_curve(saved["curve"])
+            for what, now in (("field", self.field.to_dict()), ("signal", self.problem.describe())):
+                if json.loads(json.dumps(now)) != config[what]:
+                    raise UserError(
+                        f"{path} was fitted with another {what}: continue with the same file and options, "
+                        "or start again with --overwrite"
+                    )
+            free = {"steps", "minutes", "checkpoint_seconds"}  # how long is settled by the first run
+            mine = asdict(self.config)
+            other = [k for k in mine if k not in free and saved["config"].get(k) != mine[k]]
+            if self.config.steps is not None and saved["total_steps"] != self.config.steps:
+                other.append("steps")
+            if other:
                 raise UserError(
-                    f"{path} was fitted with another {what}: continue with the same file and options, "
+                    f"{path} was fitted with other settings ({', '.join(other)}): continue with the same, "
                     "or start again with --overwrite"
                 )
-        free = {"steps", "minutes", "checkpoint_seconds"}  # how long is settled by the first run
-        mine = asdict(self.config)
-        other = [k for k in mine if k not in free and saved["config"].get(k) != mine[k]]
-        if self.config.steps is not None and saved["total_steps"] != self.config.steps:
-            other.append("steps")
-        if other:
-            raise UserError(
-                f"{path} was fitted with other settings ({', '.join(other)}): continue with the same, "
-                "or start again with --overwrite"
-            )
-        checkpoint.fill(self.field, checkpoint.part(tensors, "field"), str(path), given=True)
-        for i, state in enumerate(self.states):
-            state.m.copy_(tensors[f"adam.{i}.m"])
-            state.v.copy_(tensors[f"adam.{i}.v"])
-        check_numbers(saved, {"step": Range(0, 1e9, whole=True), "total_steps": LENGTH["steps"]}, f"{path}: ")
-        for name in SAVED:
-            setattr(self, name, saved[name])
+            checkpoint.fill(self.field, checkpoint.part(tensors, "field"), str(path), given=True)
+            for i, state in enumerate(self.states):
+                state.m.copy_(tensors[f"adam.{i}.m"])
+                state.v.copy_(tensors[f"adam.{i}.v"])
+            for name in SAVED:
+                setattr(self, name, saved[name])
+        except MISFITS as error:
+            raise UserError(f"{path}: its state is damaged ({brief(error)}): start again with --overwrite") from error
         self.saved = self.step
 
     def save(self, path: Path) -> None:

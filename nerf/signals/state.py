@@ -49,13 +49,16 @@ def check_state(tensors: Mapping[str, Tensor], config: dict[str, Any]) -> None:
 
 def _check_signal(kind: str, signal: dict[str, Any]) -> None:
     """What `nerf sample` takes the size and the scale of its output from; of kinds from outside, what it knows."""
+    if not isinstance(kind, str):
+        raise ValueError(f"kind is {kind!r}, expected a name")
     if kind in ("image", "video", "ct", "set"):
         *frames, height, width = (whole(side, "a side of the signal", 1, _FRAMES) for side in signal["shape"])
         if max(height, width) > _SIDE or height * width > MOST_PIXELS or len(frames) != (kind == "video"):
             raise ValueError(f"the signal's shape is {signal['shape']}, expected sides of at most {_SIDE}")
     elif kind == "audio":
-        if math.prod(whole(n, "the number of samples", 1, MOST_SAMPLES) for n in signal["shape"]) > MOST_SAMPLES:
+        if len(signal["shape"]) != 1:
             raise ValueError(f"the signal's shape is {signal['shape']}, expected one length")
+        whole(signal["shape"][0], "the number of samples", 1, MOST_SAMPLES)
         whole(signal["rate"], "rate", 1, 1 << 30)
         whole(signal["bits"], "bits", 8, 64)
     elif kind == "shape":

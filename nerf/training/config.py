@@ -14,7 +14,7 @@ from nerf.datasets import Scene
 from nerf.errors import BadValue, Range, check_record
 from nerf.fields.occupancy import RESOLUTION, OccupancyGrid
 from nerf.fields.own import check_module, checked
-from nerf.fields.radiance import FieldOptions, RadianceField
+from nerf.fields.radiance import FieldOptions, RadianceField, check_sizes
 from nerf.io.clock import LENGTH, SEED, Length
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
@@ -160,6 +160,8 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
         options = config.field or default_field(scene, config.exposure)
         field = RadianceField(options, scene.space.contracted, config.seed)
     check_module(field)
+    if isinstance(field, RadianceField):
+        check_sizes(field)
     occupancy = OccupancyGrid(scene.space.n_levels, config.occupancy_resolution, _mean_density(field))
     if not scene.space.warped:
         slack = SLACK * scene_scale(scene.cameras, scene.scene_from_world) if config.refine_poses else 0.0

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.datasets import Scene
-from nerf.errors import Range, UserError, brief, check_numbers, note
+from nerf.errors import MISFITS, Range, UserError, brief, check_numbers, note
 from nerf.fields.own import checked
 from nerf.io import checkpoint
 from nerf.io.clock import LENGTH
 from nerf.io.files import write_file
 from nerf.io.interrupts import stoppable, whole
+from nerf.io.limits import check_curve, same_kinds
 from nerf.io.outputs import OutputFolder
 from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
@@ -253,15 +254,19 @@ class Trainer:
             )
         try:
             check_numbers(saved, SAVED)
+            check_numbers(saved["samples"], dict.fromkeys(self.samples, Range(0, whole=True)))
+            check_curve(saved["curve"])
             self._check_same(path, saved)
             check_same_scene(path, tensors, config, self.scene)
             self.model.occupancy = Model.from_state(tensors, config, str(path), self.model.field).occupancy
             for part, held in self._parts().items():
+                before = held.tensors()
                 held.restore(checkpoint.part(tensors, part))
+                same_kinds(before, held.tensors())
             for name in (*SAVED, "curve"):
                 setattr(self, name, saved[name])
             self.samples.update(saved["samples"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except MISFITS as error:
             raise UserError(
                 f"{path}: its training state is damaged ({brief(error)}): start again with --overwrite"
             ) from error

@@ -31,7 +31,7 @@ SCHEDULE = {
     "step_scale": Range(0, 1e3, above=True),
     "step_scale_until": Range(0, 1e9),
     "occupancy_every": Range(1, 1e9, whole=True),
-    "occupancy_everywhere": _COUNT,
+    "occupancy_everywhere": _COUNT._replace(many=True),
     "pose_rate": _RATE,
     "pose_after": _COUNT,
     "exposure_rate": _RATE,

@@ -21,6 +21,8 @@ import trimesh
 import nerf
 from fuzzing.inputs import (
     N,
+    go_on_fitting,
+    go_on_training,
     read_arrays,
     read_each,
     read_film,
@@ -44,6 +46,7 @@ from fuzzing.inputs import (
     write_record3d,
     write_signals,
     write_sounds,
+    write_training,
 )
 from nerf.capture.folder import open_folder, state_of, write_photos, write_state
 from nerf.capture.photos import read_photos
@@ -237,6 +240,8 @@ KINDS: dict[str, Kind] = {
     "arrays": Kind(write_arrays, read_arrays, ("*",)),
     "meshes": Kind(write_meshes, read_each(read_meshes), ("*",)),
     "models": Kind(write_models, read_each(read_model), ("*",)),
+    "trainings": Kind(write_training, go_on_training, ("run/checkpoint.safetensors",)),
+    "fits": Kind(write_training, go_on_fitting, ("fit/checkpoint.safetensors",)),
     "signals": Kind(write_signals, read_each(read_signal), ("*",)),
     "packs": Kind(write_packs, read_each(read_signal), ("*",)),
     "paths": Kind(write_paths, read_each(load_path), ("*",)),

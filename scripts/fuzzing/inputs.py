@@ -25,12 +25,13 @@ from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.space import Box, Similarity, Unbounded
 from nerf.geometry.triangles import read_mesh, read_textured_mesh
-from nerf.io import exr
+from nerf.io import checkpoint, exr
 from nerf.io.images import read_header, read_pixels, write_png_16
 from nerf.io.outputs import OutputFolder
 from nerf.io.video import ffmpeg, mp4
 from nerf.rendering.marching import Marching
 from nerf.signals import ct, latents, shape
+from nerf.signals.fitting import Fitter, field_for
 from nerf.signals.image import read_image
 from nerf.signals.packing import load_signal, pack
 from nerf.signals.solid import read_solid
@@ -245,6 +246,41 @@ def read_model(path: Path) -> None:
         model.render_image(model.cameras, 0)
     for kind in ("orbit", "interpolate"):
         nerf.camera_path(kind, model.cameras, model.scene_from_world, model.space, n_frames=3, longest=16)
+
+
+FIT = nerf.FitConfig(steps=51, batch=64)
+TRAINING = nerf.TrainConfig(
+    steps=51,
+    batch_samples=256,
+    occupancy_resolution=32,
+    refine_poses=True,
+    exposure=True,
+    field=FieldOptions(n_levels=4, log2_hashmap_size=8, base_resolution=4, finest_resolution=16, width=16),
+).with_settings(pose_after=0, exposure_after=0.0, importance_after=1, importance_every=50)
+
+
+def write_training(folder: Path) -> None:
+    """A training and a fit that were stopped some steps before their end."""
+    small_scenes.write_transforms(folder / "data", n=N)
+    trainer = nerf.Trainer(load(folder / "data", downscale=4, quiet=True), TRAINING)
+    fitter = Fitter(_ramp(), field_for(_ramp(), "hash"), FIT)
+    for name, running in (("run", trainer), ("fit", fitter)):
+        running.train_step()
+        running.step = 49  # the next is one of those that the curve and the report know
+        checkpoint.save(folder / name / "checkpoint.safetensors", *running.state())
+
+
+def _ramp() -> nerf.Signal:
+    return nerf.Signal("image", np.linspace(0, 255, 64).astype(np.uint8)[:, None], (8, 8), one=255.0)
+
+
+def go_on_training(folder: Path) -> None:
+    posed = load(folder / "data", downscale=4, quiet=True)
+    nerf.train(posed, TRAINING, folder / "run", resume=True, progress=False)
+
+
+def go_on_fitting(folder: Path) -> None:
+    nerf.fit(_ramp(), "hash", FIT, folder / "fit", resume=True)
 
 
 def fitted_signals() -> dict[str, nerf.Fitted]:

@@ -196,6 +196,8 @@ def _lens(sensor: ElementTree.Element, where: str, notes: list[str]) -> Lens:
     resolution = sensor.find("resolution") if resolution is None else resolution
     try:
         width, height = (int(str(resolution.get(k))) for k in ("width", "height"))  # type: ignore[union-attr]
+        if not 0 <= min(width, height) <= max(width, height) <= 1 << 31:
+            raise ValueError
     except (AttributeError, ValueError) as e:
         raise UserError(f"{where}: states no resolution") from e
     f = number("f", math.nan)

@@ -17,6 +17,7 @@ from nerf.datasets.named import find_mask
 from nerf.datasets.posed import cameras_of
 from nerf.datasets.readers.colmap import lens_of, pose_of
 from nerf.errors import UserError
+from nerf.geometry.lenses import EQUIRECTANGULAR
 from nerf.io.files import write_file
 from nerf.io.interrupts import take_signals_back
 from nerf.io.ply import Columns, ply
@@ -36,15 +37,16 @@ def write_dataset(folder: Path, factor: float = 1.0, distance: tuple[str, str, f
     points = torch.from_numpy(np.array([model.points3D[i].xyz for i in ids], dtype=np.float64).reshape(-1, 3))
     colours = np.array([model.points3D[i].color for i in ids], dtype=np.uint8).reshape(-1, 3)
     metric = None if distance is None else _metric(names, c2w, distance)
-    world = world_from_model(c2w, points, factor, metric)
+    lenses = [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)]
+    spherical = torch.tensor([lens.model == EQUIRECTANGULAR for lens in lenses])
+    world = world_from_model(c2w, points, factor, metric, spherical)
     c2w, points = world.apply_poses(c2w), world.apply(points)
     model.transform(pycolmap.Sim3d(world.matrix()[:3].numpy()))
     write_model(model, folder / "sparse", "0")
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
     write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
-    lenses = cameras_of(c2w, [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)])
     masks = [find_mask(folder / "masks", name) for name in names]
-    posed = PosedFiles(lenses, [folder / "images" / name for name in names], {}, masks)
+    posed = PosedFiles(cameras_of(c2w, lenses), [folder / "images" / name for name in names], {}, masks)
     write_transforms(posed, folder / "transforms.json", "sparse_pc.ply")
     return {"c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
 

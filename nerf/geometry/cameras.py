@@ -91,6 +91,11 @@ class Cameras:
         return -self.c2w[:, :, 2]
 
     @property
+    def spherical(self) -> Tensor:
+        """Which are panoramas of the whole sphere, that look nowhere in particular: bool [n]."""
+        return self.models == EQUIRECTANGULAR
+
+    @property
     def opencv_axes(self) -> Tensor:
         """[n,3,3], world: right, down and forward as columns."""
         return self.c2w[:, :, :3] * _AXES.to(self.c2w.device)
@@ -190,17 +195,18 @@ class Cameras:
         if not self._distorted():
             return z
         distance = local.norm(dim=-1)
-        seen = z > distance * self._widest().cos()[:, None]
+        widest = self.widest_angles[:, None]
+        seen = (z > distance * widest.cos()) | (widest > 3.1415)
         size = torch.where(ahead[:, None], z.abs(), distance)
-        seen |= (self._widest() > 3.1415)[:, None]
         return torch.where(seen, size, -size)
 
     def _skewed(self, x: Tensor, y: Tensor) -> Tensor:
         """x [n,m] with what the sensor's axes add that are not at right angles."""
         return x + self.distortion[:, SKEW, None] * y if self.distortion.shape[1] > SKEW else x
 
-    def _widest(self) -> Tensor:
-        """[n] radians: `widest_angles` of the lenses."""
+    @property
+    def widest_angles(self) -> Tensor:
+        """[n] radians from the optical axis beyond which the lenses show nothing, wherever the picture ends."""
         if "widest" not in self._cache:
             self._cache["widest"] = widest_angles(self.distortion.detach(), self.models)
         return self._cache["widest"]  # type: ignore[return-value]
@@ -234,7 +240,7 @@ class Cameras:
         k = self.distortion[image_ids]
         if k.shape[1] > SKEW:
             x = x - k[:, SKEW] * y
-        return undistort(x, y, k, self.models[image_ids], self._widest()[image_ids])
+        return undistort(x, y, k, self.models[image_ids], self.widest_angles[image_ids])
 
     def _table(self) -> tuple[Tensor, Tensor] | None:
         """(directions [h*w of every distinct lens, 3] float32, offset of each camera [n]), or None if too large."""

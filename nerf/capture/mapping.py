@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.dataset import write_model
+from nerf.capture.panoramas import is_sphere
 from nerf.capture.protocol import say
 from nerf.datasets.resize import fitted
 from nerf.errors import UserError
@@ -108,6 +109,9 @@ def refine(model: Any) -> Any:
     import pycolmap
 
     counts = Counter(model.images[i].camera_id for i in model.reg_image_ids())
+    panoramas = [i for i in counts if is_sphere(model.cameras[i])]
+    for i in panoramas:
+        del counts[i]
     for camera_id, count in counts.items():
         camera = model.cameras[camera_id]
         f, cx, cy, k = camera.params
@@ -119,8 +123,8 @@ def refine(model: Any) -> Any:
             camera.params = [f, cx, cy, k, 0.0]
     adjust(model, centre=False)
     pycolmap.ObservationManager(model).filter_all_points3D(SHARP, 1.5)
-    many = max(counts.values()) >= CENTRE_FROM
-    own = with_own_lenses(model) if many else None
+    many = max(counts.values(), default=0) >= CENTRE_FROM
+    own = with_own_lenses(model) if many and not panoramas else None
     lenses = {i: np.array(camera.params) for i, camera in model.cameras.items()}
     adjust(model, centre=many)
     if many and not all(_centre_is_credible(model.cameras[i]) for i in counts):

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from nerf.capture.exif import read_exif
+from nerf.capture.panoramas import is_panorama
 from nerf.datasets.named import find_mask
 from nerf.errors import UserError, brief, printable
 from nerf.io.opening import opened
@@ -41,6 +42,7 @@ class Photo:
     fingerprint: str  # of the content
     mask: Path | None = None
     gps: tuple[float, float] | None = None  # latitude and longitude, degrees
+    panorama: bool = False  # of the whole sphere, equirectangular
 
 
 @dataclass
@@ -168,11 +170,14 @@ def _header(path: Path) -> Photo | str:
         with opened(path) as image:
             width, height = image.size
             exif, bits = read_exif(image), bits_of(image, path)
+            panorama = is_panorama(image)
             # mode P and the like are fine; what else Pillow can open (MPO: two pictures) is used by its first picture
             usual = image.format in ("JPEG", "PNG", "WEBP", "BMP", "MPO") or (image.format == "TIFF" and bits == 8)
         fingerprint = hashlib.sha1(path.read_bytes()).hexdigest()
     except Exception as error:  # whatever a damaged file makes Pillow raise
         return f"cannot be read as an image ({brief(error)})"
+    if isinstance(panorama, str):
+        return panorama
     upright = (height, width) if exif.orientation >= 5 else (width, height)
     return Photo(
         source=path,
@@ -180,11 +185,12 @@ def _header(path: Path) -> Photo | str:
         width=upright[0],
         height=upright[1],
         orientation=exif.orientation,
-        camera=upright + exif.camera(),
+        camera=(*upright, *exif.camera(), panorama),
         focal=exif.focal_pixels(width, height),
         rewrite="" if usual and exif.orientation == 1 else str(bits),
         fingerprint=fingerprint,
         gps=exif.gps,
+        panorama=panorama,
     )
 
 
@@ -245,5 +251,6 @@ def describe_cameras(photos: list[Photo], cameras: list[int]) -> list[str]:
         first = group[0]
         model = " ".join(str(part) for part in first.camera[3:5] if part) or "camera unknown"
         focal = f"focal length {first.focal:.0f} px by EXIF" if first.focal else "focal length not stated"
+        focal = "panoramas of the whole sphere" if first.panorama else focal
         lines.append(f"{len(group)} pictures of {first.width}x{first.height} ({model}; {focal})")
     return lines

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from PIL import Image
 from spheres import panorama, pose, sphere_directions, walls, write_panoramas
 
 from nerf.capture import CaptureOptions, find_poses
+from nerf.capture.folder import frames_of
 from nerf.capture.panoramas import find_features, is_panorama, to_panorama, view, views_of
+from nerf.capture.photos import Photo, Photos
 from nerf.datasets import load
 from nerf.geometry.cameras import EQUIRECTANGULAR
+from nerf.io.outputs import OutputFolder
 from nerf.training.alignment import similarity_between
 
 XMP = (
@@ -97,6 +102,21 @@ def test_features_lie_where_the_panorama_shows_them() -> None:
         apart = np.abs(points[:, :2] - spot)
         apart[:, 0] = np.minimum(apart[:, 0], 400 - apart[:, 0]) * math.sin(math.pi * spot[1] / 200)
         assert apart.max(axis=1).min() < 1.5
+
+
+def test_frames_of_a_video_are_panoramas_where_they_show_a_sphere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = {"sphere": panorama(walls(), pose(0, 6), 512), "flat": np.zeros((256, 512, 3), np.uint8)}
+    pictures["flat"][:, 100:300] = 200
+    for name, picture in pictures.items():
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(picture).save(path)
+        frames = [Photo(path, path.name, 512, 256, 1, (512, 256), None, "", str(k)) for k in range(3)]
+        monkeypatch.setattr("nerf.capture.folder.forget", lambda *rest, **more: None)
+        monkeypatch.setattr("nerf.capture.folder.take_frames", lambda *rest, of=frames: Photos(of, is_video=True))
+        found = frames_of(cast(OutputFolder, SimpleNamespace(path=tmp_path)), tmp_path / "walk.mp4", None, None)
+        assert [photo.panorama for photo in found.photos] == [name == "sphere"] * 3
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from nerf.meshing.fused import depth_views, unproject_depths
 from nerf.meshing.preview import render_mesh
 from nerf.meshing.texture import photo_ratings
 from nerf.rendering.model import Model
+from nerf.rendering.state import check_cameras
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import Trainer, train
 from nerf.training.pixel_sampler import PixelBatch, ray_lengths
@@ -228,3 +229,6 @@ def test_checkpoints_of_before_still_load(scene: Scene, tmp_path: Path) -> None:
     tensors, _ = checkpoint.load(tmp_path / "model.safetensors")
     assert tensors["cameras.distortion"].shape[1] == 6
     assert math.isfinite(float(Model.load(tmp_path / "model.safetensors").cameras.fx[0]))
+    for name, wrong in {"models": torch.full((12,), 99), "distortion": torch.zeros(12, 7, dtype=torch.float64)}.items():
+        with pytest.raises(ValueError, match=f"cameras.{name}"):
+            check_cameras(Cameras(**scene.cameras.tensors() | {name: wrong}))

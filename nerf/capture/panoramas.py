@@ -37,7 +37,7 @@ def is_panorama(image: Any) -> bool | str:
     as high are looked at: the upper and lower row of a sphere are one point each, and its sides continue each other.
     """
     width, height = image.size
-    said = {}
+    said: dict[str, str] = {}
     for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type xmp"):
         text = image.info.get(key)
         found = _WORDS.findall(text.encode() if isinstance(text, str) else bytes(text)) if text else []

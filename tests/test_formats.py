@@ -128,33 +128,6 @@ def test_colmap(tmp_path, binary):
     assert box.space == Box() and np.abs(in_scene(box, ELLIPSOID)).max() < 1.05
 
 
-COLMAP_CAMERAS = {
-    "SIMPLE_PINHOLE": [50, 24, 23],
-    "PINHOLE": [50, 52, 24, 23],
-    "SIMPLE_RADIAL": [50, 24, 23, 0.05],
-    "RADIAL": [50, 24, 23, 0.05, -0.02],
-    "OPENCV": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002],
-    "FULL_OPENCV": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002, 0.01, 0, 0, 0],
-    "OPENCV_FISHEYE": [50, 52, 24, 23, 0.05, -0.02, 0.003, -0.002],
-    "SIMPLE_RADIAL_FISHEYE": [50, 24, 23, 0.05],
-    "RADIAL_FISHEYE": [50, 24, 23, 0.05, -0.02],
-}
-
-
-@pytest.mark.parametrize("model", COLMAP_CAMERAS)
-def test_colmap_camera_models_project_as_colmap_does(tmp_path, model):
-    pycolmap = pytest.importorskip("pycolmap")
-    params = COLMAP_CAMERAS[model]
-    scene = load(write_colmap(tmp_path, f"{model} {SIZE} {SIZE} {' '.join(map(str, params))}", n=4), quiet=True)
-    theirs = pycolmap.Camera(model=model, width=SIZE, height=SIZE, params=params)
-    local = np.random.default_rng(0).uniform([-0.7, -0.7, 1.0], [0.7, 0.7, 2.0], size=(50, 3))
-    c2w = scene.cameras.c2w[0].numpy()
-    world = (local * [1, -1, -1]) @ c2w[:, :3].T + c2w[:, 3]
-    uv, _ = scene.cameras.project(torch.from_numpy(world))
-    wanted = np.stack([theirs.img_from_cam(p) for p in local]).reshape(-1, 2)
-    assert np.abs(uv[0].numpy() - wanted).max() < 1e-6
-
-
 def colmap_text(folder: Path, change: Callable[[str], str], encoding: str = "utf-8") -> Path:
     """A model of ten pictures whose images.txt is changed."""
     file = write_colmap(folder) / "sparse" / "0" / "images.txt"

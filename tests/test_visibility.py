@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from nerf.datasets import Scene
 from nerf.fields.occupancy import OccupancyGrid
-from nerf.geometry.cameras import FISHEYE, OPENCV, Cameras
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.lenses import DIVISION, EQUIRECTANGULAR, EUCM, FISHEYE, FOV, OPENCV
 from nerf.geometry.space import Similarity
 from nerf.training.visibility import visible_cells
 
@@ -33,8 +35,7 @@ def shown_at(cameras: Cameras, points_world: Tensor) -> list[np.ndarray]:
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         image = np.zeros((h, w, 4), np.uint8)
         for (x, y), z in zip(uv[i].tolist(), depths[i].tolist(), strict=True):
-            in_front = z > 0 or int(cameras.models[i]) == FISHEYE
-            if in_front and 0 <= x < w and 0 <= y < h:
+            if z > 0 and 0 <= x < w and 0 <= y < h:
                 image[int(y), int(x)] = 255
         images.append(image)
     return images
@@ -59,6 +60,11 @@ LENSES: dict[str, tuple[int, float, tuple[float, ...]]] = {
     "pincushion": (OPENCV, 0.6, (0.3, 0.1)),
     "fisheye": (FISHEYE, 0.35, (0.05, -0.01)),
     "fisheye past 180 degrees": (FISHEYE, 0.25, ()),
+    "folding over": (OPENCV, 0.6, (-0.45,)),
+    "fov": (FOV, 0.4, (0.9,)),
+    "division": (DIVISION, 0.35, (-0.2,)),
+    "eucm": (EUCM, 0.3, (0.6, 1.1)),
+    "sphere": (EQUIRECTANGULAR, 0.5 / math.pi, ()),
 }
 
 
@@ -146,9 +152,7 @@ def test_without_alpha_what_the_cameras_see_stays(lens: str) -> None:
     scene = make_scene(images, cameras, 0, scene_from_world=Similarity.identity())
     points = uniform(4000, 3, low=-1.0, high=1.0)
     uv, depths = cameras.project(points.double())
-    visible = ((uv >= 0) & (uv < 200)).all(dim=2)
-    if int(cameras.models[0]) != FISHEYE:
-        visible &= depths > 0
+    visible = ((uv >= 0) & (uv < 200)).all(dim=2) & (depths > 0)
     many = visible.sum(dim=0) >= 3  # what fewer see cannot be placed
     assert bool(many.any()) and bool(possible(scene, points, 1 / 64)[many].all())
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from nerf.capture.folder import forget, frames_of, identity, open_folder, state_of, write_photos, write_state
 from nerf.capture.gps import Place
+from nerf.capture.panoramas import FINER, need_spheres
 from nerf.capture.photos import Photos, describe_cameras, group_cameras, list_photos, read_photos
 from nerf.capture.settings import Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
@@ -146,7 +147,7 @@ def _check(args: CaptureOptions) -> None:
 def _job(args: CaptureOptions, photos: Photos, cameras: list[int]) -> dict[str, Any]:
     """What the worker is told, but for the settings of the attempt."""
     listed = [
-        {name: getattr(p, name) for name in ("name", "width", "height", "focal", "gps")}
+        {name: getattr(p, name) for name in ("name", "width", "height", "focal", "gps", "panorama")}
         | {"camera": c, "mask": p.mask is not None}
         for p, c in zip(photos.photos, cameras, strict=True)
     ]
@@ -156,8 +157,15 @@ def _job(args: CaptureOptions, photos: Photos, cameras: list[int]) -> dict[str, 
         "threads": usable_cores(),
         "is_video": photos.is_video,
         "matching": args.matching,
-        "settings": asdict(Settings(longest=args.longest)),
+        "settings": asdict(Settings(longest=_longest(args, photos))),
     }
+
+
+def _longest(args: CaptureOptions, photos: Photos) -> int:
+    if not any(photo.panorama for photo in photos.photos):
+        return args.longest
+    need_spheres()
+    return round(FINER * args.longest)
 
 
 def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Settings]:

@@ -19,7 +19,7 @@ from nerf.datasets.posed import cameras_of
 from nerf.datasets.readers.colmap import lens_of, pose_of
 from nerf.errors import UserError, note
 from nerf.geometry.aim import common_up
-from nerf.geometry.cameras import Cameras
+from nerf.geometry.lenses import EQUIRECTANGULAR
 from nerf.io.files import write_file
 from nerf.io.interrupts import take_signals_back
 from nerf.io.ply import Columns, ply
@@ -45,21 +45,22 @@ def write_dataset(
     points = torch.from_numpy(np.array([model.points3D[i].xyz for i in ids], dtype=np.float64).reshape(-1, 3))
     colours = np.array([model.points3D[i].color for i in ids], dtype=np.uint8).reshape(-1, 3)
     metric = None if distance is None else _metric(names, c2w, distance)
-    up = common_up(Cameras.perspective(c2w, 1.0, 1, 1))[0]
-    gps = fit_gps(c2w[:, :, 3], [(places or {}).get(name) for name in names], up)
+    lenses = [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)]
+    rays = cameras_of(c2w, lenses)
+    gps = fit_gps(c2w[:, :, 3], [(places or {}).get(name) for name in names], common_up(rays)[0])
     if gps is not None:
         note(str(gps))
     enu = gps.world if gps is not None and gps.convinces else None
-    world = world_from_model(c2w, points, factor, metric, enu)
+    spherical = torch.tensor([lens.model == EQUIRECTANGULAR for lens in lenses])
+    world = world_from_model(c2w, points, factor, metric, spherical, enu)
     c2w, points = world.apply_poses(c2w), world.apply(points)
     model.transform(pycolmap.Sim3d(world.matrix()[:3].numpy()))
     write_model(model, folder / "sparse" / "0")
     cloud = ply([Columns("float", "x y z", points.numpy()), Columns("uchar", "red green blue", colours)])
     write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
-    lenses = cameras_of(c2w, [lens_of(camera, name) for camera, name in zip(cameras, names, strict=True)])
     files = [folder / "images" / name for name in names]
     masks = find_masks(folder / "masks", files)
-    posed = PosedFiles(lenses, files, {}, [masks.get(file) for file in files])
+    posed = PosedFiles(cameras_of(c2w, lenses), files, {}, [masks.get(file) for file in files])
     write_transforms(posed, folder / "transforms.json", "sparse_pc.ply")
     return {"c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
 

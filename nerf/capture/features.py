@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nerf.capture.panoramas import Features, find_features
 from nerf.capture.protocol import counted, in_order
 from nerf.datasets.resize import fitted
 from nerf.errors import brief
@@ -108,8 +110,6 @@ def _begin(folder: str, settings: dict[str, Any]) -> None:
 def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, dict[str, Any]]:
     """The photo again; keypoints [n,4] (x, y, scale, angle) and descriptors [n,128] uint8 in order of falling scale;
     statistics."""
-    import pycolmap
-
     folder, settings = _own["folder"], _own["settings"]
     size = fitted((photo["width"], photo["height"]), settings["longest"])
     nothing = photo, np.zeros((0, 4), np.float32), np.zeros((0, 128), np.uint8)
@@ -123,6 +123,21 @@ def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.nda
         return *nothing, {"n_features": 0, "sharpness": 0.0, "mean": 0.0, "spread": 0.0, "damaged": reason}
     found = {"sharpness": sharpness(grey), "mean": float(grey.mean()), "spread": float(grey.std())}
     octave = -1 if max(size) <= ENLARGED_UP_TO else settings["first_octave"]
+    find = _sift(octave)
+    points, rows = find_features(grey, find) if photo.get("panorama") else find(grey)
+    if use is not None and len(points):
+        x, y = (np.clip(points[:, k].astype(int), 0, size[k] - 1) for k in (0, 1))
+        keep = use[y, x] > 127
+        points, rows = points[keep], rows[keep]
+    order = np.argsort(-points[:, 2], kind="stable")
+    return photo, points[order], rows[order], found | {"n_features": len(points)}
+
+
+def _sift(octave: int) -> Callable[[np.ndarray], Features]:
+    """Keypoints and descriptors of a picture [h,w] uint8, from that octave on."""
+    import pycolmap
+
+    settings = _own["settings"]
     if octave not in _own["sift"]:
         options = pycolmap.FeatureExtractionOptions()
         options.num_threads, options.use_gpu = 1, False
@@ -132,15 +147,13 @@ def _features(photo: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.nda
         if octave < 0:  # features enough: a second orientation for some would only double the time that matching takes
             options.sift.max_num_orientations = 1
         _own["sift"][octave] = pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
-    keypoints, descriptors = _own["sift"][octave].extract_from_uint8_array(np.ascontiguousarray(grey))
-    points = np.asarray(pycolmap.keypoints_to_matrix(keypoints), np.float32).reshape(-1, 4)
-    rows = np.asarray(descriptors.data, np.uint8).reshape(-1, 128)
-    if use is not None and len(points):
-        x, y = (np.clip(points[:, k].astype(int), 0, size[k] - 1) for k in (0, 1))
-        keep = use[y, x] > 127
-        points, rows = points[keep], rows[keep]
-    order = np.argsort(-points[:, 2], kind="stable")
-    return photo, points[order], rows[order], found | {"n_features": len(points)}
+
+    def find(grey: np.ndarray) -> Features:
+        keypoints, descriptors = _own["sift"][octave].extract_from_uint8_array(np.ascontiguousarray(grey))
+        points = np.asarray(pycolmap.keypoints_to_matrix(keypoints), np.float32).reshape(-1, 4)
+        return points, np.asarray(descriptors.data, np.uint8).reshape(-1, 128)
+
+    return find
 
 
 def _images(database: Any, job: dict[str, Any]) -> dict[str, int]:
@@ -173,7 +186,8 @@ def _camera(database: Any, photo: dict[str, Any], longest: int) -> tuple[int, An
     width, height = fitted((photo["width"], photo["height"]), longest)
     stated = photo["focal"] * width / photo["width"] if photo["focal"] else None
     focal = stated or DEFAULT_FOCAL * max(width, height)
-    camera = pycolmap.Camera.create_from_model_name(0, "SIMPLE_RADIAL", focal, width, height)
+    model = "EQUIRECTANGULAR" if photo.get("panorama") else "SIMPLE_RADIAL"
+    camera = pycolmap.Camera.create_from_model_name(0, model, focal, width, height)
     camera.has_prior_focal_length = stated is not None
     camera.camera_id = database.write_camera(camera)
     rig = pycolmap.Rig()

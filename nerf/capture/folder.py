@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from nerf.capture.panoramas import is_panorama
 from nerf.capture.photos import FEWEST, Photo, Photos
 from nerf.capture.prepare import write_photo
 from nerf.capture.video import take_frames, video_fingerprint
@@ -15,6 +16,7 @@ from nerf.errors import Range, UserError, brief, check_numbers, note
 from nerf.io.files import write_file
 from nerf.io.folders import make_folder
 from nerf.io.json_text import parse_json
+from nerf.io.opening import opened
 from nerf.io.outputs import OutputFolder, is_inside, read_record
 from nerf.io.progress import progress
 
@@ -86,7 +88,16 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def frames_of(folder: OutputFolder, source: Path, frames: int | None, before: dict[str, Any] | None) -> Photos:
-    """Frames of the video as photos; those of before when it is the same."""
+    """Frames of the video as photos, of a 360-degree camera as panoramas; those of before when it is the same."""
+    photos = _frames_of(folder, source, frames, before)
+    with opened(photos.photos[0].source) as image:
+        spherical = is_panorama(image) is True
+    for photo in photos.photos:
+        photo.panorama = spherical
+    return photos
+
+
+def _frames_of(folder: OutputFolder, source: Path, frames: int | None, before: dict[str, Any] | None) -> Photos:
     images = folder.path / "images"
     same = before is not None and before["frames"] == frames and before["video"] == video_fingerprint(source)
     if same and before is not None and all((images / name).is_file() for name in before["photos"]):

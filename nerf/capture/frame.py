@@ -9,19 +9,26 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.aim import common_up, nearest_point_to_axes
-from nerf.geometry.cameras import Cameras
+from nerf.geometry.cameras import EQUIRECTANGULAR, Cameras
 from nerf.geometry.space import Similarity
 
 CAMERA_DISTANCE = 4.0  # units from the origin to the cameras (median) where no true length is known
 
 
 def world_from_model(
-    c2w: Tensor, points: Tensor, factor: float = 1.0, metric: float | None = None, enu: Similarity | None = None
+    c2w: Tensor,
+    points: Tensor,
+    factor: float = 1.0,
+    metric: float | None = None,
+    spherical: Tensor | None = None,
+    enu: Similarity | None = None,
 ) -> Similarity:
     """The similarity from the model's frame, of poses c2w [n,3,4] and points [m,3] in float64, to the data set's.
-    metric: length of a model's unit in the unit wanted; the mean viewing direction becomes +y as seen from above. enu:
-    the map to metres east, north and up, whose axes are kept."""
-    cameras = Cameras.perspective(c2w, 1.0, 1, 1)  # the lenses do not matter here
+    metric: length of a model's unit in the unit wanted; the mean viewing direction becomes +y as seen from above.
+    spherical [n]: which are panoramas. enu: the map to metres east, north and up, whose axes are kept."""
+    cameras = Cameras.perspective(c2w, 1.0, 1, 1)  # what the lenses are otherwise does not matter here
+    if spherical is not None:
+        cameras.models = torch.where(spherical, EQUIRECTANGULAR, cameras.models)
     up = common_up(cameras)[0]
     centre = _centre(cameras, points)
     if enu is not None:

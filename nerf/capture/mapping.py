@@ -16,6 +16,7 @@ import numpy as np
 
 from nerf.capture.dataset import write_model
 from nerf.capture.judging import judge
+from nerf.capture.panoramas import is_sphere
 from nerf.capture.protocol import say
 from nerf.capture.settings import ENOUGH
 from nerf.capture.verifying import judged_pairs
@@ -191,10 +192,13 @@ def refine(model: Any) -> Any:
     import pycolmap
 
     counts = Counter(model.images[i].camera_id for i in model.reg_image_ids())
+    panoramas = [i for i in counts if is_sphere(model.cameras[i])]
+    for i in panoramas:
+        del counts[i]
     _fuller(model, [i for i, count in counts.items() if count >= RADIAL_FROM], "RADIAL")
     adjust(model, centre=False)
     pycolmap.ObservationManager(model).filter_all_points3D(SHARP, 1.5)
-    if max(counts.values()) < LENS_FROM:
+    if panoramas or max(counts.values(), default=0) < LENS_FROM:
         adjust(model, centre=False)
     elif _lens_changes(model):
         model = copied(model, own_lenses=True)

@@ -15,6 +15,7 @@ from statistics import median
 import numpy as np
 
 from nerf.capture.exif import read_exif
+from nerf.capture.panoramas import is_panorama
 from nerf.datasets.named import PLACES, find_masks, listed
 from nerf.errors import MissingPackage, UserError, brief, printable
 from nerf.io.images import IMAGE_SUFFIXES, deep_channels, stored_size
@@ -48,6 +49,7 @@ class Photo:
     gps: tuple[float, float] | None = None  # latitude and longitude, degrees
     altitude: float | None = None  # metres above the sea
     suffixes: tuple[str, ...] = ()  # that its format goes by; () where it is written anew
+    panorama: bool = False  # of the whole sphere, equirectangular
 
 
 @dataclass
@@ -194,6 +196,7 @@ def _header(path: Path) -> Photo | str:
         with opened(path) as image:
             width, height = stored_size(image)
             exif, bits = read_exif(image), 16 if deep_channels(image, path) or image.mode.startswith("I;16") else 8
+            panorama = is_panorama(image)
             # mode P and the like are fine; what else Pillow can open (MPO: two pictures) is used by its first picture
             suffixes = USUAL.get(str(image.format), ()) if image.format != "TIFF" or bits == 8 else ()
         fingerprint = hashlib.sha1(path.read_bytes()).hexdigest()
@@ -201,6 +204,8 @@ def _header(path: Path) -> Photo | str:
         raise
     except Exception as error:  # whatever a damaged file makes Pillow raise
         return f"cannot be read as an image ({brief(error)})"
+    if isinstance(panorama, str):
+        return panorama
     upright = (height, width) if exif.orientation >= 5 else (width, height)
     return Photo(
         source=path,
@@ -208,13 +213,14 @@ def _header(path: Path) -> Photo | str:
         width=upright[0],
         height=upright[1],
         orientation=exif.orientation,
-        camera=upright + exif.camera(),
+        camera=(*upright, *exif.camera(), panorama),
         focal=exif.focal_pixels(width, height),
         rewrite="" if suffixes and exif.orientation == 1 else str(bits),
         suffixes=suffixes,
         fingerprint=fingerprint,
         gps=exif.gps,
         altitude=exif.altitude,
+        panorama=panorama,
     )
 
 
@@ -267,5 +273,6 @@ def describe_cameras(photos: list[Photo], cameras: list[int]) -> list[str]:
         first = group[0]
         model = " ".join(str(part) for part in first.camera[3:5] if part) or "camera unknown"
         focal = f"focal length {first.focal:.0f} px by EXIF" if first.focal else "focal length not stated"
+        focal = "panoramas of the whole sphere" if first.panorama else focal
         lines.append(f"{len(group)} pictures of {first.width}x{first.height} ({model}; {focal})")
     return lines

@@ -18,15 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.datasets.colmap_models import COLMAP_MODELS, FISHEYE624_ORDER, NATURAL_NAMES
 from nerf.datasets.named import home_of, is_inside
 from nerf.errors import UserError, note
-from nerf.geometry.cameras import FISHEYE, PERSPECTIVE, Cameras
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.lenses import COEFFICIENTS, EQUIRECTANGULAR, FISHEYE624, OPENCV, PERSPECTIVE, padded
 from nerf.geometry.rotations import matrix_to_quaternion
 from nerf.io.files import write_file
 from nerf.io.ply import Columns, ply
 
-_COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
-_COLMAP_IDS = {"PINHOLE": 1, "OPENCV": 4, "OPENCV_FISHEYE": 5, "FULL_OPENCV": 6}
+# by which of COLMAP's names each of our models goes: the last one with two focal lengths, but OPENCV_FISHEYE
+_NAMES = {model: name for name, (_, model, order) in COLMAP_MODELS.items() if not order.startswith("f ")}
+_NAMES |= {COLMAP_MODELS["OPENCV_FISHEYE"][1]: "OPENCV_FISHEYE"}
 
 
 @dataclass
@@ -73,14 +76,19 @@ def write_transforms(posed: PosedFiles, file: Path, cloud: str = "") -> None:
 
 
 def _intrinsics(cameras: Cameras, i: int) -> dict[str, Any]:
-    model = int(cameras.models[i])
-    lens: dict[str, Any] = {"camera_model": {PERSPECTIVE: "PINHOLE", FISHEYE: "OPENCV_FISHEYE"}.get(model, "OPENCV")}
-    lens |= {"w": int(cameras.widths[i]), "h": int(cameras.heights[i])}
+    model, w, h = (int(t[i]) for t in (cameras.models, cameras.widths, cameras.heights))
+    lens: dict[str, Any] = {"camera_model": "FISHEYE624" if model == FISHEYE624 else _NAMES[model], "w": w, "h": h}
+    if model == EQUIRECTANGULAR:  # as nerfstudio has it: u = cx + fl_x longitude / pi, v = cy - fl_y latitude / pi
+        return lens | {"fl_x": w / 2, "fl_y": float(h), "cx": w / 2, "cy": h / 2}
     lens |= {"fl_x": float(cameras.fx[i]), "fl_y": float(cameras.fy[i])}
     lens |= {"cx": float(cameras.cx[i]), "cy": float(cameras.cy[i])}
-    if model != PERSPECTIVE:
-        lens |= dict(zip(_COEFFICIENTS, cameras.distortion[i].tolist(), strict=True))
-    return lens
+    k = dict(zip(COEFFICIENTS, padded(cameras.distortion[i]).tolist(), strict=True))
+    if model == FISHEYE624:
+        lens["distortion_params"] = [k.pop(name) for name in FISHEYE624_ORDER]
+        return lens | {name: value for name, value in k.items() if value}
+    names = NATURAL_NAMES.get(model, {})
+    kept = () if model == PERSPECTIVE else COEFFICIENTS[: 2 if names else 6]
+    return lens | {names.get(name, name): value for name, value in k.items() if name in kept or value}
 
 
 def _linked(posed: PosedFiles, file: Path) -> Path | None:
@@ -147,20 +155,23 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
 
 
 def _colmap_lens(cameras: Cameras, i: int, name: str) -> _Lens:
-    fx, fy, cx, cy = (float(v[i]) for v in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
-    k1, k2, k3, k4, p1, p2 = cameras.distortion[i].tolist()
+    values = {k: float(getattr(cameras, k)[i]) for k in ("fx", "fy", "cx", "cy")}
+    k = dict(zip(COEFFICIENTS, padded(cameras.distortion[i]).tolist(), strict=True))
     model, size = int(cameras.models[i]), (int(cameras.widths[i]), int(cameras.heights[i]))
-    if model == FISHEYE:
-        return "OPENCV_FISHEYE", *size, (fx, fy, cx, cy, k1, k2, k3, k4)
-    if model == PERSPECTIVE:
-        return "PINHOLE", *size, (fx, fy, cx, cy)
-    if k4:
+    if model == EQUIRECTANGULAR:
+        return "EQUIRECTANGULAR", *size, (float(size[0]), float(size[1]))
+    known = "FULL_OPENCV" if model == OPENCV and k["k3"] else _NAMES[model]
+    order = COLMAP_MODELS[known][2].split()
+    beyond = [
+        n for n, value in k.items() if value and (n not in order or (model == OPENCV and n in ("k4", "k5", "k6")))
+    ]
+    if beyond:
+        what = "k4 (r^8)" if beyond[0] == "k4" else beyond[0]
         raise UserError(
-            f"{name}: its lens has a k4 (r^8), which no camera model of COLMAP has: write a transforms.json instead"
+            f"{name}: its lens has a {what}, which no camera model of COLMAP has: write a transforms.json instead"
         )
-    if k3:
-        return "FULL_OPENCV", *size, (fx, fy, cx, cy, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0)
-    return "OPENCV", *size, (fx, fy, cx, cy, k1, k2, p1, p2)
+    values |= k
+    return known, *size, tuple(values[n] for n in order)
 
 
 def _as_text(model: _ColmapModel) -> dict[str, bytes]:
@@ -181,7 +192,7 @@ def _as_text(model: _ColmapModel) -> dict[str, bytes]:
 def _as_binary(model: _ColmapModel) -> dict[str, bytes]:
     cameras = struct.pack("<Q", len(model.lenses))
     for k, (name, w, h, p) in enumerate(model.lenses, 1):
-        cameras += struct.pack(f"<IiQQ{len(p)}d", k, _COLMAP_IDS[name], w, h, *p)
+        cameras += struct.pack(f"<IiQQ{len(p)}d", k, COLMAP_MODELS[name][0], w, h, *p)
     images = struct.pack("<Q", len(model.names))
     for i, (name, pose, lens) in enumerate(zip(model.names, model.poses, model.lens_of, strict=True), 1):
         images += struct.pack("<I7dI", i, *pose, lens + 1) + os.fsencode(name) + struct.pack("<BQ", 0, 0)

@@ -18,7 +18,8 @@ FARTHEST = 0.002  # of the picture's longer side: a point that projects farther 
 
 @dataclass
 class Keypoints:
-    """k pixels: image_ids, rows, cols [k] int64, and the z-depth [k] float32 of what they show, world units."""
+    """k pixels: image_ids, rows, cols [k] int64, and the z-depth [k] float32 of what they show, world units (of
+    panoramas the distance)."""
 
     image_ids: Tensor
     rows: Tensor
@@ -82,11 +83,13 @@ def gather(frames: list[Frame], photo_cameras: Cameras, cameras: Cameras, notes:
         full, used = photo_cameras.subset([i]), cameras.subset([i])
         size = torch.tensor([int(full.widths[0]), int(full.heights[0])], dtype=torch.float64)
         seen = torch.from_numpy(frame.keypoints[:, :2]) * size
-        uv, z = full.project(torch.from_numpy(frame.keypoints[:, 2:]))
+        points = torch.from_numpy(frame.keypoints[:, 2:])
+        uv, seen_at = full.project(points)
+        z = seen_at if bool(full.spherical[0]) else ((points - full.centres[0]) @ full.forward[0])[None]
         error = (uv[0] - seen).norm(dim=1)
         place = seen * torch.cat([used.fx / full.fx, used.fy / full.fy])
         cols, rows = place.floor().long().unbind(1)
-        good = (z[0] > 0) & (error < max(2.0, FARTHEST * float(size.max())))
+        good = (seen_at[0] > 0) & (z[0] > 0) & (error < max(2.0, FARTHEST * float(size.max())))
         good &= (rows >= 0) & (cols >= 0) & (rows < int(used.heights[0])) & (cols < int(used.widths[0]))
         ids = torch.full((int(good.sum()),), i)
         parts.append(Keypoints(ids, rows[good], cols[good], z[0][good].float()))

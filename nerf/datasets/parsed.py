@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from nerf.datasets.depths import DepthMap
-from nerf.geometry.cameras import PERSPECTIVE
+from nerf.geometry.lenses import EQUIRECTANGULAR, PERSPECTIVE
 from nerf.geometry.space import Similarity
 
 
 @dataclass
 class Lens:
-    """Intrinsics as a file states them, in pixels of an image of width x height (None: as the image is).
+    """Intrinsics as a file states them, in pixels of an image of width x height (None: as the image is). An
+    EQUIRECTANGULAR picture is a whole sphere, whatever else is stated.
 
     >>> Lens(fx=500.0, fy=500.0, cx=320.0, cy=240.0, width=640, height=480).model == PERSPECTIVE
     True
@@ -28,9 +29,15 @@ class Lens:
     cy: float = math.nan
     width: int | None = None
     height: int | None = None
-    distortion: tuple[float, float, float, float, float, float] = (0, 0, 0, 0, 0, 0)  # k1,k2,k3,k4,p1,p2
+    distortion: tuple[float, ...] = (0, 0, 0, 0, 0, 0)  # k1,k2,k3,k4,p1,p2, and more: lenses.COEFFICIENTS
     angle_x: float = math.nan  # horizontal and vertical field of view, radians, where no focal length is stated
     angle_y: float = math.nan
+
+
+def sphere(width: int, height: int) -> Lens:
+    """Of a panorama that shows the whole sphere, equirectangular, in its own pixels."""
+    fx, fy = width / (2 * math.pi), height / math.pi
+    return Lens(EQUIRECTANGULAR, fx, fy, width / 2, height / 2, width, height)
 
 
 @dataclass

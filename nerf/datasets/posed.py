@@ -13,9 +13,10 @@ from torch import Tensor
 
 from nerf.datasets.named import listed
 from nerf.datasets.options import LoadOptions
-from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.parsed import Frame, Lens, ParsedScene, sphere
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, Cameras
+from nerf.geometry.cameras import Cameras
+from nerf.geometry.lenses import AHEAD, COEFFICIENTS, EQUIRECTANGULAR
 from nerf.geometry.space import checked_similarity
 from nerf.io.images import Picture, read_header
 
@@ -65,9 +66,11 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
 def cameras_of(c2w: Tensor, lenses: list[Lens]) -> Cameras:
     """Poses [n,3,4] and their lenses, whose sizes are known."""
     floats = {
-        k: torch.tensor([getattr(lens, k) for lens in lenses], dtype=torch.float64)
-        for k in ("fx", "fy", "cx", "cy", "distortion")
+        k: torch.tensor([getattr(lens, k) for lens in lenses], dtype=torch.float64) for k in ("fx", "fy", "cx", "cy")
     }
+    n = len(COEFFICIENTS) if any(any(lens.distortion[6:]) for lens in lenses) else 6
+    k = [[*lens.distortion, *[0.0] * n][:n] for lens in lenses]
+    floats["distortion"] = torch.tensor(k, dtype=torch.float64)
     whole = {f"{k}s": torch.tensor([getattr(lens, k) for lens in lenses]) for k in ("width", "height", "model")}
     return Cameras(c2w=c2w, **floats, **whole)
 
@@ -192,6 +195,10 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
     for name, angle in (("camera_angle_x", lens.angle_x), ("camera_angle_y", lens.angle_y)):
         if math.isinf(angle) or (not math.isnan(angle) and not 0 < angle < math.pi):
             raise UserError(f"{where}: {name} is {angle}, expected radians between 0 and pi")
+    if lens.model == EQUIRECTANGULAR:
+        if abs(w - 2 * h) > max(2, 0.01 * w):
+            note_once(f"{frame.name} is {w}x{h}: panoramas that show the whole sphere are twice as wide as high")
+        return sphere(w, h)
     fx, fy = lens.fx, lens.fy
     stated_w, stated_h = lens.width or w, lens.height or h
     if math.isnan(fx) and not math.isnan(lens.angle_x):
@@ -215,7 +222,7 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
                 "which is another aspect ratio: use the images that the poses were made from"
             )
         note_once(f"intrinsics stated for {stated_w}x{stated_h} were rescaled to images of {w}x{h}")
-    if lens.model != FISHEYE and max(w / fx, h / fy) * 0.5 > math.tan(math.radians(87.5)):
+    if lens.model in AHEAD and max(w / fx, h / fy) * 0.5 > math.tan(math.radians(87.5)):
         raise UserError(
             f"{where}: focal length {fx:.4g} means a field of view near 180 degrees, which no perspective lens has"
         )
@@ -239,7 +246,8 @@ def _check_sizes(frames: list[Frame], pictures: list[Picture]) -> None:
 def check_lenses(cameras: Cameras, names: list[str], notes: list[str]) -> None:
     """Note where the distortion has no inverse at the picture's corners, so that rays there are approximate."""
     bad = []
-    for i in (cameras.distortion != 0).any(dim=1).nonzero()[:, 0].tolist():
+    lens = (cameras.distortion != 0).any(dim=1) & (cameras.models != EQUIRECTANGULAR)
+    for i in lens.nonzero()[:, 0].tolist():
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         rows, cols = torch.tensor([0.0, 0, h - 1, h - 1]), torch.tensor([0.0, w - 1, 0, w - 1])
         camera = cameras.subset([i])

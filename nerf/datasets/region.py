@@ -169,6 +169,9 @@ def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) ->
             u, v = (uv[0] / step).floor().nan_to_num(-1).clamp(-1, 1e6).long().unbind(-1)
             inside = in_front & (u >= 0) & (v >= 0) & (u < w) & (v < h)
             hit = grown[v.clamp(0, h - 1), u.clamp(0, w - 1)] > 0
+            if bool(camera.spherical[0]):  # near the poles a cell is wider than `grown` has it
+                hit |= ((points - camera.centres[0]) / depth[0][:, None]) @ camera.up[0] > 0.8
+                hit |= ((points - camera.centres[0]) / depth[0][:, None]) @ camera.up[0] < -0.8
             misses += ~torch.where(inside, hit, torch.tensor(touches))
             keep = misses <= allowed
             points, misses = points[keep], misses[keep]
@@ -198,7 +201,7 @@ def _forward_facing(cameras: Cameras, degrees: float = 40) -> bool:
 def _forward_region(capture: ParsedScene, cameras: Cameras) -> Region | None:
     """Average pose at the origin looking along -z, near plane (3/4 of the nearest depth) at z = -1, and a space in
     which every picture falls within [-1,1]^3; None where a camera stands beyond that plane or looks elsewhere."""
-    if not _forward_facing(cameras, 60):
+    if not _forward_facing(cameras, 60) or bool(cameras.spherical.any()):
         return None
     nearest = _nearest_depth(capture, cameras)
     if nearest is None:
@@ -262,7 +265,7 @@ def _unbounded(capture: ParsedScene, cameras: Cameras) -> Region:
     """What all cameras look at fills [-1,1]^3, they stand 1 to 2 from its middle; looking outwards, they fill it."""
     notes, origins = capture.notes, cameras.centres
     centre, distance = middle_of_view(cameras)
-    inward = float(_seen(cameras, centre[None])[1].double().mean()) > 0.5
+    inward = float((_seen(cameras, centre[None])[1][:, 0] & ~cameras.spherical).double().mean()) > 0.5
     if capture.region is not None:
         s = capture.region
         notes.append("unbounded scene; scale and offset as the file states them")
@@ -278,6 +281,9 @@ def _unbounded(capture: ParsedScene, cameras: Cameras) -> Region:
     else:
         low, high = origins.amin(dim=0), origins.amax(dim=0)
         half = max(0.5 * float((high - low).max()), 1e-9)
+        if bool(cameras.spherical.all()) and capture.points is not None and len(capture.points) >= 100:
+            away = np.abs(capture.points - ((low + high) / 2).numpy()).max(axis=1)  # the walls around a few panoramas
+            half = float(np.clip(np.median(away), half, 8 * half))
         s = Similarity.around((low + high) / 2, half)
         notes.append(
             f"unbounded scene around the cameras, which look at nothing in common: half size {half:.3g} world units"

@@ -44,8 +44,13 @@ def _normal_of(axes: Tensor) -> tuple[float, Tensor]:
 
 def nearest_point_to_axes(cameras: Cameras, pull: float = 0.0) -> Tensor | None:
     """The world point [3] with the least squared distance to all optical axes; None where these are parallel or it
-    lies behind the cameras. A weak `pull` towards the mean camera settles parallel axes: then there always is one."""
-    origins, forward, eye = cameras.centres.double(), cameras.forward.double(), torch.eye(3, dtype=torch.float64)
+    lies behind the cameras. A weak `pull` towards the mean camera settles parallel axes: then there always is one.
+    Panoramas have no axis."""
+    looking = ~cameras.spherical
+    if not bool(looking.any()):
+        return cameras.centres.double().mean(dim=0) if pull else None
+    origins, forward = cameras.centres.double()[looking], cameras.forward.double()[looking]
+    eye = torch.eye(3, dtype=torch.float64)
     across = eye - forward[:, :, None] * forward[:, None, :]  # removes the part along the axis
     system = across.mean(dim=0) + pull * eye
     # The smallest eigenvalue is the mean squared sine of the angles to the most common direction.
@@ -65,6 +70,8 @@ def look_at_point(cameras: Cameras, scene_from_world: Similarity, space: Space) 
     point = nearest_point_to_axes(cameras)
     if point is not None:
         return point
+    if bool(cameras.spherical.all()):
+        return cameras.centres.double().mean(dim=0)
     ahead = focus_distance(cameras, scene_from_world, space) * cameras.forward.double().mean(dim=0)
     return cameras.centres.double().mean(dim=0) + ahead
 

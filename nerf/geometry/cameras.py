@@ -1,4 +1,4 @@
-"""Cameras: intrinsics, lens distortion and poses; pixels to rays and points to pixels.
+"""Cameras: intrinsics, lenses and poses; pixels to rays and points to pixels.
 
 Conventions. Poses are camera-to-world, OpenGL camera: x right, y up, looking along -z. Intrinsics are OpenCV pixels: x
 right, y down, and the pixel in row i, column j has its centre at (j + 0.5, i + 0.5). Distortion is applied when rays
@@ -13,9 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.geometry.lenses import (
+    EQUIRECTANGULAR,
+    FISHEYE,
+    OPENCV,
+    PERSPECTIVE,
+    SKEW,
+    distort,
+    sees_ahead_only,
+    undistort,
+    widest_angles,
+)
 from nerf.geometry.space import Similarity
 
-PERSPECTIVE, OPENCV, FISHEYE = 0, 1, 2
+__all__ = ["EQUIRECTANGULAR", "FISHEYE", "OPENCV", "PERSPECTIVE", "Cameras", "picture_border", "undistort"]
+
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # a pose [4,4] of either kind times this is one of the other
 _AXES = torch.from_numpy(OPENGL_FROM_OPENCV.diagonal()[:3].copy())
 _TABLE_BYTES = 256 << 20  # largest table of undistorted directions that is kept
@@ -33,8 +45,8 @@ class Cameras:
     >>> rays_o, rays_d = cameras.rays(torch.tensor([0]), torch.tensor([23.5]), torch.tensor([31.5]))  # the middle
     >>> rays_o.tolist(), rays_d.tolist()
     ([[0.0, 0.0, 0.0]], [[0.0, 0.0, -1.0]])
-    >>> uv, z_depths = cameras.project(torch.tensor([[0.0, 0.0, -2.0]]))
-    >>> uv.tolist(), z_depths.tolist()
+    >>> uv, depths = cameras.project(torch.tensor([[0.0, 0.0, -2.0]]))
+    >>> uv.tolist(), depths.tolist()
     ([[[32.0, 24.0]]], [[2.0]])
     """
 
@@ -45,8 +57,8 @@ class Cameras:
     cy: Tensor
     widths: Tensor  # [n] int64
     heights: Tensor
-    models: Tensor  # [n] int64: PERSPECTIVE, OPENCV (radial-tangential) or FISHEYE (OpenCV fisheye, theta polynomial)
-    distortion: Tensor  # [n,6] float64: k1,k2,k3,k4,p1,p2; k3 multiplies r^6 and k4 r^8 (fisheye: theta^7, theta^9)
+    models: Tensor  # [n] int64, of nerf.geometry.lenses: PERSPECTIVE, OPENCV, FISHEYE, ..., EQUIRECTANGULAR
+    distortion: Tensor  # [n,6] float64: k1,k2,k3,k4,p1,p2; or [n,13] where a lens has more, see COEFFICIENTS there
     _cache: dict[str, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -77,6 +89,11 @@ class Cameras:
     def forward(self) -> Tensor:
         """[n,3] of unit length, world: the optical axis, away from the camera."""
         return -self.c2w[:, :, 2]
+
+    @property
+    def spherical(self) -> Tensor:
+        """Which are panoramas of the whole sphere, that look nowhere in particular: bool [n]."""
+        return self.models == EQUIRECTANGULAR
 
     @property
     def opencv_axes(self) -> Tensor:
@@ -151,28 +168,53 @@ class Cameras:
         return self.rays(torch.full_like(pixels, i), pixels // w, pixels % w, scene_from_world)
 
     def project(self, points_world: Tensor) -> tuple[Tensor, Tensor]:
-        """Where world points [m,3] fall: (uv [n,m,2] OpenCV pixels with distortion, z_depths [n,m] along the optical
-        axis, <= 0 behind the camera, where uv means nothing). Differentiable in the points, poses and intrinsics."""
+        """Where world points [m,3] fall: (uv [n,m,2] OpenCV pixels with distortion, depths [n,m] in world units, <= 0
+        where the lens does not see the point, and uv means nothing). Differentiable in points, poses and intrinsics.
+
+        Depths are along the optical axis for lenses that see what is ahead only, and distances for those that may see
+        more (fisheyes, EUCM, ..., panoramas), which have points behind the camera in the picture.
+        """
         local = torch.einsum("nij,nmi->nmj", self.c2w[:, :, :3], points_world.double()[None] - self.c2w[:, None, :, 3])
-        x, y, z = local[..., 0], -local[..., 1], -local[..., 2]
-        k, model = self.distortion[:, None, :], self.models[:, None]
-        safe = torch.where(z.abs() < 1e-12, torch.full_like(z, 1e-12), z)
-        xn, yn = x / safe, y / safe
-        if bool((self.models == OPENCV).any()):
-            xd, yd = _distort(xn, yn, k)
-            lens = model == OPENCV
-            xn, yn = torch.where(lens, xd, xn), torch.where(lens, yd, yn)
-        if bool((self.models == FISHEYE).any()):
-            r = torch.sqrt(x * x + y * y + 1e-24)
-            scale = _fisheye(torch.atan2(r, z), k) / r
-            lens = model == FISHEYE
-            xn, yn = torch.where(lens, x * scale, xn), torch.where(lens, y * scale, yn)
+        local = local * _AXES.to(local.device)
+        present = self.models.unique().tolist()
+        if len(present) == 1:
+            xn, yn = distort(local, self.distortion, present[0])
+        else:
+            xn, yn = torch.empty_like(local[..., 0]), torch.empty_like(local[..., 0])
+            for model in present:
+                some = self.models == model
+                xn[some], yn[some] = distort(local[some], self.distortion[some], model)
+        xn = self._skewed(xn, yn)
         uv = self.fx[:, None] * xn + self.cx[:, None], self.fy[:, None] * yn + self.cy[:, None]
-        return torch.stack(uv, dim=-1), z
+        return torch.stack(uv, dim=-1), self._depths(local)
+
+    def _depths(self, local: Tensor) -> Tensor:
+        """Of points [n,m,3] in the OpenCV cameras: along the axis; of wide lenses the distance. Below 0: not seen."""
+        z = local[..., 2]
+        ahead = sees_ahead_only(self.models)
+        if not self._distorted():
+            return z
+        distance = local.norm(dim=-1)
+        widest = self.widest_angles[:, None]
+        seen = (z > distance * widest.cos()) | (widest > 3.1415)
+        size = torch.where(ahead[:, None], z.abs(), distance)
+        return torch.where(seen, size, -size)
+
+    def _skewed(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [n,m] with what the sensor's axes add that are not at right angles."""
+        return x + self.distortion[:, SKEW, None] * y if self.distortion.shape[1] > SKEW else x
+
+    @property
+    def widest_angles(self) -> Tensor:
+        """[n] radians from the optical axis beyond which the lenses show nothing, wherever the picture ends."""
+        if "widest" not in self._cache:
+            self._cache["widest"] = widest_angles(self.distortion.detach(), self.models)
+        return self._cache["widest"]  # type: ignore[return-value]
 
     def _distorted(self) -> bool:
         if "distorted" not in self._cache:
-            self._cache["distorted"] = bool(((self.models == FISHEYE) | (self.distortion != 0).any(dim=1)).any())
+            wide = ~sees_ahead_only(self.models)
+            self._cache["distorted"] = bool((wide | (self.distortion != 0).any(dim=1)).any())
         return bool(self._cache["distorted"])
 
     def _packed(self, scene_from_world: Similarity | None) -> Tensor:
@@ -195,7 +237,10 @@ class Cameras:
         """Undistorted directions [n,3] float64 in the OpenCV camera frame (not all of unit length)."""
         x = (cols.double() + 0.5 - self.cx[image_ids]) / self.fx[image_ids]
         y = (rows.double() + 0.5 - self.cy[image_ids]) / self.fy[image_ids]
-        return undistort(x, y, self.distortion[image_ids], self.models[image_ids])
+        k = self.distortion[image_ids]
+        if k.shape[1] > SKEW:
+            x = x - k[:, SKEW] * y
+        return undistort(x, y, k, self.models[image_ids], self.widest_angles[image_ids])
 
     def _table(self) -> tuple[Tensor, Tensor] | None:
         """(directions [h*w of every distinct lens, 3] float32, offset of each camera [n]), or None if too large."""
@@ -223,69 +268,9 @@ class Cameras:
         return self._cache["table"]  # type: ignore[return-value]
 
 
-def _distort(x: Tensor, y: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """OpenCV radial-tangential: ideal (z = 1) to distorted coordinates; k [...,6] = k1,k2,k3,k4,p1,p2."""
-    r2 = x * x + y * y
-    radial = 1 + r2 * (k[..., 0] + r2 * (k[..., 1] + r2 * (k[..., 2] + r2 * k[..., 3])))
-    p1, p2 = k[..., 4], k[..., 5]
-    return x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x), y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
-
-
-def _fisheye(theta: Tensor, k: Tensor) -> Tensor:
-    """Distorted radius of a ray at angle theta from the axis: theta (1 + k1 t^2 + k2 t^4 + k3 t^6 + k4 t^8)."""
-    t2 = theta * theta
-    return theta * (1 + t2 * (k[..., 0] + t2 * (k[..., 1] + t2 * (k[..., 2] + t2 * k[..., 3]))))
-
-
 def picture_border(height: float, width: float, n: int) -> tuple[Tensor, Tensor]:
     """Fractional (rows, cols) [4n] float64 along the outer edges of a picture: top, bottom, left, right."""
     along = torch.linspace(0, 1, n, dtype=torch.float64)
     rows = torch.cat([along * 0, along * 0 + height, along * height, along * height]) - 0.5
     cols = torch.cat([along * width, along * width, along * 0, along * 0 + width]) - 0.5
     return rows, cols
-
-
-def undistort(x: Tensor, y: Tensor, k: Tensor, models: Tensor, n_steps: int = 12) -> Tensor:
-    """Distorted normalised coordinates [n] to directions [n,3] float64 (OpenCV camera frame, z forward) by Newton's
-    method; where the lens polynomial has no inverse (far corners of a poor calibration), the last finite estimate."""
-    dx, dy, dz = x.clone(), y.clone(), torch.ones_like(x)
-    lens = models == OPENCV
-    if bool(lens.any()):
-        xd, yd, kk = x[lens], y[lens], k[lens]
-        u, v = xd.clone(), yd.clone()
-        k1, k2, k3, k4, p1, p2 = kk.unbind(-1)
-        for _ in range(n_steps):
-            ex, ey = _distort(u, v, kk)
-            ex, ey = ex - xd, ey - yd
-            if float(torch.maximum(ex.abs(), ey.abs()).max()) < 1e-10:
-                break
-            r2 = u * u + v * v
-            radial = 1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))
-            slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)))  # d radial / d(u) = slope * u
-            jxx = radial + slope * u * u + 2 * p1 * v + 6 * p2 * u
-            jxy = slope * u * v + 2 * p1 * u + 2 * p2 * v
-            jyy = radial + slope * v * v + 6 * p1 * v + 2 * p2 * u
-            det = jxx * jyy - jxy * jxy
-            good = det > 1e-3  # beyond that the polynomial folds over: stay
-            det = torch.where(good, det, torch.ones_like(det))
-            u = torch.where(good, u - (jyy * ex - jxy * ey) / det, u)
-            v = torch.where(good, v - (jxx * ey - jxy * ex) / det, v)
-        dx[lens], dy[lens] = u, v
-    lens = models == FISHEYE
-    if bool(lens.any()):
-        xd, yd, kk = x[lens], y[lens], k[lens]
-        k1, k2, k3, k4 = kk[:, :4].unbind(-1)
-        r = torch.sqrt(xd * xd + yd * yd)
-        theta = r.clamp_max(torch.pi)
-        for _ in range(n_steps):
-            error = _fisheye(theta, kk) - r
-            if float(error.abs().max()) < 1e-10:
-                break
-            t2 = theta * theta
-            slope = 1 + t2 * (3 * k1 + t2 * (5 * k2 + t2 * (7 * k3 + t2 * 9 * k4)))
-            good = slope > 1e-3
-            step = torch.where(good, error / torch.where(good, slope, torch.ones_like(slope)), torch.zeros_like(r))
-            theta = (theta - step).clamp(0, torch.pi)
-        ratio = torch.where(r > 1e-12, torch.sin(theta) / r.clamp_min(1e-12), torch.ones_like(r))
-        dx[lens], dy[lens], dz[lens] = xd * ratio, yd * ratio, torch.cos(theta)
-    return torch.stack([dx, dy, dz], dim=-1)

@@ -88,7 +88,8 @@ class FusedSurface:
 
 def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
     """Maps of the median depth from `most` of the training cameras, those far apart, at most `longest` pixels wide."""
-    chosen = farthest_point_sample(model.cameras.centres, most)
+    share = 6 if bool(model.cameras.spherical.any()) else 1  # maps that a panorama takes
+    chosen = farthest_point_sample(model.cameras.centres, max(1, most // share))
     cameras = _small_pinholes(model.cameras.subset(chosen), longest)
     views = []
     for i in range(len(cameras)):
@@ -140,9 +141,27 @@ def farthest_point_sample(points: Tensor, most: int) -> Tensor:
 
 
 def _small_pinholes(cameras: Cameras, longest: int) -> Cameras:
-    """The same views without distortion and with at most `longest` pixels on a side."""
+    """The same views without distortion and with at most `longest` pixels on a side; six of each panorama, a cube's."""
+    views = [_faces(cameras.subset([i])) for i in range(len(cameras))] if bool(cameras.spherical.any()) else [cameras]
+    cameras = Cameras(**{k: torch.cat([view.tensors()[k] for view in views]) for k in cameras.tensors()})
     scale = (longest / torch.maximum(cameras.widths, cameras.heights)).clamp_max(1)
     cameras = cameras.resized(*((n * scale).round().clamp_min(1).long() for n in (cameras.widths, cameras.heights)))
     cameras.models = torch.full_like(cameras.models, PERSPECTIVE)
     cameras.distortion = torch.zeros_like(cameras.distortion)
     return cameras
+
+
+def _faces(camera: Cameras) -> Cameras:
+    """The camera itself, or six perspective ones of 90 degrees in the place of a panorama, as fine as it in the
+    middle."""
+    if not bool(camera.spherical[0]):
+        return camera
+    right, up, back = torch.eye(3, dtype=torch.float64).unbind(1)
+    turns = [(right, up, back), (back, up, -right), (-right, up, -back), (-back, up, right), (right, back, -up)]
+    turns.append((right, -back, up))
+    side = max(1, round(2 * float(camera.fx[0])))
+    turned = camera.c2w[:, :, :3] @ torch.stack([torch.stack(turn, dim=1) for turn in turns])
+    poses = torch.cat([turned, camera.c2w[:, :, 3:].expand(6, -1, -1)], dim=2)
+    faces = Cameras.perspective(poses, side / 2, side, side)
+    faces.distortion = camera.distortion.expand(6, -1)
+    return faces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def render_mesh(
     vertices = torch.from_numpy(np.array(mesh.vertices, np.float64))
     faces = torch.from_numpy(np.array(mesh.faces, np.int64))
     uv, z = (t[0] for t in camera.project(vertices))
-    pixel, face, weights = rasterise(uv, z, faces, w * supersample, h * supersample)
+    pixel, face, weights = rasterise(uv, z, faces, w * supersample, h * supersample, seam(camera))
 
     corners = faces[face]
     points = (weights[..., None] * vertices[corners]).sum(dim=1)
@@ -98,9 +99,37 @@ def facing(camera: Cameras, vertices: Tensor, normals: Tensor) -> tuple[Tensor, 
     return cosine, (1 - cosine.square()).clamp_min(0).sqrt() / cosine.clamp_min(0.05)
 
 
-def rasterise(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+def seam(camera: Cameras) -> float:
+    """Pixels after which the picture of camera 0 begins anew: a panorama's full turn; 0 where it does not."""
+    return 2 * math.pi * float(camera.fx[0]) if bool(camera.spherical[0]) else 0.0
+
+
+def across_seam(uv: Tensor, z: Tensor, faces: Tensor, turn: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Corners uv [v,2], z [v] and faces [f,3] as they are drawn, and which of the faces given each is: those that reach
+    over the edge of a panorama, where it goes on at the other, are drawn at both. turn: see `seam`."""
+    owner, u = torch.arange(len(faces)), uv[:, 0]
+    if not turn or not len(faces):
+        return uv, z, faces, owner
+    faces, corner = faces.long(), u[faces.long()]
+    over = ((corner.amax(dim=1) - corner.amin(dim=1)) > turn / 2).nonzero()[:, 0]
+    left, n = corner[over] < turn / 2, len(uv)
+    parts = [torch.where(left, faces[over] + n, faces[over]), torch.where(left, faces[over], faces[over] + 2 * n)]
+    keep = torch.ones(len(faces), dtype=torch.bool).index_fill(0, over, False)
+    step = torch.tensor([turn, 0.0], dtype=uv.dtype)
+    return (
+        torch.cat([uv, uv + step, uv - step]),
+        z.repeat(3),
+        torch.cat([faces[keep], *parts]),
+        torch.cat([owner[keep], over, over]),
+    )
+
+
+def rasterise(
+    uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int, turn: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """The nearest face at every pixel centre that has one: (flat pixels [p] ascending, faces [p], weights [p,3] of the
-    triangle's corners in space: w_k / z_k over their sum); see `kernels.nearest_faces`."""
+    triangle's corners in space: w_k / z_k over their sum); see `kernels.nearest_faces`. turn: `seam` of the camera."""
+    uv, z, faces, owner = across_seam(uv, z, faces, turn)
     nearest = kernels.nearest_faces(uv, z, faces, width, height)
     pixel = (nearest >= 0).nonzero()[:, 0]
     face = nearest[pixel].long()
@@ -110,4 +139,4 @@ def rasterise(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> 
         at = torch.stack([some % width, torch.div(some, width, rounding_mode="floor")], dim=1) + 0.5
         part = weights_in(uv[corners].double(), at.double()).clamp_min(0) / z[corners]
         weights[k : k + _CHUNK] = part / part.sum(dim=1, keepdim=True)
-    return pixel, face, weights
+    return pixel, owner[face], weights

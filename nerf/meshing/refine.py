@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, avg_pool3d, grid_sample, interpolate, max_pool2d, pad
 
 from nerf import kernels
-from nerf.meshing.preview import bilinear, facing
+from nerf.meshing.preview import across_seam, bilinear, facing, seam
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -85,7 +85,9 @@ def _rasterise(camera: Cameras, vertices: Tensor, faces: Tensor) -> Drawn:
     h, w = int(camera.heights[0]), int(camera.widths[0])
     uv, z = (t[0] for t in camera.project(vertices))
     height, width = h * _SUPERSAMPLE, w * _SUPERSAMPLE
-    face = kernels.nearest_faces(uv * _SUPERSAMPLE, z, faces, width, height).reshape(height, width)
+    drawn_uv, drawn_z, drawn, owner = across_seam(uv * _SUPERSAMPLE, z, faces, seam(camera) * _SUPERSAMPLE)
+    face = kernels.nearest_faces(drawn_uv, drawn_z, drawn, width, height).reshape(height, width)
+    face = torch.where(face >= 0, owner.int()[face.clamp_min(0).long()], face) if len(drawn) else face
     depth = torch.where(face >= 0, z.float()[faces[face.clamp_min(0).long(), 0]], torch.inf)[None]
     window = _SUPERSAMPLE * (2 * _WINDOW_PIXELS + 1)
     far, near = (s * max_pool2d(s * depth, window, _SUPERSAMPLE, _SUPERSAMPLE * _WINDOW_PIXELS)[0] for s in (1, -1))

@@ -19,7 +19,7 @@ from torch import Tensor
 from nerf.geometry.light import encode
 from nerf.io.memory import trim_heap
 from nerf.meshing.atlas import Atlas, fill, texels
-from nerf.meshing.preview import bilinear, facing, rasterise
+from nerf.meshing.preview import bilinear, facing, rasterise, seam
 from nerf.training.exposure import remove_exposure
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tens
     camera = scene.cameras.subset([i])
     h, w = int(camera.heights[0]), int(camera.widths[0])
     uv, z = (t[0] for t in camera.project(vertices))
-    pixel, face, weights = rasterise(uv, z, faces, w, h)
+    pixel, face, weights = rasterise(uv, z, faces, w, h, seam(camera))
     depth = torch.full((h * w,), torch.inf)
     depth[pixel] = (weights * z[faces[face]]).sum(dim=1).float()
     window = 2 * _MARGIN + 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.lenses import COEFFICIENTS, EQUIRECTANGULAR
 from nerf.io.limits import number, same_shapes, whole
 
 MOST_PIXELS = 1 << 31  # of a camera's picture
@@ -55,7 +56,9 @@ def check_shown(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
 def check_cameras(cameras: Cameras) -> None:
     """ValueError where a camera's numbers are none, or its picture larger than one can be."""
     n = len(cameras)
-    shapes = {"c2w": (n, 3, 4), "distortion": (n, 6)}
+    shapes = {"c2w": (n, 3, 4), "distortion": (n, cameras.distortion.shape[-1])}
+    if shapes["distortion"][1] not in (6, len(COEFFICIENTS)):
+        raise ValueError(f"cameras.distortion has the shape {list(cameras.distortion.shape)}")
     for name, values in cameras.tensors().items():
         if values.shape != shapes.get(name, (n,)) or n == 0:
             raise ValueError(f"cameras.{name} has the shape {list(values.shape)}, expected {shapes.get(name, (n,))}")
@@ -63,6 +66,8 @@ def check_cameras(cameras: Cameras) -> None:
             raise ValueError(f"cameras.{name} is {values.dtype}")
         if values.is_floating_point() and not bool(values.isfinite().all()):
             raise ValueError(f"cameras.{name} holds NaN or infinity")
+    if not bool(((cameras.models >= 0) & (cameras.models <= EQUIRECTANGULAR)).all()):
+        raise ValueError(f"cameras.models holds {cameras.models.tolist()[:8]}, expected 0 to {EQUIRECTANGULAR}")
     sizes = cameras.widths.double() * cameras.heights.double()
     if int(torch.minimum(cameras.widths, cameras.heights).min()) < 1 or float(sizes.max()) > MOST_PIXELS:
         raise ValueError(f"a camera has {sizes.max():.3g} pixels, expected 1 to {MOST_PIXELS}")

@@ -75,10 +75,11 @@ def depths_at(scene: Scene, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Te
 
 
 def ray_lengths(scene: Scene, batch: PixelBatch, rays_d: Tensor) -> Tensor:
-    """The batch's z-depths as lengths [n] along its scene rays (unit directions [n,3]), scene units."""
+    """The batch's z-depths as lengths [n] along its scene rays (unit directions [n,3]), scene units; panoramas have
+    distances in their place."""
     assert batch.depths is not None
     ahead = scene.scene_from_world.apply_directions(scene.cameras.forward[batch.image_ids]).float()
-    cosine = (ahead * rays_d).sum(dim=1)
+    cosine = torch.where(scene.cameras.spherical[batch.image_ids], 1.0, (ahead * rays_d).sum(dim=1))
     lengths = batch.depths * scene.scene_from_world.scale / cosine.clamp_min(1e-6)
     return torch.where(cosine > 0.05, lengths, torch.zeros_like(lengths))  # nearly sideways, z says nothing
 

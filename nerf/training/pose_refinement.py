@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.lenses import sees_ahead_only
 from nerf.geometry.rotations import rotations_of
 from nerf.geometry.space import Similarity
 from nerf.training.optimiser import SmallAdam
@@ -155,6 +156,9 @@ def _whitening(cameras: Cameras, scene_from_world: Similarity) -> Tensor:
     du = torch.stack([-x * y, 1 + x * x, y * one, -q, zero, -x * q], dim=2)
     dv = torch.stack([-(1 + y * y), x * y, -x * one, zero, -q, -y * q], dim=2)
     jacobian = torch.cat([du, dv], dim=1)  # [n,2m,6], camera frame
+    wide = ~sees_ahead_only(cameras.models)
+    if bool(wide.any()):
+        jacobian[wide] = _on_the_sphere(x[wide], y[wide], q[wide], cameras.spherical[wide])
     normal = torch.einsum("nmi,nmj->nij", jacobian, jacobian) / (2 * x.shape[1])
     normal = normal + DAMPING * torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
     values, vectors = torch.linalg.eigh(normal)
@@ -162,3 +166,18 @@ def _whitening(cameras: Cameras, scene_from_world: Similarity) -> Tensor:
     both = torch.zeros(n, 6, 6, dtype=torch.float64)
     both[:, :3, :3] = both[:, 3:, 3:] = turn
     return both @ root
+
+
+def _on_the_sphere(x: Tensor, y: Tensor, q: Tensor, spherical: Tensor) -> Tensor:
+    """What (w, s) do to directions at places (x, y) [n,m] of a fisheye (radians from the axis) or of a panorama
+    (longitude and latitude), at inverse distances q: in longitude's and latitude's sense [n,2m,6], camera frame."""
+    r = torch.sqrt(x * x + y * y).clamp_min(1e-12)
+    longitude = torch.where(spherical[:, None], x, torch.atan2(x * r.sin() / r, r.cos()))
+    latitude = torch.where(spherical[:, None], y, torch.asin((y * r.sin() / r).clamp(-1, 1)))
+    sin, cos, zero = longitude.sin(), longitude.cos(), torch.zeros_like(x)
+    d = torch.stack([sin * latitude.cos(), latitude.sin(), -cos * latitude.cos()], dim=2)
+    across = torch.stack([cos, zero, sin], dim=2)
+    upwards = torch.stack([-sin * latitude.sin(), latitude.cos(), cos * latitude.sin()], dim=2)
+    # A point at d / q moves by -(w x p + s), its direction by what of that is at right angles to it, times q.
+    rows = [torch.cat([-torch.linalg.cross(d, a), -q[..., None] * a], dim=2) for a in (across, upwards)]
+    return torch.cat(rows, dim=1)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nerf.datasets import Scene
-from nerf.geometry.cameras import PERSPECTIVE, Cameras, picture_border
+from nerf.geometry.cameras import EQUIRECTANGULAR, PERSPECTIVE, Cameras, picture_border
+from nerf.geometry.lenses import distort, sees_ahead_only
 from nerf.training.pixel_sampler import valid_pixels
 
 CHUNK = 1 << 17
@@ -133,6 +134,8 @@ def _frustum(view: Cameras, middle: Tensor) -> Tensor:
     d = at_origin.rays(torch.zeros(len(rows), dtype=torch.int64), rows, cols)[1].double() @ axes
     planes = torch.zeros(3, 5, dtype=torch.float64)
     planes[2, 4] = 1.0
+    if float(d[:, 2].min()) < -0.05 or int(view.models[0]) == EQUIRECTANGULAR:  # no plane bounds what it sees
+        return torch.cat([planes * 0, torch.full((1, 5), 1e30, dtype=torch.float64)]).float()
     if float(d[:, 2].min()) > 0.05:  # wider lenses see half of everything
         slopes = d[:, :2] / d[:, 2:]
         for k in (0, 1):
@@ -147,27 +150,64 @@ def _frustum(view: Cameras, middle: Tensor) -> Tensor:
 
 
 def _footprint(view: Cameras, points: Tensor, radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixel box [n,4] (x0, y0, x1, y1) around the images of balls, whether it lies within the picture, and in front.
+    """Pixel box [n,4] (x0, y0, x1, y1) around the images of balls, whether it lies within the picture, and whether some
+    of the ball is where the lens sees.
 
     A ball at (x, z) with radius r < z spans the slopes (x z -+ r sqrt(x^2 + z^2 - r^2)) / (z^2 - r^2) in that plane:
     its tangents through the camera. A lens bends them; there the box of an ideal camera is moved and grown by half.
+    Lenses that see more than half of everything: see `_reach`.
     """
-    uv, depths = view.project(points)
-    uv, z = uv[0], depths[0]
-    across = (points - view.centres[0]) @ view.c2w[0, :, :2] * torch.tensor([1.0, -1.0], dtype=torch.float64)
-    r, z1 = radii[:, None], torch.maximum(z, radii * 1.000001)[:, None]  # a ball around the camera: all of the picture
-    half = r * (across.square() + z1.square() - r.square()).clamp_min(0).sqrt() / (z1.square() - r.square())
-    middle = across * z1 / (z1.square() - r.square())
+    uv, local = view.project(points)[0][0], (points - view.centres[0]) @ view.opencv_axes[0]
+    z, r = local[:, 2], radii[:, None]
     focal, centre = torch.cat([view.fx, view.fy]), torch.cat([view.cx, view.cy])
-    if int(view.models[0]) == PERSPECTIVE and not bool(view.distortion.any()):
-        low, high = centre + focal * (middle - half), centre + focal * (middle + half)
-    else:
-        reach = 1.5 * focal * (half + (middle - across / z1).abs())
-        low, high = uv - reach, uv + reach
-    box = torch.cat([low, high], dim=1)
     w, h = int(view.widths[0]), int(view.heights[0])
-    whole = (box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= w) & (box[:, 3] <= h) & (z > radii)
-    return box, whole, z > -radii
+    distance = local.norm(dim=1)
+    half_angle = torch.asin((radii / distance.clamp_min(1e-300)).clamp_max(1))
+    angle, widest = torch.acos((z / distance.clamp_min(1e-300)).clamp(-1, 1)), view.widest_angles[0]
+    there = (angle - half_angle < widest) | (distance <= radii)
+    plain = int(view.models[0]) == PERSPECTIVE and not bool(view.distortion.any())
+    if not bool(sees_ahead_only(view.models)[0]):
+        reach = _reach(view, local, angle, half_angle)
+        low, high, ahead = uv - reach, uv + reach, distance > radii
+    else:
+        z1 = torch.maximum(z, radii * 1.000001)[:, None]  # a ball around the camera: all of the picture
+        across = local[:, :2]
+        half = r * (across.square() + z1.square() - r.square()).clamp_min(0).sqrt() / (z1.square() - r.square())
+        middle = across * z1 / (z1.square() - r.square())
+        if plain:
+            low, high = centre + focal * (middle - half), centre + focal * (middle + half)
+        else:
+            reach = 1.5 * focal * (half + (middle - across / z1).abs())
+            low, high = uv - reach, uv + reach
+        there, ahead = there & (z > -radii), z > radii
+    box = torch.cat([low, high], dim=1)
+    if not plain:  # past the fold of a lens, uv means nothing
+        everything = torch.tensor([-1.0, -1.0, w + 1.0, h + 1.0], dtype=box.dtype)
+        box = torch.where((angle + half_angle >= widest)[:, None] & there[:, None], everything, box)
+    whole = (box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= w) & (box[:, 3] <= h) & ahead
+    return box, whole, there
+
+
+def _reach(view: Cameras, local: Tensor, angle: Tensor, half_angle: Tensor) -> Tensor:
+    """Pixels [n,2] to either side of the middle that the image of a ball at `local` [n,3] spans, at most.
+
+    angle [n] from the axis, half_angle [n] of the ball. On a sphere the ball spans asin(sin a / cos latitude) of
+    longitude, all of it where it holds a pole. A fisheye stretches by no more than the largest of dr / dt and
+    r / sin t up to the ball's far side; half is added.
+    """
+    focal = torch.cat([view.fx, view.fy])
+    if int(view.models[0]) == EQUIRECTANGULAR:
+        latitude = torch.atan2(local[:, 1], local[:, [0, 2]].norm(dim=1)).abs()
+        longitude = torch.asin((half_angle.sin() / latitude.cos().clamp_min(1e-12)).clamp_max(1))
+        longitude = torch.where(latitude + half_angle < 0.5 * torch.pi, longitude, torch.full_like(longitude, torch.pi))
+        return torch.stack([longitude, half_angle], dim=1) * focal
+    t = torch.linspace(0, min(float(view.widest_angles[0]), 3.1), 512, dtype=torch.float64)[1:]
+    ring = torch.stack([t.sin(), 0 * t, t.cos()], dim=1)
+    radius = distort(ring[None], view.distortion, int(view.models[0]))[0][0].abs()
+    slope = torch.diff(radius, prepend=radius[:1] * 0) / t[0]
+    stretch = torch.maximum(slope, radius / t.sin()).cummax(dim=0).values
+    at = torch.searchsorted(t, angle + half_angle).clamp_max(len(t) - 1)
+    return 1.5 * half_angle[:, None] * stretch[at, None] * focal
 
 
 def _alpha_sums(scene: Scene, i: int) -> Tensor:

@@ -7,34 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from nerf.datasets.colmap_models import COLMAP_MODELS, coefficients
 from nerf.datasets.keypoints import attach, of_model
 from nerf.datasets.named import find_named, reduced_folders, visible
-from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.parsed import Frame, Lens, ParsedScene, sphere
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.colmap_files import read_model, suffix_of
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
+from nerf.geometry.cameras import OPENGL_FROM_OPENCV
+from nerf.geometry.lenses import EQUIRECTANGULAR, OPENCV, PERSPECTIVE, RATIONAL
 from nerf.io.interrupts import take_signals_back
 
 _PLACES: tuple[str, ...] = (
     *(".", "sparse", "colmap/sparse", "colmap", "dense/sparse", "distorted/sparse"),
     *("dense/0", "dense/0/sparse"),
 )
-
-# what each model's parameters mean: names of (fx, fy, cx, cy, k1, k2, k3, k4, p1, p2); "f" is both focal lengths
-_MODELS: dict[str, tuple[int, str]] = {
-    "SIMPLE_PINHOLE": (PERSPECTIVE, "f cx cy"),
-    "PINHOLE": (PERSPECTIVE, "fx fy cx cy"),
-    "SIMPLE_RADIAL": (OPENCV, "f cx cy k1"),
-    "RADIAL": (OPENCV, "f cx cy k1 k2"),
-    "OPENCV": (OPENCV, "fx fy cx cy k1 k2 p1 p2"),
-    "FULL_OPENCV": (OPENCV, "fx fy cx cy k1 k2 p1 p2 k3 d4 d5 d6"),  # the last three divide; they must be zero
-    "OPENCV_FISHEYE": (FISHEYE, "fx fy cx cy k1 k2 k3 k4"),
-    "SIMPLE_RADIAL_FISHEYE": (FISHEYE, "f cx cy k1"),
-    "RADIAL_FISHEYE": (FISHEYE, "f cx cy k1 k2"),
-    "SIMPLE_FISHEYE": (FISHEYE, "f cx cy"),
-    "FISHEYE": (FISHEYE, "fx fy cx cy"),
-}
 
 
 def find_models(folder: Path) -> list[Path]:
@@ -131,20 +118,24 @@ def pose_of(image: Any, where: str) -> np.ndarray:
 def lens_of(camera: Any, where: str) -> Lens:
     """Of a pycolmap camera."""
     name = str(camera.model_name)
-    instead = "undistort the images with `colmap image_undistorter` and load its output"
-    if name not in _MODELS:
-        known = ", ".join(_MODELS)
-        raise UserError(f"{where}: the camera model {name} is not supported (known: {known}): {instead}")
-    model, names = _MODELS[name]
+    if name not in COLMAP_MODELS:
+        known = ", ".join(COLMAP_MODELS)
+        raise UserError(
+            f"{where}: the camera model {name} is not supported (known: {known}): undistort the images with `colmap "
+            "image_undistorter` and load its output"
+        )
+    _, model, names = COLMAP_MODELS[name]
+    width, height = int(camera.width), int(camera.height)
+    if model == EQUIRECTANGULAR:
+        return sphere(width, height)
     p = dict(zip(names.split(), map(float, camera.params), strict=True))
-    if any(p.get(d, 0.0) for d in ("d4", "d5", "d6")):
-        what = "FULL_OPENCV with k4, k5, k6 other than zero"
-        raise UserError(f"{where}: the camera model {what} is not supported: {instead}")
-    k = tuple(p.get(n, 0.0) for n in ("k1", "k2", "k3", "k4", "p1", "p2"))
+    k = coefficients(p)
+    if model == RATIONAL and not any(p[name] for name in ("k4", "k5", "k6")):
+        model = OPENCV
     if model == OPENCV and not any(k):
         model = PERSPECTIVE
     fx, fy = p.get("f", p.get("fx", 0.0)), p.get("f", p.get("fy", 0.0))
-    return Lens(model, fx, fy, p["cx"], p["cy"], int(camera.width), int(camera.height), k)  # type: ignore[arg-type]
+    return Lens(model, fx, fy, p["cx"], p["cy"], width, height, k)
 
 
 def beside(folder: Path, frames: list[Frame], world_from_model: np.ndarray | None, notes: list[str]) -> None:

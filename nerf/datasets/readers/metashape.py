@@ -226,4 +226,4 @@ def _lens(sensor: ElementTree.Element, where: str, notes: list[str]) -> Lens:
             notes.append(f"{where}: {name} were left out; they move pixels by at most {shift:.2f}")
     k = (*(number(f"k{i}", 0.0) for i in (1, 2, 3, 4)), p1, p2)
     model = PERSPECTIVE if _MODELS[kind] == OPENCV and not any(k) else _MODELS[kind]
-    return Lens(model, fx, fy, cx, cy, width, height, k)  # type: ignore[arg-type]
+    return Lens(model, fx, fy, cx, cy, width, height, k)

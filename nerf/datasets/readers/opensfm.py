@@ -118,7 +118,7 @@ def _lens(camera: dict[str, Any], where: str) -> Lens:
     cx, cy = number("c_x", 0.0) * size + 0.5 * width, number("c_y", 0.0) * size + 0.5 * height
     k = tuple(number(c, 0.0) if c in known.split() else 0.0 for c in _COEFFICIENTS)
     model = PERSPECTIVE if model == OPENCV and not any(k) else model
-    return Lens(model, fx, fy, cx, cy, width, height, k)  # type: ignore[arg-type]
+    return Lens(model, fx, fy, cx, cy, width, height, k)
 
 
 def _points(reconstruction: dict[str, Any], notes: list[str]) -> np.ndarray | None:

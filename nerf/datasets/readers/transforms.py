@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from nerf.datasets.colmap_models import COLMAP_MODELS, FISHEYE624_ORDER, NATURAL_NAMES, coefficients
 from nerf.datasets.depths import DepthMap
 from nerf.datasets.named import home_of, is_inside, keyed, match_names, pictures_in, search_named
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import colmap, reader
 from nerf.errors import UserError, brief
-from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.lenses import COEFFICIENTS, EQUIRECTANGULAR, FISHEYE, FISHEYE624, OPENCV, PERSPECTIVE, RATIONAL
 from nerf.geometry.mesh_files import load_mesh_file
 from nerf.geometry.space import Similarity
 from nerf.io.images import IMAGE_SUFFIXES, read_header
@@ -24,7 +25,8 @@ from nerf.io.json_text import parse_json as parse_json_text
 from nerf.io.text import decode_text
 
 _SPLITS = ("train", "val", "test")
-_CAMERA_MODELS = ("", "PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
+_CAMERA_MODELS = {name: model for name, (_, model, _) in COLMAP_MODELS.items()}
+_CAMERA_MODELS |= {"": PERSPECTIVE, "PERSPECTIVE": PERSPECTIVE, "FISHEYE624": FISHEYE624}  # Blender's, nerfstudio's
 
 
 @reader("blender", tells="transforms_train.json", help="transforms_train.json (Blender)")
@@ -280,17 +282,37 @@ def _lens(data: dict[str, Any], entry: dict[str, Any], file: Path, where: str) -
         value = entry.get(key, data.get(key))
         return default if value is None else finite(value, key, where)
 
+    kind = str(entry.get("camera_model", data.get("camera_model", "")))
+    if kind.upper() not in _CAMERA_MODELS:
+        known = ", ".join(filter(None, _CAMERA_MODELS))
+        raise UserError(f"{where}: camera_model {kind} is not supported (known: {known})")
+    model = _CAMERA_MODELS[kind.upper()]
+    w, h = int(number("w", 0)) or None, int(number("h", 0)) or None
+    if model == EQUIRECTANGULAR:
+        return Lens(model, width=w, height=h)
     if all(math.isnan(number(k)) for k in ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")):
         raise UserError(
             f"{file}: no focal length: expected fl_x or camera_angle_x in the file or in the frame ({where})"
         )
-    k = tuple(number(name, 0.0) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
-    kind = str(entry.get("camera_model", data.get("camera_model", "")))
-    if kind.upper() not in _CAMERA_MODELS:
-        raise UserError(f"{where}: camera_model {kind} is not supported (known: {', '.join(_CAMERA_MODELS[1:])})")
-    fisheye = kind.upper() == "OPENCV_FISHEYE" or bool(entry.get("is_fisheye", data.get("is_fisheye", False)))
-    model = FISHEYE if fisheye else OPENCV if any(k) else PERSPECTIVE
-    w, h = number("w", 0), number("h", 0)
+    k = _coefficients(data, entry, model, where)
+    if model == RATIONAL and not any((*k[3:4], *k[6:8])):
+        model = OPENCV
+    if model in (PERSPECTIVE, OPENCV):
+        fisheye = bool(entry.get("is_fisheye", data.get("is_fisheye", False)))  # instant-ngp's
+        model = FISHEYE if fisheye else OPENCV if any(k) else PERSPECTIVE
     fx, fy = number("fl_x"), number("fl_y")
     angles = number("camera_angle_x"), number("camera_angle_y")
-    return Lens(model, fx, fy, number("cx"), number("cy"), int(w) or None, int(h) or None, k, *angles)  # type: ignore[arg-type]
+    return Lens(model, fx, fy, number("cx"), number("cy"), w, h, k, *angles)
+
+
+def _coefficients(data: dict[str, Any], entry: dict[str, Any], model: int, where: str) -> tuple[float, ...]:
+    """Distortion, by the coefficients' names or as nerfstudio's list distortion_params."""
+    listed = entry.get("distortion_params", data.get("distortion_params"))
+    order = FISHEYE624_ORDER if model == FISHEYE624 else COEFFICIENTS[:6]
+    if listed is not None:
+        if not isinstance(listed, list) or len(listed) != len(order):
+            raise UserError(f"{where}: distortion_params must be a list of {len(order)} numbers: {', '.join(order)}")
+        return coefficients({k: finite(v, "distortion_params", where) for k, v in zip(order, listed, strict=True)})
+    names = {name: NATURAL_NAMES.get(model, {}).get(name, name) for name in COEFFICIENTS}
+    values = {name: entry.get(key, data.get(key)) for name, key in names.items()}
+    return coefficients({k: finite(v, names[k], where) for k, v in values.items() if v is not None})

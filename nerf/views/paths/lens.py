@@ -24,7 +24,8 @@ def picture_size(
     cameras: Cameras, turned: bool, width: int | None, height: int | None, longest: int | None
 ) -> tuple[int, int]:
     """(width, height) of the pictures of a path, from what was asked for and the inputs' median size."""
-    w0, h0 = int(cameras.widths.median()), int(cameras.heights.median())
+    half = cameras.spherical.long() + 1  # of a panorama's sides: 115 x 76 degrees at its own pixels per radian
+    w0, h0 = int((cameras.widths // half).median()), int((cameras.heights // half).median())
     if turned:
         w0, h0 = h0, w0
     if width is None and height is None:
@@ -46,6 +47,6 @@ def filled_in(width: int | None, height: int | None, w0: float, h0: float) -> tu
 
 def with_lens_of(poses: Tensor, cameras: Cameras, width: int, height: int) -> Cameras:
     """Perspective cameras at poses [n,3,4] with pictures of width x height, their focal length that of the inputs."""
-    shorter = torch.minimum(cameras.widths, cameras.heights).double()
+    shorter = torch.minimum(cameras.widths, cameras.heights).double() / (1 + cameras.spherical)
     focals = torch.stack([(f / shorter).median().double() * min(width, height) for f in (cameras.fx, cameras.fy)])
     return Cameras.perspective(poses, focals.expand(len(poses), 2), width, height)

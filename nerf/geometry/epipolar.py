@@ -25,32 +25,35 @@ class PixelRays:
     ([[0.0, 0.0, -1.0]], [0.01, 0.0])
     """
 
-    directions: Tensor  # [n,3] float64 of unit length, OpenGL camera frame
-    slopes: Tensor  # [n,3,2] float64, derivative of the direction by the pixel's (u, v)
+    directions: Tensor  # [...,n,3] float64 of unit length, OpenGL camera frame
+    slopes: Tensor  # [...,n,3,2] float64, derivative of the direction by the pixel's (u, v)
 
     def __getitem__(self, rows: Tensor) -> PixelRays:
         return PixelRays(self.directions[rows], self.slopes[rows])
 
 
-def pixel_rays(cameras: Cameras, i: int, uv: Tensor) -> PixelRays:
-    """The rays of camera i through uv [n,2], OpenCV pixels (the middle of the first pixel is (0.5, 0.5)).
+def pixel_rays(cameras: Cameras, ids: int | Tensor, uv: Tensor) -> PixelRays:
+    """The rays of one camera, or of one for each [...,n], through uv [...,n,2], OpenCV pixels (the middle of the first
+    pixel is (0.5, 0.5)).
 
     >>> cameras = Cameras.perspective(torch.eye(4, dtype=torch.float64)[None, :3], 100.0, width=64, height=48)
     >>> pixel_rays(cameras, 0, torch.tensor([[132.0, 24.0]])).directions.round(decimals=4).tolist()
     [[0.7071, 0.0, -0.7071]]
     """
-    camera = cameras.subset([i]).with_poses(torch.eye(4, dtype=torch.float64)[None, :3])  # rays in its own frame
-    n = len(uv)
+    here = cameras.with_poses(torch.eye(4, dtype=torch.float64)[None, :3].expand(len(cameras), 3, 4))
+    shape = uv.shape[:-1]
+    image_ids = torch.as_tensor(ids, dtype=torch.int64).expand(shape).reshape(-1)
     shifts = torch.tensor([[0.0, 0.0], [_STEP, 0], [-_STEP, 0], [0, _STEP], [0, -_STEP]], dtype=torch.float64)
-    places = (uv.double()[None] + shifts[:, None]).reshape(-1, 2) - 0.5
-    _, found = camera.rays(torch.zeros(len(places), dtype=torch.int64), places[:, 1], places[:, 0])
-    d = found.double().reshape(5, n, 3)
+    places = (uv.double().reshape(-1, 2)[None] + shifts[:, None]).reshape(-1, 2) - 0.5
+    _, found = here.rays(image_ids.repeat(len(shifts)), places[:, 1], places[:, 0])
+    d = found.double().reshape(len(shifts), *shape, 3)
     slopes = torch.stack([d[1] - d[2], d[3] - d[4]], dim=-1) / (2 * _STEP)
-    return PixelRays(torch.nn.functional.normalize(d[0], dim=1), slopes)
+    return PixelRays(torch.nn.functional.normalize(d[0], dim=-1), slopes)
 
 
 def sampson_pixels(a: PixelRays, b: PixelRays, c2w_a: Tensor, c2w_b: Tensor) -> Tensor:
-    """How far in pixels matches are from fitting two cameras: [..., n] for poses [..., 3, 4], OpenGL camera to world.
+    """How far in pixels matches are from fitting two cameras: [..., n] for poses [..., 3, 4], OpenGL camera to world;
+    what stands for ... is broadcast.
 
     The Sampson distance (Hartley and Zisserman 11.4.3), to first order the least distance by which the two pixels have
     to move, together, so that their rays meet: |e| / |grad e| with e = d_a . (t x d_b), the gradient by all four pixel
@@ -74,11 +77,11 @@ def sampson_pixels(a: PixelRays, b: PixelRays, c2w_a: Tensor, c2w_b: Tensor) -> 
         [zero, -t[..., 2], t[..., 1], t[..., 2], zero, -t[..., 0], -t[..., 1], t[..., 0], zero], dim=-1
     ).reshape(*t.shape[:-1], 3, 3)
     essential = rotation_a.transpose(-1, -2) @ cross @ rotation_b
-    lines_in_a = torch.einsum("...ij,nj->...ni", essential, b.directions)
-    lines_in_b = torch.einsum("...ij,ni->...nj", essential, a.directions)
+    lines_in_a = torch.einsum("...ij,...nj->...ni", essential, b.directions)
+    lines_in_b = torch.einsum("...ij,...ni->...nj", essential, a.directions)
     error = (lines_in_a * a.directions).sum(dim=-1)
-    slope_a = torch.einsum("...ni,nik->...nk", lines_in_a, a.slopes)
-    slope_b = torch.einsum("...ni,nik->...nk", lines_in_b, b.slopes)
+    slope_a = torch.einsum("...ni,...nik->...nk", lines_in_a, a.slopes)
+    slope_b = torch.einsum("...ni,...nik->...nk", lines_in_b, b.slopes)
     return error.abs() / (slope_a.square().sum(dim=-1) + slope_b.square().sum(dim=-1)).sqrt()
 
 
@@ -94,8 +97,8 @@ def triangulate(a: PixelRays, b: PixelRays, c2w_a: Tensor, c2w_b: Tensor) -> tup
     >>> [round(float(x), 3) for x in triangulate(a, b, *poses)]
     [10.012, 10.012, 0.1]
     """
-    d_a = torch.einsum("...ij,nj->...ni", c2w_a[..., :3], a.directions)
-    d_b = torch.einsum("...ij,nj->...ni", c2w_b[..., :3], b.directions)
+    d_a = torch.einsum("...ij,...nj->...ni", c2w_a[..., :3], a.directions)
+    d_b = torch.einsum("...ij,...nj->...ni", c2w_b[..., :3], b.directions)
     baseline = (c2w_b[..., 3] - c2w_a[..., 3])[..., None, :]
     cosine = (d_a * d_b).sum(dim=-1).clamp(-1, 1)
     sine2 = torch.linalg.cross(d_a, d_b).square().sum(dim=-1)

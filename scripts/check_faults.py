@@ -1,7 +1,7 @@
 """Does `nerf check` find what is wrong, and nothing where nothing is? Faults of every kind are put into clean sets in
 memory; the table says what was found and whether it was called by its name.
 
-    python scripts/check_faults.py SCENE_FOLDER ... [--out results.json] [--faults opencv,turned] [--cache FOLDER]
+    python scripts/check_faults.py SCENE_FOLDER ... [--out results.json] [--faults 'opencv;two by 90'] [--cache FOLDER]
 
 Features are found once a scene, and anew for pictures that a fault changes. Scenes that are not there are left out, and
 so are faults that a scene cannot have (masks of photos without any).
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nerf.checks.looking import look_at_all
 from nerf.checks.looks import Look
+from nerf.checks.matches import Memory
 from nerf.checks.run import check_posed, requests_of
 from nerf.checks.verdict import Verdict
 from nerf.datasets.loading import parse
@@ -333,11 +334,14 @@ FAULTS: dict[str, tuple[tuple[str, ...], Callable[[Set], None]]] = {
 }
 
 
-def read_clean(folder: Path, cache: Path | None) -> tuple[ParsedScene, Posed, list[Look | str | None]]:
+def read_clean(folder: Path, cache: Path | None, most: int) -> tuple[ParsedScene, Posed, list[Look | str | None]]:
     """A scene as it is, and what is seen in its photos."""
     parsed = middlebury(folder) or parse(folder)
+    there = [f for f in parsed.frames if f.path.is_file()]
+    parsed.frames = there[:: -(-len(there) // most)]
+    parsed.depth_bounds = None
     posed = check_frames(copy.deepcopy(parsed))
-    file = None if cache is None else cache / f"{folder.name}.npz"
+    file = None if cache is None else cache / f"{folder.name}_{most}.npz"
     if file is not None and file.is_file():
         with np.load(file) as data:
             names = Look.__dataclass_fields__
@@ -351,14 +355,12 @@ def read_clean(folder: Path, cache: Path | None) -> tuple[ParsedScene, Posed, li
                 f"{i}_{k}": v for i, look in enumerate(looks) if isinstance(look, Look) for k, v in vars(look).items()
             }
             np.savez(file, **all_)
-    present = {f.path for f in posed.frames}
-    parsed.frames = [f for f in parsed.frames if f.path in present]
-    if parsed.depth_bounds is not None:
-        parsed.depth_bounds = None
     return parsed, posed, looks
 
 
-def run(clean: tuple[ParsedScene, Posed, list[Look | str | None]], fault: str, seed: int) -> dict[str, Any]:
+def run(
+    clean: tuple[ParsedScene, Posed, list[Look | str | None]], fault: str, seed: int, memory: Memory
+) -> dict[str, Any]:
     """One fault in one scene: what was said, and whether that is right."""
     parsed, posed, looks = clean
     parsed = copy.copy(parsed)
@@ -377,7 +379,7 @@ def run(clean: tuple[ParsedScene, Posed, list[Look | str | None]], fault: str, s
         new = look_at_all([requests[i] for i in again], time.perf_counter() + 3600)
         for i, look in zip(again, new, strict=True):
             s.looks[i] = look
-        verdict = check_posed(there, SECONDS, s.looks)
+        verdict = check_posed(there, SECONDS, s.looks, memory=memory.without(set(again)))
     except UserError as error:
         verdict = Verdict("contradicts", why=str(error))
         found = [word for word in ("mirrored",) if word in str(error)]
@@ -404,9 +406,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("scenes", nargs="+", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--faults", default=",".join(FAULTS))
+    parser.add_argument("--faults", default=";".join(FAULTS))
     parser.add_argument("--cache", type=Path, help="folder that keeps the features")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most", type=int, default=1000, help="photos of a scene; of more, every so-many-th")
     parser.add_argument("--say", action="store_true", help="print every verdict")
     args = parser.parse_args()
     results: dict[str, list[dict[str, Any]]] = {}
@@ -414,10 +417,11 @@ def main() -> None:
         if not folder.is_dir():
             print(f"{folder}: is not there, left out")
             continue
-        clean = read_clean(folder, args.cache)
+        clean = read_clean(folder, args.cache, args.most)
         rows = results[folder.name] = []
-        for fault in args.faults.split(","):
-            row = run(clean, fault.strip(), args.seed)
+        memory = Memory()
+        for fault in args.faults.split(";"):
+            row = run(clean, fault.strip(), args.seed, memory)
             rows.append(row)
             mark = "  - " if "left_out" in row else " ok " if row["right"] else "MISS"
             about = (

@@ -30,7 +30,7 @@ class Look:
     thumbnail: np.ndarray  # [h,w,3] uint8
     alpha: np.ndarray  # [h,w] uint8 of the thumbnail's size; [0,0] where there is none
     mask: np.ndarray  # the same, 255 where pixels are used
-    mask_size: np.ndarray  # (width, height) of the mask as its file has it; empty where there is none
+    mask_size: np.ndarray  # (width, height) of the mask's file; empty where there is none
     used: np.ndarray  # [n] bool, whether the feature lies where alpha and mask say that there is something to see
 
 
@@ -63,9 +63,9 @@ class Request:
         return self.pixels is None and not isinstance(self.mask, np.ndarray)
 
 
-def look_at_photo(request: Request) -> Look:
-    """Decode the photo, reduced as far as the decoder can, and look at it."""
-    from PIL import Image, ImageFilter
+def reduced(request: Request) -> tuple[np.ndarray, np.ndarray | None]:
+    """([h,w,3] uint8 of the request's size, alpha [H,W] or None where there is none), decoded no larger than needed."""
+    from PIL import Image
 
     picture, (w, h) = request.picture, request.size
     if request.pixels is None:
@@ -73,9 +73,19 @@ def look_at_photo(request: Request) -> Look:
         pixels = read_pixels(picture, reduction)
     else:
         pixels = request.pixels
-    bytes_ = as_bytes(pixels)
-    rgb = Image.fromarray(bytes_[..., :3]).resize((w, h), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    alpha = bytes_[..., 3] if pixels.shape[2] in (2, 4) else None
+    shown = as_bytes(pixels)
+    rgb = Image.fromarray(np.ascontiguousarray(shown[..., :3]))
+    rgb = rgb.resize((w, h), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return np.asarray(rgb), shown[..., 3] if shown.shape[2] == 4 else None
+
+
+def look_at_photo(request: Request) -> Look:
+    """Decode the photo, reduced as far as the decoder can, and look at it."""
+    from PIL import Image, ImageFilter
+
+    w, h = request.size
+    pixels, alpha = reduced(request)
+    rgb = Image.fromarray(pixels)
     if request.matte is not None:
         alpha = read_mask(request.matte)[0]
     mask, mask_size = (None, ()) if request.mask is None else read_mask(request.mask)
@@ -136,7 +146,7 @@ def _small(shape: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
 
     if shape is None:
         return np.zeros((0, 0), np.uint8)
-    return np.asarray(Image.fromarray(shape).resize(size, Image.Resampling.BOX))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(shape)).resize(size, Image.Resampling.BOX))
 
 
 def features(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

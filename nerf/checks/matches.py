@@ -48,19 +48,34 @@ class Matched:
 
 
 @dataclass
+class Memory:
+    """What was matched already, of the same pictures."""
+
+    pairs: dict[Pair, Matched] = field(default_factory=dict)
+    quick: dict[Pair, int] = field(default_factory=dict)  # matches of the largest features
+    signature: Tensor | None = None  # [n,k]
+
+    def without(self, changed: set[int]) -> Memory:
+        """What stays true once these pictures are others."""
+        if not changed:
+            return self
+        pairs = {pair: found for pair, found in self.pairs.items() if not changed & set(pair)}
+        return Memory(pairs, {pair: score for pair, score in self.quick.items() if not changed & set(pair)})
+
+
+@dataclass
 class Matcher:
     """Matches pairs on demand and remembers them."""
 
     looks: list[Look]
     cameras: Cameras  # in pixels of the reduced pictures
     until: float  # time.perf_counter() at which no more is begun
-    known: dict[Pair, Matched] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
     _floats: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         used = [look.used if look.used.sum() >= 2 * FEWEST else np.ones(len(look.used), bool) for look in self.looks]
         self.rows = [np.flatnonzero(u) for u in used]
-        self.signature: Tensor | None = None
 
     def descriptors(self, i: int) -> Tensor:
         if i not in self._floats:
@@ -69,9 +84,10 @@ class Matcher:
 
     def alike(self) -> Tensor:
         """[n,n] how much two photos look alike, -2 on the diagonal and for photos without features."""
-        if self.signature is None:
-            self.signature = signatures([self.descriptors(i)[:OF_SIGNATURE] for i in range(len(self.looks))], 32)
-        similar = self.signature @ self.signature.T
+        memory = self.memory
+        if memory.signature is None:
+            memory.signature = signatures([self.descriptors(i)[:OF_SIGNATURE] for i in range(len(self.looks))], 32)
+        similar = memory.signature @ memory.signature.T
         empty = torch.tensor([len(rows) < FEWEST for rows in self.rows])
         similar[empty] = similar[:, empty] = -2
         return similar.fill_diagonal_(-2)
@@ -116,19 +132,20 @@ class Matcher:
         return sorted(chosen, key=lambda pair: (chosen[pair], pair))
 
     def _quick(self, pair: Pair) -> int:
-        if time.perf_counter() > self.until:
-            return 0
-        return len(match(self.descriptors(pair[0])[:PREEMPTIVE], self.descriptors(pair[1])[:PREEMPTIVE]))
+        known = self.memory.quick
+        if pair not in known and time.perf_counter() < self.until:
+            known[pair] = len(match(self.descriptors(pair[0])[:PREEMPTIVE], self.descriptors(pair[1])[:PREEMPTIVE]))
+        return known.get(pair, 0)
 
     def match(self, pairs: Iterable[Pair]) -> list[Matched]:
         """The pairs matched in full, as far as there is time; known ones again."""
         pairs = list(pairs)
-        new = [pair for pair in pairs if pair not in self.known]
+        new = [pair for pair in pairs if pair not in self.memory.pairs]
         with ThreadPoolExecutor(usable_cores()) as pool:
             for pair, found in zip(new, pool.map(self._full, new), strict=True):
                 if found is not None:
-                    self.known[pair] = found
-        return [self.known[pair] for pair in pairs if pair in self.known]
+                    self.memory.pairs[pair] = found
+        return [self.memory.pairs[pair] for pair in pairs if pair in self.memory.pairs]
 
     def _full(self, pair: Pair) -> Matched | None:
         if time.perf_counter() > self.until:

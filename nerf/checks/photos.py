@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from nerf.geometry.cameras import Cameras
 
 AGAINST = 2  # pairs with photos that fit, for one photo to be called wrong
 MORE = 8  # further partners that are tried for a photo that seems wrong
-MAIN = 0.5  # share of the judged photos that must hang together for the others to be what is wrong
+PART = 0.3  # of a photo's pairs that fit, for it to be right
+MAIN = 0.5  # share of the judged photos that must be right for the others to be what is wrong
 BEAM, MOST_PHOTOS, FEWEST_PHOTOS = 60, 8, 5  # of the search for another order
 
 
@@ -33,22 +35,12 @@ class Graph:
         return {i for p in self.pairs for i in (p.a, p.b)}
 
     def main(self) -> set[int]:
-        """The largest group of photos that hang together by pairs that fit."""
-        parent = list(range(self.n))
-
-        def root(i: int) -> int:
-            while parent[i] != i:
-                parent[i] = parent[parent[i]]
-                i = parent[i]
-            return i
-
+        """The photos of whose pairs a good part fits."""
+        fits, of = np.zeros(self.n), np.zeros(self.n)
         for pair, share in zip(self.pairs, self.found.shares.tolist(), strict=True):
-            if share >= FITS:
-                parent[root(pair.a)] = root(pair.b)
-        groups: dict[int, set[int]] = {}
-        for i in self.judged:
-            groups.setdefault(root(i), set()).add(i)
-        return max(groups.values(), key=len, default=set())
+            of[[pair.a, pair.b]] += 1
+            fits[[pair.a, pair.b]] += share >= FITS
+        return {int(i) for i in np.flatnonzero((fits >= 1) & (fits >= PART * of))}
 
 
 def graph_of(cameras: Cameras, pairs: list[Matched]) -> Graph:
@@ -90,7 +82,10 @@ def _findings(groups: dict[str, list[tuple[int, int | None]]], names: list[str])
             text = f"{len(own)} photos stand at the cameras of others ({pairs})"
             fix = "give these photos their own names"
         elif what.startswith("turned"):
-            text = f"{len(own)} photos are {what} against their cameras ({some(own)}): their EXIF orientation is taken twice, or not at all"
+            text = (
+                f"{len(own)} photos are {what} against their cameras ({some(own)}): their EXIF orientation is taken "
+                "twice, or not at all"
+            )
             fix = "turn them, or leave them out"
         else:
             text = f"the cameras of {len(own)} photos contradict all others ({some(own)})"

@@ -15,7 +15,6 @@ STOPS = 0.7  # between the 5th and the 95th of a hundred photos, from which on e
 AGREE = 0.35  # of that: how far pairs may be from one gain a photo
 PAIRS = 60  # that are asked whether things move
 STILL = 0.003  # of the longer side: a match that moved less stands still
-WIDE = 0.9976  # cosine of 4 degrees between two cameras, from which on what stands still contradicts them
 DARK = 12  # of 255: black, after the decoder's rounding
 
 
@@ -50,13 +49,13 @@ def exposure(looks: list[Look], pairs: list[Matched], names: list[str]) -> Findi
     if spread < STOPS or off > AGREE * spread:
         return None
     first, last = names[int(there[gains[there].argmin()])], names[int(there[gains[there].argmax()])]
-    text = f"the photos' exposure or white balance differs, by {spread:.1f} stops between the darkest ({first}) and the brightest ({last})"
+    text = f"the photos' exposure differs by {spread:.1f} stops, from the darkest ({first}) to the brightest ({last})"
     return Finding("exposure", text, [], "--exposure learns one for each photo", False, numbers)
 
 
-def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched]) -> Finding | None:
+def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched], otherwise: bool) -> Finding | None:
     """Whether a part of what is seen stands still while the cameras say that it moves (a turntable before a background
-    that does not turn), or moves otherwise than the rest."""
+    that does not turn) or, if asked, moves otherwise than the rest."""
     pairs = [p for p in pairs if len(p.inliers) >= FEWEST]
     pairs = pairs[:: max(1, len(pairs) // PAIRS)]
     if not pairs:
@@ -65,18 +64,17 @@ def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched]) -> Finding 
     good = fits_each(Rays.of(cameras, batch), cameras.c2w[batch.a], cameras.c2w[batch.b])[0].numpy()
     longest = torch.maximum(cameras.widths, cameras.heights)[batch.a].double().numpy()
     step = (batch.uv_a - batch.uv_b).norm(dim=-1).numpy() / longest[:, None]
-    turned = ((cameras.forward[batch.a] * cameras.forward[batch.b]).sum(dim=1) < WIDE).numpy()
     still = wide = apart = of = 0
     for k, pair in enumerate(pairs):
         valid = batch.valid[k].numpy()
         fits, moves, n = good[k] & valid, (step[k] > 3 * STILL) & valid, int(valid.sum())
         rests = (step[k] < STILL) & ~fits & valid
-        if turned[k]:
+        on = int((fits & moves).sum())
+        if on >= 8 and on >= 0.35 * moves.sum():  # the rest is as the cameras say, and moves
             wide += 1
-            on = int((fits & moves).sum())
-            still += int(rests.sum() >= max(8, 0.1 * n) and on >= 8 and on >= 0.35 * moves.sum())
+            still += int(rests.sum() >= max(8, 0.1 * n))
         rest = valid & ~fits & ~rests
-        if fits.sum() >= FEWEST and n >= 2 * FEWEST:
+        if otherwise and fits.sum() >= FEWEST and n >= 2 * FEWEST:
             of += 1
             if rest.sum() >= max(FEWEST, 0.12 * n):
                 own = matcher.own_motion(pair.a, pair.b, batch.uv_a[k].numpy()[rest], batch.uv_b[k].numpy()[rest])
@@ -84,8 +82,8 @@ def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched]) -> Finding 
     numbers = {"still": float(still), "wide": float(wide), "apart": float(apart), "of": float(of)}
     if wide >= 5 and still >= max(4, 0.3 * wide):
         text = (
-            f"part of what is seen stands still while the cameras move around the rest (in {still} of {wide} pairs): an "
-            "object on a turntable before a background that does not turn"
+            f"part of what is seen stands still while the cameras move around the rest (in {still} of {wide} pairs): "
+            "an object on a turntable before a background that does not turn"
         )
         return Finding("moving", text, [], "--masks with what does not turn in black", True, numbers)
     if of >= 6 and apart >= max(4, 0.4 * of):
@@ -120,7 +118,10 @@ def black_borders(looks: list[Look], names: list[str]) -> Finding | None:
             where += [names[i] for i in group]
     if not total:
         return None
-    text = f"{total} photos have black borders ({100 * worst:.1f} % of the picture, the same in each), which would become black matter"
+    text = (
+        f"{total} photos have black borders ({100 * worst:.1f} % of the picture, the same in each), which would become "
+        "black matter"
+    )
     return Finding(
         "black-border",
         text,

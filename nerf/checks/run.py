@@ -9,10 +9,11 @@ import torch
 
 from nerf.checks import pictures
 from nerf.checks.conventions import GAIN, judge, readings
+from nerf.checks.drawing import draw_pair
 from nerf.checks.lenses import best_lens, outside
 from nerf.checks.looking import look_at_all
 from nerf.checks.looks import SMALLEST, Look, Request
-from nerf.checks.matches import Matcher
+from nerf.checks.matches import Matched, Matcher, Memory
 from nerf.checks.photos import MAIN, Graph, graph_of, other_order, wrong_photos
 from nerf.checks.residuals import FITS, Batch
 from nerf.checks.silhouettes import mask_findings
@@ -33,11 +34,17 @@ BESIDE = 0.012  # ... and up to which that is what they are
 NO_PYCOLMAP = 'comparing photos needs the package pycolmap: pip install "nerf-reconstruct[capture]"'
 
 
-def check_posed(posed: Posed, seconds: float | None = None, looks: list[Look | str | None] | None = None) -> Verdict:
+def check_posed(
+    posed: Posed,
+    seconds: float | None = None,
+    looks: list[Look | str | None] | None = None,
+    picture: bool = False,
+    memory: Memory | None = None,
+) -> Verdict:
     """Ask the photos whether they fit what is given with them.
 
     seconds: the most time to take (None: 10 for up to a hundred photos). looks: what is seen in the photos, where that
-    is known already. Raises nothing for what it finds.
+    is known already; memory: what was matched of them. picture: draw the pair that fits least. Raises nothing for what it finds.
 
     >>> from nerf.datasets import load_posed
     >>> verdict = check_posed(load_posed("data/sample"))
@@ -69,10 +76,15 @@ def check_posed(posed: Posed, seconds: float | None = None, looks: list[Look | s
     elif not has_features:
         verdict.why = NO_PYCOLMAP if largest >= SMALLEST else f"the photos are only {largest} pixels large"
     else:
-        matcher = Matcher(seen, cameras, started + 0.85 * limit)
-        poses_fit = _by_features(
-            verdict, matcher, cameras, seen, names, float(posed.pictures[0].width) / float(widths[0])
-        )
+        matcher = Matcher(seen, cameras, started + 0.85 * limit, memory or Memory())
+        full = float(posed.pictures[0].width) / float(widths[0])
+        poses_fit, worst = _by_features(verdict, matcher, cameras, seen, names, full)
+        if worst is not None and picture:
+            verdict.picture = draw_pair(cameras, worst, (asked[there[worst.a]], asked[there[worst.b]]))
+            verdict.picture_says = (
+                f"{names[worst.a]} and {names[worst.b]}, the pair that fits least: matches and lines in green fit, "
+                "those in red do not"
+            )
     if seen:
         verdict.findings += mask_findings(seen, used, cameras, names, poses_fit or not has_features)
         border = pictures.black_borders(seen, names)
@@ -105,7 +117,10 @@ def _of_cameras(cameras: Cameras, names: list[str]) -> list[Finding]:
     n, centres = len(cameras), cameras.centres
     distance = (centres - centres.median(dim=0).values).norm(dim=1)
     if n >= 3 and float(distance.max()) <= 1e-9 * max(1.0, float(centres.abs().max())):
-        text = "all cameras stand at one point, so nothing can be told about distances (are positions missing, or matrices transposed?)"
+        text = (
+            "all cameras stand at one point, so nothing can be told about distances (are positions missing, or "
+            "matrices transposed?)"
+        )
         findings.append(
             Finding("one-point", text, [], "find the poses anew with nerf poses, or export them again", True)
         )
@@ -114,14 +129,16 @@ def _of_cameras(cameras: Cameras, names: list[str]) -> list[Finding]:
         far = (distance > 50 * max(usual, 1e-12)).nonzero()[:, 0].tolist()
         if far and len(far) <= 0.1 * n + 1:
             own = [names[i] for i in far]
-            text = f"{len(far)} cameras stand {float(distance[far].max()) / max(usual, 1e-12):.0f} times as far away as the others ({some(own)})"
+            times = float(distance[far].max()) / max(usual, 1e-12)
+            text = f"{len(far)} cameras stand up to {times:.3g} times as far away as the others ({some(own)})"
             findings.append(Finding("outlier", text, own, "leave these photos out", True))
     bad = outside(cameras)
     if bad:
         i = bad[0]
         text = (
             f"the principal point of {len(bad)} cameras lies outside their picture ({names[i]}: "
-            f"{float(cameras.cx[i]):.0f}, {float(cameras.cy[i]):.0f} in {int(cameras.widths[i])}x{int(cameras.heights[i])}): "
+            f"{float(cameras.cx[i]):.0f}, {float(cameras.cy[i]):.0f} in {int(cameras.widths[i])}x"
+            f"{int(cameras.heights[i])}): "
             "the intrinsics are for pictures of another size"
         )
         findings.append(
@@ -132,40 +149,44 @@ def _of_cameras(cameras: Cameras, names: list[str]) -> list[Finding]:
 
 def _by_features(
     verdict: Verdict, matcher: Matcher, cameras: Cameras, looks: list[Look], names: list[str], full: float
-) -> bool:
-    """Add what matches say; whether the poses fit. full: pixels of a photo for each of a reduced one."""
+) -> tuple[bool, Matched | None]:
+    """Add what matches say; (whether the poses fit, the pair that does least). full: pixels of a photo for each
+    of a reduced one."""
     matched = matcher.match(matcher.choose())
     strong = [p for p in matched if p.is_strong]
     if len(strong) < FEWEST_PAIRS:
         verdict.why = (
             f"only {len(strong)} pairs of photos show enough of the same (too little texture, or too far apart)"
         )
-        return False
+        return False, None
     graph = graph_of(cameras, strong)
     main = graph.main()
     verdict.n_pairs = len(strong)
+    worst = strong[int((graph.found.shares - 1e-6 * graph.found.medians.nan_to_num(1e3)).argmin())]
     verdict.not_judged = [name for k, name in enumerate(names) if k not in graph.judged]
     longest = float(torch.maximum(cameras.widths, cameras.heights).double().median())
     off = float(graph.found.medians.nanmedian())
     verdict.pixels = off * full
     if any(f.kind == "one-point" for f in verdict.findings):
         verdict.state = "contradicts"
-        return False
-    moves = pictures.moving(cameras, matcher, matched)
-    if moves is not None:
-        verdict.findings.append(moves)
+        return False, None
     holds = len(main) >= max(3, MAIN * len(graph.judged)) and float((graph.found.shares >= FITS).double().mean()) >= 0.4
+    moves = pictures.moving(cameras, matcher, matched, otherwise=holds)
     if holds:
         verdict.state = "fits"
         verdict.findings += wrong_photos(cameras, matcher, graph, main, names)
         _loose(verdict, cameras, graph, main, off, longest, full)
-    elif moves is None:
+    else:
         verdict.state = "contradicts"
-        verdict.findings.append(_what_would_fit(cameras, graph, names, off, longest, full))
+        found = None if moves else _what_would_fit(cameras, graph, names, off, longest, full)
+        if found is not None and found.kind in ("contradiction", "pixels"):
+            moves = pictures.moving(cameras, matcher, matched, otherwise=True)
+        verdict.findings += [found] if found is not None and moves is None else []
+    verdict.findings += [moves] if moves is not None else []
     gains = pictures.exposure(looks, strong, names)
     if gains is not None:
         verdict.findings.append(gains)
-    return holds
+    return holds, worst
 
 
 def _loose(
@@ -198,7 +219,10 @@ def _of_lens(kind: str, words: str, factor: float, pixels: float) -> Finding:
         if kind == "principal-point":
             words += ", with the principal point in the middle"
     elif kind == "size":
-        words = f"the intrinsics are for pictures of another size: {factor:.3g} times their focal lengths and principal point fit to {pixels:.1f} px"
+        words = (
+            f"the intrinsics are for pictures of another size: {factor:.3g} times their focal lengths and principal "
+            f"point fit to {pixels:.1f} px"
+        )
     fix = (
         "state the size that the intrinsics are for (w, h)"
         if kind == "size"
@@ -227,10 +251,13 @@ def _what_would_fit(
         )
     if lens.kind != "given" and lens.ok >= 0.55 and lens.mean >= given + 0.15:
         return _of_lens(lens.kind, lens.words, lens.factor, lens.pixels * full)
-    if off < BESIDE * longest and given > 0.15:
+    if LOOSE * longest < off < BESIDE * longest and given > 0.15:
         return _few_pixels(off * full)
     order = other_order(cameras, graph.pairs, names)
     if order is not None:
         return order
-    text = f"the pictures contradict the cameras ({100 * given:.0f} % of the matches fit), and no other convention, lens or order explains them"
+    text = (
+        f"the pictures contradict the cameras ({100 * given:.0f} % of the matches fit), and no other convention, "
+        "lens or order explains them"
+    )
     return Finding("contradiction", text, [], "find the poses anew with nerf poses", True, {"share": round(given, 3)})

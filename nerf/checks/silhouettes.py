@@ -96,7 +96,7 @@ def _of_kind(
         if poses_fit and len(rest) >= 6:
             findings += _contradicting(word, solid, rest, cameras, names)
     elif what == "alpha" and usual_border > 0.5:
-        text = "alpha is no object's silhouette, for it does not end within the picture: it leaves out some of what is seen"
+        text = "alpha is no object's silhouette, for it does not end within the picture: something is left out"
         fix = "--space unbounded, with alpha moved to --masks"
         findings.append(Finding("not-a-silhouette", text, [], fix, True, numbers))
     return findings
@@ -181,12 +181,14 @@ def _hull(solid: dict[int, np.ndarray], rows: list[int], cameras: Cameras) -> _H
     for by in (rows[:: max(1, len(rows) // VIEWS)], rows):
         axis = torch.linspace(-half, half, GRID, dtype=torch.float64)
         points = centre + torch.cartesian_prod(axis, axis, axis)
-        said = [_seen_by(points, cameras, i, solid[i]) for i in by]
+        step = 2 * half / (GRID - 1)
+        # a point stands for its cell: silhouettes are grown by half of one
+        cells = {i: _pixels(step, cameras, i, target, solid[i].shape) / 2 for i in by}
+        said = [_seen_by(points, cameras, i, _grown(solid[i], cells[i])) for i in by]
         within, kept = (np.stack([pair[k] for pair in said]) for k in (0, 1))
         matter = (within.sum(axis=0) >= 3) & (kept.sum(axis=0) >= 0.9 * within.sum(axis=0))
         if matter.sum() < 8:
             return None
-        step = 2 * half / (GRID - 1)
         low, high = points[matter].min(dim=0).values, points[matter].max(dim=0).values
         centre, half = (low + high) / 2, float((high - low).max()) / 2 + step
     return _Hull(points, step, target, within, kept)
@@ -210,8 +212,16 @@ def _splat(hull: _Hull, chosen: np.ndarray, cameras: Cameras, i: int, shape: tup
     x, y = (uv[0, :, 0].numpy() * scale).astype(int), (uv[0, :, 1].numpy() * h / int(cameras.heights[i])).astype(int)
     out = np.zeros(shape, bool)
     out[y.clip(0, h - 1), x.clip(0, w - 1)] = True
-    depth = float((cameras.centres[i] - hull.target).norm())
-    cell = float(cameras.fx[i]) * scale * hull.step / max(depth, 1e-9)
-    for _ in range(int(np.ceil(cell)) + 1):
-        out = grown(out)
-    return out
+    return _grown(out, _pixels(hull.step, cameras, i, hull.target, shape) + 1)
+
+
+def _pixels(length: float, cameras: Cameras, i: int, target: torch.Tensor, shape: tuple[int, int]) -> float:
+    """A length at the subject in pixels of a silhouette."""
+    depth = float((cameras.centres[i] - target).norm())
+    return float(cameras.fx[i]) * shape[1] / int(cameras.widths[i]) * length / max(depth, 1e-9)
+
+
+def _grown(there: np.ndarray, by: float) -> np.ndarray:
+    for _ in range(int(np.ceil(by))):
+        there = grown(there)
+    return there

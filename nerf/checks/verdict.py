@@ -9,6 +9,12 @@ import numpy as np
 
 from nerf.errors import printable
 
+KINDS = (  # of findings
+    *("axes", "inverted", "transposed", "mirrored", "turned", "order", "swapped", "camera", "one-point", "outlier"),
+    *("size", "focal", "distortion", "principal-point", "pixels", "contradiction", "moving", "exposure"),
+    *("mask-size", "mask-inverted", "mask-empty", "mask-contradicts", "not-a-silhouette", "black-border"),
+)
+
 
 @dataclass
 class Finding:
@@ -19,9 +25,7 @@ class Finding:
     """
 
     kind: str
-    """what it is about, one word: axes, inverted, transposed, mirrored, turned, size, focal, distortion, principal-point,
-    order, swapped, camera, one-point, outlier, mask-size, mask-inverted, mask-empty, mask-contradicts, not-a-silhouette,
-    moving, pixels, exposure, black-border, contradiction"""
+    """what it is about, one of KINDS"""
     sentence: str
     """what is wrong and what would fit instead"""
     photos: list[str] = field(default_factory=list)

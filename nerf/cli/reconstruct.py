@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nerf.checks import FILES
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
 from nerf.errors import UserError, brief, note, say
 from nerf.io.progress import Progress
@@ -58,7 +59,7 @@ def main(args: ReconstructArgs) -> None:
     find_poses = _pose_finder(args)
     data = args.data if find_poses is None else args.out / "dataset"
     run = run_of(args, data)
-    with open_run(args.out, run, args.resume, args.overwrite, SHOWN) as out:
+    with open_run(args.out, run, args.resume, args.overwrite, (*SHOWN, *FILES)) as out:
         if find_poses is not None:
             out.claim(RUN_FILE)
             write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted

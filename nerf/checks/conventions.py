@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations, product
 
 import torch
@@ -98,6 +99,7 @@ def readings(c2w: Tensor) -> list[Reading]:
     return found
 
 
+@cache
 def _signed_permutations() -> list[tuple[Tensor, int]]:
     """The 48 ways to name a camera's axes, and how odd each is: signs alone are usual, other orders less so."""
     found = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -44,7 +46,8 @@ def check_posed(
     """Ask the photos whether they fit what is given with them.
 
     seconds: the most time to take (None: 10 for up to a hundred photos). looks: what is seen in the photos, where that
-    is known already; memory: what was matched of them. picture: draw the pair that fits least. Raises nothing for what it finds.
+    is known already; memory: what was matched of them. picture: draw the pair that fits least. Raises nothing for what
+    it finds.
 
     >>> from nerf.datasets import load_posed
     >>> verdict = check_posed(load_posed("data/sample"))
@@ -76,9 +79,10 @@ def check_posed(
     elif not has_features:
         verdict.why = NO_PYCOLMAP if largest >= SMALLEST else f"the photos are only {largest} pixels large"
     else:
-        matcher = Matcher(seen, cameras, started + 0.85 * limit, memory or Memory())
-        full = float(posed.pictures[0].width) / float(widths[0])
-        poses_fit, worst = _by_features(verdict, matcher, cameras, seen, names, full)
+        with _one_thread():
+            matcher = Matcher(seen, cameras, started + 0.85 * limit, memory or Memory())
+            full = float(posed.pictures[0].width) / float(widths[0])
+            poses_fit, worst = _by_features(verdict, matcher, cameras, seen, names, full)
         if worst is not None and picture:
             verdict.picture = draw_pair(cameras, worst, (asked[there[worst.a]], asked[there[worst.b]]))
             verdict.picture_says = (
@@ -93,6 +97,17 @@ def check_posed(
         verdict.state = "contradicts"
     verdict.seconds = time.perf_counter() - started
     return verdict
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations in one thread each: pools of threads over pairs are what uses the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def requests_of(posed: Posed, rows: list[int] | None = None) -> list[Request]:

@@ -185,6 +185,7 @@ def test_one_turned_photo_is_named(clean: tuple[ParsedScene, list[Look | str | N
         f = frames[5]
         assert f.pixels is not None
         f.pixels = np.ascontiguousarray(np.rot90(f.pixels, quarters))
+        f.lens = Lens(fx=FOCAL, fy=FOCAL)  # its own: one for pictures of two sizes is refused
         return {5}
 
     (finding,) = asked(clean, put).findings

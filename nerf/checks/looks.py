@@ -48,7 +48,7 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         p = self.picture
         about = [str(p.path.absolute()), p.width, p.height, p.n_channels, str(p.dtype), p.orientation]
-        files = [None if f is None else str(Path(f).absolute()) for f in (self.mask, self.matte)]
+        files = [str(f.absolute()) if isinstance(f, Path) else None for f in (self.mask, self.matte)]
         return {"picture": about, "size": self.size, "files": files, "features": self.features}
 
     @staticmethod

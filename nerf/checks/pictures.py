@@ -12,6 +12,8 @@ from nerf.checks.verdict import Finding
 from nerf.geometry.cameras import Cameras
 
 STOPS = 0.7  # between the 5th and the 95th of a hundred photos, from which on exposure is said to differ
+STEP, CERTAIN = 0.1, 4.0  # stops, and standard errors: a pair's difference in brightness that is none by chance
+SURE = 0.2  # of the pairs that have to differ so
 AGREE = 0.35  # of that: how far pairs may be from one gain a photo
 PAIRS = 60  # that are asked whether things move
 STILL = 0.003  # of the longer side: a match that moved less stands still
@@ -19,38 +21,37 @@ DARK = 12  # of 255: black, after the decoder's rounding
 
 
 def exposure(looks: list[Look], pairs: list[Matched], names: list[str]) -> Finding | None:
-    """Whether one gain a photo explains the brightness of matched features, and gains differ."""
+    """Whether matched features are brighter in one photo than in the other, by more than they scatter and in many
+    pairs, and one gain for each photo explains it."""
     light = [(look.colours.astype(np.float64).mean(axis=1) / 255) ** 2.2 for look in looks]
-    clear = [((look.colours > 12) & (look.colours < 243)).all(axis=1) for look in looks]
-    rows, ratios, counts = [], [], []
+    clear = [(look.colours.min(axis=1) > 12) & (look.colours.max(axis=1) < 243) for look in looks]
+    rows, ratios, sure = [], [], 0
     for pair in pairs:
         keep = pair.inliers & clear[pair.a][pair.rows_a] & clear[pair.b][pair.rows_b]
-        if keep.sum() >= 12:
+        if (n := int(keep.sum())) >= 12:
+            each = np.log2(light[pair.b][pair.rows_b[keep]] / light[pair.a][pair.rows_a[keep]])
+            ratio = float(np.median(each))
+            scatter = 1.5 * float(np.median(np.abs(each - ratio))) / n**0.5
+            sure += abs(ratio) > max(STEP, CERTAIN * scatter)
             rows.append((pair.a, pair.b))
-            ratios.append(
-                float(np.median(np.log2(light[pair.b][pair.rows_b[keep]] / light[pair.a][pair.rows_a[keep]])))
-            )
-            counts.append(keep.sum())
-    if len(rows) < 6:
+            ratios.append(ratio)
+    if len(rows) < 6 or sure < SURE * len(rows):
         return None
     a, b = np.array(rows).T
     system = np.zeros((len(rows), len(looks)))
     system[np.arange(len(rows)), a], system[np.arange(len(rows)), b] = -1, 1
     weak = 0.03 * np.eye(len(looks))  # groups of photos without a pair between them keep their mean at nought
-    gains = np.linalg.lstsq(np.concatenate([system, weak]), np.concatenate([ratios, np.zeros(len(looks))]), rcond=None)[
-        0
-    ]
+    wanted = np.concatenate([ratios, np.zeros(len(looks))])
+    gains = np.linalg.lstsq(np.concatenate([system, weak]), wanted, rcond=None)[0]
     there = np.unique(np.concatenate([a, b]))
     spread = float(np.percentile(gains[there], 95) - np.percentile(gains[there], 5))
     off = float(np.median(np.abs(system @ gains - ratios)))
-    numbers = {"stops": round(spread, 3), "off": round(off, 3)}
-    steps = float(np.median(np.abs(ratios)))
-    numbers["between_pairs"] = round(steps, 3)
     if spread < STOPS or off > AGREE * spread:
         return None
     first, last = names[int(there[gains[there].argmin()])], names[int(there[gains[there].argmax()])]
     text = f"the photos' exposure differs by {spread:.1f} stops, from the darkest ({first}) to the brightest ({last})"
-    return Finding("exposure", text, [], "--exposure learns one for each photo", False, numbers)
+    numbers = {"stops": round(spread, 3), "off": round(off, 3)}
+    return Finding("exposure", text, [], "--exposure learns a gain for each photo", False, numbers)
 
 
 def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched], otherwise: bool) -> Finding | None:

@@ -90,7 +90,9 @@ def check_posed(
                 "those in red do not"
             )
     if seen:
-        verdict.findings += mask_findings(seen, used, cameras, names, poses_fit or not has_features)
+        wrong = {name for finding in verdict.findings if finding.is_wrong for name in finding.photos}
+        trusted = [k for k, name in enumerate(names) if name not in wrong] if poses_fit or not has_features else []
+        verdict.findings += mask_findings(seen, used, cameras, names, trusted)
         border = pictures.black_borders(seen, names)
         verdict.findings += [border] if border is not None else []
     if verdict.is_wrong:
@@ -201,7 +203,7 @@ def _by_features(
     gains = pictures.exposure(looks, strong, names)
     if gains is not None:
         verdict.findings.append(gains)
-    return holds, worst
+    return holds and off < LOOSE * longest, worst
 
 
 def _loose(

@@ -21,9 +21,9 @@ BORDER = 0.03  # of the picture's sides
 
 
 def mask_findings(
-    looks: list[Look], pictures: list[Picture], cameras: Cameras, names: list[str], poses_fit: bool
+    looks: list[Look], pictures: list[Picture], cameras: Cameras, names: list[str], trusted: list[int]
 ) -> list[Finding]:
-    """poses_fit: whether the cameras may be trusted, so that silhouettes can be compared with one another."""
+    """trusted: photos whose cameras are right, so that their silhouettes can be compared with one another."""
     findings = _sizes(looks, pictures, names)
     for what, shapes in (("alpha", [look.alpha for look in looks]), ("mask", [look.mask for look in looks])):
         rows = [i for i, shape in enumerate(shapes) if shape.size]
@@ -31,7 +31,7 @@ def mask_findings(
         shares = {i: float(solid[i].mean()) for i in rows}
         if not rows or all(share > 0.999 for share in shares.values()):
             continue
-        findings += _of_kind(what, solid, shares, cameras, names, poses_fit)
+        findings += _of_kind(what, solid, shares, cameras, names, trusted)
     return findings
 
 
@@ -54,7 +54,7 @@ def _of_kind(
     shares: dict[int, float],
     cameras: Cameras,
     names: list[str],
-    poses_fit: bool,
+    trusted: list[int],
 ) -> list[Finding]:
     findings = []
     rows = list(solid)
@@ -92,8 +92,8 @@ def _of_kind(
             findings.append(
                 Finding("mask-contradicts", text, own, "repair them or leave these photos out", True, numbers)
             )
-        rest = [i for i in rows if i not in odd and i not in full]
-        if poses_fit and len(rest) >= 6:
+        rest = [i for i in rows if i in trusted and i not in odd and i not in full]
+        if len(rest) >= 6:
             findings += _contradicting(word, solid, rest, cameras, names)
     elif what == "alpha" and usual_border > 0.5:
         text = "alpha is no object's silhouette, for it does not end within the picture: something is left out"

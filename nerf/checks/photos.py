@@ -20,6 +20,7 @@ MORE = 8  # further partners that are tried for a photo that seems wrong
 PART = 0.3  # of a photo's pairs that fit, for it to be right
 MAIN = 0.5  # share of the judged photos that must be right for the others to be what is wrong
 BEAM, MOST_PHOTOS, FEWEST_PHOTOS = 60, 8, 5  # of the search for another order
+CLOSE = 10  # photos that look most alike, among which it searches
 
 
 @dataclass
@@ -66,9 +67,9 @@ def wrong_photos(cameras: Cameras, matcher: Matcher, graph: Graph, main: set[int
     for k in suspects:
         rows = [r for r, p in enumerate(graph.pairs) if k in (p.a, p.b) and ({p.a, p.b} - {k}) <= main]
         shares = graph.found.shares[rows] if rows else torch.zeros(0)
-        if len(rows) < AGAINST or float(shares.max()) >= FITS or int((shares <= FAILS).sum()) < max(2, 0.7 * len(rows)):
+        if len(rows) < AGAINST or float(shares.max()) >= FITS or float(shares.mean()) > FAILS:
             continue
-        what, other = _what_fits(cameras, [graph.pairs[r] for r in rows], k)
+        what, other = _what_fits(cameras, [graph.pairs[r] for r in rows], k, set(suspects))
         groups.setdefault(what, []).append((k, other))
     return _findings(groups, names)
 
@@ -95,22 +96,34 @@ def _findings(groups: dict[str, list[tuple[int, int | None]]], names: list[str])
     return findings
 
 
-def _what_fits(cameras: Cameras, pairs: list[Matched], k: int) -> tuple[str, int | None]:
+def _what_fits(cameras: Cameras, pairs: list[Matched], k: int, suspects: set[int]) -> tuple[str, int | None]:
     """What one photo is: ("turned by ...", None), ("swapped", whose camera it fits) or ("camera", None)."""
     batch = Batch.of(pairs)
-    rays = Rays.of(cameras, batch)
-    quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
-    for turns in (1, 2, 3):
-        pose = cameras.c2w[k].clone()
-        pose[:, :3] = pose[:, :3] @ torch.linalg.matrix_power(quarter, turns)
-        if float(_as(rays, batch, cameras, k, pose[None]).mean) >= FITS:
-            return f"turned by {90 * turns} degrees", None
-    shares = _as(rays, batch, cameras, k, cameras.c2w).shares
-    partners = {p.a for p in pairs} | {p.b for p in pairs}
-    mean = shares.mean(dim=1)
-    mean[sorted(partners)] = -1  # a camera at its partner's place has no baseline to it
-    best = int(mean.argmax())
-    return ("swapped", best) if float(mean[best]) >= FITS and len(pairs) >= 2 else ("camera", None)
+    for quarters in (1, 2, 3):
+        if float(of_cameras(cameras, turned(cameras, batch, quarters, k)).mean) >= FITS:
+            return f"turned by {90 * quarters} degrees", None
+    # the camera of another photo that is wrong, too: one that fits its own photo fits this one by chance
+    others = sorted(suspects - {k} - {p.a for p in pairs} - {p.b for p in pairs})
+    if others:
+        shares = _as(Rays.of(cameras, batch), batch, cameras, k, cameras.c2w[others]).mean
+        if float(shares.max()) >= FITS:
+            return "swapped", others[int(shares.argmax())]
+    return "camera", None
+
+
+def turned(cameras: Cameras, batch: Batch, quarters: int, photo: int | None = None) -> Batch:
+    """The matches as they would be, had a photo (None: all) not been turned; quarters: counter-clockwise, by which it
+    was. 4: mirrored."""
+    out = Batch(batch.a, batch.b, batch.uv_a.clone(), batch.uv_b.clone(), batch.valid)
+    c, s = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0)][quarters]
+    back = torch.tensor([[c, -s], [s, c]], dtype=torch.float64) * torch.tensor([-1.0 if quarters == 4 else 1.0, 1.0])
+    for ids, uv in ((batch.a, out.uv_a), (batch.b, out.uv_b)):
+        rows = torch.ones_like(ids, dtype=torch.bool) if photo is None else ids == photo
+        middle = torch.stack([cameras.widths, cameras.heights], dim=1)[ids[rows]].double()[:, None] / 2
+        uv[rows] = (
+            middle + (uv[rows] - middle) @ back.T if quarters != 4 else middle + (uv[rows] - middle) * back.diagonal()
+        )
+    return out
 
 
 def _as(rays: Rays, batch: Batch, cameras: Cameras, k: int, poses: Tensor) -> Residuals:
@@ -126,7 +139,7 @@ def _as(rays: Rays, batch: Batch, cameras: Cameras, k: int, poses: Tensor) -> Re
     )
 
 
-def other_order(cameras: Cameras, pairs: list[Matched], names: list[str]) -> Finding | None:
+def other_order(cameras: Cameras, matcher: Matcher, pairs: list[Matched], names: list[str]) -> Finding | None:
     """Whether the photos fit the same cameras in another order: a usual one, or one found by search."""
     n = len(cameras)
     batch = Batch.of(pairs, n=24)
@@ -149,7 +162,13 @@ def other_order(cameras: Cameras, pairs: list[Matched], names: list[str]) -> Fin
                 "give each photo the name of its camera",
                 True,
             )
-    placed = _search(cameras, pairs)
+    placed = None
+    for start in sorted(pairs, key=lambda p: -int(p.inliers.sum()))[:9:3]:
+        alike = matcher.alike()
+        near = (alike[start.a] + alike[start.b]).topk(min(CLOSE, n)).indices.tolist()
+        group = sorted({start.a, start.b, *near})
+        found = matcher.match([(i, j) for i in group for j in group if i < j])
+        placed = placed or _search(cameras, [p for p in found if p.is_strong])
     if placed is None:
         return None
     moved = [f"{names[i]} fits the camera of {names[c]}" for i, c in placed.items() if i != c]

@@ -77,7 +77,10 @@ def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched], otherwise: 
         rest = valid & ~fits & ~rests
         if otherwise and fits.sum() >= FEWEST and n >= 2 * FEWEST:
             of += 1
-            if rest.sum() >= max(FEWEST, 0.12 * n):
+            rows = Batch.spread(len(pair.inliers), batch.valid.shape[1])
+            one = np.pad(pair.inliers[rows], (0, len(valid) - len(rows)))  # explained by one motion of the camera
+            together = one[fits].mean() > 0.6 and one[rest].mean() > 0.6 if rest.any() else True
+            if rest.sum() >= max(FEWEST, 0.12 * n) and not together:
                 own = matcher.own_motion(pair.a, pair.b, batch.uv_a[k].numpy()[rest], batch.uv_b[k].numpy()[rest])
                 apart += int(own.sum() >= max(FEWEST, 0.6 * rest.sum()))
     numbers = {"still": float(still), "wide": float(wide), "apart": float(apart), "of": float(of)}

@@ -39,12 +39,16 @@ class Batch:
         valid = torch.zeros(len(pairs), n, dtype=torch.bool)
         for k, p in enumerate(pairs):
             rows = np.flatnonzero(p.inliers) if inliers else np.arange(len(p.inliers))
-            if len(rows) > n:
-                rows = rows[np.linspace(0, len(rows) - 1, n).round().astype(int)]
+            rows = rows[Batch.spread(len(rows), n)]
             uv[0, k, : len(rows)] = torch.from_numpy(p.uv_a[rows])
             uv[1, k, : len(rows)] = torch.from_numpy(p.uv_b[rows])
             valid[k, : len(rows)] = True
         return Batch(a, b, uv[0], uv[1], valid)
+
+    @staticmethod
+    def spread(n: int, most: int) -> np.ndarray:
+        """Indices of at most so many of n, spread evenly."""
+        return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(int)
 
     def rows(self, keep: Tensor) -> Batch:
         return Batch(self.a[keep], self.b[keep], self.uv_a[keep], self.uv_b[keep], self.valid[keep])

@@ -16,8 +16,8 @@ from nerf.checks.lenses import best_lens, outside
 from nerf.checks.looking import look_at_all
 from nerf.checks.looks import SMALLEST, Look, Request
 from nerf.checks.matches import Matched, Matcher, Memory
-from nerf.checks.photos import MAIN, Graph, graph_of, other_order, wrong_photos
-from nerf.checks.residuals import FITS, Batch
+from nerf.checks.photos import MAIN, Graph, graph_of, other_order, turned, wrong_photos
+from nerf.checks.residuals import FITS, Batch, of_cameras
 from nerf.checks.silhouettes import mask_findings
 from nerf.checks.verdict import Finding, Verdict, some
 from nerf.datasets.posed import Posed
@@ -191,33 +191,36 @@ def _by_features(
     moves = pictures.moving(cameras, matcher, matched, otherwise=holds)
     if holds:
         verdict.state = "fits"
-        verdict.findings += wrong_photos(cameras, matcher, graph, main, names)
-        _loose(verdict, cameras, graph, main, off, longest, full)
+        found = _other_lens(cameras, graph, main, off, longest, full)
+        if found is not None:
+            moves = None
+        else:
+            verdict.findings += wrong_photos(cameras, matcher, graph, main, names)
+            found = _few_pixels(off * full) if off >= LOOSE * longest else None
     else:
         verdict.state = "contradicts"
-        found = None if moves else _what_would_fit(cameras, graph, names, off, longest, full)
+        found = None if moves else _what_would_fit(cameras, matcher, graph, names, off, longest, full)
         if found is not None and found.kind in ("contradiction", "pixels"):
             moves = pictures.moving(cameras, matcher, matched, otherwise=True)
-        verdict.findings += [found] if found is not None and moves is None else []
-    verdict.findings += [moves] if moves is not None else []
+            found = found if moves is None else None
+    verdict.findings += [finding for finding in (found, moves) if finding is not None]
     gains = pictures.exposure(looks, strong, names)
     if gains is not None:
         verdict.findings.append(gains)
     return holds and off < LOOSE * longest, worst
 
 
-def _loose(
-    verdict: Verdict, cameras: Cameras, graph: Graph, main: set[int], off: float, longest: float, full: float
-) -> None:
-    """Photos that fit, but not well: another lens, or poses good to a few pixels."""
+def _other_lens(
+    cameras: Cameras, graph: Graph, main: set[int], off: float, longest: float, full: float
+) -> Finding | None:
+    """Whether photos that fit, but not well, do so much better with another lens."""
     if off < 0.65 * LOOSE * longest:
-        return
+        return None
     within = [p for p in graph.pairs if p.a in main and p.b in main]
     lens = best_lens(cameras, Batch.of(within or graph.pairs))
-    if lens.kind != "given" and lens.pixels < 0.6 * off and (lens.kind != "focal" or abs(lens.factor - 1) > 0.03):
-        verdict.findings.append(_of_lens(lens.kind, lens.words, lens.factor, lens.pixels * full))
-    elif off >= LOOSE * longest:
-        verdict.findings.append(_few_pixels(off * full))
+    if lens.kind == "given" or lens.pixels > 0.4 * off or (lens.kind == "focal" and abs(lens.factor - 1) < 0.05):
+        return None
+    return _of_lens(lens.kind, lens.words, lens.factor, lens.pixels * full)
 
 
 def _few_pixels(pixels: float) -> Finding:
@@ -249,13 +252,20 @@ def _of_lens(kind: str, words: str, factor: float, pixels: float) -> Finding:
 
 
 def _what_would_fit(
-    cameras: Cameras, graph: Graph, names: list[str], off: float, longest: float, full: float
+    cameras: Cameras, matcher: Matcher, graph: Graph, names: list[str], off: float, longest: float, full: float
 ) -> Finding:
     """The set as a whole does not fit: what would."""
     batch = Batch.of(graph.pairs)
     given = float(graph.found.mean)
     reading = judge(readings(cameras.c2w), cameras, batch)
     lens = best_lens(cameras, batch)
+    pictures_ = {k: of_cameras(cameras, turned(cameras, batch, k)) for k in (1, 2, 3, 4)}
+    k = max(pictures_, key=lambda k: float(pictures_[k].mean))
+    mean = float(pictures_[k].mean)
+    if mean >= given + GAIN and mean >= max(0.7, reading.mean - 0.02, lens.mean - 0.05):
+        how = "mirrored" if k == 4 else f"turned by {90 * k} degrees (EXIF orientation taken twice, or not at all)"
+        kind = "mirrored" if k == 4 else "turned"
+        return Finding(kind, f"all photos are {how}", [], "give the photos as they were taken", True, {"share": mean})
     if reading.ok >= 0.55 and reading.mean >= given + GAIN and reading.mean >= lens.mean - 0.05:
         text = f"the poses fit when they are understood as {reading.words}"
         return Finding(
@@ -266,11 +276,12 @@ def _what_would_fit(
             True,
             {"share": round(reading.mean, 3)},
         )
-    if lens.kind != "given" and lens.ok >= 0.55 and lens.mean >= given + 0.15:
+    fits_well = lens.pixels < 0.8 * LOOSE * longest
+    if lens.kind != "given" and fits_well and lens.ok >= 0.55 and lens.mean >= given + 0.15:
         return _of_lens(lens.kind, lens.words, lens.factor, lens.pixels * full)
     if LOOSE * longest < off < BESIDE * longest and given > 0.15:
         return _few_pixels(off * full)
-    order = other_order(cameras, graph.pairs, names)
+    order = other_order(cameras, matcher, graph.pairs, names)
     if order is not None:
         return order
     text = (

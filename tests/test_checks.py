@@ -360,7 +360,10 @@ def test_wrong_silhouettes_are_named(masks: bool) -> None:
 def test_masks_of_another_shape_are_named() -> None:
     shapes = [np.full((64, 64), 255, np.uint8) for _ in range(6)]
     shapes[2] = np.full((64, 200), 255, np.uint8)
-    (finding,) = of_shapes(shapes, masks=True).findings
+    parsed, _ = ball(6)
+    for f, shape in zip(parsed.frames, shapes, strict=True):
+        f.pixels, f.mask = np.full((64, 64, 3), 90, np.uint8), shape
+    (finding,) = check_posed(check_frames(parsed)).findings
     assert finding.kind == "mask-size" and finding.photos == ["02"]
     assert "200x64" in finding.sentence and "64x64" in finding.sentence
 

@@ -279,11 +279,11 @@ def _what_would_fit(
     fits_well = lens.pixels < 0.8 * LOOSE * longest
     if lens.kind != "given" and fits_well and lens.ok >= 0.55 and lens.mean >= given + 0.15:
         return _of_lens(lens.kind, lens.words, lens.factor, lens.pixels * full)
-    if LOOSE * longest < off < BESIDE * longest and given > 0.15:
-        return _few_pixels(off * full)
-    order = other_order(cameras, matcher, graph.pairs, names)
+    order = other_order(cameras, matcher, graph.pairs, names) if given < 0.5 else None
     if order is not None:
         return order
+    if LOOSE * longest < off < BESIDE * longest and given > 0.15:
+        return _few_pixels(off * full)
     text = (
         f"the pictures contradict the cameras ({100 * given:.0f} % of the matches fit), and no other convention, "
         "lens or order explains them"

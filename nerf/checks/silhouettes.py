@@ -16,6 +16,7 @@ from nerf.io.images import Picture
 
 GRID = 28  # cells along each side of the hull's cube
 VIEWS = 32  # silhouettes that carve it
+SHOWN = 0.6  # of the pictures that have to show a place, for their silhouettes to say that something is there
 EMPTY = 0.001  # share of the picture
 BORDER = 0.03  # of the picture's sides
 
@@ -140,7 +141,7 @@ def _contradicting(
     scores = []
     for k, i in enumerate(rows):
         others, agreed = seen - hull.within[k], votes - hull.kept[k]
-        matter = (others >= 3) & (agreed >= 0.95 * others)  # by all the others
+        matter = (others >= max(3, SHOWN * (len(rows) - 1))) & (agreed >= 0.95 * others)  # by all the others
         here = matter & hull.within[k]
         if here.sum() < 20:
             continue
@@ -150,7 +151,7 @@ def _contradicting(
     if len(scores) < 6:
         return []
     usual = np.median([[m, e] for _, m, e in scores], axis=0)
-    limits = np.maximum(0.25, 3 * usual + 0.15)
+    limits = np.maximum(0.2, 3 * usual + 0.15)
     odd = [(names[i], m, e) for i, m, e in scores if m > limits[0] or e > limits[1]]
     if not odd or len(odd) > 0.3 * len(rows):
         return []
@@ -186,7 +187,8 @@ def _hull(solid: dict[int, np.ndarray], rows: list[int], cameras: Cameras) -> _H
         cells = {i: _pixels(step, cameras, i, target, solid[i].shape) / 2 for i in by}
         said = [_seen_by(points, cameras, i, _grown(solid[i], cells[i])) for i in by]
         within, kept = (np.stack([pair[k] for pair in said]) for k in (0, 1))
-        matter = (within.sum(axis=0) >= 3) & (kept.sum(axis=0) >= 0.9 * within.sum(axis=0))
+        shown = within.sum(axis=0)
+        matter = (shown >= max(3, SHOWN * len(by))) & (kept.sum(axis=0) >= 0.9 * shown)
         if matter.sum() < 8:
             return None
         low, high = points[matter].min(dim=0).values, points[matter].max(dim=0).values

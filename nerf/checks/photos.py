@@ -162,8 +162,8 @@ def other_order(cameras: Cameras, matcher: Matcher, pairs: list[Matched], names:
                 "give each photo the name of its camera",
                 True,
             )
-    placed = None
-    for start in sorted(pairs, key=lambda p: -int(p.inliers.sum()))[:9:3]:
+    placed = _search(cameras, pairs)
+    for start in [] if placed else sorted(pairs, key=lambda p: -int(p.inliers.sum()))[:9:3]:
         alike = matcher.alike()
         near = (alike[start.a] + alike[start.b]).topk(min(CLOSE, n)).indices.tolist()
         group = sorted({start.a, start.b, *near})

@@ -150,9 +150,8 @@ def _contradicting(
         scores.append((i, missing, float((solid[i] & ~shown).sum() / max(1, solid[i].sum()))))
     if len(scores) < 6:
         return []
-    usual = np.median([[m, e] for _, m, e in scores], axis=0)
-    limits = np.maximum(0.2, 3 * usual + 0.15)
-    odd = [(names[i], m, e) for i, m, e in scores if m > limits[0] or e > limits[1]]
+    usual = float(np.median([m + e for _, m, e in scores]))
+    odd = [(names[i], m, e) for i, m, e in scores if m + e > max(0.18, 3 * usual + 0.12)]
     if not odd or len(odd) > 0.3 * len(rows):
         return []
     own = [name for name, _, _ in odd]

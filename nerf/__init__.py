@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nerf.capture import CaptureOptions, find_poses
+    from nerf.checks import check
+    from nerf.checks.verdict import Finding, Verdict
     from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
     from nerf.errors import UserError
     from nerf.fields.encodings import FourierFeatures, HashGrid
@@ -73,6 +75,9 @@ _WHERE = {
     "Lens": "nerf.datasets:Lens",
     "find_poses": "nerf.capture:find_poses",
     "CaptureOptions": "nerf.capture:CaptureOptions",
+    "check": "nerf.checks:check",
+    "Verdict": "nerf.checks.verdict:Verdict",
+    "Finding": "nerf.checks.verdict:Finding",
     "Cameras": "nerf.geometry.cameras:Cameras",
     "Similarity": "nerf.geometry.space:Similarity",
     "Box": "nerf.geometry.space:Box",
@@ -144,6 +149,7 @@ __all__ = [
     "FieldChoice",
     "FieldOptimiser",
     "FieldOptions",
+    "Finding",
     "FitConfig",
     "Fitted",
     "FourierFeatures",
@@ -174,10 +180,12 @@ __all__ = [
     "Trainer",
     "Unbounded",
     "UserError",
+    "Verdict",
     "View",
     "Weights",
     "backend",
     "camera_path",
+    "check",
     "composite",
     "default_field",
     "default_marching",

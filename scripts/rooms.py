@@ -33,6 +33,10 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("errors", "geometry", "io", "kernels", "rendering", "datasets", "training"),
     ),
     "capture": ("photos or a video without poses to a data set", ("errors", "geometry", "io", "datasets")),
+    "checks": (
+        "photos asked whether they fit poses, lenses and masks",
+        ("errors", "geometry", "io", "datasets", "capture"),
+    ),
     "signals": (
         "images, sounds, videos, shapes: the same encodings and networks",
         ("errors", "geometry", "io", "kernels", "fields", "rendering", "meshing"),
@@ -45,7 +49,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
         "the command `nerf`, one file a verb",
         (
             *("errors", "geometry", "io", "kernels", "rendering", "datasets", "training", "meshing"),
-            *("capture", "signals", "views"),
+            *("capture", "checks", "signals", "views"),
         ),
     ),
 }

@@ -22,6 +22,7 @@ from nerf.io.streams import keep_writable
 VERBS = {
     "reconstruct": ("ReconstructArgs", "photos in; model, numbers, video, mesh, report out"),
     "poses": ("PosesArgs", "photos or a video without poses; a data set with poses out"),
+    "check": ("CheckArgs", "ask photos whether they fit their poses, lenses and masks"),
     "train": ("TrainArgs", "train a model on posed photos"),
     "eval": ("EvalArgs", "measure a model on views that were held out"),
     "render": ("RenderArgs", "render new views to a video or to pictures"),

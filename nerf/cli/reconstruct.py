@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from nerf.checks import FILES
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
 from nerf.errors import UserError, brief, note, say
 from nerf.io.progress import Progress
@@ -62,7 +63,7 @@ def main(args: ReconstructArgs) -> None:
     find_poses = _pose_finder(args)
     data = args.data if find_poses is None else args.out / "dataset"
     run = run_of(args, data)
-    with open_run(args.out, run, args.resume, args.overwrite, SHOWN) as out:
+    with open_run(args.out, run, args.resume, args.overwrite, (*SHOWN, *FILES)) as out:
         step = "poses"
         try:
             if find_poses is not None:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from nerf.checks import FILES
+from nerf.cli.check import Check, before_training, keep_verdict
+from nerf.cli.kind import Kind
 from nerf.datasets.options import LoadOptions
-from nerf.datasets.readers import kinds
 from nerf.errors import UserError, check_numbers, note, say
 from nerf.io.clock import LENGTH, SEED
 from nerf.training.runs import HOLDOUT_FROM, RUN_FILE, Run, load_for_training, open_run, write_run
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
 DEFAULT_MINUTES = 5.0
-Kind = Annotated[
-    str | None,
-    tyro.conf.arg(help=f"read the folder as this format, where it could be several: {', '.join(kinds())}"),
-]
 Backend = Literal["auto", "cuda", "tinycudann", "cpu", "reference"]
 
 
@@ -51,6 +49,8 @@ class TrainArgs(LoadOptions):
     """correct the cameras' poses while training, for poses that are not exact"""
     exposure: bool = False
     """learn each photo's exposure and white balance, for photos that differ in them"""
+    ask: Annotated[Check, tyro.conf.arg(name="check")] = "warn"
+    """ask the photos first whether they fit their poses, lenses and masks (`nerf check`); strict: stop where not"""
     seed: int = 0
     """of the random numbers: the same seed and --steps give the same model (on a GPU but for rounding)"""
     deterministic: bool = False
@@ -67,7 +67,7 @@ def main(args: TrainArgs) -> None:
             f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
             "`nerf reconstruct` does that and all the rest"
         )
-    with open_run(args.out, run_of(args, args.data), args.resume, args.overwrite) as out:
+    with open_run(args.out, run_of(args, args.data), args.resume, args.overwrite, FILES) as out:
         _, scene = train_run(args, out)
     say(args.out / "checkpoint.safetensors")
     held = len(scene.splits.get("test", ()))
@@ -109,6 +109,7 @@ def train_run(args: TrainArgs, out: OutputFolder, data: Path | None = None) -> t
 
     if args.backend != "auto":
         kernels.use(args.backend)
+    verdict = None if args.resume else before_training(args.ask, run)
     scene = load_for_training(run)
     if args.resume:
         check_moved(out.path, run, scene)
@@ -116,6 +117,7 @@ def train_run(args: TrainArgs, out: OutputFolder, data: Path | None = None) -> t
         out.clear()
     out.claim(RUN_FILE)
     write_run(out.path, run)
+    keep_verdict(verdict, out)
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
     given = {name: getattr(args, name) for name in ("steps", "seed", "deterministic", "refine_poses", "exposure")}
     config = TrainConfig(minutes=minutes, **given)

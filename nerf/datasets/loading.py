@@ -55,15 +55,25 @@ def load(
     return scene
 
 
-def load_posed(path: str | Path, kind: str | None = None) -> Posed:
+def load_posed(
+    path: str | Path, kind: str | None = None, masks: str | Path | None = None, *, quiet: bool = False
+) -> Posed:
     """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
     with _names_of_files(Path(path)):
-        parsed = _read(Path(path), kind)
-        _add_masks_beside(parsed)
+        parsed = parse(path, kind)
+        if masks is not None:
+            add_masks(parsed, Path(masks))
+        else:
+            _add_masks_beside(parsed)
         posed = check_frames(parsed)
-    for line in parsed.notes:
+    for line in () if quiet else parsed.notes:
         note(line)
     return posed
+
+
+def parse(path: str | Path, kind: str | None = None) -> ParsedScene:
+    """What the reader of the path finds there, not yet checked against the pictures."""
+    return _read(Path(path), kind)
 
 
 @contextmanager

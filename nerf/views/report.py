@@ -40,6 +40,7 @@ def write_report(out: Path, notes: list[str] | None = None, failures: list[str] 
         _list("What failed, and so is not here", failures or []),
         _video(out),
         _section(_views, out, evaluation),
+        _section(_check, out),
         _section(_curve, training),
         _section(_mesh, out),
         _section(_protocol, run, training, evaluation),
@@ -160,6 +161,15 @@ def _figure(path: Path, caption: str) -> str:
     (h, w), text = picture.shape[:2], _e(caption)
     image = f'<img src="{data_uri(picture)}" width="{w}" height="{h}" alt="{text}" loading="lazy">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def _check(out: Path) -> str:
+    said = _json(out / "check.json").get("paragraph")
+    if not isinstance(said, str):
+        return ""
+    picture = str(_json(out / "check.json").get("picture_says", ""))
+    figure = _figure(out / "check.png", picture)
+    return f"<section><h2>Photos against cameras</h2><p>{_e(said)}</p>{figure}</section>"
 
 
 def _curve(training: dict[str, Any]) -> str:

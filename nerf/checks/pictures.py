@@ -1,0 +1,147 @@
+"""What the pictures themselves show: exposure that moves, things that move, black borders."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nerf.checks.looks import Look, grown
+from nerf.checks.matches import FEWEST, Matched, Matcher
+from nerf.checks.residuals import Batch, Rays, fits_each
+from nerf.checks.verdict import Finding
+from nerf.geometry.cameras import Cameras
+
+STOPS = 0.7  # between the 5th and the 95th of a hundred photos, from which on exposure is said to differ
+STEP, CERTAIN = 0.1, 4.0  # stops, and standard errors: a pair's difference in brightness that is none by chance
+SURE = 0.2  # of the pairs that have to differ so
+AGREE = 0.35  # of that: how far pairs may be from one gain a photo
+PAIRS = 60  # that are asked whether things move
+STILL = 0.003  # of the longer side: a match that moved less stands still
+DARK = 12  # of 255: black, after the decoder's rounding
+
+
+def exposure(looks: list[Look], pairs: list[Matched], names: list[str]) -> Finding | None:
+    """Whether matched features are brighter in one photo than in the other, by more than they scatter and in many
+    pairs, and one gain for each photo explains it."""
+    light = [(look.colours.astype(np.float64).mean(axis=1) / 255) ** 2.2 for look in looks]
+    clear = [(look.colours.min(axis=1) > 12) & (look.colours.max(axis=1) < 243) for look in looks]
+    rows, ratios, sure = [], [], 0
+    for pair in pairs:
+        keep = pair.inliers & clear[pair.a][pair.rows_a] & clear[pair.b][pair.rows_b]
+        if (n := int(keep.sum())) >= 12:
+            each = np.log2(light[pair.b][pair.rows_b[keep]] / light[pair.a][pair.rows_a[keep]])
+            ratio = float(np.median(each))
+            scatter = 1.5 * float(np.median(np.abs(each - ratio))) / n**0.5
+            sure += abs(ratio) > max(STEP, CERTAIN * scatter)
+            rows.append((pair.a, pair.b))
+            ratios.append(ratio)
+    if len(rows) < 6 or sure < SURE * len(rows):
+        return None
+    a, b = np.array(rows).T
+    system = np.zeros((len(rows), len(looks)))
+    system[np.arange(len(rows)), a], system[np.arange(len(rows)), b] = -1, 1
+    weak = 0.03 * np.eye(len(looks))  # groups of photos without a pair between them keep their mean at nought
+    wanted = np.concatenate([ratios, np.zeros(len(looks))])
+    gains = np.linalg.lstsq(np.concatenate([system, weak]), wanted, rcond=None)[0]
+    there = np.unique(np.concatenate([a, b]))
+    spread = float(np.percentile(gains[there], 95) - np.percentile(gains[there], 5))
+    off = float(np.median(np.abs(system @ gains - ratios)))
+    if spread < STOPS or off > AGREE * spread:
+        return None
+    first, last = names[int(there[gains[there].argmin()])], names[int(there[gains[there].argmax()])]
+    text = f"the photos' exposure differs by {spread:.1f} stops, from the darkest ({first}) to the brightest ({last})"
+    numbers = {"stops": round(spread, 3), "off": round(off, 3)}
+    return Finding("exposure", text, [], "--exposure learns a gain for each photo", False, numbers)
+
+
+def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched], otherwise: bool) -> Finding | None:
+    """Whether a part of what is seen stands still while the cameras say that it moves (a turntable before a background
+    that does not turn) or, if asked, moves otherwise than the rest."""
+    pairs = [p for p in pairs if len(p.inliers) >= FEWEST]
+    pairs = pairs[:: max(1, len(pairs) // PAIRS)]
+    if not pairs:
+        return None
+    batch = Batch.of(pairs, inliers=False, n=128)
+    good = fits_each(Rays.of(cameras, batch), cameras.c2w[batch.a], cameras.c2w[batch.b])[0].numpy()
+    longest = torch.maximum(cameras.widths, cameras.heights)[batch.a].double().numpy()
+    step = (batch.uv_a - batch.uv_b).norm(dim=-1).numpy() / longest[:, None]
+    still = wide = apart = of = 0
+    for k, pair in enumerate(pairs):
+        valid = batch.valid[k].numpy()
+        fits, moves, n = good[k] & valid, (step[k] > 3 * STILL) & valid, int(valid.sum())
+        rests = (step[k] < STILL) & ~fits & valid
+        on = int((fits & moves).sum())
+        if on >= 8 and on >= 0.35 * moves.sum():  # the rest is as the cameras say, and moves
+            wide += 1
+            still += int(rests.sum() >= max(8, 0.1 * n))
+        rest = valid & ~fits & ~rests
+        if otherwise and fits.sum() >= FEWEST and n >= 2 * FEWEST:
+            of += 1
+            rows = Batch.spread(len(pair.inliers), batch.valid.shape[1])
+            one = np.pad(pair.inliers[rows], (0, len(valid) - len(rows)))  # explained by one motion of the camera
+            together = one[fits].mean() > 0.6 and one[rest].mean() > 0.6 if rest.any() else True
+            if rest.sum() >= max(FEWEST, 0.12 * n) and not together:
+                own = matcher.own_motion(pair.a, pair.b, batch.uv_a[k].numpy()[rest], batch.uv_b[k].numpy()[rest])
+                apart += int(own.sum() >= max(FEWEST, 0.6 * rest.sum()))
+    numbers = {"still": float(still), "wide": float(wide), "apart": float(apart), "of": float(of)}
+    if wide >= 5 and still >= max(4, 0.3 * wide):
+        text = (
+            f"part of what is seen stands still while the cameras move around the rest (in {still} of {wide} pairs): "
+            "an object on a turntable before a background that does not turn"
+        )
+        return Finding("moving", text, [], "--masks with what does not turn in black", True, numbers)
+    if of >= 6 and apart >= max(4, 0.4 * of):
+        text = f"part of what is seen moves otherwise than the rest (in {apart} of {of} pairs)"
+        return Finding("moving", text, [], "--masks with what moves in black", True, numbers)
+    return None
+
+
+def black_borders(looks: list[Look], names: list[str]) -> Finding | None:
+    """Whether all photos are black in the same places along their border, with picture right beside: what undistorting
+    leaves. A dark background is not: beside what is always black, most photos are black too."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for i, look in enumerate(looks):
+        if not look.alpha.size and not look.mask.size:
+            sizes.setdefault(look.thumbnail.shape, []).append(i)
+    worst, total, where = 0.0, 0, []
+    for group in sizes.values():
+        if len(group) < 3:
+            continue
+        dark = np.stack([looks[i].thumbnail.max(axis=2) <= DARK for i in group])
+        always = dark.mean(axis=0) >= 0.97
+        if not always.any():
+            continue
+        from_border = _from_border(always)
+        share = float(from_border.mean())
+        beside = grown(grown(from_border)) & ~grown(from_border)  # the first ring is blended by the reduction
+        if share < 0.004 or share > 0.5 or beside.sum() < 4:
+            continue
+        lit = 1 - dark[:, beside].mean(axis=1)
+        if float(np.median(lit)) >= 0.75:
+            worst, total = max(worst, share), total + len(group)
+            where += [names[i] for i in group]
+    if not total:
+        return None
+    text = (
+        f"{total} photos have black borders ({100 * worst:.1f} % of the picture, the same in each), which would become "
+        "black matter"
+    )
+    return Finding(
+        "black-border",
+        text,
+        [],
+        "--masks with the borders in black, or the photos before they were undistorted",
+        True,
+        {"share": worst},
+    )
+
+
+def _from_border(there: np.ndarray) -> np.ndarray:
+    """The part of [h,w] bool that hangs together with the picture's border."""
+    found = np.zeros_like(there)
+    found[0], found[-1], found[:, 0], found[:, -1] = there[0], there[-1], there[:, 0], there[:, -1]
+    while True:
+        more = grown(found) & there
+        if (more == found).all():
+            return found
+        found = more

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from nerf.capture.pairs import Pair
+from nerf.capture.panoramas import is_sphere
+from nerf.datasets.posed import cameras_of
+from nerf.datasets.readers.colmap import lens_of, pose_of
+from nerf.geometry.epipolar import pixel_rays, sampson_pixels, triangulate
 
 STRONG = 30  # matches that one camera motion explains from which on a pair is evidence (COLMAP's strict two-view limit)
 FITS = 2.0  # pixels: a pair fits if half its matches are nearer than this to their epipolar lines
@@ -73,17 +78,13 @@ def judge(model: Any, seen: dict[Pair, np.ndarray], unseen: dict[Pair, np.ndarra
     found = Judgement(lens=doubtful_lens(model))
     unit, medians = 1600 / max(longest, 1600), []
     for pairs, is_unseen in ((strongest(seen), False), (unseen, True)):
-        for (a, b), points in pairs.items():
-            if len(points) < STRONG or not (_placed(model, a) and _placed(model, b)):
-                continue
-            pixels, ahead = _pair_residuals(model.images[a], model.images[b], points)
-            median = float(np.median(pixels)) * unit
-            fits = median <= FITS and ahead >= AHEAD
+        for pixels, ahead in residuals(model, pairs):
+            fits = pixels * unit <= FITS and ahead >= AHEAD
             if is_unseen:
                 found.n_unseen, found.n_unseen_fit = found.n_unseen + 1, found.n_unseen_fit + fits
             else:
                 found.n_pairs, found.n_fit = found.n_pairs + 1, found.n_fit + fits
-                medians.append(median)
+                medians.append(pixels * unit)
     if medians:
         found.pixels = float(np.median(medians))
     return found
@@ -103,6 +104,8 @@ def doubtful_lens(model: Any) -> str:
     """What no lens is like, in words; empty where all is well."""
     for i in {int(model.images[i].camera_id) for i in model.reg_image_ids()}:
         camera = model.cameras[i]
+        if is_sphere(camera):
+            continue
         size, focal = max(camera.width, camera.height), float(camera.mean_focal_length())
         angle = 2 * math.degrees(math.atan2(size / 2, focal)) if math.isfinite(focal) and focal > 0 else 180.0
         if not NARROWEST <= angle <= WIDEST:
@@ -110,43 +113,31 @@ def doubtful_lens(model: Any) -> str:
     return ""
 
 
-def _placed(model: Any, image_id: int) -> bool:
-    return image_id in model.images and bool(model.images[image_id].has_pose)
-
-
-def _pair_residuals(a: Any, b: Any, points: np.ndarray) -> tuple[np.ndarray, float]:
-    """(Sampson distances [m] in pixels, inf where there is none; the share of the matches in front of both cameras)."""
-    x, y = (_rays(image, points[:, k : k + 2]) for image, k in ((a, 0), (b, 2)))
-    motion = (b.cam_from_world() * a.cam_from_world().inverse()).matrix()
-    rotation, t = motion[:, :3], motion[:, 3]
-    length = float(np.linalg.norm(t))
-    if not (np.isfinite(motion).all() and np.isfinite(x).all() and np.isfinite(y).all() and length > 0):
-        return np.full(len(points), np.inf), 0.0
-    cross = np.cross(np.eye(3), t / length)  # rows e_i x t: the transpose of [t]x, whose sign does not matter here
-    essential = cross.T @ rotation
-    in_b, in_a = x @ essential.T, y @ essential
-    slope = (in_b[:, :2] ** 2).sum(axis=1) / b.camera.mean_focal_length() ** 2
-    slope += (in_a[:, :2] ** 2).sum(axis=1) / a.camera.mean_focal_length() ** 2
-    pixels = np.abs((in_b * y).sum(axis=1)) / np.sqrt(np.maximum(slope, 1e-30))
-    return pixels, _share_ahead(x, y, rotation, t)
-
-
-def _rays(image: Any, points: np.ndarray) -> np.ndarray:
-    """[m,3] of homogeneous normalised coordinates."""
-    found = np.asarray(image.camera.cam_from_img(np.ascontiguousarray(points)), np.float64)
-    return np.concatenate([found, np.ones((len(found), 1))], axis=1) if found.shape[1] == 2 else found
-
-
-def _share_ahead(x: np.ndarray, y: np.ndarray, rotation: np.ndarray, t: np.ndarray) -> float:
-    """Of the matches whose rays meet at an angle, those that meet in front of both cameras; 1 where none does."""
-    d, e = x @ rotation.T, y  # both in the second camera's frame; d starts at t, e at 0
-    d, e = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (d, e))
-    cosine = np.clip((d * e).sum(axis=1), -1, 1)
-    sine2 = 1 - cosine**2
-    wide = sine2 > math.sin(ANGLE) ** 2
-    if not wide.any():
-        return 1.0
-    d, e, cosine, sine2 = d[wide], e[wide], cosine[wide], sine2[wide]
-    along_d, along_e = d @ -t, e @ -t
-    ahead = (along_d - cosine * along_e > 0) & (cosine * along_d - along_e > 0)
-    return float(ahead.mean())
+def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, float]]:
+    """(median distance in pixels from the epipolar lines, share in front of both cameras) of each strong pair whose
+    photos are placed; infinity and 0 where the model says nothing of use."""
+    placed = {int(i) for i in model.reg_image_ids()}
+    strong = [pair for pair, points in pairs.items() if len(points) >= STRONG and placed.issuperset(pair)]
+    if not strong:
+        return []
+    ids = sorted({i for pair in strong for i in pair})
+    number, images = {i: k for k, i in enumerate(ids)}, [model.images[i] for i in ids]
+    c2w = torch.from_numpy(np.stack([pose_of(image, str(image.name))[:3] for image in images]))
+    cameras = cameras_of(c2w, [lens_of(model.cameras[image.camera_id], str(image.name)) for image in images])
+    points = torch.from_numpy(np.concatenate([pairs[pair] for pair in strong]))
+    counts = torch.tensor([len(pairs[pair]) for pair in strong])
+    rays = [
+        pixel_rays(cameras, torch.tensor([number[pair[k]] for pair in strong]).repeat_interleave(counts), points[:, at])
+        for k, at in ((0, slice(0, 2)), (1, slice(2, 4)))
+    ]
+    found, start = [], 0
+    for (a, b), count in zip(strong, counts.tolist(), strict=True):
+        rows = torch.arange(start, start + count)
+        first, second, poses = rays[0][rows], rays[1][rows], (c2w[number[a]], c2w[number[b]])
+        pixels = sampson_pixels(first, second, *poses).nan_to_num(nan=math.inf, posinf=math.inf)
+        depth_a, depth_b, angle = triangulate(first, second, *poses)
+        wide = angle > ANGLE
+        ahead = float(((depth_a > 0) & (depth_b > 0))[wide].double().mean()) if bool(wide.any()) else 1.0
+        found.append((float(pixels.median()), ahead))
+        start += count
+    return found

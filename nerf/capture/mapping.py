@@ -105,7 +105,7 @@ def calibrated(job: dict[str, Any]) -> tuple[str, bool]:
     """
     import pycolmap
 
-    if all(photo["focal"] for photo in job["photos"]):
+    if all(photo["focal"] or photo.get("panorama") for photo in job["photos"]):
         return job["database"], False
     copy = Path(job["database"]).with_suffix(".calibrated.db")
     copy.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from nerf.datasets.named import find_named
 from nerf.errors import UserError
 
 RENAMED: dict[str, Callable[[str], str]] = {
-    "another machine": lambda name: f"/home/somebody/scans/room/{name}",
+    "another machine": lambda name: f"/scans/somebody/room/{name}",
     "Windows": lambda name: "C:\\Users\\somebody\\room\\" + name.replace("/", "\\"),
     "where the program ran": lambda name: f"room/{name}",
     "backslashes": lambda name: name.replace("/", "\\"),

@@ -100,6 +100,17 @@ def test_a_lens_that_there_is_not(focal: float, angle: int) -> None:
     assert found.wrong and found.trust == 0 and f"a lens that sees {angle} degrees is not believed" in str(found)
 
 
+def test_photos_from_one_spot_are_no_basis() -> None:
+    """Whatever positions mapping makes up: matches lie on the epipolar lines of any."""
+    true = poses()
+    centre = -true[0][:, :3].T @ true[0][:, 3]
+    turns = [true[0][:, :3] @ pycolmap.Rotation3d(np.array([0, 0.03 * k, 0.01 * k])).matrix() for k in range(N)]
+    seen = matches([np.concatenate([r, (-r @ centre)[:, None]], axis=1) for r in turns])
+    rng = np.random.default_rng(5)
+    found = judge(model_of([np.concatenate([r, rng.normal(size=(3, 1))], axis=1) for r in turns]), seen, {}, WIDTH)
+    assert found.n_fit == found.n_pairs > 0 and found.wrong and found.trust == 0 and "one spot" in str(found)
+
+
 def test_photos_that_are_not_placed_say_nothing() -> None:
     found = judge(model_of(poses()[:1]), matches(poses()), {}, WIDTH)
     assert found.n_pairs == 0 and not found.wrong and not found.convinces and "no pair of photos" in str(found)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from nerf.capture.folder import forget, frames_of, identity, open_folder, state_of, write_photos, write_state
 from nerf.capture.gps import Place
+from nerf.capture.judging import ONE_SPOT, STRONG
 from nerf.capture.panoramas import FINER, need_spheres
 from nerf.capture.photos import Photos, describe_cameras, group_cameras, list_photos, read_photos
 from nerf.capture.settings import Settings, attempts
@@ -193,13 +194,14 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
         if result["worth"] > best["worth"]:
             best, best_settings = result, settings
         previous, settings = settings, attempts(best["worth"] / max(1, result["n_usable"]), settings)
+        if result.get("angle", 90.0) < ONE_SPOT:  # no other way changes that
+            settings = None
         if settings is not None:
             note(f"{previous.name}: {result['n_placed']} of {n} photos placed; trying {settings.name}")
     return best | {"seconds": seconds}, best_settings
 
 
 def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Settings, seconds: float) -> dict[str, Any]:
-    from nerf.capture.judging import STRONG
     from nerf.capture.report import groups_of, reasons, verified_partners, write_report
 
     statistics = json.loads((folder / "capture" / "statistics.json").read_text(encoding="utf-8"))

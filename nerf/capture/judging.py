@@ -24,6 +24,7 @@ STRONG = 30  # matches that one camera motion explains from which on a pair is e
 FITS = 2.0  # pixels: a pair fits if half its matches are nearer than this to their epipolar lines
 AHEAD = 0.75  # of a pair's matches that must lie in front of both cameras ...
 ANGLE = math.radians(1.0)  # ... of those whose rays meet at more than this
+ONE_SPOT = 0.3  # degrees: below it the photos were taken from one place
 NARROWEST, WIDEST = 8.0, 150.0  # degrees across the longer side that a lens is believed to see
 EACH = 5  # the strongest pairs of each photo are asked
 RIGHT, WRONG = 0.9, 0.7  # of these that must fit: from here on a model convinces, below it is refused
@@ -39,7 +40,8 @@ class Judgement:
     n_unseen: int = 0  # pairs that mapping did not see
     n_unseen_fit: int = 0
     pixels: float = math.nan  # median over the pairs of the median distance from the epipolar lines
-    lens: str = ""  # what is wrong with it
+    angle: float = math.nan  # degrees between the rays of matches; a tenth of the pairs have more (median of each)
+    doubt: str = ""  # what is wrong with it, whatever fits
 
     @property
     def share(self) -> float:
@@ -49,16 +51,16 @@ class Judgement:
     @property
     def convinces(self) -> bool:
         unseen = self.n_unseen < ENOUGH_UNSEEN or self.n_unseen_fit >= UNSEEN_RIGHT * self.n_unseen
-        return self.share >= RIGHT and unseen and not self.lens
+        return self.share >= RIGHT and unseen and not self.doubt
 
     @property
     def trust(self) -> float:
-        """1 for what convinces, less the more pairs contradict, 0 for a lens that there is not."""
-        return 1.0 if self.convinces else 0.0 if self.lens else self.share
+        """1 for what convinces, less the more pairs contradict, 0 for what cannot be."""
+        return 1.0 if self.convinces else 0.0 if self.doubt else self.share
 
     @property
     def wrong(self) -> bool:
-        return bool(self.lens) or (self.n_pairs > 0 and self.share < WRONG)
+        return bool(self.doubt) or (self.n_pairs > 0 and self.share < WRONG)
 
     def __str__(self) -> str:
         text = (
@@ -69,16 +71,17 @@ class Judgement:
         text += f" (median {self.pixels:.2f} px)" if math.isfinite(self.pixels) else ""
         if self.n_unseen:
             text += f", and {self.n_unseen_fit} of {self.n_unseen} that it was not made from"
-        return text + (f"; {self.lens}" if self.lens else "")
+        return text + (f"; {self.doubt}" if self.doubt else "")
 
 
 def judge(model: Any, seen: dict[Pair, np.ndarray], unseen: dict[Pair, np.ndarray], longest: int) -> Judgement:
     """Ask the verified pairs: {(image id, image id): points [m,4] of the matches in both pictures, pixels}. Distances
     are said, and limits hold, for pictures of 1600 pixels at most; longest: the longer side of the model's."""
-    found = Judgement(lens=doubtful_lens(model))
-    unit, medians = 1600 / max(longest, 1600), []
+    found = Judgement(doubt=doubtful_lens(model))
+    unit, medians, angles = 1600 / max(longest, 1600), [], []
     for pairs, is_unseen in ((strongest(seen), False), (unseen, True)):
-        for pixels, ahead in residuals(model, pairs):
+        for pixels, ahead, angle in residuals(model, pairs):
+            angles.append(angle)
             fits = pixels * unit <= FITS and ahead >= AHEAD
             if is_unseen:
                 found.n_unseen, found.n_unseen_fit = found.n_unseen + 1, found.n_unseen_fit + fits
@@ -87,6 +90,11 @@ def judge(model: Any, seen: dict[Pair, np.ndarray], unseen: dict[Pair, np.ndarra
                 medians.append(pixels * unit)
     if medians:
         found.pixels = float(np.median(medians))
+        found.angle = float(np.quantile(angles, 0.9))
+        if found.angle < ONE_SPOT:
+            found.doubt = (
+                found.doubt or "all photos were taken from one spot, from where nothing says how far things are"
+            )
     return found
 
 
@@ -113,9 +121,9 @@ def doubtful_lens(model: Any) -> str:
     return ""
 
 
-def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, float]]:
-    """(median distance in pixels from the epipolar lines, share in front of both cameras) of each strong pair whose
-    photos are placed; infinity and 0 where the model says nothing of use."""
+def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, float, float]]:
+    """(median distance in pixels from the epipolar lines, share in front of both cameras, median angle between the
+    rays in degrees) of each strong pair whose photos are placed; infinity where the model says nothing of use."""
     placed = {int(i) for i in model.reg_image_ids()}
     strong = [pair for pair, points in pairs.items() if len(points) >= STRONG and placed.issuperset(pair)]
     if not strong:
@@ -138,6 +146,6 @@ def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, fl
         depth_a, depth_b, angle = triangulate(first, second, *poses)
         wide = angle > ANGLE
         ahead = float(((depth_a > 0) & (depth_b > 0))[wide].double().mean()) if bool(wide.any()) else 1.0
-        found.append((float(pixels.median()), ahead))
+        found.append((float(pixels.median()), ahead, math.degrees(float(angle.median()))))
         start += count
     return found

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.dataset import write_model
-from nerf.capture.judging import judge
+from nerf.capture.judging import ONE_SPOT, judge
 from nerf.capture.panoramas import is_sphere
 from nerf.capture.protocol import say
 from nerf.capture.settings import ENOUGH
@@ -60,7 +60,7 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
             result = {"n_placed": models[0].num_reg_images(), "worth": worth, "way": name} | asdict(judgement)
             result |= {"convinces": judgement.convinces, "wrong": judgement.wrong, "judgement": str(judgement)}
             result["components"] = [m.num_reg_images() for m in models]
-        if judgement.convinces and models[0].num_reg_images() >= ENOUGH * n:
+        if models[0].num_reg_images() >= ENOUGH * n and (judgement.convinces or judgement.angle < ONE_SPOT):
             break
     shutil.rmtree(folder / "models", ignore_errors=True)
     if not best or result["worth"] <= job.get("better_than", 0):

@@ -69,7 +69,7 @@ def test_json_cut_off_or_lacking_a_key(tmp_path):
         (lambda d: d["frames"][5].pop("file_path"), ("frame 5", "'file_path'")),
         (lambda d: (d.pop("fl_x"), d.pop("fl_y")), ("focal length", "camera_angle_x")),
         (lambda d: d.update(fl_x="long"), ("fl_x", "'long'")),
-        (lambda d: d.update(camera_model="EQUIRECTANGULAR"), ("EQUIRECTANGULAR", "OPENCV")),
+        (lambda d: d.update(camera_model="VR180_L"), ("VR180_L", "OPENCV")),
         (lambda d: d.update(train_filenames=["images/zzz.png"]), ("images/zzz.png",)),
         (lambda d: d.update(offset=[1, 2]), ("offset",)),
     ):

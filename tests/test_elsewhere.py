@@ -201,7 +201,7 @@ def test_masks_and_depth_maps_of_another_machine(tmp_path: Path) -> None:
         for i, frame in enumerate(data["frames"]):
             frame["file_path"] = f"D:\\x\\images\\{i:03d}.png"
             frame["mask_path"] = f"D:\\x\\masks\\{i:03d}.png"
-            frame["depth_file_path"] = f"/home/x/depths/{i:03d}.png"
+            frame["depth_file_path"] = f"/scans/x/depths/{i:03d}.png"
 
     edit(tmp_path / "transforms.json", change)
     scene = load(tmp_path, quiet=True)

@@ -107,8 +107,8 @@ def test_colmap_names_that_climb_out(tmp_path: Path) -> None:
     model.write_text(str(model_at))
     for file in model_at.glob("*.bin"):
         file.unlink()
-    with pytest.raises(UserError, match=r"leads out of .*home and is not opened"):
-        load(folder, quiet=True)
+    scene = load(folder, quiet=True)
+    assert len(scene.names) == len(pictures) - 1 and all(f.is_relative_to(folder) for f in scene.files)
 
 
 def test_an_export_far_from_the_photos_is_read_again(scene: Path, tmp_path: Path) -> None:

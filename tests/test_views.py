@@ -259,7 +259,7 @@ def test_camera_path_that_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such"):
         paths.load_path(tmp_path / "nothing.json")
     (tmp_path / "picture.json").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF\x80")
-    with pytest.raises(UserError, match="not a text file"):
+    with pytest.raises(UserError, match="not valid JSON"):
         paths.load_path(tmp_path / "picture.json")
     with pytest.raises(UserError, match="cannot be read"):
         paths.load_path(tmp_path)

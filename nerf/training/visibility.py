@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,8 @@ from nerf.geometry.lenses import distort, sees_ahead_only
 from nerf.training.pixel_sampler import valid_pixels
 
 CHUNK = 1 << 17
+COARSE = 24  # cells along a side of the grid on which cut-outs are held against each other
+CONTRADICTS = 0.25  # of the cells that all others leave: a cut-out that takes away more has failed
 BLOCKS = (16, 8, 4, 2, 1)  # cells along the sides of the blocks that are asked about as a whole, one after the other
 MANY = 150  # views; of more, the bounds of what each sees are asked, not its lens
 
@@ -32,7 +35,8 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
     tensor([ True, False])
     """
     world_from_scene = scene.scene_from_world.inverse()
-    views = [scene.cameras.subset([i]) for i in image_ids.tolist()]
+    ids = image_ids.tolist()
+    views = [scene.cameras.subset([i]) for i in ids]
     middle, planes = scene.cameras.centres[image_ids.cpu()].mean(dim=0), None  # of the cameras; what each sees
     if len(views) > MANY and not scene.has_alpha:
         planes = torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
@@ -56,21 +60,41 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
                 seen[part] += (in_front & (x1 > 0) & (y1 > 0) & (x0 < view.widths[0]) & (y0 < view.heights[0])).int()
         return seen >= enough
 
+    def _shown(view: int, points: Tensor, radii: Tensor) -> Tensor:
+        """Whether more than transparency is in the place of balls [n]; outside a picture may be anything."""
+        table, (w, h) = _alpha_sums(scene, ids[view]), (int(views[view].widths[0]), int(views[view].heights[0]))
+        found = []
+        for part, radius in zip(points.split(CHUNK), radii.split(CHUNK), strict=True):
+            box, whole, in_front = _footprint(views[view], part, radius)
+            x0, y0 = box[:, 0].floor().clamp(0, w).long(), box[:, 1].floor().clamp(0, h).long()
+            x1, y1 = box[:, 2].ceil().clamp(0, w).long(), box[:, 3].ceil().clamp(0, h).long()
+            found.append((table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0] > 0) | ~whole | ~in_front)
+        return torch.cat(found)
+
+    @functools.cache
+    def _trusted() -> list[int]:
+        """The views whose cut-outs do not contradict the others', asked on a coarse grid."""
+        if len(views) < 20:
+            return list(range(len(views)))
+        axis = (torch.arange(COARSE, dtype=torch.float64) + 0.5) * 2 / COARSE - 1
+        points = world_from_scene.apply(torch.cartesian_prod(axis, axis, axis))
+        radii = torch.full((len(points),), 3**0.5 / COARSE / scene.scene_from_world.scale, dtype=torch.float64)
+        misses = torch.stack([~_shown(k, points, radii) for k in range(len(views))])
+        asked = list(range(len(views)))
+        while len(asked) > len(views) * 2 // 3:
+            total = misses[asked].sum(dim=0)
+            few = total <= 1 + len(views) // 30
+            takes = (misses[asked] & few).sum(dim=1)
+            worst = int(takes.argmax())
+            if int(takes[worst]) <= CONTRADICTS * int(few.sum()):
+                break
+            asked.pop(worst)
+        return asked
+
     def _inside_silhouettes(points: Tensor, radii: Tensor) -> Tensor:
-        keep, allowed = torch.arange(len(points)), len(views) // 30  # as where the box is chosen
-        misses = torch.zeros(len(points), dtype=torch.int16)
-        for view, i in zip(views, image_ids.tolist(), strict=True):
-            table = _alpha_sums(scene, i)
-            w, h = int(view.widths[0]), int(view.heights[0])
-            stays = []
-            for part in keep.split(CHUNK):
-                box, whole, in_front = _footprint(view, points[part], radii[part])
-                x0, y0 = box[:, 0].floor().clamp(0, w).long(), box[:, 1].floor().clamp(0, h).long()
-                x1, y1 = box[:, 2].ceil().clamp(0, w).long(), box[:, 3].ceil().clamp(0, h).long()
-                shown = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0] > 0
-                misses[part] += ~(shown | ~whole | ~in_front)  # what lies outside a picture may be anything
-                stays.append(part[misses[part] <= allowed])
-            keep = torch.cat(stays)
+        keep = torch.arange(len(points))
+        for k in _trusted():
+            keep = keep[_shown(k, points[keep], radii[keep])]
         return torch.zeros(len(points), dtype=torch.bool).index_fill(0, keep, True)
 
     return possible

@@ -62,7 +62,7 @@ def open_folder(
 def _has_moved(before: dict[str, Any], source: Path, photos: Photos | None) -> bool:
     """Whether all that the state of an earlier call was made from lies there now, by name and content."""
     if photos is None:
-        return before.get("video") == video_fingerprint(source)
+        return source.is_file() and before.get("video") == video_fingerprint(source)
     given = {photo.name: photo.fingerprint for photo in photos.photos}
     return bool(before.get("photos")) and before["photos"].items() <= given.items()
 

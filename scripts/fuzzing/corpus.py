@@ -141,7 +141,7 @@ def write_capture(folder: Path) -> None:
 def read_capture(folder: Path) -> None:
     os.chdir(folder)
     photos = read_photos(folder / "photos", out=folder / "out")
-    out, before = open_folder(folder / "out", folder / "photos", overwrite=True)
+    out, before = open_folder(folder / "out", folder / "photos", True, photos)
     with out:
         write_photos(photos, out, before)
 

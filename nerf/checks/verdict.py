@@ -86,7 +86,9 @@ class Verdict:
             words = finding.sentence[:1].upper() + finding.sentence[1:]
             parts.append(f"{words}{': ' + finding.fix if finding.fix else ''}.")
         if self.state != "not judged" and self.not_judged:
-            parts.append(f"{len(self.not_judged)} photos could not be matched to others and were not judged.")
+            n = len(self.not_judged)
+            some = "1 photo" if n == 1 else f"{n} photos"
+            parts.append(f"{some} could not be matched to others, and so not judged.")
         return printable(" ".join(parts))
 
     def to_json(self) -> dict[str, Any]:

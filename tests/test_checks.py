@@ -18,14 +18,17 @@ from PIL import Image
 import nerf
 from nerf.checks.looking import look_at_all, spread_order
 from nerf.checks.looks import Look
+from nerf.checks.matches import Memory
 from nerf.checks.run import check_posed, requests_of
-from nerf.checks.verdict import KINDS, Verdict
+from nerf.checks.verdict import KINDS, Finding, Verdict
 from nerf.cli.main import run
+from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.posed import Posed, check_frames
 from nerf.errors import UserError
 from nerf.geometry.aim import look_at
 from nerf.geometry.cameras import Cameras
+from nerf.training.alignment import similarity_between
 
 pytest.importorskip("pycolmap")
 
@@ -45,6 +48,7 @@ def wall(seed: int, n: int = 512) -> np.ndarray:
 
 
 WALLS = [wall(k) for k in range(3)]
+MEMORY = Memory()  # of the pictures of `clean`
 
 
 def photograph(cameras: Cameras, i: int) -> np.ndarray:
@@ -89,18 +93,42 @@ def clean() -> tuple[ParsedScene, list[Look | str | None]]:
     return parsed, look_at_all(requests_of(check_frames(parsed)), time.perf_counter() + 600)
 
 
-def asked(
-    clean: tuple[ParsedScene, list[Look | str | None]], change: Callable[[list[Frame]], set[int] | None]
-) -> Verdict:
-    """The verdict once `change` was made to the frames; it returns which pictures or masks it changed."""
-    parsed, looks = copy.copy(clean[0]), list(clean[1])
+Change = Callable[[list[Frame]], set[int] | None]
+
+
+def loaded(parsed: ParsedScene, change: Change, cameras_are: str | None = None) -> tuple[Posed, set[int]]:
+    """The frames once `change` was made to them; it returns which pictures or masks it changed."""
+    parsed = copy.copy(parsed)
     parsed.frames, parsed.notes = [copy.copy(f) for f in parsed.frames], []
     new = change(parsed.frames) or set()
-    posed = check_frames(parsed)
+    return check_frames(parsed, LoadOptions(cameras_are=cameras_are)), new
+
+
+def asked(
+    clean: tuple[ParsedScene, list[Look | str | None]], change: Change, cameras_are: str | None = None
+) -> Verdict:
+    looks = list(clean[1])
+    posed, new = loaded(clean[0], change, cameras_are)
     requests = requests_of(posed)
     for i in new:
         looks[i] = look_at_all([requests[i]], time.perf_counter() + 600)[0]
-    return check_posed(posed, 600, looks)
+    bent = bool((posed.cameras.distortion != 0).any())  # what one motion explains is asked of rays then
+    return check_posed(posed, 600, looks, memory=Memory() if bent else MEMORY.without(new))
+
+
+def assert_the_flag_applies(
+    clean: tuple[ParsedScene, list[Look | str | None]], change: Change, finding: Finding, rel: float = 1e-9
+) -> None:
+    """What the finding says to load with gives the true cameras, up to a similarity, and these fit."""
+    assert finding.cameras_are
+    cameras, truth = loaded(clean[0], change, finding.cameras_are)[0].cameras, check_frames(clean[0]).cameras
+    torch.testing.assert_close(
+        similarity_between(cameras.c2w, truth.c2w).apply_poses(cameras.c2w), truth.c2w, rtol=0, atol=1e-6
+    )
+    for name in ("fx", "fy", "cx", "cy", "distortion"):
+        torch.testing.assert_close(getattr(cameras, name), getattr(truth, name), rtol=rel, atol=0)
+    verdict = asked(clean, change, finding.cameras_are)
+    assert verdict.state == "fits" and not verdict.is_wrong
 
 
 def poses(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[Frame]], None]:
@@ -129,6 +157,7 @@ CONVENTIONS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], str]] = {
     "inverted": ("inverted", np.linalg.inv, "from the world to the camera"),
     "inverted OpenCV": ("inverted", lambda m: np.linalg.inv(m @ CV), "from the world to the camera"),
     "transposed": ("transposed", transposed, "transposed"),
+    "y of positions": ("axes", lambda m: np.vstack([m[:1], [[*m[1, :3], -m[1, 3]]], m[2:]]), "whose y is reversed"),
     "upside down": ("turned", lambda m: m @ np.diag([-1.0, -1, 1, 1]), "180 degrees"),
 }
 
@@ -139,6 +168,8 @@ def test_another_convention_is_named(clean: tuple[ParsedScene, list[Look | str |
     verdict = asked(clean, poses(change))
     assert verdict.state == "contradicts" and [f.kind for f in verdict.findings] == [kind]
     assert words in verdict.findings[0].sentence and kind in KINDS
+    assert f"--cameras-are {verdict.findings[0].cameras_are} takes them so" in verdict.paragraph()
+    assert_the_flag_applies(clean, poses(change), verdict.findings[0])
 
 
 def test_mirrored_photos_are_named(clean: tuple[ParsedScene, list[Look | str | None]]) -> None:
@@ -148,7 +179,8 @@ def test_mirrored_photos_are_named(clean: tuple[ParsedScene, list[Look | str | N
             f.pixels = np.ascontiguousarray(f.pixels[:, ::-1])
         return set(range(N))
 
-    assert [f.kind for f in asked(clean, put).findings] == ["mirrored"]
+    (finding,) = asked(clean, put).findings
+    assert finding.kind == "mirrored" and not finding.cameras_are and "no option mirrors them" in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -157,7 +189,8 @@ def test_mirrored_photos_are_named(clean: tuple[ParsedScene, list[Look | str | N
         ("focal", Lens(fx=0.6 * FOCAL)),
         ("focal", Lens(fx=1.6 * FOCAL)),
         ("size", Lens(fx=0.5 * FOCAL, cx=0.25 * WIDTH, cy=0.25 * HEIGHT)),
-        ("principal-point", Lens(fx=2 * FOCAL, cx=WIDTH, cy=HEIGHT)),
+        ("size", Lens(fx=2 * FOCAL, cx=WIDTH, cy=HEIGHT)),
+        ("principal-point", Lens(fx=FOCAL, cx=0.35 * WIDTH, cy=0.4 * HEIGHT)),
     ],
 )
 def test_a_wrong_lens_is_named(clean: tuple[ParsedScene, list[Look | str | None]], kind: str, lens: Lens) -> None:
@@ -167,9 +200,8 @@ def test_a_wrong_lens_is_named(clean: tuple[ParsedScene, list[Look | str | None]
 
     verdict = asked(clean, put)
     assert kind in [f.kind for f in verdict.findings] and verdict.is_wrong
-    if kind == "focal":
-        factor = next(f for f in verdict.findings if f.kind == kind).numbers["factor"]
-        assert factor * lens.fx == pytest.approx(FOCAL, rel=0.03)
+    finding = next(f for f in verdict.findings if f.kind == kind and f.cameras_are)
+    assert_the_flag_applies(clean, put, finding, rel=0.03)
 
 
 def test_a_distortion_of_undistorted_photos_is_told_from_a_focal_length(
@@ -187,6 +219,33 @@ def test_a_distortion_of_undistorted_photos_is_told_from_a_focal_length(
     bent = Cameras(**cameras.tensors() | {"distortion": k, "models": torch.ones(N, dtype=torch.int64)})
     found = best_lens(bent, batch)
     assert found.kind == "distortion" and found.pixels < 0.2
+    assert found.terms == "undistorted"
+
+
+def test_photos_that_are_all_turned_are_named_and_turned_back(
+    clean: tuple[ParsedScene, list[Look | str | None]],
+) -> None:
+    def put(frames: list[Frame]) -> set[int]:
+        for f in frames:
+            assert f.pixels is not None
+            f.pixels, f.lens = np.ascontiguousarray(np.rot90(f.pixels)), Lens(fx=FOCAL, fy=FOCAL)
+        return set(range(N))
+
+    (finding,) = asked(clean, put).findings
+    assert (finding.kind, finding.cameras_are) == ("turned", "turned=90") and "90 degrees" in finding.sentence
+    verdict = asked(clean, put, "turned=90")
+    assert verdict.state == "fits" and not verdict.findings
+
+
+def test_what_is_still_wrong_is_added_to_what_was_asked_for(
+    clean: tuple[ParsedScene, list[Look | str | None]],
+) -> None:
+    def put(frames: list[Frame]) -> None:
+        poses(lambda m: np.linalg.inv(m @ CV))(frames)
+
+    (finding,) = asked(clean, put, "inverted").findings
+    assert finding.cameras_are == "inverted+axes=x,-y,-z"
+    assert_the_flag_applies(clean, put, finding)
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
@@ -409,6 +468,12 @@ def test_the_verb_says_it_and_writes_it(folder: Path, tmp_path: Path, capsys: py
     assert "OpenCV and COLMAP" in said.out and "(axes)" in said.err
     found = json.loads((out / "check.json").read_text())
     assert found["state"] == "contradicts" and found["findings"][0]["kind"] == "axes"
+    assert f"--cameras-are {found['findings'][0]['cameras_are']} takes them so" in said.out
+    flag = ["--cameras-are", found["findings"][0]["cameras_are"]]
+    assert run(["check", str(folder / "wrong"), *flag, "--seconds", "100"]) == 0
+    assert "The photos fit their cameras" in capsys.readouterr().out
+    assert run(["check", str(folder / "wrong"), "--cameras-are", "opencv"]) == 2
+    assert "--cameras-are opencv: 'opencv' is not known; known are" in capsys.readouterr().err
     with Image.open(out / "check.png") as picture:
         assert picture.size[0] > 2 * WIDTH - 1
     assert run(["check", str(folder), "-o", str(out)]) == 2  # another's result is not replaced unasked

@@ -14,12 +14,17 @@ FILES = ("check.json", "check.png")
 
 
 def check(
-    path: str | Path, kind: str | None = None, masks: str | Path | None = None, seconds: float | None = None
+    path: str | Path,
+    kind: str | None = None,
+    masks: str | Path | None = None,
+    seconds: float | None = None,
+    cameras_are: str | None = None,
 ) -> Verdict:
     """Ask the photos of a data set whether they fit their cameras, lenses and masks.
 
-    kind, masks: as for `load`. seconds: the most time to take (None: 10 for a hundred photos). What is found is in the
-    verdict; UserError is raised for what cannot be read at all. Comparing photos needs the package pycolmap.
+    kind, masks, cameras_are: as for `load`. seconds: the most time to take (None: 10 for a hundred photos). What is
+    found is in the verdict; UserError is raised for what cannot be read at all. Comparing photos needs the package
+    pycolmap.
 
     >>> verdict = nerf.check("data/sample", seconds=0.5)
     >>> verdict.is_wrong
@@ -28,7 +33,7 @@ def check(
     from nerf.checks.run import check_posed
     from nerf.datasets import load_posed
 
-    return check_posed(load_posed(path, kind, masks, quiet=True), seconds, picture=True)
+    return check_posed(load_posed(path, kind, masks, cameras_are=cameras_are, quiet=True), seconds, picture=True)
 
 
 def write_check(verdict: Verdict, folder: Path) -> None:

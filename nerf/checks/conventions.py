@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 
 import torch
 from torch import Tensor
 
 from nerf.checks.residuals import FITS, Batch, Rays, residuals
+from nerf.datasets.readings import axes_of, read_as
 from nerf.geometry.cameras import Cameras
 
 QUICK, IN_FULL = (14, 10), (40, 20)  # pairs and matches of each: of all readings, and of those kept
@@ -33,6 +34,7 @@ class Reading:
     kind: str
     words: str  # "the poses are ..."
     c2w: Tensor  # [n,3,4]
+    terms: str  # that `cameras_are` calls it by; empty: as given
     cost: int  # of two that fit alike, the cheaper one is meant
 
     mean: float = 0.0  # share of matches that fit, once judged
@@ -61,41 +63,32 @@ def _judge(readings: list[Reading], cameras: Cameras, batch: Batch, n_pairs: int
             reading.mean, reading.ok = mean, float((shares >= FITS).double().mean())
 
 
-def readings(c2w: Tensor) -> list[Reading]:
-    """Every way to read poses [n,3,4], the given one first: axes of the camera in another order or direction, matrices
-    from the world to the camera, transposed rotations, axes of the world flipped for the positions alone."""
-    found = [
-        Reading(_kind("axes", p), _words(p), _turned(c2w, p), cost)
-        for p, cost in _signed_permutations()  # the first is the given one
-    ]
-    inverse = _inverse(c2w)
-    for p, cost in _signed_permutations():
-        words = "from the world to the camera (they were read as camera to world, or the reverse)"
-        found.append(Reading(_kind("inverted", p), _with(words, p), _turned(inverse, p), 1 + cost))
-    opencv = torch.diag(torch.tensor([1.0, -1, -1], dtype=c2w.dtype))
-    stored = {  # what the file may hold, with what a reader makes of it undone
-        0: (c2w, False),
-        1: (torch.cat([c2w[:, :, :3] @ opencv, c2w[:, :, 3:]], dim=2), False),
-        2: (inverse, True),
-        3: (_inverse(torch.cat([c2w[:, :, :3] @ opencv, c2w[:, :, 3:]], dim=2)), True),
-    }
-    for k, (matrix, to_camera) in stored.items():
-        flipped = torch.cat([matrix[:, :, :3].transpose(1, 2), matrix[:, :, 3:]], dim=2)
-        for invert in (to_camera, not to_camera):
-            meant = _inverse(flipped) if invert else flipped
-            for p, cost in _signed_permutations():
-                extra = 2 + (k % 2) + (2 if invert != to_camera else 0)
-                words = _with("with transposed rotations (rows and columns exchanged)", p)
-                found.append(Reading(_kind("transposed", p), words, _turned(meant, p), extra + cost))
-    for signs in product((1, -1), repeat=3):
-        if signs == (1, 1, 1):
-            continue
-        moved = c2w.clone()
-        moved[:, :, 3] *= torch.tensor(signs, dtype=c2w.dtype)
-        flips = " and ".join(axis for axis, sign in zip("xyz", signs, strict=True) if sign < 0)
-        for p, cost in _signed_permutations():
-            words = _with(f"of a world whose {flips} is reversed for the positions alone", p)
-            found.append(Reading(_kind("axes", p), words, _turned(moved, p), 4 + cost))
+def readings(cameras: Cameras) -> list[Reading]:
+    """Every way to read poses, the given one first: axes of the camera in another order or direction, matrices from the
+    world to the camera, transposed rotations, axes of the world flipped for the positions alone."""
+    found = []
+
+    def add(kind: str, words: str, first: str, cost: int) -> None:
+        start = read_as(cameras, first or None)
+        for p, more in _signed_permutations():  # the first is the given one
+            last = "" if _quarters(p) == 0 else axes_of(p)
+            c2w = read_as(start, last or None).c2w
+            said = (words if not last else f"{words}, {_words(p)}") if words else _words(p)
+            found.append(Reading(_kind(kind, p), said, c2w, "+".join(filter(None, (first, last))), cost + more))
+
+    add("axes", "", "", 0)
+    add("inverted", "from the world to the camera (they were read as camera to world, or the reverse)", "inverted", 1)
+    opencv = axes_of(torch.diag(torch.tensor([1.0, -1, -1])))
+    stored = ("", opencv, "inverted", f"{opencv}+inverted")  # what the file may hold: what a reader makes of it, undone
+    for k, first in enumerate(stored):
+        for invert in (k >= 2, k < 2):
+            terms = "+".join(filter(None, (first, "transposed", "inverted" if invert else "")))
+            cost = 2 + k % 2 + (2 if invert != (k >= 2) else 0)
+            add("transposed", "with transposed rotations (rows and columns exchanged)", terms, cost)
+    for n in (1, 2, 3):
+        for flipped in combinations("xyz", n):
+            words = f"of a world whose {' and '.join(flipped)} is reversed for the positions alone"
+            add("axes", words, f"flip={''.join(flipped)}", 4)
     return found
 
 
@@ -116,10 +109,10 @@ def _signed_permutations() -> list[tuple[Tensor, int]]:
 
 
 def _quarters(p: Tensor) -> int | None:
-    """By how many quarter turns about the optical axis this differs from the given axes; None: by something else."""
+    """By how many quarter turns counter-clockwise photos were turned whose cameras have these axes; None: others."""
     if float(p[2, 2]) != 1 or float(torch.linalg.det(p)) < 0:
         return None
-    return {(1, 0): 0, (0, 1): 1, (-1, 0): 2, (0, -1): 3}[(int(p[0, 0]), int(p[1, 0]))]
+    return {(1, 0): 0, (0, -1): 1, (-1, 0): 2, (0, 1): 3}[(int(p[0, 0]), int(p[1, 0]))]
 
 
 def _kind(kind: str, p: Tensor) -> str:
@@ -144,16 +137,3 @@ def _words(p: Tensor) -> str:
         )
         return f"of cameras with {axes}{f' ({name})' if name else ''}"
     return "of cameras whose axes are in another order"
-
-
-def _with(words: str, p: Tensor) -> str:
-    return words if _quarters(p) == 0 else f"{words}, {_words(p)}"
-
-
-def _turned(c2w: Tensor, p: Tensor) -> Tensor:
-    return torch.cat([c2w[:, :, :3] @ p.to(c2w), c2w[:, :, 3:]], dim=2)
-
-
-def _inverse(c2w: Tensor) -> Tensor:
-    back = c2w[:, :, :3].transpose(1, 2)
-    return torch.cat([back, -back @ c2w[:, :, 3:]], dim=2)

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from nerf.checks.residuals import FITS, Batch, of_cameras
+from nerf.datasets.readings import read_as
 from nerf.geometry.cameras import Cameras
 
 PAIRS = 24
@@ -22,7 +22,7 @@ class LensReading:
 
     kind: str
     words: str
-    cameras: Cameras
+    terms: str  # that `cameras_are` calls it by; empty: as given
     factor: float  # of the focal lengths
     mean: float = 0.0  # share of matches that fit
     ok: float = 0.0  # share of pairs that fit
@@ -38,28 +38,24 @@ def outside(cameras: Cameras) -> list[int]:
 def best_lens(cameras: Cameras, batch: Batch) -> LensReading:
     """The lens under which most matches fit, the given one where no other does clearly better."""
     few = batch.rows(torch.arange(0, len(batch), max(1, len(batch) // PAIRS))[:PAIRS])
-    given = _judged(LensReading("given", "as given", cameras, 1.0), few)
-    tried = [given]
+    tried: list[LensReading] = []
+
+    def judge(kind: str, words: str, terms: str, factor: float = 1.0) -> None:
+        tried.append(_judged(LensReading(kind, words, terms, factor), cameras, few))
+
+    judge("given", "as given", "")
     if bool((cameras.distortion != 0).any()):
-        plain = _changed(cameras, distortion=torch.zeros_like(cameras.distortion))
         words = "the photos are undistorted already: they fit without the distortion that is stated"
-        tried.append(_judged(LensReading("distortion", words, plain, 1.0), few))
-    middle = {"cx": cameras.widths / 2.0, "cy": cameras.heights / 2.0}
+        judge("distortion", words, "undistorted")
     off_centre = max(
         float((cameras.cx / cameras.widths - 0.5).abs().max()), float((cameras.cy / cameras.heights - 0.5).abs().max())
     )
     if off_centre > 0.05:
         ratio = float((cameras.widths / (2 * cameras.cx)).median())
-        for factor in {*SIZES, ratio} if ratio > 0 else SIZES:
-            sized = _changed(cameras, **{k: getattr(cameras, k) * factor for k in ("fx", "fy", "cx", "cy")})
-            w, h = (int(cameras.widths[0]), int(cameras.heights[0]))
-            words = f"the intrinsics belong to pictures of {w / factor:.0f}x{h / factor:.0f} reduced pixels"
-            tried.append(_judged(LensReading("size", words, sized, factor), few))
-        centred = _changed(cameras, **middle)
-        tried.append(
-            _judged(LensReading("principal-point", "the principal point is not where it is stated", centred, 1.0), few)
-        )
-        tried.append(_focal_search(centred, few, "principal-point"))
+        for factor in {*SIZES, ratio} if SIZES[0] / 4 < ratio < 4 * SIZES[-1] else SIZES:
+            judge("size", "", f"scale={factor:.6f}".rstrip("0").rstrip("."), factor)
+        judge("principal-point", "the principal point is not where it is stated", "centred")
+        tried.append(_focal_search(cameras, few, "principal-point", "centred+"))
     tried.append(_focal_search(cameras, few, "focal"))
     # a simpler change is believed where a richer one is hardly better: they stand in this order
     best = max(t.mean for t in tried)
@@ -70,14 +66,13 @@ def best_lens(cameras: Cameras, batch: Batch) -> LensReading:
     )
 
 
-def _focal_search(cameras: Cameras, batch: Batch, kind: str) -> LensReading:
+def _focal_search(cameras: Cameras, batch: Batch, kind: str, first: str = "") -> LensReading:
     """Over a grid, then ever finer about the best."""
     best, width = None, FOCALS[1] / FOCALS[0]
     grid = FOCALS
     for _ in range(4):
         for factor in grid:
-            scaled = _changed(cameras, fx=cameras.fx * factor, fy=cameras.fy * factor)
-            found = _judged(LensReading(kind, "", scaled, factor), batch)
+            found = _judged(LensReading(kind, "", f"{first}focal={factor:.4f}", factor), cameras, batch)
             if best is None or (found.mean, -found.pixels) > (best.mean, -best.pixels):
                 best = found
         assert best is not None
@@ -87,12 +82,8 @@ def _focal_search(cameras: Cameras, batch: Batch, kind: str) -> LensReading:
     return best
 
 
-def _judged(reading: LensReading, batch: Batch) -> LensReading:
-    found = of_cameras(reading.cameras, batch)
+def _judged(reading: LensReading, cameras: Cameras, batch: Batch) -> LensReading:
+    found = of_cameras(read_as(cameras, reading.terms or None), batch)
     reading.mean, reading.ok = float(found.mean), float((found.shares >= FITS).double().mean())
     reading.pixels = float(found.medians.nanmedian())
     return reading
-
-
-def _changed(cameras: Cameras, **what: Tensor) -> Cameras:
-    return Cameras(**cameras.tensors() | what)

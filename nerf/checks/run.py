@@ -12,7 +12,7 @@ import torch
 from nerf.checks import pictures
 from nerf.checks.conventions import GAIN, judge, readings
 from nerf.checks.drawing import draw_pair
-from nerf.checks.lenses import best_lens, outside
+from nerf.checks.lenses import LensReading, best_lens, outside
 from nerf.checks.looking import look_at_all
 from nerf.checks.looks import SMALLEST, Look, Request
 from nerf.checks.matches import Matched, Matcher, Memory
@@ -21,6 +21,7 @@ from nerf.checks.residuals import FITS, Batch, of_cameras
 from nerf.checks.silhouettes import mask_findings
 from nerf.checks.verdict import Finding, Verdict, some
 from nerf.datasets.posed import Posed
+from nerf.datasets.readings import can_be_turned, read_as
 from nerf.geometry.cameras import Cameras
 
 SECONDS, SECONDS_A_PHOTO = (
@@ -33,6 +34,10 @@ MOST = 400  # photos that are looked at; of more, every so-many-th
 FEWEST_PAIRS = 6  # that show enough of the same
 LOOSE = 0.0018  # of the longer side, median distance from the epipolar lines: poses good to a few pixels only ...
 BESIDE = 0.012  # ... and up to which that is what they are
+MIRRORED = (
+    "no option mirrors them, for whether photos or poses are meant otherwise does not show: give the photos as they "
+    "were taken, and poses of a right-handed world"
+)
 NO_PYCOLMAP = 'comparing photos needs the package pycolmap: pip install "nerf-reconstruct[capture]"'
 
 
@@ -95,6 +100,9 @@ def check_posed(
         verdict.findings += mask_findings(seen, used, cameras, names, trusted)
         border = pictures.black_borders(seen, names)
         verdict.findings += [border] if border is not None else []
+    for finding in verdict.findings:  # what fits was tried on cameras that are read in another way already
+        if finding.cameras_are and posed.cameras_are:
+            finding.cameras_are = f"{posed.cameras_are}+{finding.cameras_are}"
     if verdict.is_wrong:
         verdict.state = "contradicts"
     verdict.seconds = time.perf_counter() - started
@@ -220,7 +228,7 @@ def _other_lens(
     lens = best_lens(cameras, Batch.of(within or graph.pairs))
     if lens.kind == "given" or lens.pixels > 0.4 * off or (lens.kind == "focal" and abs(lens.factor - 1) < 0.05):
         return None
-    return _of_lens(lens.kind, lens.words, lens.factor, lens.pixels * full)
+    return _of_lens(lens, lens.pixels * full)
 
 
 def _few_pixels(pixels: float) -> Finding:
@@ -232,7 +240,8 @@ def _few_pixels(pixels: float) -> Finding:
     )
 
 
-def _of_lens(kind: str, words: str, factor: float, pixels: float) -> Finding:
+def _of_lens(lens: LensReading, pixels: float) -> Finding:
+    kind, words, factor = lens.kind, lens.words, lens.factor
     numbers = {"factor": round(factor, 4), "pixels": round(pixels, 2)}
     if kind == "focal" or (kind == "principal-point" and not words):
         words = f"the focal length is wrong: {factor:.3f} times the given one fits to {pixels:.1f} px"
@@ -248,7 +257,7 @@ def _of_lens(kind: str, words: str, factor: float, pixels: float) -> Finding:
         if kind == "size"
         else "correct the lens in the file of poses"
     )
-    return Finding(kind, words, [], fix, True, numbers)
+    return Finding(kind, words, [], fix, True, numbers, lens.terms)
 
 
 def _what_would_fit(
@@ -257,28 +266,26 @@ def _what_would_fit(
     """The set as a whole does not fit: what would."""
     batch = Batch.of(graph.pairs)
     given = float(graph.found.mean)
-    reading = judge(readings(cameras.c2w), cameras, batch)
+    reading = judge(readings(cameras), cameras, batch)
     lens = best_lens(cameras, batch)
-    pictures_ = {k: of_cameras(cameras, turned(cameras, batch, k)) for k in (1, 2, 3, 4)}
-    k = max(pictures_, key=lambda k: float(pictures_[k].mean))
-    mean = float(pictures_[k].mean)
+    ways = {f"turned={a}": a for a in (90, 180, 270) if can_be_turned(cameras)}
+    shares = {way: float(of_cameras(read_as(cameras, way), batch).mean) for way in ways}
+    shares[""] = float(of_cameras(cameras, turned(cameras, batch, 4)).mean)
+    way = max(shares, key=shares.__getitem__)
+    mean = shares[way]
     if mean >= given + GAIN and mean >= max(0.7, reading.mean - 0.02, lens.mean - 0.05):
-        how = "mirrored" if k == 4 else f"turned by {90 * k} degrees (EXIF orientation taken twice, or not at all)"
-        kind = "mirrored" if k == 4 else "turned"
-        return Finding(kind, f"all photos are {how}", [], "give the photos as they were taken", True, {"share": mean})
+        how = f"turned by {ways[way]} degrees (EXIF orientation taken twice, or not at all)" if way else "mirrored"
+        kind, fix = "turned" if way else "mirrored", "give the photos as they were taken"
+        return Finding(kind, f"all photos are {how}", [], fix if way else MIRRORED, True, {"share": mean}, way)
     if reading.ok >= 0.55 and reading.mean >= given + GAIN and reading.mean >= lens.mean - 0.05:
         text = f"the poses fit when they are understood as {reading.words}"
-        return Finding(
-            reading.kind,
-            text,
-            [],
-            "export them in the convention of the format",
-            True,
-            {"share": round(reading.mean, 3)},
-        )
+        fix, terms = "export them in the convention of the format", reading.terms
+        if reading.kind == "mirrored":
+            fix, terms = MIRRORED, ""
+        return Finding(reading.kind, text, [], fix, True, {"share": round(reading.mean, 3)}, terms)
     fits_well = lens.pixels < 0.8 * LOOSE * longest
     if lens.kind != "given" and fits_well and lens.ok >= 0.55 and lens.mean >= given + 0.15:
-        return _of_lens(lens.kind, lens.words, lens.factor, lens.pixels * full)
+        return _of_lens(lens, lens.pixels * full)
     order = other_order(cameras, matcher, graph.pairs, names) if given < 0.5 else None
     if order is not None:
         return order

@@ -36,6 +36,8 @@ class Finding:
     """whether training on it cannot go well; else it is advice"""
     numbers: dict[str, float] = field(default_factory=dict)
     """the measurements it rests on"""
+    cameras_are: str = ""
+    """the option `cameras_are` (--cameras-are) that takes the cameras as those that fit; empty: none does"""
 
 
 @dataclass
@@ -84,7 +86,9 @@ class Verdict:
             parts.append(f"Whether the photos fit their cameras could not be judged: {self.why}.")
         for finding in self.findings:
             words = finding.sentence[:1].upper() + finding.sentence[1:]
-            parts.append(f"{words}{': ' + finding.fix if finding.fix else ''}.")
+            flag = f"--cameras-are {finding.cameras_are} takes them so" if finding.cameras_are else ""
+            remedy = ", or ".join(filter(None, (flag, finding.fix)))
+            parts.append(f"{words}{': ' + remedy if remedy else ''}.")
         if self.state != "not judged" and self.not_judged:
             n = len(self.not_judged)
             some = "1 photo" if n == 1 else f"{n} photos"

@@ -31,6 +31,8 @@ class CheckArgs:
     """folder of masks, NAME.png for each photo: what is black there is ignored"""
     seconds: float | None = None
     """the most time to take (default: 10, and 0.05 for each photo beyond a hundred)"""
+    cameras_are: str | None = None
+    """check them as meant in another way, as an earlier check said"""
     overwrite: bool = False
     """replace the result of another check in the output folder"""
     kind: Kind = field(default=None, kw_only=True)
@@ -39,18 +41,21 @@ class CheckArgs:
 def main(args: CheckArgs) -> None:
     """`nerf check`: prints a paragraph; exits with 2 where the data contradict themselves."""
     from nerf.checks import FILES, check, write_check
+    from nerf.datasets.readings import check_reading
 
     if args.seconds is not None and not 0 < args.seconds < 1e6:
         raise UserError(f"--seconds must be above 0, got {args.seconds:g}")
+    if args.cameras_are is not None:
+        check_reading(args.cameras_are, "--cameras-are")
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder")
     if args.out is None:
-        verdict = check(args.data, args.kind, args.masks, args.seconds)
+        verdict = check(args.data, args.kind, args.masks, args.seconds, args.cameras_are)
     else:
         from nerf.io.outputs import OutputFolder
 
         with OutputFolder.open(args.out, "pictures", overwrite=args.overwrite, names=FILES) as out:
-            verdict = check(args.data, args.kind, args.masks, args.seconds)
+            verdict = check(args.data, args.kind, args.masks, args.seconds, args.cameras_are)
             if args.overwrite:
                 out.clear()
             out.claim(*FILES)
@@ -71,7 +76,7 @@ def before_training(how: Check, run: Run) -> Verdict | None:
     if how == "off":
         return None
     try:
-        verdict = check(run.data, run.kind, run.masks)
+        verdict = check(run.data, run.kind, run.masks, cameras_are=run.cameras_are)
     except UserError:
         return None  # what cannot be read is said when it is loaded
     except MISFITS as error:  # whatever is odd about photos and cameras, training has its own checks

@@ -26,10 +26,12 @@ class ExportArgs:
     """read the folder as this format, where it could be several"""
     data: Path | None = None
     """of a trained model: the scene's folder, where it has moved since training"""
+    cameras_are: str | None = None
+    """of a folder: take its cameras as meant in another way, as `nerf check` says it, and write them so"""
     overwrite: bool = False
     """replace files of the same name"""
 
 
 def main(args: ExportArgs) -> None:
     """`nerf export-cameras`: prints where they lie."""
-    say(export_cameras(args.source, args.out, args.text, args.overwrite, args.kind, args.data))
+    say(export_cameras(args.source, args.out, args.text, args.overwrite, args.kind, args.data, args.cameras_are))

@@ -56,16 +56,23 @@ def load(
 
 
 def load_posed(
-    path: str | Path, kind: str | None = None, masks: str | Path | None = None, *, quiet: bool = False
+    path: str | Path,
+    kind: str | None = None,
+    masks: str | Path | None = None,
+    *,
+    cameras_are: str | None = None,
+    quiet: bool = False,
 ) -> Posed:
     """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
+    options = LoadOptions(cameras_are=cameras_are)
+    options.check()
     with _names_of_files(Path(path)):
         parsed = parse(path, kind)
         if masks is not None:
             add_masks(parsed, Path(masks))
         else:
             _add_masks_beside(parsed)
-        posed = check_frames(parsed)
+        posed = check_frames(parsed, options)
     for line in () if quiet else parsed.notes:
         note(line)
     return posed

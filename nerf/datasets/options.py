@@ -20,8 +20,8 @@ LOADING = {
 class LoadOptions:
     """How a data set is loaded; the fields are options of the command line, too.
 
-    >>> LoadOptions(downscale=2, holdout=0)
-    LoadOptions(downscale=2, longest=None, holdout=0, kind=None, masks=None, space=None, holdout_from=0)
+    >>> [*LoadOptions(downscale=2, holdout=0).load_options()]
+    ['downscale', 'longest', 'holdout', 'kind', 'masks', 'space', 'holdout_from', 'cameras_are']
     """
 
     downscale: int = 1
@@ -39,6 +39,9 @@ class LoadOptions:
     """box for an object, unbounded for a place, ndc for a forward-facing set (default: chosen by what is seen)"""
     holdout_from: int = 0
     """where neither `holdout` nor the files say what is held out: every 8th image of so many or more, else none"""
+    cameras_are: str | None = None
+    """how poses and lenses are meant, where not as they stand in the files, as `nerf check` says it: inverted,
+    transposed, axes=x,-y,-z, flip=y, turned=90, scale=0.5, focal=1.2, centred, undistorted; several joined by +"""
 
     def check(self, flag: str = "") -> None:
         """UserError for what can be wrong with the options by themselves; flag: what their names begin with."""
@@ -47,6 +50,10 @@ class LoadOptions:
             raise UserError(f"{flag}holdout 1 leaves no image to train on: choose 0 (none) or a number from 2 up")
         if self.space not in (None, "box", "unbounded", "ndc"):
             raise UserError(f"{flag}space is {self.space!r}, expected one of box, unbounded, ndc")
+        if self.cameras_are is not None:
+            from nerf.datasets.readings import check_reading
+
+            check_reading(self.cameras_are, f"{flag}cameras-are" if flag else "cameras_are")
 
     def load_options(self) -> dict[str, Any]:
         """The options alone, of any record that holds them: two runs are of one scene where these agree."""

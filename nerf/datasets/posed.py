@@ -14,6 +14,7 @@ from torch import Tensor
 from nerf.datasets.named import listed
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import Frame, Lens, ParsedScene, sphere
+from nerf.datasets.readings import moves_principal_point, read_as
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.lenses import AHEAD, COEFFICIENTS, EQUIRECTANGULAR
@@ -32,10 +33,12 @@ class Posed:
     cameras: Cameras
     points: Tensor | None  # [m,3] float64 world, sparse points
     splits: dict[str, Tensor]  # "train", "val", "test" -> indices
+    cameras_are: str | None = None  # how they are meant, where not as they stand in the files: applied to `cameras`
 
 
 def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Posed:
     """Check poses and lenses against the images' headers, and split; no image is decoded. Notes go to parsed.notes."""
+    options = options or LoadOptions()
 
     def header(frame: Frame) -> Picture:
         if frame.pixels is None:
@@ -52,15 +55,19 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
     _sizes_of_masks(frames, pictures, parsed.notes)
     _check_sizes(frames, pictures)
     _turn_back(frames, pictures, parsed.notes)
-    lenses = [_fit_lens(f, pictures, i, parsed.notes) for i, f in enumerate(frames)]
-    cameras = cameras_of(torch.from_numpy(poses), lenses)
+    as_stated = not moves_principal_point(options.cameras_are)
+    lenses = [_fit_lens(f, pictures, i, parsed.notes, as_stated) for i, f in enumerate(frames)]
+    cameras = read_as(cameras_of(torch.from_numpy(poses), lenses), options.cameras_are)
+    if options.cameras_are is not None:
+        parsed.notes.append(f"poses and lenses are not taken as they stand in the files but as {options.cameras_are}")
     if parsed.region is not None:
         checked_similarity(parsed.region, f"{parsed.path}: the region of interest")
     points = None
     if parsed.points is not None:
         parsed.points = parsed.points[(np.abs(parsed.points) < FARTHEST).all(axis=1)]
         points = torch.from_numpy(np.ascontiguousarray(parsed.points, np.float64))
-    return Posed(frames, pictures, cameras, points, _split(frames, options or LoadOptions(), parsed.notes))
+    splits = _split(frames, options, parsed.notes)
+    return Posed(frames, pictures, cameras, points, splits, options.cameras_are)
 
 
 def cameras_of(c2w: Tensor, lenses: list[Lens]) -> Cameras:
@@ -177,13 +184,22 @@ def _check_centre(lens: Lens, size: tuple[int, int], frame: Frame, notes: list[s
         return
     remedy = "state w and h, of the picture that they belong to" if lens.width is None else "correct w and h"
     place = "in a corner of" if 0 < cx < w and 0 < cy < h else "outside"
+    if (factor := _rounded(0.5 * w / cx) if cx > 0 else 0.0) >= 1e-3:
+        remedy += f", or load with cameras_are='scale={factor:.6g}' (--cameras-are)"
     raise UserError(
         f"{where}: the principal point ({cx:.6g}, {cy:.6g}) lies {place} the picture of {w}x{h}: the intrinsics are "
         f"those of another size; {remedy}, or use the pictures that the poses were made from"
     )
 
 
-def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -> Lens:
+def _rounded(factor: float) -> float:
+    """One over a whole number where that is near: pictures are reduced so, and principal points are not in the very
+    middle."""
+    times = round(1 / factor)
+    return 1 / times if times and abs(times * factor - 1) < 0.04 else factor
+
+
+def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str], check_centre: bool) -> Lens:
     """The frame's lens in pixels of its image as it is."""
     lens, picture, where = frame.lens, pictures[i], frame.where
 
@@ -213,7 +229,8 @@ def _fit_lens(frame: Frame, pictures: list[Picture], i: int, notes: list[str]) -
     cy = 0.5 * stated_h if math.isnan(lens.cy) else lens.cy
     if not all(abs(value) < FARTHEST for value in (cx, cy, *lens.distortion)):
         raise UserError(f"{where}: the principal point or distortion is not finite, or far too large")
-    _check_centre(replace(lens, cx=cx, cy=cy), (stated_w, stated_h), frame, notes)
+    if check_centre:
+        _check_centre(replace(lens, cx=cx, cy=cy), (stated_w, stated_h), frame, notes)
     sx, sy = w / stated_w, h / stated_h
     if (sx, sy) != (1.0, 1.0):
         if abs(stated_w * sy - w) > max(2.0, 0.01 * w):

@@ -30,6 +30,7 @@ def export_cameras(
     overwrite: bool = False,
     kind: str | None = None,
     data: Path | str | None = None,
+    cameras_are: str | None = None,
 ) -> Path:
     """Write the cameras of a scene, of a folder that `load` reads, or of a trained model; returns what was written.
 
@@ -37,6 +38,7 @@ def export_cameras(
     which gets a COLMAP model in sparse/0 and, where the photos lie elsewhere, a link to their folder as images. Cameras
     are in the full pixels of the photos, poses in the world of the input, refined where training refined them. Reading
     the result gives the same cameras to rounding. data: of a trained model, the scene's folder where it has moved.
+    cameras_are: of a folder, how its cameras are meant, as for `load`.
     Raises UserError; nothing is replaced without overwrite.
 
     >>> import tempfile
@@ -52,7 +54,7 @@ def export_cameras(
     place = out if is_json else out / MODEL_PLACE
     if is_json and text:
         raise UserError(f"{out}: --text is for COLMAP models, whose name is that of a folder")
-    posed = _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind, data)
+    posed = _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind, data, cameras_are)
     if is_json:
         cloud = [] if posed.points is None or not len(posed.points) else [out.with_suffix(".ply")]
         make_folder(out.parent)
@@ -85,13 +87,15 @@ def _of_scene(scene: Scene) -> PosedFiles:
     return PosedFiles(photos.with_poses(scene.cameras.c2w), scene.files, scene.splits, points=scene.points)
 
 
-def _of_path(path: Path, kind: str | None, data: Path | str | None) -> PosedFiles:
+def _of_path(path: Path, kind: str | None, data: Path | str | None, cameras_are: str | None) -> PosedFiles:
     file = path / "checkpoint.safetensors" if path.is_dir() else path
     if file.suffix == ".safetensors" and file.is_file():
+        if cameras_are is not None:
+            raise UserError(f"--cameras-are is for a folder of posed photos, and {path} is a model")
         return _of_model(file, None if data is None else Path(data))
     if data is not None:
         raise UserError(f"--data is for the photos of a trained model, and {path} is none")
-    posed = load_posed(path, kind)
+    posed = load_posed(path, kind, cameras_are=cameras_are)
     return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
 
 
@@ -103,7 +107,7 @@ def _of_model(file: Path, data: Path | None) -> PosedFiles:
     if run is None or names is None:
         raise UserError(f"{file}: does not say which photos its cameras belong to ({RUN_FILE} or its training is gone)")
     run = located(file.parent, run, data)
-    posed = load_posed(Path(run.data), run.kind)
+    posed = load_posed(Path(run.data), run.kind, cameras_are=run.cameras_are)
     index = {f.name: i for i, f in enumerate(posed.frames)}
     lost = [n for n in names if n not in index]
     if lost:

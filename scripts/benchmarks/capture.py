@@ -11,6 +11,16 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "sceaux": ("poses", {"source": "{data}/sceaux_castle", "out": "{runs}/poses-sceaux"}, "cpu"),
     "fox": ("poses", {"source": "{data}/fox/images", "truth": "{data}/fox", "out": "{runs}/poses-fox"}, "cpu"),
     "cup": ("poses", {"source": "{data}/cup/images", "truth": "{data}/cup", "out": "{runs}/poses-cup"}, "cpu"),
+    "bonsai-third": (
+        "unordered",
+        {"source": "{data}/bonsai/images", "truth": "{data}/bonsai", "out": "{runs}/poses-bonsai3", "every": 3},
+        "cpu",
+    ),
+    "bonsai": (
+        "unordered",
+        {"source": "{data}/bonsai/images", "truth": "{data}/bonsai", "out": "{runs}/poses-bonsai"},
+        "cpu",
+    ),
     "fox-film": ("film", {"source": "{data}/fox/images", "truth": "{data}/fox", "out": "{runs}/poses-film"}, "cpu"),
     "sceaux-all": ("whole", {"source": "{data}/sceaux_castle", "out": "{runs}/sceaux-all", "minutes": 5}, "cpu"),
     "fox-retrieval": (
@@ -53,6 +63,13 @@ TARGETS = (
     *_against_truth("fox", 50),
     *_against_truth("cup", 75),
     *_against_truth("fox-film", 50),
+    Target("bonsai, every 3rd: photos placed", "bonsai-third", "n_placed", 1, 95, None, ""),
+    Target("bonsai, every 3rd: seconds to poses", "bonsai-third", "seconds", 1, 300, None, "s", "COLMAP global 607 s"),
+    Target("bonsai, every 3rd: rotation, median", "bonsai-third", "rotation_median", 1, 0.2, None, "degrees"),
+    Target("bonsai, every 3rd: position, median", "bonsai-third", "position_median_percent", 1, 0.5, None, "%"),
+    Target("bonsai, all: photos placed", "bonsai", "n_placed", 1, 284, None, ""),
+    Target("bonsai, all: rotation, median", "bonsai", "rotation_median", 1, 0.2, None, "degrees"),
+    Target("bonsai, all: position, median", "bonsai", "position_median_percent", 1, 0.5, None, "%"),
     Target("sceaux_castle: field, video and mesh too", "sceaux-all", "seconds", 1, 600, None, "s"),
     Target(
         "1000 photos of 12 MP: peak memory of the run",

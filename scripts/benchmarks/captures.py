@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
 import shutil
@@ -38,12 +39,24 @@ def poses(
     report = find_poses(CaptureOptions(Path(source), Path(out), frames=frames, matching=matching))
     result = {k: report[k] for k in ("n_photos", "n_placed", "components", "n_points", "reprojection_error", "seconds")}
     result |= {"settings": report["settings"]["name"], "left_out": report["left_out"]}
-    result |= {name: report[name] for name in ("pairs_compared", "pairs_matched")}
+    result |= {name: report[name] for name in ("pairs_compared", "pairs_matched", "way", "judgement")}
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     result["peak_bytes"] = peak * (1 if sys.platform == "darwin" else 1024)
     if truth is not None:
         result |= errors(Path(out), Path(truth), in_order_of_time=Path(source).is_file())
     return result
+
+
+def unordered(source: str, out: str, truth: str, every: int = 1) -> dict[str, Any]:
+    """Some of the photos under names that tell nothing of their order, without EXIF; errors against known poses."""
+    photos = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[::every]
+    folder = Path(f"{out}-photos")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    names = {f"{hashlib.sha1(p.name.encode()).hexdigest()[:10]}{p.suffix}": p.name for p in photos}
+    for name, photo in zip(names, photos, strict=True):
+        shutil.copy(photo, folder / name)
+    return poses(str(folder), out) | errors(Path(out), Path(truth), in_order_of_time=False, names=names)
 
 
 def film(source: str, out: str, truth: str) -> dict[str, Any]:
@@ -65,7 +78,7 @@ def film(source: str, out: str, truth: str) -> dict[str, Any]:
     return poses(str(video), out, truth, frames=len(photos)) | {"video_bytes": video.stat().st_size}
 
 
-def errors(found: Path, truth: Path, in_order_of_time: bool) -> dict[str, Any]:
+def errors(found: Path, truth: Path, in_order_of_time: bool, names: dict[str, str] | None = None) -> dict[str, Any]:
     """Against known poses after the similarity that brings the positions together best.
 
     Rotations in degrees; positions in per cent of the extent: twice the largest distance of a true one from their mean.
@@ -73,8 +86,10 @@ def errors(found: Path, truth: Path, in_order_of_time: bool) -> dict[str, Any]:
     ours, true = (datasets.load(p, downscale=8, holdout=0, quiet=True) for p in (found, truth))
     a, b = ({Path(n).name: s.cameras.c2w[i] for i, n in enumerate(s.names)} for s in (ours, true))
     if in_order_of_time:  # frame_000007.jpg is the eighth photo
-        names = sorted(b)
-        a = {names[int(name[6:12])]: pose for name, pose in a.items()}
+        in_order = sorted(b)
+        a = {in_order[int(name[6:12])]: pose for name, pose in a.items()}
+    if names is not None:
+        a = {names[name]: pose for name, pose in a.items()}
     focal = [float(ours.cameras.fx.median()) * 8, float(true.cameras.fx.median()) * 8]
     return {**apart(a, b), "focal": focal}
 

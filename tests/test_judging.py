@@ -14,7 +14,7 @@ pycolmap = pytest.importorskip("pycolmap")
 
 from nerf.capture import CaptureOptions, _contradicted  # noqa: E402
 from nerf.capture.judging import EACH, judge, strongest  # noqa: E402
-from nerf.capture.mapping import calibrated  # noqa: E402
+from nerf.capture.mapping import _fuller, calibrated  # noqa: E402
 from nerf.capture.pairs import left_over, n_partners  # noqa: E402
 from nerf.capture.report import groups_of  # noqa: E402
 from nerf.io.outputs import OutputFolder  # noqa: E402
@@ -114,6 +114,19 @@ def test_photos_from_one_spot_are_no_basis() -> None:
 def test_photos_that_are_not_placed_say_nothing() -> None:
     found = judge(model_of(poses()[:1]), matches(poses()), {}, WIDTH)
     assert found.n_pairs == 0 and not found.wrong and not found.convinces and "no pair of photos" in str(found)
+
+
+def test_a_fuller_lens_keeps_its_terms_and_has_as_many_as_colmap_writes(tmp_path: Path) -> None:
+    """One too many is read back of a single camera, and shifts all that stands after it."""
+    model = model_of(poses(3))
+    model.add_camera_with_trivial_rig(pycolmap.Camera.create_from_model_name(2, "PINHOLE", 500.0, WIDTH, HEIGHT))
+    model.cameras[1].params = [FOCAL, 400.0, 300.0, 0.1]
+    for name, k in (("RADIAL", [0.1, 0.0]), ("OPENCV", [0.1, 0.0, 0.0, 0.0])):
+        _fuller(model, [1], name)
+        assert list(model.cameras[1].params)[-len(k) :] == k and model.cameras[1].verify_params()
+        model.write(str(tmp_path))
+        again = pycolmap.Reconstruction(str(tmp_path))
+        assert list(again.cameras[2].params) == list(model.cameras[2].params)
 
 
 def test_only_the_strongest_pairs_of_each_photo_are_asked() -> None:

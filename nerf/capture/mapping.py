@@ -222,9 +222,10 @@ def _fuller(model: Any, cameras: list[int], name: str) -> None:
 
     for i in cameras:
         camera = model.cameras[i]
-        f, cx, cy, *k = camera.params
+        f, cx, cy, *terms = camera.params
+        k = [*terms, 0.0, 0.0, 0.0]
         camera.model = getattr(pycolmap.CameraModelId, name)
-        camera.params = [f, cx, cy, *k, 0.0] if name == "RADIAL" else [f, f, cx, cy, *k, 0.0, 0.0]
+        camera.params = [f, cx, cy, *k[:2]] if name == "RADIAL" else [f, f, cx, cy, *k[:4]]
 
 
 def _lens_changes(model: Any) -> bool:

@@ -225,12 +225,17 @@ def test_overwrite_keeps_the_old_run_until_the_scene_is_loaded(tmp_path: Path, d
     assert (out / "checkpoint.safetensors").exists()
 
 
+def brief(data: Path, out: Path, **more: Any) -> ReconstructArgs:
+    """Few steps, and of the mesh as little as shows that it was made."""
+    return ReconstructArgs(data, out, steps=5, resolution=32, texture=256, **more)
+
+
 def test_reconstruct_does_all_of_it(
     data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda model, scene, out, *_: out.write_bytes(b"glTF"))
     out = tmp_path / "out"
-    main_reconstruct(ReconstructArgs(data, out, steps=5))
+    main_reconstruct(brief(data, out))
     printed = capsys.readouterr().out
     for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "report.html"):
         assert (out / name).stat().st_size > 0 and str(out / name) in printed
@@ -238,8 +243,8 @@ def test_reconstruct_does_all_of_it(
     run = read_run(out)
     assert run is not None and run.images == 8 and run.held_out_views == 0
     with pytest.raises(UserError, match="another run"):
-        main_reconstruct(ReconstructArgs(data, out, steps=5))
-    main_reconstruct(ReconstructArgs(data, tmp_path / "held", steps=5, holdout=4))
+        main_reconstruct(brief(data, out))
+    main_reconstruct(brief(data, tmp_path / "held", holdout=4))
     page = (tmp_path / "held" / "report.html").read_text()
     assert "8 images, of which 2 were held out" in page
 
@@ -252,7 +257,7 @@ def test_a_stage_that_fails_does_not_stop_the_next(
 
     monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", fails)
     with pytest.raises(UserError, match="mesh: the field is empty"):
-        main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5))
+        main_reconstruct(brief(data, tmp_path / "out"))
     assert (tmp_path / "out" / "report.html").exists() and (tmp_path / "out" / "video.mp4").exists()
 
 
@@ -261,7 +266,7 @@ def test_an_unforeseen_end_of_a_stage_still_has_its_report(
 ) -> None:
     monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5))
+        main_reconstruct(brief(data, tmp_path / "out"))
     said = "mesh: ZeroDivisionError: division by zero"
     assert said in read_page(tmp_path / "out" / "report.html").text
     printed = capsys.readouterr()
@@ -278,27 +283,27 @@ def test_a_run_that_ends_before_its_model_has_a_report(
     out = tmp_path / "out"
     monkeypatch.setattr(training, "train", fails)
     with pytest.raises(type(error)):
-        main_reconstruct(ReconstructArgs(data, out, steps=5))
+        main_reconstruct(brief(data, out))
     text = read_page(out / "report.html").text
     assert "training" in text and str(error) in text and "evaluation, video, mesh: not begun" in text
     with monkeypatch.context() as patch:
         patch.setattr("nerf.cli.reconstruct._pose_finder", lambda _: fails)
         with pytest.raises(type(error)):
-            main_reconstruct(ReconstructArgs(data, tmp_path / "poses", steps=5))
+            main_reconstruct(brief(data, tmp_path / "poses"))
     assert f"poses: {error}" in read_page(tmp_path / "poses" / "report.html").text.replace("ZeroDivisionError: ", "")
     monkeypatch.setattr(training, "train", Training().train)
-    main_reconstruct(ReconstructArgs(data, out, steps=5, resume=True))  # the folder is still the run's
+    main_reconstruct(brief(data, out, resume=True))  # the folder is still the run's
     assert "not begun" not in read_page(out / "report.html").text
 
 
 def test_a_finished_report_stays_until_there_is_another(
     data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5))
+    main_reconstruct(brief(data, tmp_path / "out"))
     before = (tmp_path / "out" / "report.html").read_bytes()
     (data / "photos").rmdir()
     with pytest.raises(UserError, match="nothing known"):
-        main_reconstruct(ReconstructArgs(data, tmp_path / "out", steps=5, overwrite=True))
+        main_reconstruct(brief(data, tmp_path / "out", overwrite=True))
     assert (tmp_path / "out" / "report.html").read_bytes() == before
 
 

@@ -17,7 +17,6 @@ CHUNK = 1 << 17
 COARSE = 24  # cells along a side of the grid on which cut-outs are held against each other
 CONTRADICTS = 0.25  # of the cells that all others leave: a cut-out that takes away more has failed
 BLOCKS = (16, 8, 4, 2, 1)  # cells along the sides of the blocks that are asked about as a whole, one after the other
-MANY = 150  # views; of more, the bounds of what each sees are asked, not its lens
 
 
 def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
@@ -37,8 +36,8 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
     world_from_scene = scene.scene_from_world.inverse()
     ids = image_ids.tolist()
     views = [scene.cameras.subset([i]) for i in ids]
-    middle, planes = scene.cameras.centres[image_ids.cpu()].mean(dim=0), None  # of the cameras; what each sees
-    if len(views) > MANY and not scene.has_alpha:
+    middle = scene.cameras.centres[image_ids.cpu()].mean(dim=0)
+    if not scene.has_alpha:
         planes = torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
 
     def possible(centres: Tensor, sizes: Tensor) -> Tensor:
@@ -47,18 +46,7 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
         if scene.has_alpha:
             return _inside_silhouettes(points, radii)
         enough = 3 if len(views) >= 20 else min(2, len(views))
-        if planes is not None:
-            return _seen_by_many(planes, (points - middle).float(), radii.float(), enough)
-        seen = torch.zeros(len(points), dtype=torch.int32)
-        for view in views:
-            left = (seen < enough).nonzero()[:, 0]
-            if len(left) == 0:
-                break
-            for part in left.split(CHUNK):
-                box, _, in_front = _footprint(view, points[part], radii[part])
-                x0, y0, x1, y1 = box.unbind(1)
-                seen[part] += (in_front & (x1 > 0) & (y1 > 0) & (x0 < view.widths[0]) & (y0 < view.heights[0])).int()
-        return seen >= enough
+        return _seen_by(planes, (points - middle).float(), radii.float(), enough)
 
     def _shown(view: int, points: Tensor, radii: Tensor) -> Tensor:
         """Whether more than transparency is in the place of balls [n]; outside a picture may be anything."""
@@ -100,9 +88,9 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
     return possible
 
 
-def _seen_by_many(planes: Tensor, near: Tensor, radii: Tensor, enough: int) -> Tensor:
-    """Whether `enough` views see each ball [n] about `near`, float32 about the cameras' middle: the same question put
-    to the planes [5,4,v] that bound what each view sees (`_frustum`), and to blocks of cells first.
+def _seen_by(planes: Tensor, near: Tensor, radii: Tensor, enough: int) -> Tensor:
+    """Whether `enough` views see each ball [n] about `near`, float32 about the cameras' middle, put to
+    the planes [5,4,v] that bound what each view sees (`_frustum`), and to blocks of cells first.
 
     A ball around a block that too few views see holds no cell that enough of them do, and where enough see it whole,
     they see every cell in it; only the others are asked about in smaller blocks, and at last cell by cell.

@@ -433,6 +433,20 @@ def test_videos_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--frames must be at least 3" in capsys.readouterr().err
 
 
+def test_a_video_that_claims_more_than_memory_holds_is_no_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av")
+    (tmp_path / "a.mp4").write_bytes(b"damaged")
+
+    def fails(*_: object, **__: object) -> None:
+        raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory", "a.mp4")
+
+    monkeypatch.setattr(av, "open", fails)
+    with pytest.raises(UserError, match=r"a.mp4: cannot be opened as a video .it claims to be larger than any"):
+        video.check_video(tmp_path / "a.mp4")
+
+
 def test_damaged_frames_of_a_video_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     av = pytest.importorskip("av")
     pytest.importorskip("pycolmap")

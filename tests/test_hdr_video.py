@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nerf.capture.video import take_frames
-from nerf.io.hdr import HLG, PQ, to_srgb
+from nerf.io.hdr import HLG, PQ, to_srgb, transfer_of
 from nerf.io.video import ffmpeg
 from nerf.signals.video import read_video
 
@@ -78,3 +78,17 @@ def test_what_is_brighter_than_white_is_rolled_off(transfer: int) -> None:
     shown = np.asarray(Image.fromarray(grey).filter(table))[0].astype(int)
     assert (np.ptp(shown, axis=1) <= 2).all() and (np.diff(shown[:, 0]) >= 0).all() and shown[-1, 0] == 255
     assert to_srgb(1, 1) is None  # SDR
+
+
+@pytest.mark.parametrize("error", ["EOFError", "PatchWelcomeError", "InvalidDataError"])
+def test_what_a_damaged_film_does_not_say_of_its_colours_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """FFmpeg has errors of many kinds, and not all are those of the operating system."""
+    av = pytest.importorskip("av")
+
+    def fails(*_: object, **__: object) -> None:
+        raise getattr(av.error, error)(1, "damaged", "a.mkv")
+
+    monkeypatch.setattr(av, "open", fails)
+    assert transfer_of(tmp_path / "a.mkv") == (2, 2)

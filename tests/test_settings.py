@@ -147,6 +147,16 @@ def test_a_checkpoint_s_settings_are_checked(
         nerf.Model.load(tmp_path / "c.safetensors")
 
 
+@pytest.mark.parametrize("factor", [1e200, 2.0, 0.0])
+def test_the_cameras_of_a_checkpoint_are_turned_and_nothing_else(saved: Any, tmp_path: Path, factor: float) -> None:
+    _, tensors, config = saved
+    bent = tensors["cameras.c2w"].clone()
+    bent[1, :, :3] *= factor
+    checkpoint.save(tmp_path / "c.safetensors", tensors | {"cameras.c2w": bent}, config)
+    with pytest.raises(UserError, match=r"cameras.c2w holds a matrix that is no rotation"):
+        nerf.Model.load(tmp_path / "c.safetensors")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nerf.errors import UserError
 from nerf.io.images import read_header, read_pixels
 from nerf.io.video import ffmpeg
 from nerf.signals import audio, image, restore
+from nerf.signals.fields import FieldChoice, SignalField
 from nerf.signals.fitting import FitConfig, Fitted, fit
 from nerf.signals.record import Signal
 
@@ -64,6 +66,14 @@ def test_sixteen_bits_and_alpha_are_kept(tmp_path: Path, channels: int) -> None:
     assert signal.values.dtype == np.uint16 and signal.n_channels == channels
     np.testing.assert_array_equal(signal.values.reshape(5, 7, channels), pixels)
     np.testing.assert_array_equal(signal.to_values(signal.targets(torch.arange(35)).numpy()), signal.values)
+
+
+@pytest.mark.parametrize("claimed", [0, math.inf, 7])
+def test_how_many_channels_a_picture_has_is_the_field_s_to_say(tmp_path: Path, claimed: float) -> None:
+    field = SignalField(FieldChoice("mlp"), n_dims=2, n_channels=3)
+    meta = {"dtype": "uint8", "zero": 0.0, "one": 255.0, "n_channels": claimed}
+    image.write_image(tmp_path / "a.png", field, meta, 5, 7)
+    assert image.read_image(tmp_path / "a.png").n_channels == 3
 
 
 def test_all_fields_learn_and_continue_bit_for_bit(picture: Path, tmp_path: Path) -> None:

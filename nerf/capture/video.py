@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +81,9 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
     try:
         container = av.open(str(video.absolute()), options=input_options())
     except (OSError, ValueError, av.FFmpegError) as error:  # most errors of av's are one of the former two
-        raise UserError(f"{video}: cannot be opened as a video ({brief(error)})") from None
+        # damaged headers ask for more memory than there can be
+        why = "it claims to be larger than any" if getattr(error, "errno", None) == errno.ENOMEM else brief(error)
+        raise UserError(f"{video}: cannot be opened as a video ({why})") from None
     try:
         with container:
             stream = next(iter(container.streams.video), None)

@@ -76,9 +76,11 @@ def transfer_of(video: Path) -> tuple[int, int]:
     read."""
     try:
         import av
-
+    except ImportError:
+        return 2, 2
+    try:
         with av.open(str(video.absolute()), options=input_options()) as container:
             frame = next(container.decode(video=0))
             return int(frame.color_trc), int(frame.color_primaries)
-    except (ImportError, OSError, ValueError, LookupError, AttributeError, StopIteration):
+    except (av.FFmpegError, OSError, ValueError, LookupError, AttributeError, StopIteration):
         return 2, 2

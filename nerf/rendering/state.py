@@ -66,6 +66,10 @@ def check_cameras(cameras: Cameras) -> None:
             raise ValueError(f"cameras.{name} is {values.dtype}")
         if values.is_floating_point() and not bool(values.isfinite().all()):
             raise ValueError(f"cameras.{name} holds NaN or infinity")
+    rotations = cameras.c2w[:, :, :3].double()
+    exact = (rotations @ rotations.transpose(1, 2) - torch.eye(3, dtype=torch.float64)).abs() < 1e-3
+    if not bool(exact.all()):
+        raise ValueError("cameras.c2w holds a matrix that is no rotation")
     if not bool(((cameras.models >= 0) & (cameras.models <= EQUIRECTANGULAR)).all()):
         raise ValueError(f"cameras.models holds {cameras.models.tolist()[:8]}, expected 0 to {EQUIRECTANGULAR}")
     sizes = cameras.widths.double() * cameras.heights.double()

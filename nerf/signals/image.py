@@ -83,7 +83,7 @@ def write_image(path: Path, field: SignalField, meta: dict[str, Any], height: in
             pixels = np.concatenate([pixels[..., :-1] * pixels[..., -1:], pixels[..., -1:]], axis=2)
         exr.write_exr(path, {name: pixels[..., k] for k, name in enumerate(names)})
         return
-    with png_writer(path, width, height, int(meta["n_channels"]), dtype) as write:
+    with png_writer(path, width, height, field.n_channels, dtype) as write:
         for strip in strips:
             write(strip)
 

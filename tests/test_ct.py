@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,65 @@ def test_a_beamlines_file(tmp_path: Path, capsys) -> None:
     assert "cannot be read as HDF5" in capsys.readouterr().err
 
 
+def test_a_beamlines_file_names_no_other_and_holds_what_it_says(tmp_path: Path, capsys) -> None:
+    h5py = pytest.importorskip("h5py")
+    data = scan()[0]["exchange/data"]
+    (tmp_path / "secret.h5").write_bytes(b"no HDF5, and never opened")
+
+    def link(out: Any) -> None:
+        out["exchange/data"] = h5py.ExternalLink("secret.h5", "x")
+
+    def behind_a_link(out: Any) -> None:
+        out["elsewhere"] = h5py.ExternalLink("secret.h5", "x")
+        out["exchange/data"] = h5py.SoftLink("/elsewhere")
+
+    def raw(out: Any) -> None:
+        out.create_dataset(
+            "exchange/data", data.shape, "f4", external=[(tmp_path / "secret.h5", 0, h5py.h5f.UNLIMITED)]
+        )
+
+    def virtual(out: Any) -> None:
+        layout = h5py.VirtualLayout(data.shape, "f4")
+        layout[:] = h5py.VirtualSource("secret.h5", "x", shape=data.shape)
+        out.create_virtual_dataset("exchange/data", layout)
+
+    def group(out: Any) -> None:
+        out.create_group("exchange/data")
+
+    def loop(out: Any) -> None:
+        out["exchange/data"] = h5py.SoftLink("/exchange/data")
+
+    def huge(out: Any) -> None:
+        out.create_dataset("exchange/data", (10**6, 10, 1000), "f4", chunks=(1, 10, 1000))
+
+    def turns(out: Any) -> None:
+        out["exchange/data"], out["exchange/theta"] = data, np.full(len(data), np.nan)
+
+    for k, (write, words) in enumerate(
+        (
+            *((write, "leads to another file, which is not opened") for write in (link, behind_a_link, raw, virtual)),
+            (group, "is a group"),
+            (loop, "cannot be read as HDF5"),
+            (huge, "which the file cannot hold"),
+            (turns, "angles that are no finite numbers"),
+        )
+    ):
+        with h5py.File(tmp_path / f"{k}.h5", "w") as out:
+            write(out)
+        assert run("fit", "ct", tmp_path / f"{k}.h5", "-o", tmp_path / "no") == 2, write
+        assert words in capsys.readouterr().err, words
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_matrix_grows_with_the_angles_and_no_faster() -> None:
+    """Each angle was added to the sum of all before it."""
+    several = np.linspace(0, 180, 40, endpoint=False)
+    whole = ct._matrix(12, torch.from_numpy(several), 5.5, torch.arange(144)).to_dense().reshape(12, 40, 144)
+    for k in (0, 17, 39):
+        one = ct._matrix(12, torch.from_numpy(several[k : k + 1]), 5.5, torch.arange(144)).to_dense()
+        assert torch.equal(whole[:, k], one)
+
+
 def test_without_h5py_its_package_is_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "scan.data").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
@@ -159,6 +219,7 @@ def test_other_bad_input_of_ct(tmp_path: Path, capsys) -> None:
         (["missing.npy"], "cannot be read"),
         (["fine.npy", "--angles", tmp_path / "words.txt"], "one number a line"),
         (["fine.npy", "--center", 40], "a detector between 1 and 6"),
+        (["fine.npy", "--variation", "nan"], "--variation is nan, expected a number from 0"),
     ):
         assert run("fit", "ct", tmp_path / str(words[0]), *words[1:], "-o", tmp_path / "out") == 2
         assert said in capsys.readouterr().err, said

@@ -127,7 +127,7 @@ def _matrix(n: int, angles: Tensor, centre: float, where: Tensor) -> Tensor:
     column[where] = torch.arange(len(where))
     s = torch.arange(n).double() - centre
     t = torch.arange(-math.ceil(n / 2 / STEP), math.ceil(n / 2 / STEP) + 1).double() * STEP
-    total: Tensor | None = None
+    found: list[tuple[Tensor, Tensor]] = []  # of each angle, whose rays no other angle has
     for k, theta in enumerate(torch.deg2rad(angles)):
         cos, sin = theta.cos(), theta.sin()
         x = (s[:, None] * cos + t * sin + centre).reshape(-1)
@@ -144,9 +144,10 @@ def _matrix(n: int, angles: Tensor, centre: float, where: Tensor) -> Tensor:
         rows, columns, weights = (torch.cat(x) for x in zip(*parts, strict=True))
         size = (n * len(angles), len(where))
         part = torch.sparse_coo_tensor(torch.stack([rows, columns]), weights, size).coalesce()
-        total = part if total is None else total + part
-    assert total is not None
-    return total.coalesce().to_sparse_csr()
+        found.append((part.indices(), part.values()))
+    indices, values = (torch.cat(x, dim=-1) for x in zip(*found, strict=True))
+    del found  # the matrix is most of what a fit keeps in memory
+    return torch.sparse_coo_tensor(indices, values, size).coalesce().to_sparse_csr()
 
 
 def read_sinogram(path: Path, transpose: bool = False) -> NDArray[np.float32]:

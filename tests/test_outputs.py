@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,27 @@ def test_only_the_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> Non
         (tmp_path / name).touch()
     remove_orphans(tmp_path)
     assert names_in(tmp_path) == {mine, elsewhere, *users}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("evaluation", "an evaluation"), ("pictures", "pictures"), ("fit", "a fit")]
+)
+def test_a_folder_of_another_kind_is_named(tmp_path: Path, kind: str, words: str) -> None:
+    with OutputFolder.open(tmp_path / "out", kind) as folder:
+        with pytest.raises(UserError, match=f"holds {words} and no run"):
+            OutputFolder(folder.path, "run").check(overwrite=True)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_took_the_place_of_a_file_is_in_the_way(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    with OutputFolder.open(tmp_path / "out", "run") as folder:
+        folder.claim("run.json", "mesh.glb")
+        (folder.path / "mesh.glb").write_text("a mesh")
+    make(tmp_path / "out" / "run.json")
+    for how in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=r"run\.json is in the way"):
+            OutputFolder.open(tmp_path / "out", "run", **how)
+    assert (tmp_path / "out" / "mesh.glb").read_text() == "a mesh" and os.path.lexists(tmp_path / "out" / "run.json")
 
 
 def test_a_record_that_is_no_file_is_in_the_way(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class OutputFolder:
         if record is None:
             ours = [name for name in before if os.path.lexists(path / name)]
         elif record["kind"] != kind:
-            raise UserError(f"{path} holds a {record['kind']} and no {kind}: choose another -o")
+            raise UserError(f"{path} holds {_one(record['kind'])} and no {kind}: choose another -o")
         else:
             ours = [name for name in record["files"] if os.path.lexists(path / name)]
         if ours and not resume and not overwrite:
@@ -104,6 +104,9 @@ class OutputFolder:
                     f"{path} is not empty: choose a new folder with -o, or give --overwrite to write into it (what is "
                     "there stays)"
                 )
+        for name in ours:  # written as a file, and since then made into something that no file can replace
+            if not name.endswith("/") and (path / name).exists() and not (path / name).is_file():
+                raise _in_the_way(path / name)
         wanted = names if record is not None else (RECORD, *names)  # which may be there, and be no file
         others = [name for name in wanted if os.path.lexists(path / name) and not _is_listed(name, ours)]
         if others:
@@ -224,6 +227,10 @@ def _list(folder: Path, names: Iterable[str]) -> None:
         record = read_record(folder)
         assert record is not None
         _write_record(folder, record["kind"], dict.fromkeys([*record["files"], *names]))
+
+
+def _one(kind: str) -> str:
+    return kind if kind.endswith("s") else f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
 
 
 def _in_the_way(path: Path) -> UserError:

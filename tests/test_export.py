@@ -141,6 +141,10 @@ def test_a_trained_model_exports_its_own_cameras(tmp_path: Path, monkeypatch: py
     config = train_config(steps=2, batch_samples=1 << 9, field=replace(FIELD, density_bias=3.0))
     training.train(scene, config, out, progress=False, resume=True)
     export_cameras(out, tmp_path / "refined.json")
+    poses = (data / "transforms.json").read_bytes()
+    with pytest.raises(UserError, match="is what is read"):  # the only copy of the poses that it was trained on
+        export_cameras(out, data / "transforms.json", overwrite=True)
+    assert (data / "transforms.json").read_bytes() == poses
     before, after = load(data, quiet=True), load(tmp_path / "refined.json", quiet=True)
     shift = torch.zeros(6, 3, dtype=torch.float64)
     shift[[int(i) for i in before.splits["train"]], 2] = 0.25

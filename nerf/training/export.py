@@ -58,8 +58,9 @@ def export_cameras(
     if is_json:
         cloud = [] if posed.points is None or not len(posed.points) else [out.with_suffix(".ply")]
         make_folder(out.parent)
+        read = [] if isinstance(source, Scene) else [Path(source), *_data_of(Path(source), data)]
         for file in (out, *cloud):
-            check_output(file, overwrite, *([] if isinstance(source, Scene) else _read_from(Path(source), file)))
+            check_output(file, overwrite, *(part for place in read for part in _read_from(place, file)))
         write_transforms(posed, out)
     else:
         with OutputFolder.open(place, "cameras", overwrite=overwrite, names=COLMAP_FILES) as folder:
@@ -78,6 +79,13 @@ def _read_from(source: Path, file: Path) -> list[Path]:
     """Of what cameras are read from, what a file that is to be written could be; in folders of others all of it."""
     beside = source.is_dir() and file.parent.samefile(source)
     return [source, *([file] if beside and (owner_of(file) is None or file.name == "transforms.json") else [])]
+
+
+def _data_of(source: Path, data: Path | str | None) -> list[Path]:
+    """The folder of photos with poses that goes with a trained model, where the source is one."""
+    folder = source if source.is_dir() else source.parent
+    run = read_run(folder) if (folder / RUN_FILE).is_file() else None
+    return [] if run is None else [Path(located(folder, run, None if data is None else Path(data)).data)]
 
 
 def _of_scene(scene: Scene) -> PosedFiles:

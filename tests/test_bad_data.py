@@ -24,6 +24,7 @@ from small_scenes import (
 
 from nerf.datasets import load
 from nerf.datasets.colmap_models import COLMAP_MODELS
+from nerf.datasets.named import pictures_in
 from nerf.errors import UserError
 
 
@@ -54,6 +55,25 @@ def test_bad_options(tmp_path):
     fails(tmp_path, "'colmap'", "blender", kind="colmap")
     fails(tmp_path, "space", space="sphere")
     fails(tmp_path, "'ndc'", "'unbounded'", space="ndc")
+
+
+def test_a_transform_that_is_none_and_frames_that_are_none(tmp_path):
+    file = write_transforms(tmp_path) / "transforms.json"
+    for value in (None, 0, float("inf"), [], [[1.0]], {}):
+        edit(file, lambda data, value=value: data.update(applied_transform=value))
+        assert len(load(tmp_path, quiet=True).names) == 10
+    edit(file, lambda data: data.update(frames=[]))
+    fails(tmp_path, "transforms.json", "names no frame")
+
+
+def test_a_folder_that_goes_away_while_it_is_read(tmp_path, monkeypatch):
+    def glob(self: Path, pattern: str):
+        yield self / "a.png"
+        raise FileNotFoundError(2, "No such file or directory", str(self / "below"))
+
+    monkeypatch.setattr(Path, "glob", glob)
+    with pytest.raises(UserError, match="below went away while the folder was read"):
+        pictures_in(tmp_path)
 
 
 def test_json_cut_off_or_lacking_a_key(tmp_path):
@@ -268,6 +288,8 @@ def test_damaged_llff_and_neus_files(tmp_path):
     fails(tmp_path / "llff", "row 3", "NaN")
     np.save(tmp_path / "llff" / "poses_bounds.npy", table[:, :14])
     fails(tmp_path / "llff", "(9, 14)", "17")
+    np.save(tmp_path / "llff" / "poses_bounds.npy", table.astype(str))
+    fails(tmp_path / "llff", "expected numbers")
     (tmp_path / "llff" / "poses_bounds.npy").write_bytes(b"\x93NUMPY")
     fails(tmp_path / "llff", "poses_bounds.npy", "damaged")
 

@@ -177,7 +177,11 @@ def visible(folder: Path, pattern: str = "*") -> list[Path]:
     """What a folder holds, in order of names, without what systems hide: ._NAME that macOS leaves on foreign disks and
     in ZIPs, .thumbnails and the like."""
     found = (p for p in folder.glob(pattern) if not any(_is_hidden(part) for part in p.relative_to(folder).parts))
-    return sorted(found)
+    try:
+        return sorted(found)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        gone = f"{folder}: {error.filename} went away while the folder was read"
+        raise UserError(f"{gone}; run again when nothing is moved there") from error
 
 
 def _is_hidden(name: str) -> bool:

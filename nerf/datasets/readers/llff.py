@@ -18,8 +18,8 @@ def read_llff(file: Path) -> ParsedScene:
     """poses_bounds.npy [n,17]: of each image a 3x5 matrix (the camera's axes down, right and back, its position, and
     height, width, focal in pixels) and the nearest and farthest depth."""
     folder, table = file.parent, read_npy(file)
-    if table.ndim != 2 or table.shape[1] != 17:
-        raise UserError(f"{file}: holds an array of shape {table.shape}, expected [images, 17]")
+    if table.ndim != 2 or table.shape[1] != 17 or table.dtype.kind not in "iuf":
+        raise UserError(f"{file}: holds {table.dtype} of shape {table.shape}, expected numbers [images, 17]")
     found = first_with_pictures([folder / "images", *reduced_folders(folder)])
     if found is None:
         raise UserError(f"{folder}: poses_bounds.npy is there, but no images in images/ or images_N/")

@@ -16,7 +16,7 @@ from nerf.datasets.depths import DepthMap
 from nerf.datasets.named import home_of, is_inside, keyed, match_names, pictures_in, search_named
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import colmap, reader
-from nerf.errors import UserError, brief
+from nerf.errors import MISFITS, UserError, brief
 from nerf.geometry.lenses import COEFFICIENTS, EQUIRECTANGULAR, FISHEYE, FISHEYE624, OPENCV, PERSPECTIVE, RATIONAL
 from nerf.geometry.mesh_files import load_mesh_file
 from nerf.geometry.space import Similarity
@@ -58,6 +58,8 @@ def read_transforms(file: Path) -> ParsedScene:
     data = read_json(file)
     notes: list[str] = []
     frames = _frames(file, data, None, notes)
+    if not frames:
+        raise UserError(f"{file}: names no frame, so there is nothing to train on")
     parsed = ParsedScene("transforms", file.parent, frames, notes)
     _apply_lists(parsed, data, file)
     _apply_region(parsed, data, file)
@@ -69,7 +71,7 @@ def read_transforms(file: Path) -> ParsedScene:
     try:  # from the frame of the COLMAP model to that of the poses, where nerfstudio moved them
         moved = np.array(data.get("applied_transform", np.eye(4)[:3]), dtype=np.float64)[:3]
         applied = moved * float(data.get("applied_scale", 1.0)) if moved.shape == (3, 4) else None
-    except (TypeError, ValueError):
+    except MISFITS:
         applied = None
     colmap.beside(file.parent, frames, applied, parsed.notes)
     if isinstance(data.get("ply_file_path"), str):
@@ -196,7 +198,7 @@ def _find_elsewhere(file: Path, frames: list[Frame], notes: list[str]) -> None:
     home = home_of(file.parent)
     lost = [f for f in frames if not _is_there(f.path, home)]
     anywhere = [f.name for f in lost if len(lost) == len(frames) or _is_foreign(f, home)]
-    least = int(frames[0].split is not None)  # train/r_0 is another picture than test/r_0
+    least = int(any(frame.split for frame in frames))  # train/r_0 is another picture than test/r_0
     found = search_named(file.parent, anywhere, file.name, folders=least)[0] if anywhere else {}
     around = {file.parent: "**/*"} | {f.path.parent: "*" for f in lost if is_inside(f.path.parent, home)}
     below = {picture: keys for place in around for picture, keys in keyed(pictures_in(place, around[place])).items()}

@@ -151,6 +151,11 @@ SIGNAL_EDITS: list[tuple[tuple[str, ...], Any, str]] = [
 ]
 
 
+def test_a_fit_is_no_scene_and_a_scene_no_fit(fitted: nerf.Fitted, model: Model, tmp_path: Path) -> None:
+    refused(tmp_path / "a.safetensors", *fitted.to_state(), "holds a fitted image and no scene", Model.load)
+    refused(tmp_path / "b.safetensors", *model.to_state(), "holds no fitted signal", nerf.Fitted.load)
+
+
 @pytest.mark.parametrize(("keys", "value", "words"), SIGNAL_EDITS)
 def test_settings_of_a_signal(
     fitted: nerf.Fitted, keys: tuple[str, ...], value: Any, words: str, tmp_path: Path

@@ -182,6 +182,8 @@ class Model:
         """The model of `to_state`, on a device (None: that of the backend in use); field: the one to fill with what was
         learnt, needed if it is not ours."""
         try:
+            if config.get("format") == "nerf-signal":
+                raise UserError(f"{where} holds a fitted {config['kind']} and no scene: `nerf sample` gives it out")
             options, given = dict(config["field"]), field is not None
             if given:
                 check_module(field)

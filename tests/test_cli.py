@@ -115,7 +115,7 @@ def test_what_is_raised_becomes_an_exit_code(
         ),
     ],
 )
-def test_what_a_gpu_does_is_one_sentence(
+def test_what_a_gpu_or_a_full_memory_does_is_one_sentence(
     kind: str, words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
@@ -130,6 +130,12 @@ def test_what_a_gpu_does_is_one_sentence(
     assert cli.run(["doctor"]) == 2
     text = capsys.readouterr().err
     assert said in text and "--backend cpu" in text and text.count("\n") == 1
+    full = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 80 bytes.")
+    for other in (full, MemoryError(), MemoryError("Unable to allocate 80 GiB")):
+        monkeypatch.setattr("nerf.cli.doctor.main", mock.Mock(side_effect=other))
+        assert cli.run(["doctor"]) == 2
+        text = capsys.readouterr().err
+        assert "the memory is full" in text and text.count("\n") == 1
     for other in (RuntimeError("a bug"), ZeroDivisionError()):
         monkeypatch.setattr("nerf.cli.doctor.main", mock.Mock(side_effect=other))
         assert cli.run(["doctor"]) == 1
@@ -192,6 +198,8 @@ def test_a_bug_of_ours_is_one_sentence_and_keeps_its_traceback(
         (["train", ".", "-o", "out", "--minutes", "nan"], "--minutes is nan, expected a number above 0"),
         (["train", ".", "-o", "out", "--seed", str(1 << 41)], "--seed is"),
         (["mesh", ".", "--box", "1", "2"], "--box: expected FLOAT FLOAT FLOAT FLOAT FLOAT FLOAT, got '1', '2'"),
+        (["evalmesh", "a.ply", "--truth", "b.ply", "--samples", "0"], "--samples is 0, expected a whole number from 1"),
+        (["check", ".", "--seconds", "nan"], "--seconds is nan, expected a number above 0"),
         (["fit", "imag", "a.png"], "available subcommands: image, audio"),
         (["doctor", "--verbose"], "unrecognized options: --verbose"),
     ],
@@ -304,6 +312,8 @@ def test_render_verb(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*size, "--path", "nothing.json", "-o", str(tmp_path / "b.mp4")], "no such camera-path file"),
         ([*size, "-o", str(tmp_path / "b.webm")], ".webm"),
         ([*size, "--fps", "0", "-o", str(tmp_path / "b.mp4")], "--fps"),
+        ([*size, "--fps", "1e-300", "-o", str(tmp_path / "b.mp4")], "--fps is 1e-300, expected a number from 0.01"),
+        (["--frames", "100000000", "-o", str(tmp_path / "b.mp4")], "--frames is 100000000, expected"),
     ):
         assert cli.run(["render", str(trained), *arguments]) == 2
         text = capsys.readouterr().err

@@ -52,6 +52,10 @@ def test_an_image_is_fitted_and_given_out_larger(picture: Path, tmp_path: Path, 
     small = large.reshape(24, 2, 32, 2, 3).mean((1, 3))
     assert np.abs(small - smooth(24, 32)).mean() < 8  # the same picture, not a shifted one
     assert run("sample", out, "-o", tmp_path / "large.png") == 2  # nothing is replaced unless asked
+    capsys.readouterr()
+    for words in (("--scale", "nan"), ("--scale", "inf"), ("--slow", "nan"), ("--fps", "1e300"), ("--seed", 1 << 50)):
+        assert run("sample", out, "-o", tmp_path / "other.png", *words) == 2
+        assert f"{words[0]} is " in capsys.readouterr().err
     assert run("fit", "image", picture, "-o", out, "--steps", 10) == 2
     assert "--overwrite" in capsys.readouterr().err
 
@@ -177,7 +181,8 @@ def test_bad_images_get_one_sentence(tmp_path: Path, picture: Path, capsys) -> N
         ([picture, "--mask", tmp_path / "black.png"], "no pixel is known"),
         ([picture, "--keep", "0"], "above 0"),
         ([picture, "--noise", "25"], "share of the range"),
-        ([picture, "--super-resolution", "1"], "2 or more"),
+        ([picture, "--super-resolution", "1"], "expected a whole number from 2 to 64"),
+        ([picture, "--super-resolution", "100000"], "expected a whole number from 2 to 64"),
         ([picture, "--clean", tmp_path / "small.png"], "5x5 pixels and the restored image 32x24"),
         ([picture, "--steps", "5", "--minutes", "1"], "give one of them"),
         ([picture, "--omega", "5"], "is of the field siren"),

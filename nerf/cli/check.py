@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nerf.cli.kind import Kind
-from nerf.errors import MISFITS, UserError, brief, note, say
+from nerf.errors import MISFITS, Range, UserError, brief, check_numbers, note, say
 
 if TYPE_CHECKING:
     from nerf.checks.verdict import Verdict
@@ -43,8 +43,7 @@ def main(args: CheckArgs) -> None:
     from nerf.checks import FILES, check, write_check
     from nerf.datasets.readings import check_reading
 
-    if args.seconds is not None and not 0 < args.seconds < 1e6:
-        raise UserError(f"--seconds must be above 0, got {args.seconds:g}")
+    check_numbers(vars(args), {"seconds": Range(0, 1e6, above=True, optional=True)}, "--")
     if args.cameras_are is not None:
         check_reading(args.cameras_are, "--cameras-are")
     if not args.data.exists():

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from nerf.errors import UserError, say
+from nerf.errors import Range, UserError, check_numbers, say
 from nerf.geometry.triangles import read_mesh, read_textured_mesh
 from nerf.io.files import write_file
 from nerf.io.outputs import check_output
@@ -39,8 +39,7 @@ def main(args: EvalMeshArgs) -> None:
 
     if args.truth is None and args.views is None:
         raise UserError("give --truth MESH, --views DATA, or both: there must be something to measure against")
-    if args.samples < 1:
-        raise UserError(f"--samples must be 1 or more, got {args.samples}")
+    check_numbers(vars(args), {"samples": Range(1, 1e9, whole=True)}, "--")
     if args.out is not None:
         check_output(args.out, args.overwrite, args.mesh, args.truth)
     mesh = read_mesh(args.mesh)

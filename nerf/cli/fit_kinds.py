@@ -11,10 +11,11 @@ import numpy as np
 import tyro
 
 from nerf.cli.fit_options import FitArgs, adjust_choice, choice_of, run_fit, tell
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 
 LATENTS = "latents.npy"
 COLUMNS = 10  # pictures of a set in a row
+WEIGHT = Range(0, 1e9)  # of a part of a loss
 
 
 @dataclass
@@ -68,12 +69,8 @@ def fit_shape(args: ShapeArgs, until: ExitStack) -> None:
     from nerf.meshing import files
     from nerf.signals import shape, solid, surface
 
-    if not 8 <= args.grid <= 2048:
-        raise UserError(f"--grid {args.grid}: expected 8 to 2048 points along the longest side")
-    if args.eikonal < 0:
-        raise UserError(f"--eikonal {args.eikonal:g}: expected a weight of 0 or more")
-    if args.samples < 1000:
-        raise UserError(f"--samples {args.samples}: expected 1000 or more")
+    numbers = {"grid": surface.GRID, "eikonal": WEIGHT, "samples": Range(1000, 1e9, whole=True)}
+    check_numbers(vars(args), numbers, "--")
     unsigned = None if args.distance == "auto" else args.distance == "unsigned"
     choice = adjust_choice(args, shape.choose_shape(args.field))
     truth = solid.read_solid(args.file, unsigned)
@@ -93,8 +90,7 @@ def fit_shape(args: ShapeArgs, until: ExitStack) -> None:
 def fit_ct(args: CtArgs, until: ExitStack) -> None:
     from nerf.signals import beamline, ct
 
-    if args.variation < 0:
-        raise UserError(f"--variation {args.variation:g}: expected a weight of 0 or more")
+    check_numbers(vars(args), {"variation": WEIGHT}, "--")
     stated = None
     if args.file.is_file() and beamline.is_hdf5(args.file):
         values, stated = beamline.read_hdf5(args.file, args.row)

@@ -101,8 +101,8 @@ def run(argv: list[str]) -> int:
             return _defect(error)
         warn(f"nerf: the package {error.name} is missing: pip install {error.name}")
         return 2
-    except RuntimeError as error:
-        said = _of_the_gpu(error)
+    except (RuntimeError, MemoryError) as error:
+        said = _of_the_machine(error)
         if said is None:
             return _defect(error)
         warn(f"nerf: {said}")
@@ -155,6 +155,7 @@ def _make_libraries_plain() -> None:
 
     class Plain(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
+            record.exc_info = record.exc_text = None  # what it means for the user, an error of ours says
             return printable(super().format(record))
 
     if logging.lastResort is not None:
@@ -168,12 +169,14 @@ def _make_libraries_plain() -> None:
     warnings.formatwarning = one_line
 
 
-def _of_the_gpu(error: RuntimeError) -> str | None:
-    """One sentence about what a GPU can do to any operation, None for every other error."""
+def _of_the_machine(error: RuntimeError | MemoryError) -> str | None:
+    """One sentence about what a GPU or a full memory can do to any operation, None for every other error."""
     torch = sys.modules.get("torch")
     first = str(error).split("\n")[0].split(". ")[0]
     if isinstance(error, getattr(torch, "OutOfMemoryError", ())):
         return f"the GPU's memory is full ({first}): close what else uses it, or run with --backend cpu"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return f"the memory is full ({brief(error)[-80:]}): ask for less or smaller, or close what else takes it"
     if isinstance(error, getattr(torch, "AcceleratorError", ())):
         return f"the GPU failed ({first}): run again with --backend cpu, and report this line"
     return None

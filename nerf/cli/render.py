@@ -8,9 +8,10 @@ from typing import Annotated
 
 import tyro
 
-from nerf.errors import UserError, say
+from nerf.errors import check_numbers, say
 from nerf.io.folders import model_files
 from nerf.io.outputs import check_output
+from nerf.io.video import FPS
 from nerf.views.paths import camera_path, load_path, save_path
 from nerf.views.video import check_modes, planned_outputs, render_video
 
@@ -47,8 +48,7 @@ class RenderArgs:
 def main(args: RenderArgs) -> None:
     """`nerf render`: prints one line for each file or folder written."""
     check_modes(args.modes)
-    if args.fps is not None and not 0 < args.fps <= 1000:
-        raise UserError(f"--fps must be above 0 and at most 1000, got {args.fps:g}")
+    check_numbers({"fps": args.fps}, {"fps": FPS}, "--")
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / ("render" if args.exr else "render.mp4")
     planned_outputs(out, args.modes, args.overwrite, args.exr)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nerf.cli.fit_kinds import COLUMNS, LATENTS
-from nerf.errors import UserError, note, say
+from nerf.errors import Range, UserError, check_numbers, note, say
+from nerf.io.clock import SEED
 from nerf.io.folders import model_files
 from nerf.io.outputs import check_output
+from nerf.io.video import FPS
 
 if TYPE_CHECKING:
     from nerf.signals.fitting import Fitted
@@ -56,11 +58,7 @@ def main(args: SampleArgs) -> None:
 
     path = args.fit if args.fit.is_file() else model_files(args.fit)[1]
     check_output(args.out, args.overwrite, path, args.latent)
-    if not args.slow > 0:
-        raise UserError(f"--slow {args.slow:g}: expected a number above 0")
-    for name, value in (("rate", args.rate), ("fps", args.fps)):
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} {value:g}: expected a number above 0")
+    check_numbers(vars(args), _NUMBERS, "--")
     fitted = load_signal(path)
     write, takes = _KINDS.get(fitted.kind, (None, set()))
     for option in fields(args):
@@ -122,8 +120,6 @@ def _set(args: SampleArgs, fitted: Fitted) -> None:
     folder = args.fit.parent if args.fit.is_file() else args.fit
     z = latents.check_latents(args.latent or folder / LATENTS, field.latent)
     if args.new is not None:
-        if args.new < 1:
-            raise UserError(f"--new {args.new}: expected 1 or more")
         z = latents.LatentPrior.of(z).draw(args.new, args.seed)
     elif args.between is not None:
         if not all(0 <= i < len(z) for i in args.between):
@@ -143,6 +139,14 @@ _KINDS: dict[str, tuple[Callable[[SampleArgs, Fitted], None], set[str]]] = {
     "shape": (_shape, {"grid"}),
     "ct": (_ct, {"scale", "size"}),
     "set": (_set, {"scale", "size", "new", "between", "latent", "seed"}),
+}
+_NUMBERS = {
+    "scale": Range(0, 1 << 17, above=True, optional=True),
+    "new": Range(1, 1 << 16, whole=True, optional=True),
+    "seed": SEED,
+    "rate": Range(1, 1 << 31, whole=True, optional=True),
+    "fps": FPS,
+    "slow": Range(1e-6, 1e6),
 }
 _OPTIONS = set().union(*(takes for _, takes in _KINDS.values()))
 

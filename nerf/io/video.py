@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from nerf.errors import UserError, brief
+from nerf.errors import Range, UserError, brief
 from nerf.io import children
 from nerf.io.files import atomic_write
+
+FPS = Range(0.01, 1000, optional=True)  # frames a second; of fewer, ffmpeg makes no film
 
 
 @contextmanager

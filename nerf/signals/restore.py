@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 from nerf.rendering.metrics import psnr_of
 from nerf.signals.fields import FieldChoice, SignalField, choose
 from nerf.signals.image import read_image
@@ -61,8 +61,7 @@ class SuperResolution:
     """An image K times as fine as the one that is given: the mean of each K x K fine pixels is the given one."""
 
     def __init__(self, image: Signal, factor: int) -> None:
-        if factor < 2:
-            raise UserError(f"--super-resolution {factor}: expected 2 or more")
+        check_numbers({"super_resolution": factor}, {"super_resolution": Range(2, 64, whole=True)}, "--")
         self.kind, self.image, self.factor, self.peak = "image", image, factor, image.peak
         self.shape = tuple(side * factor for side in image.shape)
         self.extents, self.span = image.extents, image.span

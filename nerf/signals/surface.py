@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 from nerf.geometry.triangles import Triangles
 from nerf.meshing.clean import Limits, compact, keep_faces, vertex_normals
 from nerf.meshing.evaluation import MeshScores, evaluate_mesh
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK = 8  # grid points a side, of which all are skipped where the field says that the surface is far
 _SAFE = 1.5  # how wrong the field may be about that
+GRID = Range(8, 2048, whole=True)  # points along the longest side
 CELLS = 128  # a side of the grid that inside and outside are compared on
 _SMALL = 0.01  # of the largest part's faces: what floats about below that is dropped
 
@@ -52,8 +53,7 @@ def mesh_of_field(field: SignalField, signal: dict[str, Any], grid: int = 256) -
     """
     import trimesh
 
-    if not 8 <= grid <= 2048:
-        raise UserError(f"--grid {grid}: expected 8 to 2048 points along the longest side")
+    check_numbers({"grid": grid}, {"grid": GRID}, "--")
     placed = Placed.of(signal)
     extents = np.array(placed.sides) / placed.side
     step = 1.0 / (grid - 1)

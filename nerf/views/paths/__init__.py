@@ -7,7 +7,7 @@ path drawn with the inputs' size sees what they saw, and at another size or aspe
 
 from __future__ import annotations
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 from nerf.geometry.aim import common_up, focus_distance, look_at_point
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space
@@ -47,8 +47,7 @@ def camera_path(
     """
     if len(cameras) == 0:
         raise UserError("a camera path needs the input cameras, but this model holds none; give a camera-path JSON")
-    if n_frames < 1:
-        raise UserError(f"--frames must be at least 1, got {n_frames}")
+    check_numbers({"frames": n_frames}, {"frames": Range(1, 100_000, whole=True)}, "--")  # nearly an hour
     if kind == "auto":
         few = space.contracted and 1 < len(cameras) < FEW
         kind = "spiral" if space.warped else "interpolate" if few else "orbit"

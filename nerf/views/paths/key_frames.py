@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError, brief
+from nerf.errors import UserError, brief, check_numbers
 from nerf.geometry.cameras import Cameras
 from nerf.io.files import write_file
 from nerf.io.json_text import parse_json
+from nerf.io.video import FPS
 from nerf.views.paths.lens import CameraPath, filled_in
 
 PATH_FORMAT = "nerf-camera-path"
@@ -74,8 +75,7 @@ def load_path(path: Path, width: int | None = None, height: int | None = None) -
             raise UserError(f'{path}: {where}"{fov_key}" must lie between 0 and 180 degrees, got {fov:g}')
         focals.append(height / (2 * math.tan(math.radians(fov) / 2)))
     fps = _number(path, content, "fps", "") if "fps" in content else 30.0
-    if not 0 < fps <= 1000:
-        raise UserError(f'{path}: "fps" must be above 0 and at most 1000, got {fps:g}')
+    check_numbers({f"{path}: fps": fps}, {f"{path}: fps": FPS})
     cameras = Cameras.perspective(torch.stack(poses), torch.tensor(focals, dtype=torch.float64), width, height)
     return CameraPath(cameras, fps, f"{description} from {path.name}")
 

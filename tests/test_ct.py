@@ -150,8 +150,7 @@ def test_a_beamlines_file_names_no_other_and_holds_what_it_says(tmp_path: Path, 
     assert not (tmp_path / "no").exists()
 
 
-def test_the_matrix_grows_with_the_angles_and_no_faster() -> None:
-    """Each angle was added to the sum of all before it."""
+def test_the_rays_of_an_angle_are_those_that_it_has_alone() -> None:
     several = np.linspace(0, 180, 40, endpoint=False)
     whole = ct._matrix(12, torch.from_numpy(several), 5.5, torch.arange(144)).to_dense().reshape(12, 40, 144)
     for k in (0, 17, 39):

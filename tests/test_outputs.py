@@ -230,9 +230,8 @@ def test_only_the_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> Non
     ("kind", "words"), [("evaluation", "an evaluation"), ("pictures", "pictures"), ("fit", "a fit")]
 )
 def test_a_folder_of_another_kind_is_named(tmp_path: Path, kind: str, words: str) -> None:
-    with OutputFolder.open(tmp_path / "out", kind) as folder:
-        with pytest.raises(UserError, match=f"holds {words} and no run"):
-            OutputFolder(folder.path, "run").check(overwrite=True)
+    with OutputFolder.open(tmp_path, kind), pytest.raises(UserError, match=f"holds {words} and no run"):
+        OutputFolder(tmp_path, "run").check(overwrite=True)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])

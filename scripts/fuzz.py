@@ -204,7 +204,8 @@ def _read(kind: str, case: Path, show: bool) -> tuple[str, str, str]:
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        yield error
+        if not type(error).__module__.startswith("av."):  # FFmpeg refuses a header's claim by the same name
+            yield error
         error = error.__cause__ or error.__context__
 
 

@@ -25,7 +25,8 @@ from nerf.geometry.triangles import read_mesh
 from nerf.kernels import DepthView, fusion
 from nerf.meshing.clean import find_hole_faces, taubin_smooth
 from nerf.meshing.cloud import point_cloud, save_cloud
-from nerf.meshing.extract import CELL_PIXELS, box_in_scene, default_resolution, extract_mesh
+from nerf.meshing.extent import CELL_PIXELS, default_resolution
+from nerf.meshing.extract import box_in_scene, extract_mesh
 from nerf.meshing.fair import denoise_normals, faces_across
 from nerf.meshing.fused import (
     HALF_WEIGHT_SPREAD_STEPS,
@@ -117,7 +118,7 @@ def random_views(seed: int = 0) -> list[DepthView]:
 @needs_native
 def test_native_is_the_reference() -> None:
     points = torch.rand(5000, 3, generator=torch.Generator().manual_seed(3)) * 2.4 - 1.2
-    one, other = (fusion.fuse_depths(points, random_views(), 0.1, 0.15, native) for native in (True, False))
+    one, other = (fusion.fuse_depths(points, random_views(), 0.1, 0.15, None, native) for native in (True, False))
     assert {-1.0, 0.0} <= set(one.weights.unique().tolist()), "points in no picture, and behind everything"
     for a, b in zip(one, other, strict=True):
         # where a coordinate lies within rounding of a border between pixels, one may take the neighbour's depth
@@ -277,7 +278,7 @@ def test_few_views_that_are_unsure_still_say_what_is_empty() -> None:
             return t, torch.where(t > 0, 4 * self.marching.step_size, spread)
 
     model = Unsure(cameras=cameras_around(30, 3.0, half=True).subset(range(21, 30)))  # all from above
-    surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))
+    surface = FusedSurface(depth_views(model, 64, 400), Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))
     above = torch.nn.functional.normalize(torch.rand(1000, 3) - torch.tensor([0.5, 0.5, -0.5]), dim=1)
     assert float((surface.values(above * 0.55) > 0).float().mean()) > 0.99
     assert float((surface.values(above * 0.68) < 0).float().mean()) > 0.99
@@ -285,7 +286,7 @@ def test_few_views_that_are_unsure_still_say_what_is_empty() -> None:
 
 def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a ball whose waist nobody sees, the small cap goes as any small component does."""
-    monkeypatch.setattr(FusedSurface, "seen", lambda _, points: (points[:, 2] > 0.1) | (points[:, 2] < -0.5))
+    monkeypatch.setattr(FusedSurface, "seen", lambda _, points, normals: (points[:, 2] > 0.1) | (points[:, 2] < -0.5))
     model = BallModel(space=Unbounded(1))
 
     def lowest(**limits: Any) -> tuple[float, int]:
@@ -295,18 +296,18 @@ def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lowest(min_fraction=0.01) == (pytest.approx(-0.6, abs=0.01), 2)
     for limits in ({"min_fraction": 0.4}, {"max_components": 1}):
         assert lowest(**limits) == (pytest.approx(0.1, abs=0.05), 1)
-    monkeypatch.setattr(FusedSurface, "seen", lambda _, points: torch.zeros(len(points), dtype=torch.bool))
+    monkeypatch.setattr(FusedSurface, "seen", lambda _, points, normals: torch.zeros(len(points), dtype=torch.bool))
     with pytest.raises(UserError, match="no two photos see a surface there"):
         lowest()
 
 
 def test_what_one_view_alone_sees_is_no_surface_where_the_unseen_goes() -> None:
     model = BallModel(cameras=cameras_around(9, 1.5, half=True))
-    surface = FusedSurface(model, Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))
+    surface = FusedSurface(depth_views(model, 64, 400), Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))
     to_cameras = torch.nn.functional.normalize(model.cameras.centres.float(), dim=1)
     anywhere = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
     least, most = ((anywhere @ to_cameras.T > 0.4 + unclear).sum(dim=1) for unclear in (0.1, -0.1))
-    seen = surface.seen(anywhere * 0.6)  # near a camera's horizon it may be or not
+    seen = surface.seen(anywhere * 0.6, anywhere)  # near a camera's horizon it may be or not
     assert int((most == 1).sum()) > 10 and not bool(seen[most == 1].any())
     assert int((least >= 2).sum()) > 10 and float(seen[least >= 2].float().mean()) > 0.98
 
@@ -329,7 +330,7 @@ def test_small_holes_close_and_what_is_apart_goes() -> None:
 def test_cells_away_from_the_surface_are_not_evaluated() -> None:
     model = BallModel()
     grid = Grid((-1.0, -1.0, -1.0), 2 / 96, (97, 97, 97))
-    surface = FusedSurface(model, grid)
+    surface = FusedSurface(depth_views(model, 64, 400), grid)
     codes = surface.known(slice(0, 97), slice(0, 97), slice(0, 97))
     assert codes[48, 48, 48] == INSIDE and codes[0, 0, 0] == OUTSIDE and 0.05 < (codes == ASK).mean() < 0.3
     z, y, x = np.nonzero(codes != ASK)

@@ -122,10 +122,10 @@ def main(args: MeshArgs) -> None:
         up, front = (model.scene_from_world.apply_directions(v) for v in (up, front))
     save_mesh(mesh, out, up)
     about = mesh.metadata
-    if not about["closed"] and not about["unseen_faces"] and scene is None and args.faces is None:
+    if not about["closed"] and about["watertight"] and scene is None and args.faces is None:
         note("the mesh is not closed everywhere, which should not happen; please report it")
     pieces = "one piece" if about["components"] == 1 else f"{about['components']} pieces"
-    open_ = "open where no photo has seen it" if about["unseen_faces"] else "not closed everywhere"
+    open_ = "not closed everywhere" if about["watertight"] else "open where no photo has seen it"
     closed = "closed" if about["closed"] else open_
     units = "the photos' units" if args.frame == "world" else "scene units"
     size = " x ".join(f"{x:.4g}" for x in mesh.extents)

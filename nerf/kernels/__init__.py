@@ -331,9 +331,11 @@ def nearest_faces(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int)
     return raster.nearest_faces(uv, z, faces, width, height, native=_searches_natively())
 
 
-def fuse_depths(points: Tensor, views: list[DepthView], front: float, back: float) -> Fused:
+def fuse_depths(
+    points: Tensor, views: list[DepthView], front: float, back: float, scales: Tensor | None = None
+) -> Fused:
     """What depth maps say of points [n,3]: signed distances, weights; see `fusion.fuse_depths`."""
-    return fusion.fuse_depths(points, views, front, back, native=_searches_natively())
+    return fusion.fuse_depths(points, views, front, back, scales, native=_searches_natively())
 
 
 def winding_numbers(points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:

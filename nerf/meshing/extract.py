@@ -15,19 +15,19 @@ from nerf.errors import Range, UserError, check_numbers
 from nerf.io.memory import trim_heap
 from nerf.io.pictures import to_display
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
+from nerf.meshing.extent import box_grid, open_grid
 from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
-from nerf.meshing.fused import FusedSurface
+from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views
 from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
 from nerf.meshing.marching import Grid, marching_cubes
+from nerf.meshing.warp import Warp
 
 if TYPE_CHECKING:
     import trimesh
 
     from nerf.rendering.model import Model
 
-CELL_PIXELS = 0.75  # of a pixel: larger cells round the edges off (bundled scene)
 MAX_HOLE_FACES = 100  # faces: as wide as some eight cells
-_NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; at 1 lies infinity
 _CHUNK = 1 << 16  # vertices coloured or moved to the world at once
 
 _ROUNDS = Range(0, 100, whole=True)
@@ -52,7 +52,8 @@ class MeshInfo:
     step: float  # of the grid, scene length
     components: int
     closed: bool
-    unseen_faces: int  # that were removed because fewer than two views see them
+    unseen_faces: int  # that were removed because fewer than two views see them; those far from what is seen never were
+    watertight: bool  # whether what no view sees was kept
     threshold: float | None = None  # of the density, 1/scene length, where the method is "density"
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,10 +111,20 @@ def extract_mesh(
     if box is not None:
         _check_box(box)
     keep_unseen = model.space.bounded if watertight is None else watertight
-    grid = _grid(model, resolution, box)
+    warp, cut = Warp(), method == "tsdf" and not keep_unseen
     with torch.no_grad():
-        shape = FusedSurface(model, grid) if method == "tsdf" else LevelSurface(model, grid, level)
+        views = depth_views(model, MAX_VIEWS, MAX_SIDE) if method == "tsdf" else []
+        if box is None and views and model.space.contracted:
+            grid, warp = open_grid(model, views, resolution)
+        else:
+            grid = box_grid(model, resolution, box)
+        shape = (
+            FusedSurface(views, grid, warp, skip=cut and holes <= MAX_HOLE_FACES)
+            if method == "tsdf"
+            else LevelSurface(model, grid, level)
+        )
         points, faces = _polygonise(shape, grid, refine)
+        points = warp.to_scene(points)
         trim_heap()
         kept, n_components = keep_faces(points, faces, limits, cavities=not model.space.bounded)
         if not n_components:
@@ -123,7 +134,7 @@ def extract_mesh(
             denoise = DENOISE_ROUNDS if method == "tsdf" and len(faces) <= MAX_DENOISED_FACES else 0
         points = denoise_normals(points, faces, denoise)
         n_whole = int(kept.sum())
-        if isinstance(shape, FusedSurface) and not keep_unseen:
+        if isinstance(shape, FusedSurface) and cut:
             kept, n_components = _remove_unseen(shape, points, faces, kept, limits, holes)
         n_unseen = n_whole - int(kept.sum())
         del shape
@@ -137,7 +148,8 @@ def extract_mesh(
         world, faces, normals = _to_world(model, points, faces, normals)
     del points, vertices
     closed = is_closed(faces.numpy(), len(world))
-    info = MeshInfo(method, grid.step, n_components, closed, n_unseen, level if method == "density" else None)
+    level_used = level if method == "density" else None
+    info = MeshInfo(method, grid.step, n_components, closed, n_unseen, not cut, level_used)
     trim_heap()
     faces, normals = faces.long(), normals.double()  # as trimesh keeps them; the small ones are freed before it begins
     return to_trimesh(world, faces, normals, info.to_dict(), vertex_colors=rgb)
@@ -154,15 +166,6 @@ def to_trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, info: dict[str,
     return mesh
 
 
-def _grid(model: Model, resolution: int | None, box: tuple[float, ...] | None) -> Grid:
-    """The grid points to march through: around the box or, without one, around what the model shows."""
-    low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
-    step = float((high - low).max()) / (default_resolution(model, low, high) if resolution is None else resolution)
-    nx, ny, nz = (np.maximum(np.ceil((high - low) / step - 1e-6).astype(int), 1) + 1).tolist()
-    x, y, z = low.tolist()
-    return Grid((x, y, z), step, (nx, ny, nz))
-
-
 def _polygonise(shape: FusedSurface | LevelSurface, grid: Grid, refine: int) -> tuple[Tensor, Tensor]:
     """Marching cubes: vertices [v,3] float32 in the scene frame and faces [f,3] int32."""
     surface = marching_cubes(shape.values, grid, shape.known, shape.outside)
@@ -175,7 +178,8 @@ def _remove_unseen(
     shape: FusedSurface, points: Tensor, faces: Tensor, kept: Tensor, limits: Limits, holes: int
 ) -> tuple[Tensor, int]:
     """Which of the kept faces [f] two views have seen, small holes among them filled, and in how many components."""
-    seen = torch.cat([shape.seen(some) for some in points.split(_CHUNK)])
+    pairs = zip(points.split(_CHUNK), vertex_normals(points, faces).split(_CHUNK), strict=True)
+    seen = torch.cat([shape.seen(*pair) for pair in pairs])
     removed = kept & ~seen[faces.long()].all(dim=1)
     kept &= ~removed
     kept[removed | kept] |= find_hole_faces(faces[removed | kept], removed[removed | kept], len(points), holes)
@@ -214,34 +218,6 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[floa
         first, last = (" ".join(f"{float(v):.4g}" for v in end) for end in (ends.amin(dim=0), ends.amax(dim=0)))
         raise UserError(f"--box lies outside the scene, which reaches from {first} to {last} in the photos' units")
     return (*low.tolist(), *high.tolist())
-
-
-def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The box to mesh when none is given: corners [3], scene frame (NDC for forward-facing scenes)."""
-    if model.space.contracted:
-        return np.full(3, -1.0), np.full(3, 1.0)
-    occupied = model.occupancy.occupied[0].cpu()
-    if not bool(occupied.any()):
-        raise UserError("the model's occupancy grid is empty, so there is no surface; train it longer")
-    low, high = np.empty((2, 3))
-    for axis in range(3):  # x, y, z are dimensions 2, 1, 0
-        cells = occupied.amax(dim=tuple(d for d in range(3) if d != 2 - axis)).nonzero()
-        low[axis], high[axis] = int(cells.min()), int(cells.max()) + 1
-    low, high = low * 2 / occupied.shape[0] - 1, high * 2 / occupied.shape[0] - 1
-    if model.space.warped:
-        high[2] = min(high[2], _NDC_FAR)
-        low[2] = min(low[2], high[2] - 2 / occupied.shape[0])
-    return low, high
-
-
-def default_resolution(model: Model, low: NDArray[np.float64], high: NDArray[np.float64]) -> int:
-    """Cells along the longest side of a box of the scene, each CELL_PIXELS of what a photo's pixel spans in its
-    middle (the median of the photos), from 64 to 512."""
-    if model.space.warped:
-        return 512
-    origins = model.scene_from_world.apply(model.cameras.centres)
-    pixels = (origins - torch.from_numpy((low + high) / 2)).norm(dim=1) / model.cameras.fx
-    return int(np.clip(np.ceil((high - low).max() / (CELL_PIXELS * float(pixels.median()))), 64, 512))
 
 
 def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]:

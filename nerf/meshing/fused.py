@@ -3,6 +3,7 @@ Volumetric Method for Building Complex Models from Range Images", 1996), asked f
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 from nerf import kernels
 from nerf.geometry.cameras import PERSPECTIVE, Cameras
 from nerf.kernels import DepthView
-from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, Grid
+from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, SKIP, Grid
+from nerf.meshing.warp import Warp
 
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
@@ -31,33 +33,42 @@ HALF_WEIGHT_SPREAD_STEPS, MAX_SPREAD_STEPS = 1.25, 8.0
 # The median-transmittance depth lies a little behind the surface: by so many steps of the march and this part of its
 # spread (measured on four objects whose surface is known: 0.4 to 1.0 steps, of which 0.0 to 0.6 remain).
 MEDIAN_DEPTH_BIAS = (0.3, 0.5)
+# What fewer directions than these show, radians, is placed by its colours alone: its distance is anything.
+MIN_PARALLAX = math.radians(1.5)
+MIN_COSINE = 0.1  # between a surface's normal and the direction from which it is seen: 84 degrees
+MANY_VIEWS = 8  # from which on a surface must be seen by several, and from places apart
+FEWEST_VIEWS = 1.5  # that is two: a view that sees a surface a little before counts a little less
 _CELL_STEPS = 4  # steps of the grid: what is known of points is known by such cells
 
 
 class FusedSurface:
     """Positive inside. What lies behind everything that is seen counts as inside, so that nothing is hollow; what is in
-    no picture as outside."""
+    no picture as outside. The grid's coordinates are those of a warp, and truncation grows as its cells do. skip:
+    whether what lies away from all that is seen is left out, so that the surface ends there."""
 
     outside = -1.0
 
-    def __init__(self, model: Model, grid: Grid) -> None:
-        self.grid = grid
-        self.views = depth_views(model, MAX_VIEWS, MAX_SIDE)
+    def __init__(self, views: list[DepthView], grid: Grid, warp: Warp | None = None, skip: bool = False) -> None:
+        self.grid, self.views, self.warp, self.skip = grid, views, warp or Warp(), skip
         self.min_weight = min(MIN_WEIGHT, sum(map(_mean_weight, self.views)) / 4)  # few photos, or little trained
         self._codes = self._classify()
 
     def values(self, points: Tensor) -> Tensor:
         """[n] in [-1,1] at grid points or between them [n,3]: minus the distance in truncation lengths."""
+        points = self.warp.to_scene(points)
         step, (low, high) = self.grid.step, BACK_TRUNCATION_STEPS
         back = min(max(_BACK_TRUNCATION, low * step), high * step)
-        fused = kernels.fuse_depths(points, self.views, FRONT_TRUNCATION_STEPS * step, back)
+        fused = kernels.fuse_depths(points, self.views, FRONT_TRUNCATION_STEPS * step, back, self.warp.scales(points))
         unseen = torch.where(fused.weights < 0, -1.0, 1.0)
         return torch.where(fused.weights < self.min_weight, unseen, -fused.distances)
 
-    def seen(self, points: Tensor) -> Tensor:
-        """Which points [n,3] of the surface two views have seen as surface, or one of fewer than eight: bool [n]."""
-        fewest = 1.5 if len(self.views) >= 8 else 0.5  # a view that sees it a little before counts a little less
-        return find_supported(points, self.views, FRONT_TRUNCATION_STEPS * self.grid.step, fewest)
+    def seen(self, points: Tensor, normals: Tensor) -> Tensor:
+        """Which scene points [n,3] of the surface, with normals [n,3], two views that stand apart have seen as surface,
+        or one of fewer than MANY_VIEWS: bool [n]."""
+        tolerance, scales = FRONT_TRUNCATION_STEPS * self.grid.step, self.warp.scales(points)
+        if len(self.views) < MANY_VIEWS:
+            return find_supported(points, self.views, tolerance, 0.5, scales, normals)
+        return find_supported(points, self.views, tolerance, FEWEST_VIEWS, scales, normals, MIN_PARALLAX)
 
     def known(self, *ranges: slice) -> NDArray[np.uint8]:
         """Of the grid points in z, y, x ranges: away from all surfaces, on which side they are."""
@@ -77,13 +88,17 @@ class FusedSurface:
         surface = torch.zeros(shape, dtype=torch.bool)
         limit = torch.tensor(list(reversed(shape)))
         for view in self.views:
-            cell = torch.div(unproject_depths(view) - origin, size, rounding_mode="floor").long()
+            cell = torch.div(self.warp.to_grid(unproject_depths(view)) - origin, size, rounding_mode="floor").long()
             cell = cell[((cell >= 0) & (cell < limit)).all(dim=1)]
             surface[cell[:, 2], cell[:, 1], cell[:, 0]] = True
         as_floats = torch.stack([surface, inside, ~inside]).float()[:, None]
         near_surface, near_inside, near_outside = torch.nn.functional.max_pool3d(as_floats, 3, 1, 1)[:, 0] > 0
         ask = near_surface | (near_inside & near_outside)
-        return torch.where(ask, ASK, torch.where(inside, INSIDE, OUTSIDE)).to(torch.uint8).numpy()
+        codes = torch.where(ask, ASK, torch.where(inside, INSIDE, OUTSIDE))
+        if self.skip:  # so far on that smoothing up to what is removed as unseen has all its neighbours
+            near = torch.nn.functional.max_pool3d(surface.float()[None, None], 5, 1, 2)[0, 0] > 0
+            codes = torch.where(near, codes, SKIP)
+        return codes.to(torch.uint8).numpy()
 
 
 def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
@@ -124,9 +139,33 @@ def unproject_depths(view: DepthView) -> Tensor:
     return ((local - view.camera_from_scene[:, 3]) @ view.camera_from_scene[:, :3]).float()
 
 
-def find_supported(points: Tensor, views: list[DepthView], tolerance: float, fewest: float) -> Tensor:
-    """Where `fewest` views see a surface within the tolerance (scene length) of points [n,3]: bool [n]."""
-    return kernels.fuse_depths(points, views, tolerance, tolerance).supports >= fewest
+def find_supported(
+    points: Tensor,
+    views: list[DepthView],
+    tolerance: float,
+    fewest: float,
+    scales: Tensor | None = None,
+    normals: Tensor | None = None,
+    parallax: float = 0.0,
+) -> Tensor:
+    """Where `fewest` views see a surface within the tolerance (scene length, times scales [n]) of points [n,3], from
+    directions that differ by the parallax (radians) and not from behind or aslant of their normals [n,3]: bool [n]."""
+    if normals is None and not parallax:
+        return kernels.fuse_depths(points, views, tolerance, tolerance, scales).supports >= fewest
+    supports = torch.zeros(len(points))
+    low, high = torch.full((len(points), 3), 2.0), torch.full((len(points), 3), -2.0)  # of the directions to cameras
+    for view in views:
+        support = kernels.fuse_depths(points, [view], tolerance, tolerance, scales).supports
+        sees = (support > 0).nonzero()[:, 0]
+        origin = -(view.camera_from_scene[:, :3].T @ view.camera_from_scene[:, 3]).float()
+        towards = torch.nn.functional.normalize(origin - points[sees], dim=1)
+        if normals is not None:
+            facing = (towards * normals[sees]).sum(dim=1) > MIN_COSINE
+            sees, towards = sees[facing], towards[facing]
+        supports[sees] += support[sees]
+        low[sees] = torch.minimum(low[sees], towards)
+        high[sees] = torch.maximum(high[sees], towards)
+    return (supports >= fewest) & ((high - low).norm(dim=1) >= parallax)
 
 
 def farthest_point_sample(points: Tensor, most: int) -> Tensor:

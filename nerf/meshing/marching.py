@@ -7,6 +7,7 @@ vertex is known by the number of the grid's edge that it lies on, so blocks agre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -23,7 +24,9 @@ _CHUNK = 1 << 18  # points or vertices at once: temporary arrays stay small besi
 _OFF_END = 1e-3  # how near a vertex comes to the ends of its edge, in edge lengths
 
 Field = Callable[[Tensor], Tensor]  # points [n,3] float32 -> values [n] float32, above 0 inside
-OUTSIDE, INSIDE, ASK = 0, 1, 2  # what is known of a grid point; the field is asked about the last kind alone
+# what is known of a grid point; the field is asked about those of the kind ASK alone; no cell with a corner of the kind
+# SKIP has faces, so the surface is open there
+OUTSIDE, INSIDE, ASK, SKIP = 0, 1, 2, 3
 Known = Callable[[slice, slice, slice], NDArray[np.uint8]]  # z, y, x ranges of grid points -> what is known of them
 
 
@@ -98,7 +101,8 @@ class Surface:
 
 
 def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside: float = -1.0) -> Surface:
-    """The zero surface of a field on a grid, closed and with every edge shared by exactly two triangles.
+    """The zero surface of a field on a grid, closed (but for points of the kind SKIP) and with every edge shared by
+    exactly two triangles.
 
     field is asked once about every point of which no more is `known` than ASK (all without it); the others, and what
     lies outside the grid, have the value `outside` (below 0) or, inside, -outside. Memory: one slab of BLOCK + 1 layers
@@ -125,6 +129,7 @@ def marching_cubes(field: Field, grid: Grid, known: Known | None = None, outside
             z, y, x = np.nonzero(asked)
             points = np.stack([xs[cols][x], ys[rows][y], zs[layers][z]], axis=1)
             block[code == INSIDE] = -outside
+            block[code == SKIP] = math.nan
             block[asked] = _evaluate(field, torch.from_numpy(points)).numpy()
         for rows, cols in product(_ranges(ny + 1), _ranges(nx + 1)):
             block = slab[: z1 - z0 + 1, rows.start : rows.stop + 1, cols.start : cols.stop + 1]
@@ -150,6 +155,7 @@ def _march(
     """The surface between the points of one block [z, y, x], vertices in the order in which they were found, or None
     if it does not pass; first: the block's first point in the padded grid, whose strides (x, y, z) are grid_strides."""
     inside = np.ascontiguousarray(values > 0)
+    blank = np.isnan(values)
     if not inside.any() or inside.all():
         return None
     nz, ny, nx = inside.shape
@@ -161,6 +167,8 @@ def _march(
     for axis in range(3):
         cross = np.zeros(inside.shape, bool)
         np.not_equal(inside[pairs[2 * axis]], inside[pairs[2 * axis + 1]], out=cross[pairs[2 * axis]])
+        cross &= ~blank
+        cross[pairs[2 * axis]] &= ~blank[pairs[2 * axis + 1]]
         crossed.append(np.flatnonzero(cross))
     point, axes = np.concatenate(crossed), np.repeat(np.arange(3), [len(c) for c in crossed])
     if not len(point):
@@ -171,8 +179,12 @@ def _march(
 
     bits = inside.view(np.uint8)
     case = np.zeros((nz - 1, ny - 1, nx - 1), np.uint8)
-    for k, (dx, dy, dz) in enumerate(CORNERS):
-        case |= bits[dz : nz - 1 + dz, dy : ny - 1 + dy, dx : nx - 1 + dx] << np.uint8(k)
+    corners = [np.s_[dz : nz - 1 + dz, dy : ny - 1 + dy, dx : nx - 1 + dx] for dx, dy, dz in CORNERS]
+    for k, corner in enumerate(corners):
+        case |= bits[corner] << np.uint8(k)
+    if blank.any():
+        for corner in corners:
+            case[blank[corner]] = 0
     cell = np.flatnonzero(case.ravel() - np.uint8(1) < 254)  # neither 0 nor 255: unsigned numbers wrap
     kind = case.ravel()[cell]
     row, x = np.divmod(cell, nx - 1)

@@ -263,7 +263,7 @@ EXPORT void nerf_rasterise(const double* uv, const double* z, const int* faces, 
                            int n_threads) {
   rasterise(uv, z, faces, n_faces, width, height, nearest, n_threads);
 }
-EXPORT void nerf_fuse_depths(const float* points, long long n, const DepthView* views, int n_views, float front, float back,
-                             float* distances, float* weights, float* supports, int n_threads) {
-  fuse_depths(points, n, views, n_views, front, back, distances, weights, supports, n_threads);
+EXPORT void nerf_fuse_depths(const float* points, const float* scales, long long n, const DepthView* views, int n_views,
+                             float front, float back, float* distances, float* weights, float* supports, int n_threads) {
+  fuse_depths(points, scales, n, views, n_views, front, back, distances, weights, supports, n_threads);
 }

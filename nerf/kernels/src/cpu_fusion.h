@@ -15,20 +15,24 @@ struct DepthView {           // a pinhole camera and its depth map
 // points [n, 3] -> distances [n] in units of `front`, above 0 before the surface, and the weights [n] that stand behind
 // them: 0 where every view has the point far behind its surface, -1 where it is in no picture. supports [n]: how many views
 // see a surface within `front` of the point, whatever their pixels weigh, those that have it behind theirs less.
-static void fuse_depths(const float* points, long long n, const DepthView* views, int n_views, float front, float back,
-                        float* distances, float* weights, float* supports, int n_threads) {
+// scales [n]: times what `front` and `back` are at each point; null: 1.
+static void fuse_depths(const float* points, const float* scales, long long n, const DepthView* views, int n_views,
+                        float front_unit, float back_unit, float* distances, float* weights, float* supports,
+                        int n_threads) {
   const int chunk = 512;
   const long long n_chunks = (n + chunk - 1) / chunk;
   parallel_for((int)n_chunks, n_threads, [&](int task) {
     const long long first = (long long)task * chunk;
     const int count = (int)(n - first < chunk ? n - first : chunk);
-    float x[chunk], y[chunk], z[chunk], total[chunk], weight[chunk], support[chunk];
+    float x[chunk], y[chunk], z[chunk], total[chunk], weight[chunk], support[chunk], front[chunk], back[chunk];
     float s[chunk], t[chunk], ahead[chunk], stretch[chunk];
     int inside[chunk], pictured[chunk], upper_left[chunk], upper_right[chunk], lower_left[chunk], lower_right[chunk];
     for (int i = 0; i < count; ++i) {
       const float* p = points + 3 * (first + i);
       x[i] = p[0], y[i] = p[1], z[i] = p[2];
       total[i] = weight[i] = support[i] = 0.0f;
+      front[i] = scales ? front_unit * scales[first + i] : front_unit;
+      back[i] = scales ? back_unit * scales[first + i] : back_unit;
       pictured[i] = 0;
     }
     for (int k = 0; k < n_views; ++k) {
@@ -62,14 +66,14 @@ static void fuse_depths(const float* points, long long n, const DepthView* views
         const int upper = s[i] < 0.5f ? upper_left[i] : upper_right[i], lower = s[i] < 0.5f ? lower_left[i] : lower_right[i];
         const int nearest = t[i] < 0.5f ? upper : lower;
         const float between = (a + s[i] * (b - a)) * (1.0f - t[i]) + (c + s[i] * (d - c)) * t[i];
-        const float depth = (int)(high - low < front) & (int)(between == between) ? between : depths[nearest];
-        const float before = (depth - ahead[i]) * stretch[i], behind = 1.0f + f_min(before, 0.0f) / back;
-        const float counts = (int)(inside[i] != 0) & (int)(before > -back) ? behind : 0.0f;  // not of a NaN
+        const float depth = (int)(high - low < front[i]) & (int)(between == between) ? between : depths[nearest];
+        const float before = (depth - ahead[i]) * stretch[i], behind = 1.0f + f_min(before, 0.0f) / back[i];
+        const float counts = (int)(inside[i] != 0) & (int)(before > -back[i]) ? behind : 0.0f;  // not of a NaN
         const float say = counts * pixel_weights[nearest];
         pictured[i] |= inside[i];
         weight[i] += say;
-        total[i] += say > 0.0f ? say * f_min(before / front, 1.0f) : 0.0f;
-        support[i] += (int)(before < front) & (int)(before > -front) ? counts : 0.0f;
+        total[i] += say > 0.0f ? say * f_min(before / front[i], 1.0f) : 0.0f;
+        support[i] += (int)(before < front[i]) & (int)(before > -front[i]) ? counts : 0.0f;
       }
     }
     for (int i = 0; i < count; ++i) {

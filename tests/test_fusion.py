@@ -126,6 +126,30 @@ def test_native_is_the_reference() -> None:
     assert ((one.weights > 0) & (one.weights % 1 > 0)).any() and (one.supports > 0).any()
 
 
+@pytest.mark.parametrize("native", [pytest.param(True, marks=needs_native), False])
+def test_lengths_are_scaled_at_each_point(native: bool) -> None:
+    g = torch.Generator().manual_seed(4)
+    points = torch.rand(1500, 3, generator=g) * 2.4 - 1.2
+    scales = torch.tensor([1.0, 2.0, 0.5])[torch.arange(1500) % 3]
+    mixed = fusion.fuse_depths(points, random_views(), 0.1, 0.15, scales, native)
+    for scale in (1.0, 2.0, 0.5):
+        here = scales == scale
+        alone = fusion.fuse_depths(points[here], random_views(), 0.1 * scale, 0.15 * scale, None, native)
+        for a, b in zip(mixed, alone, strict=True):
+            assert torch.isclose(a[here], b, atol=1e-5).float().mean() > 0.998
+    with pytest.raises(ValueError, match="scales"):
+        fusion.fuse_depths(points, random_views(), 0.1, 0.15, scales[:5], native)
+
+
+@needs_native
+def test_native_is_the_reference_with_scales() -> None:
+    g = torch.Generator().manual_seed(5)
+    points, scales = torch.rand(5000, 3, generator=g) * 2.4 - 1.2, 0.5 + 2 * torch.rand(5000, generator=g)
+    one, other = (fusion.fuse_depths(points, random_views(), 0.1, 0.15, scales, native) for native in (True, False))
+    for a, b in zip(one, other, strict=True):
+        assert torch.isclose(a, b, rtol=1e-4, atol=1e-4).float().mean() > 0.998
+
+
 def test_one_view_says_how_far_along_its_ray() -> None:
     """A wall at depth 2 before a camera at the origin that looks along z."""
     pose = torch.eye(4, dtype=torch.float64)[:3]

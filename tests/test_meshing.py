@@ -20,7 +20,7 @@ from nerf.meshing.clean import Limits, component_labels, is_closed, keep_faces, 
 from nerf.meshing.extract import extract_mesh as extract_any
 from nerf.meshing.files import save_mesh
 from nerf.meshing.level import DEFAULT_THRESHOLD, near_occupied
-from nerf.meshing.marching import ASK, BLOCK, Grid, Surface, marching_cubes
+from nerf.meshing.marching import ASK, BLOCK, SKIP, Grid, Surface, marching_cubes
 from nerf.meshing.table import CORNERS, derive_table
 
 extract = partial(extract_any, method="density")  # that of the views has its tests in test_fusion.py
@@ -134,6 +134,22 @@ def test_blocks_leave_no_trace() -> None:
 def test_topology(distance: Callable[[Tensor], Tensor], euler: int) -> None:
     surface = marching_cubes(lambda p: -distance(p), Grid((-1.0, -1.0, -1.0), 2 / 90, (91, 91, 91)))
     assert euler_number(surface) == euler
+
+
+def test_skipped_points_leave_the_surface_open_there() -> None:
+    n = 70  # more than a block
+    grid, step = Grid((-1.0, -1.0, -1.0), 2 / n, (n + 1,) * 3), 2 / n
+
+    def known(z: slice, y: slice, x: slice) -> np.ndarray:
+        below = (np.arange(z.start, z.stop) * step - 1 < 0)[:, None, None]
+        shape = (z.stop - z.start, y.stop - y.start, x.stop - x.start)
+        return np.broadcast_to(np.where(below, SKIP, ASK), shape).astype(np.uint8)
+
+    whole, half = (marching_cubes(lambda p: 0.6 - p.norm(dim=1), grid, k) for k in (None, known))
+    points, kept = whole.points(whole.fractions()).numpy(), half.points(half.fractions()).numpy()
+    above = points[whole.faces][:, :, 2].min(axis=1) >= 0
+    assert len(half.faces) == above.sum() > 1000
+    np.testing.assert_array_equal(kept[half.faces], points[whole.faces[above]])
 
 
 def test_the_border_of_the_grid_closes_the_surface() -> None:

@@ -39,7 +39,8 @@ class MeshArgs:
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """NAME.glb, NAME.obj, NAME.ply or NAME.stl (default: mesh.glb in the model's folder)"""
     resolution: int | None = None
-    """cells along the longest side of what is meshed (default: four for three pixels of the photos, at most 512)"""
+    """cells along the longest side of what is meshed (default: four for three pixels of the photos, at most 512; of
+    open scenes at most 1024, and as many as make some 3 million triangles)"""
     method: Method = "auto"
     """tsdf fuses what the training views see; density is where the density crosses the threshold; auto: tsdf, but
     density for forward-facing scenes or with --threshold"""
@@ -48,8 +49,8 @@ class MeshArgs:
     watertight: bool | None = None
     """keep what one photo or none has seen, so that the surface closes (default: for objects, not for open scenes)"""
     box: tuple[float, float, float, float, float, float] | None = None
-    """x0 y0 z0 x1 y1 z1 in the --frame of the mesh: only what lies in it (default: the object; of open scenes the
-    middle of what the cameras look at)"""
+    """x0 y0 z0 x1 y1 z1 in the --frame of the mesh: only what lies in it, in cells of one size (default: the object; of
+    open scenes all that several photos show, in cells that grow with distance)"""
     smooth: int | None = None
     """rounds of smoothing that keeps size and shape (default: 6, none with density)"""
     holes: int = MAX_HOLE_FACES

@@ -77,17 +77,18 @@ def extract_mesh(
 ) -> trimesh.Trimesh:
     """The surface of a model, as a trimesh.Trimesh in the world frame.
 
-    resolution: cells along the longest side of the box that is meshed (None: see default_resolution). method: "tsdf"
-    fuses depth maps of the training views, and what no view sees is solid; "density" is the surface where the density
-    crosses `threshold` (1/scene length; None: see level.DEFAULT_THRESHOLD); "auto" takes tsdf, and density where a
-    threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene frame (NDC for
-    forward-facing scenes); None: around the occupied cells for a bounded object, [-1,1]^3 for unbounded captures.
+    resolution: cells along the longest side of what is meshed (None: see extent.default_resolution, and open_grid for
+    open scenes). method: "tsdf" fuses depth maps of the training views, and what no view sees is solid; "density" is
+    the surface where the density crosses `threshold` (1/scene length; None: see level.DEFAULT_THRESHOLD); "auto" takes
+    tsdf, and density where a threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene
+    frame (NDC for forward-facing scenes); None: around the occupied cells for a bounded object; for unbounded captures
+    around what views see from places apart, in cells that grow with distance (warp.Warp), or with "density" [-1,1]^3.
     Components under min_fraction of the largest one's faces are removed, as are, for bounded objects, cavities that
     nothing outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to
-    slide it onto the zero crossing along its edge. watertight: whether to keep faces that one view or none has seen
-    (None: for bounded objects, and with "density"); at most `holes` of them in one place are kept anyway. smooth:
-    rounds of Taubin smoothing (None: 6, or none with "density"). denoise: rounds of bilateral normal filtering (None:
-    12, or none with "density" and for over 4 million faces).
+    slide it onto the zero crossing along its edge. watertight: whether to keep faces that one view or none has seen,
+    or only views from within 1.5 degrees of one another (None: for bounded objects, and with "density"); at most
+    `holes` of them in one place are kept anyway. smooth: rounds of Taubin smoothing (None: 6, or none with "density").
+    denoise: rounds of bilateral normal filtering (None: 12, or none with "density" and for over 4 million faces).
 
     Unless unseen faces are removed the mesh is closed (where it meets the box it is capped), 2-manifold, wound
     counter-clockwise seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal.

@@ -324,6 +324,12 @@ def test_leftovers_in_folders_below_are_removed_too(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"views", RECORD}
     OutputFolder.open(tmp_path, "run", overwrite=True).close()
     assert names_in(tmp_path) == {"views/a.png"}
+    with OutputFolder.open(tmp_path / "set", "dataset") as folder:  # of a folder that is wholly ours
+        folder.claim("capture/")
+        for name in ("capture/state.json", f"capture/.state.json.{end}", f"capture/model/.a.bin.{end}"):
+            write_deep(tmp_path / "set" / name)
+    OutputFolder.open(tmp_path / "set", "dataset", resume=True).close()
+    assert names_in(tmp_path / "set") == {"capture/state.json"}
 
 
 # ---- as the commands use it

@@ -59,7 +59,11 @@ class OutputFolder:
         try:
             there = folder.check(resume, overwrite, names, before)  # another may have been faster
             above = owner_of(path)
-            for place in {path, above or path, *((path / name).parent for name in folder.listed())}:
+            wholly_ours = [
+                place for name in folder.listed() if name.endswith("/") for place, *_ in os.walk(path / name)
+            ]
+            parents = [(path / name).parent for name in folder.listed()]
+            for place in {path, above or path, *parents, *map(Path, wholly_ours)}:
                 if place.is_dir():
                     remove_orphans(place)
             if read_record(path) is None:

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cuda, fusion, nearest, network, nvrtc, raster, winding
+from nerf.kernels import bindings, cuda, fusion, matching, nearest, network, nvrtc, raster, winding
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
 from nerf.kernels.bindings import MAX_NET_LAYERS
 from nerf.kernels.cuda_graph import RecordedSteps
 from nerf.kernels.fusion import DepthView, Fused
+from nerf.kernels.matching import MatchSource, MatchWindow
 from nerf.kernels.nearest import Nearest
 from nerf.kernels.network import Layer
 from nerf.kernels.records import (
@@ -55,6 +56,8 @@ __all__ = [
     "GridLayout",
     "Layer",
     "MarchSettings",
+    "MatchSource",
+    "MatchWindow",
     "OccupancyBits",
     "Rays",
     "RecordedSteps",
@@ -71,6 +74,7 @@ __all__ = [
     "hashgrid_encode",
     "is_deterministic",
     "march",
+    "match_planes",
     "native_networks",
     "nearest_faces",
     "nearest_points",
@@ -336,6 +340,11 @@ def fuse_depths(
 ) -> Fused:
     """What depth maps say of points [n,3]: signed distances, weights; see `fusion.fuse_depths`."""
     return fusion.fuse_depths(points, views, front, back, scales, native=_searches_natively())
+
+
+def match_planes(picture: Tensor, sources: list[MatchSource], planes: Tensor, window: MatchWindow) -> Tensor:
+    """How well planes [3,h,w] explain a picture by others: costs [h,w] from 0 to 1; see `matching.match_planes`."""
+    return matching.match_planes(picture, sources, planes, window, native=_searches_natively())
 
 
 def winding_numbers(points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:

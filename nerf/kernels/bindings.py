@@ -102,6 +102,14 @@ class DepthViewDesc(ctypes.Structure):  # DepthView of cpu_fusion.h
     )
 
 
+class MatchSourceDesc(ctypes.Structure):  # MatchSource of cpu_matching.h
+    _fields_ = fields(homography=_F * 9, epipole=_F * 3, **all_of(_I, "width height"), picture=_P)
+
+
+class MatchWindowDesc(ctypes.Structure):  # MatchWindow of cpu_matching.h
+    _fields_ = fields(**all_of(_I, "radius step best"), **all_of(_F, "color space noise"))
+
+
 STRUCTS = (
     GridLevel,
     FieldDesc,
@@ -110,6 +118,8 @@ STRUCTS = (
     AdamDesc,
     NetDesc,
     DepthViewDesc,
+    MatchSourceDesc,
+    MatchWindowDesc,
 )  # as nerf_sizeof counts them
 
 
@@ -195,6 +205,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_winding_numbers", None, [_P, _P, _I, _P, _P, _LL, _P, _I]),
         ("nerf_rasterise", None, [_P, _P, _P, _I, _I, _I, _P, _I]),
         ("nerf_fuse_depths", None, [_P, _P, _LL, _P, _I, ctypes.c_float, ctypes.c_float, _P, _P, _P, _I]),
+        ("nerf_match_planes", None, [_P, _I, _I, _P, _I, _P, _P, _P, _I]),
         ("nerf_jitter", None, [ctypes.c_uint32, ctypes.c_uint32, _I, _P]),
         ("nerf_sizeof", _I, [_I]),
         ("nerf_lanes", _I, []),

@@ -5,6 +5,7 @@
 #include "cpu_adam.h"
 #include "cpu_bvh.h"
 #include "cpu_fusion.h"
+#include "cpu_matching.h"
 #include "cpu_network.h"
 #include "cpu_raster.h"
 #include "cpu_render.h"
@@ -16,7 +17,8 @@ EXPORT const char* nerf_source_hash() { return NERF_SOURCE_HASH; }
 // Bytes of the structs that Python also declares, in the order of bindings.STRUCTS; -1 past the last.
 EXPORT int nerf_sizeof(int which) {
   const int sizes[] = {sizeof(GridLevel), sizeof(FieldDesc), sizeof(RenderDesc), sizeof(RenderGrads),
-                       sizeof(AdamDesc),  sizeof(NetDesc),   sizeof(DepthView)};
+                       sizeof(AdamDesc),  sizeof(NetDesc),   sizeof(DepthView),  sizeof(MatchSource),
+                       sizeof(MatchWindow)};
   return which >= 0 && which < (int)(sizeof(sizes) / sizeof(sizes[0])) ? sizes[which] : -1;
 }
 EXPORT int nerf_lanes() { return LANES; }
@@ -266,4 +268,8 @@ EXPORT void nerf_rasterise(const double* uv, const double* z, const int* faces, 
 EXPORT void nerf_fuse_depths(const float* points, const float* scales, long long n, const DepthView* views, int n_views,
                              float front, float back, float* distances, float* weights, float* supports, int n_threads) {
   fuse_depths(points, scales, n, views, n_views, front, back, distances, weights, supports, n_threads);
+}
+EXPORT void nerf_match_planes(const float* picture, int height, int width, const MatchSource* sources, int n_sources,
+                              const float* planes, const MatchWindow* window, float* costs, int n_threads) {
+  match_planes(picture, height, width, sources, n_sources, planes, *window, costs, n_threads);
 }

@@ -21,6 +21,7 @@ from nerf.meshing.sides import front_direction
 from nerf.meshing.viewer import page_path, write_page
 
 if TYPE_CHECKING:
+    from nerf.datasets import Scene
     from nerf.rendering.model import Model
 
 # options that go to extract_mesh as they are
@@ -75,7 +76,8 @@ class MeshArgs:
     frame: Literal["world", "scene"] = "world"
     """world: that of the photos' poses; scene: the frame nerf works in, where the object fills [-1,1]^3"""
     data: Path | None = None
-    """the scene's folder, for the texture's photos, where it has moved since training"""
+    """the scene's folder, for its photos (a texture's, and of open scenes those that refine the depths), where it has
+    moved since training"""
     overwrite: bool = False
     """replace a file of the same name"""
 
@@ -108,10 +110,12 @@ def main(args: MeshArgs) -> None:
         return
     box = None if args.box is None else box_in_scene(model, args.box, args.frame)
     scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
+    photos = scene or _photos(model, folder, args)
     start = time.perf_counter()
     with Progress("meshing"):
         colours = args.colours and scene is None and args.faces is None
-        mesh = extract_mesh(model, box=box, colours=colours, **{name: getattr(args, name) for name in PASSED_ON})
+        passed_on = {name: getattr(args, name) for name in PASSED_ON}
+        mesh = extract_mesh(model, box=box, colours=colours, scene=photos, **passed_on)
         if scene is not None:
             mesh = texture_mesh(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
         elif args.faces is not None:
@@ -135,6 +139,21 @@ def main(args: MeshArgs) -> None:
     say(out)
     if args.page:
         say(write_page(out, front.numpy()))
+
+
+def _photos(model: Model, folder: Path, args: MeshArgs) -> Scene | None:
+    """The scene of an open capture, whose photos refine the depths; None, and a note, where it is gone."""
+    from nerf.training.runs import scene_of_run
+
+    if not model.space.contracted or args.method == "density" or args.threshold is not None:
+        return None
+    try:
+        return scene_of_run(folder, model.meta, args.data)
+    except UserError as error:
+        if args.data is not None:
+            raise
+        note(f"the mesh is made without the photos, so walls and floors may be off: {error}")
+        return None
 
 
 def write_points(model: Model, n: int, frame: str, out: Path) -> None:

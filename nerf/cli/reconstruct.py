@@ -190,7 +190,7 @@ def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, tex
         largest = max(int(scene.cameras.widths.max()), int(scene.cameras.heights.max()))
         texture = 4096 if largest >= SMALL_PHOTOS else 2048
     with Progress("meshing"):
-        mesh = extract_mesh(model, resolution, colours=texture == 0)
+        mesh = extract_mesh(model, resolution, colours=texture == 0, scene=scene)
         if texture:
             mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
     up, front = common_up(model.cameras)[0], front_direction(model)

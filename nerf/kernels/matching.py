@@ -43,8 +43,9 @@ def match_planes(
     A plane is the inverse depth at a pixel's centre and its change by a pixel to the right and down, which is the same
     everywhere on it. The cost is the mean of the `best` lowest of the views': 1 - NCC, at most 1. Taps are weighted
     bilaterally; `noise` is added to the deviations, and a patch of a smaller one has cost 1, as a view has that shows
-    less than half of it. Sources are read in 254 steps of grey from 0 to 1. Not differentiable. Source: Bleyer et al., "PatchMatch Stereo", 2011; weights as
-    Schoenberger et al., "Pixelwise View Selection for Unstructured Multi-View Stereo", 2016, section 3.
+    less than half of it. Sources are read in 254 steps of grey from 0 to 1. Not differentiable. Source: Bleyer et al.,
+    "PatchMatch Stereo", 2011; weights as Schoenberger et al., "Pixelwise View Selection for Unstructured Multi-View
+    Stereo", 2016, section 3.
     """
     if picture.dim() != 2 or picture.dtype != torch.float32:
         raise ValueError(f"picture: expected [h,w] float32, got {picture.dtype} {list(picture.shape)}")

@@ -17,14 +17,18 @@ from nerf.io.pictures import to_display
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.extent import box_grid, open_grid
 from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
-from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views
+from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, view_cameras
 from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
 from nerf.meshing.marching import Grid, marching_cubes
+from nerf.meshing.photos import grey_pictures
+from nerf.meshing.stereo import refine_depths
 from nerf.meshing.warp import Warp
 
 if TYPE_CHECKING:
     import trimesh
 
+    from nerf.datasets import Scene
+    from nerf.kernels import DepthView
     from nerf.rendering.model import Model
 
 MAX_HOLE_FACES = 100  # faces: as wide as some eight cells
@@ -74,6 +78,7 @@ def extract_mesh(
     smooth: int | None = None,
     holes: int = MAX_HOLE_FACES,
     denoise: int | None = None,
+    scene: Scene | None = None,
 ) -> trimesh.Trimesh:
     """The surface of a model, as a trimesh.Trimesh in the world frame.
 
@@ -89,6 +94,8 @@ def extract_mesh(
     or only views from within 1.5 degrees of one another (None: for bounded objects, and with "density"); at most
     `holes` of them in one place are kept anyway. smooth: rounds of Taubin smoothing (None: 6, or none with "density").
     denoise: rounds of bilateral normal filtering (None: 12, or none with "density" and for over 4 million faces).
+    scene: of open scenes fused by "tsdf", its training photos refine the depths (see stereo.refine_depths), which takes
+    about a minute; without, and for bounded objects, the depths are the field's alone.
 
     Unless unseen faces are removed the mesh is closed (where it meets the box it is capped), 2-manifold, wound
     counter-clockwise seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal.
@@ -114,7 +121,7 @@ def extract_mesh(
     keep_unseen = model.space.bounded if watertight is None else watertight
     warp, cut = Warp(), method == "tsdf" and not keep_unseen
     with torch.no_grad():
-        views = depth_views(model, MAX_VIEWS, MAX_SIDE) if method == "tsdf" else []
+        views = _depths(model, scene) if method == "tsdf" else []
         if box is None and views and model.space.contracted:
             grid, warp = open_grid(model, views, resolution)
         else:
@@ -154,6 +161,14 @@ def extract_mesh(
     trim_heap()
     faces, normals = faces.long(), normals.double()  # as trimesh keeps them; the small ones are freed before it begins
     return to_trimesh(world, faces, normals, info.to_dict(), vertex_colors=rgb)
+
+
+def _depths(model: Model, scene: Scene | None) -> list[DepthView]:
+    """Depth maps of the training views; of open scenes as its photos refine them, where they are given."""
+    views = depth_views(model, MAX_VIEWS, MAX_SIDE)
+    if scene is None or not model.space.contracted:
+        return views
+    return refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
 
 
 def to_trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, info: dict[str, Any], **looks: Any) -> trimesh.Trimesh:

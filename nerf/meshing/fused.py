@@ -102,10 +102,8 @@ class FusedSurface:
 
 
 def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
-    """Maps of the median depth from `most` of the training cameras, those far apart, at most `longest` pixels wide."""
-    share = 6 if bool(model.cameras.spherical.any()) else 1  # maps that a panorama takes
-    chosen = farthest_point_sample(model.cameras.centres, max(1, most // share))
-    cameras = _small_pinholes(model.cameras.subset(chosen), longest)
+    """Maps of the median depth from the cameras of `view_cameras`."""
+    _, cameras = view_cameras(model, most, longest)
     views = []
     for i in range(len(cameras)):
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
@@ -122,6 +120,15 @@ def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
         fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
         views.append(DepthView(pose, (fx, fy, cx, cy), along_z.reshape(h, w), weights.reshape(h, w)))
     return views
+
+
+def view_cameras(model: Model, most: int, longest: int) -> tuple[Tensor, Cameras]:
+    """Pinholes of `most` of the training cameras, those far apart, at most `longest` pixels wide, six of each panorama;
+    and which training camera each is of: int64 [n]."""
+    share = 6 if bool(model.cameras.spherical.any()) else 1
+    chosen = farthest_point_sample(model.cameras.centres, max(1, most // share))
+    cameras = _small_pinholes(model.cameras.subset(chosen), longest)
+    return chosen.repeat_interleave(torch.where(model.cameras.spherical[chosen], 6, 1)), cameras
 
 
 def _mean_weight(view: DepthView) -> float:

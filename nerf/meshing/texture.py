@@ -63,11 +63,11 @@ def _rating(scene: Scene, i: int, vertices: Tensor, faces: Tensor, normals: Tens
     at = (uv[:, 1].clamp(0, h - 1).long() * w + uv[:, 0].clamp(0, w - 1).long()).where(inside, torch.zeros(1).long())
     tolerance = (1.5 + 1.5 * _MARGIN * slope) / density  # within the window a slanted surface comes nearer by itself
     visible = inside & (cosine > 0.1) & (z - in_front[at].double() <= tolerance)
-    visible &= _valid_pixels(scene, i)[at]
+    visible &= shown_pixels(scene, i)[at]
     return (visible * (density / scale).square() * cosine.clamp_min(0).square()).float()
 
 
-def _valid_pixels(scene: Scene, i: int) -> Tensor:
+def shown_pixels(scene: Scene, i: int) -> Tensor:
     """Pixels [h*w] of photo i that show the scene: opaque, and inside the mask."""
     h, w = int(scene.pixels.heights[i]), int(scene.pixels.widths[i])
     shown = torch.ones(h * w, dtype=torch.bool)
@@ -119,7 +119,7 @@ def bake(
         if not len(mine):
             continue
         camera = scene.cameras.subset([i])
-        shown = _valid_pixels(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
+        shown = shown_pixels(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
         picture = torch.cat([load_photo_colors(model, scene, i) / gains[row], shown.float()], dim=2)
         for some in mine.split(_CHUNK):
             of, corner = weights[some].double(), mesh_faces[face[some].long()]

@@ -1,0 +1,199 @@
+"""Depths refined by photos: a known room corner, drawn by tracing rays to its planes."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from nerf.kernels import DepthView
+from nerf.meshing.consistency import ask_views, unproject_pixels
+from nerf.meshing.planar import fit_planes, planes_in_view
+from nerf.meshing.stereo import KEPT, MEASURED, PLANAR, choose_sources, keep_consistent, planes_of, refine_depths
+
+SIZE, FOCAL = (60, 80), 70.0
+
+
+class Drawn(NamedTuple):
+    view: DepthView  # true depths
+    picture: Tensor
+    part: Tensor  # [h,w] 0: wall, 1: floor, 2: the box before them
+
+
+def texture(x: Tensor, y: Tensor) -> Tensor:
+    """Grey that repeats nowhere near; details of about 0.05."""
+    return 0.5 + 0.11 * ((31 * x).sin() + (23 * y + 1).cos() + (17 * x + 29 * y).sin() * (11 * x - 7 * y).cos())
+
+
+def look(centre: Tensor, at: Tensor) -> Tensor:
+    forward = normalize(at - centre, dim=0)
+    right = normalize(torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0]).double()), dim=0)
+    axes = torch.stack([right, torch.linalg.cross(forward, right), forward])
+    return torch.cat([axes, -(axes @ centre)[:, None]], dim=1)
+
+
+def draw(centre: Tensor, plain: bool, box: bool) -> Drawn:
+    """A wall y = 2 and a floor z = 0, with texture all over or (plain) only in stripes on the wall and on the floor;
+    before them a square of its own texture at y = 1.2."""
+    h, w = SIZE
+    pose = look(centre, torch.tensor([0.0, 2.0, 0.6]).double())
+    y, x = torch.meshgrid(torch.arange(h) + 0.5 - h / 2, torch.arange(w) + 0.5 - w / 2, indexing="ij")
+    rays = torch.stack([x / FOCAL, y / FOCAL, torch.ones(h, w)], dim=2).double() @ pose[:, :3]
+    wall, floor, front = (2 - centre[1]) / rays[..., 1], -centre[2] / rays[..., 2], (1.2 - centre[1]) / rays[..., 1]
+    floor = torch.where(floor > 0, floor, torch.inf)
+    z, part = torch.minimum(wall, floor), (floor < wall).long()
+    spot = centre + front[..., None] * rays
+    is_box = (spot[..., 0].abs() < 0.15) & ((spot[..., 2] - 0.55).abs() < 0.15) & (front < z) & box
+    z, part = torch.where(is_box, front, z), torch.where(is_box, 2, part)
+    point = centre + z[..., None] * rays
+    a, b = point[..., 0], torch.where(part == 1, point[..., 1] + 5, point[..., 2])
+    grey = texture(a + 3.0 * (part == 2), b)
+    if plain:
+        bare = (part == 0) & (a.abs() < 0.45) & ((b - 0.6).abs() < 0.35)
+        grey = torch.where(bare, 0.5, grey)
+        part = torch.where(bare, 3, part)
+    depths = DepthView(pose, (FOCAL, FOCAL, w / 2, h / 2), z.float(), torch.ones(h, w))
+    return Drawn(depths, grey.float(), part)
+
+
+def scene(plain: bool = False, box: bool = False) -> list[Drawn]:
+    """Seven views of it from an arc."""
+    turns = torch.linspace(-0.45, 0.45, 7).double()
+    centres = [torch.stack([1.9 * t.sin(), 2 - 1.9 * t.cos(), 0.8 + 0.25 * (7 * t).cos()]) for t in turns]
+    return [draw(centre, plain, box) for centre in centres]
+
+
+def disturbed(drawn: Drawn, seed: int) -> DepthView:
+    """Depths 3 % off here and there, smoothly."""
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.nn.functional.interpolate(torch.randn(1, 1, 5, 6, generator=random), SIZE, mode="bilinear")[0, 0]
+    return DepthView(
+        drawn.view.camera_from_scene, drawn.view.intrinsics, drawn.view.depths * (1 + 0.03 * noise), drawn.view.weights
+    )
+
+
+def errors(views: list[DepthView], drawn: list[Drawn], *parts: int) -> Tensor:
+    """Relative ones of all pixels of those parts, 6 off the border."""
+    found = []
+    for view, true in zip(views, drawn, strict=True):
+        some = sum((true.part == part for part in parts), torch.zeros(SIZE, dtype=torch.bool))
+        some[:6], some[-6:], some[:, :6], some[:, -6:] = False, False, False, False
+        found.append((view.depths / true.view.depths - 1).abs()[some])
+    return torch.cat(found)
+
+
+def test_photos_correct_depths() -> None:
+    drawn = scene()
+    start = [disturbed(d, i) for i, d in enumerate(drawn)]
+    refined = refine_depths(start, [d.picture for d in drawn])
+    before, after = errors(start, drawn, 0, 1), errors(refined, drawn, 0, 1)
+    assert float(before.median()) > 0.01 and float(after.median()) < 0.003, (before.median(), after.median())
+    assert float((after < 0.01).float().mean()) > 0.85
+    weights = torch.cat([view.weights.flatten() for view in refined])
+    assert float((weights >= MEASURED[0]).float().mean()) > 0.5 and float(weights.max()) <= MEASURED[1]
+
+
+def test_what_stands_before_others_stays_apart() -> None:
+    """Of the square and of the wall that it hides in other views, each keeps its own depth."""
+    drawn = scene(box=True)
+    start = [disturbed(d, i) for i, d in enumerate(drawn)]
+    refined = refine_depths(start, [d.picture for d in drawn])
+    for part in (0, 2):
+        after = errors(refined, drawn, part)
+        assert float(after.nan_to_num(nan=1.0).median()) < 0.005, part
+
+
+def test_a_plain_patch_takes_the_plane_around() -> None:
+    """A veil hangs before a bare patch of the wall, elsewhere in each view; the wall goes on through it, with less
+    weight than what was measured."""
+    drawn = scene(plain=True)
+    start = [disturbed(d, i) for i, d in enumerate(drawn)]
+    for i, d in enumerate(drawn):
+        start[i].depths[d.part == 3] *= 0.65 + 0.04 * i
+    refined = refine_depths(start, [d.picture for d in drawn])
+    before, after = errors(start, drawn, 3), errors(refined, drawn, 3)
+    assert float(before.median()) > 0.1 and float(after.median()) < 0.01, (before.median(), after.median())
+    bare = torch.cat([view.weights[d.part == 3] for view, d in zip(refined, drawn, strict=True)])
+    assert float(bare.median()) == pytest.approx(PLANAR) and PLANAR < MEASURED[0]
+
+
+def test_without_texture_and_planes_depths_stay() -> None:
+    drawn = scene()
+    start = [d.view for d in drawn]
+    start[2].depths[3, 4], start[2].depths[5, 6] = torch.inf, torch.nan
+    refined = refine_depths(start, [torch.full(SIZE, 0.5) for _ in drawn])
+    for view, given in zip(refined, start, strict=True):
+        assert torch.equal(view.depths.nan_to_num(nan=-1.0), given.depths.nan_to_num(nan=-1.0))
+        assert torch.allclose(view.weights, KEPT * given.weights)
+
+
+def test_pixels_that_others_see_through_lose_their_say() -> None:
+    drawn = [d.view for d in scene()]
+    near = choose_sources(drawn, 6)
+    false = drawn[3].depths.clone()
+    false[20:30, 30:50] *= 0.7
+    views = [
+        *drawn[:3],
+        DepthView(drawn[3].camera_from_scene, drawn[3].intrinsics, false, drawn[3].weights),
+        *drawn[4:],
+    ]
+    kept = keep_consistent(views, near)
+    assert not bool((kept[3].weights[20:30, 30:50] > 0).any()) and bool(kept[3].depths[20:30, 30:50].isnan().all())
+    assert float((kept[3].weights > 0).float().mean()) > 0.7
+    points = unproject_pixels(views[3], torch.tensor([25 * SIZE[1] + 40]), torch.tensor([false[25, 40]])).float()
+    votes = ask_views(points, [views[2], views[4]])
+    assert (float(votes.agreeing), float(votes.contradicting), float(votes.n_agreeing)) == (0.0, 2.0, 0.0)
+
+
+def test_sources_look_from_another_side_at_the_same() -> None:
+    drawn = [d.view for d in scene()]
+    away = look(torch.tensor([0.0, 0.1, 0.8]).double(), torch.tensor([0.0, -9.0, 0.8]).double())
+    views = [*drawn, DepthView(away, drawn[0].intrinsics, drawn[0].depths, drawn[0].weights)]
+    near = choose_sources(views, 4)
+    assert all(i not in chosen and len(chosen) == 4 for i, chosen in enumerate(near[:-1]))
+    assert all(len(views) - 1 not in chosen for chosen in near[:-1]) and near[-1] == []
+    assert near[0][0] in (1, 2), "the next ones on the arc"
+
+
+def test_planes_are_found_and_seen() -> None:
+    random = torch.Generator().manual_seed(0)
+    flat = torch.rand(3000, 2, generator=random).double()
+    floor = torch.stack([flat[:, 0], flat[:, 1], 0.002 * torch.randn(3000, generator=random).double()], dim=1)
+    wall = torch.stack([flat[:, 0], torch.full((3000,), 2.0).double(), flat[:, 1]], dim=1)[:1500]
+    clutter = torch.rand(500, 3, generator=random).double()
+    normals = torch.cat(
+        [
+            torch.tensor([[0.0, 0.0, 1.0]]).expand(3000, 3),
+            torch.tensor([[0.0, 1.0, 0.0]]).expand(1500, 3),
+            normalize(torch.randn(500, 3, generator=random), dim=1),
+        ]
+    ).double()
+    points = torch.cat([floor, wall, clutter])
+    planes = fit_planes(points, normals, torch.full((len(points),), 0.01).double())
+    assert len(planes.normals) == 2
+    assert planes.normals.abs()[0].tolist() == pytest.approx([0, 0, 1], abs=0.01)
+    assert planes.normals.abs()[1].tolist() == pytest.approx([0, 1, 0], abs=0.01)
+    inside = planes.contain(0, torch.tensor([[0.5, 0.5, 0.0], [1.05, 0.5, 0.0], [1.4, 0.5, 0.0]]).double())
+    assert inside.tolist() == [True, True, False]
+    drawn = scene()[0]
+    seen = planes_in_view(planes, drawn.view)
+    for k, part in ((0, 1), (1, 0)):
+        error = (seen[k, 0] * drawn.view.depths - 1)[drawn.part == part].abs()
+        assert float(error.max()) < 0.03
+    assert len(fit_planes(points[:0], normals[:0], points[:0, 0]).normals) == 0
+
+
+def test_planes_of_depths_are_tangent() -> None:
+    drawn = scene()[3]
+    planes = planes_of(drawn.view.depths)
+    inverse = 1 / drawn.view.depths
+    assert torch.allclose(planes[0], inverse)
+    inner = (drawn.part == 1) & (torch.roll(drawn.part, 1, 0) == 1)
+    inner[0] = False
+    down = torch.diff(inverse, dim=0, prepend=inverse[:1])
+    assert torch.allclose(planes[2][inner], down[inner], atol=2e-4)
+    assert math.isclose(float(planes_of(torch.full(SIZE, torch.inf)).abs().max()), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from nerf.datasets import Scene
 from nerf.kernels import DepthView
 from nerf.meshing.consistency import ask_views, unproject_pixels
+from nerf.meshing.fused import _small_pinholes
+from nerf.meshing.photos import grey_pictures
 from nerf.meshing.planar import fit_planes, planes_in_view
 from nerf.meshing.stereo import KEPT, MEASURED, PLANAR, choose_sources, keep_consistent, planes_of, refine_depths
 
@@ -197,3 +201,36 @@ def test_planes_of_depths_are_tangent() -> None:
     down = torch.diff(inverse, dim=0, prepend=inverse[:1])
     assert torch.allclose(planes[2][inner], down[inner], atol=2e-4)
     assert math.isclose(float(planes_of(torch.full(SIZE, torch.inf)).abs().max()), 0.0)
+
+
+def test_photos_are_seen_without_distortion_and_masks_are_holes() -> None:
+    """Of a far-away pattern, a bent photo of twice the size gives what a pinhole in its place sees."""
+    size, lens = (96, 128), [-0.25, 0.05, 0.0, 0.0, 0.004, -0.003]
+    lenses = Scene.from_arrays(
+        torch.zeros(1, *size, 3), torch.eye(4)[None], [110.0, 110.0, 64.0, 48.0], distortion=lens, splits={"train": [0]}
+    ).cameras
+
+    def pattern(rays_d: Tensor) -> Tensor:
+        return 0.5 + 0.3 * (9 * rays_d[:, 0]).sin() * (7 * rays_d[:, 1] + 1).cos()
+
+    photo = pattern(lenses.image_rays(0)[1]).reshape(*size, 1).expand(-1, -1, 3)
+    mask = torch.ones(size)
+    mask[40:60, 50:70] = 0
+    scene = Scene.from_arrays(
+        photo[None].numpy(),
+        torch.eye(4)[None],
+        [110.0, 110.0, 64.0, 48.0],
+        distortion=lens,
+        masks=[mask.numpy()],
+        names=["a"],
+        splits={"train": [0]},
+    )
+    model = SimpleNamespace(names=["gone", "a"], given_poses=None, log_gains=None, linear=False, exposure=1.0)
+    pinholes = _small_pinholes(scene.cameras.subset([0, 0]), 64)
+    absent, seen = grey_pictures(model, scene, torch.tensor([0, 1]), pinholes)  # type: ignore[arg-type]
+    expected = pattern(pinholes.image_rays(0)[1]).reshape(48, 64)
+    assert bool(absent.isnan().all())
+    assert bool(seen[22:28, 27:33].isnan().all()) and float(seen.isnan().float().mean()) < 0.15
+    assert float((seen - expected).abs().nan_to_num(nan=0.0).max()) < 0.015
+    bent = torch.nn.functional.avg_pool2d(photo[None, ..., 0], 2)[0]
+    assert float((bent - expected).abs().max()) > 0.05, "the lens bends"

@@ -1,8 +1,8 @@
 """Planes of a scene, fitted to points that photos agree on, for pixels without texture: walls, floors, furniture.
 
 A plane has an extent, the convex hull of its points, and in each view it stands for the pixels around those that
-support it. Sources: sequential RANSAC (Fischler and Bolles 1981); plane hypotheses for what has no texture as Xu and Tao,
-"Planar Prior Assisted PatchMatch Multi-View Stereo", 2020 (ACMP), their support chosen by geometric consistency.
+support it. Sources: sequential RANSAC (Fischler and Bolles 1981); plane hypotheses for what has no texture as Xu and
+Tao, "Planar Prior Assisted PatchMatch Multi-View Stereo", 2020 (ACMP), their support chosen by geometric consistency.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from nerf.kernels import DepthView
 from nerf.meshing.consistency import AGREE, CONTRADICT, ask_views, unproject_pixels
 
-_TRIALS = 1500  # planes through three points that are counted
-_MOST_POINTS = 20_000  # that are asked
+_TRIALS = 1000  # planes through three points that are counted
+_MOST_POINTS = 10_000  # that are asked
 _MAX_PLANES = 24
 _LEAST_SHARE = 0.01  # of the points, below which a plane is none
 _TANGENT, _LEAST_TANGENT = 0.85, 0.3  # cosine to a plane's normal of those of its points, for a share of them

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from nerf import kernels
+from nerf.io.threads import in_threads
 from nerf.kernels import DepthView, MatchSource, MatchWindow
 from nerf.meshing.consistency import AGREE, ask_views, unproject, unproject_pixels
 from nerf.meshing.planar import complete, fit_planes
@@ -69,26 +70,31 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
     matched = match_views(views, pictures, near, seed)
     sure = keep_consistent([_measured(view, found) for view, found in zip(views, matched, strict=True)], near)
     planes = fit_planes(*_support(sure, matched, seed))
-    refined = []
-    for i, view in enumerate(views):
+    refined: dict[int, DepthView] = {}
+
+    def refine(i: int) -> None:
+        view = views[i]
         filled = complete(view, sure[i], planes, [sure[j] for j in near[i]], [views[j] for j in near[i]])
         low, high = MEASURED
         is_sure, is_planar = sure[i].weights > 0, filled.is_planar
         depths = torch.where(is_sure, sure[i].depths, filled.depths)
         weights = torch.where(is_planar, PLANAR, KEPT * view.weights)
         weights = torch.where(is_sure, low + (high - low) * sure[i].weights, weights)
-        refined.append(replace(view, depths=depths, weights=weights))
-    return refined
+        refined[i] = replace(view, depths=depths, weights=weights)
+
+    in_threads(refine, len(views))
+    return [refined[i] for i in range(len(views))]
 
 
 def match_views(views: list[DepthView], pictures: list[Tensor], near: list[list[int]], seed: int = 0) -> list[Matched]:
     """Planes for the pixels of views with pictures [h,w], found from their depths on by comparing each with its first
     N_SOURCES of `near`."""
     pyramid = [_pyramid(view, picture) for view, picture in zip(views, pictures, strict=True)]
-    matched = []
-    for i, view in enumerate(views):
+    matched: dict[int, Matched] = {}
+
+    def match(i: int) -> None:
         random = torch.Generator().manual_seed(seed + i)
-        start = planes_of(view.depths)
+        start = planes_of(views[i].depths)
         found: tuple[Tensor, Tensor] | None = None
         for level in reversed(range(_LEVELS)):
             pair = _Pair(pyramid[i][level], [pyramid[j][level] for j in near[i][:N_SOURCES]])
@@ -102,8 +108,10 @@ def match_views(views: list[DepthView], pictures: list[Tensor], near: list[list[
         assert found is not None
         planes, costs = found
         nearby = torch.minimum(*(pair.costs(planes * (1 + change)) for change in (-_RISE_AT, _RISE_AT)))
-        matched.append(Matched(planes, (1 - costs) * ((nearby - costs) / _RISE).clamp(0, 1)))
-    return matched
+        matched[i] = Matched(planes, (1 - costs) * ((nearby - costs) / _RISE).clamp(0, 1))
+
+    in_threads(match, len(views))
+    return [matched[i] for i in range(len(views))]
 
 
 class _Pair:

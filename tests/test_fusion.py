@@ -498,3 +498,31 @@ def test_the_page_comes_with_a_glb_only(
     assert (tmp_path / "a.html").stat().st_size > (tmp_path / "a.glb").stat().st_size
     (tmp_path / "a.glb").unlink()
     assert cli.run([*common, "-o", str(tmp_path / "a.glb")]) == 2 and "a.html exists" in capsys.readouterr().err
+
+
+def test_photos_refine_the_depths_of_open_scenes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[int, object]] = []
+
+    def refined(views: list[DepthView], pictures: list[object]) -> list[DepthView]:
+        asked.append((len(views), pictures[0]))
+        return views
+
+    monkeypatch.setattr("nerf.meshing.fused.grey_pictures", lambda model, scene, photos, views: [scene] * len(views))
+    monkeypatch.setattr("nerf.meshing.fused.refine_depths", refined)
+    room, object_ = BallModel(space=Unbounded(1)), BallModel()
+    box = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
+    scene: Any = "photos"
+    for model in (room, object_):
+        extract_mesh(model, 24, box=box, scene=scene)
+        extract_mesh(model, 24, box=box)
+    assert asked == [(40, "photos")]
+    # the command says where the photos are gone
+    monkeypatch.setattr("nerf.rendering.model.Model.load", lambda path: room)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"")
+    sides = [str(side) for side in box]
+    assert cli.run(["mesh", str(tmp_path), "--resolution", "24", "--frame", "scene", "--box", *sides]) == 0
+    assert "made without the photos" in capsys.readouterr().err and len(asked) == 1
+    assert cli.run(["mesh", str(tmp_path), "--data", str(tmp_path / "gone"), "--overwrite", "--box", *sides]) == 2
+    assert "there is no such folder" in capsys.readouterr().err

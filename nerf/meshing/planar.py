@@ -20,6 +20,7 @@ _MOST_POINTS = 10_000  # that are asked
 _MAX_PLANES = 24
 _LEAST_SHARE = 0.01  # of the points, below which a plane is none
 _TANGENT, _LEAST_TANGENT = 0.85, 0.3  # cosine to a plane's normal of those of its points, for a share of them
+_HALO = 3.0  # tolerances from a plane within which there is no other: its own points' larger errors
 _DIRECTIONS = 32  # of the lines around an extent
 _EXTENT_QUANTILE, _MARGIN = 0.001, 0.1  # of the points that may lie beyond each; the share by which it is wider
 _FEWEST_ALIKE = 3  # views with the same depth by which a pixel keeps its own
@@ -71,7 +72,7 @@ def fit_planes(points: Tensor, normals: Tensor, tolerances: Tensor, seed: int = 
                 if int(inlier.sum()) < least:
                     break
             else:
-                left &= ~inlier
+                left &= (points @ normal - offset).abs() > _HALO * tolerances
                 found.append((normal, offset, *_extent(points[inlier], normal)))
     if not found:
         none = torch.zeros(0, dtype=torch.float64)
@@ -167,33 +168,35 @@ def _box_sum(values: Tensor, reach: int) -> Tensor:
 
 
 class Filled(NamedTuple):
-    """A view's depths where it measures nothing."""
+    """What may stand where a view measures nothing: [h,w] bool, and planes."""
 
-    depths: Tensor  # [h,w] float32
-    is_planar: Tensor  # [h,w] bool: those of planes
+    planes: Tensor  # [3,h,w] float32, see kernels.match_planes
+    is_planar: Tensor  # where one of them will do
+    alike: Tensor  # where other views have the pixel's own depth
+    refuted: Tensor  # where they see through it
 
 
 def complete(
     view: DepthView, sure: DepthView, planes: Planes, sure_others: list[DepthView], others: list[DepthView]
 ) -> Filled:
-    """Depths for the pixels of a view that are not sure (weight 0), given others and those of them that are sure.
+    """Planes for the pixels of a view that are not sure (weight 0), given others and those of them that are sure.
 
-    A pixel keeps its own where _FEWEST_ALIKE others have the same and none that is sure sees through, or where no plane
-    will do; NaN where they do. A plane will do where the pixel lies within its extent, not before the pixel's own depth
-    (a field errs towards the camera), and views that are sure do not see through; of several, that which most sure
-    pixels around support. Every second pixel of every second row is asked for all four.
+    Its own depth is alike where _FEWEST_ALIKE others have the same, refuted where those that are sure see through. A
+    plane will do where the pixel lies within its extent, not before the pixel's own depth (a field errs towards the
+    camera), and views that are sure do not see through; of several, that which most sure pixels around support. Every
+    second pixel of every second row is asked for all four.
     """
     h, w = view.depths.shape
     own = view.depths[::2, ::2].flatten()
     rows, cols = (h + 1) // 2, (w + 1) // 2
     pixels = (2 * torch.arange(rows)[:, None] * w + 2 * torch.arange(cols)).flatten()
     is_open = (sure.weights[::2, ::2] <= 0).flatten() & ~own.isinf()
-    refuted, stays = (torch.zeros(len(pixels), dtype=torch.bool) for _ in range(2))
+    refuted, alike = (torch.zeros(len(pixels), dtype=torch.bool) for _ in range(2))
     known = (is_open & (own > 0)).nonzero()[:, 0]
     points = unproject_pixels(view, pixels[known], own[known]).float()
     through = ask_views(points, sure_others)
     refuted[known] = through.contradicting > through.agreeing
-    stays[known] = (ask_views(points, others).n_agreeing >= _FEWEST_ALIKE) & ~refuted[known]
+    alike[known] = (ask_views(points, others).n_agreeing >= _FEWEST_ALIKE) & ~refuted[known]
 
     there = planes_in_view(planes, view)[:, 0]
     inverse = there[:, ::2, ::2].reshape(-1, len(pixels))
@@ -202,7 +205,7 @@ def complete(
     which, most = torch.full((len(pixels),), -1), torch.zeros(len(pixels))
     for k, (q, votes_for) in enumerate(zip(inverse, votes, strict=True)):
         before = q * own > 1 + CONTRADICT
-        asked = (is_open & ~stays & ~before & (q > 0) & (votes_for > most)).nonzero()[:, 0]
+        asked = (is_open & ~before & (q > 0) & (votes_for > most)).nonzero()[:, 0]
         points = unproject_pixels(view, pixels[asked], 1 / q[asked])
         inside = planes.contain(k, points)
         asked, points = asked[inside], points[inside]
@@ -213,10 +216,10 @@ def complete(
     def finer(values: Tensor) -> Tensor:
         return values.reshape(rows, cols).repeat_interleave(2, dim=0)[:h].repeat_interleave(2, dim=1)[:, :w]
 
-    label, is_refuted = finer(which), finer(refuted)
+    label = finer(which)
     is_planar = (label >= 0) & (sure.weights <= 0) & ~view.depths.isinf()
-    own_depths = torch.where(is_refuted, torch.nan, view.depths)
-    if len(there):
-        planar = 1 / there.gather(0, label.clamp_min(0)[None])[0]
-        own_depths = torch.where(is_planar, planar, own_depths)
-    return Filled(own_depths, is_planar)
+    flat = torch.zeros(3, h, w)
+    if len(planes.normals):
+        index = label.clamp_min(0)
+        flat = planes_in_view(planes, view).gather(0, index.expand(1, 3, h, w))[0]
+    return Filled(flat, is_planar, finer(alike), finer(refuted))

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
 from nerf import kernels
 from nerf.io.threads import in_threads
 from nerf.kernels import DepthView, MatchSource, MatchWindow
-from nerf.meshing.consistency import AGREE, ask_views, unproject, unproject_pixels
+from nerf.meshing.consistency import ask_views, unproject, unproject_pixels
 from nerf.meshing.planar import complete, fit_planes
 
 N_SOURCES = 6  # pictures that each view is compared with
@@ -27,6 +27,9 @@ _ANGLES = (2.0, 12.0, 45.0)  # degrees between two lines of sight: fewest, best,
 _MAX_ZOOM = 1.6  # how many times larger a patch may be in one picture than in the other
 _LEVELS = 3  # of the pyramid, halves
 _WINDOW = MatchWindow(color=0.04)
+# What has no texture for _WINDOW still has shades, in pixels twice as large: planes are compared by these in an area of
+# so many such pixels; they must gain so much on a depth that other views have, and on one that they do not.
+_FAINT, _FAINT_AREA, _FAINT_GAIN = MatchWindow(radius=5, space=5.0, noise=0.001), 9, (0.01, -0.05)
 _NEAR_STRIP, _FAR_STRIP = (1, 2, 3, 4, 5), (7, 10, 14, 19, 25)  # pixels, whose best plane is tried, in four directions
 # Random changes that are tried at each level, coarse to fine, in each sweep: (depth, relative; slope, tangent).
 _CHANGES = (
@@ -38,7 +41,7 @@ _SWEEPS = (3, 2, 1)  # at each level
 _RISE_AT, _RISE = 0.02, 0.2  # confident is whose cost rises by the latter for a depth that differs by the former share
 _LEAST_CONFIDENCE = 0.05  # below which a pixel measures nothing
 _N_ASKED, _FEWEST = 10, 2  # views that are asked of a pixel's depth; that must agree
-_SUPPORT_PIXELS = 3000  # of a view, to which planes are fitted
+_SUPPORT_PIXELS, _FLAT = 3000, 0.01  # of a view, to which planes are fitted; of the depth: how far they may be off
 MEASURED, PLANAR, KEPT = (0.5, 1.0), 0.3, 0.3  # weights: see refine_depths
 
 
@@ -62,9 +65,10 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
     """The views with depths that photos [h,w] (grey, NaN: shows nothing) and planes confirm, and weights to match.
 
     Where photos agree on a pixel and two other views find the same, its depth is what they say, with a weight of
-    MEASURED[0] to MEASURED[1] by its confidence. Elsewhere the depth stays where other views' agree and none that is
-    sure sees through it; else it is that of a plane (see planar.complete), if one stands there, with the weight
-    PLANAR; else it counts as KEPT of what it did, or not at all (NaN) where others see through. Not differentiable.
+    MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see planar.complete): with
+    the weight PLANAR if its surroundings look more alike with it than with the depth given, or not clearly less where
+    no other views have that depth. Other depths stay and count as KEPT of what they did, or not at all (NaN) where
+    views that are sure see through. Not differentiable.
     """
     near = choose_sources(views, _N_ASKED)
     matched = match_views(views, pictures, near, seed)
@@ -75,9 +79,15 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
     def refine(i: int) -> None:
         view = views[i]
         filled = complete(view, sure[i], planes, [sure[j] for j in near[i]], [views[j] for j in near[i]])
+        half = [_pyramid(views[j], pictures[j])[1] for j in (i, *near[i][:N_SOURCES])]
+        pair = _Pair(half[0], half[1:], _FAINT)
+        gain = pair.gain(planes_of(view.depths), filled.planes)
+        asked = torch.where(filled.alike, _FAINT_GAIN[0], _FAINT_GAIN[1])
+        is_planar = filled.is_planar & (filled.refuted | view.depths.isnan() | (gain > asked))
         low, high = MEASURED
-        is_sure, is_planar = sure[i].weights > 0, filled.is_planar
-        depths = torch.where(is_sure, sure[i].depths, filled.depths)
+        is_sure = sure[i].weights > 0
+        depths = torch.where(is_planar, 1 / filled.planes[0], torch.where(filled.refuted, torch.nan, view.depths))
+        depths = torch.where(is_sure, sure[i].depths, depths)
         weights = torch.where(is_planar, PLANAR, KEPT * view.weights)
         weights = torch.where(is_sure, low + (high - low) * sure[i].weights, weights)
         refined[i] = replace(view, depths=depths, weights=weights)
@@ -117,11 +127,18 @@ def match_views(views: list[DepthView], pictures: list[Tensor], near: list[list[
 class _Pair:
     """A view and those that it is compared with."""
 
-    def __init__(self, here: _Level, others: list[_Level]) -> None:
-        self.here, self.sources = here, [_source(here, other) for other in others]
+    def __init__(self, here: _Level, others: list[_Level], window: MatchWindow = _WINDOW) -> None:
+        self.here, self.sources, self.window = here, [_source(here, other) for other in others], window
 
     def costs(self, planes: Tensor) -> Tensor:
-        return kernels.match_planes(self.here.picture, self.sources, planes, _WINDOW)
+        return kernels.match_planes(self.here.picture, self.sources, planes, self.window)
+
+    def gain(self, planes: Tensor, others: Tensor) -> Tensor:
+        """By how much others [3,h,w] cost less than planes, of pixels half as large as this view's: mean over
+        _FAINT_AREA of its pixels around each."""
+        less = self.costs(_coarser(planes, 1)) - self.costs(_coarser(others, 1))
+        mean = avg_pool2d(less[None, None], _FAINT_AREA, 1, _FAINT_AREA // 2, count_include_pad=False)
+        return interpolate(mean, planes.shape[1:], mode="nearest")[0, 0]
 
     def better(self, best: tuple[Tensor, Tensor], tried: Tensor) -> tuple[Tensor, Tensor]:
         """The planes and costs that cost less at each pixel, of those so far and others."""
@@ -200,7 +217,7 @@ def _support(sure: list[DepthView], matched: list[Matched], seed: int) -> tuple[
         x, y = pixels % view.depths.shape[1] + 0.5, torch.div(pixels, view.depths.shape[1], rounding_mode="floor") + 0.5
         normals = torch.stack([right * fx, down * fy, q - right * (x - cx) - down * (y - cy)], dim=1)
         normals = torch.nn.functional.normalize(normals @ view.camera_from_scene[:, :3], dim=1)
-        parts.append((unproject_pixels(view, pixels, z), normals, AGREE * z))
+        parts.append((unproject_pixels(view, pixels, z), normals, _FLAT * z))
     points, normals, tolerances = (torch.cat(part) for part in zip(*parts, strict=True))
     return points, normals, tolerances
 

@@ -81,12 +81,12 @@ def disturbed(drawn: Drawn, seed: int) -> DepthView:
 
 
 def errors(views: list[DepthView], drawn: list[Drawn], *parts: int) -> Tensor:
-    """Relative ones of all pixels of those parts, 6 off the border."""
+    """Relative ones of all pixels of those parts, 6 off the border; 1 where there is no depth."""
     found = []
     for view, true in zip(views, drawn, strict=True):
         some = sum((true.part == part for part in parts), torch.zeros(SIZE, dtype=torch.bool))
         some[:6], some[-6:], some[:, :6], some[:, -6:] = False, False, False, False
-        found.append((view.depths / true.view.depths - 1).abs()[some])
+        found.append((view.depths / true.view.depths - 1).abs()[some].nan_to_num(nan=1.0))
     return torch.cat(found)
 
 
@@ -108,7 +108,7 @@ def test_what_stands_before_others_stays_apart() -> None:
     refined = refine_depths(start, [d.picture for d in drawn])
     for part in (0, 2):
         after = errors(refined, drawn, part)
-        assert float(after.nan_to_num(nan=1.0).median()) < 0.005, part
+        assert float(after.median()) < 0.005, part
 
 
 def test_a_plain_patch_takes_the_plane_around() -> None:

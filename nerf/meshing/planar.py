@@ -23,6 +23,7 @@ _TANGENT, _LEAST_TANGENT = 0.85, 0.3  # cosine to a plane's normal of those of i
 _HALO = 3.0  # tolerances from a plane within which there is no other: its own points' larger errors
 _DIRECTIONS = 32  # of the lines around an extent
 _EXTENT_QUANTILE, _MARGIN = 0.001, 0.1  # of the points that may lie beyond each; the share by which it is wider
+_FARTHEST = 1.5  # times a pixel's depth: where no plane is put behind what may be a plain thing of its own
 _FEWEST_ALIKE = 3  # views with the same depth by which a pixel keeps its own
 _REACHES = (4, 8, 16, 32, 64, 128, 256)  # pixels around a pixel in which planes are voted for
 
@@ -183,8 +184,8 @@ def complete(
 
     Its own depth is alike where _FEWEST_ALIKE others have the same, refuted where those that are sure see through. A
     plane will do where the pixel lies within its extent, not before the pixel's own depth (a field errs towards the
-    camera), and views that are sure do not see through; of several, that which most sure pixels around support. Every
-    second pixel of every second row is asked for all four.
+    camera) nor, unless that is refuted, _FARTHEST times as far, and views that are sure do not see through; of several,
+    that which most sure pixels around support. Every second pixel of every second row is asked for all four.
     """
     h, w = view.depths.shape
     own = view.depths[::2, ::2].flatten()
@@ -204,8 +205,8 @@ def complete(
     votes = vote(support.reshape(-1, rows, cols)).reshape(-1, len(pixels))
     which, most = torch.full((len(pixels),), -1), torch.zeros(len(pixels))
     for k, (q, votes_for) in enumerate(zip(inverse, votes, strict=True)):
-        before = q * own > 1 + CONTRADICT
-        asked = (is_open & ~before & (q > 0) & (votes_for > most)).nonzero()[:, 0]
+        elsewhere = (q * own > 1 + CONTRADICT) | ((q * own < 1 / _FARTHEST) & ~refuted)
+        asked = (is_open & ~elsewhere & (q > 0) & (votes_for > most)).nonzero()[:, 0]
         points = unproject_pixels(view, pixels[asked], 1 / q[asked])
         inside = planes.contain(k, points)
         asked, points = asked[inside], points[inside]

@@ -60,13 +60,13 @@ def test_the_warp_is_even_within_grows_beyond_and_comes_back() -> None:
 
 
 def test_a_room_is_meshed_up_to_its_walls() -> None:
-    mesh = extract_mesh(Room(), resolution=128)
+    mesh = extract_mesh(Room(), resolution=96)
     low, high = mesh.bounds
     np.testing.assert_allclose(high, HALF, atol=0.05)
     np.testing.assert_allclose(low, -HALF.numpy(), atol=0.05)
-    assert np.quantile(off_surface(mesh.vertices), 0.9) < 0.06, "a step is 0.06 in the middle and 0.2 at the walls"
+    assert np.quantile(off_surface(mesh.vertices), 0.9) < 0.08, "a step is 0.08 in the middle and 0.3 at the walls"
     ball = np.linalg.norm(mesh.vertices, axis=1) < 1
-    assert ball.sum() > 500 and off_surface(mesh.vertices[ball]).max() < 0.02
+    assert ball.sum() > 250 and off_surface(mesh.vertices[ball]).max() < 0.03
     edges = mesh.edges_unique_length
     at_wall = np.abs(mesh.vertices[mesh.edges_unique[:, 0]])[:, 0] > 4.9
     assert 1.5 < np.median(edges[at_wall]) / np.median(edges[ball[mesh.edges_unique[:, 0]]]) < 4
@@ -128,7 +128,7 @@ def test_what_others_look_through_is_no_surface() -> None:
             )
             return torch.where(near & first, t_speck, t), spread
 
-    vertices = extract_mesh(Floater(), resolution=128).vertices
+    vertices = extract_mesh(Floater(), resolution=32, box=(-1.0, -1.0, -0.3, 1.0, 1.0, 1.7)).vertices
     assert np.linalg.norm(vertices - [0, 0, 1.2], axis=1).min() > 0.4
 
 
@@ -139,6 +139,6 @@ def test_what_is_far_from_all_that_is_seen_is_skipped() -> None:
     ranges = [slice(0, n) for n in reversed(grid.shape)]
     codes = FusedSurface(views, grid, warp, skip=True).known(*ranges)
     assert (codes == SKIP).mean() > 0.2 and not (FusedSurface(views, grid, warp).known(*ranges) == SKIP).any()
-    kept, skipped = (extract_mesh(model, 96, holes=holes) for holes in (101, 100))
+    kept, skipped = (extract_mesh(model, 80, holes=holes) for holes in (101, 100))
     assert kept.metadata["unseen_faces"] > skipped.metadata["unseen_faces"] > 0
     assert abs(len(kept.faces) / len(skipped.faces) - 1) < 0.01 and math.isclose(kept.area, skipped.area, rel_tol=0.01)

@@ -509,8 +509,8 @@ def test_photos_refine_the_depths_of_open_scenes_alone(
         asked.append((len(views), pictures[0]))
         return views
 
-    monkeypatch.setattr("nerf.meshing.fused.grey_pictures", lambda model, scene, photos, views: [scene] * len(views))
-    monkeypatch.setattr("nerf.meshing.fused.refine_depths", refined)
+    monkeypatch.setattr("nerf.meshing.extract.grey_pictures", lambda model, scene, photos, views: [scene] * len(views))
+    monkeypatch.setattr("nerf.meshing.extract.refine_depths", refined)
     room, object_ = BallModel(space=Unbounded(1)), BallModel()
     box = (-1.0, -1.0, -1.0, 1.0, 1.0, 1.0)
     scene: Any = "photos"

@@ -340,14 +340,27 @@ def test_poses_never_takes_its_own_output_for_photos(tmp_path: Path) -> None:
 
     from nerf.capture.photos import list_photos
 
-    for name in ("day1/a.jpg", "day1/b.jpg", "day2/c.jpg", "out/images/a.jpg", "run/eval/0000_a.png", "masks/a.png"):
+    for name in ("day1/a.jpg", "day1/b.jpg", "day2/c.jpg", "out/images/a.jpg", "masks/a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     with OutputFolder.open(tmp_path / "run", "run", overwrite=True) as folder:
-        folder.claim("model")
-        (tmp_path / "run" / "model").touch()
+        folder.claim("model", "eval/")
+        (tmp_path / "run" / "eval").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "run" / "eval" / "0000_a.png")
     found = [p.relative_to(tmp_path).as_posix() for p in list_photos(tmp_path, tmp_path / "out")]
     assert found == ["day1/a.jpg", "day1/b.jpg", "day2/c.jpg"]
+    # written among photos, which stay photos
+    with OutputFolder.open(tmp_path / "day1", "pictures", overwrite=True) as folder:
+        folder.claim("00000.png")
+        Image.new("RGB", (8, 8)).save(tmp_path / "day1" / "00000.png")
+    assert [p.relative_to(tmp_path).as_posix() for p in list_photos(tmp_path, tmp_path / "out")] == found
+    assert [p.name for p in list_photos(tmp_path / "day1")] == ["a.jpg", "b.jpg"]
+    with OutputFolder.open(tmp_path / "set", "dataset") as folder:  # pictures of ours, asked for by name
+        folder.claim("images/a.png")
+        (tmp_path / "set" / "images").mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "set" / "images" / "a.png")
+    assert [p.name for p in list_photos(tmp_path / "set")] == ["a.png"]
+    assert [p.relative_to(tmp_path).as_posix() for p in list_photos(tmp_path, tmp_path / "out")] == found
 
 
 def test_a_fit_leaves_the_users_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

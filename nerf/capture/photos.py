@@ -62,22 +62,27 @@ class Photos:
 
 def list_photos(folder: Path, out: Path | None = None) -> list[Path]:
     """Files with a photo's suffix in the folder and in all below it; where it holds none itself and has images/,
-    input/ or the like, of that. But not what lies below `out` or in another folder that this package wrote, nor masks,
-    depth maps, reduced copies (images_4/) and what is hidden."""
-
-    def is_output(place: Path) -> bool:
-        return (out is not None and place.resolve() == out.resolve()) or read_record(place) is not None
+    input/ or the like, of that. But not what lies below `out`, nor files that this package wrote (photos that lie
+    beside them are photos; so are those of a data set of ours, where it is the folder), nor masks, depth maps, reduced
+    copies (images_4/) and what is hidden."""
 
     def below(top: Path) -> list[Path]:
-        found = []
+        found: list[Path] = []
+        ours: set[Path] = set()
         for root, folders, names in os.walk(top):
-            folders[:] = [n for n in folders if not _NO_PHOTOS.fullmatch(n.lower()) and not is_output(Path(root, n))]
-            found += [Path(root, name) for name in names]
+            here = Path(root)
+            record = read_record(here)
+            if record is not None and not (here == top and record["kind"] == "dataset"):
+                ours.update(here / name for name in record["files"])
+            folders[:] = [n for n in folders if not _NO_PHOTOS.fullmatch(n.lower()) and here / n not in ours]
+            if out is not None:
+                folders[:] = [n for n in folders if (here / n).resolve() != out.resolve()]
+            found += [here / name for name in names if here / name not in ours]
         return _photos_among(found)
 
     if not _photos_among(folder.iterdir() if folder.is_dir() else []):
         for place in (folder / name for name in PLACES):
-            if place.is_dir() and not is_output(place) and (found := below(place)):
+            if place.is_dir() and (out is None or place.resolve() != out.resolve()) and (found := below(place)):
                 return found
     return below(folder)
 

@@ -6,6 +6,7 @@ Seconds are wall-clock, after Python has started; peaks are of the whole process
 from __future__ import annotations
 
 import ast
+import json
 import os
 import resource
 import statistics
@@ -126,14 +127,20 @@ def extract(model: str, resolution: int, threshold: float | None = None) -> dict
 
 
 def textured_mesh(
-    model: str, scene: str, truth: str | None, texture: int = 4096, resolution: int | None = None
+    model: str,
+    scene: str,
+    truth: str | None,
+    texture: int = 4096,
+    resolution: int | None = None,
+    scored_by: str | None = None,
 ) -> dict[str, Any]:
     """Checkpoint to textured mesh: seconds of each stage, distances to the truth, and PSNR drawn as the test views
-    beside the field's own (both on white). The whole extracted surface is what is judged against the truth."""
+    beside the field's own (both on white). The whole extracted surface is what is judged against the truth. scored_by:
+    a script that takes MESH SCENE --out FILE and writes its own numbers, of scenes that are no object."""
     loaded, photos = Model.load(model), datasets.load(scene, quiet=True)
     loaded.background = torch.ones(3)
     times, started = {}, time.perf_counter()
-    surface = extract_mesh(loaded, resolution, colours=False)
+    surface = extract_mesh(loaded, resolution, colours=False, scene=photos)
     times["extract"] = time.perf_counter() - started
     made = texture_mesh(loaded, photos, surface, texture, TEXTURED_FACES)
     times["texture"] = time.perf_counter() - started - times["extract"]
@@ -151,6 +158,14 @@ def textured_mesh(
         pairs = {"truth": whole, "truth_textured": made}
         result |= {name: evaluate_mesh(mesh, against).to_dict() for name, mesh in pairs.items()}
         result["genus_off_one"] = abs(genus(whole) - 1)
+    if scored_by is not None:
+        with TemporaryDirectory() as scratch:
+            ply, numbers = Path(scratch, "mesh.ply"), Path(scratch, "numbers.json")
+            save_mesh(surface, ply)
+            status = subprocess.run([sys.executable, scored_by, str(ply), scene, "--out", str(numbers)]).returncode
+            if status:
+                raise UserError(f"{Path(scored_by).name} ended with status {status}")
+            result["scored"] = json.loads(numbers.read_text())
     return result
 
 

@@ -93,8 +93,9 @@ def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix
         given = values[name]
         for value in given if allowed.many and isinstance(given, tuple | list) else (given,):
             if not allowed.holds(value):
-                shown = name.replace("_", "-") if prefix == "--" else name
-                raise BadValue(f"{prefix}{shown} is {value!r}, expected {allowed}")
+                if prefix == "--":  # an option that is left out has no value to name
+                    name, allowed = name.replace("_", "-"), allowed._replace(optional=False)
+                raise BadValue(f"{prefix}{name} is {value!r}, expected {allowed}")
 
 
 def check_record(record: Any, ranges: Mapping[str, Range]) -> None:

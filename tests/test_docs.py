@@ -154,7 +154,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(lines) <= 12
     # the same, only shorter: few steps, a coarse mesh, fewer and smaller views
     for printed, short in (
-        ("minutes=2", "steps=150"),
+        ("minutes=2", "steps=100"),
         ("resolution=256", "resolution=48"),
         ('nerf.load("data/sample")', 'nerf.load("data/sample", downscale=8)'),
     ):

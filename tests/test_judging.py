@@ -207,7 +207,7 @@ def test_a_model_that_photos_contradict_is_not_written(tmp_path: Path, monkeypat
     from nerf import capture
     from nerf.errors import UserError
 
-    write_photos(tmp_path / "photos", 8)
+    write_photos(tmp_path / "photos", 5)
     solved = capture._solve
 
     def wrong(*args: Any) -> Any:
@@ -219,4 +219,4 @@ def test_a_model_that_photos_contradict_is_not_written(tmp_path: Path, monkeypat
         capture.find_poses(CaptureOptions(tmp_path / "photos", tmp_path / "set"))
     assert not (tmp_path / "set" / "transforms.json").exists() and (tmp_path / "set" / "groups.png").is_file()
     report = json.loads((tmp_path / "set" / "poses.json").read_text())
-    assert report["n_placed"] == 8 and report["judgement"].startswith("3 of 40") and len(report["groups"][0]) == 8
+    assert report["n_placed"] == 5 and report["judgement"].startswith("3 of 40") and len(report["groups"][0]) == 5

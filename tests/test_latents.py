@@ -51,7 +51,7 @@ def test_a_set_is_learned_blended_and_drawn_from(tmp_path: Path, capsys) -> None
         (["--latent", tmp_path / "long.npy"], "latents of length 6"),
         (["--between", 1, 99], "0 to 23"),
         ([], "--new N"),
-        (["--new", 0], "1 or more"),
+        (["--new", 0], "expected a whole number from 1 to 65536\n"),
         (["--grid", 64], "means nothing for a fitted set"),
     ):
         assert run("sample", out, "-o", tmp_path / "bad.png", *words) == 2

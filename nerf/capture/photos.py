@@ -66,6 +66,9 @@ def list_photos(folder: Path, out: Path | None = None) -> list[Path]:
     beside them are photos; so are those of a data set of ours, where it is the folder), nor masks, depth maps, reduced
     copies (images_4/) and what is hidden."""
 
+    def is_out(place: Path) -> bool:
+        return out is not None and place.resolve() == out.resolve()
+
     def below(top: Path) -> list[Path]:
         found: list[Path] = []
         ours: set[Path] = set()
@@ -74,15 +77,14 @@ def list_photos(folder: Path, out: Path | None = None) -> list[Path]:
             record = read_record(here)
             if record is not None and not (here == top and record["kind"] == "dataset"):
                 ours.update(here / name for name in record["files"])
-            folders[:] = [n for n in folders if not _NO_PHOTOS.fullmatch(n.lower()) and here / n not in ours]
-            if out is not None:
-                folders[:] = [n for n in folders if (here / n).resolve() != out.resolve()]
+            allowed = [n for n in folders if not _NO_PHOTOS.fullmatch(n.lower())]
+            folders[:] = [n for n in allowed if here / n not in ours and not is_out(here / n)]
             found += [here / name for name in names if here / name not in ours]
         return _photos_among(found)
 
     if not _photos_among(folder.iterdir() if folder.is_dir() else []):
         for place in (folder / name for name in PLACES):
-            if place.is_dir() and (out is None or place.resolve() != out.resolve()) and (found := below(place)):
+            if place.is_dir() and not is_out(place) and (found := below(place)):
                 return found
     return below(folder)
 

@@ -95,7 +95,7 @@ def extract_mesh(
     `holes` of them in one place are kept anyway. smooth: rounds of Taubin smoothing (None: 6, or none with "density").
     denoise: rounds of bilateral normal filtering (None: 12, or none with "density" and for over 4 million faces).
     scene: of open scenes fused by "tsdf", its training photos refine the depths (see stereo.refine_depths), which takes
-    about a minute; without, and for bounded objects, the depths are the field's alone.
+    some minutes of computing; without, and for bounded objects, the depths are the field's alone.
 
     Unless unseen faces are removed the mesh is closed (where it meets the box it is capped), 2-manifold, wound
     counter-clockwise seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal.

@@ -14,6 +14,7 @@ from torch import Tensor
 from nerf import kernels
 from nerf.geometry.cameras import PERSPECTIVE, Cameras
 from nerf.kernels import DepthView
+from nerf.meshing.consistency import unproject
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, SKIP, Grid
 from nerf.meshing.warp import Warp
 
@@ -140,10 +141,7 @@ def _mean_weight(view: DepthView) -> float:
 def unproject_depths(view: DepthView) -> Tensor:
     """Scene points [n,3] float32 of the pixels that see something."""
     row, col = view.depths.isfinite().nonzero().unbind(dim=1)
-    z = view.depths[row, col]
-    fx, fy, cx, cy = view.intrinsics
-    local = torch.stack([(col + 0.5 - cx) / fx * z, (row + 0.5 - cy) / fy * z, z], dim=1).double()
-    return ((local - view.camera_from_scene[:, 3]) @ view.camera_from_scene[:, :3]).float()
+    return unproject(view, row + 0.5, col + 0.5, view.depths[row, col]).float()
 
 
 def find_supported(

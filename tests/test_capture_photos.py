@@ -430,7 +430,7 @@ def test_videos_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
         text = capsys.readouterr().err
         assert words in text and text.count("\n") == 1 and not (tmp_path / "out").exists(), text
     assert cli.run(["poses", str(tmp_path / "good.mp4"), "-o", str(tmp_path / "out"), "--frames", "2"]) == 2
-    assert "--frames must be at least 3" in capsys.readouterr().err
+    assert "--frames is 2, expected a whole number from 3 to 100000" in capsys.readouterr().err
 
 
 def test_a_video_that_claims_more_than_memory_holds_is_no_lack_of_memory(

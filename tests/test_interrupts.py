@@ -120,3 +120,24 @@ def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(
         assert "going on at step 6 of 6" in said
         assert last.read_bytes()[-1000:] == whole_run[-1000:]
     assert json.loads((tmp_path / "run" / "training.json").read_text())["steps"] == 6
+
+
+def test_a_check_leaves_no_other_handler_of_signals() -> None:
+    """pycolmap's own prints a C++ stack and ends the process at once."""
+    pytest.importorskip("pycolmap")
+    program = f"""
+import signal, sys
+from nerf.checks.run import check_posed
+from nerf.datasets import load_posed
+from nerf.io.interrupts import Stopped, stoppable
+with stoppable():
+    check_posed(load_posed({str(ROOT / "data" / "sample")!r}), seconds=2)
+    assert "pycolmap" in sys.modules
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except Stopped as stop:
+        print("stopped by", stop)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stdout) == (0, "stopped by SIGTERM\n"), ended.stderr

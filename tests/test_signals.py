@@ -207,6 +207,7 @@ def test_bad_and_silent_sounds(tmp_path: Path, capsys) -> None:
     whole = wav(tmp_path / "a.wav", np.zeros((64, 1), np.int16), 16).read_bytes()
     (tmp_path / "cut.wav").write_bytes(whole[:36])
     (tmp_path / "odd.wav").write_bytes(whole[:34] + struct.pack("<H", 12) + whole[36:])
+    (tmp_path / "fast.wav").write_bytes(whole[:24] + struct.pack("<I", 0xFFFFFFFF) + whole[28:])
     wav(tmp_path / "none.wav", np.zeros((0, 1), np.int16), 16)
     for name, expected in (
         ("missing.wav", "no such file"),
@@ -214,6 +215,7 @@ def test_bad_and_silent_sounds(tmp_path: Path, capsys) -> None:
         ("text.wav", "cannot be read as a sound"),
         ("cut.wav", "no data chunk"),
         ("odd.wav", "12 bits"),
+        ("fast.wav", "at 4294967295/s is not supported"),
         ("none.wav", "no samples"),
     ):
         assert run("fit", "audio", tmp_path / name, "-o", tmp_path / "out") == 2

@@ -17,7 +17,7 @@ from nerf.capture.photos import Photos, describe_cameras, group_cameras, list_ph
 from nerf.capture.settings import Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
 from nerf.datasets.named import PLACES
-from nerf.errors import UserError, note
+from nerf.errors import Range, UserError, check_numbers, note
 from nerf.io.files import write_file
 from nerf.io.machine import usable_cores
 from nerf.io.outputs import OutputFolder
@@ -126,9 +126,8 @@ def _check(args: CaptureOptions) -> None:
         raise UserError(
             f"{args.data}: expected a folder of photos or a video ({', '.join(s[1:] for s in VIDEO_SUFFIXES)})"
         )
-    for name, value, least in (("--frames", args.frames, 3), ("--longest", args.longest, 320)):
-        if value is not None and value < least:
-            raise UserError(f"{name} must be at least {least}, got {value}")
+    numbers = {"frames": Range(3, 100_000, whole=True, optional=True), "longest": Range(320, 32_768, whole=True)}
+    check_numbers(vars(args), numbers, "--")
     for name, length in (("--scale", args.scale), ("--distance", args.distance[2] if args.distance else 1.0)):
         if not 0 < length < 1e9:
             raise UserError(f"{name} must be above 0, got {length:g}")

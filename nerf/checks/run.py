@@ -23,6 +23,7 @@ from nerf.checks.verdict import Finding, Verdict, some
 from nerf.datasets.posed import Posed
 from nerf.datasets.readings import can_be_turned, read_as
 from nerf.geometry.cameras import Cameras
+from nerf.io.interrupts import take_signals_back
 
 SECONDS, SECONDS_A_PHOTO = (
     10.0,
@@ -84,6 +85,9 @@ def check_posed(
     elif not has_features:
         verdict.why = NO_PYCOLMAP if largest >= SMALLEST else f"the photos are only {largest} pixels large"
     else:
+        import pycolmap  # noqa: F401  (here, in the main thread, where its handler of SIGTERM can be undone)
+
+        take_signals_back()
         with _one_thread():
             matcher = Matcher(seen, cameras, started + 0.85 * limit, memory or Memory())
             full = float(posed.pictures[0].width) / float(widths[0])

@@ -88,6 +88,8 @@ def main(args: MeshArgs) -> None:
 
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / ("points.ply" if args.points else "mesh.glb")
+    if args.texture:
+        check_size(args.texture)
     check_path(out, args.overwrite, bool(args.texture), [checkpoint])
     if args.points and (args.points < 0 or args.texture or args.faces is not None or out.suffix.lower() != ".ply"):
         raise UserError("--points must be above 0, goes to a .ply file, and without --texture and --faces")
@@ -95,8 +97,6 @@ def main(args: MeshArgs) -> None:
         if out.suffix.lower() != ".glb":
             raise UserError(f"--page shows a .glb, and {out} is none; give -o NAME.glb")
         check_output(page_path(out), args.overwrite)
-    if args.texture:
-        check_size(args.texture)
     if args.texture or args.faces is not None:
         check_count(args.faces)
 

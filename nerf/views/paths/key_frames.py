@@ -15,7 +15,7 @@ from nerf.geometry.cameras import Cameras
 from nerf.io.files import write_file
 from nerf.io.json_text import parse_json
 from nerf.io.video import FPS
-from nerf.views.paths.lens import CameraPath, filled_in
+from nerf.views.paths.lens import LARGEST, CameraPath, filled_in
 
 PATH_FORMAT = "nerf-camera-path"
 
@@ -62,8 +62,8 @@ def load_path(path: Path, width: int | None = None, height: int | None = None) -
         raise UserError(f'{path}: "{keys[2]}" must be a list of at least one frame')
     file_width, file_height = (_number(path, content, key, "") for key in keys[:2])
     width, height = filled_in(width, height, file_width, file_height)
-    if not (1 <= width <= 16384 and 1 <= height <= 16384):
-        raise UserError(f"{path}: a picture of {width}x{height} pixels; expected 1 to 16384 each way")
+    if not (1 <= width <= LARGEST and 1 <= height <= LARGEST):
+        raise UserError(f"{path}: a picture of {width}x{height} pixels; expected 1 to {LARGEST} each way")
     poses, focals = [], []
     for i, frame in enumerate(frames):
         where = f"frame {i}: "

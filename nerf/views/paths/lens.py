@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import Range, UserError, check_numbers
 from nerf.geometry.cameras import Cameras
+
+LARGEST = 16384  # pixels along a side of a picture
 
 
 @dataclass
@@ -31,10 +33,11 @@ def picture_size(
     if width is None and height is None:
         scale = 1.0 if longest is None else min(1.0, longest / max(w0, h0))
         w0, h0 = max(1, round(w0 * scale)), max(1, round(h0 * scale))
+    asked = {"width": width, "height": height}
+    check_numbers(asked, {name: Range(1, LARGEST, whole=True, optional=True) for name in asked}, "--")
     width, height = filled_in(width, height, w0, h0)
-    for name, value in (("--width", width), ("--height", height)):
-        if not 1 <= value <= 16384:
-            raise UserError(f"{name} must be from 1 to 16384 pixels, got {value}")
+    if max(width, height) > LARGEST:
+        raise UserError(f"the pictures would have {width}x{height} pixels, and {LARGEST} is the most: ask for less")
     return width, height
 
 

@@ -18,6 +18,7 @@ from nerf.meshing.fused import _small_pinholes
 from nerf.meshing.photos import grey_pictures
 from nerf.meshing.planar import fit_planes, planes_in_view
 from nerf.meshing.stereo import KEPT, MEASURED, PLANAR, choose_sources, keep_consistent, planes_of, refine_depths
+from nerf.meshing.walker import spread
 
 SIZE, FOCAL = (60, 80), 70.0
 
@@ -177,7 +178,11 @@ def test_planes_are_found_and_seen() -> None:
         ]
     ).double()
     points = torch.cat([floor, wall, clutter])
-    planes = fit_planes(points, normals, torch.full((len(points),), 0.01).double())
+
+    def nothing(points: Tensor) -> Tensor:
+        return torch.ones(len(points), dtype=torch.bool)
+
+    planes = fit_planes(points, normals, torch.full((len(points),), 0.01).double(), nothing)
     assert len(planes.normals) == 2
     assert planes.normals.abs()[0].tolist() == pytest.approx([0, 0, 1], abs=0.01)
     assert planes.normals.abs()[1].tolist() == pytest.approx([0, 1, 0], abs=0.01)
@@ -186,9 +191,48 @@ def test_planes_are_found_and_seen() -> None:
     drawn = scene()[0]
     seen = planes_in_view(planes, drawn.view)
     for k, part in ((0, 1), (1, 0)):
-        error = (seen[k, 0] * drawn.view.depths - 1)[drawn.part == part].abs()
+        error = (seen[k] * drawn.view.depths - 1)[drawn.part == part].abs()
         assert float(error.max()) < 0.03
-    assert len(fit_planes(points[:0], normals[:0], points[:0, 0]).normals) == 0
+    assert not bool(planes.is_bound.any())
+    assert len(fit_planes(points[:0], normals[:0], points[:0, 0], nothing).normals) == 0
+
+
+def test_a_wall_that_shows_only_its_borders_bounds_the_scene() -> None:
+    """Its points lie on the floor and on the other walls, too; a plane through the room is seen through."""
+    random = torch.Generator().manual_seed(0)
+    flat = torch.rand(4000, 2, generator=random).double()
+    zero, one = torch.zeros(4000).double(), torch.ones(4000).double()
+    floor, left = torch.stack([flat[:, 0], flat[:, 1], zero], dim=1), torch.stack([zero, flat[:, 0], flat[:, 1]], dim=1)
+    line = torch.linspace(0, 1, 4000).double()[::8]
+    borders = [torch.stack([line, one[::8], zero[::8]], dim=1), torch.stack([zero[::8], one[::8], line], dim=1)]
+    middle = torch.stack([flat[:, 0], 0.5 * one, 0.3 * flat[:, 1]], dim=1)[::8]
+    up, side = torch.tensor([0.0, 0.0, 1.0]).double(), torch.tensor([1.0, 0.0, 0.0]).double()
+    back = torch.tensor([0.0, 1.0, 0.0]).double()
+    parts = ((floor, up), (left, side), (borders[0], back), (borders[1], back), (middle, back))
+    points = torch.cat([part for part, _ in parts])
+    normals = torch.cat([normal.expand(len(part), 3) for part, normal in parts])
+
+    def inside(points: Tensor) -> Tensor:
+        return ((points > 0.02) & (points < 0.98)).all(dim=1)
+
+    planes = fit_planes(points, normals, torch.full((len(points),), 0.01).double(), inside)
+    wall = ((planes.normals @ back).abs() > 0.99) & ((planes.offsets.abs() - 1).abs() < 0.01)
+    assert int(wall.sum()) == 1 and bool(planes.is_bound[wall]), planes
+    assert int(planes.is_bound.sum()) == 3
+    half = ((planes.normals @ back).abs() > 0.99) & ((planes.offsets.abs() - 0.5).abs() < 0.02)
+    assert int(half.sum()) == 1 and not bool(planes.is_bound[half])
+
+
+def test_labels_spread_to_the_edges_of_a_picture() -> None:
+    """A dark square on bright ground, a few labelled pixels in each."""
+    picture = torch.full((40, 50), 0.8)
+    picture[10:30, 15:35] = 0.2
+    labels, weights = torch.zeros(2, 40, 50), torch.zeros(40, 50)
+    labels[0, 2:6, 3:7] = labels[1, 18:22, 20:24] = 1
+    weights[2:6, 3:7] = weights[18:22, 20:24] = 1
+    shares = spread(labels, weights, picture)
+    assert torch.equal(shares.argmax(dim=0) == 1, picture < 0.5)
+    assert float(shares.min()) > -1e-3 and float(shares.sum(dim=0).max()) < 1 + 1e-3
 
 
 def test_planes_of_depths_are_tangent() -> None:

@@ -7,6 +7,8 @@ Tao, "Planar Prior Assisted PatchMatch Multi-View Stereo", 2020 (ACMP), their su
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,18 +16,21 @@ from torch import Tensor
 
 from nerf.kernels import DepthView
 from nerf.meshing.consistency import AGREE, CONTRADICT, ask_views, unproject_pixels
+from nerf.meshing.walker import halved, spread
 
 _TRIALS = 1000  # planes through three points that are counted
 _MOST_POINTS = 10_000  # that are asked
 _MAX_PLANES = 24
 _LEAST_SHARE = 0.01  # of the points, below which a plane is none
 _TANGENT, _LEAST_TANGENT = 0.85, 0.3  # cosine to a plane's normal of those of its points, for a share of them
+_PARALLEL, _SAME_DIRECTION = 0.9, 0.9986  # cosines between normals
+_MAX_DIRECTIONS = 6  # of planes found, in which more are looked for
+_BEYOND = 0.05  # share of the points that may lie beyond a bound of the scene
+_N_ASKED, _THROUGH = 1000, 0.06  # points around a plane's middle; the share that may be seen through of a bound
 _HALO = 3.0  # tolerances from a plane within which there is no other: its own points' larger errors
 _DIRECTIONS = 32  # of the lines around an extent
 _EXTENT_QUANTILE, _MARGIN = 0.001, 0.1  # of the points that may lie beyond each; the share by which it is wider
-_FARTHEST = 1.5  # times a pixel's depth: where no plane is put behind what may be a plain thing of its own
-_FEWEST_ALIKE = 3  # views with the same depth by which a pixel keeps its own
-_REACHES = (4, 8, 16, 32, 64, 128, 256)  # pixels around a pixel in which planes are voted for
+_NEAR = 0.1  # of the depth: what a field's depth lies before a plain wall
 
 
 class Planes(NamedTuple):
@@ -35,50 +40,92 @@ class Planes(NamedTuple):
     offsets: Tensor  # [k]
     axes: Tensor  # [k,2,3] within them, orthonormal
     limits: Tensor  # [k,_DIRECTIONS] along directions within them
+    is_bound: Tensor  # [k] bool: nothing is seen beyond
 
     def contain(self, k: int, points: Tensor) -> Tensor:
         """Which points [n,3] of plane k lie within its extent: bool [n]."""
         return (points @ self.axes[k].T @ _around().T <= self.limits[k]).all(dim=-1)
 
 
-def fit_planes(points: Tensor, normals: Tensor, tolerances: Tensor, seed: int = 0) -> Planes:
-    """The planes of most points [n,3] with unit normals [n,3] that lie within tolerances [n], float64: largest first.
+def fit_planes(
+    points: Tensor, normals: Tensor, tolerances: Tensor, seen_through: Callable[[Tensor], Tensor], seed: int = 0
+) -> Planes:
+    """The planes of most points [n,3] with unit normals [n,3] that lie within tolerances [n], float64.
 
     Points are thinned to one in a cell first, so that they count by the area they cover. A third of a plane's points
-    must have its normal: at edges, which are what plain walls have, they may have any.
+    must have its normal: at edges, which are what plain walls have, they may have any. seen_through: which points [m,3]
+    views see through; a plane that none is of is a bound of the scene. Of bounds, but of no others, points may lie on
+    planes found before: those of a plain wall lie on its borders.
     """
     random = torch.Generator().manual_seed(seed)
     some = _thinned(points, random)
-    points, normals, tolerances = points[some], normals[some], tolerances[some]
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    if len(points) >= 3:
-        left = torch.ones(len(points), dtype=torch.bool)
-        trials = _trial_planes(points, normals, random)
-        fits = ((points @ trials[0].T - trials[1]).abs() < tolerances[:, None]).T
-        tangent = (normals @ trials[0].T).abs().T > _TANGENT
-        least = max(3, round(_LEAST_SHARE * len(points)))
-        alive = torch.ones(len(fits), dtype=torch.bool)
+    cloud = _Cloud(points[some], normals[some], tolerances[some], seen_through, random)
+    found: list[_Plane] = []
+    if len(some) >= 3:
+        cloud.find(found, *_trial_planes(cloud.points, cloud.normals, random))
+        cloud.find(found, *_bounds(cloud, [plane.normal for plane in found], random), bounds=True)
+    if not found:
+        none = torch.zeros(0, dtype=torch.float64)
+        return Planes(none.reshape(0, 3), none, none.reshape(0, 2, 3), none.reshape(0, _DIRECTIONS), none > 0)
+    return Planes(*(torch.stack(parts) for parts in zip(*found, strict=True)))
+
+
+class _Plane(NamedTuple):
+    normal: Tensor
+    offset: Tensor
+    axes: Tensor
+    limits: Tensor
+    is_bound: Tensor
+
+
+@dataclass
+class _Cloud:
+    """What planes are fitted to, see fit_planes."""
+
+    points: Tensor
+    normals: Tensor
+    tolerances: Tensor
+    seen_through: Callable[[Tensor], Tensor]
+    random: torch.Generator
+
+    def find(self, found: list[_Plane], normals: Tensor, offsets: Tensor, bounds: bool = False) -> None:
+        """Add to those found what most points lie on of planes with normals [m,3] and offsets [m], largest first;
+        bounds: only such, and points on planes found before count unless these are parallel."""
+        fits = ((self.points @ normals.T - offsets).abs() < self.tolerances[:, None]).T
+        tangent = (self.normals @ normals.T).abs().T > _TANGENT
+        least = max(3, round(_LEAST_SHARE * len(self.points)))
+        free, alive = torch.ones_like(fits), torch.ones(len(fits), dtype=torch.bool)
+        new = found.copy()
         while len(found) < _MAX_PLANES:
-            inliers = fits & left
+            for plane in new:
+                near = (self.points @ plane.normal - plane.offset).abs() <= _HALO * self.tolerances
+                parallel = (normals @ plane.normal).abs() > _PARALLEL
+                free &= ~(near & (parallel[:, None] if bounds else torch.ones(1, 1, dtype=torch.bool)))
+            new = []
+            inliers = fits & free
             counts = inliers.sum(dim=1)
             counts[~alive | ((inliers & tangent).sum(dim=1) < _LEAST_TANGENT * counts)] = 0
             best = int(counts.argmax())
             if int(counts[best]) < least:
                 break
             alive[best] = False
-            inlier = inliers[best]
-            for _ in range(3):
-                normal, offset = _least_squares(points[inlier], 1 / tolerances[inlier].square())
-                inlier = ((points @ normal - offset).abs() < tolerances) & left
-                if int(inlier.sum()) < least:
-                    break
-            else:
-                left &= (points @ normal - offset).abs() > _HALO * tolerances
-                found.append((normal, offset, *_extent(points[inlier], normal)))
-    if not found:
-        none = torch.zeros(0, dtype=torch.float64)
-        return Planes(none.reshape(0, 3), none, none.reshape(0, 2, 3), none.reshape(0, _DIRECTIONS))
-    return Planes(*(torch.stack(parts) for parts in zip(*found, strict=True)))
+            settled = self._settled(inliers[best], free[best], least)
+            if settled is not None and (bool(settled.is_bound) or not bounds):
+                found.append(settled)
+                new = [settled]
+
+    def _settled(self, inlier: Tensor, free: Tensor, least: int) -> _Plane | None:
+        """The plane nearest to the inliers [n], and to those that it has instead; None where these get too few."""
+        for _ in range(3):
+            normal, offset = _least_squares(self.points[inlier], 1 / self.tolerances[inlier].square())
+            inlier = ((self.points @ normal - offset).abs() < self.tolerances) & free
+            if int(inlier.sum()) < least:
+                return None
+        axes, limits = _extent(self.points[inlier], normal)
+        across = (torch.rand(_N_ASKED, 2, dtype=torch.float64, generator=self.random) * 2 - 1) * limits.max()
+        across = across[(across @ _around().T <= limits).all(dim=1)]
+        is_bound = self.seen_through(across @ axes + offset * normal).double().mean() < _THROUGH
+        return _Plane(normal, offset, axes, limits, is_bound)
 
 
 def _thinned(points: Tensor, random: torch.Generator) -> Tensor:
@@ -114,6 +161,25 @@ def _trial_planes(points: Tensor, normals: Tensor, random: torch.Generator) -> t
     return normal, (normal * points[first]).sum(dim=1)
 
 
+def _bounds(cloud: _Cloud, normals: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normals [m,3] and offsets [m] of planes through points that have few points beyond, with the normals of others or
+    across two of them: rooms and houses have few directions."""
+    first = normals[:_MAX_DIRECTIONS]
+    across = [torch.linalg.cross(a, b) for i, a in enumerate(first) for b in first[:i]]
+    ways: list[Tensor] = []
+    for way in [*first, *(normal / normal.norm() for normal in across if float(normal.norm()) > 0.5)]:
+        if all(float((way @ other).abs()) < _SAME_DIRECTION for other in ways):
+            ways.append(way)
+    if not ways:
+        return cloud.points[:0], cloud.points[:0, 0]
+    offsets = cloud.points[torch.randint(len(cloud.points), (len(ways), _TRIALS // 4), generator=random)]
+    normal = torch.stack(ways).repeat_interleave(_TRIALS // 4, dim=0)
+    offset = (normal * offsets.reshape(-1, 3)).sum(dim=1)
+    apart = (cloud.points @ normal.T - offset) / cloud.tolerances[:, None]
+    beyond = torch.minimum(*((sign * apart > _HALO).double().mean(dim=0) for sign in (-1, 1)))
+    return normal[beyond < _BEYOND], offset[beyond < _BEYOND]
+
+
 def _least_squares(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Normal and offset of the plane nearest to points."""
     middle = (weights[:, None] * points).sum(dim=0) / weights.sum()
@@ -138,89 +204,56 @@ def _extent(points: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def planes_in_view(planes: Planes, view: DepthView) -> Tensor:
-    """[k,3,h,w] float32: planes as kernels.match_planes takes them, of the camera of a view."""
+    """[k,h,w] float32: inverse z-depths of planes at the pixels of a view; below 0 behind its camera."""
     h, w = view.depths.shape
     fx, fy, cx, cy = view.intrinsics
     rotation, shift = view.camera_from_scene[:, :3], view.camera_from_scene[:, 3]
     normals = planes.normals @ rotation.T
     scaled = normals / (planes.offsets + normals @ shift)[:, None]  # 1/z is this times the ray (x, y, 1)
-    right, down = scaled[:, 0] / fx, scaled[:, 1] / fy
+    right, down = scaled[:, 0, None, None] / fx, scaled[:, 1, None, None] / fy
     x, y = torch.arange(w) + 0.5 - cx, torch.arange(h) + 0.5 - cy
-    inverse = scaled[:, 2, None, None] + right[:, None, None] * x + down[:, None, None] * y[:, None]
-    return torch.stack([inverse, *(t[:, None, None].expand(-1, h, w) for t in (right, down))], dim=1).float()
-
-
-def vote(support: Tensor) -> Tensor:
-    """Of support [k,h,w] (bool or weights) around each pixel, as 1 / distance^2: [k,h,w] float32."""
-    total = torch.zeros(support.shape)
-    for reach in _REACHES:
-        total += _box_sum(support.double(), reach).float() / (2 * reach + 1) ** 2
-    return total
-
-
-def _box_sum(values: Tensor, reach: int) -> Tensor:
-    """Sums of [k,h,w] over squares of 2 reach + 1 pixels, cut at the border."""
-    for dim in (1, 2):
-        n = values.shape[dim]
-        sums = torch.cat([torch.zeros_like(values.narrow(dim, 0, 1)), values.cumsum(dim=dim)], dim=dim)
-        last, first = torch.arange(n) + reach + 1, torch.arange(n) - reach
-        values = sums.index_select(dim, last.clamp_max(n)) - sums.index_select(dim, first.clamp_min(0))
-    return values
-
-
-class Filled(NamedTuple):
-    """What may stand where a view measures nothing: [h,w] bool, and planes."""
-
-    planes: Tensor  # [3,h,w] float32, see kernels.match_planes
-    is_planar: Tensor  # where one of them will do
-    alike: Tensor  # where other views have the pixel's own depth
-    refuted: Tensor  # where they see through it
+    return (scaled[:, 2, None, None] + right * x + down * y[:, None]).float()
 
 
 def complete(
-    view: DepthView, sure: DepthView, planes: Planes, sure_others: list[DepthView], others: list[DepthView]
-) -> Filled:
-    """Planes for the pixels of a view that are not sure (weight 0), given others and those of them that are sure.
+    view: DepthView, picture: Tensor, sure: DepthView, planes: Planes, others: list[DepthView]
+) -> tuple[Tensor, Tensor]:
+    """z-depths [h,w] of planes at the pixels of a view with a grey picture [h,w] that are not sure (weight 0), NaN
+    where none will do, and those of the bounds of the scene, infinite where there are none.
 
-    Its own depth is alike where _FEWEST_ALIKE others have the same, refuted where those that are sure see through. A
-    plane will do where the pixel lies within its extent, not before the pixel's own depth (a field errs towards the
-    camera) nor, unless that is refuted, _FARTHEST times as far, and views that are sure do not see through; of several,
-    that which most sure pixels around support. Every second pixel of every second row is asked for all four.
+    Sure pixels lie on the bounds, on another plane or on none, and a random walker says to which of these each pixel
+    belongs. Where a pixel's own depth is within _NEAR of the bounds it belongs to them, too: a field errs towards the
+    camera. So no plane but a bound will do before that depth, nor one outside its extent, nor where others, the sure
+    pixels of near views, see through it. Every second pixel of every second row is asked for all four.
     """
     h, w = view.depths.shape
-    own = view.depths[::2, ::2].flatten()
+    inverse = planes_in_view(planes, view)
+    # Of planes around the scene, what is seen is the nearest.
+    bound = torch.cat([torch.zeros(1, h, w), inverse[planes.is_bound]]).amax(dim=0)
+    single = (~planes.is_bound).nonzero()[:, 0].tolist()
+    kinds, none = torch.cat([bound[None], inverse[single], torch.zeros(1, h, w)]), 1 + len(single)
     rows, cols = (h + 1) // 2, (w + 1) // 2
     pixels = (2 * torch.arange(rows)[:, None] * w + 2 * torch.arange(cols)).flatten()
-    is_open = (sure.weights[::2, ::2] <= 0).flatten() & ~own.isinf()
-    refuted, alike = (torch.zeros(len(pixels), dtype=torch.bool) for _ in range(2))
-    known = (is_open & (own > 0)).nonzero()[:, 0]
-    points = unproject_pixels(view, pixels[known], own[known]).float()
-    through = ask_views(points, sure_others)
-    refuted[known] = through.contradicting > through.agreeing
-    alike[known] = (ask_views(points, others).n_agreeing >= _FEWEST_ALIKE) & ~refuted[known]
-
-    there = planes_in_view(planes, view)[:, 0]
-    inverse = there[:, ::2, ::2].reshape(-1, len(pixels))
-    support = (sure.depths[::2, ::2].flatten() * inverse - 1).abs() < AGREE
-    votes = vote(support.reshape(-1, rows, cols)).reshape(-1, len(pixels))
-    which, most = torch.full((len(pixels),), -1), torch.zeros(len(pixels))
-    for k, (q, votes_for) in enumerate(zip(inverse, votes, strict=True)):
-        elsewhere = (q * own > 1 + CONTRADICT) | ((q * own < 1 / _FARTHEST) & ~refuted)
-        asked = (is_open & ~elsewhere & (q > 0) & (votes_for > most)).nonzero()[:, 0]
-        points = unproject_pixels(view, pixels[asked], 1 / q[asked])
-        inside = planes.contain(k, points)
-        asked, points = asked[inside], points[inside]
-        through = ask_views(points.float(), sure_others)
-        asked = asked[through.contradicting <= through.agreeing]
-        which[asked], most[asked] = k, votes_for[asked]
-
-    def finer(values: Tensor) -> Tensor:
-        return values.reshape(rows, cols).repeat_interleave(2, dim=0)[:h].repeat_interleave(2, dim=1)[:, :w]
-
-    label = finer(which)
-    is_planar = (label >= 0) & (sure.weights <= 0) & ~view.depths.isinf()
-    flat = torch.zeros(3, h, w)
-    if len(planes.normals):
-        index = label.clamp_min(0)
-        flat = planes_in_view(planes, view).gather(0, index.expand(1, 3, h, w))[0]
-    return Filled(flat, is_planar, finer(alike), finer(refuted))
+    q, own, sure_depths, weights = (
+        values.flatten(-2)[..., pixels] for values in (kinds, view.depths, sure.depths, sure.weights)
+    )
+    seeds = ((sure_depths * q - 1).abs() < AGREE).float()
+    seeds[none] = (seeds.amax(dim=0) == 0).float()
+    seeds /= seeds.sum(dim=0)
+    tried = [c for c in range(len(seeds)) if c == none or float((seeds[c] * weights).sum()) > 0]
+    shares = spread(seeds[tried].reshape(-1, rows, cols), weights.reshape(rows, cols), halved(picture))
+    label = torch.tensor(tried)[shares.flatten(1).argmax(dim=0)]
+    for c, k in enumerate(single, start=1):
+        asked = (label == c).nonzero()[:, 0]
+        inside = planes.contain(k, unproject_pixels(view, pixels[asked], 1 / q[c, asked]))
+        label[asked[~inside | ~(q[c, asked] > 0) | (q[c, asked] * own[asked] > 1 + CONTRADICT)]] = none
+    label[(label == none) & (q[0] * own > 1 - _NEAR)] = 0
+    label[((label == 0) & (q[0] == 0)) | own.isinf() | (weights > 0)] = none
+    asked = (label != none).nonzero()[:, 0]
+    z = 1 / q.gather(0, label[asked][None])[0] if len(asked) else own[asked]
+    through = ask_views(unproject_pixels(view, pixels[asked], z).float(), others)
+    label[asked[through.contradicting > through.agreeing]] = none
+    full = label.reshape(rows, cols).repeat_interleave(2, dim=0)[:h].repeat_interleave(2, dim=1)[:, :w]
+    flat = kinds.gather(0, full[None])[0]
+    is_flat = (flat > 0) & (sure.weights <= 0) & ~view.depths.isinf()
+    return torch.where(is_flat, 1 / flat, torch.nan), 1 / bound

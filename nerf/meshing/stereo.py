@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d
 
 from nerf import kernels
 from nerf.io.threads import in_threads
@@ -27,9 +27,6 @@ _ANGLES = (2.0, 12.0, 45.0)  # degrees between two lines of sight: fewest, best,
 _MAX_ZOOM = 1.6  # how many times larger a patch may be in one picture than in the other
 _LEVELS = 3  # of the pyramid, halves
 _WINDOW = MatchWindow(color=0.04)
-# What has no texture for _WINDOW still has shades, in pixels twice as large: planes are compared by these in an area of
-# so many such pixels; they must gain so much on a depth that other views have, and on one that they do not.
-_FAINT, _FAINT_AREA, _FAINT_GAIN = MatchWindow(radius=5, space=5.0, noise=0.001), 9, (0.01, -0.05)
 _NEAR_STRIP, _FAR_STRIP = (1, 2, 3, 4, 5), (7, 10, 14, 19, 25)  # pixels, whose best plane is tried, in four directions
 # Random changes that are tried at each level, coarse to fine, in each sweep: (depth, relative; slope, tangent).
 _CHANGES = (
@@ -65,33 +62,44 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
     """The views with depths that photos [h,w] (grey, NaN: shows nothing) and planes confirm, and weights to match.
 
     Where photos agree on a pixel and two other views find the same, its depth is what they say, with a weight of
-    MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see planar.complete): with
-    the weight PLANAR if its surroundings look more alike with it than with the depth given, or not clearly less where
-    no other views have that depth. Other depths stay and count as KEPT of what they did, or not at all (NaN) where
-    views that are sure see through. Not differentiable.
+    MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see planar.complete), with
+    the weight PLANAR. Other depths stay and count as KEPT of what they did, but where such pixels of other views see
+    through them, the scene's bounds stand behind, or nothing (NaN). Not differentiable.
     """
     near = choose_sources(views, _N_ASKED)
     matched = match_views(views, pictures, near, seed)
     sure = keep_consistent([_measured(view, found) for view, found in zip(views, matched, strict=True)], near)
-    planes = fit_planes(*_support(sure, matched, seed))
+
+    def seen_through(points: Tensor) -> Tensor:
+        votes = ask_views(points.float(), sure)
+        return votes.contradicting > votes.agreeing
+
+    planes = fit_planes(*_support(sure, matched, seed), seen_through)
+    solid: dict[int, DepthView] = {}
+    bounds: dict[int, Tensor] = {}
     refined: dict[int, DepthView] = {}
+    low, high = MEASURED
+
+    def solidify(i: int) -> None:
+        flat, bounds[i] = complete(views[i], pictures[i], sure[i], planes, [sure[j] for j in near[i]])
+        is_sure = sure[i].weights > 0
+        weights = torch.where(is_sure, low + (high - low) * sure[i].weights, torch.where(flat > 0, PLANAR, 0.0))
+        solid[i] = replace(views[i], depths=torch.where(is_sure, sure[i].depths, flat), weights=weights)
 
     def refine(i: int) -> None:
-        view = views[i]
-        filled = complete(view, sure[i], planes, [sure[j] for j in near[i]], [views[j] for j in near[i]])
-        half = [_pyramid(views[j], pictures[j])[1] for j in (i, *near[i][:N_SOURCES])]
-        pair = _Pair(half[0], half[1:], _FAINT)
-        gain = pair.gain(planes_of(view.depths), filled.planes)
-        asked = torch.where(filled.alike, _FAINT_GAIN[0], _FAINT_GAIN[1])
-        is_planar = filled.is_planar & (filled.refuted | view.depths.isnan() | (gain > asked))
-        low, high = MEASURED
-        is_sure = sure[i].weights > 0
-        depths = torch.where(is_planar, 1 / filled.planes[0], torch.where(filled.refuted, torch.nan, view.depths))
-        depths = torch.where(is_sure, sure[i].depths, depths)
-        weights = torch.where(is_planar, PLANAR, KEPT * view.weights)
-        weights = torch.where(is_sure, low + (high - low) * sure[i].weights, weights)
+        view, known = views[i], solid[i]
+        pixels = ((known.weights == 0) & (view.depths > 0) & ~view.depths.isinf()).flatten().nonzero()[:, 0]
+        points = unproject_pixels(view, pixels, view.depths.flatten()[pixels])
+        votes = ask_views(points.float(), [solid[j] for j in near[i]])
+        refuted = torch.zeros(view.depths.numel(), dtype=torch.bool)
+        refuted[pixels[votes.contradicting > votes.agreeing]] = True
+        refuted = refuted.view_as(view.depths)
+        behind = torch.where(bounds[i].isinf(), torch.nan, bounds[i])
+        depths = torch.where(known.weights > 0, known.depths, torch.where(refuted, behind, view.depths))
+        weights = torch.where(known.weights > 0, known.weights, torch.where(refuted, PLANAR, KEPT * view.weights))
         refined[i] = replace(view, depths=depths, weights=weights)
 
+    in_threads(solidify, len(views))
     in_threads(refine, len(views))
     return [refined[i] for i in range(len(views))]
 
@@ -127,18 +135,11 @@ def match_views(views: list[DepthView], pictures: list[Tensor], near: list[list[
 class _Pair:
     """A view and those that it is compared with."""
 
-    def __init__(self, here: _Level, others: list[_Level], window: MatchWindow = _WINDOW) -> None:
-        self.here, self.sources, self.window = here, [_source(here, other) for other in others], window
+    def __init__(self, here: _Level, others: list[_Level]) -> None:
+        self.here, self.sources = here, [_source(here, other) for other in others]
 
     def costs(self, planes: Tensor) -> Tensor:
-        return kernels.match_planes(self.here.picture, self.sources, planes, self.window)
-
-    def gain(self, planes: Tensor, others: Tensor) -> Tensor:
-        """By how much others [3,h,w] cost less than planes, of pixels half as large as this view's: mean over
-        _FAINT_AREA of its pixels around each."""
-        less = self.costs(_coarser(planes, 1)) - self.costs(_coarser(others, 1))
-        mean = avg_pool2d(less[None, None], _FAINT_AREA, 1, _FAINT_AREA // 2, count_include_pad=False)
-        return interpolate(mean, planes.shape[1:], mode="nearest")[0, 0]
+        return kernels.match_planes(self.here.picture, self.sources, planes, _WINDOW)
 
     def better(self, best: tuple[Tensor, Tensor], tried: Tensor) -> tuple[Tensor, Tensor]:
         """The planes and costs that cost less at each pixel, of those so far and others."""

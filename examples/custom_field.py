@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as out:
             nerf.train(scene, config, out, field=field)
             model = nerf.Model.load(out, field=None if field is None else VectorMatrixField())
-        psnr[name] = nerf.evaluate(model, scene, max_views=4, show_progress=False)["psnr"]
+        psnr[name] = nerf.evaluate(model, scene, max_views=4, show_progress=False).psnr
         print(f"{name}: {psnr[name]:.2f} dB on held-out views after {args.steps} steps")
     return psnr
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     scene = nerf.load(args.scene, downscale=args.downscale, quiet=True)
     with tempfile.TemporaryDirectory() as out:
         model = nerf.train(scene, nerf.TrainConfig(steps=args.steps), out, loss=loss)
-    psnr = nerf.evaluate(model, scene, max_views=3, show_progress=False)["psnr"]
+    psnr = nerf.evaluate(model, scene, max_views=3, show_progress=False).psnr
     print(f"{psnr:.2f} dB on held-out views after {args.steps} steps")
     return psnr
 

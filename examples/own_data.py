@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     print("\n".join(scene.notes))
     with tempfile.TemporaryDirectory() as out:
         model = nerf.train(scene, nerf.TrainConfig(steps=args.steps), out)
-    psnr = float(nerf.evaluate(model, scene, show_progress=False)["psnr"])
+    psnr = nerf.evaluate(model, scene, show_progress=False).psnr
     print(f"{psnr:.2f} dB on held-out views after {args.steps} steps")
     return psnr
 

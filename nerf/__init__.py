@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from nerf.training.optimiser import FieldOptimiser
     from nerf.training.pixel_sampler import PixelBatch, PixelSampler
     from nerf.training.schedule import Schedule, Weights
+    from nerf.training.scores import Evaluation
     from nerf.training.stepping import next_n_rays
     from nerf.training.visibility import visible_cells
     from nerf.views.paths import camera_path
@@ -113,6 +114,7 @@ _WHERE = {
     "ray_jitter": "nerf.kernels:ray_jitter",
     "next_n_rays": "nerf.training.stepping:next_n_rays",
     "evaluate": "nerf.training.evaluation:evaluate",
+    "Evaluation": "nerf.training.scores:Evaluation",
     "extract_mesh": "nerf.meshing.extract:extract_mesh",
     "save_mesh": "nerf.meshing.files:save_mesh",
     "camera_path": "nerf.views.paths:camera_path",
@@ -145,6 +147,7 @@ __all__ = [
     "Box",
     "Cameras",
     "CaptureOptions",
+    "Evaluation",
     "Field",
     "FieldChoice",
     "FieldOptimiser",

@@ -13,7 +13,7 @@ from fakes import FakeModel, FakePixels, FakeScene, fake_scene
 from PIL import Image
 
 from nerf.errors import UserError
-from nerf.training.evaluation import compare, evaluate, mask_of, picture_name, shrunk, summary, truth_of
+from nerf.training.evaluation import compare, evaluate, mask_of, picture_name, shrunk, truth_of
 
 
 @pytest.fixture
@@ -23,20 +23,20 @@ def scene() -> FakeScene:
 
 def test_numbers_are_means_over_the_split(scene: FakeScene) -> None:
     result = evaluate(FakeModel(), scene, "test", show_progress=False)
-    assert [view["index"] for view in result["views"]] == [0, 4]
+    assert [view.index for view in result.views] == [0, 4]
     # Noise of 0.02 on the sphere only, which fills about a quarter of the view; a little less where it was clipped.
-    assert 34 < result["psnr"] < 45
+    assert 34 < result.psnr < 45
     for name in ("psnr", "ssim", "psnr_colour_corrected"):
-        assert result[name] == pytest.approx(np.mean([view[name] for view in result["views"]]))
-    assert all(view["psnr_colour_corrected"] >= view["psnr"] for view in result["views"])
-    assert "held-out views (test)" in summary(result)
+        assert getattr(result, name) == pytest.approx(np.mean([getattr(view, name) for view in result.views]))
+    assert all(view.psnr_colour_corrected >= view.psnr for view in result.views)
+    assert "held-out views (test)" in str(result)
 
 
 def test_training_views_are_called_by_their_name(scene: FakeScene) -> None:
     result = evaluate(FakeModel(), scene, "train", max_views=3, show_progress=False)
-    assert result["n_views"] == 3 and result["protocol"]["n_views_in_split"] == 6
-    assert [view["index"] for view in result["views"]] == [1, 3, 7]  # first, middle, last of 1 2 3 5 6 7
-    assert result["protocol"]["held_out"] is False and "TRAINED on" in summary(result)
+    assert result.n_views == 3 and result.protocol.n_views_in_split == 6
+    assert [view.index for view in result.views] == [1, 3, 7]  # first, middle, last of 1 2 3 5 6 7
+    assert result.protocol.held_out is False and "TRAINED on" in str(result)
 
 
 def test_the_file_holds_the_whole_protocol(scene: FakeScene, tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_the_file_holds_the_whole_protocol(scene: FakeScene, tmp_path: Path) -> 
 
 def test_large_views_are_measured_smaller_and_said_to_be(scene: FakeScene) -> None:
     result = evaluate(FakeModel(), scene, "test", show_progress=False, most_pixels=40 * 40 / 2)
-    about = result["protocol"]
-    assert about["resolution"] == ["20x20"] and "rendered smaller" in about["down_scaling"]
+    about = result.protocol
+    assert about.resolution == ["20x20"] and "rendered smaller" in about.down_scaling
     full = evaluate(FakeModel(), scene, "test", show_progress=False, most_pixels=40 * 40)
-    assert full["protocol"]["resolution"] == ["40x40"] and "smaller" not in full["protocol"]["down_scaling"]
-    assert result["psnr"] > 24, "a pixel off would be 19; the outline is sharp in one and averaged in the other"
+    assert full.protocol.resolution == ["40x40"] and "smaller" not in full.protocol.down_scaling
+    assert result.psnr > 24, "a pixel off would be 19; the outline is sharp in one and averaged in the other"
 
 
 def test_blocks_are_averaged_and_count_where_all_their_pixels_do() -> None:
@@ -104,14 +104,14 @@ def test_masked_pixels_do_not_count(scene: FakeScene) -> None:
         image[:, 20:] = 0
     scene.pixels = FakePixels(broken)
     result = evaluate(FakeModel(), scene, "test", show_progress=False)
-    assert result["psnr"] > 34 and "masks" in result["protocol"]["masks"]
+    assert result.psnr > 34 and "masks" in result.protocol.masks
     assert mask_of(scene, 0).sum() == 40 * 20
 
 
-def test_numbers_that_do_not_exist_are_none() -> None:
-    numbers = compare(torch.zeros(5, 5, 3), torch.zeros(5, 5, 3))
-    assert numbers == {"psnr": None, "ssim": None, "psnr_colour_corrected": None}  # infinite; too small; infinite
-    json.dumps(numbers, allow_nan=False)
+def test_numbers_that_do_not_exist_are_null_in_json() -> None:
+    scores = compare(torch.zeros(5, 5, 3), torch.zeros(5, 5, 3))
+    assert scores.psnr == scores.psnr_colour_corrected == math.inf and math.isnan(scores.ssim)  # equal; too small
+    assert scores.to_dict() == {"psnr": None, "ssim": None, "psnr_colour_corrected": None}
 
 
 @pytest.mark.parametrize(
@@ -133,15 +133,14 @@ def test_linear_light_is_compared_and_shown_as_srgb(tmp_path: Path) -> None:
     rendered = model.render_image(scene.cameras, 0).color
     truth = truth_of(scene, 0, model.background).numpy()
     a, b = (np.where(c <= 0.0031308, 12.92 * c, 1.055 * c ** (1 / 2.4) - 0.055) for c in (rendered, truth))
-    assert result["views"][0]["psnr"] == pytest.approx(-10 * math.log10(float(np.mean((a - b) ** 2))), abs=1e-4)
+    assert result.views[0].psnr == pytest.approx(-10 * math.log10(float(np.mean((a - b) ** 2))), abs=1e-4)
     a, b = (np.log(1 + 5000 * c) / math.log(5001) for c in (rendered.astype(np.float64), truth.astype(np.float64)))
-    assert result["psnr_hdr"] == pytest.approx(np.mean([view["psnr_hdr"] for view in result["views"]])) and result[
-        "views"
-    ][0]["psnr_hdr"] == pytest.approx(-10 * math.log10(float(np.mean((a - b) ** 2))), abs=1e-4)
+    assert result.views[0].psnr_hdr == pytest.approx(-10 * math.log10(float(np.mean((a - b) ** 2))), abs=1e-4)
+    assert result.psnr_hdr == pytest.approx(np.mean([view.psnr_hdr for view in result.views]))
     shown = np.asarray(Image.open(tmp_path / "renders" / "0000_view_000.png"))
     middle = float(rendered[16, 16, 0])
     assert abs(shown[16, 16, 0] / 255 - (1.055 * middle ** (1 / 2.4) - 0.055)) < 0.01
-    assert "of the linear light" in result["protocol"]["colour_space"]
+    assert "of the linear light" in result.protocol.colour_space
     pytest.importorskip("OpenEXR")
     from nerf.io.exr import read_colours
 

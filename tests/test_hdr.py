@@ -184,7 +184,7 @@ def test_light_beyond_white_is_learnt(tmp_path: Path, monkeypatch: pytest.Monkey
     model = Model.load(tmp_path / "checkpoint.safetensors")
     assert model.linear and model.exposure == pytest.approx(scene.exposure) and model.field.options.color_scale == 20
     result = evaluate(model, scene, "test", show_progress=False)
-    assert result["psnr_hdr"] > 24 and result["psnr"] > 20  # white everywhere: under 8 dB
+    assert result.psnr_hdr is not None and result.psnr_hdr > 24 and result.psnr > 20  # white everywhere: under 8 dB
     view, truth = model.render_image(scene.cameras, 11), scene.pixels.image(11).numpy()
     solid = (view.opacity > 0.95) & (truth[..., 3] > 0.95)
     ratio = np.log(np.maximum(view.color, 1e-4)[solid] / truth[..., :3][solid])

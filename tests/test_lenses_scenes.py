@@ -101,7 +101,7 @@ def test_a_room_is_learnt_from_panoramas(scene: Scene, tmp_path: Path) -> None:
     field = replace(FIELD, density_bias=3.0)
     config = train_config(steps=300, batch_samples=1 << 13, field=field)
     model = train(scene, config, tmp_path, progress=False)
-    assert float(evaluate(model, scene, show_progress=False)["psnr"]) > 21.0
+    assert evaluate(model, scene, show_progress=False).psnr > 21.0
     again = Model.load(tmp_path / "checkpoint.safetensors")
     for name, values in model.cameras.tensors().items():
         assert torch.equal(again.cameras.tensors()[name], values), name

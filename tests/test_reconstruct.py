@@ -387,7 +387,7 @@ def test_views_from_the_best_to_the_worst(tmp_path: Path) -> None:
     result = evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
     page = read_page(write_report(tmp_path))
     shown = [float(x) for x in re.findall(r"png: ([0-9.]+) dB", page.text)]
-    want = sorted((view["psnr"] for view in result["views"]), reverse=True)
+    want = sorted((view.psnr for view in result.views), reverse=True)
     assert len(shown) == report.N_VIEWS and shown == sorted(shown, reverse=True)
     assert shown[0] == pytest.approx(want[0], abs=0.01) and shown[-1] == pytest.approx(want[-1], abs=0.01)
 

@@ -170,10 +170,11 @@ def test_poses_that_are_off_are_mended_and_both_scores_are_given() -> None:
         trainer.state()
         results[after] = evaluate(trainer.model, wrong, show_progress=False)
     mended, left = results[60], results[1000]
-    assert mended["psnr_aligned"] > left["psnr_aligned"] + 1.0
-    assert mended["psnr_aligned"] > mended["psnr"] + 2.0, "the test cameras are off, too"
-    assert "after the similarity" in mended["protocol"]["poses"] and "psnr_aligned" in mended["views"][0]
-    assert "psnr_aligned" not in evaluate(trainer.model, wrong, "train", show_progress=False)
+    assert mended.psnr_aligned is not None and left.psnr_aligned is not None
+    assert mended.psnr_aligned > left.psnr_aligned + 1.0
+    assert mended.psnr_aligned > mended.psnr + 2.0, "the test cameras are off, too"
+    assert "after the similarity" in mended.protocol.poses and "psnr_aligned" in mended.to_dict()["views"][0]
+    assert "psnr_aligned" not in evaluate(trainer.model, wrong, "train", show_progress=False).to_dict()
 
 
 def test_refinement_goes_on_to_the_bit(tmp_path: Path) -> None:

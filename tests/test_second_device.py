@@ -114,7 +114,7 @@ def test_a_second_device_learns_the_same_and_its_model_is_seen_from_the_cpu(
     with second_device.use():
         model = Model.load(tmp_path / "2.safetensors")
         assert model.device == kernels.device()
-        assert evaluate(model, scene, show_progress=False)["psnr"] > 0
+        assert evaluate(model, scene, show_progress=False).psnr > 0
         assert len(extract_mesh(model, resolution=12, box=(-0.5, -0.5, -0.5, 0.5, 0.5, 0.5)).faces) > 0
         points = tiny.uniform(20, 3, seed=1)
         answers = [model.density(points), model.color(points, points), *model.median_depths(points, points)]

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from nerf.errors import UserError, say
-from nerf.training.evaluation import evaluate, summary
+from nerf.training.evaluation import evaluate
 
 
 @dataclass
@@ -43,5 +43,5 @@ def main(args: EvalArgs) -> None:
 
     model = Model.load(checkpoint)
     scene = scene_of_run(folder, model.meta, args.data)
-    say(summary(evaluate(model, scene, args.split, out)))
+    say(evaluate(model, scene, args.split, out))
     say(out / "eval.json")

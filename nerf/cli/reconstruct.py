@@ -138,16 +138,16 @@ def finish(
 
     resolution, texture: of the mesh, as for the command line.
     """
-    from nerf.training.evaluation import evaluate, summary
+    from nerf.training.evaluation import evaluate
     from nerf.views.report import write_report
 
     def measure() -> None:
         held_out = len(scene.splits.get("test", ())) > 0
         split, limit = ("test", None) if held_out else ("train", TRAIN_VIEWS_SHOWN)
         result = evaluate(model, scene, split, out / "eval", max_views=limit, most_pixels=MEASURED_PIXELS)
-        say(summary(result))
-        if "rendered smaller" in result["protocol"]["down_scaling"]:
-            note(f"measured at {', '.join(result['protocol']['resolution'])}; `nerf eval` measures every pixel")
+        say(result)
+        if "rendered smaller" in result.protocol.down_scaling:
+            note(f"measured at {', '.join(result.protocol.resolution)}; `nerf eval` measures every pixel")
 
     failures: dict[str, Exception] = {}
     stages: dict[str, Callable[[], object]] = {

@@ -109,7 +109,8 @@ def evaluate_mesh_views(mesh: trimesh.Trimesh, scene: Scene) -> MeshViewScores:
     rows = []
     for i in scene.splits["test"].tolist():
         drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE).color)
-        numbers = compare(drawn, shown_as(scene, truth_of(scene, i, torch.ones(3) / scene.exposure)), mask_of(scene, i))
+        scores = compare(drawn, shown_as(scene, truth_of(scene, i, torch.ones(3) / scene.exposure)), mask_of(scene, i))
+        numbers = scores.to_dict()
         rows.append(ViewScore(scene.names[i], numbers["psnr"], numbers["ssim"]))
     if not rows:
         raise UserError(f"{scene.path}: no view is held out, so there is none to compare with")

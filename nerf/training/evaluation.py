@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
 from nerf.rendering.view import View
 from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, shrunk, with_poses
 from nerf.training.exposure import OPAQUE, apply_exposure_over, fitted
+from nerf.training.scores import Evaluation, Protocol, Scores, ViewScores, in_words
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 ERROR_HIGH = 0.2  # of the error maps' scale, the same for every picture so that they can be compared
 EXPOSED = "of the right half of a view, with gains of its channels that were fitted on the left half"
 HDR_PSNR = "of a view after log(1 + 5000 c / brightest) / log(5001), clipped to [0, 1]; mean over views"
-MEANS = ("psnr", "ssim", "psnr_colour_corrected", "psnr_aligned", "ssim_aligned", "psnr_exposed", "psnr_hdr")
 _GROUP = 8  # views whose poses are looked for at once
 _SHEET_LONGEST = 1080  # pixels of one panel in a side-by-side picture
 
@@ -49,28 +50,27 @@ def evaluate(
     max_views: int | None = None,
     show_progress: bool = True,
     most_pixels: float = math.inf,
-) -> dict[str, Any]:
-    """Render every view of a split and compare; returns what eval.json holds.
+) -> Evaluation:
+    """Render every view of a split and compare.
 
-    {"psnr", "ssim", "psnr_colour_corrected": means over the views; "views": a list with these and name, index, size of
-    each; "protocol": all that must stand beside the numbers}. Truth with alpha is composited over the model's
-    background; both pictures are compared as sRGB values (linear light is encoded first), clipped to [0, 1], at the
-    scene's resolution; where the scene has masks, only their pixels count. A number that does not exist (SSIM of a view
-    under 11 pixels) is None. Linear light has "psnr_hdr" too, which sees what is brighter than white.
+    Truth with alpha is composited over the model's background; both pictures are compared as sRGB values (linear light
+    is encoded first), clipped to [0, 1], at the scene's resolution; where the scene has masks, only their pixels count.
+    Infinite are the numbers of equal pictures, NaN those that do not exist (SSIM of a view under 11 pixels). Linear
+    light has `psnr_hdr` too, which sees what is brighter than white.
     out: folder for eval.json, NAME.png (truth | render | error), renders/NAME.png and, of linear light,
     renders/NAME.exr, in the place of an earlier evaluation's; None writes nothing.
     max_views: at most so many, evenly spread; the protocol says so.
     most_pixels: larger views are rendered smaller, by a whole factor, and compared with the average of each block of
     the photo's pixels; the sizes in the protocol are those compared.
-    A model with refined poses has "psnr_aligned" and "ssim_aligned" too: beside the cameras as given, moved as the
+    A model with refined poses has `psnr_aligned` and `ssim_aligned` too: beside the cameras as given, moved as the
     training's were on the whole, each view from the pose at which it looks most like its photo. One that learnt the
-    photos' exposure has "psnr_exposed": gains fitted on the left half of the view, scored on the right half.
+    photos' exposure has `psnr_exposed`: gains fitted on the left half of the view, scored on the right half.
     Raises UserError for a split that is unknown or empty.
 
     >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
     >>> scene = nerf.load("data/sample", downscale=8)
-    >>> numbers = nerf.evaluate(model, scene, max_views=1, show_progress=False)
-    >>> numbers["n_views"], 5 < numbers["psnr"] < 60
+    >>> found = nerf.evaluate(model, scene, max_views=1, show_progress=False)
+    >>> found.n_views, 5 < found.psnr < 60
     (1, True)
     """
     ids, scene = _views_of(scene, split), as_trained(scene, model)
@@ -81,7 +81,7 @@ def evaluate(
     folder = None if out is None else _open(out, scene, ids, model.linear)
     started = time.perf_counter()
     sought = _by_sight(model, scene, ids) if model.given_poses is not None and split != "train" else None
-    views: list[dict[str, Any]] = []
+    views: list[ViewScores] = []
     for i in progress(ids, f"evaluating {split} views", show_progress):
         before = time.perf_counter()
         w, h = int(scene.cameras.widths[i]), int(scene.cameras.heights[i])
@@ -91,29 +91,23 @@ def evaluate(
         light, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), factor)
         rendered = torch.from_numpy(np.ascontiguousarray(view.color, dtype=np.float32))
         truth, shown = shown_as(model, light), shown_as(model, rendered)
-        numbers = compare(shown, truth, mask)
+        scores: dict[str, Any] = asdict(compare(shown, truth, mask))
         if sought is not None:
             best = model.render_image(sought.cameras.subset([i]).scaled(factor), 0, normals=False)
             aligned = compare(shown_as(model, torch.from_numpy(best.color)), truth, mask)
-            numbers |= {"psnr_aligned": aligned["psnr"], "ssim_aligned": aligned["ssim"]}
+            scores |= {"psnr_aligned": aligned.psnr, "ssim_aligned": aligned.ssim}
         if model.log_gains is not None:
-            numbers["psnr_exposed"] = _exposed(model, best, truth, mask)
+            scores["psnr_exposed"] = _exposed(model, best, truth, mask)
         if model.linear:
-            numbers["psnr_hdr"] = _finite(hdr_psnr(rendered, light, scene.brightest, mask))
+            scores["psnr_hdr"] = hdr_psnr(rendered, light, scene.brightest, mask)
         h, w = truth.shape[:2]
-        views.append({"name": scene.names[i], "index": i, "width": w, "height": h, **numbers, "seconds": seconds})
+        views.append(ViewScores(**scores, name=scene.names[i], index=i, width=w, height=h, seconds=seconds))
         if out is not None:
             _write_pictures(out, views[-1], truth.numpy(), shown.numpy(), rendered.numpy() if model.linear else None)
-    result: dict[str, Any] = {name: _mean([view[name] for view in views]) for name in MEANS if name in views[0]}
-    result |= {
-        "n_views": len(views),
-        "seconds": time.perf_counter() - started,
-        "render_seconds_per_view": sum(view["seconds"] for view in views) / len(views),
-        "protocol": protocol(model, scene, split, views, n_in_split),
-        "views": views,
-    }
+    about = _protocol(model, scene, split, views, n_in_split)
+    result = Evaluation.of(views, about, time.perf_counter() - started)
     if out is not None and folder is not None:
-        write_file(out / "eval.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        write_file(out / "eval.json", json.dumps(result.to_dict(), indent=1, allow_nan=False) + "\n")
         folder.close()
     return result
 
@@ -132,14 +126,13 @@ def _open(out: Path, scene: Scene, ids: list[int], linear: bool) -> OutputFolder
     return folder
 
 
-def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, float | None]:
-    """psnr, ssim and psnr_colour_corrected of one view; rendered, truth [h,w,3] floats, mask [h,w] bool or None."""
-    small = min(truth.shape[:2]) < 11
-    return {
-        "psnr": _finite(psnr(rendered, truth, mask)),
-        "ssim": None if small else _finite(ssim(rendered, truth, mask)),
-        "psnr_colour_corrected": _finite(psnr(colour_correct(rendered, truth, mask=mask), truth, mask)),
-    }
+def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> Scores:
+    """One view; rendered, truth [h,w,3] floats, mask [h,w] bool or None."""
+    return Scores(
+        psnr=psnr(rendered, truth, mask),
+        ssim=math.nan if min(truth.shape[:2]) < 11 else ssim(rendered, truth, mask),
+        psnr_colour_corrected=psnr(colour_correct(rendered, truth, mask=mask), truth, mask),
+    )
 
 
 def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
@@ -151,7 +144,7 @@ def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
     return with_poses(scene, c2w)
 
 
-def _exposed(model: Model, view: View[np.ndarray], truth: Tensor, mask: Tensor | None) -> float | None:
+def _exposed(model: Model, view: View[np.ndarray], truth: Tensor, mask: Tensor | None) -> float:
     """PSNR of the right half of a view with the gains that fit its left half best, as NeRF in the Wild does; truth
     [h,w,3] as it is shown."""
     opacities = torch.from_numpy(view.opacity)[..., None]
@@ -160,7 +153,7 @@ def _exposed(model: Model, view: View[np.ndarray], truth: Tensor, mask: Tensor |
     votes = votes if mask is None else votes & mask
     logs = fitted(*(t[:, :half].flatten(0, 1) for t in (colors, truth, votes)))
     shown = apply_exposure_over(colors[:, half:], logs, opacities[:, half:], background)
-    return _finite(psnr(shown, truth[:, half:], None if mask is None else mask[:, half:]))
+    return psnr(shown, truth[:, half:], None if mask is None else mask[:, half:])
 
 
 def truth_of(scene: Scene, i: int, background: Tensor) -> Tensor:
@@ -179,40 +172,36 @@ def mask_of(scene: Scene, i: int) -> Tensor | None:
     return None if scene.masks is None else torch.as_tensor(scene.masks.image(i))[..., 0] > 0.5
 
 
-def protocol(model: Model, scene: Scene, split: str, views: list[dict[str, Any]], n_in_split: int) -> dict[str, Any]:
-    """Everything that must stand beside a number for it to mean something; JSON-able."""
-    sizes = sorted({(view["width"], view["height"]) for view in views})
-    full = {(int(scene.cameras.widths[v["index"]]), int(scene.cameras.heights[v["index"]])) for v in views}
+def _protocol(model: Model, scene: Scene, split: str, views: list[ViewScores], n_in_split: int) -> Protocol:
+    sizes = sorted({(view.width, view.height) for view in views})
+    full = {(int(scene.cameras.widths[v.index]), int(scene.cameras.heights[v.index])) for v in views}
     reduced = "" if full == set(sizes) else "; large views were rendered smaller, against averaged blocks of the photo"
     scaling = [line for line in scene.notes if "down-scaled" in line]
     exposed = "" if model.exposure == 1.0 else f", exposed by {model.exposure:.4g}"
     light = f" of the linear light in the files{exposed}, white at 1" if model.linear else " as in the files"
     background = ", ".join(f"{float(c):g}" for c in model.background)
     background = {"1, 1, 1": "white", "0, 0, 0": "black"}.get(background, f"colour ({background})")
-    return {
-        "data": Path(scene.path).name,
-        "format": scene.source,
-        "split": split,
-        "held_out": split != "train",
-        "n_views": len(views),
-        "n_views_in_split": n_in_split,
-        "n_train_views": len(scene.splits["train"]),
-        "resolution": [f"{w}x{h}" for w, h in sizes],
-        "down_scaling": (scaling[0] if scaling else "none") + reduced,
-        "background": background if scene.has_alpha else "of the photos (no alpha)",
-        "colour_space": "sRGB values" + light,
-        "masks": "only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
-        "poses": _of_poses(model, split),
-        **({"psnr_exposed": EXPOSED} if model.log_gains is not None else {}),
-        "psnr": "of a view -10 log10(mean squared error over its pixels, both clipped to [0, 1]); mean over views",
-        **({"psnr_hdr": HDR_PSNR} if model.linear else {}),
-        "ssim": "Wang et al. 2004, 11x11 Gaussian of 1.5 px, data range 1, mean of the channels; mean over views",
-        "psnr_colour_corrected": "after a least-squares quadratic fit of each view's colours to the truth",
-        "training": {key: model.meta[key] for key in ("steps", "seconds", "minutes", "seed") if key in model.meta},
-        "backend": kernels.backend(),
-        "machine": machine(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
+    return Protocol(
+        data=Path(scene.path).name,
+        format=scene.source,
+        split=split,
+        held_out=split != "train",
+        n_views=len(views),
+        n_views_in_split=n_in_split,
+        n_train_views=len(scene.splits["train"]),
+        resolution=[f"{w}x{h}" for w, h in sizes],
+        down_scaling=(scaling[0] if scaling else "none") + reduced,
+        background=background if scene.has_alpha else "of the photos (no alpha)",
+        colour_space="sRGB values" + light,
+        masks="only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
+        poses=_of_poses(model, split),
+        psnr_exposed=EXPOSED if model.log_gains is not None else None,
+        psnr_hdr=HDR_PSNR if model.linear else None,
+        training={key: model.meta[key] for key in ("steps", "seconds", "minutes", "seed") if key in model.meta},
+        backend=kernels.backend(),
+        machine=machine(),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
 
 
 def _of_poses(model: Model, split: str) -> str:
@@ -227,35 +216,22 @@ def _of_poses(model: Model, split: str) -> str:
     )
 
 
-def summary(result: dict[str, Any]) -> str:
-    """The means in one line."""
-    about = result["protocol"]
-    kind = "held-out views" if about["held_out"] else "views that were TRAINED on"
-    hdr = f", HDR PSNR {_shown(result['psnr_hdr'], 2)} dB" if "psnr_hdr" in result else ""
-    more = [("psnr_aligned", "with poses found by sight"), ("psnr_exposed", "with fitted exposure")]
-    hdr += "".join(f", {_shown(result[name], 2)} dB {how}" for name, how in more if name in result)
-    return (
-        f"PSNR {_shown(result['psnr'], 2)} dB, SSIM {_shown(result['ssim'], 4)}, colour-corrected PSNR "
-        f"{_shown(result['psnr_colour_corrected'], 2)} dB{hdr}: mean over {result['n_views']} {kind} ({about['split']})"
-    )
-
-
 def picture_name(i: int, name: str) -> str:
     """A file name for view i that is unique, sorts as the views do, and keeps the photo's name readable."""
     return f"{i:04d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', Path(name).stem)[:60]}.png"
 
 
 def _write_pictures(
-    out: Path, view: dict[str, Any], truth: np.ndarray, rendered: np.ndarray, light: np.ndarray | None
+    out: Path, view: ViewScores, truth: np.ndarray, rendered: np.ndarray, light: np.ndarray | None
 ) -> None:
     """truth, rendered: as they are shown; light: what was rendered in linear light, for an EXR beside the PNG."""
-    picture, name = to_display(rendered, linear=False), picture_name(view["index"], view["name"])
+    picture, name = to_display(rendered, linear=False), picture_name(view.index, view.name)
     write_png(out / "renders" / name, picture)
     if light is not None:
         write_exr((out / "renders" / name).with_suffix(".exr"), {c: light[..., k] for k, c in enumerate("RGB")})
     three = [to_display(truth, linear=False), picture, error_map(rendered, truth, ERROR_HIGH)]
-    caption = f"render  {_shown(view['psnr'], 2)} dB"
-    labels = [f"truth  {Path(view['name']).name[-40:]}", caption, "mean absolute error"]
+    caption = f"render  {in_words(view.psnr)} dB"
+    labels = [f"truth  {Path(view.name).name[-40:]}", caption, "mean absolute error"]
     sheet = panels([resized(p, _SHEET_LONGEST) for p in three], labels, ("error", "0", f"{ERROR_HIGH:g} and more"))
     write_png(out / name, sheet)
 
@@ -267,16 +243,3 @@ def _views_of(scene: Scene, split: str) -> list[int]:
         what = "is empty" if split in scene.splits else "is no split"
         raise UserError(f"--split {split}: {split} {what} of this scene, expected one of {there}")
     return ids
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _mean(values: list[float | None]) -> float | None:
-    present = [v for v in values if v is not None]
-    return sum(present) / len(present) if present else None
-
-
-def _shown(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -167,7 +167,7 @@ def noise(
     train = given.splits["train"]
     if model.given_poses is None:
         model.names, model.given_poses = [given.names[i] for i in train.tolist()], wrong.cameras.c2w[train]
-    result = evaluate(model, wrong, show_progress=False)
+    result = evaluate(model, wrong, show_progress=False).to_dict()
     names = ("psnr", "ssim", "psnr_colour_corrected", "psnr_aligned", "ssim_aligned", "protocol", "views")
     return {
         **{name: result[name] for name in names},

@@ -67,7 +67,7 @@ def train(
         loaded = datasets.load(scene, quiet=True)
     kernels.use("auto")  # what the reference kernels have learnt is drawn by the fastest: the same picture, sooner
     model.background = torch.ones(3)
-    result = evaluate(model, loaded, max_views=views, show_progress=False)
+    result = evaluate(model, loaded, max_views=views, show_progress=False).to_dict()
     times["evaluate"] = result["seconds"]
     times["all"] = time.perf_counter() - started
     peaks["all"] = peak()
@@ -151,8 +151,8 @@ def textured_mesh(
     result: dict[str, Any] = {"seconds": seconds, "seconds_of": times, "peak_bytes": peak()}
     result |= {"triangles": len(made.faces), "extracted": len(surface.faces), "texture": texture, **surface.metadata}
     views = evaluate_mesh_views(made, photos)
-    field = evaluate(loaded, photos, show_progress=False)
-    result |= {"views": views.to_dict(), "field_psnr": field["psnr"], "psnr_lost": field["psnr"] - views.psnr}
+    field = evaluate(loaded, photos, show_progress=False).psnr
+    result |= {"views": views.to_dict(), "field_psnr": field, "psnr_lost": field - views.psnr}
     if truth is not None:
         against, whole = read_mesh(truth), Triangles.of(surface)
         pairs = {"truth": whole, "truth_textured": made}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nerf.capture import CaptureOptions, find_poses
+    from nerf.capture.report import FoundPoses
     from nerf.checks import check
     from nerf.checks.verdict import Finding, Verdict
     from nerf.datasets import Frame, Lens, LoadOptions, ParsedScene, Scene, load, reader
@@ -76,6 +77,7 @@ _WHERE = {
     "Lens": "nerf.datasets:Lens",
     "find_poses": "nerf.capture:find_poses",
     "CaptureOptions": "nerf.capture:CaptureOptions",
+    "FoundPoses": "nerf.capture.report:FoundPoses",
     "check": "nerf.checks:check",
     "Verdict": "nerf.checks.verdict:Verdict",
     "Finding": "nerf.checks.verdict:Finding",
@@ -155,6 +157,7 @@ __all__ = [
     "Finding",
     "FitConfig",
     "Fitted",
+    "FoundPoses",
     "FourierFeatures",
     "Frame",
     "HashGrid",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image, ImageFilter
 import nerf
 from nerf.capture import CaptureOptions, child, find_poses, matching, pairs, verifying
 from nerf.capture.frame import world_from_model
-from nerf.capture.report import all_alike, coverage_picture, reasons, summary
+from nerf.capture.report import FoundPoses, all_alike, coverage_picture, reasons
 from nerf.capture.settings import Settings, attempts
 from nerf.cli import main as cli
 from nerf.datasets import load
@@ -158,7 +159,7 @@ def test_pairs_by_gps_place_all_photos(tmp_path: Path, capfd: pytest.CaptureFixt
         tags[0x8825] = {1: "N", 2: (52.0, 0.0, 3.0 * k), 3: "W", 4: (7.0, 30.0, 0.0)}
         Image.fromarray(draw(pose(k, 6))).save(folder / f"{k}.jpg", exif=tags, quality=97)
     report = find_poses(CaptureOptions(folder, tmp_path / "out", matching="spatial"))
-    assert report["n_placed"] == 6
+    assert report.n_placed == 6
     assert "compared 15 of 15 pairs" in capfd.readouterr().err
     write_photos(tmp_path / "plain", 3)
     with pytest.raises(UserError, match="none of the photos"):
@@ -240,11 +241,11 @@ def test_reasons_for_what_was_left_out() -> None:
 
 def test_many_photos_left_out_for_one_reason_are_one_line() -> None:
     left = {f"t{k}.jpg": f"too small (80x{60 + k % 2}): a thumbnail?" for k in range(5000)} | {"a.jpg": "blurred (4 %)"}
-    content = {"n_photos": 5009, "n_placed": 8, "components": [8], "seconds": 9, "n_points": 7, "left_out": left}
-    said = {"judgement": "9 of 20 pairs of photos fit it", "convinces": False}
-    lines = summary(content | said).splitlines()
+    found = FoundPoses(n_photos=5009, n_placed=8, components=[8], seconds=9, n_points=7, left_out=left)
+    found = replace(found, judgement="9 of 20 pairs of photos fit it", convinces=False)
+    lines = str(found).splitlines()
     assert lines[0].endswith("7 points; 9 of 20 pairs of photos fit it") and "look at coverage.png" in lines[1]
-    assert len(summary(content | said | {"convinces": True}).splitlines()) == 3
+    assert len(str(replace(found, convinces=True)).splitlines()) == 3
     assert lines[2:] == [
         "left out 5000 photos: too small (t0.jpg, t1.jpg, t2.jpg and others, see poses.json)",
         "left out a.jpg: blurred (4 %)",
@@ -263,7 +264,7 @@ def test_the_view_from_above_shows_cameras_and_points() -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any], list[np.ndarray]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, FoundPoses, list[np.ndarray]]:
     """(photos, data set, report, true poses): eight photos that fit, a blank, a blurred and a damaged one, a mask."""
     pytest.importorskip("pycolmap")
     root = tmp_path_factory.mktemp("capture")
@@ -300,7 +301,7 @@ def errors(scene: Any, truth: list[np.ndarray]) -> tuple[float, float, float]:
 
 def test_poses_are_those_the_photos_were_taken_from(done: Any) -> None:
     _, folder, report, truth = done
-    assert report["n_placed"] == 8 and report["components"] == [8] and report["reprojection_error"] < 0.6
+    assert report.n_placed == 8 and report.components == [8] and report.reprojection_error < 0.6
     scene = load(folder, holdout=0, quiet=True)
     assert scene.source == "transforms" and scene.names == [f"images/photo_{k:02d}.png" for k in range(8)]
     rotation, position, scale = errors(scene, truth)
@@ -308,7 +309,7 @@ def test_poses_are_those_the_photos_were_taken_from(done: Any) -> None:
     assert scale == pytest.approx(1, rel=0.01), "the distance between two photos was given"
     assert scene.cameras.fx.median() == pytest.approx(FOCAL, rel=0.02)
     assert scene.cameras.c2w[:, 2, 1].min() > 0.5, "z is up, as the photos were held"
-    assert scene.points is not None and len(scene.points) == report["n_points"] and scene.masks is not None
+    assert scene.points is not None and len(scene.points) == report.n_points and scene.masks is not None
     assert (scene.masks.image(2)[..., 0] < 0.5).float().mean() == pytest.approx(120 / 320, abs=0.01)
     assert float(scene.masks.image(3).min()) == 1
 
@@ -336,7 +337,7 @@ def test_sizes_cameras_portrait_and_landscape_may_be_mixed(tmp_path: Path) -> No
         size = ((320, 240, 300.0), (240, 320, 300.0), (400, 300, 420.0))[k % 3]
         Image.fromarray(draw(c2w, *size)).save(folder / f"{k}.png")
     report = find_poses(CaptureOptions(folder, tmp_path / "out"))
-    assert report["n_placed"] == 9 and len(report["components"]) == 1
+    assert report.n_placed == 9 and len(report.components) == 1
     scene = load(tmp_path / "out", holdout=0, quiet=True)
     rotation, position, _ = errors(scene, truth)
     assert rotation < 0.5 and position < 0.03 * distance(truth, 0, 8)
@@ -346,10 +347,13 @@ def test_sizes_cameras_portrait_and_landscape_may_be_mixed(tmp_path: Path) -> No
 
 def test_what_was_left_out_has_a_reason(done: Any) -> None:
     _, folder, report, _ = done
-    left = report["left_out"]
+    left = report.left_out
     assert set(left) == {"x_blank.png", "x_blurred.png", "x_damaged.png"}
     assert "blank" in left["x_blank.png"] and "blurred" in left["x_blurred.png"] and "damaged" in left["x_damaged.png"]
     written = json.loads((folder / "poses.json").read_text())
+    asked = "n_pairs n_fit n_unseen n_unseen_fit pixels groups reprojection_error track_length"
+    found = f"n_photos n_placed components pairs_compared pairs_matched n_points way judgement convinces {asked}"
+    assert list(written) == f"format version {found} seconds settings left_out photos".split()
     assert written["left_out"] == left and written["photos"]["photo_03.png"]["points_seen"] > 50
     assert Image.open(folder / "coverage.png").size == (900, 900)
     assert sorted(p.name for p in (folder / "sparse" / "0").iterdir())[:2] == ["cameras.bin", "frames.bin"]
@@ -366,7 +370,7 @@ def test_the_same_call_again_repeats_nothing(done: Any, monkeypatch: pytest.Monk
     again = find_poses(
         CaptureOptions(photos, folder, distance=("photo_00", "photo_07", distance(truth, 0, 7)), scale=3.0)
     )
-    assert again["n_placed"] == 8 and again["seconds"] >= report["seconds"] - 1
+    assert again.n_placed == 8 and again.seconds >= report.seconds - 1
     assert torch.allclose(load(folder, quiet=True).cameras.centres, 3 * before[:, :, 3])
     fewer = folder.parent / "fewer"
     shutil.copytree(photos, fewer)

@@ -42,7 +42,13 @@ def test_training_views_are_called_by_their_name(scene: FakeScene) -> None:
 def test_the_file_holds_the_whole_protocol(scene: FakeScene, tmp_path: Path) -> None:
     scene.notes.append("images down-scaled by 2 (area average)")
     evaluate(FakeModel(), scene, "test", tmp_path, show_progress=False)
-    about = json.loads((tmp_path / "eval.json").read_text())["protocol"]
+    written = json.loads((tmp_path / "eval.json").read_text())
+    numbers, about = ["psnr", "ssim", "psnr_colour_corrected"], written["protocol"]
+    assert list(written) == [*numbers, "n_views", "seconds", "render_seconds_per_view", "protocol", "views"]
+    assert list(written["views"][0]) == ["name", "index", "width", "height", *numbers, "seconds"]
+    measured = "data format split held_out n_views n_views_in_split n_train_views resolution down_scaling background"
+    measured += " colour_space masks poses psnr ssim psnr_colour_corrected training backend machine date"
+    assert set(about) == set(measured.split())
     assert about["background"] == "white" and about["split"] == "test" and about["resolution"] == ["40x40"]
     assert about["colour_space"].startswith("sRGB") and "by 2" in about["down_scaling"]
     assert about["n_views"] == 2 and about["n_train_views"] == 6 and about["training"]["steps"] == 10

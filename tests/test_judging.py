@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nerf.capture import CaptureOptions, _contradicted  # noqa: E402
 from nerf.capture.judging import EACH, judge, strongest  # noqa: E402
 from nerf.capture.mapping import _fuller, calibrated  # noqa: E402
 from nerf.capture.pairs import left_over, n_partners  # noqa: E402
-from nerf.capture.report import groups_of  # noqa: E402
+from nerf.capture.report import FoundPoses, groups_of  # noqa: E402
 from nerf.io.outputs import OutputFolder  # noqa: E402
 
 FOCAL, WIDTH, HEIGHT, N = 700.0, 800, 600, 12
@@ -154,7 +155,8 @@ def test_groups_that_hang_together(tmp_path: Path) -> None:
     assert groups_of(partners, 30) == [["c", "d", "e"], ["a", "b"]]
     with OutputFolder.open(tmp_path / "out", "poses") as folder:
         (folder.path / "images").mkdir()
-        said = _contradicted(folder, {"groups": groups_of(partners, 30), "judgement": "2 of 9 pairs of photos fit it"})
+        found = FoundPoses(n_photos=5, n_placed=5, seconds=1.0, groups=groups_of(partners, 30))
+        said = _contradicted(folder, replace(found, judgement="2 of 9 pairs of photos fit it"))
     assert "2 of 9 pairs of photos fit it. Groups" in said and "3, 2 photos" in said
     assert (tmp_path / "out" / "groups.png").is_file()
 

@@ -17,7 +17,7 @@ from PIL import Image
 from small_scenes import edit, write_transforms
 
 from nerf.capture.photos import read_photos
-from nerf.capture.report import summary, verified_partners
+from nerf.capture.report import FoundPoses, verified_partners
 from nerf.cli.main import run
 from nerf.datasets import load
 from nerf.errors import UserError, note, printable, say
@@ -56,8 +56,7 @@ def test_every_way_of_printing(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert plain(out) and plain(err) and "owned" in out and err.count("owned") >= 3
     assert out.startswith("first\nsecond") and err.splitlines()[0].startswith("nerf: left out a\\x1b")
-    content = {"n_photos": 3, "n_placed": 0, "components": [], "seconds": 1.0, "left_out": {EVIL: "blank"}}
-    assert summary(content).count("\n") == 1
+    assert str(FoundPoses(n_photos=3, n_placed=0, seconds=1.0, left_out={EVIL: "blank"})).count("\n") == 1
 
 
 def test_a_stream_that_knows_no_umlauts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nerf.capture.folder import forget, frames_of, identity, open_folder, state_of, write_photos, write_state
 from nerf.capture.gps import Place
@@ -21,6 +21,9 @@ from nerf.errors import Range, UserError, check_numbers, note
 from nerf.io.files import write_file
 from nerf.io.machine import usable_cores
 from nerf.io.outputs import OutputFolder
+
+if TYPE_CHECKING:
+    from nerf.capture.report import FoundPoses
 
 LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
 
@@ -64,11 +67,11 @@ def needs_poses(path: Path) -> bool:
     return path.is_dir() and not kinds_in(path) and bool(list_photos(path))
 
 
-def find_poses(args: CaptureOptions, show: bool = True) -> dict[str, Any]:
+def find_poses(args: CaptureOptions, show: bool = True) -> FoundPoses:
     """Photos or video -> transforms.json, images/, sparse/0, sparse_pc.ply, coverage.png and poses.json in args.out.
 
-    Work that an earlier, interrupted call has done is used again if photos and settings are the same. Returns what
-    poses.json holds. Raises UserError when nothing of use can come of it, and says what would help.
+    Work that an earlier, interrupted call has done is used again if photos and settings are the same. Raises UserError
+    when nothing of use can come of it, and says what would help.
 
     >>> find_poses(CaptureOptions(Path("no/photos"), Path("posed")))
     Traceback (most recent call last):
@@ -89,7 +92,7 @@ def _find(
     before: dict[str, Any] | None,
     show: bool,
     started: float,
-) -> dict[str, Any]:
+) -> FoundPoses:
     if photos is None:
         photos = frames_of(folder, args.data, args.frames, before)
     else:
@@ -108,14 +111,16 @@ def _find(
     write_state(folder.path, state)
     job, prepared = _job(args, photos, cameras), time.perf_counter() - started
     result, settings = _solve(job, len(photos.photos), show)
-    report = _report(folder.path, photos, result, settings, prepared + result["seconds"])
+    found = _found(folder.path, photos, result, settings, prepared + result["seconds"])
     if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
-        raise UserError(_too_few(folder.path, report))
+        raise UserError(_too_few(folder.path, found))
     if result.get("wrong"):
-        raise UserError(_contradicted(folder, report))
+        raise UserError(_contradicted(folder, found))
     places = {p.name: (*p.gps, p.altitude) for p in photos.photos if p.gps and args.gps == "auto"}
-    _finish(folder.path, args, report, places)
-    return report
+    _finish(folder.path, args, places)
+    for line in str(found).splitlines():
+        note(line)
+    return found
 
 
 def _check(args: CaptureOptions) -> None:
@@ -200,73 +205,70 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
     return best | {"seconds": seconds}, best_settings
 
 
-def _report(folder: Path, photos: Photos, result: dict[str, Any], settings: Settings, seconds: float) -> dict[str, Any]:
-    from nerf.capture.report import groups_of, reasons, verified_partners, write_report
+def _found(folder: Path, photos: Photos, result: dict[str, Any], settings: Settings, seconds: float) -> FoundPoses:
+    """What the worker found of these photos, and why the others were left out; also written to poses.json."""
+    from nerf.capture.report import FoundPoses, groups_of, reasons, verified_partners, write_report
 
     statistics = json.loads((folder / "capture" / "statistics.json").read_text(encoding="utf-8"))
-    placed = set(result.get("placed", {}))
+    placed = result.get("placed", {})
     partners = verified_partners(folder / "capture" / result["database"])
-    why = reasons(photos.photos, placed, result.get("others", []), statistics, partners)
-    report = {
+    why = reasons(photos.photos, set(placed), result.get("others", []), statistics, partners)
+    told = {f.name: result[f.name] for f in fields(FoundPoses) if f.name in result}
+    own = {
         "n_photos": len(photos.photos) + len(photos.left_out),
-        **{name: result[name] for name in ("n_placed", "components")},
-        **{name: result.get(name) for name in ("pairs_compared", "pairs_matched")},
-        "n_points": result.get("n_points", 0),
-        **{name: result.get(name) for name in ("way", "judgement", "convinces", "n_pairs", "n_fit")},
-        **{name: result.get(name) for name in ("n_unseen", "n_unseen_fit")},
         "pixels": result.get("pixels") if result.get("n_pairs") else None,
         "groups": groups_of(partners, STRONG),
-        **{name: result.get(name) for name in ("reprojection_error", "track_length")},
         "seconds": round(seconds, 1),
-        "settings": asdict(settings),
+        "settings": settings,
         "left_out": photos.left_out | why,
         "photos": {
             name: {key: round(value, 2) if isinstance(value, float) else value for key, value in s.items()}
-            | {"points_seen": result.get("placed", {}).get(name, 0)}
+            | {"points_seen": placed.get(name, 0)}
             for name, s in statistics.items()
         },
     }
-    write_report(folder, report)
-    return report
+    found = FoundPoses(**told | own)
+    write_report(folder, found)
+    return found
 
 
-def _too_few(folder: Path, report: dict[str, Any]) -> str:
+def _too_few(folder: Path, found: FoundPoses) -> str:
     from collections import Counter
 
     from nerf.capture.report import ADVICE, all_alike
 
-    if all_alike(folder / "images", list(report["photos"])):
+    if all_alike(folder / "images", list(found.photos)):
         return (
-            f"only {report['n_placed']} of {report['n_photos']} photos could be placed, because they hardly differ: "
+            f"only {found.n_placed} of {found.n_photos} photos could be placed, because they hardly differ: "
             "poses need photos from different places, each a step from the last"
         )
-    kinds = Counter(reason.split("(")[0].strip() for reason in report["left_out"].values())
+    kinds = Counter(reason.split("(")[0].strip() for reason in found.left_out.values())
     why = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
     return (
-        f"only {report['n_placed']} of {report['n_photos']} photos could be placed, too few to go on ({why}; each one "
-        f"is in {folder / 'poses.json'}): {ADVICE}"
+        f"only {found.n_placed} of {found.n_photos} photos could be placed, too few to go on ({why}; each one is in "
+        f"{folder / 'poses.json'}): {ADVICE}"
     )
 
 
-def _contradicted(folder: OutputFolder, report: dict[str, Any]) -> str:
+def _contradicted(folder: OutputFolder, found: FoundPoses) -> str:
     """A model that the photos contradict is no basis to train on; which of them hang together is shown."""
     from nerf.capture.report import ADVICE, groups_picture
     from nerf.io.pictures import write_png
 
     folder.claim("groups.png")
-    write_png(folder.path / "groups.png", groups_picture(folder.path / "images", report["groups"]))
-    sizes = ", ".join(str(len(group)) for group in report["groups"][:5])
+    write_png(folder.path / "groups.png", groups_picture(folder.path / "images", found.groups))
+    sizes = ", ".join(str(len(group)) for group in found.groups[:5])
     return (
-        f"no poses were found that the photos bear out: of the best, {report['judgement']}. Groups that hang together "
+        f"no poses were found that the photos bear out: of the best, {found.judgement}. Groups that hang together "
         f"by themselves: {sizes or 'none'} photos (shown in {folder.path / 'groups.png'}, listed in poses.json). "
         f"Try one group alone, or {ADVICE}"
     )
 
 
-def _finish(folder: Path, args: CaptureOptions, report: dict[str, Any], places: dict[str, Place]) -> None:
-    """The data set's files, the picture and the summary."""
+def _finish(folder: Path, args: CaptureOptions, places: dict[str, Place]) -> None:
+    """The data set's files and the picture."""
     from nerf.capture.dataset import write_dataset
-    from nerf.capture.report import coverage_picture, summary
+    from nerf.capture.report import coverage_picture
     from nerf.io.pictures import write_png
 
     try:
@@ -274,5 +276,3 @@ def _finish(folder: Path, args: CaptureOptions, report: dict[str, Any], places: 
         write_png(folder / "coverage.png", coverage_picture(found["c2w"], found["points"], found["colours"]))
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be written ({error.strerror})") from None
-    for line in summary(report).splitlines():
-        note(line)

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import numpy as np
 
 from nerf.capture.photos import Photo
+from nerf.capture.settings import Settings
 from nerf.errors import UserError, printable
 from nerf.io.files import write_file
 from nerf.io.opening import opened
@@ -24,6 +26,60 @@ ADVICE = (
 )
 ALIKE = 1.0  # grey levels, mean over pictures of 32 x 32: what compression and noise of the sensor change is less
 _IDS = 2147483647  # COLMAP: pair_id = smaller image_id * this + larger
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundPoses:
+    """What `find_poses` found; distances are in pixels of pictures of at most 1600. As a string it is a few lines.
+
+    >>> print(FoundPoses(n_photos=9, n_placed=0, seconds=4.2, left_out={"a.jpg": "blank: nothing to be seen in it"}))
+    0 of 9 photos placed in 4 s
+    left out a.jpg: blank: nothing to be seen in it
+    """
+
+    n_photos: int
+    n_placed: int
+    components: list[int] = field(default_factory=list)  # photos of each part that hangs together, the largest first
+    pairs_compared: int | None = None
+    pairs_matched: int | None = None
+    n_points: int = 0  # of the sparse point cloud
+    way: str | None = None  # of mapping that was used
+    judgement: str | None = None  # what pairs of photos say of the poses, in words
+    convinces: bool | None = None  # whether as many pairs fit as do with right poses
+    n_pairs: int | None = None  # pairs that were asked
+    n_fit: int | None = None  # of these, that fit
+    n_unseen: int | None = None  # pairs that were asked and that mapping did not use
+    n_unseen_fit: int | None = None
+    pixels: float | None = None  # median distance of the pairs' matches from their epipolar lines
+    groups: list[list[str]] = field(default_factory=list)  # photos that pairs join, the largest group first
+    reprojection_error: float | None = None  # pixels, mean over the points' observations
+    track_length: float | None = None  # mean number of photos that show a point
+    seconds: float
+    settings: Settings = field(default_factory=Settings)  # of features, matching and mapping
+    left_out: dict[str, str] = field(default_factory=dict)  # photo: why
+    photos: dict[str, dict[str, Any]] = field(default_factory=dict)  # photo: features, sharpness, points seen and more
+
+    def to_dict(self) -> dict[str, Any]:
+        """As poses.json holds it: JSON-able."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.n_placed} of {self.n_photos} photos placed in {self.seconds:.0f} s"]
+        if self.n_placed:
+            lines[0] += f", {self.n_points:,} points; {self.judgement}"
+            if not self.convinces:
+                lines.append("that is less than right poses usually reach: look at coverage.png before you trust them")
+        if len(self.components) > 1:
+            lines.append(
+                f"the photos fall into {len(self.components)} groups that do not hang together (of "
+                f"{', '.join(map(str, self.components))}); the largest is used, and photos of what lies between would "
+                "join them"
+            )
+        left = _grouped(self.left_out)
+        lines += left[:12]
+        if len(left) > 12:
+            lines.append(f"and {len(left) - 12} more, all in poses.json")
+        return "\n".join(lines)
 
 
 def reasons(
@@ -130,30 +186,10 @@ def all_alike(images: Path, names: list[str]) -> bool:
     return float(usual.std()) > 4 and max(changes) < ALIKE
 
 
-def write_report(folder: Path, content: dict[str, Any]) -> None:
+def write_report(folder: Path, found: FoundPoses) -> None:
     """poses.json in the data set: all that is said on the terminal, and each photo that was left out."""
-    text = json.dumps({"format": "nerf-poses", "version": 1, **content}, indent=1)
+    text = json.dumps({"format": "nerf-poses", "version": 1, **found.to_dict()}, indent=1)
     write_file(folder / "poses.json", text + "\n")
-
-
-def summary(content: dict[str, Any]) -> str:
-    """The report in a few lines."""
-    n, placed, components = content["n_photos"], content["n_placed"], content["components"]
-    lines = [f"{placed} of {n} photos placed in {content['seconds']:.0f} s"]
-    if placed:
-        lines[0] += f", {content['n_points']:,} points; {content['judgement']}"
-        if not content["convinces"]:
-            lines.append("that is less than right poses usually reach: look at coverage.png before you trust them")
-    if len(components) > 1:
-        lines.append(
-            f"the photos fall into {len(components)} groups that do not hang together (of "
-            f"{', '.join(map(str, components))}); the largest is used, and photos of what lies between would join them"
-        )
-    left = _grouped(content["left_out"])
-    lines += left[:12]
-    if len(left) > 12:
-        lines.append(f"and {len(left) - 12} more, all in poses.json")
-    return "\n".join(lines)
 
 
 def _grouped(left_out: dict[str, str]) -> list[str]:

@@ -36,7 +36,7 @@ def poses(
 ) -> dict[str, Any]:
     """Photos or a video to poses, from nothing; errors against the poses of `truth` where there are some."""
     shutil.rmtree(out, ignore_errors=True)
-    report = find_poses(CaptureOptions(Path(source), Path(out), frames=frames, matching=matching))
+    report = find_poses(CaptureOptions(Path(source), Path(out), frames=frames, matching=matching)).to_dict()
     result = {k: report[k] for k in ("n_photos", "n_placed", "components", "n_points", "reprojection_error", "seconds")}
     result |= {"settings": report["settings"]["name"], "left_out": report["left_out"]}
     result |= {name: report[name] for name in ("pairs_compared", "pairs_matched", "way", "judgement")}

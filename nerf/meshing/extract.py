@@ -16,10 +16,10 @@ from nerf.io.memory import trim_heap
 from nerf.io.pictures import to_display
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.extent import box_grid, open_grid
-from nerf.meshing.fair import DENOISE_ROUNDS, MAX_DENOISED_FACES, denoise_normals
+from nerf.meshing.fair import MAX_DENOISED_FACES, denoise_normals
 from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, view_cameras
 from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
-from nerf.meshing.marching import Grid, marching_cubes
+from nerf.meshing.marching import marching_cubes
 from nerf.meshing.photos import grey_pictures
 from nerf.meshing.stereo import refine_depths
 from nerf.meshing.warp import Warp
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import trimesh
 
     from nerf.datasets import Scene
-    from nerf.kernels import DepthView
     from nerf.rendering.model import Model
 
 MAX_HOLE_FACES = 100  # faces: as wide as some eight cells
@@ -37,15 +36,16 @@ _CHUNK = 1 << 16  # vertices coloured or moved to the world at once
 _ROUNDS = Range(0, 100, whole=True)
 MESHING = {
     "resolution": Range(8, 4096, whole=True, optional=True),
-    "threshold": Range(0, 1e30, above=True),  # 1/scene length
+    "threshold": Range(0, 1e30, above=True, optional=True),  # 1/scene length
     "min_fraction": Range(0, 1),
     "max_components": Range(1, 1e9, whole=True, optional=True),
-    "smooth": _ROUNDS,
+    "smooth": _ROUNDS._replace(optional=True),
     "holes": Range(0, 1e9, whole=True),
     "denoise": _ROUNDS._replace(optional=True),
     "refine": _ROUNDS,
 }
 Method = Literal["auto", "tsdf", "density"]
+Shape = FusedSurface | LevelSurface
 
 
 @dataclass(frozen=True)
@@ -107,68 +107,61 @@ def extract_mesh(
     >>> mesh.faces.shape[1], mesh.metadata["closed"]
     (3, True)
     """
-    if method == "auto":
-        method = "density" if threshold is not None or model.space.warped else "tsdf"
-    if smooth is None:
-        smooth = 6 if method == "tsdf" else 0
-    level = DEFAULT_THRESHOLD if threshold is None else float(threshold)
     limits = Limits(min_fraction, max_components)
-    given = {"resolution": resolution, "threshold": level, "min_fraction": min_fraction}
+    given = {"resolution": resolution, "threshold": threshold, "min_fraction": min_fraction}
     given |= {"max_components": max_components, "smooth": smooth, "holes": holes, "denoise": denoise, "refine": refine}
     check_numbers(given, MESHING, "--")
     if box is not None:
         _check_box(box)
     keep_unseen = model.space.bounded if watertight is None else watertight
-    warp, cut = Warp(), method == "tsdf" and not keep_unseen
     with torch.no_grad():
-        views = _depths(model, scene) if method == "tsdf" else []
-        if box is None and views and model.space.contracted:
-            grid, warp = open_grid(model, views, resolution)
+        if method == "density" or (method == "auto" and (threshold is not None or model.space.warped)):
+            level = DEFAULT_THRESHOLD if threshold is None else float(threshold)
+            shape: Shape = LevelSurface(model, box_grid(model, resolution, box), level)
         else:
-            grid = box_grid(model, resolution, box)
-        shape = (
-            FusedSurface(views, grid, warp, skip=cut and holes <= MAX_HOLE_FACES)
-            if method == "tsdf"
-            else LevelSurface(model, grid, level)
-        )
-        points, faces = _polygonise(shape, grid, refine)
-        points = warp.to_scene(points)
+            shape = _fuse(model, scene, resolution, box, skip=not keep_unseen and holes <= MAX_HOLE_FACES)
+        points, faces = _polygonise(shape, refine)
         trim_heap()
         kept, n_components = keep_faces(points, faces, limits, cavities=not model.space.bounded)
         if not n_components:
             raise UserError("nothing solid was found: every piece is a cavity; try another --threshold or --method")
-        points = taubin_smooth(points, faces, smooth)
+        points = taubin_smooth(points, faces, shape.smooth if smooth is None else smooth)
         if denoise is None:
-            denoise = DENOISE_ROUNDS if method == "tsdf" and len(faces) <= MAX_DENOISED_FACES else 0
+            denoise = shape.denoise if len(faces) <= MAX_DENOISED_FACES else 0
         points = denoise_normals(points, faces, denoise)
-        n_whole = int(kept.sum())
-        if isinstance(shape, FusedSurface) and cut:
+        n_whole, is_whole = int(kept.sum()), True
+        if isinstance(shape, FusedSurface) and not keep_unseen:
             kept, n_components = _remove_unseen(shape, points, faces, kept, limits, holes)
+            is_whole = False
         n_unseen = n_whole - int(kept.sum())
-        del shape
         faces = faces[kept]
         vertices, faces = compact(faces, len(points))
         points = points[vertices]
+        closed = is_closed(faces.numpy(), len(points))
+        info = MeshInfo(shape.method, shape.grid.step, n_components, closed, n_unseen, is_whole, shape.level)
+        del shape, vertices
         trim_heap()
         normals = vertex_normals(points, faces)
         rgb = _colours(model, points, normals) if colours else None
         trim_heap()
         world, faces, normals = _to_world(model, points, faces, normals)
-    del points, vertices
-    closed = is_closed(faces.numpy(), len(world))
-    level_used = level if method == "density" else None
-    info = MeshInfo(method, grid.step, n_components, closed, n_unseen, not cut, level_used)
+    del points
     trim_heap()
     faces, normals = faces.long(), normals.double()  # as trimesh keeps them; the small ones are freed before it begins
     return to_trimesh(world, faces, normals, info.to_dict(), vertex_colors=rgb)
 
 
-def _depths(model: Model, scene: Scene | None) -> list[DepthView]:
-    """Depth maps of the training views; of open scenes as its photos refine them, where they are given."""
+def _fuse(
+    model: Model, scene: Scene | None, resolution: int | None, box: tuple[float, ...] | None, skip: bool
+) -> FusedSurface:
+    """Depth maps of the training views, of open scenes as its photos refine them where they are given, and the grid in
+    which they are fused."""
     views = depth_views(model, MAX_VIEWS, MAX_SIDE)
-    if scene is None or not model.space.contracted:
-        return views
-    return refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
+    if scene is not None and model.space.contracted:
+        views = refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
+    if box is None and model.space.contracted:
+        return FusedSurface(views, *open_grid(model, views, resolution), skip)
+    return FusedSurface(views, box_grid(model, resolution, box), Warp(), skip)
 
 
 def to_trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, info: dict[str, Any], **looks: Any) -> trimesh.Trimesh:
@@ -182,12 +175,12 @@ def to_trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, info: dict[str,
     return mesh
 
 
-def _polygonise(shape: FusedSurface | LevelSurface, grid: Grid, refine: int) -> tuple[Tensor, Tensor]:
+def _polygonise(shape: Shape, refine: int) -> tuple[Tensor, Tensor]:
     """Marching cubes: vertices [v,3] float32 in the scene frame and faces [f,3] int32."""
-    surface = marching_cubes(shape.values, grid, shape.known, shape.outside)
+    surface = marching_cubes(shape.values, shape.grid, shape.known, shape.outside)
     if not len(surface.faces):
         raise UserError(f"there is no surface: {shape.explain_empty()}")
-    return surface.refined_points(shape.values, refine), torch.from_numpy(surface.faces)
+    return shape.warp.to_scene(surface.refined_points(shape.values, refine)), torch.from_numpy(surface.faces)
 
 
 def _remove_unseen(

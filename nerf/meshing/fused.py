@@ -15,6 +15,7 @@ from nerf import kernels
 from nerf.geometry.cameras import PERSPECTIVE, Cameras
 from nerf.kernels import DepthView
 from nerf.meshing.consistency import unproject
+from nerf.meshing.fair import DENOISE_ROUNDS
 from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, SKIP, Grid
 from nerf.meshing.warp import Warp
 
@@ -47,7 +48,8 @@ class FusedSurface:
     no picture as outside. The grid's coordinates are those of a warp, and truncation grows as its cells do. skip:
     whether what lies away from all that is seen is left out, so that the surface ends there."""
 
-    outside = -1.0
+    method, level, outside = "tsdf", None, -1.0
+    smooth, denoise = 6, DENOISE_ROUNDS  # rounds by default
 
     def __init__(self, views: list[DepthView], grid: Grid, warp: Warp | None = None, skip: bool = False) -> None:
         self.grid, self.views, self.warp, self.skip = grid, views, warp or Warp(), skip

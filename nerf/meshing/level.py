@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.meshing.marching import ASK, OUTSIDE, Grid, Known
+from nerf.meshing.warp import Warp
 
 if TYPE_CHECKING:
     from nerf.rendering.model import Model
@@ -24,10 +25,11 @@ class LevelSurface:
     """Positive inside: the logarithm of density over the level, which is nearly linear where density is exp(network): a
     test measures what that gains over plain density."""
 
-    outside = -_CLAMP
+    method, outside, warp = "density", -_CLAMP, Warp()
+    smooth, denoise = 0, 0  # rounds by default
 
     def __init__(self, model: Model, grid: Grid, level: float) -> None:
-        self.model, self.level, self.highest = model, level, 0.0
+        self.model, self.grid, self.level, self.highest = model, grid, level, 0.0
         self.known = near_occupied(model.occupancy.occupied, grid)
 
     def values(self, points: Tensor) -> Tensor:

@@ -112,13 +112,13 @@ def main(args: MeshArgs) -> None:
     scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
     photos = scene or _photos(model, folder, args)
     start = time.perf_counter()
-    with Progress("meshing"):
-        colours = args.colours and scene is None and args.faces is None
-        passed_on = {name: getattr(args, name) for name in PASSED_ON}
-        mesh = extract_mesh(model, box=box, colours=colours, scene=photos, **passed_on)
-        if scene is not None:
-            mesh = texture_mesh(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
-        elif args.faces is not None:
+    colours = args.colours and scene is None and args.faces is None
+    passed_on = {name: getattr(args, name) for name in PASSED_ON}
+    mesh = extract_mesh(model, box=box, colours=colours, scene=photos, **passed_on)
+    if scene is not None:
+        mesh = texture_mesh(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
+    elif args.faces is not None:
+        with Progress("simplifying"):
             mesh = decimate_mesh(model, mesh, args.faces, args.colours)
     seconds = time.perf_counter() - start
     up, front = common_up(model.cameras)[0], front_direction(model)

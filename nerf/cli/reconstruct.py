@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 from nerf.checks import FILES
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
 from nerf.errors import UserError, brief, note, say
-from nerf.io.progress import Progress
 from nerf.training.runs import RUN_FILE, open_run, write_run
 
 if TYPE_CHECKING:
@@ -189,10 +188,9 @@ def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, tex
     if texture is None:
         largest = max(int(scene.cameras.widths.max()), int(scene.cameras.heights.max()))
         texture = 4096 if largest >= SMALL_PHOTOS else 2048
-    with Progress("meshing"):
-        mesh = extract_mesh(model, resolution, colours=texture == 0, scene=scene)
-        if texture:
-            mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
+    mesh = extract_mesh(model, resolution, colours=texture == 0, scene=scene)
+    if texture:
+        mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
     up, front = common_up(model.cameras)[0], front_direction(model)
     save_mesh(mesh, out, up)
     note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")

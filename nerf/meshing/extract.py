@@ -14,6 +14,7 @@ from torch import Tensor
 from nerf.errors import Range, UserError, check_numbers
 from nerf.io.memory import trim_heap
 from nerf.io.pictures import to_display
+from nerf.io.progress import Progress
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.extent import box_grid, open_grid
 from nerf.meshing.fair import MAX_DENOISED_FACES, denoise_normals
@@ -79,6 +80,7 @@ def extract_mesh(
     holes: int = MAX_HOLE_FACES,
     denoise: int | None = None,
     scene: Scene | None = None,
+    show_progress: bool = True,
 ) -> trimesh.Trimesh:
     """The surface of a model, as a trimesh.Trimesh in the world frame.
 
@@ -114,12 +116,13 @@ def extract_mesh(
     if box is not None:
         _check_box(box)
     keep_unseen = model.space.bounded if watertight is None else watertight
-    with torch.no_grad():
-        if method == "density" or (method == "auto" and (threshold is not None or model.space.warped)):
-            level = DEFAULT_THRESHOLD if threshold is None else float(threshold)
-            shape: Shape = LevelSurface(model, box_grid(model, resolution, box), level)
-        else:
-            shape = _fuse(model, scene, resolution, box, skip=not keep_unseen and holes <= MAX_HOLE_FACES)
+    if method == "density" or (method == "auto" and (threshold is not None or model.space.warped)):
+        level = DEFAULT_THRESHOLD if threshold is None else float(threshold)
+        shape: Shape = LevelSurface(model, box_grid(model, resolution, box), level)
+    else:
+        skip = not keep_unseen and holes <= MAX_HOLE_FACES
+        shape = _fuse(model, scene, resolution, box, skip, show_progress)
+    with torch.no_grad(), Progress("meshing", shown=show_progress):
         points, faces = _polygonise(shape, refine)
         trim_heap()
         kept, n_components = keep_faces(points, faces, limits, cavities=not model.space.bounded)
@@ -151,17 +154,20 @@ def extract_mesh(
     return to_trimesh(world, faces, normals, info.to_dict(), vertex_colors=rgb)
 
 
+@torch.no_grad()
 def _fuse(
-    model: Model, scene: Scene | None, resolution: int | None, box: tuple[float, ...] | None, skip: bool
+    model: Model, scene: Scene | None, resolution: int | None, box: tuple[float, ...] | None, skip: bool, show: bool
 ) -> FusedSurface:
     """Depth maps of the training views, of open scenes as its photos refine them where they are given, and the grid in
     which they are fused."""
-    views = depth_views(model, MAX_VIEWS, MAX_SIDE)
+    views = depth_views(model, MAX_VIEWS, MAX_SIDE, show)
     if scene is not None and model.space.contracted:
-        views = refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
-    if box is None and model.space.contracted:
-        return FusedSurface(views, *open_grid(model, views, resolution), skip)
-    return FusedSurface(views, box_grid(model, resolution, box), Warp(), skip)
+        with Progress("matching photos", shown=show):
+            views = refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
+    with Progress("fusing", shown=show):
+        if box is None and model.space.contracted:
+            return FusedSurface(views, *open_grid(model, views, resolution), skip)
+        return FusedSurface(views, box_grid(model, resolution, box), Warp(), skip)
 
 
 def to_trimesh(vertices: Tensor, faces: Tensor, normals: Tensor, info: dict[str, Any], **looks: Any) -> trimesh.Trimesh:

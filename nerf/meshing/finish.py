@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nerf.io.pictures import to_display
+from nerf.io.progress import Progress
 from nerf.meshing.atlas import unwrap
 from nerf.meshing.clean import decimate, is_closed, vertex_normals
 from nerf.meshing.extract import to_trimesh
@@ -37,7 +38,12 @@ def decimate_mesh(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bo
 
 
 def texture_mesh(
-    model: Model, scene: Scene, mesh: trimesh.Trimesh, size: int, n_faces: int = TEXTURED_FACES
+    model: Model,
+    scene: Scene,
+    mesh: trimesh.Trimesh,
+    size: int,
+    n_faces: int = TEXTURED_FACES,
+    show_progress: bool = True,
 ) -> trimesh.Trimesh:
     """The mesh (world frame) simplified to about n_faces faces, with a texture of size x size texels from the photos.
 
@@ -55,9 +61,9 @@ def texture_mesh(
     from PIL import Image
 
     scene = as_trained(scene, model)
-    vertices, faces, normals, info = _decimate(mesh, n_faces)
     photos = scene.splits["train"]
-    with torch.no_grad():
+    with torch.no_grad(), Progress("texture", shown=show_progress):
+        vertices, faces, normals, info = _decimate(mesh, n_faces)
         ratings = photo_ratings(scene, vertices, faces, normals, photos)
         gains = exposure_gains(model, scene, ratings, vertices, normals, photos)
         asked = farthest_point_sample(scene.cameras.centres[photos], MAX_VIEWS)

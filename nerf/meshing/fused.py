@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.geometry.cameras import PERSPECTIVE, Cameras
+from nerf.io.progress import progress
 from nerf.kernels import DepthView
 from nerf.meshing.consistency import unproject
 from nerf.meshing.fair import DENOISE_ROUNDS
@@ -104,11 +105,11 @@ class FusedSurface:
         return codes.to(torch.uint8).numpy()
 
 
-def depth_views(model: Model, most: int, longest: int) -> list[DepthView]:
+def depth_views(model: Model, most: int, longest: int, show_progress: bool = False) -> list[DepthView]:
     """Maps of the median depth from the cameras of `view_cameras`."""
     _, cameras = view_cameras(model, most, longest)
     views = []
-    for i in range(len(cameras)):
+    for i in progress(range(len(cameras)), "depth maps", show_progress):
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         rays_o, rays_d = cameras.image_rays(i, model.scene_from_world)
         t, spread = model.median_depths(rays_o, rays_d)

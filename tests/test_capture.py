@@ -519,9 +519,6 @@ def test_a_picture_saved_again_and_again_is_recognised(
 def test_reconstruct_finds_the_poses_first(
     done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-    import types
-
     photos, folder, _, _ = done
     asked: list[CaptureOptions] = []
     trained: list[Any] = []
@@ -539,8 +536,7 @@ def test_reconstruct_finds_the_poses_first(
         trained.append(scene)
         raise UserError("far enough")
 
-    fake = types.SimpleNamespace(train=train, TrainConfig=types.SimpleNamespace)
-    monkeypatch.setitem(sys.modules, "nerf.training.loop", fake)  # type: ignore[misc]
+    monkeypatch.setattr("nerf.training.loop.train", train)
     command = ["reconstruct", str(photos), "-o", str(tmp_path / "out"), "--frames", "9"]
     monkeypatch.setattr("nerf.capture.find_poses", interrupted)
     assert cli.run(command) == 130

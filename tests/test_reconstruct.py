@@ -1,14 +1,16 @@
-"""The folder of a run, the verbs train and reconstruct with training replaced, and the report."""
+"""The folder of a run, the verbs train and reconstruct on eight small photos, and the report."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
-import sys
-import types
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,81 +18,73 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import FakeModel, FakeScene, fake_scene
+from fakes import FakeModel
 from small_scenes import write_transforms
+from tiny import FIELD, make_scene, sphere_scene
 
-from nerf.cli.reconstruct import ReconstructArgs, finish, turntable
+from nerf.cli.reconstruct import ReconstructArgs, turntable
 from nerf.cli.reconstruct import main as main_reconstruct
-from nerf.cli.train import TrainArgs
+from nerf.cli.train import DEFAULT_MINUTES, TrainArgs
 from nerf.cli.train import main as main_train
-from nerf.datasets import LoadOptions
 from nerf.errors import UserError
-from nerf.io.outputs import OutputFolder
-from nerf.meshing.sides import write_six_sides
+from nerf.fields.radiance import FieldOptions
+from nerf.meshing.sides import render_six_sides, write_six_sides
+from nerf.rendering.model import Model
+from nerf.signals.video import read_video
 from nerf.training import runs
+from nerf.training.config import TrainConfig
 from nerf.training.evaluation import evaluate
-from nerf.training.runs import TRAINED, Run, open_run, read_run, write_run
+from nerf.training.runs import Run, open_run, read_run, write_run
 from nerf.views import report
 from nerf.views.curve import curve_points, curve_svg, nice_ticks
 from nerf.views.report import write_report
 
-
-class Training:
-    """What tests put in place of nerf.training.loop: writes the files of a run and gives the analytic model."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-        self.TrainConfig = types.SimpleNamespace
-
-    def train(
-        self, scene: Any, config: Any, folder: OutputFolder, resume: bool = False, progress: bool = True
-    ) -> FakeModel:
-        out = folder.path
-        folder.claim(*TRAINED)
-        self.calls.append({"config": config, "resume": resume, "n_train": len(scene.splits["train"])})
-        (out / "checkpoint.safetensors").write_bytes(b"a model")
-        curve = [{"step": k, "seconds": 0.5 * k, "psnr": 10 + 3 * np.log2(1 + k)} for k in range(40)]
-        (out / "training.json").write_text(json.dumps({"curve": curve, "steps": 40, "seconds": 20.0}))
-        return FakeModel()
+SOLID = replace(FIELD, density_bias=5.0)  # from the start, so that five steps have a surface
 
 
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> Training:
-    fake = Training()
-    monkeypatch.setitem(sys.modules, "nerf.training.loop", fake)  # type: ignore[arg-type]
-    return fake
+@dataclass(frozen=True)
+class SmallConfig(TrainConfig):
+    field: FieldOptions | None = SOLID
+    occupancy_resolution: int = 32
+    batch_samples: int = 2048
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Coarser, smaller and shorter, so that a whole run takes seconds."""
+    patch.setattr("nerf.training.config.TrainConfig", SmallConfig)
+    patch.setattr("nerf.cli.reconstruct.VIDEO_FRAMES", 2)
+    patch.setattr("nerf.meshing.sides.render_six_sides", partial(render_six_sides, size=48))
+
+
+def brief(data: Path, out: Path, **more: Any) -> ReconstructArgs:
+    """Few steps, and of the mesh as little as shows that it was made."""
+    return ReconstructArgs(data, out, **{"steps": 5, "resolution": 24, "texture": 256, "ask": "off", **more})
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that "loads" as the fake scene of 8 views; every 8th held out unless asked otherwise."""
-
-    def load(path: str, options: LoadOptions) -> FakeScene:
-        if not (Path(path) / "photos").exists():
-            raise UserError(f"{path}: nothing known in it")
-        scene = fake_scene(FakeModel(), n=8, size=24)
-        ids = torch.arange(8)
-        every = options.holdout or (0 if options.holdout_from > 8 else 8)
-        test = ids[ids % every == 0] if every else ids[:0]
-        scene.splits = {"train": ids[~torch.isin(ids, test)], "val": ids[:0], "test": test}
-        return scene
-
-    monkeypatch.setattr("nerf.datasets.load", load)
-    folder = tmp_path / "data"
-    (folder / "photos").mkdir(parents=True)
-    return folder
+    """Eight cut-out photos; what is trained on them is small."""
+    shrink(monkeypatch)
+    return write_transforms(tmp_path / "data", n=8, channels=4)
 
 
-@pytest.fixture(autouse=True)
-def short_videos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerf.cli.reconstruct.VIDEO_FRAMES", 4)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run of eight photos with odd names, two of them held out; what was printed, on both streams."""
+    root = tmp_path_factory.mktemp("whole")
+    data = write_transforms(root / "a <scene> & more", n=8, channels=4)
+    for photo in sorted((data / "images").iterdir()):
+        photo.rename(photo.with_name(f"<b>{photo.name}"))  # names of files are not to be trusted
+    file = data / "transforms.json"
+    file.write_text(file.read_text().replace("images/", "images/<b>"))
+    printed, told = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(told):
+        shrink(patch)
+        main_reconstruct(brief(data, root / "out", steps=100, downscale=2, holdout=4, ask="warn"))
+    return root / "out", printed.getvalue(), told.getvalue()
 
 
 # ---- the folder of a run
-
-
-def run_folder(path: Path) -> OutputFolder:
-    return open_run(path, None, resume=False, overwrite=False)
 
 
 def open_and_close(*args: Any, **options: Any) -> None:
@@ -186,15 +180,16 @@ def test_a_run_finds_its_scene_again(data: Path, tmp_path: Path) -> None:
 # ---- the verbs
 
 
-def test_train_says_how_long(data: Path, tmp_path: Path, training: Training) -> None:
-    main_train(TrainArgs(data, tmp_path / "a"))
-    main_train(TrainArgs(data, tmp_path / "b", steps=7, seed=3))
+def test_train_says_how_long(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert DEFAULT_MINUTES == 5.0
+    monkeypatch.setattr("nerf.cli.train.DEFAULT_MINUTES", 0.01)
+    main_train(TrainArgs(data, tmp_path / "a", ask="off"))
+    main_train(TrainArgs(data, tmp_path / "b", steps=7, seed=3, ask="off"))
     main_train(TrainArgs(data, tmp_path / "b", steps=7, seed=3, resume=True))
-    first, second, third = training.calls
-    assert (first["config"].minutes, first["config"].steps) == (5.0, None)
-    assert (second["config"].minutes, second["config"].steps, second["config"].seed) == (None, 7, 3)
-    assert [call["resume"] for call in training.calls] == [False, False, True]
-    assert third["n_train"] == 8
+    first, second = (Model.load(tmp_path / run / "checkpoint.safetensors") for run in "ab")
+    assert (first.meta["minutes"], first.meta["seed"]) == (0.01, 0)
+    assert (second.meta["minutes"], second.meta["steps"], second.meta["seed"]) == (None, 7, 3)
+    assert len(second.names) == 8
 
 
 @pytest.mark.parametrize(
@@ -216,104 +211,102 @@ def test_impossible_arguments_are_named(data: Path, tmp_path: Path, change: dict
     assert not (tmp_path / "out").exists()
 
 
-def test_overwrite_keeps_the_old_run_until_the_scene_is_loaded(tmp_path: Path, data: Path, training: Training) -> None:
+def test_overwrite_keeps_the_old_run_until_the_scene_is_loaded(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "out"
-    main_train(TrainArgs(data, out))
+    main_train(TrainArgs(data, out, steps=2, ask="off"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="nothing known"):
+    with pytest.raises(UserError, match="empty"):
         main_train(TrainArgs(tmp_path / "empty", out, overwrite=True))
     assert (out / "checkpoint.safetensors").exists()
 
 
-def brief(data: Path, out: Path, **more: Any) -> ReconstructArgs:
-    """Few steps, and of the mesh as little as shows that it was made."""
-    return ReconstructArgs(data, out, steps=5, resolution=32, texture=256, **more)
-
-
-def test_reconstruct_does_all_of_it(
-    data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda model, scene, out, *_: out.write_bytes(b"glTF"))
-    out = tmp_path / "out"
-    main_reconstruct(brief(data, out))
-    printed = capsys.readouterr().out
-    for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "report.html"):
+def test_reconstruct_does_all_of_it(whole: tuple[Path, str, str]) -> None:
+    out, printed, told = whole
+    for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "mesh.html", "report.html"):
         assert (out / name).stat().st_size > 0 and str(out / name) in printed
-    assert "PSNR" in printed and "TRAINED on" in printed
-    run = read_run(out)
-    assert run is not None and run.images == 8 and run.held_out_views == 0
+    assert "PSNR" in printed and "2 held-out views" in printed
+    assert re.search("depth maps .*\nfusing .*\nmeshing .*\ntexture ", told)
+    result = json.loads((out / "eval" / "eval.json").read_text())
+    assert result["psnr"] > 16 and result["protocol"]["held_out"]
+    assert "by 2" in result["protocol"]["down_scaling"] and result["protocol"]["training"]["steps"] == 100
+    text = read_page(out / "report.html").text
+    assert "8 images, of which 2 were held out and never trained on" in text
     with pytest.raises(UserError, match="another run"):
-        main_reconstruct(brief(data, out))
-    main_reconstruct(brief(data, tmp_path / "held", holdout=4))
-    page = (tmp_path / "held" / "report.html").read_text()
-    assert "8 images, of which 2 were held out" in page
+        main_reconstruct(brief(out.parent / "a <scene> & more", out, downscale=2, holdout=4))
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    """A step that fails, whatever it is given."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_stage_that_fails_does_not_stop_the_next(
-    data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(*_: Any) -> None:
-        raise UserError("the field is empty")
-
-    monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", fails)
+    out = tmp_path / "out"
+    monkeypatch.setattr("nerf.meshing.extract.extract_mesh", failing(UserError("the field is empty")))
     with pytest.raises(UserError, match="mesh: the field is empty"):
-        main_reconstruct(brief(data, tmp_path / "out"))
-    assert (tmp_path / "out" / "report.html").exists() and (tmp_path / "out" / "video.mp4").exists()
-
-
-def test_an_unforeseen_end_of_a_stage_still_has_its_report(
-    data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda *_: 1 / 0)
+        main_reconstruct(brief(data, out))
+    assert "mesh: the field is empty" in read_page(out / "report.html").text and (out / "video.mp4").exists()
+    assert "TRAINED on" in capsys.readouterr().out
+    run = read_run(out)
+    assert run is not None and run.images == 8 and run.held_out_views == 0
+    # nor does one that ends as nobody foresaw
+    monkeypatch.setattr("nerf.meshing.extract.extract_mesh", failing(ZeroDivisionError("division by zero")))
     with pytest.raises(ZeroDivisionError):
-        main_reconstruct(brief(data, tmp_path / "out"))
+        main_reconstruct(brief(data, out, resume=True))
     said = "mesh: ZeroDivisionError: division by zero"
-    assert said in read_page(tmp_path / "out" / "report.html").text
+    assert said in read_page(out / "report.html").text
     printed = capsys.readouterr()
     assert said in printed.err and "report.html" in printed.out  # where all the rest lies
 
 
-@pytest.mark.parametrize("error", [UserError("there is nothing to learn"), ZeroDivisionError("division by zero")])
 def test_a_run_that_ends_before_its_model_has_a_report(
-    error: Exception, data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise error
-
     out = tmp_path / "out"
-    monkeypatch.setattr(training, "train", fails)
-    with pytest.raises(type(error)):
-        main_reconstruct(brief(data, out))
-    text = read_page(out / "report.html").text
-    assert "training" in text and str(error) in text and "evaluation, video, mesh: not begun" in text
-    with monkeypatch.context() as patch:
-        patch.setattr("nerf.cli.reconstruct._pose_finder", lambda _: fails)
-        with pytest.raises(type(error)):
-            main_reconstruct(brief(data, tmp_path / "poses"))
-    assert f"poses: {error}" in read_page(tmp_path / "poses" / "report.html").text.replace("ZeroDivisionError: ", "")
-    monkeypatch.setattr(training, "train", Training().train)
+    for error in (UserError("there is nothing to learn"), ZeroDivisionError("division by zero")):
+        with monkeypatch.context() as patch:
+            patch.setattr("nerf.training.loop.Trainer.train_step", failing(error))
+            with pytest.raises(type(error)):
+                main_reconstruct(brief(data, out, resume=True))
+        text = read_page(out / "report.html").text
+        assert "training" in text and str(error) in text and "evaluation, video, mesh: not begun" in text
     main_reconstruct(brief(data, out, resume=True))  # the folder is still the run's
     assert "not begun" not in read_page(out / "report.html").text
 
 
-def test_a_finished_report_stays_until_there_is_another(
-    data: Path, tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [UserError("they hardly differ"), ZeroDivisionError("division by zero")])
+def test_a_run_that_ends_before_its_poses_has_a_report(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main_reconstruct(brief(data, tmp_path / "out"))
+    photos, out = write_transforms(tmp_path / "photos", n=3), tmp_path / "out"
+    (photos / "transforms.json").unlink()
+    monkeypatch.setattr("nerf.capture.find_poses", failing(error))
+    with pytest.raises(type(error)):
+        main_reconstruct(brief(photos, out))
+    assert f"poses: {error}" in read_page(out / "report.html").text.replace("ZeroDivisionError: ", "")
+
+
+def test_a_finished_report_stays_until_there_is_another(whole: tuple[Path, str, str], tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
     before = (tmp_path / "out" / "report.html").read_bytes()
-    (data / "photos").rmdir()
-    with pytest.raises(UserError, match="nothing known"):
-        main_reconstruct(brief(data, tmp_path / "out", overwrite=True))
+    with pytest.raises(UserError, match="empty"):
+        main_reconstruct(brief(tmp_path / "empty", tmp_path / "out", overwrite=True))
     assert (tmp_path / "out" / "report.html").read_bytes() == before
 
 
 def test_the_turntable_is_at_most_640_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = []
-    monkeypatch.setattr("nerf.views.video.render_video", lambda model, path, out, **_: seen.append(path))
+    shrink(monkeypatch)
     model = FakeModel()
     model.cameras.widths[:], model.cameras.heights[:] = 1080, 1920
-    turntable(model, tmp_path / "video.mp4")  # type: ignore[arg-type]
-    assert (int(seen[0].cameras.widths[0]), int(seen[0].cameras.heights[0])) == (360, 640)
+    turntable(model, tmp_path / "video.mp4")
+    assert read_video(tmp_path / "video.mp4").shape == (2, 640, 360)
 
 
 # ---- the report
@@ -353,21 +346,15 @@ def read_page(path: Path) -> Page:
     return page
 
 
-def test_the_report_shows_and_links_what_is_there(tmp_path: Path) -> None:
-    model = FakeModel()
-    scene = fake_scene(model, n=8, size=40)
-    scene.names = [f"<b>{name}" for name in scene.names]  # names of files are not to be trusted
-    Training().train(scene, None, run_folder(tmp_path))
-    write_run(tmp_path, Run("/photos/a <scene> & more", images=8, held_out_views=2))
-    evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
-    turntable(model, tmp_path / "video.mp4")  # type: ignore[arg-type]
-    page = read_page(write_report(tmp_path, ["chosen for <reasons>"]))
-    assert "a <scene> & more" in page.text and "chosen for <reasons>" in page.text and "<b>view_000" in page.text
+def test_the_report_shows_and_links_what_is_there(whole: tuple[Path, str, str], tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole[0], tmp_path / "out"))
+    page = read_page(write_report(out, ["chosen for <reasons>"]))
+    assert "a <scene> & more" in page.text and "chosen for <reasons>" in page.text and "<b>000" in page.text
     assert "2 were held out" in page.text and "dB PSNR" in page.text and "PSNR, dB" in page.text
-    # Whole in itself: pictures inside, and every other link is a file beside it.
-    assert sum(link.startswith("data:image/jpeg") for link in page.links) == 2
+    # Whole in itself: pictures inside, of two views and of the mesh's six sides; every other link is a file beside it.
+    assert sum(link.startswith("data:image/jpeg") for link in page.links) == 8
     for link in page.links:
-        assert link.startswith("data:") or (tmp_path / link).is_file(), link
+        assert link.startswith("data:") or (out / link).is_file(), link
 
 
 def test_a_report_of_an_empty_folder_is_a_page(tmp_path: Path) -> None:
@@ -381,10 +368,12 @@ def test_a_damaged_training_file_is_left_out(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_views_from_the_best_to_the_worst(tmp_path: Path) -> None:
-    model = FakeModel()
-    scene = fake_scene(model, n=32, size=20)
-    scene.splits["test"] = torch.arange(9)
-    result = evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
+    scene = sphere_scene(10, 20, n_test=9)
+    random = np.random.default_rng(0)
+    noise = [random.normal(0, 0.01 * (5 * i % 9), (20, 20, 4)) for i in range(10)]
+    images = [(255 * (scene.pixels.image(i).numpy() + noise[i]).clip(0, 1)).astype(np.uint8) for i in range(10)]
+    scene = make_scene(images, scene.cameras, n_test=9)
+    result = evaluate(FakeModel(), scene, "test", tmp_path / "eval", show_progress=False)
     page = read_page(write_report(tmp_path))
     shown = [float(x) for x in re.findall(r"png: ([0-9.]+) dB", page.text)]
     want = sorted((view.psnr for view in result.views), reverse=True)
@@ -406,24 +395,14 @@ def test_curve_points_survive_what_is_not_a_number() -> None:
     assert "minutes" in curve_svg([(0.0, 10.0), (600.0, 30.0)])
 
 
-def test_finish_needs_no_mesh_code_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerf.cli.reconstruct.make_mesh", lambda *_: None)
-    scene = fake_scene(FakeModel(), n=8, size=24)
-    assert finish(FakeModel(), scene, tmp_path, 64) == {}  # type: ignore[arg-type]
-    assert (tmp_path / "report.html").exists()
-
-
-def test_the_page_in_a_browser(tmp_path: Path) -> None:
+def test_the_page_in_a_browser(whole: tuple[Path, str, str], tmp_path: Path) -> None:
     """Headless Chromium draws it, wide and narrow: pictures show, nothing sticks out sideways."""
     browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
     if browser is None:
         pytest.skip("no Chromium on this machine")
-    model = FakeModel()
-    scene = fake_scene(model, n=8, size=200)
-    Training().train(scene, None, run_folder(tmp_path))
-    write_run(tmp_path, Run("/photos/" + "long_name_" * 20, images=8, held_out_views=2))
-    evaluate(model, scene, "test", tmp_path / "eval", show_progress=False)  # type: ignore[arg-type]
-    page = write_report(tmp_path, ["x" * 300])
+    out = Path(shutil.copytree(whole[0], tmp_path / "out"))
+    write_run(out, Run("/photos/" + "long_name_" * 20, images=8, held_out_views=2))
+    page = write_report(out, ["x" * 300])
     # The page reports its own width into its title, which --dump-dom then prints.
     probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth + ', broken ' + "
     probe += "[...document.images].filter(i => { i.loading = 'eager'; return i.complete && !i.naturalWidth }).length"
@@ -449,21 +428,3 @@ def test_mesh_pictures_and_counts_reach_the_page(tmp_path: Path) -> None:
     assert sum(link.startswith("data:image/jpeg") for link in page.links) == 6
     (tmp_path / "mesh.glb").write_bytes(b"glTF but not really")
     assert report.triangles(tmp_path / "mesh.glb") == 0
-
-
-def test_reconstruct_for_real(tmp_path: Path) -> None:
-    """The bundled scene through every stage, far too briefly to be good."""
-    sample = Path(__file__).resolve().parent.parent / "data" / "sample"
-    out = tmp_path / "out"
-    try:
-        main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=8, resolution=48, texture=512))
-    except UserError as error:
-        if not str(error).startswith("mesh: "):  # after so few steps there may be no surface yet
-            raise
-    result = json.loads((out / "eval" / "eval.json").read_text())
-    assert result["psnr"] > 12 and result["protocol"]["held_out"]
-    assert "8" in result["protocol"]["down_scaling"] and result["protocol"]["training"]["steps"] == 100
-    page = read_page(out / "report.html")
-    assert "held out and never trained on" in page.text and "PSNR, dB" in page.text  # and so the curve was understood
-    with pytest.raises(UserError, match="another run"):
-        main_reconstruct(ReconstructArgs(sample, out, steps=100, downscale=8))

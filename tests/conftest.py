@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nerf  # noqa: F401  # isort: skip  (first: what it says of waiting threads counts only before torch is loaded)
 import pytest
 import torch
 

@@ -39,7 +39,7 @@ _RISE_AT, _RISE = 0.02, 0.2  # confident is whose cost rises by the latter for a
 _LEAST_CONFIDENCE = 0.05  # below which a pixel measures nothing
 _N_ASKED, _FEWEST = 10, 2  # views that are asked of a pixel's depth; that must agree
 _SUPPORT_PIXELS, _FLAT = 3000, 0.01  # of a view, to which planes are fitted; of the depth: how far they may be off
-MEASURED, PLANAR, KEPT = (0.5, 1.0), 0.3, 0.3  # weights: see refine_depths
+MEASURED, PLANAR, KEPT = (0.75, 1.5), 0.7, 0.3  # weights: see refine_depths
 
 
 class Matched(NamedTuple):
@@ -63,8 +63,8 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
 
     Where photos agree on a pixel and two other views find the same, its depth is what they say, with a weight of
     MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see planar.complete), with
-    the weight PLANAR. Other depths stay and count as KEPT of what they did, but where such pixels of other views see
-    through them, the scene's bounds stand behind, or nothing (NaN). Not differentiable.
+    the weight PLANAR. Other depths stay and count as KEPT of what they did, but where more such pixels of other views see
+    through them than others see the same, the scene's bounds stand behind, or nothing (NaN). Not differentiable.
     """
     near = choose_sources(views, _N_ASKED)
     matched = match_views(views, pictures, near, seed)
@@ -91,8 +91,9 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
         pixels = ((known.weights == 0) & (view.depths > 0) & ~view.depths.isinf()).flatten().nonzero()[:, 0]
         points = unproject_pixels(view, pixels, view.depths.flatten()[pixels])
         votes = ask_views(points.float(), [solid[j] for j in near[i]])
+        alike = KEPT * ask_views(points.float(), [views[j] for j in near[i]]).agreeing
         refuted = torch.zeros(view.depths.numel(), dtype=torch.bool)
-        refuted[pixels[votes.contradicting > votes.agreeing]] = True
+        refuted[pixels[votes.contradicting > votes.agreeing + alike]] = True
         refuted = refuted.view_as(view.depths)
         behind = torch.where(bounds[i].isinf(), torch.nan, bounds[i])
         depths = torch.where(known.weights > 0, known.depths, torch.where(refuted, behind, view.depths))

@@ -63,7 +63,7 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
 
     Where photos agree on a pixel and two other views find the same, its depth is what they say, with a weight of
     MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see planar.complete), with
-    the weight PLANAR. Other depths stay and count as KEPT of what they did, but where more such pixels of other views see
+    the weight PLANAR. Other depths stay and count as KEPT of what they did, but where more such pixels of others see
     through them than others see the same, the scene's bounds stand behind, or nothing (NaN). Not differentiable.
     """
     near = choose_sources(views, _N_ASKED)

@@ -195,6 +195,7 @@ def test_planes_are_found_and_seen() -> None:
         assert float(error.max()) < 0.03
     assert not bool(planes.is_bound.any())
     assert len(fit_planes(points[:0], normals[:0], points[:0, 0], nothing).normals) == 0
+    assert len(fit_planes(clutter, normals[4500:], torch.full((500,), 1e-7).double(), nothing).normals) == 0
 
 
 def test_a_wall_that_shows_only_its_borders_bounds_the_scene() -> None:

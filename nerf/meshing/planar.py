@@ -63,7 +63,7 @@ def fit_planes(
     found: list[_Plane] = []
     if len(some) >= 3:
         cloud.find(found, *_trial_planes(cloud.points, cloud.normals, random))
-        cloud.find(found, *_bounds(cloud, [plane.normal for plane in found], random), bounds=True)
+        cloud.find(found, *_trial_bounds(cloud, [plane.normal for plane in found], random), bounds=True)
     if not found:
         none = torch.zeros(0, dtype=torch.float64)
         return Planes(none.reshape(0, 3), none, none.reshape(0, 2, 3), none.reshape(0, _DIRECTIONS), none > 0)
@@ -96,11 +96,11 @@ class _Cloud:
         least = max(3, round(_LEAST_SHARE * len(self.points)))
         free, alive = torch.ones_like(fits), torch.ones(len(fits), dtype=torch.bool)
         new = found.copy()
-        while len(found) < _MAX_PLANES:
+        while len(normals) and len(found) < _MAX_PLANES:
             for plane in new:
                 near = (self.points @ plane.normal - plane.offset).abs() <= _HALO * self.tolerances
                 parallel = (normals @ plane.normal).abs() > _PARALLEL
-                free &= ~(near & (parallel[:, None] if bounds else torch.ones(1, 1, dtype=torch.bool)))
+                free &= ~(near & (parallel[:, None] | (not bounds)))
             new = []
             inliers = fits & free
             counts = inliers.sum(dim=1)
@@ -161,7 +161,7 @@ def _trial_planes(points: Tensor, normals: Tensor, random: torch.Generator) -> t
     return normal, (normal * points[first]).sum(dim=1)
 
 
-def _bounds(cloud: _Cloud, normals: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
+def _trial_bounds(cloud: _Cloud, normals: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Normals [m,3] and offsets [m] of planes through points that have few points beyond, with the normals of others or
     across two of them: rooms and houses have few directions."""
     first = normals[:_MAX_DIRECTIONS]
@@ -172,9 +172,9 @@ def _bounds(cloud: _Cloud, normals: list[Tensor], random: torch.Generator) -> tu
             ways.append(way)
     if not ways:
         return cloud.points[:0], cloud.points[:0, 0]
-    offsets = cloud.points[torch.randint(len(cloud.points), (len(ways), _TRIALS // 4), generator=random)]
+    places = cloud.points[torch.randint(len(cloud.points), (len(ways), _TRIALS // 4), generator=random)]
     normal = torch.stack(ways).repeat_interleave(_TRIALS // 4, dim=0)
-    offset = (normal * offsets.reshape(-1, 3)).sum(dim=1)
+    offset = (normal * places.reshape(-1, 3)).sum(dim=1)
     apart = (cloud.points @ normal.T - offset) / cloud.tolerances[:, None]
     beyond = torch.minimum(*((sign * apart > _HALO).double().mean(dim=0) for sign in (-1, 1)))
     return normal[beyond < _BEYOND], offset[beyond < _BEYOND]

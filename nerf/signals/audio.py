@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from nerf.signals.fields import SignalField
 
 LONGEST = 1 << 28  # bytes of decoded sound, 12 minutes in stereo, that a file of any size may hold ...
-RATE = 1 << 24  # samples a second, far above what is recorded
 A_BYTE = 100  # ... and as many more for each byte of it, twice what speech at 16 kbit/s takes
+_MAX_RATE = 1 << 24  # samples a second, far above what is recorded
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _CHUNKS = (b"LIST", b"id3 ", b"ID3 ", b"fact", b"bext", b"cue ", b"JUNK", b"iXML", b"PAD ", b"smpl")  # after no samples
 _DTYPES: dict[tuple[int, int], np.dtype] = {
@@ -99,10 +99,10 @@ def _wav(path: Path, data: bytes) -> tuple[np.ndarray, int, int] | None:
     dtype = _DTYPES.get((code, bits))
     if dtype is None and code not in (_PCM, _FLOAT):
         return None
-    if dtype is None or channels < 1 or not 1 <= rate <= RATE:
+    if dtype is None or channels < 1 or not 1 <= rate <= _MAX_RATE:
         raise UserError(
             f"{path}: WAV format {code} with {bits} bits and {channels} channels at {rate}/s is not supported, "
-            f"expected integers of 8, 16, 24 or 32 bits or floats at up to {RATE}/s: convert it, as to 24-bit PCM"
+            f"expected integers of 8, 16, 24 or 32 bits or floats at up to {_MAX_RATE}/s: convert it, as to 24-bit PCM"
         )
     width = bits // 8
     n = len(samples) // (width * channels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.datasets import Scene
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import RadianceField
 from nerf.geometry.aim import look_at
@@ -120,43 +120,9 @@ class FakeModel(AnalyticModel):
         return View(out.over(self.background), out.opacities, out.depths, normal)
 
 
-class FakePixels:
-    """Images held one by one; `image(i)` as in nerf.datasets' PixelStore."""
-
-    def __init__(self, images: list[np.ndarray]) -> None:
-        self.images = images
-        self.heights, self.widths = torch.tensor([x.shape[:2] for x in images]).reshape(-1, 2).unbind(dim=1)
-
-    def image(self, i: int) -> Tensor:
-        return torch.from_numpy(self.images[i])
-
-
-@dataclass
-class FakeScene:
-    """What evaluation and reports need of nerf.datasets.Scene."""
-
-    pixels: Any
-    cameras: Cameras
-    names: list[str]
-    splits: dict[str, Tensor]
-    scene_from_world: Similarity
-    space: Space = Box()
-    near: float = 0.0
-    far: float = 10.0
-    points: Tensor | None = None
-    has_alpha: bool = True
-    linear: bool = False
-    brightest: float = 1.0
-    exposure: float = 1.0
-    depths: Any = None
-    masks: Any = None
-    source: str = "fake"
-    path: Path = Path("somewhere")
-    notes: list[str] = field(default_factory=lambda: ["a fake scene: an analytic sphere"])
-    downscale: int = 1
-
-
-def fake_scene(model: FakeModel, n: int = 8, size: int = 32, noise: float = 0.02) -> FakeScene:
+def fake_scene(
+    model: FakeModel, n: int = 8, size: int = 32, noise: float = 0.02, masks: Any = None, linear: bool = False
+) -> Scene:
     """RGBA renders of the model with a little noise; every 4th view is held out."""
     cameras = ring_cameras(n, size)
     generator = np.random.default_rng(0)
@@ -165,7 +131,31 @@ def fake_scene(model: FakeModel, n: int = 8, size: int = 32, noise: float = 0.02
         out = model.render_image(cameras, i)
         color = np.clip(out.color + noise * generator.standard_normal(out.color.shape), 0, 1).astype(np.float32)
         images.append(np.concatenate([color, out.opacity[..., None]], axis=2))
-    ids = torch.arange(n)
-    splits = {"train": ids[ids % 4 != 0], "val": ids[:0], "test": ids[ids % 4 == 0]}
-    names = [f"view_{i:03d}.png" for i in range(n)]
-    return FakeScene(FakePixels(images), cameras, names, splits, model.scene_from_world)
+    return scene_of(images, cameras, model.scene_from_world, masks, linear)
+
+
+def scene_of(
+    images: list[np.ndarray],
+    cameras: Cameras,
+    scene_from_world: Similarity,
+    masks: Any = None,
+    linear: bool = False,
+    held_out: int = 4,
+) -> Scene:
+    """A scene of images that cameras see; one in `held_out` is, none where that is 0."""
+    ids = range(len(images))
+    test = [i for i in ids if held_out and i % held_out == 0]
+    splits = {"train": [i for i in ids if i not in test]} | ({"test": test} if test else {})
+    lenses = torch.stack([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=1)
+    names = [f"view_{i:03d}.png" for i in ids]
+    return Scene.from_arrays(
+        images,
+        cameras.c2w,
+        lenses,
+        masks,
+        names=names,
+        splits=splits,
+        space="box",
+        linear=linear,
+        scene_from_world=scene_from_world,
+    )

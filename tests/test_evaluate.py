@@ -9,19 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeModel, FakePixels, FakeScene, fake_scene
+from fakes import FakeModel, fake_scene, ring_cameras, scene_of
 from PIL import Image
 
+from nerf.datasets import Scene
 from nerf.errors import UserError
 from nerf.training.evaluation import compare, evaluate, mask_of, picture_name, shrunk, truth_of
 
 
+def _images(scene: Scene) -> list[np.ndarray]:
+    return [scene.pixels.image(i).numpy().copy() for i in range(len(scene.names))]
+
+
 @pytest.fixture
-def scene() -> FakeScene:
+def scene() -> Scene:
     return fake_scene(FakeModel(), n=8, size=40, noise=0.02)
 
 
-def test_numbers_are_means_over_the_split(scene: FakeScene) -> None:
+def test_numbers_are_means_over_the_split(scene: Scene) -> None:
     result = evaluate(FakeModel(), scene, "test", show_progress=False)
     assert [view.index for view in result.views] == [0, 4]
     # Noise of 0.02 on the sphere only, which fills about a quarter of the view; a little less where it was clipped.
@@ -32,14 +37,14 @@ def test_numbers_are_means_over_the_split(scene: FakeScene) -> None:
     assert "held-out views (test)" in str(result)
 
 
-def test_training_views_are_called_by_their_name(scene: FakeScene) -> None:
+def test_training_views_are_called_by_their_name(scene: Scene) -> None:
     result = evaluate(FakeModel(), scene, "train", max_views=3, show_progress=False)
     assert result.n_views == 3 and result.protocol.n_views_in_split == 6
     assert [view.index for view in result.views] == [1, 3, 7]  # first, middle, last of 1 2 3 5 6 7
     assert result.protocol.held_out is False and "TRAINED on" in str(result)
 
 
-def test_the_file_holds_the_whole_protocol(scene: FakeScene, tmp_path: Path) -> None:
+def test_the_file_holds_the_whole_protocol(scene: Scene, tmp_path: Path) -> None:
     scene.notes.append("images down-scaled by 2 (area average)")
     evaluate(FakeModel(), scene, "test", tmp_path, show_progress=False)
     written = json.loads((tmp_path / "eval.json").read_text())
@@ -56,7 +61,7 @@ def test_the_file_holds_the_whole_protocol(scene: FakeScene, tmp_path: Path) -> 
     assert about["machine"]["cores"] >= 1 and about["machine"]["cpu"] and about["machine"]["torch"]
 
 
-def test_large_views_are_measured_smaller_and_said_to_be(scene: FakeScene) -> None:
+def test_large_views_are_measured_smaller_and_said_to_be(scene: Scene) -> None:
     result = evaluate(FakeModel(), scene, "test", show_progress=False, most_pixels=40 * 40 / 2)
     about = result.protocol
     assert about.resolution == ["20x20"] and "rendered smaller" in about.down_scaling
@@ -75,7 +80,7 @@ def test_blocks_are_averaged_and_count_where_all_their_pixels_do() -> None:
     assert shrunk(truth, None, 1) == (truth, None)
 
 
-def test_pictures_are_written_and_right(scene: FakeScene, tmp_path: Path) -> None:
+def test_pictures_are_written_and_right(scene: Scene, tmp_path: Path) -> None:
     model = FakeModel()
     evaluate(model, scene, "test", tmp_path, show_progress=False)
     render = np.asarray(Image.open(tmp_path / "renders" / picture_name(4, "view_004.png")))
@@ -94,21 +99,20 @@ def test_names_of_pictures_are_safe_and_unique() -> None:
 def test_alpha_and_grey_are_composited_over_the_background() -> None:
     red = torch.tensor([1.0, 0.0, 0.0])
     grey_alpha = np.array([[[0.5, 1.0], [0.5, 0.0], [0.5, 0.5]]], dtype=np.float32)
-    scene = fake_scene(FakeModel(), n=4)
-    scene.pixels = FakePixels([grey_alpha, grey_alpha[..., :1]])
+    cameras, frame = ring_cameras(1), FakeModel().scene_from_world
+    with_alpha, grey = (scene_of([image], cameras, frame, held_out=0) for image in (grey_alpha, grey_alpha[..., :1]))
     want = [[0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [0.75, 0.25, 0.25]]
-    torch.testing.assert_close(truth_of(scene, 0, red)[0], torch.tensor(want))
-    assert (truth_of(scene, 1, red) == 0.5).all() and truth_of(scene, 1, red).shape == (1, 3, 3)
+    torch.testing.assert_close(truth_of(with_alpha, 0, red)[0], torch.tensor(want))
+    assert (truth_of(grey, 0, red) == 0.5).all() and truth_of(grey, 0, red).shape == (1, 3, 3)
 
 
-def test_masked_pixels_do_not_count(scene: FakeScene) -> None:
-    used = np.ones((40, 40, 1), dtype=np.float32)
+def test_masked_pixels_do_not_count(scene: Scene) -> None:
+    used = np.ones((40, 40), dtype=np.uint8)
     used[:, 20:] = 0
-    scene.masks = FakePixels([used] * 8)
-    broken = [image.copy() for image in scene.pixels.images]
+    broken = _images(scene)
     for image in broken:
         image[:, 20:] = 0
-    scene.pixels = FakePixels(broken)
+    scene = scene_of(broken, scene.cameras, scene.scene_from_world, masks=[used] * 8)
     result = evaluate(FakeModel(), scene, "test", show_progress=False)
     assert result.psnr > 34 and "masks" in result.protocol.masks
     assert mask_of(scene, 0).sum() == 40 * 20
@@ -123,7 +127,7 @@ def test_numbers_that_do_not_exist_are_null_in_json() -> None:
 @pytest.mark.parametrize(
     ("split", "words"), [("val", r"val is empty.*expected one of train \(\d+ images\)"), ("tset", "tset is no split")]
 )
-def test_splits_without_views_are_refused(scene: FakeScene, split: str, words: str) -> None:
+def test_splits_without_views_are_refused(scene: Scene, split: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         evaluate(FakeModel(), scene, split, show_progress=False)
 
@@ -131,10 +135,10 @@ def test_splits_without_views_are_refused(scene: FakeScene, split: str, words: s
 def test_linear_light_is_compared_and_shown_as_srgb(tmp_path: Path) -> None:
     model = FakeModel(linear=True)
     scene = fake_scene(model, n=4, noise=0.0)
-    scene.linear = True
-    scene.pixels = FakePixels([image * np.float32(0.5) for image in scene.pixels.images])
-    for image in scene.pixels.images:
-        image[..., 3] = 1
+    dim = [
+        np.concatenate([image[..., :3] * np.float32(0.5), np.ones_like(image[..., :1])], 2) for image in _images(scene)
+    ]
+    scene = scene_of(dim, scene.cameras, scene.scene_from_world, linear=True)
     result = evaluate(model, scene, "test", tmp_path, show_progress=False)
     rendered = model.render_image(scene.cameras, 0).color
     truth = truth_of(scene, 0, model.background).numpy()

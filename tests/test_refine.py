@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from fakes import FakePixels, FakeScene, ring_cameras
+from fakes import ring_cameras, scene_of
 from torch import Tensor
 
+from nerf.datasets import Scene
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity
 from nerf.meshing.preview import render_mesh
@@ -29,7 +30,7 @@ def ball(radius: float = 1.0) -> trimesh.Trimesh:
     return trimesh.Trimesh(radius * p, mesh.faces, vertex_colors=colors, vertex_normals=p, process=False)
 
 
-def photographed(origin: Tensor, alpha: bool) -> FakeScene:
+def photographed(origin: Tensor, alpha: bool) -> Scene:
     rings = [ring_cameras(N // 3, SIZE, elevation=e) for e in (-0.9, 0.1, 0.9)]
     cameras = Cameras(**{name: torch.cat([r.tensors()[name] for r in rings]) for name in rings[0].tensors()})
     views = [render_mesh(ball(), cameras, i, supersample=4) for i in range(N)]
@@ -40,8 +41,8 @@ def photographed(origin: Tensor, alpha: bool) -> FakeScene:
             np.concatenate([(c - 1 + a) / np.maximum(a, 1e-6), a], 2) for c, a in zip(images, opacity, strict=True)
         ]
     cameras.c2w[:, :, 3] += origin
-    splits = {"train": torch.arange(N), "test": torch.arange(0)}
-    return FakeScene(FakePixels(images), cameras, [], splits, Similarity.identity(), has_alpha=alpha)
+    images = [image.clip(0, 1).astype(np.float32) for image in images]
+    return scene_of(images, cameras, Similarity.identity(), held_out=0)
 
 
 @pytest.mark.parametrize("alpha", [True, False])
@@ -51,9 +52,9 @@ def test_a_ball_gets_its_true_size(alpha: bool, radius: float) -> None:
     scene, mesh = photographed(origin, alpha), ball(radius)
     vertices, faces = torch.from_numpy(np.array(mesh.vertices)) + origin, torch.from_numpy(np.array(mesh.faces))
     normals, photos = torch.from_numpy(np.array(mesh.vertex_normals)), scene.splits["train"]
-    ratings = photo_ratings(scene, vertices, faces, normals, photos)  # type: ignore[arg-type]
+    ratings = photo_ratings(scene, vertices, faces, normals, photos)
     pictures = [partial(lambda i: scene.pixels.image(i)[..., :3], i) for i in photos.tolist()]
-    found = refine_vertices(scene, vertices, faces, normals, photos, ratings, pictures) - origin  # type: ignore[arg-type]
+    found = refine_vertices(scene, vertices, faces, normals, photos, ratings, pictures) - origin
     size = found.norm(dim=1)
     assert torch.allclose(torch.nn.functional.normalize(found, dim=1), normals, atol=1e-6), "along the normals"
     assert abs(float(size.mean()) - 1) < 0.0025, "from a third of a pixel to a twelfth"

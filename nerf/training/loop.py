@@ -43,6 +43,7 @@ from nerf.training.same_scene import check_same_scene
 from nerf.training.stepping import Meter, StepPlan, StepResult
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
+Between = Callable[["Trainer"], bool]
 # of a trainer, in a checkpoint as they are, with a curve and numbers of samples
 SAVED = {
     "step": Range(0, 1e9, whole=True),
@@ -302,12 +303,15 @@ def train(
     field: nn.Module | None = None,
     loss: Loss | None = None,
     overwrite: bool = False,
+    between: Between | None = None,
 ) -> Model:
     """Train a radiance field on the scene's train split; writes out/checkpoint.safetensors and out/training.json.
 
     Ctrl-C, SIGTERM and SIGHUP save and stop; `resume` continues as if they never had (bit for bit on the same machine
     type and thread count or another), or begins where there is nothing yet. A run that is there is replaced only with
-    `overwrite`, and files of others never. field, loss: of your own, see `Trainer`. Raises UserError.
+    `overwrite`, and files of others never. field, loss: of your own, see `Trainer`. between: called with the trainer
+    before each step, in time that does not count as training; where it returns False, training ends there as if its
+    length were reached. Raises UserError.
 
     >>> scene = nerf.load("data/sample", downscale=8)
     >>> model = nerf.train(scene, nerf.TrainConfig(steps=4), out="runs/short", overwrite=True, progress=False)
@@ -329,16 +333,22 @@ def train(
             note(f"going on at step {trainer.step}" + (f" of {trainer.total_steps}" if trainer.total_steps else ""))
         elif resume:
             note(f"{out.path}: there is no checkpoint yet; training starts from the beginning")
-        return _train(trainer, file, progress)
+        return _train(trainer, file, progress, between)
 
 
-def _train(trainer: Trainer, file: Path, progress: bool) -> Model:
+def _train(trainer: Trainer, file: Path, progress: bool, between: Between | None = None) -> Model:
     """Step after step until the configuration's length is reached."""
     display, recent = Progress("training", shown=progress, start=trainer.step), deque[float](maxlen=50)
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     try:
         while trainer.total_steps is None or trainer.step < trainer.total_steps:
+            if between is not None:
+                away = time.perf_counter()
+                if not between(trainer):
+                    note(f"training ended at step {trainer.step}, as it was asked to")
+                    break
+                started += time.perf_counter() - away
             with whole():  # half a step could not be continued bit for bit
                 recent.append(trainer.train_step())
             now = time.perf_counter()

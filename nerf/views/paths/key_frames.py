@@ -20,8 +20,9 @@ from nerf.views.paths.lens import LARGEST, CameraPath, filled_in
 PATH_FORMAT = "nerf-camera-path"
 
 
-def save_path(path: Path, camera_path: CameraPath) -> None:
+def save_path(path: Path, camera_path: CameraPath, more: dict[str, Any] | None = None) -> None:
     """Write our own camera-path JSON; poses are OpenGL camera-to-world in the world frame of the input photos' poses.
+    more: further entries, which `load_path` passes over.
 
     {"format": "nerf-camera-path", "version": 1, "width": pixels, "height": pixels, "fps": number, "frames": [
      {"camera_to_world": 3 or 4 rows of 4 numbers, "vertical_fov": degrees}, ...]}
@@ -32,6 +33,7 @@ def save_path(path: Path, camera_path: CameraPath) -> None:
     content = {"format": PATH_FORMAT, "version": 1}
     content |= {"width": int(cameras.widths[0]), "height": int(cameras.heights[0]), "fps": camera_path.fps}
     content["frames"] = [{"camera_to_world": pose, "vertical_fov": fov} for pose, fov in frames]
+    content |= more or {}
     write_file(path, json.dumps(content, indent=1) + "\n")
 
 

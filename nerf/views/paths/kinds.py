@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nerf.geometry.aim import common_up, look_at
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.rotations import aligned, matrix_to_quaternion, quaternion_to_matrix
-from nerf.views.paths.splines import catmull_rom
+from nerf.geometry.rotations import aligned, matrix_to_quaternion
+from nerf.views.paths.splines import poses_through
 from nerf.views.paths.tour import walking_order
 
 
@@ -74,9 +74,7 @@ def interpolate(cameras: Cameras, n_frames: int, n_keys: int = 24) -> tuple[Tens
     lengths = lengths.clamp_min(1e-3 * max(float(lengths.mean()), 1e-9))
     times = torch.cat([torch.zeros(1, dtype=torch.float64), lengths.cumsum(0)])
     at = torch.linspace(0, float(times[-1]), n_frames, dtype=torch.float64)
-    values = catmull_rom(times, torch.cat([origins, quaternions], dim=1), at)
-    rotations = quaternion_to_matrix(torch.nn.functional.normalize(values[:, 3:], dim=1))
-    return torch.cat([rotations, values[:, :3, None]], dim=2), description
+    return poses_through(times, cameras.c2w[keys], at), description
 
 
 def spiral(cameras: Cameras, focus: float, n_frames: int, turns: int = 2) -> tuple[Tensor, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nerf.geometry.rotations import aligned, matrix_to_quaternion, quaternion_to_matrix
+
 
 def catmull_rom(times: Tensor, values: Tensor, at: Tensor) -> Tensor:
     """Cubic Hermite spline through values [k,c] at increasing times [k], evaluated at [n]: [n,c]; its tangents are the
@@ -22,3 +24,14 @@ def catmull_rom(times: Tensor, values: Tensor, at: Tensor) -> Tensor:
         + u**2 * (3 - 2 * u) * values[k + 1]
         + u**2 * (u - 1) * h * tangent[k + 1]
     )
+
+
+def poses_through(times: Tensor, poses: Tensor, at: Tensor) -> Tensor:
+    """Poses [n,3,4] at times [n] on a smooth way through poses [k,3,4] at increasing times [k]: positions and
+    (sign-aligned, normalised) quaternions run along Catmull-Rom splines."""
+    if len(poses) == 1:
+        return poses.double().expand(len(at), 3, 4).clone()
+    quaternions = aligned(matrix_to_quaternion(poses[:, :, :3].double()))
+    values = catmull_rom(times, torch.cat([poses[:, :, 3].double(), quaternions], dim=1), at)
+    rotations = quaternion_to_matrix(torch.nn.functional.normalize(values[:, 3:], dim=1))
+    return torch.cat([rotations, values[:, :3, None]], dim=2)

@@ -1,6 +1,7 @@
 # Sourced by demo.sh, test.sh and .ci/run: makes or reuses .venv in the repository and installs nerf into it, editable.
 #
 #   prepare_environment EXTRAS     for example "" or "dev,colmap,exr"; afterwards $VENV_PYTHON runs
+#   prepare_browser                Chromium, for tests of pages
 #
 # What may be set from outside:
 #   PYTHON            the interpreter to make .venv with (default: python3, else python3.13 to python3.10)
@@ -97,5 +98,12 @@ prepare_environment() {
     # says what was built; compiles again only when the sources have changed
     if ! "$VENV_PYTHON" "$ROOT/nerf/kernels/build.py"; then
         say "for the fast kernels install a C++ compiler (Debian or Ubuntu: apt install g++; or: $VENV_PYTHON -m pip install ziglang)"
+    fi
+}
+
+prepare_browser() { # Chromium, in which pages are tested; where it cannot be installed those tests are skipped
+    if ! command -v chromium >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "installing chromium for the tests of pages"
+        quietly timeout 300 apt-get install -y --no-install-recommends chromium || say "chromium could not be installed"
     fi
 }

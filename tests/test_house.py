@@ -35,6 +35,7 @@ OPTIONAL = {
     "pillow_heif": "pillow-heif",
     "OpenEXR": "OpenEXR",
     "h5py": "h5py",
+    "viser": "viser",
 }
 
 
@@ -118,7 +119,9 @@ def test_the_tables_above_are_those_of_pyproject() -> None:
         return {re.split(r"[<>=!~ ]", item)[0] for item in re.findall(r'"([^"]+)"', block[1])}
 
     assert listed("dependencies") == set(NEEDED.values())
-    assert listed("colmap") | listed("capture") | listed("exr") | listed("ct") == set(OPTIONAL.values())
+    assert listed("colmap") | listed("capture") | listed("exr") | listed("ct") | listed("view") == set(
+        OPTIONAL.values()
+    )
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

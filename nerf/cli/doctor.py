@@ -25,6 +25,7 @@ _EXTRAS = {
     "pillow_heif": ("reading HEIC photos", "pip install pillow-heif"),
     "OpenEXR": ("reading and writing EXR pictures", "pip install OpenEXR"),
     "h5py": ("reading HDF5 of beamlines", "pip install h5py"),
+    "viser": ("the viewer: nerf view, --view", "pip install viser"),
     "cuda": ("GPUs: compiling the kernels", "pip install 'nerf-reconstruct[cuda12]' or [cuda13], as torch's CUDA"),
 }
 _NEEDED = (

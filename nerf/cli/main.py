@@ -26,6 +26,7 @@ VERBS = {
     "train": ("TrainArgs", "train a model on posed photos"),
     "eval": ("EvalArgs", "measure a model on views that were held out"),
     "render": ("RenderArgs", "render new views to a video or to pictures"),
+    "view": ("ViewArgs", "walk through a model in the browser: look, edit, film, export"),
     "mesh": ("MeshArgs", "extract a mesh in the frame of the photos"),
     "evalmesh": ("EvalMeshArgs", "measure a mesh against the true one"),
     "export-cameras": ("ExportArgs", "write cameras for other programs: transforms.json or COLMAP"),

@@ -14,11 +14,13 @@ from nerf.io.outputs import check_output
 from nerf.io.progress import Progress
 from nerf.meshing.atlas import check_size
 from nerf.meshing.clean import check_count, enclosed_volume
-from nerf.meshing.extract import MAX_HOLE_FACES, Method, box_in_scene, extract_mesh
+from nerf.meshing.extract import MAX_HOLE_FACES, Method, box_in_scene
 from nerf.meshing.files import check_path, save_mesh
 from nerf.meshing.finish import TEXTURED_FACES, decimate_mesh, texture_mesh, transform_mesh
 from nerf.meshing.sides import front_direction
 from nerf.meshing.viewer import page_path, write_page
+from nerf.views.viewer.edited import edited, edited_mesh, scale_mesh
+from nerf.views.viewer.edits import edits_of
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -78,6 +80,8 @@ class MeshArgs:
     data: Path | None = None
     """the scene's folder, for its photos (a texture's, and of open scenes those that refine the depths), where it has
     moved since training"""
+    edits: bool = True
+    """use what was set in `nerf view`, where the run has any: crop, hidden regions, up, size"""
     overwrite: bool = False
     """replace a file of the same name"""
 
@@ -104,9 +108,10 @@ def main(args: MeshArgs) -> None:
     from nerf.rendering.model import Model  # after the checks: a mistake shows at once
     from nerf.training.runs import scene_of_run
 
+    edits = edits_of(folder, args.edits)
     model = Model.load(checkpoint)
     if args.points:
-        write_points(model, args.points, args.frame, out)
+        write_points(edited(model, edits), args.points, args.frame, out)
         return
     box = None if args.box is None else box_in_scene(model, args.box, args.frame)
     scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
@@ -114,15 +119,18 @@ def main(args: MeshArgs) -> None:
     start = time.perf_counter()
     colours = args.colours and scene is None and args.faces is None
     passed_on = {name: getattr(args, name) for name in PASSED_ON}
-    mesh = extract_mesh(model, box=box, colours=colours, scene=photos, **passed_on)
+    mesh = edited_mesh(model, edits, box=box, colours=colours, scene=photos, **passed_on)
     if scene is not None:
         mesh = texture_mesh(model, scene, mesh, args.texture, args.faces or TEXTURED_FACES)
     elif args.faces is not None:
         with Progress("simplifying"):
             mesh = decimate_mesh(model, mesh, args.faces, args.colours)
     seconds = time.perf_counter() - start
-    up, front = common_up(model.cameras)[0], front_direction(model)
-    if args.frame == "scene":
+    chosen, front = edits.up_direction(), front_direction(model)
+    up = common_up(model.cameras)[0] if chosen is None else chosen
+    if args.frame == "world":
+        scale_mesh(mesh, edits)
+    else:
         transform_mesh(mesh, model.scene_from_world)
         up, front = (model.scene_from_world.apply_directions(v) for v in (up, front))
     save_mesh(mesh, out, up)
@@ -132,7 +140,7 @@ def main(args: MeshArgs) -> None:
     pieces = "one piece" if about["components"] == 1 else f"{about['components']} pieces"
     open_ = "not closed everywhere" if about["watertight"] else "open where no photo has seen it"
     closed = "closed" if about["closed"] else open_
-    units = "the photos' units" if args.frame == "world" else "scene units"
+    units = edits.unit or "the photos' units" if args.frame == "world" else "scene units"
     size = " x ".join(f"{x:.4g}" for x in mesh.extents)
     volume = f", volume {enclosed_volume(mesh.vertices, mesh.faces):.4g}" if about["closed"] else ""
     say(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in {units}{volume}; {seconds:.1f} s")

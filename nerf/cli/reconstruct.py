@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from nerf.checks import FILES
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
+from nerf.cli.view import serve, watching
 from nerf.errors import UserError, brief, note, say
 from nerf.training.runs import RUN_FILE, open_run, write_run
 
@@ -62,25 +63,29 @@ def main(args: ReconstructArgs) -> None:
     find_poses = _pose_finder(args)
     data = args.data if find_poses is None else args.out / "dataset"
     run = run_of(args, data)
-    with open_run(args.out, run, args.resume, args.overwrite, (*SHOWN, *FILES)) as out:
-        step = "poses"
-        try:
-            if find_poses is not None:
-                out.claim(RUN_FILE)
-                write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
-                find_poses()
-            step = "training"
-            model, scene = train_run(args, out, data)
-        except Exception as error:
-            if args.resume or not (args.out / "report.html").exists():  # of a run that is still to be replaced
-                _report_failure(out, step, error)
-            raise
-        out.claim(*SHOWN)
-        failures = finish(model, scene, args.out, args.resolution, args.texture)
-    for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "mesh.html", "report.html"):
-        if (args.out / name).exists():
-            say(args.out / name)
-    note(f"done in {time.perf_counter() - started:.0f} s: open {args.out / 'report.html'}")
+    with watching(args.view, args.host, args.port, args.out) as viewer:
+        with open_run(args.out, run, args.resume, args.overwrite, (*SHOWN, *FILES)) as out:
+            step = "poses"
+            try:
+                if find_poses is not None:
+                    out.claim(RUN_FILE)
+                    write_run(args.out, run)  # so that --resume knows the folder, should this be interrupted
+                    find_poses()
+                step = "training"
+                model, scene = train_run(args, out, data, viewer)
+            except Exception as error:
+                if args.resume or not (args.out / "report.html").exists():  # of a run that is still to be replaced
+                    _report_failure(out, step, error)
+                raise
+            out.claim(*SHOWN)
+            failures = finish(model, scene, args.out, args.resolution, args.texture)
+        for name in ("checkpoint.safetensors", "eval/eval.json", "video.mp4", "mesh.glb", "mesh.html", "report.html"):
+            if (args.out / name).exists():
+                say(args.out / name)
+        note(f"done in {time.perf_counter() - started:.0f} s: open {args.out / 'report.html'}")
+        if viewer is not None:
+            viewer.subject.open_mesh()
+            serve(viewer)
     for failure in failures.values():
         if not isinstance(failure, (UserError, OSError)):
             raise failure

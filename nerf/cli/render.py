@@ -14,6 +14,8 @@ from nerf.io.outputs import check_output
 from nerf.io.video import FPS
 from nerf.views.paths import camera_path, load_path, save_path
 from nerf.views.video import check_modes, planned_outputs, render_video
+from nerf.views.viewer.edited import edited
+from nerf.views.viewer.edits import edits_of
 
 
 @dataclass
@@ -41,6 +43,8 @@ class RenderArgs:
     """also write the camera path to this JSON file, to edit it or to use it again"""
     exr: bool = False
     """write OpenEXR instead of PNGs into the folder: linear light with all its range, depths and normals as numbers"""
+    edits: bool = True
+    """use what was set in `nerf view`, where the run has any: crop, hidden regions"""
     overwrite: bool = False
     """replace files of the same name"""
 
@@ -54,6 +58,7 @@ def main(args: RenderArgs) -> None:
     planned_outputs(out, args.modes, args.overwrite, args.exr)
     if args.save_path is not None:
         check_output(args.save_path, args.overwrite, checkpoint)
+    edits = edits_of(folder, args.edits)
     from nerf.rendering.model import Model
 
     if args.path.lower().endswith(".json"):  # read before the model: a mistake shows at once
@@ -68,5 +73,5 @@ def main(args: RenderArgs) -> None:
         path.fps = args.fps
     if args.save_path is not None:
         save_path(args.save_path, path)
-    for written in render_video(model, path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
+    for written in render_video(edited(model, edits), path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
         say(written)

@@ -12,6 +12,7 @@ import tyro
 from nerf.checks import FILES
 from nerf.cli.check import Check, before_training, keep_verdict
 from nerf.cli.kind import Kind
+from nerf.cli.view import PORT, serve, watching
 from nerf.datasets.options import LoadOptions
 from nerf.errors import UserError, check_numbers, note, say
 from nerf.io.clock import LENGTH, SEED
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene
     from nerf.io.outputs import OutputFolder
     from nerf.rendering.model import Model
+    from nerf.views.viewer.server import Viewer
 
 DEFAULT_MINUTES = 5.0
 Backend = Literal["auto", "cuda", "tinycudann", "cpu", "reference"]
@@ -55,6 +57,12 @@ class TrainArgs(LoadOptions):
     """of the random numbers: the same seed and --steps give the same model (on a GPU but for rounding)"""
     deterministic: bool = False
     """on a GPU: to the bit on the same kind of GPU, which takes longer; the CPU always does"""
+    view: bool = False
+    """watch it in the browser while it is trained, and walk through it then, until Ctrl-C (see `nerf view`)"""
+    port: int = 8080
+    """of --view: where the page is served"""
+    host: str = "127.0.0.1"
+    """of --view: 0.0.0.0 lets other machines in that have the token which is printed"""
     kind: Kind = field(default=None, kw_only=True)
     holdout_from: tyro.conf.Suppress[int] = field(default=HOLDOUT_FROM, kw_only=True)
 
@@ -67,18 +75,21 @@ def main(args: TrainArgs) -> None:
             f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
             "`nerf reconstruct` does that and all the rest"
         )
-    with open_run(args.out, run_of(args, args.data), args.resume, args.overwrite, FILES) as out:
-        _, scene = train_run(args, out)
-    say(args.out / "checkpoint.safetensors")
-    held = len(scene.splits.get("test", ()))
-    note(f"next: nerf {'eval' if held else 'render'} {quote(str(args.out))}")
+    with watching(args.view, args.host, args.port, args.out) as viewer:
+        with open_run(args.out, run_of(args, args.data), args.resume, args.overwrite, FILES) as out:
+            _, scene = train_run(args, out, viewer=viewer)
+        say(args.out / "checkpoint.safetensors")
+        held = len(scene.splits.get("test", ()))
+        note(f"next: nerf {'eval' if held else 'render'} {quote(str(args.out))}")
+        if viewer is not None:
+            serve(viewer)
 
 
 def check(args: TrainArgs) -> None:
     """Everything that can be wrong with the arguments by themselves."""
     if args.minutes is not None and args.steps is not None:
         raise UserError("--minutes and --steps are two ways to say how long: give one of them")
-    check_numbers(vars(args), LENGTH | {"seed": SEED}, "--")
+    check_numbers(vars(args), LENGTH | {"seed": SEED, "port": PORT}, "--")
     LoadOptions.check(args, "--")
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder")
@@ -98,8 +109,10 @@ def run_of(args: TrainArgs, data: Path) -> Run:
     return run
 
 
-def train_run(args: TrainArgs, out: OutputFolder, data: Path | None = None) -> tuple[Model, Scene]:
-    """Load the scene (data: that was made of the arguments' photos) and train in the folder."""
+def train_run(
+    args: TrainArgs, out: OutputFolder, data: Path | None = None, viewer: Viewer | None = None
+) -> tuple[Model, Scene]:
+    """Load the scene (data: that was made of the arguments' photos) and train in the folder; a viewer shows it."""
     run = run_of(args, data or args.data)
 
     from nerf import kernels
@@ -121,4 +134,9 @@ def train_run(args: TrainArgs, out: OutputFolder, data: Path | None = None) -> t
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
     given = {name: getattr(args, name) for name in ("steps", "seed", "deterministic", "refine_poses", "exposure")}
     config = TrainConfig(minutes=minutes, **given)
-    return train(scene, config, out, resume=args.resume, progress=True), scene
+    if viewer is None:
+        return train(scene, config, out, resume=args.resume), scene
+    viewer.training_begins(scene)
+    model = train(scene, config, out, resume=args.resume, between=viewer.sharing)
+    viewer.training_ended(model)
+    return model, scene

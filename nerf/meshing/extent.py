@@ -39,7 +39,7 @@ def uniform_grid(low: NDArray[np.float64], high: NDArray[np.float64], step: floa
 
 def box_grid(model: Model, resolution: int | None, box: tuple[float, ...] | None) -> Grid:
     """The grid points to march through: around the box or, without one, around what the model shows."""
-    low, high = _bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
+    low, high = default_bounds(model) if box is None else (np.array(box[:3], float), np.array(box[3:], float))
     longest = float((high - low).max())
     return uniform_grid(
         low, high, longest / (default_resolution(model, low, high) if resolution is None else resolution)
@@ -81,7 +81,7 @@ def _seen_points(views: list[DepthView], warp: Warp) -> Tensor:
     return points[good]
 
 
-def _bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def default_bounds(model: Model) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The box to mesh when none is given: corners [3], scene frame (NDC for forward-facing scenes)."""
     if model.space.contracted:
         return np.full(3, -1.0), np.full(3, 1.0)

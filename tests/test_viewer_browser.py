@@ -36,7 +36,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright, whic
 
 from nerf.views.viewer.server import Viewer  # noqa: E402
 
-# a browser that draws without a GPU takes both cores for itself: alone, after all other tests (.ci/run)
+# a browser that draws without a GPU takes both cores for itself: to be run alone, with -m slow
 pytestmark = pytest.mark.slow
 
 FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic", "--no-first-run"]

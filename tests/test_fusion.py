@@ -310,7 +310,7 @@ def test_few_views_that_are_unsure_still_say_what_is_empty() -> None:
 
 def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a ball whose waist nobody sees, the small cap goes as any small component does."""
-    monkeypatch.setattr(FusedSurface, "seen", lambda _, points, normals: (points[:, 2] > 0.1) | (points[:, 2] < -0.5))
+    monkeypatch.setattr(FusedSurface, "seen", lambda _, p, *rest: ((p[:, 2] > 0.1) | (p[:, 2] < -0.5), p))
     model = BallModel(space=Unbounded(1))
 
     def lowest(**limits: Any) -> tuple[float, int]:
@@ -320,7 +320,7 @@ def test_crumbs_of_what_was_one_piece_go(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lowest(min_fraction=0.01) == (pytest.approx(-0.6, abs=0.01), 2)
     for limits in ({"min_fraction": 0.4}, {"max_components": 1}):
         assert lowest(**limits) == (pytest.approx(0.1, abs=0.05), 1)
-    monkeypatch.setattr(FusedSurface, "seen", lambda _, points, normals: torch.zeros(len(points), dtype=torch.bool))
+    monkeypatch.setattr(FusedSurface, "seen", lambda _, p, *rest: (torch.zeros(len(p), dtype=torch.bool), p))
     with pytest.raises(UserError, match="no two photos see a surface there"):
         lowest()
 
@@ -329,9 +329,12 @@ def test_what_one_view_alone_sees_is_no_surface_where_the_unseen_goes() -> None:
     model = BallModel(cameras=cameras_around(9, 1.5, half=True))
     surface = FusedSurface(depth_views(model, 64, 400), Grid((-1.0, -1.0, -1.0), 2 / 64, (65, 65, 65)))
     to_cameras = torch.nn.functional.normalize(model.cameras.centres.float(), dim=1)
-    anywhere = torch.nn.functional.normalize(torch.randn(3000, 3), dim=1)
+    ball = trimesh.creation.icosphere(subdivisions=5)
+    anywhere, faces = torch.from_numpy(np.array(ball.vertices)).float(), torch.from_numpy(np.array(ball.faces))
     least, most = ((anywhere @ to_cameras.T > 0.4 + unclear).sum(dim=1) for unclear in (0.1, -0.1))
-    seen = surface.seen(anywhere * 0.6, anywhere)  # near a camera's horizon it may be or not
+    seen, towards = surface.seen(anywhere * 0.6, faces, anywhere)  # near a camera's horizon it may be or not
+    assert bool((towards[most == 0] == 0).all()) and bool(((towards * anywhere).sum(dim=1)[least > 0] > 0).all())
+    assert torch.allclose(towards[least > 0].norm(dim=1), torch.ones(1), atol=1e-5)
     assert int((most == 1).sum()) > 10 and not bool(seen[most == 1].any())
     assert int((least >= 2).sum()) > 10 and float(seen[least >= 2].float().mean()) > 0.98
 

@@ -17,7 +17,17 @@ from nerf.meshing.consistency import ask_views, unproject_pixels
 from nerf.meshing.fused import _small_pinholes
 from nerf.meshing.photos import grey_pictures
 from nerf.meshing.planar import fit_planes, planes_in_view
-from nerf.meshing.stereo import KEPT, MEASURED, PLANAR, choose_sources, keep_consistent, planes_of, refine_depths
+from nerf.meshing.stereo import (
+    FILLED,
+    KEPT,
+    MEASURED,
+    PLANAR,
+    choose_sources,
+    fill,
+    keep_consistent,
+    planes_of,
+    refine_depths,
+)
 from nerf.meshing.walker import spread
 
 SIZE, FOCAL = (60, 80), 70.0
@@ -132,8 +142,28 @@ def test_without_texture_and_planes_depths_stay() -> None:
     start[2].depths[3, 4], start[2].depths[5, 6] = torch.inf, torch.nan
     refined = refine_depths(start, [torch.full(SIZE, 0.5) for _ in drawn])
     for view, given in zip(refined, start, strict=True):
-        assert torch.equal(view.depths.nan_to_num(nan=-1.0), given.depths.nan_to_num(nan=-1.0))
-        assert torch.allclose(view.weights, KEPT * given.weights)
+        missing = given.depths.isnan()
+        assert torch.equal(view.depths[~missing], given.depths[~missing])
+        assert torch.allclose(view.weights, torch.where(missing, FILLED, KEPT * given.weights))
+    assert float(refined[2].depths[5, 6]) == pytest.approx(float(start[2].depths[4:7, 5:8].nanmean()), rel=0.02)
+
+
+def test_missing_depths_go_on_as_far_as_the_picture_does() -> None:
+    """Of two depths that meet at an edge of the picture, each fills its own part of a hole between."""
+    h, w = 40, 60
+    inverse = torch.full((h, w), 0.5)
+    inverse[:, 30:] = 0.25
+    picture = torch.full((h, w), 0.2)
+    picture[:, 30:] = 0.8
+    depths = 1 / inverse
+    depths[10:30, 20:40] = torch.nan
+    filled, which = fill(depths, torch.ones(h, w), picture)
+    assert torch.equal(which, depths.isnan()) and torch.equal(filled[~which], depths[~which])
+    assert float((filled * inverse - 1).abs().max()) < 0.05
+    nothing = torch.where(which, depths, torch.inf)
+    assert bool(fill(nothing, torch.ones(h, w), picture)[0].isinf().all()), "a hole in the sky is sky"
+    blank = torch.full((h, w), torch.nan)
+    assert bool(fill(blank, torch.ones(h, w), picture)[0].isnan().all()), "nothing is known"
 
 
 def test_pixels_that_others_see_through_lose_their_say() -> None:

@@ -18,7 +18,7 @@ from nerf.io.progress import Progress
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.extent import box_grid, open_grid
 from nerf.meshing.fair import MAX_DENOISED_FACES, denoise_normals
-from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, view_cameras
+from nerf.meshing.fused import LEAST_SAY, MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, view_cameras
 from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
 from nerf.meshing.marching import marching_cubes
 from nerf.meshing.photos import grey_pictures
@@ -132,20 +132,23 @@ def extract_mesh(
         if denoise is None:
             denoise = shape.denoise if len(faces) <= MAX_DENOISED_FACES else 0
         points = denoise_normals(points, faces, denoise)
-        n_whole, is_whole = int(kept.sum()), True
+        n_whole, is_whole, towards = int(kept.sum()), True, None
         if isinstance(shape, FusedSurface) and not keep_unseen:
-            kept, n_components = _remove_unseen(shape, points, faces, kept, limits, holes)
+            seen, towards = shape.seen(points, faces, vertex_normals(points, faces))
+            kept, n_components = _remove_unseen(seen, points, faces, kept, limits, holes)
             is_whole = False
         n_unseen = n_whole - int(kept.sum())
         faces = faces[kept]
         vertices, faces = compact(faces, len(points))
-        points = points[vertices]
+        points, towards = points[vertices], None if towards is None else towards[vertices]
         closed = is_closed(faces.numpy(), len(points))
         info = MeshInfo(shape.method, shape.grid.step, n_components, closed, n_unseen, is_whole, shape.level)
         del shape, vertices
         trim_heap()
         normals = vertex_normals(points, faces)
-        rgb = _colours(model, points, normals) if colours else None
+        if towards is not None:
+            towards = torch.where((towards == 0).all(dim=1, keepdim=True), normals, towards)
+        rgb = _colours(model, points, normals if towards is None else towards) if colours else None
         trim_heap()
         world, faces, normals = _to_world(model, points, faces, normals)
     del points
@@ -166,7 +169,7 @@ def _fuse(
             views = refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
     with Progress("fusing", shown=show):
         if box is None and model.space.contracted:
-            return FusedSurface(views, *open_grid(model, views, resolution), skip)
+            return FusedSurface(views, *open_grid(model, views, resolution), skip, LEAST_SAY)
         return FusedSurface(views, box_grid(model, resolution, box), Warp(), skip)
 
 
@@ -190,12 +193,11 @@ def _polygonise(shape: Shape, refine: int) -> tuple[Tensor, Tensor]:
 
 
 def _remove_unseen(
-    shape: FusedSurface, points: Tensor, faces: Tensor, kept: Tensor, limits: Limits, holes: int
+    seen: Tensor, points: Tensor, faces: Tensor, kept: Tensor, limits: Limits, holes: int
 ) -> tuple[Tensor, int]:
-    """Which of the kept faces [f] two views have seen, small holes among them filled, and in how many components."""
-    pairs = zip(points.split(_CHUNK), vertex_normals(points, faces).split(_CHUNK), strict=True)
-    seen = torch.cat([shape.seen(*pair) for pair in pairs])
-    removed = kept & ~seen[faces.long()].all(dim=1)
+    """Which of the kept faces [f] have a corner that was seen [n], small holes among them filled, and in how many
+    components."""
+    removed = kept & ~seen[faces.long()].any(dim=1)
     kept &= ~removed
     kept[removed | kept] |= find_hole_faces(faces[removed | kept], removed[removed | kept], len(points), holes)
     # What was one component with unseen faces may be several small ones now.
@@ -235,9 +237,9 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[floa
     return (*low.tolist(), *high.tolist())
 
 
-def _colours(model: Model, points: Tensor, normals: Tensor) -> NDArray[np.uint8]:
-    """What a camera straight above each vertex sees: [v,3] 8-bit sRGB."""
-    chunks = [model.color(p, -n) for p, n in zip(points.split(_CHUNK), normals.split(_CHUNK), strict=True)]
+def _colours(model: Model, points: Tensor, towards: Tensor) -> NDArray[np.uint8]:
+    """What a camera in the direction [v,3] of each vertex sees: [v,3] 8-bit sRGB."""
+    chunks = [model.color(p, -d) for p, d in zip(points.split(_CHUNK), towards.split(_CHUNK), strict=True)]
     return to_display(torch.cat(chunks).numpy() * model.exposure, model.linear)
 
 

@@ -15,9 +15,9 @@ from nerf import kernels
 from nerf.geometry.cameras import PERSPECTIVE, Cameras
 from nerf.io.progress import progress
 from nerf.kernels import DepthView
-from nerf.meshing.consistency import unproject
+from nerf.meshing.consistency import project, unproject
 from nerf.meshing.fair import DENOISE_ROUNDS
-from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, SKIP, Grid
+from nerf.meshing.marching import ASK, INSIDE, OUTSIDE, SKIP, Grid, marching_cubes
 from nerf.meshing.warp import Warp
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ FRONT_TRUNCATION_STEPS = 4.0  # truncation before the surface, in steps of the g
 # grids keep their thin parts, but from so many to so many steps of the grid.
 BACK_TRUNCATION_STEPS, _BACK_TRUNCATION = (8.0, 16.0), 1 / 25
 MIN_WEIGHT = 2.0  # sum of weights below which a point is unseen: one view may look through a hole in the others' solid
+# The same in open scenes, where most of the space around the cameras is seen by few, and what lies hidden there is left
+# out: any pixel that measures something carves.
+LEAST_SAY = 0.02
 # A pixel's weight is 1 / (1 + (spread / HALF_WEIGHT_SPREAD_STEPS)^2), with the spread of the weights along its ray in
 # steps of the march. From MAX_SPREAD_STEPS on it says nothing: specular highlights make fields hollow behind a thin
 # skin, and a depth within would hollow out the mesh. (1 instead of 1.25 fills gaps of briefly trained fields.)
@@ -38,9 +41,12 @@ HALF_WEIGHT_SPREAD_STEPS, MAX_SPREAD_STEPS = 1.25, 8.0
 MEDIAN_DEPTH_BIAS = (0.3, 0.5)
 # What fewer directions than these show, radians, is placed by its colours alone: its distance is anything.
 MIN_PARALLAX = math.radians(1.5)
-MIN_COSINE = 0.1  # between a surface's normal and the direction from which it is seen: 84 degrees
 MANY_VIEWS = 8  # from which on a surface must be seen by several, and from places apart
 FEWEST_VIEWS = 1.5  # that is two: a view that sees a surface a little before counts a little less
+# Steps of the grid by which a point may lie behind the faces that a view sees; share of its depth by which it may miss
+# what the view measures. (Of a room 3 to 20 % keep 93.4 to 90.8 % of the area within 5 cm; of a real scene 93.5 to 95 %
+# of what views show.)
+_SEEN_STEPS, _ALIKE = 2.0, 0.1
 _CELL_STEPS = 4  # steps of the grid: what is known of points is known by such cells
 
 
@@ -52,9 +58,16 @@ class FusedSurface:
     method, level, outside = "tsdf", None, -1.0
     smooth, denoise = 6, DENOISE_ROUNDS  # rounds by default
 
-    def __init__(self, views: list[DepthView], grid: Grid, warp: Warp | None = None, skip: bool = False) -> None:
+    def __init__(
+        self,
+        views: list[DepthView],
+        grid: Grid,
+        warp: Warp | None = None,
+        skip: bool = False,
+        min_weight: float = MIN_WEIGHT,
+    ) -> None:
         self.grid, self.views, self.warp, self.skip = grid, views, warp or Warp(), skip
-        self.min_weight = min(MIN_WEIGHT, sum(map(_mean_weight, self.views)) / 4)  # few photos, or little trained
+        self.min_weight = min(min_weight, sum(map(_mean_weight, self.views)) / 4)  # few photos, or little trained
         self._codes = self._classify()
 
     def values(self, points: Tensor) -> Tensor:
@@ -66,13 +79,25 @@ class FusedSurface:
         unseen = torch.where(fused.weights < 0, -1.0, 1.0)
         return torch.where(fused.weights < self.min_weight, unseen, -fused.distances)
 
-    def seen(self, points: Tensor, normals: Tensor) -> Tensor:
-        """Which scene points [n,3] of the surface, with normals [n,3], two views that stand apart have seen as surface,
-        or one of fewer than MANY_VIEWS: bool [n]."""
-        tolerance, scales = FRONT_TRUNCATION_STEPS * self.grid.step, self.warp.scales(points)
-        if len(self.views) < MANY_VIEWS:
-            return find_supported(points, self.views, tolerance, 0.5, scales, normals)
-        return find_supported(points, self.views, tolerance, FEWEST_VIEWS, scales, normals, MIN_PARALLAX)
+    def seen(self, points: Tensor, faces: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
+        """Which scene points [n,3] of the surface with faces [f,3] and normals [n,3] two views that stand apart have
+        before them, or one of fewer than MANY_VIEWS: bool [n]; and the mean direction [n,3] to the views that do, zero
+        where none does. What they measure there lies about where the surface does, and nothing is in front."""
+        tolerance, scales = _SEEN_STEPS * self.grid.step, self.warp.scales(points)
+        reach = torch.tensor(tolerance) if scales is None else tolerance * scales
+        votes = Sightings(len(points))
+        for view in self.views:
+            uv, z, nearest = _draw(view, points, faces)
+            height, width = view.depths.shape
+            front = torch.where(nearest < 0, torch.inf, z[faces[nearest.clamp_min(0)].long()].mean(dim=1))
+            inside = (z > 0) & (uv >= 0).all(dim=1) & (uv[:, 0] < width) & (uv[:, 1] < height)
+            column, row = torch.where(inside[:, None], uv, 0.0).long().unbind(dim=1)
+            visible = inside & (z < front[row * width + column] + reach)
+            visible &= (z / view.depths[row, column] - 1).abs() < _ALIKE
+            visible &= (normals * (_origin(view) - points)).sum(dim=1) > 0
+            votes.add(view, points, visible.nonzero()[:, 0], torch.ones(1))
+        enough = votes.enough(1, 0.0) if len(self.views) < MANY_VIEWS else votes.enough(2, MIN_PARALLAX)
+        return enough, torch.nn.functional.normalize(votes.towards, dim=1)
 
     def known(self, *ranges: slice) -> NDArray[np.uint8]:
         """Of the grid points in z, y, x ranges: away from all surfaces, on which side they are."""
@@ -95,6 +120,8 @@ class FusedSurface:
             cell = torch.div(self.warp.to_grid(unproject_depths(view)) - origin, size, rounding_mode="floor").long()
             cell = cell[((cell >= 0) & (cell < limit)).all(dim=1)]
             surface[cell[:, 2], cell[:, 1], cell[:, 0]] = True
+        if self.skip:
+            surface |= self._looked_at(inside, size)
         as_floats = torch.stack([surface, inside, ~inside]).float()[:, None]
         near_surface, near_inside, near_outside = torch.nn.functional.max_pool3d(as_floats, 3, 1, 1)[:, 0] > 0
         ask = near_surface | (near_inside & near_outside)
@@ -103,6 +130,36 @@ class FusedSurface:
             near = torch.nn.functional.max_pool3d(surface.float()[None, None], 5, 1, 2)[0, 0] > 0
             codes = torch.where(near, codes, SKIP)
         return codes.to(torch.uint8).numpy()
+
+    def _looked_at(self, inside: Tensor, size: float) -> Tensor:
+        """Which cells [z,y,x] of what is inside views see from outside."""
+        x, y, z = (o + size / 2 for o in self.grid.origin)
+        grid = Grid((x, y, z), size, (inside.shape[2], inside.shape[1], inside.shape[0]))
+        codes = torch.where(inside, INSIDE, OUTSIDE).to(torch.uint8).numpy()
+        surface = marching_cubes(lambda points: points[:, 0], grid, lambda *ranges: codes[ranges])
+        u = surface.points(surface.fractions())
+        points, faces = self.warp.to_scene(u), torch.from_numpy(surface.faces)
+        looked = torch.zeros_like(inside)
+        for view in self.views:
+            _, _, nearest = _draw(view, points, faces)
+            seen = faces[nearest[nearest >= 0]].reshape(-1).unique().long()
+            cell = torch.div(u[seen] - torch.tensor(self.grid.origin), size, rounding_mode="floor").long()
+            cell = torch.minimum(cell.clamp_min(0), torch.tensor(grid.shape) - 1)
+            looked[cell[:, 2], cell[:, 1], cell[:, 0]] = True
+        return looked
+
+
+def _origin(view: DepthView) -> Tensor:
+    """Where its camera stands, scene [3] float32."""
+    return -(view.camera_from_scene[:, :3].T @ view.camera_from_scene[:, 3]).float()
+
+
+def _draw(view: DepthView, points: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels (u, v) [n,2] and z-depths [n] of scene points [n,3], and which of their faces [f,3] is nearest at each
+    pixel of a view: int64 [h*w], -1 where none is."""
+    uv, z = project(view, points)
+    height, width = view.depths.shape
+    return uv, z, kernels.nearest_faces(uv, z, faces, width, height).long()
 
 
 def depth_views(model: Model, most: int, longest: int, show_progress: bool = False) -> list[DepthView]:
@@ -153,27 +210,39 @@ def find_supported(
     tolerance: float,
     fewest: float,
     scales: Tensor | None = None,
-    normals: Tensor | None = None,
     parallax: float = 0.0,
 ) -> Tensor:
     """Where `fewest` views see a surface within the tolerance (scene length, times scales [n]) of points [n,3], from
-    directions that differ by the parallax (radians) and not from behind or aslant of their normals [n,3]: bool [n]."""
-    if normals is None and not parallax:
+    directions that differ by the parallax (radians): bool [n]."""
+    if not parallax:
         return kernels.fuse_depths(points, views, tolerance, tolerance, scales).supports >= fewest
-    supports = torch.zeros(len(points))
-    low, high = torch.full((len(points), 3), 2.0), torch.full((len(points), 3), -2.0)  # of the directions to cameras
+    votes = Sightings(len(points))
     for view in views:
         support = kernels.fuse_depths(points, [view], tolerance, tolerance, scales).supports
         sees = (support > 0).nonzero()[:, 0]
-        origin = -(view.camera_from_scene[:, :3].T @ view.camera_from_scene[:, 3]).float()
-        towards = torch.nn.functional.normalize(origin - points[sees], dim=1)
-        if normals is not None:
-            facing = (towards * normals[sees]).sum(dim=1) > MIN_COSINE
-            sees, towards = sees[facing], towards[facing]
-        supports[sees] += support[sees]
-        low[sees] = torch.minimum(low[sees], towards)
-        high[sees] = torch.maximum(high[sees], towards)
-    return (supports >= fewest) & ((high - low).norm(dim=1) >= parallax)
+        votes.add(view, points, sees, support[sees])
+    return votes.enough(fewest, parallax)
+
+
+class Sightings:
+    """Of n points: how many views see them, and from directions how different."""
+
+    def __init__(self, n: int) -> None:
+        self.supports = torch.zeros(n)
+        self.towards = torch.zeros(n, 3)  # sum of the directions to cameras, and their least and largest parts
+        self.low, self.high = torch.full((n, 3), 2.0), torch.full((n, 3), -2.0)
+
+    def add(self, view: DepthView, points: Tensor, sees: Tensor, support: Tensor) -> None:
+        """A view that sees some of the points [n,3], those of indices [m], with supports [m] or [1]."""
+        towards = torch.nn.functional.normalize(_origin(view) - points[sees], dim=1)
+        self.supports[sees] += support
+        self.towards[sees] += towards
+        self.low[sees] = torch.minimum(self.low[sees], towards)
+        self.high[sees] = torch.maximum(self.high[sees], towards)
+
+    def enough(self, fewest: float, parallax: float) -> Tensor:
+        """Which are seen by so many, from directions that differ by the parallax (radians): bool [n]."""
+        return (self.supports >= fewest) & ((self.high - self.low).norm(dim=1) >= parallax)
 
 
 def farthest_point_sample(points: Tensor, most: int) -> Tensor:

@@ -21,6 +21,7 @@ from nerf.io.threads import in_threads
 from nerf.kernels import DepthView, MatchSource, MatchWindow
 from nerf.meshing.consistency import ask_views, unproject, unproject_pixels
 from nerf.meshing.planar import complete, fit_planes
+from nerf.meshing.walker import spread
 
 N_SOURCES = 6  # pictures that each view is compared with
 _ANGLES = (2.0, 12.0, 45.0)  # degrees between two lines of sight: fewest, best, most
@@ -39,7 +40,8 @@ _RISE_AT, _RISE = 0.02, 0.2  # confident is whose cost rises by the latter for a
 _LEAST_CONFIDENCE = 0.05  # below which a pixel measures nothing
 _N_ASKED, _FEWEST = 10, 2  # views that are asked of a pixel's depth; that must agree
 _SUPPORT_PIXELS, _FLAT = 3000, 0.01  # of a view, to which planes are fitted; of the depth: how far they may be off
-MEASURED, PLANAR, KEPT = (0.75, 1.5), 0.7, 0.3  # weights: see refine_depths
+_FARTHEST = 1e-4  # 1/scene length, below which what others say is that there is nothing
+MEASURED, PLANAR, KEPT, FILLED = (0.75, 1.5), 0.7, 0.3, 0.05  # weights: see refine_depths
 
 
 class Matched(NamedTuple):
@@ -64,7 +66,8 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
     Where photos agree on a pixel and two other views find the same, its depth is what they say, with a weight of
     MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see planar.complete), with
     the weight PLANAR. Other depths stay and count as KEPT of what they did, but where more such pixels of others see
-    through them than others see the same, the scene's bounds stand behind, or nothing (NaN). Not differentiable.
+    through them than others see the same, the scene's bounds stand behind. What is left without a depth takes that of
+    its surroundings, as all weigh FILLED at least: where photos look the surface goes on. Not differentiable.
     """
     near = choose_sources(views, _N_ASKED)
     matched = match_views(views, pictures, near, seed)
@@ -98,11 +101,25 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
         behind = torch.where(bounds[i].isinf(), torch.nan, bounds[i])
         depths = torch.where(known.weights > 0, known.depths, torch.where(refuted, behind, view.depths))
         weights = torch.where(known.weights > 0, known.weights, torch.where(refuted, PLANAR, KEPT * view.weights))
+        depths, filled = fill(depths, weights, pictures[i])
+        weights = torch.where(filled, FILLED, weights.clamp_min(FILLED))
         refined[i] = replace(view, depths=depths, weights=weights)
 
     in_threads(solidify, len(views))
     in_threads(refine, len(views))
     return [refined[i] for i in range(len(views))]
+
+
+def fill(depths: Tensor, weights: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
+    """z-depths [h,w] where those that are NaN are what the others around say, as far as the picture [h,w] has no edges,
+    and which these are [h,w]."""
+    missing = depths.isnan()
+    known = torch.where(missing, 0.0, weights)
+    inverse = torch.where(missing, 0.0, 1 / depths)
+    shares = spread(torch.stack([inverse, torch.ones_like(inverse)]), known, picture)
+    filled = missing & (shares[1] > 0)
+    near = shares[0] > _FARTHEST * shares[1]
+    return torch.where(filled, torch.where(near, shares[1] / shares[0], torch.inf), depths), filled
 
 
 def match_views(views: list[DepthView], pictures: list[Tensor], near: list[list[int]], seed: int = 0) -> list[Matched]:

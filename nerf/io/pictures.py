@@ -119,6 +119,7 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 def data_uri(picture: np.ndarray, quality: int = 88) -> str:
     """The picture as a JPEG inside a data: address, for a page that is one file."""
-    options: dict[str, Any] = {"quality": quality, "subsampling": 0, "optimize": True}
+    # not "optimize", for which Pillow sets aside a byte a pixel and fails where noise takes more
+    options: dict[str, Any] = {"quality": quality, "subsampling": 0}
     data = imageio.imwrite("<bytes>", picture, plugin="pillow", extension=".jpg", **options)
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,12 +104,16 @@ class MeshViewScores(NamedTuple):
         return self._asdict() | {"views": [view._asdict() for view in self.views]}
 
 
-def evaluate_mesh_views(mesh: trimesh.Trimesh, scene: Scene) -> MeshViewScores:
+def evaluate_mesh_views(
+    mesh: trimesh.Trimesh, scene: Scene, added: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> MeshViewScores:
     """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white, within
-    their masks. Not differentiable. Raises UserError where no view is held out."""
+    their masks. added: from a camera's place [3], what is added to the colours of vertices [v,3]. Not differentiable.
+    Raises UserError where no view is held out."""
     rows = []
     for i in scene.splits["test"].tolist():
-        drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE).color)
+        more = None if added is None else added(scene.cameras.centres[i])
+        drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE, added=more).color)
         scores = compare(drawn, shown_as(scene, truth_of(scene, i, torch.ones(3) / scene.exposure)), mask_of(scene, i))
         numbers = scores.to_dict()
         rows.append(ViewScore(scene.names[i], numbers["psnr"], numbers["ssim"]))

@@ -27,10 +27,12 @@ def render_mesh(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     lit: bool = False,
     supersample: int = 2,
+    added: Tensor | None = None,
 ) -> View[np.ndarray]:
     """What camera i sees of a mesh in the world frame; as Model.render_image gives it.
 
-    color: of its texture or vertices (else grey) over the background; lit adds a light at the camera. opacity: share of
+    color: of its texture or vertices (else grey), plus what is `added` at vertices [v,3], over the background; lit adds
+    a light at the camera. opacity: share of
     the pixel that is covered. depth: distance in world length; normal: outward. Faces show from both sides;
     supersample^2 points a pixel are tested. Lens distortion moves the corners of triangles alone. Not differentiable.
     """
@@ -48,7 +50,9 @@ def render_mesh(
     distance = view.norm(dim=1)
     normals = torch.from_numpy(np.array(mesh.vertex_normals, np.float64))
     normal = torch.nn.functional.normalize((weights[..., None] * normals[corners]).sum(dim=1), dim=1)
-    color = _surface_colors(mesh, corners, weights)
+    color = surface_colors(mesh, corners, weights)
+    if added is not None:
+        color = (color + (weights[..., None] * added.double()[corners]).sum(dim=1)).clamp(0, 1)
     if lit:
         color = color * (0.3 + 0.7 * (normal * view).sum(dim=1).abs() / distance)[:, None]
 
@@ -63,7 +67,7 @@ def render_mesh(
     return View(*(part.float().numpy() for part in (color, opacity[..., 0], mean[..., 6], normal)))
 
 
-def _surface_colors(mesh: trimesh.Trimesh, corners: Tensor, weights: Tensor) -> Tensor:
+def surface_colors(mesh: trimesh.Trimesh, corners: Tensor, weights: Tensor) -> Tensor:
     """Colours [p,3] at points given by vertices [p,3] and weights [p,3]: of the texture, the vertices, or grey."""
     visual: Any = mesh.visual
     if getattr(visual, "kind", None) == "texture" and visual.uv is not None:

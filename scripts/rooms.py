@@ -42,7 +42,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("errors", "geometry", "io", "kernels", "fields", "rendering", "meshing"),
     ),
     "views": (
-        "camera paths, videos, the viewer, the report",
+        "camera paths, videos, the viewer, the page to send, the report",
         ("errors", "geometry", "io", "rendering", "training", "meshing"),
     ),
     "cli": (

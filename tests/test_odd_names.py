@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from fakes import FakeModel
 from small_scenes import edit, write_transforms
 
 from nerf.errors import UserError
 from nerf.io import checkpoint, pictures
 from nerf.meshing.files import check_path, save_mesh
-from nerf.meshing.viewer import write_page
 from nerf.training.export import export_cameras
 from nerf.training.runs import Run, read_run, write_run
+from nerf.views.page import write_page
 from nerf.views.report import write_report
 
 ODD = os.fsdecode(b"a\xff\nu\xcc\x88 \xf0\x9f\x98\x80 .")
@@ -57,7 +58,8 @@ def test_a_mesh_and_its_page_lie_there(out: Path) -> None:
     for kind in ("glb", "ply", "stl"):
         save_mesh(box, out / f"{ODD}.{kind}")
         assert (out / f"{ODD}.{kind}").stat().st_size > 0
-    assert "a\\udcff" in write_page(out / f"{ODD}.glb").read_text(encoding="utf-8")
+    page = write_page(out / f"{ODD}.html", FakeModel(), box, ODD, [ODD], directional=False)
+    assert page.read_text(encoding="utf-8").count("a\\xff") == 3  # the title twice, the note
     save_mesh(box, out / "plain.obj")
     for name in ("a\nb.obj", "a\udcff.obj"):
         with pytest.raises(UserError, match="in UTF-8 and without line breaks: choose another name"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,8 +18,6 @@ from nerf.meshing.clean import check_count, enclosed_volume
 from nerf.meshing.extract import MAX_HOLE_FACES, Method, box_in_scene
 from nerf.meshing.files import check_path, save_mesh
 from nerf.meshing.finish import TEXTURED_FACES, decimate_mesh, texture_mesh, transform_mesh
-from nerf.meshing.sides import front_direction
-from nerf.meshing.viewer import page_path, write_page
 from nerf.views.viewer.edited import edited, edited_mesh, scale_mesh
 from nerf.views.viewer.edits import edits_of
 
@@ -74,7 +73,7 @@ class MeshArgs:
     points: int = 0
     """write a point cloud of so many points with normals and colours instead, to a .ply"""
     page: bool = False
-    """write NAME.html beside NAME.glb too: the mesh to turn in any browser"""
+    """write NAME.html beside NAME.glb too, as `nerf export-page` does: the mesh to walk around in any browser"""
     frame: Literal["world", "scene"] = "world"
     """world: that of the photos' poses; scene: the frame nerf works in, where the object fills [-1,1]^3"""
     data: Path | None = None
@@ -100,7 +99,7 @@ def main(args: MeshArgs) -> None:
     if args.page:
         if out.suffix.lower() != ".glb":
             raise UserError(f"--page shows a .glb, and {out} is none; give -o NAME.glb")
-        check_output(page_path(out), args.overwrite)
+        check_output(out.with_suffix(".html"), args.overwrite)
     if args.texture or args.faces is not None:
         check_count(args.faces)
 
@@ -126,13 +125,17 @@ def main(args: MeshArgs) -> None:
         with Progress("simplifying"):
             mesh = decimate_mesh(model, mesh, args.faces, args.colours)
     seconds = time.perf_counter() - start
-    chosen, front = edits.up_direction(), front_direction(model)
+    chosen = edits.up_direction()
     up = common_up(model.cameras)[0] if chosen is None else chosen
+    if args.page:
+        from nerf.views.page import write_page
+
+        page = partial(write_page, out.with_suffix(".html"), edited(model, edits), mesh.copy(), out.stem, up=up)
     if args.frame == "world":
         scale_mesh(mesh, edits)
     else:
         transform_mesh(mesh, model.scene_from_world)
-        up, front = (model.scene_from_world.apply_directions(v) for v in (up, front))
+        up = model.scene_from_world.apply_directions(up)
     save_mesh(mesh, out, up)
     about = mesh.metadata
     if not about["closed"] and about["watertight"] and scene is None and args.faces is None:
@@ -146,7 +149,7 @@ def main(args: MeshArgs) -> None:
     say(f"{len(mesh.faces):,} triangles, {pieces}, {closed}; {size} in {units}{volume}; {seconds:.1f} s")
     say(out)
     if args.page:
-        say(write_page(out, front.numpy()))
+        say(page())
 
 
 def _photos(model: Model, folder: Path, args: MeshArgs) -> Scene | None:

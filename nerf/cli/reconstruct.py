@@ -26,7 +26,6 @@ SHOWN = ("video.mp4", "mesh.glb", "mesh.html", "report.html", *(f"mesh_views/{si
 VIDEO_LONGEST = 640  # pixels; of the turntable in the report
 VIDEO_FRAMES = 96
 VIDEO_FPS = 24.0
-SMALL_PHOTOS = 640  # pixels; a smaller texture holds all that they show
 TRAIN_VIEWS_SHOWN = 8  # measured where none are held out
 MEASURED_PIXELS = 1 << 21  # of a view in the report, so that measuring takes less time than training: 1920x1080
 VIDEO_STRETCH = 1.5  # of the steps along rays in the report's video: 0.2 dB on fox, and 1.6 times as fast
@@ -185,19 +184,17 @@ def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, tex
     from nerf.geometry.aim import common_up
     from nerf.meshing.extract import extract_mesh
     from nerf.meshing.files import save_mesh
-    from nerf.meshing.finish import TEXTURED_FACES, texture_mesh
+    from nerf.meshing.finish import TEXTURED_FACES, texture_mesh, usual_texture
     from nerf.meshing.sides import front_direction, write_six_sides
-    from nerf.meshing.viewer import write_page
+    from nerf.views.page import write_page
 
     started = time.perf_counter()
-    if texture is None:
-        largest = max(int(scene.cameras.widths.max()), int(scene.cameras.heights.max()))
-        texture = 4096 if largest >= SMALL_PHOTOS else 2048
+    texture = usual_texture(scene.cameras) if texture is None else texture
     mesh = extract_mesh(model, resolution, colours=texture == 0, scene=scene)
     if texture:
         mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
     up, front = common_up(model.cameras)[0], front_direction(model)
     save_mesh(mesh, out, up)
     note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
-    write_page(out, front.numpy())
+    write_page(out.with_suffix(".html"), model, mesh, Path(scene.path).name, directional=False)
     write_six_sides(mesh, front, up, out.parent / "mesh_views")

@@ -23,10 +23,18 @@ if TYPE_CHECKING:
     import trimesh
 
     from nerf.datasets import Scene
+    from nerf.geometry.cameras import Cameras
     from nerf.geometry.space import Similarity
     from nerf.rendering.model import Model
 
 TEXTURED_FACES = 200_000
+_SMALL_PHOTOS = 640  # pixels; a smaller texture holds all that they show
+
+
+def usual_texture(cameras: Cameras) -> int:
+    """Texels along the longer side of a texture from photos of these sizes."""
+    largest = max(int(cameras.widths.max()), int(cameras.heights.max()))
+    return 4096 if largest >= _SMALL_PHOTOS else 2048
 
 
 def decimate_mesh(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool = True) -> trimesh.Trimesh:

@@ -97,6 +97,8 @@ def cut_mesh(mesh: trimesh.Trimesh, edits: Edits, margin: float = 0.0) -> trimes
         keep &= edits.crop.grown(margin).contains(middles)
     if bool(keep.all()):
         return mesh
+    if not bool(keep.any()):
+        raise UserError("the edits leave nothing of the mesh: change them in `nerf view`, or give --no-edits")
     about = mesh.metadata
     part: Any = mesh.submesh([keep.numpy().nonzero()[0]], append=True, repair=False)
     part.metadata = {**about, "closed": bool(about.get("closed")) and part.is_watertight}

@@ -38,6 +38,7 @@ from nerf.training.config import TrainConfig, default_field
 from nerf.training.evaluation import evaluate
 from nerf.training.loop import Trainer
 from nerf.training.loop import train as train_scene
+from nerf.views.page.harmonics import bake_harmonics, colors_towards
 
 
 def train(
@@ -151,6 +152,9 @@ def textured_mesh(
     result: dict[str, Any] = {"seconds": seconds, "seconds_of": times, "peak_bytes": peak()}
     result |= {"triangles": len(made.faces), "extracted": len(surface.faces), "texture": texture, **surface.metadata}
     views = evaluate_mesh_views(made, photos)
+    coefficients, vertices = bake_harmonics(loaded, made), torch.from_numpy(numpy.array(made.vertices))
+    by_direction = evaluate_mesh_views(made, photos, lambda eye: colors_towards(coefficients, vertices, eye))
+    result |= {"views_by_direction": by_direction.to_dict(), "gained_by_direction": by_direction.psnr - views.psnr}
     field = evaluate(loaded, photos, show_progress=False).psnr
     result |= {"views": views.to_dict(), "field_psnr": field, "psnr_lost": field - views.psnr}
     if truth is not None:

@@ -50,6 +50,7 @@ TARGETS = (
     Target("rocker-arm: genus beside 1", "rocker-arm", "genus_off_one", 1, 0, None, "wrong"),
     *(Target(f"{n}: texture below the field", n, "psnr_lost", 1, 3, 1.5, "dB lost") for n in MADE),
     Target("sample: textured mesh as its test views", "sample", "views.psnr", 1, 28, 30, "dB"),
+    Target("above it: with colours by direction", "sample", "gained_by_direction", 1, 0.3, None, "dB"),
     Target("lego: textured mesh as its 25 test views", "lego", "views.psnr", 1, 25, 27, "dB"),
     Target("lego: 512^3, cleaning, texture of 4096", "lego", "seconds", 1, 120, 45, "s"),
     Target("its peak memory", "lego", "peak_bytes", 1e9, 3, None, "GB"),

@@ -261,3 +261,28 @@ def test_a_colmap_scene_leaves_sigterm_alone(tmp_path: Path) -> None:
     code = f"{read}; os.kill(os.getpid(), signal.SIGTERM); os._exit(0)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, "")
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_colmap_model_of_rigs(tmp_path: Path, text: bool) -> None:
+    """Rigs and frames of COLMAP 4: where a frame's other cameras stand is what its rig says, whatever images say."""
+    pycolmap = pytest.importorskip("pycolmap")
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig, options.num_points3D = 1, 2, 4, 60
+    options.camera_width, options.camera_height, options.camera_params = 64, 48, [80.0, 32.0, 24.0, 0.05]
+    model, place = pycolmap.synthesize_dataset(options), tmp_path / "sparse" / "0"
+    place.mkdir(parents=True)
+    (model.write_text if text else model.write_binary)(str(place))
+    wanted = {}
+    for image in model.images.values():
+        frame, sensor = model.frames[image.frame_id], image.camera.sensor_id
+        rig = model.rigs[frame.rig_id]
+        w2c = np.eye(4)
+        w2c[:3] = frame.rig_from_world.matrix()
+        if not rig.is_ref_sensor(sensor):
+            w2c[:3] = rig.sensor_from_rig(sensor).matrix() @ w2c
+        wanted[image.name] = (np.linalg.inv(w2c) @ np.diag([1.0, -1, -1, 1]))[:3]
+        save(tmp_path / "images" / image.name, np.full((48, 64, 3), 9, np.uint8))
+    scene = load(tmp_path, quiet=True)
+    assert len(scene.names) == 8 and {name.split("_")[0] for name in scene.names} == {"camera000001", "camera000002"}
+    np.testing.assert_allclose(scene.cameras.c2w.numpy(), [wanted[name] for name in scene.names], atol=1e-9)

@@ -20,7 +20,7 @@ from small_scenes import FLIP, look_at
 
 from nerf.datasets import load
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, OPENCV, PERSPECTIVE
+from nerf.geometry.lenses import EQUIRECTANGULAR, FISHEYE, OPENCV, PERSPECTIVE, THIN_PRISM_FISHEYE
 
 W, H, N = 64, 48, 5
 FOCAL = 70.0
@@ -92,6 +92,7 @@ WORLD[:3, 3] = [1.0, -2.0, 0.5]
 LENS = {
     "f": 70,
     "b1": 0.4,
+    "b2": 0.9,
     "cx": 1.5,
     "cy": -0.7,
     "k1": -0.1,
@@ -163,7 +164,8 @@ def metashape_pixels(pose: np.ndarray, first: bool, fisheye: bool = False, point
     radial = 1 + v["k1"] * r**2 + v["k2"] * r**4 + v["k3"] * r**6 + v["k4"] * r**8
     xd = x * radial + v["p1"] * (r**2 + 2 * x**2) + 2 * v["p2"] * x * y
     yd = y * radial + v["p2"] * (r**2 + 2 * y**2) + 2 * v["p1"] * x * y
-    return np.stack([0.5 * W + v["cx"] + xd * (v["f"] + v["b1"]), 0.5 * H + v["cy"] + yd * v["f"]], axis=1)
+    u = 0.5 * W + v["cx"] + xd * (v["f"] + v["b1"]) + yd * v["b2"]
+    return np.stack([u, 0.5 * H + v["cy"] + yd * v["f"]], axis=1)
 
 
 def test_metashape(tmp_path: Path) -> None:
@@ -181,21 +183,9 @@ def test_metashape_without_a_transform_and_with_fisheye_lenses(tmp_path: Path) -
     scene = load(write_metashape(tmp_path / "plain", world=None), quiet=True)
     check(scene, [metashape_pixels(p, i % 2 == 0) for i, p in enumerate(poses())])
     assert any("arbitrary scale" in line for line in scene.notes)
-    lens = {**LENS, "p1": 0.0, "p2": 0.0}
-    for name in ("p1", "p2"):
-        assert name in LENS
-    fisheye = load(write_metashape(tmp_path / "fisheye", kind="fisheye", lens=lens), quiet=True)
-    assert fisheye.cameras.models.tolist() == [FISHEYE] * N
-    expected = []
-    for i, pose in enumerate(poses()):
-        plain = metashape_pixels(pose, i % 2 == 0, fisheye=True)
-        if i % 2 == 0:  # without the tangential terms
-            x, y = (local(pose)[:, :2] / local(pose)[:, 2:]).T
-            theta = np.arctan(np.hypot(x, y))
-            d = theta * (1 + sum(LENS[f"k{n}"] * theta ** (2 * n) for n in (1, 2, 3, 4))) / np.hypot(x, y)
-            plain = np.stack([0.5 * W + 1.5 + x * d * 70.4, 0.5 * H - 0.7 + y * d * 70], axis=1)
-        expected.append(plain)
-    check(fisheye, expected)
+    fisheye = load(write_metashape(tmp_path / "fisheye", kind="fisheye"), quiet=True)
+    assert fisheye.cameras.models.tolist() == [THIN_PRISM_FISHEYE, FISHEYE] * 2 + [THIN_PRISM_FISHEYE]
+    check(fisheye, [metashape_pixels(p, i % 2 == 0, fisheye=True) for i, p in enumerate(poses())])
 
 
 def test_metashape_rigs(tmp_path: Path) -> None:
@@ -231,16 +221,36 @@ def test_metashape_rigs(tmp_path: Path) -> None:
     assert "the poses of 2 slave cameras" in said and "left out 2 of 10 cameras that are not aligned: lost, no" in said
 
 
-def test_metashape_panoramas_are_named(tmp_path: Path) -> None:
-    write_metashape(tmp_path)
-    text = re.sub(
-        r"<sensor .*</sensor>",
-        '<sensor id="0" type="spherical"/><sensor id="1" type="spherical"/>',
-        (tmp_path / "cameras.xml").read_text(),
+def sphere_pixels(pose: np.ndarray) -> np.ndarray:
+    """A panorama of 64 x 32: longitude to the right, latitude upwards, what is ahead in the middle."""
+    x, y, z = local(pose).T
+    return np.stack([32 + np.arctan2(x, z) * 32 / math.pi, 16 + np.arctan2(y, np.hypot(x, z)) * 32 / math.pi], axis=1)
+
+
+def panoramas(folder: Path) -> None:
+    """The photos of the set cut to the shape of panoramas."""
+    for file in (folder / "images").iterdir():
+        Image.fromarray(photo(int(re.sub(r"\D", "", file.name)))[:32]).save(file)
+
+
+def test_panoramas_of_metashape_and_opensfm(tmp_path: Path) -> None:
+    """Read as whole spheres; what a file calls spherical and is not twice as wide as high is none."""
+    metashape = write_metashape(tmp_path / "a")
+    text = (metashape / "cameras.xml").read_text()
+    sensors = "".join(
+        f'<sensor id="{k}" type="spherical"><resolution width="64" height="32"/></sensor>' for k in range(2)
     )
-    (tmp_path / "cameras.xml").write_text(text)
-    with pytest.raises(UserError, match="panoramas"):
-        load(tmp_path, quiet=True)
+    (metashape / "cameras.xml").write_text(re.sub(r"<sensor .*</sensor>", sensors, text))
+    opensfm = write_opensfm(tmp_path / "b", "spherical", height=32)
+    for folder, file, size in ((metashape, "cameras.xml", 'height="32"'), (opensfm, "reconstruction.json", '": 32')):
+        panoramas(folder)
+        scene = load(folder, quiet=True)
+        assert scene.cameras.models.tolist() == [EQUIRECTANGULAR] * N
+        uv, _ = scene.cameras.project(torch.from_numpy(POINTS))
+        np.testing.assert_allclose(uv.numpy(), [sphere_pixels(p) for p in poses()], atol=1e-6)
+        (folder / file).write_text((folder / file).read_text().replace(size, size.replace("32", "48")))
+        with pytest.raises(UserError, match=f"{file}.*panoramas are read where they show the whole sphere.*64x48"):
+            load(folder, quiet=True)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
@@ -578,10 +588,10 @@ BAD: list[tuple[Any, str, Callable[[str], str], str]] = [
     (write_metashape, "cameras.xml", lambda t: t[: len(t) // 2], "not valid XML"),
     (write_metashape, "cameras.xml", replaced("<cameras>", "<x>"), "not valid XML"),
     (write_metashape, "cameras.xml", lambda t: t.replace("cameras>", "photos>"), "no <chunk> with <cameras>"),
-    (write_metashape, "cameras.xml", replaced('type="frame"', 'type="spherical"'), "panoramas"),
+    (write_metashape, "cameras.xml", replaced('type="frame"', 'type="spherical"'), "panoramas are read where"),
     (write_metashape, "cameras.xml", replaced("<f>70</f>", "<f>seventy</f>"), "is no number"),
     (write_metashape, "cameras.xml", replaced("<f>70</f>", "<f>-70</f>"), "focal length is"),
-    (write_metashape, "cameras.xml", replaced("<b1>0.4</b1>", "<b1>0.4</b1><b2>9</b2>"), "b2 .skew. move pixels by"),
+    (write_metashape, "cameras.xml", replaced("<p2>", "<p3>50</p3><p2>"), "p3, p4 move pixels by up to"),
     (write_metashape, "cameras.xml", replaced('sensor_id="1"', 'sensor_id="9"'), "its sensor 9 is not in the file"),
     (write_metashape, "cameras.xml", replaced("<transform>", "<moved>"), "not valid XML"),
     (
@@ -608,8 +618,8 @@ BAD: list[tuple[Any, str, Callable[[str], str], str]] = [
     (
         write_opensfm,
         "reconstruction.json",
-        edited(lambda d: d[1]["cameras"]["v2 cam"].update(projection_type="spherical")),
-        "the projection spherical is not supported",
+        edited(lambda d: d[1]["cameras"]["v2 cam"].update(projection_type="dual")),
+        "the projection dual is not supported",
     ),
     (
         write_opensfm,

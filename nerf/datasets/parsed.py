@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nerf.datasets.depths import DepthMap
+from nerf.errors import UserError
 from nerf.geometry.lenses import EQUIRECTANGULAR, PERSPECTIVE
 from nerf.geometry.space import Similarity
 
@@ -38,6 +39,21 @@ def sphere(width: int, height: int) -> Lens:
     """Of a panorama that shows the whole sphere, equirectangular, in its own pixels."""
     fx, fy = width / (2 * math.pi), height / math.pi
     return Lens(EQUIRECTANGULAR, fx, fy, width / 2, height / 2, width, height)
+
+
+def panorama(width: int, height: int, where: str) -> Lens:
+    """`sphere`, of a camera that a file calls one; UserError where its picture does not show the whole sphere.
+
+    >>> from nerf.datasets.parsed import panorama
+    >>> panorama(2048, 1024, "camera 1").model == EQUIRECTANGULAR
+    True
+    """
+    if abs(width - 2 * height) > max(2, 0.01 * width):
+        raise UserError(
+            f"{where}: panoramas are read where they show the whole sphere, twice as wide as high, and this one is "
+            f"{width}x{height}: export perspective views of it and their cameras, or the whole panoramas"
+        )
+    return sphere(width, height)
 
 
 @dataclass

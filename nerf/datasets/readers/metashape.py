@@ -7,7 +7,9 @@ frame, of arbitrary scale, is the world.
 In a multi-camera system only the master camera has a transform: a slave's is the master's, and then the rotation and
 location of the slave's sensor, which take the slave's frame to the master's.
 Lens. x' = x (1 + k1 r^2 + .. + k4 r^8) + p1 (r^2 + 2 x^2) + 2 p2 x y, so p1 and p2 change places with OpenCV's;
-u = w/2 + cx + x' (f + b1) + y' b2, v = h/2 + cy + y' f. Source: Metashape Professional manual, appendix C.
+u = w/2 + cx + x' (f + b1) + y' b2, v = h/2 + cy + y' f; r is the angle from the axis for a fisheye. The type spherical,
+which has no calibration, is the whole sphere: u = w/2 + w/(2 pi) atan(x / z), v = h/2 + h/pi atan(y / hypot(x, z)).
+Source: Metashape Professional manual, appendix C.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from nerf.datasets.colmap_models import coefficients
 from nerf.datasets.named import find_named, listed, visible
-from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.parsed import Frame, Lens, ParsedScene, panorama
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import numbers
 from nerf.errors import UserError, brief
-from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
+from nerf.geometry.cameras import OPENGL_FROM_OPENCV
+from nerf.geometry.lenses import FISHEYE, OPENCV, PERSPECTIVE, THIN_PRISM_FISHEYE
 from nerf.io.text import decode_text
 
 _MODELS = {"frame": OPENCV, "fisheye": FISHEYE}  # fisheye: equidistant, Metashape's own default
@@ -172,34 +176,26 @@ def _numbers(element: ElementTree.Element | None, count: int, where: str) -> np.
 
 
 def _lens(sensor: ElementTree.Element, where: str, notes: list[str]) -> Lens:
-    if str(sensor.get("type")).lower() == "spherical":  # which has no calibration
-        raise UserError(
-            f"{where}: panoramas (the type spherical) are not read: export perspective views of them and their cameras "
-            "from Metashape, or convert them before you align"
-        )
+    if str(sensor.get("type")).lower() == "spherical":
+        notes.append(f"{where}: panoramas (the type spherical)")
+        return panorama(*_resolution([sensor], where), where)
     found = sensor.findall("calibration")
     calibration = next((c for c in found if c.get("class") == "adjusted"), found[0] if found else None)
     if calibration is None:
         raise UserError(f"{where}: has no calibration: align the photos with this sensor and export again")
     kind = str(calibration.get("type") or sensor.get("type") or "frame").lower()
-    if kind not in _MODELS or _MODELS.get(str(sensor.get("type", kind)).lower(), -1) != _MODELS[kind]:
+    model = _MODELS.get(kind, -1)
+    if kind not in _MODELS or _MODELS.get(str(sensor.get("type", kind)).lower(), -1) != model:
         raise UserError(
-            f"{where}: cameras of the type {sensor.get('type', kind)} are not supported (known: frame and fisheye, "
-            "which is equidistant): undistort the photos in Metashape and export those cameras"
+            f"{where}: cameras of the type {sensor.get('type', kind)} are not supported (known: frame, fisheye, which "
+            "is equidistant, and spherical): undistort the photos in Metashape and export those cameras"
         )
 
     def number(name: str, default: float) -> float:
         element = calibration.find(name)
         return default if element is None else float(_numbers(element, 1, f"{where}, {name}")[0])
 
-    resolution = calibration.find("resolution")
-    resolution = sensor.find("resolution") if resolution is None else resolution
-    try:
-        width, height = (int(str(resolution.get(k))) for k in ("width", "height"))  # type: ignore[union-attr]
-        if not 0 <= min(width, height) <= max(width, height) <= 1 << 31:
-            raise ValueError
-    except (AttributeError, ValueError) as e:
-        raise UserError(f"{where}: states no resolution") from e
+    width, height = _resolution([calibration, sensor], where)
     f = number("f", math.nan)
     if math.isnan(f):  # before version 1.2: two focal lengths, and the principal point from the corner
         fx, fy = number("fx", math.nan), number("fy", math.nan)
@@ -211,19 +207,30 @@ def _lens(sensor: ElementTree.Element, where: str, notes: list[str]) -> Lens:
         raise UserError(f"{where}: the focal length is {fx} x {fy}, expected pixels above zero")
     p1, p2 = number("p2", 0.0), number("p1", 0.0)  # OpenCV's names for them
     reach = 0.5 * math.hypot(width, height) / min(fx, fy)  # of the picture's corner, before distortion
-    unknown = {"b2 (skew)": abs(b2) * 0.5 * height / fy}
     tangential = 3 * math.hypot(p1, p2) * reach**2 * max(fx, fy)
-    unknown["p3, p4"] = tangential * (abs(number("p3", 0.0)) * reach**2 + abs(number("p4", 0.0)) * reach**4)
-    if _MODELS[kind] == FISHEYE:
-        unknown["p1, p2 of a fisheye lens"], p1, p2 = tangential, 0.0, 0.0
-    for name, shift in unknown.items():
-        if shift > 1.0:
-            raise UserError(
-                f"{where}: {name} move pixels by up to {shift:.1f} and are not supported: switch them off in Metashape "
-                "(Optimize Cameras), or undistort the photos there and export those cameras"
-            )
-        if shift > 0.01:
-            notes.append(f"{where}: {name} were left out; they move pixels by at most {shift:.2f}")
-    k = (*(number(f"k{i}", 0.0) for i in (1, 2, 3, 4)), p1, p2)
-    model = PERSPECTIVE if _MODELS[kind] == OPENCV and not any(k) else _MODELS[kind]
-    return Lens(model, fx, fy, cx, cy, width, height, k)
+    shift = tangential * (abs(number("p3", 0.0)) * reach**2 + abs(number("p4", 0.0)) * reach**4)
+    if shift > 1.0:
+        raise UserError(
+            f"{where}: p3, p4 move pixels by up to {shift:.1f} and are not supported: switch them off in Metashape "
+            "(Optimize Cameras), or undistort the photos there and export those cameras"
+        )
+    if shift > 0.01:
+        notes.append(f"{where}: p3, p4 were left out; they move pixels by at most {shift:.2f}")
+    k = {f"k{i}": number(f"k{i}", 0.0) for i in (1, 2, 3, 4)} | {"p1": p1, "p2": p2, "skew": b2 / fx}
+    if model == FISHEYE and (p1 or p2):
+        model = THIN_PRISM_FISHEYE
+    if model == OPENCV and not any(k.values()):
+        model = PERSPECTIVE
+    return Lens(model, fx, fy, cx, cy, width, height, coefficients(k))
+
+
+def _resolution(elements: list[ElementTree.Element], where: str) -> tuple[int, int]:
+    """(width, height), of the first of the elements that states it."""
+    found = next((r for element in elements if (r := element.find("resolution")) is not None), None)
+    try:
+        width, height = (int(str(found.get(k))) for k in ("width", "height"))  # type: ignore[union-attr]
+        if not 0 <= min(width, height) <= max(width, height) <= 1 << 31:
+            raise ValueError
+    except (AttributeError, ValueError) as e:
+        raise UserError(f"{where}: states no resolution") from e
+    return width, height

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from nerf.datasets.named import find_named
-from nerf.datasets.parsed import Frame, Lens, ParsedScene
+from nerf.datasets.parsed import Frame, Lens, ParsedScene, panorama
 from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import finite, is_list, numbers, parse_json
 from nerf.errors import UserError
-from nerf.geometry.cameras import FISHEYE, OPENCV, OPENGL_FROM_OPENCV, PERSPECTIVE
+from nerf.geometry.cameras import OPENGL_FROM_OPENCV
+from nerf.geometry.lenses import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.geometry.rotations import rotations_of
 
 _PLACES = ("reconstruction.json", "opensfm/reconstruction.json")
@@ -34,6 +35,7 @@ _MODELS: dict[str, tuple[int, str]] = {
     "fisheye62": (FISHEYE, "k1 k2 k3 k4"),
     "fisheye624": (FISHEYE, "k1 k2 k3 k4"),
 }
+_SPHERES = ("spherical", "equirectangular")  # a panorama, ahead in its middle, that shows everything
 _COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
 _UNKNOWN_TO_US = ("k5", "k6", "s0", "s1", "s2", "s3")
 
@@ -92,13 +94,11 @@ def _three(shot: dict[str, Any], key: str, where: str) -> np.ndarray:
 
 def _lens(camera: dict[str, Any], where: str) -> Lens:
     kind = str(camera.get("projection_type"))
-    if kind not in _MODELS:
-        hint = "export perspective views from the panorama" if kind in ("spherical", "equirectangular") else ""
+    if kind not in (*_MODELS, *_SPHERES):
         raise UserError(
-            f"{where}: the projection {kind} is not supported (known: {', '.join(_MODELS)}): "
-            f"{hint or 'load the undistorted photos and their reconstruction'}"
+            f"{where}: the projection {kind} is not supported (known: {', '.join((*_MODELS, *_SPHERES))}): load the "
+            "undistorted photos and their reconstruction"
         )
-    model, known = _MODELS[kind]
 
     def number(key: str, default: float | None = None) -> float:
         return finite(camera.get(key, default), key, where)
@@ -106,6 +106,9 @@ def _lens(camera: dict[str, Any], where: str) -> Lens:
     width, height = int(number("width")), int(number("height"))
     if width < 1 or height < 1:
         raise UserError(f"{where}: the picture's size is {width}x{height}, expected pixels above zero")
+    if kind in _SPHERES:
+        return panorama(width, height, where)
+    model, known = _MODELS[kind]
     unused = [c for c in (*_COEFFICIENTS, *_UNKNOWN_TO_US) if c not in known.split() and abs(number(c, 0.0)) > 1e-9]
     if unused:
         raise UserError(

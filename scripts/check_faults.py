@@ -36,6 +36,7 @@ from nerf.io.images import read_pixels
 from nerf.io.machine import machine
 
 CV = np.diag([1.0, -1, -1, 1])
+REFUSED = {"mirrored": "mirrored", "intrinsics are those of another size": "size"}  # what loading itself says: the kind
 SECONDS = 600.0  # for each check: the machine may be busy, and what is measured here is not the time
 
 
@@ -384,7 +385,7 @@ def run(
         verdict = check_posed(there, SECONDS, s.looks, memory=there_is)
     except UserError as error:
         verdict = Verdict("contradicts", why=str(error))
-        found = [word for word in ("mirrored",) if word in str(error)]
+        found = [kind for words, kind in REFUSED.items() if words in str(error)]
     else:
         found = [f.kind for f in verdict.findings]
     alarms = [f.kind for f in verdict.findings if f.is_wrong]

@@ -26,6 +26,7 @@ SIMILAR, IN_NAMES, IN_SPACE = 8, 2, 3  # candidates for each photo: alike, next 
 PARTNERS = 2  # for each photo, matched in full: those with most in common, and one more seen from elsewhere
 FEWEST = 20  # matches that one camera motion explains, for a pair to say anything
 SHARE = 0.3  # of its matches that have to agree on that motion
+WEAK, WEAK_SHARE = 15, 0.5  # the same of pairs that count as half a one, where a photo has few (15: as for COLMAP)
 ERROR = 0.006  # of the longer side: distance from the epipolar lines of a pair's own motion
 
 
@@ -45,6 +46,11 @@ class Matched:
     def is_strong(self) -> bool:
         n = int(self.inliers.sum())
         return n >= FEWEST and n >= SHARE * len(self.inliers)
+
+    @property
+    def is_weak(self) -> bool:
+        n = int(self.inliers.sum())
+        return not self.is_strong and n >= WEAK and n >= WEAK_SHARE * len(self.inliers)
 
 
 @dataclass

@@ -15,11 +15,12 @@ from nerf.checks.residuals import FAILS, FITS, Batch, Rays, Residuals, of_camera
 from nerf.checks.verdict import Finding, some
 from nerf.geometry.cameras import Cameras
 
-AGAINST = 2  # pairs with photos that fit, for one photo to be called wrong
+AGAINST = 2  # pairs with photos that fit, weak ones counted half, for one photo to be called wrong
 MORE = 8  # further partners that are tried for a photo that seems wrong
 PART = 0.3  # of a photo's pairs that fit, for it to be right
 MAIN = 0.5  # share of the judged photos that must be right for the others to be what is wrong
 BEAM, MOST_PHOTOS, FEWEST_PHOTOS = 60, 8, 5  # of the search for another order
+BY_CHANCE = 0.01  # explanations to be expected of photos in any order, up to which one that was found is believed
 CLOSE = 10  # photos that look most alike, among which it searches
 
 
@@ -60,14 +61,16 @@ def wrong_photos(cameras: Cameras, matcher: Matcher, graph: Graph, main: set[int
         near = torch.tensor([float(alike[k, j]) for j in members]).topk(min(MORE, len(members))).indices.tolist()
         asked |= {ordered(k, members[j]) for j in near}
     known = {(p.a, p.b) for p in graph.pairs}
-    more = [p for p in matcher.match(sorted(asked - known)) if p.is_strong]
+    more = [p for p in matcher.match(sorted(asked - known)) if p.is_strong or p.is_weak]
     if more:
         graph = graph_of(cameras, graph.pairs + more)
     groups: dict[str, list[tuple[int, int | None]]] = {}
     for k in suspects:
         rows = [r for r, p in enumerate(graph.pairs) if k in (p.a, p.b) and ({p.a, p.b} - {k}) <= main]
         shares = graph.found.shares[rows] if rows else torch.zeros(0)
-        if len(rows) < AGAINST or float(shares.max()) >= FITS or float(shares.mean()) > FAILS:
+        if sum(1 if graph.pairs[r].is_strong else 0.5 for r in rows) < AGAINST:
+            continue
+        if float(shares.max()) >= FITS or float(shares.mean()) > FAILS:
             continue
         what, other = _what_fits(cameras, [graph.pairs[r] for r in rows], k, set(suspects))
         groups.setdefault(what, []).append((k, other))
@@ -179,8 +182,9 @@ def other_order(cameras: Cameras, matcher: Matcher, pairs: list[Matched], names:
 
 
 def _search(cameras: Cameras, pairs: list[Matched]) -> dict[int, int] | None:
-    """{photo: camera} of a few photos that hang together closely, where some cameras of the set explain all matches
-    between them; None where none do. Each photo taken in has pairs with two before it, so chance does not carry on."""
+    """{photo: camera} of a few photos that hang together, where some cameras of the set explain all matches between
+    them; None where none do, or where chance might. Chance does not carry on where each photo taken in has pairs with
+    two before it; nor in a chain, where few pairs of cameras explain a pair of photos."""
     by_pair = {(p.a, p.b): p for p in pairs}
     weight = {pair: int(p.inliers.sum()) for pair, p in by_pair.items()}
     n = len(cameras)
@@ -194,25 +198,31 @@ def _search(cameras: Cameras, pairs: list[Matched]) -> dict[int, int] | None:
         while len(chosen) < MOST_PHOTOS:
             links = {k: to_all(k, chosen) for k in range(n) if k not in chosen}
             best = max(links, key=lambda k: (min(len(links[k]), 3), sum(weight[p] for p in links[k])))
-            if len(links[best]) < 2:
+            if not links[best]:
                 break
             chosen.append(best)
         if len(chosen) < FEWEST_PHOTOS:
             continue
-        states = _first(cameras, by_pair[first])
+        states, explain = _first(cameras, by_pair[first])
+        placed: tuple[int, ...] = ()
+        by_chance, is_tight = n * (n - 1) * explain, True
         for depth in range(2, len(chosen)):
-            states = _extend(
-                cameras, [by_pair[p] for p in to_all(chosen[depth], chosen[:depth])], chosen[: depth + 1], states
-            )
+            links_here = to_all(chosen[depth], chosen[:depth])
+            states = _extend(cameras, [by_pair[p] for p in links_here], chosen[: depth + 1], states)
             if not states:
+                placed = placed if len(links_here) < 2 else ()
                 break
-        if states and any(i != c for i, c in zip(chosen, states[0], strict=True)):
-            return dict(zip(chosen, states[0], strict=True))
+            by_chance *= n * explain ** len(links_here)
+            is_tight &= len(links_here) >= 2
+            if depth + 1 >= FEWEST_PHOTOS and (is_tight or by_chance <= BY_CHANCE):
+                placed = states[0]
+        if any(i != c for i, c in zip(chosen, placed, strict=False)):
+            return dict(zip(chosen, placed, strict=False))
     return None
 
 
-def _first(cameras: Cameras, pair: Matched) -> list[tuple[int, ...]]:
-    """The ordered pairs of cameras that explain one pair of photos."""
+def _first(cameras: Cameras, pair: Matched) -> tuple[list[tuple[int, ...]], float]:
+    """The ordered pairs of cameras that explain one pair of photos, and the share of all that do, about."""
     batch = Batch.of([pair], n=24)
     rays = Rays.of(cameras, batch)
     n = len(cameras)
@@ -221,7 +231,8 @@ def _first(cameras: Cameras, pair: Matched) -> list[tuple[int, ...]]:
     found = residuals(rays, batch.valid, cameras.c2w[grid[:, 0], None], cameras.c2w[grid[:, 1], None])
     good = found.shares[:, 0] >= 0.8
     order = found.medians[good, 0].argsort()[: 20 * BEAM]
-    return [tuple(row) for row in grid[good][order].tolist()]
+    explain = float((found.shares >= FITS).double().mean())
+    return [tuple(row) for row in grid[good][order].tolist()], explain
 
 
 def _extend(

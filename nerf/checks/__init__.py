@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,24 @@ def check(
     >>> verdict.is_wrong
     False
     """
+    return check_folder(path, kind, masks, seconds, cameras_are)
+
+
+def check_folder(
+    path: str | Path,
+    kind: str | None,
+    masks: str | Path | None,
+    seconds: float | None,
+    cameras_are: str | None,
+    spent: float = 0.0,
+) -> Verdict:
+    """`check`, of whose usual time so many seconds have gone by already."""
+    started = time.perf_counter() - spent
     from nerf.checks.run import check_posed
     from nerf.datasets import load_posed
 
-    return check_posed(load_posed(path, kind, masks, cameras_are=cameras_are, quiet=True), seconds, picture=True)
+    posed = load_posed(path, kind, masks, cameras_are=cameras_are, quiet=True)
+    return check_posed(posed, seconds, picture=True, spent=time.perf_counter() - started)
 
 
 def write_check(verdict: Verdict, folder: Path) -> None:
@@ -46,4 +61,4 @@ def write_check(verdict: Verdict, folder: Path) -> None:
         write_png(folder / "check.png", verdict.picture)
 
 
-__all__ = ["FILES", "Finding", "OutputFolder", "Verdict", "check", "write_check"]
+__all__ = ["FILES", "Finding", "OutputFolder", "Verdict", "check", "check_folder", "write_check"]

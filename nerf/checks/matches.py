@@ -20,6 +20,7 @@ from nerf.geometry.epipolar import pixel_rays
 from nerf.io.machine import usable_cores
 
 OF_SIGNATURE = 150  # features of each photo that tell which photos look alike
+FEW, N_OF_MANY = 60, 800  # of more photos than that, so many features of each are compared: pairs cost their square
 PREEMPTIVE = 256  # features, those of the largest scale, compared before all are (Wu 2013)
 ALL_UP_TO = 24  # photos, of which every pair is compared
 SIMILAR, IN_NAMES, IN_SPACE = 8, 2, 3  # candidates for each photo: alike, next in order of names, next to its camera
@@ -81,7 +82,8 @@ class Matcher:
 
     def __post_init__(self) -> None:
         used = [look.used if look.used.sum() >= 2 * FEWEST else np.ones(len(look.used), bool) for look in self.looks]
-        self.rows = [np.flatnonzero(u) for u in used]
+        most = None if len(used) <= FEW else N_OF_MANY
+        self.rows = [np.flatnonzero(u)[:most] for u in used]
 
     def descriptors(self, i: int) -> Tensor:
         if i not in self._floats:

@@ -15,7 +15,7 @@ from nerf.checks.drawing import draw_pair
 from nerf.checks.lenses import LensReading, best_lens, outside
 from nerf.checks.looking import look_at_all
 from nerf.checks.looks import SMALLEST, Look, Request
-from nerf.checks.matches import Matched, Matcher, Memory
+from nerf.checks.matches import FEW, Matched, Matcher, Memory
 from nerf.checks.photos import MAIN, Graph, graph_of, other_order, turned, wrong_photos
 from nerf.checks.residuals import FITS, Batch, of_cameras
 from nerf.checks.silhouettes import mask_findings
@@ -30,7 +30,7 @@ SECONDS, SECONDS_A_PHOTO = (
     0.05,
 )  # the time that is taken at most: that, and so much for each photo beyond a hundred
 LONGEST = 512  # pixels on the longer side of the pictures that are compared ...
-LONGEST_OF_FEW, FEW = 640, 60  # ... and of sets of at most so many photos
+LONGEST_OF_FEW = 640  # ... and of sets of at most FEW photos
 MOST = 400  # photos that are looked at; of more, every so-many-th
 FEWEST_PAIRS = 6  # that show enough of the same
 LOOSE = 0.0018  # of the longer side, median distance from the epipolar lines: poses good to a few pixels only ...
@@ -48,12 +48,13 @@ def check_posed(
     looks: list[Look | str | None] | None = None,
     picture: bool = False,
     memory: Memory | None = None,
+    spent: float = 0.0,
 ) -> Verdict:
     """Ask the photos whether they fit what is given with them.
 
-    seconds: the most time to take (None: 10 for up to a hundred photos). looks: what is seen in the photos, where that
-    is known already; memory: what was matched of them. picture: draw the pair that fits least. Raises nothing for what
-    it finds.
+    seconds: the most time to take (None: 10 for up to a hundred photos, of which `spent` have gone by). looks: what is
+    seen in the photos, where that is known already; memory: what was matched of them. picture: draw the pair that fits
+    least. Raises nothing for what it finds.
 
     >>> from nerf.datasets import load_posed
     >>> verdict = check_posed(load_posed("data/sample"))
@@ -64,7 +65,7 @@ def check_posed(
     n_all = len(posed.frames)
     every = -(-n_all // MOST)
     rows = list(range(0, n_all, every))
-    limit = seconds or SECONDS + SECONDS_A_PHOTO * max(0, len(rows) - 100)
+    limit = seconds or SECONDS + SECONDS_A_PHOTO * max(0, len(rows) - 100) - spent
     names = [posed.frames[i].name for i in rows]
     verdict = Verdict("not judged", n_photos=n_all)
     verdict.findings = _of_cameras(posed.cameras, [f.name for f in posed.frames])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nerf.training.runs import Run
 
 Check = Literal["off", "warn", "strict"]
+STARTING = 3.0  # seconds, at most, that starting Python and its libraries takes
 
 
 @dataclass
@@ -40,21 +42,22 @@ class CheckArgs:
 
 def main(args: CheckArgs) -> None:
     """`nerf check`: prints a paragraph; exits with 2 where the data contradict themselves."""
-    from nerf.checks import FILES, check, write_check
+    from nerf.checks import FILES, check_folder, write_check
     from nerf.datasets.readings import check_reading
 
+    started = min(STARTING, time.process_time())  # the time that it may take begins where the command does
     check_numbers(vars(args), {"seconds": Range(0, 1e6, above=True, optional=True)}, "--")
     if args.cameras_are is not None:
         check_reading(args.cameras_are, "--cameras-are")
     if not args.data.exists():
         raise UserError(f"{args.data}: there is no such folder")
     if args.out is None:
-        verdict = check(args.data, args.kind, args.masks, args.seconds, args.cameras_are)
+        verdict = check_folder(args.data, args.kind, args.masks, args.seconds, args.cameras_are, started)
     else:
         from nerf.io.outputs import OutputFolder
 
         with OutputFolder.open(args.out, "pictures", overwrite=args.overwrite, names=FILES) as out:
-            verdict = check(args.data, args.kind, args.masks, args.seconds, args.cameras_are)
+            verdict = check_folder(args.data, args.kind, args.masks, args.seconds, args.cameras_are, started)
             if args.overwrite:
                 out.clear()
             out.claim(*FILES)

@@ -13,7 +13,7 @@ import pytest
 
 pycolmap = pytest.importorskip("pycolmap")
 
-from nerf.capture import CaptureOptions, _contradicted  # noqa: E402
+from nerf.capture import CaptureOptions, _apart, _contradicted  # noqa: E402
 from nerf.capture.judging import EACH, judge, strongest  # noqa: E402
 from nerf.capture.mapping import _fuller, calibrated  # noqa: E402
 from nerf.capture.pairs import left_over, n_partners  # noqa: E402
@@ -159,6 +159,42 @@ def test_groups_that_hang_together(tmp_path: Path) -> None:
         said = _contradicted(folder, replace(found, judgement="2 of 9 pairs of photos fit it"))
     assert "2 of 9 pairs of photos fit it. Groups" in said and "3, 2 photos" in said
     assert (tmp_path / "out" / "groups.png").is_file()
+
+
+def test_photos_of_two_places_are_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where groups hold nearly all photos and no strong pair joins them, weaker features are not waited for."""
+    chain = {k: {j: 50 for j in (k - 1, k + 1) if j // 4 == k // 4} for k in range(8)}  # 0 to 3, and 4 to 7
+
+    def asked(extra: dict[int, dict[int, int]], n_usable: int = 8) -> int:
+        partners = {str(k): {str(j): n for j, n in (of | extra.get(k, {})).items()} for k, of in chain.items()}
+        monkeypatch.setattr("nerf.capture.report.verified_partners", lambda database: partners)
+        return _apart(Path("any.db"), n_usable)
+
+    assert asked({}) == 4 and asked({3: {4: 20}, 4: {3: 20}}) == 4  # a weak pair is chance
+    assert asked({3: {4: 40}, 4: {3: 40}}) == 0  # one strong pair: a gap that more features may close
+    assert asked({}, n_usable=12) == 0  # photos that hang together with none
+
+
+def test_groups_are_shown_where_they_are_used_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_capture import write_photos
+
+    from nerf import capture
+    from nerf.views.report import write_report
+
+    write_photos(tmp_path / "photos", 5)
+    solved = capture._solve
+
+    def parted(*args: Any) -> Any:
+        result, settings = solved(*args)
+        return result | {"components": [3, 2]}, settings
+
+    monkeypatch.setattr(capture, "_solve", parted)
+    capture.find_poses(CaptureOptions(tmp_path / "photos", tmp_path / "run" / "dataset"))
+    assert (tmp_path / "run" / "dataset" / "groups.png").is_file()
+    summary = json.loads((tmp_path / "run" / "dataset" / "poses.json").read_text())["summary"]
+    assert any("2 groups that do not hang together (of 3, 2" in line for line in summary)
+    page = write_report(tmp_path / "run").read_text()
+    assert "the largest is used" in page and page.count('src="data:image') == 2  # coverage and groups
 
 
 def test_the_focal_length_that_pairs_agree_on(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from nerf.capture.folder import forget, frames_of, identity, open_folder, state_
 from nerf.capture.gps import Place
 from nerf.capture.judging import ONE_SPOT, STRONG
 from nerf.capture.panoramas import FINER, need_spheres
-from nerf.capture.photos import Photos, describe_cameras, group_cameras, list_photos, read_photos
-from nerf.capture.settings import Settings, attempts
+from nerf.capture.photos import FEWEST, Photos, describe_cameras, group_cameras, list_photos, read_photos
+from nerf.capture.settings import ENOUGH, Settings, attempts
 from nerf.capture.video import VIDEO_SUFFIXES, check_video
 from nerf.datasets.named import PLACES
 from nerf.errors import Range, UserError, check_numbers, note
@@ -25,6 +25,8 @@ from nerf.io.outputs import OutputFolder
 if TYPE_CHECKING:
     from nerf.capture.report import FoundPoses
 
+GROUPS = "groups.png"  # in the data set's folder: which photos hang together
+FEW_FEATURES = 300  # in the middle one of the photos: blurred or plain (sharp ones have thousands)
 LEAST_SHARE = 1 / 3  # of the photos; fewer in one model are no basis to train on
 
 
@@ -113,9 +115,11 @@ def _find(
     result, settings = _solve(job, len(photos.photos), show)
     found = _found(folder.path, photos, result, settings, prepared + result["seconds"])
     if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
-        raise UserError(_too_few(folder.path, found))
+        raise UserError(_too_few(folder, found))
     if result.get("wrong"):
         raise UserError(_contradicted(folder, found))
+    if len(found.components) > 1:
+        _show_groups(folder, found)
     places = {p.name: (*p.gps, p.altitude) for p in photos.photos if p.gps and args.gps == "auto"}
     _finish(folder.path, args, places)
     for line in str(found).splitlines():
@@ -200,9 +204,23 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
         previous, settings = settings, attempts(best["worth"] / max(1, result["n_usable"]), settings)
         if result.get("angle", 90.0) < ONE_SPOT:  # no other way changes that
             settings = None
+        if settings is not None and settings.of_features() != previous.of_features():
+            largest = _apart(folder / result["database"], result["n_usable"])
+            if largest and best["worth"] >= ENOUGH * largest:
+                note("the photos hang together in groups with no pair between them: of other places, or with a gap")
+                settings = None
         if settings is not None:
             note(f"{previous.name}: {result['n_placed']} of {n} photos placed; trying {settings.name}")
     return best | {"seconds": seconds}, best_settings
+
+
+def _apart(database: Path, n_usable: int) -> int:
+    """Photos of the largest group, where nearly all hang together in groups without a strong pair between them; else
+    0."""
+    from nerf.capture.report import groups_of, verified_partners
+
+    groups = [g for g in groups_of(verified_partners(database), STRONG) if len(g) >= FEWEST]
+    return len(groups[0]) if len(groups) > 1 and sum(map(len, groups)) >= ENOUGH * n_usable else 0
 
 
 def _found(folder: Path, photos: Photos, result: dict[str, Any], settings: Settings, seconds: float) -> FoundPoses:
@@ -232,36 +250,49 @@ def _found(folder: Path, photos: Photos, result: dict[str, Any], settings: Setti
     return found
 
 
-def _too_few(folder: Path, found: FoundPoses) -> str:
+def _too_few(folder: OutputFolder, found: FoundPoses) -> str:
     from collections import Counter
+    from statistics import median
 
     from nerf.capture.report import ADVICE, all_alike
 
-    if all_alike(folder / "images", list(found.photos)):
+    if all_alike(folder.path / "images", list(found.photos)):
         return (
             f"only {found.n_placed} of {found.n_photos} photos could be placed, because they hardly differ: "
             "poses need photos from different places, each a step from the last"
         )
     kinds = Counter(reason.split("(")[0].strip() for reason in found.left_out.values())
     why = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))
+    features = median([photo.get("n_features", 0) for photo in found.photos.values()] or [0])
+    if features < FEW_FEATURES:
+        why = f"they show little that can be recognised, {features:.0f} features in the middle: blurred or plain; {why}"
+    shown = f"{_show_groups(folder, found)}. " if found.groups else ""
     return (
         f"only {found.n_placed} of {found.n_photos} photos could be placed, too few to go on ({why}; each one is in "
-        f"{folder / 'poses.json'}): {ADVICE}"
+        f"{folder.path / 'poses.json'}). {shown}What helps: {ADVICE}"
     )
 
 
 def _contradicted(folder: OutputFolder, found: FoundPoses) -> str:
     """A model that the photos contradict is no basis to train on; which of them hang together is shown."""
-    from nerf.capture.report import ADVICE, groups_picture
+    from nerf.capture.report import ADVICE
+
+    shown = _show_groups(folder, found)
+    one = "Try one group alone, or " if len(found.groups) > 1 else "What helps: "
+    return f"no poses were found that the photos bear out: of the best, {found.judgement}. {shown}. {one}{ADVICE}"
+
+
+def _show_groups(folder: OutputFolder, found: FoundPoses) -> str:
+    """groups.png: which photos hang together; and that in words."""
+    from nerf.capture.report import groups_picture
     from nerf.io.pictures import write_png
 
-    folder.claim("groups.png")
-    write_png(folder.path / "groups.png", groups_picture(folder.path / "images", found.groups))
+    folder.claim(GROUPS)
+    write_png(folder.path / GROUPS, groups_picture(folder.path / "images", found.groups))
     sizes = ", ".join(str(len(group)) for group in found.groups[:5])
     return (
-        f"no poses were found that the photos bear out: of the best, {found.judgement}. Groups that hang together "
-        f"by themselves: {sizes or 'none'} photos (shown in {folder.path / 'groups.png'}, listed in poses.json). "
-        f"Try one group alone, or {ADVICE}"
+        f"Groups that hang together by themselves: {sizes or 'none'} photos (shown in {folder.path / GROUPS}, listed "
+        "in poses.json)"
     )
 
 

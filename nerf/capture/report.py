@@ -72,8 +72,8 @@ class FoundPoses:
         if len(self.components) > 1:
             lines.append(
                 f"the photos fall into {len(self.components)} groups that do not hang together (of "
-                f"{', '.join(map(str, self.components))}); the largest is used, and photos of what lies between would "
-                "join them"
+                f"{', '.join(map(str, self.components))}; shown in groups.png): the largest is used. Of one place, "
+                "photos of what lies between would join them; of several places, give each its own folder"
             )
         left = _grouped(self.left_out)
         lines += left[:12]
@@ -188,7 +188,8 @@ def all_alike(images: Path, names: list[str]) -> bool:
 
 def write_report(folder: Path, found: FoundPoses) -> None:
     """poses.json in the data set: all that is said on the terminal, and each photo that was left out."""
-    text = json.dumps({"format": "nerf-poses", "version": 1, **found.to_dict()}, indent=1)
+    said = {"summary": str(found).splitlines()}
+    text = json.dumps({"format": "nerf-poses", "version": 1, **said, **found.to_dict()}, indent=1)
     write_file(folder / "poses.json", text + "\n")
 
 

@@ -40,6 +40,7 @@ def write_report(out: Path, notes: list[str] | None = None, failures: list[str] 
         _list("What failed, and so is not here", failures or []),
         _video(out),
         _section(_views, out, evaluation),
+        _section(_poses, out / "dataset"),
         _section(_check, out),
         _section(_curve, training),
         _section(_mesh, out),
@@ -161,6 +162,18 @@ def _figure(path: Path, caption: str) -> str:
     (h, w), text = picture.shape[:2], _e(caption)
     image = f'<img src="{data_uri(picture)}" width="{w}" height="{h}" alt="{text}" loading="lazy">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def _poses(dataset: Path) -> str:
+    """Of photos without poses: what was found, seen from above, and which photos hang together where not all do."""
+    said = _json(dataset / "poses.json").get("summary")
+    if not isinstance(said, list):
+        return ""
+    lines = "".join(f"<li>{_e(line)}</li>" for line in said)
+    figures = _figure(dataset / "coverage.png", "Where the photos were taken, from above") + _figure(
+        dataset / "groups.png", "Photos that hang together, a row for each group"
+    )
+    return f"<section><h2>Poses</h2><ul>{lines}</ul>{figures}</section>"
 
 
 def _check(out: Path) -> str:

@@ -15,7 +15,7 @@ from nerf.checks.drawing import draw_pair
 from nerf.checks.lenses import LensReading, best_lens, outside
 from nerf.checks.looking import look_at_all
 from nerf.checks.looks import SMALLEST, Look, Request
-from nerf.checks.matches import FEW, Matched, Matcher, Memory
+from nerf.checks.matches import Matched, Matcher, Memory
 from nerf.checks.photos import MAIN, Graph, graph_of, other_order, turned, wrong_photos
 from nerf.checks.residuals import FITS, Batch, of_cameras
 from nerf.checks.silhouettes import mask_findings
@@ -29,8 +29,11 @@ SECONDS, SECONDS_A_PHOTO = (
     10.0,
     0.05,
 )  # the time that is taken at most: that, and so much for each photo beyond a hundred
-LONGEST = 512  # pixels on the longer side of the pictures that are compared ...
-LONGEST_OF_FEW = 640  # ... and of sets of at most FEW photos
+LONGEST, LEAST_LONGEST = (
+    640,
+    404,
+)  # pixels on the longer side of the pictures that are compared: so many of few photos ...
+PIXELS_IN_TIME = 404**2 * 100  # ... and of many as many as two cores look at in that time
 MOST = 400  # photos that are looked at; of more, every so-many-th
 FEWEST_PAIRS = 6  # that show enough of the same
 LOOSE = 0.0018  # of the longer side, median distance from the epipolar lines: poses good to a few pixels only ...
@@ -74,7 +77,7 @@ def check_posed(
     cameras = posed.cameras.subset(rows).resized(widths, heights)
     largest = int(torch.maximum(widths, heights).max())
     has_features = asked[0].features
-    looks = look_at_all(asked, started + 0.6 * limit) if looks is None else [looks[i] for i in rows]
+    looks = look_at_all(asked, started + 0.65 * limit) if looks is None else [looks[i] for i in rows]
     there = [k for k, look in enumerate(looks) if isinstance(look, Look)]
     seen = [look for look in looks if isinstance(look, Look)]
     names, cameras = [names[k] for k in there], cameras.subset(there)
@@ -128,7 +131,7 @@ def _one_thread() -> Iterator[None]:
 def requests_of(posed: Posed, rows: list[int] | None = None) -> list[Request]:
     """What is asked of the photos of these rows (None: of all), reduced to the size at which they are compared."""
     rows = list(range(len(posed.frames))) if rows is None else rows
-    longest = LONGEST if len(rows) > FEW else LONGEST_OF_FEW
+    longest = min(LONGEST, max(LEAST_LONGEST, round((PIXELS_IN_TIME / max(1, len(rows))) ** 0.5)))
     asked = []
     for i in rows:
         picture, frame = posed.pictures[i], posed.frames[i]

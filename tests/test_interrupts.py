@@ -131,7 +131,7 @@ from nerf.checks.run import check_posed
 from nerf.datasets import load_posed
 from nerf.io.interrupts import Stopped, stoppable
 with stoppable():
-    check_posed(load_posed({str(ROOT / "data" / "sample")!r}), seconds=2)
+    check_posed(load_posed({str(ROOT / "data" / "sample")!r}), seconds=20)
     assert "pycolmap" in sys.modules
     try:
         signal.raise_signal(signal.SIGTERM)

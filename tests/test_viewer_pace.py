@@ -315,7 +315,7 @@ def test_a_paused_training_waits_and_shows_and_goes_on() -> None:
 
 def test_looking_changes_no_bit_of_a_training(tmp_path: Path) -> None:
     scene = sphere_scene(6, 24)
-    alone = train(scene, train_config(steps=24), tmp_path / "alone", progress=False)
+    alone = train(scene, train_config(steps=8), tmp_path / "alone", progress=False)
     loop, shown = RenderLoop(), []
     shared = SharedTraining(loop, share=0.9)
     view = Viewport(lambda: shared.trainer and shared.trainer.model, shown.append)
@@ -326,7 +326,7 @@ def test_looking_changes_no_bit_of_a_training(tmp_path: Path) -> None:
         view.pace.changed()
         return shared(trainer)
 
-    watched = train(scene, train_config(steps=24), tmp_path / "watched", progress=False, between=between)
+    watched = train(scene, train_config(steps=8), tmp_path / "watched", progress=False, between=between)
     assert shown and shared.seconds["pictures"] > 0
     a, b = alone.to_state()[0], watched.to_state()[0]
     assert all(torch.equal(a[name], b[name]) for name in a)

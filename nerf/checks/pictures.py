@@ -16,6 +16,7 @@ STEP, CERTAIN = 0.1, 4.0  # stops, and standard errors: a pair's difference in b
 SURE = 0.2  # of the pairs that have to differ so
 AGREE = 0.35  # of that: how far pairs may be from one gain a photo
 PAIRS = 60  # that are asked whether things move
+NEARLY_ALL = 0.6  # of a pair's matches, and of the pairs
 STILL = 0.003  # of the longer side: a match that moved less stands still
 DARK = 12  # of 255: black, after the decoder's rounding
 
@@ -65,11 +66,12 @@ def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched], otherwise: 
     good = fits_each(Rays.of(cameras, batch), cameras.c2w[batch.a], cameras.c2w[batch.b])[0].numpy()
     longest = torch.maximum(cameras.widths, cameras.heights)[batch.a].double().numpy()
     step = (batch.uv_a - batch.uv_b).norm(dim=-1).numpy() / longest[:, None]
-    still = wide = apart = of = 0
+    still = wide = apart = of = all_still = 0
     for k, pair in enumerate(pairs):
         valid = batch.valid[k].numpy()
         fits, moves, n = good[k] & valid, (step[k] > 3 * STILL) & valid, int(valid.sum())
         rests = (step[k] < STILL) & ~fits & valid
+        all_still += int(rests.sum() >= max(FEWEST, NEARLY_ALL * n))
         on = int((fits & moves).sum())
         if on >= 8 and on >= 0.35 * moves.sum():  # the rest is as the cameras say, and moves
             wide += 1
@@ -84,12 +86,19 @@ def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched], otherwise: 
                 own = matcher.own_motion(pair.a, pair.b, batch.uv_a[k].numpy()[rest], batch.uv_b[k].numpy()[rest])
                 apart += int(own.sum() >= max(FEWEST, 0.6 * rest.sum()))
     numbers = {"still": float(still), "wide": float(wide), "apart": float(apart), "of": float(of)}
+    numbers |= {"all still": float(all_still)}
     if wide >= 5 and still >= max(4, 0.3 * wide):
         text = (
             f"part of what is seen stands still while the cameras move around the rest (in {still} of {wide} pairs): "
             "an object on a turntable before a background that does not turn"
         )
         return Finding("moving", text, [], "--masks with what does not turn in black", True, numbers)
+    if otherwise and all_still >= max(4, NEARLY_ALL * len(pairs)):
+        text = (
+            f"nearly all that is recognised stands still though cameras move (in {all_still} of {len(pairs)} pairs): "
+            "a background that does not turn, a frame around the picture, or one photo many times"
+        )
+        return Finding("moving", text, [], "--masks with what stands still in black", True, numbers)
     if of >= 6 and apart >= max(4, 0.4 * of):
         text = f"part of what is seen moves otherwise than the rest (in {apart} of {of} pairs)"
         return Finding("moving", text, [], "--masks with what moves in black", True, numbers)

@@ -353,7 +353,8 @@ def test_what_was_left_out_has_a_reason(done: Any) -> None:
     written = json.loads((folder / "poses.json").read_text())
     asked = "n_pairs n_fit n_unseen n_unseen_fit pixels groups reprojection_error track_length"
     found = f"n_photos n_placed components pairs_compared pairs_matched n_points way judgement convinces {asked}"
-    assert list(written) == f"format version {found} seconds settings left_out photos".split()
+    assert list(written) == f"format version summary {found} seconds settings left_out photos".split()
+    assert written["summary"] == str(report).splitlines()
     assert written["left_out"] == left and written["photos"]["photo_03.png"]["points_seen"] > 50
     assert Image.open(folder / "coverage.png").size == (900, 900)
     assert sorted(p.name for p in (folder / "sparse" / "0").iterdir())[:2] == ["cameras.bin", "frames.bin"]

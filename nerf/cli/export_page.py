@@ -152,12 +152,6 @@ def _mesh_there(
 
 def _photos(model: Model, folder: Path, args: ExportPageArgs) -> Scene | None:
     """The scene, for its photos; None, and a note, where it is gone."""
-    from nerf.training.runs import scene_of_run
+    from nerf.training.runs import photos_of_run
 
-    try:
-        return scene_of_run(folder, model.meta, args.data)
-    except UserError as error:
-        if args.data is not None:
-            raise
-        note(f"the model colours the mesh, not the photos: {error}")
-        return None
+    return photos_of_run(folder, model.meta, args.data, "the model colours the mesh, not the photos")

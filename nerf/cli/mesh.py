@@ -154,17 +154,13 @@ def main(args: MeshArgs) -> None:
 
 def _photos(model: Model, folder: Path, args: MeshArgs) -> Scene | None:
     """The scene of an open capture, whose photos refine the depths; None, and a note, where it is gone."""
-    from nerf.training.runs import scene_of_run
+    from nerf.training.runs import photos_of_run
 
     if not model.space.contracted or args.method == "density" or args.threshold is not None:
         return None
-    try:
-        return scene_of_run(folder, model.meta, args.data)
-    except UserError as error:
-        if args.data is not None:
-            raise
-        note(f"the mesh is made without the photos, so walls and floors may be off: {error}")
-        return None
+    return photos_of_run(
+        folder, model.meta, args.data, "the mesh is made without the photos, so walls and floors may be off"
+    )
 
 
 def write_points(model: Model, n: int, frame: str, out: Path) -> None:

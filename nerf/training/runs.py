@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nerf.datasets.options import LoadOptions
-from nerf.errors import Range, UserError, check_numbers
+from nerf.errors import Range, UserError, check_numbers, note
 from nerf.io.files import write_file
 from nerf.io.folders import is_checkpoint
 from nerf.io.json_text import parse_json
@@ -139,3 +139,15 @@ def scene_of_run(folder: Path, meta: dict[str, Any], data: Path | None = None) -
             raise UserError(f"{folder}: does not say what it was trained on; give the scene's folder with --data")
         run = Run(str(data if data is not None else meta["data"]), downscale=int(meta.get("downscale", 1)))
     return load_for_training(located(folder, run, data))
+
+
+def photos_of_run(folder: Path, meta: dict[str, Any], data: Path | None, without: str) -> Scene | None:
+    """The scene of a run, for its photos. Where they are gone: None and a note that says what is done without them, or
+    UserError if they were asked for by `data`."""
+    try:
+        return scene_of_run(folder, meta, data)
+    except UserError as error:
+        if data is not None:
+            raise
+        note(f"{without}: {error}")
+        return None

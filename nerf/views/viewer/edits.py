@@ -149,21 +149,18 @@ class History:
 
     def undo(self) -> bool:
         """Take the last change back; False where there is none."""
-        if not self.before:
-            return False
-        self.save(self.before[-1])
-        self.after.append(self.now)
-        self.now = self.before.pop()
-        self._tell()
-        return True
+        return self._step(self.before, self.after)
 
     def redo(self) -> bool:
         """Make the change again that was undone last; False where there is none."""
-        if not self.after:
+        return self._step(self.after, self.before)
+
+    def _step(self, there: list[Edits], back: list[Edits]) -> bool:
+        if not there:
             return False
-        self.save(self.after[-1])
-        self.before.append(self.now)
-        self.now = self.after.pop()
+        self.save(there[-1])
+        back.append(self.now)
+        self.now = there.pop()
         self._tell()
         return True
 

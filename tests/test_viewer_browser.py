@@ -132,7 +132,10 @@ def press(control: Any) -> None:
 
 
 def tab(page: Any, name: str) -> None:
-    press(page.get_by_role("tab", name=name))
+    """Open a tab, which listens to pointers and not to clicks: it can be dragged."""
+    control = page.get_by_role("tab", name=name)
+    control.click(timeout=1000 * PATIENCE)
+    until(lambda: control.get_attribute("aria-selected") == "true", f"the tab {name}")
 
 
 def test_the_page_shows_the_scene_and_refines_it(page: Any, viewer: Viewer) -> None:
@@ -190,6 +193,7 @@ def test_a_crop_is_kept_undone_and_cuts_the_mesh(page: Any, viewer: Viewer, tmp_
     tab(page, "Edit")
     press(page.get_by_label("Keep only a box"))
     until(lambda: read_edits(tmp_path).crop is not None, "the crop in its file")
+    until(lambda: client.edit.crop_handles.region is not None, "the crop's handles")
     crop = read_edits(tmp_path).crop
     assert crop is not None and crop.size[0] == pytest.approx(1.6 * 1.5, rel=1e-3)  # all of the ball
     corner = crop.corners()[-1] - torch.tensor([0.0, 0.0, 1.2], dtype=torch.float64)
@@ -208,8 +212,9 @@ def test_a_crop_is_kept_undone_and_cuts_the_mesh(page: Any, viewer: Viewer, tmp_
         press(page.get_by_text("mesh-edited.glb").last)
     assert download.value.suggested_filename == "mesh-edited.glb"
     mesh = trimesh.load(tmp_path / "mesh-edited.glb", force="mesh")
-    heights = np.sort(mesh.extents)
-    assert heights[0] == pytest.approx(RADIUS, abs=0.15) and heights[1] == pytest.approx(2 * RADIUS, abs=0.1)
+    part = max(mesh.split(only_watertight=False), key=lambda piece: len(piece.faces))  # corners that no photo shows
+    assert part.bounds[1][1] == pytest.approx(0.0, abs=0.05)  # up is y in a GLB: cut at the middle of the ball
+    assert part.extents[[0, 2]] == pytest.approx(2 * RADIUS, abs=0.2)  # and whole across
     tab(page, "Edit")
     for _ in range(2):
         press(page.get_by_text("Undo", exact=True))
@@ -374,6 +379,7 @@ def test_training_is_watched_paused_and_ended(browser: Any, tmp_path: Path) -> N
         assert sharing is not None
         until(lambda: sharing.paused, "a pause")
         page.get_by_text("paused: step").wait_for(timeout=1000 * PATIENCE)
+        until(lambda: sharing.seconds["paused"] > 0, "the end of the step that was under way")
         step = sharing.trainer.step
         client = viewer.clients[0]
         before = client.viewport.pictures

@@ -115,6 +115,15 @@ def test_another_signal_is_not_continued(picture: Path, tmp_path: Path) -> None:
         fit(image.read_image(tmp_path / "other.png"), "mlp", FitConfig(steps=2), tmp_path / "out", resume=True)
 
 
+def test_a_fit_goes_on_to_a_longer_length(picture: Path, tmp_path: Path) -> None:
+    signal = image.read_image(picture)
+    fit(signal, "mlp", FitConfig(steps=4), tmp_path / "fit")
+    for config, steps in ((FitConfig(), 4), (FitConfig(steps=6), 6)):
+        assert fit(signal, "mlp", config, tmp_path / "fit", resume=True).fitting["step"] == steps
+    with pytest.raises(UserError, match="6 steps are done already"):
+        fit(signal, "mlp", FitConfig(steps=5), tmp_path / "fit", resume=True)
+
+
 def wav(path: Path, samples: np.ndarray, bits: int, rate: int = 8000) -> Path:
     audio.write_wav(path, samples, rate, bits)
     return path

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -488,7 +489,6 @@ def test_a_field_that_is_no_number_stops_and_is_never_saved(
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "learning rate": ({"learning_rate": 0.5}, "learning_rate 0.01, now 0.5|learning_rate .*, now 0.5"),
     "seed": ({"seed": 7}, "seed 0, now 7"),
-    "steps": ({"steps": 100}, f"steps {STEPS}, now 100"),
     "field": ({"field": replace(FIELD, width=32)}, "field"),
 }
 
@@ -502,6 +502,25 @@ def test_resuming_another_configuration_is_refused(what: str, scene: Scene, whol
         train(scene, CONFIG.with_settings(**change), whole, resume=True, progress=False)
     assert is_one_sentence(error)
     assert (whole / "checkpoint.safetensors").read_bytes() == before
+
+
+@native
+def test_a_run_goes_on_to_a_longer_length(scene: Scene, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    config = replace(CONFIG, steps=None)  # as before: over
+    assert train(scene, config, run, resume=True, progress=False).meta["steps"] == STEPS
+    with pytest.raises(UserError, match=f"{STEPS} steps are done already"):
+        train(scene, replace(CONFIG, steps=STEPS - 1), run, resume=True, progress=False)
+    with pytest.raises(UserError, match="minutes are done already"):
+        train(scene, replace(config, minutes=1e-9), run, resume=True, progress=False)
+    assert steps_of(run) == STEPS
+    longer = train(scene, replace(CONFIG, steps=STEPS + 5), run, resume=True, progress=False)
+    assert longer.meta["steps"] == longer.meta["total_steps"] == steps_of(run) == STEPS + 5
+    by_time = train(
+        scene, replace(config, minutes=longer.meta["seconds"] / 60 + 0.01), run, resume=True, progress=False
+    )
+    assert by_time.meta["steps"] > STEPS + 5 and by_time.meta["minutes"] > 0.01
 
 
 @native

@@ -12,7 +12,7 @@ import tyro
 
 from nerf.errors import UserError, check_numbers, say
 from nerf.io.files import write_file
-from nerf.io.folders import is_checkpoint
+from nerf.io.folders import has_checkpoint, is_checkpoint
 from nerf.io.outputs import OutputFolder
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class FitArgs:
     table: int | None = None
     """hash: log2 of the rows of a level"""
     resume: bool = False
-    """continue the fit in the output folder, exactly as if it had not stopped"""
+    """continue the fit in the output folder, exactly as if it had not stopped, or on to more --minutes or --steps"""
     overwrite: bool = False
     """discard the fit in the output folder"""
     seed: int = 0
@@ -125,7 +125,8 @@ def config_of(args: FitArgs) -> FitConfig:
     check_numbers(
         vars(args), {name: FITTING[name] for name in ("steps", "minutes", "seed", "batch", "learning_rate")}, "--"
     )
-    minutes = 1.0 if args.minutes is None and args.steps is None else args.minutes
+    as_before = args.resume and has_checkpoint(args.out)
+    minutes = 1.0 if args.minutes is None and args.steps is None and not as_before else args.minutes
     return FitConfig(args.steps, minutes, args.seed, args.batch, args.learning_rate)
 
 

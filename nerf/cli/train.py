@@ -16,6 +16,7 @@ from nerf.cli.view import PORT, serve, watching
 from nerf.datasets.options import LoadOptions
 from nerf.errors import UserError, check_numbers, note, say
 from nerf.io.clock import LENGTH, SEED
+from nerf.io.folders import has_checkpoint
 from nerf.training.runs import HOLDOUT_FROM, RUN_FILE, Run, load_for_training, open_run, write_run
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class TrainArgs(LoadOptions):
     steps: int | None = None
     """number of steps, instead of a time"""
     resume: bool = False
-    """continue the run in the output folder, exactly as if it had not stopped"""
+    """continue the run in the output folder, exactly as if it had not stopped, or on to more --minutes or --steps"""
     overwrite: bool = False
     """discard the run in the output folder"""
     backend: Backend = "auto"
@@ -131,7 +132,8 @@ def train_run(
     out.claim(RUN_FILE)
     write_run(out.path, run)
     keep_verdict(verdict, out)
-    minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None else args.minutes
+    as_before = args.resume and has_checkpoint(out.path)
+    minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None and not as_before else args.minutes
     given = {name: getattr(args, name) for name in ("steps", "seed", "deterministic", "refine_poses", "exposure")}
     config = TrainConfig(minutes=minutes, **given)
     if viewer is None:

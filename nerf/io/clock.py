@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nerf.errors import Range, UserError, check_record
+from nerf.errors import Range, UserError, check_record, note
 
 # What is said of how long, wherever it is asked for.
 LENGTH = {
@@ -27,15 +27,47 @@ class Length:
     steps: int | None = None
     minutes: float | None = None
 
+    @staticmethod
+    def of(steps: int | None, minutes: float | None) -> Length | None:
+        """None where neither is given, as where a run goes on."""
+        return None if steps is None and minutes is None else Length(steps, minutes)
+
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise UserError("say how long: either steps or minutes, not both")
         check_record(self, LENGTH)
 
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.steps is not None else f"{self.minutes:g} minutes"
+
     @property
     def seconds(self) -> float:
         """The time to fill, 0 where a number of steps was given."""
         return 60.0 * (self.minutes or 0.0)
+
+
+def resumed(
+    asked: Length | None, before: Length, step: int, seconds: float, total: int | None
+) -> tuple[Length, int | None]:
+    """How long a run that goes on at `step`, after so many seconds, is to be: the length, and its number of steps (None
+    where the clock is still to settle it).
+
+    asked: for now, None: as before; before, total: what was asked for at first, and the steps that it came to. With the
+    same length the run goes on as if it had never stopped. With another one, which must not be over (UserError), its
+    schedules follow that one from here on.
+
+    >>> resumed(Length(steps=40), Length(steps=20), 20, 1.5, 20)
+    (Length(steps=40, minutes=None), 40)
+    """
+    if asked is None or asked == before or (total is not None and asked.steps == total):
+        return before, total
+    if asked.steps is not None and asked.steps < step:
+        raise UserError(f"{step} steps are done already: give --steps above that, or none to go on as before")
+    if asked.minutes is not None and asked.seconds <= seconds:
+        done = f"{seconds / 60:.3g} minutes are done already"
+        raise UserError(f"{done}: give --minutes above that, or none to go on as before")
+    note(f"another length than before ({before}): the learning rate follows the new one from here on")
+    return asked, asked.steps
 
 
 def _same(step: int) -> float:

@@ -44,8 +44,12 @@ def is_checkpoint(path: Path) -> bool:
 
 def resumable(out: Path) -> bool:
     """Whether --resume finds something there to go on from: a checkpoint, or a run's poses."""
-    checkpoints = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
-    return any((out / name).is_file() for name in checkpoints) or (out / "dataset").is_dir()
+    return has_checkpoint(out) or (out / "dataset").is_dir()
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a training or a fit in that folder was saved."""
+    return any((out / name).is_file() for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"))
 
 
 def make_folder(folder: Path) -> None:

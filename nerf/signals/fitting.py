@@ -6,7 +6,7 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nerf import kernels
 from nerf.errors import MISFITS, Range, UserError, brief, check_numbers, check_record, note
 from nerf.io import checkpoint
-from nerf.io.clock import LENGTH, SEED, Clock, Length
+from nerf.io.clock import LENGTH, SEED, Clock, Length, resumed
 from nerf.io.folders import is_checkpoint
 from nerf.io.interrupts import stoppable, whole
 from nerf.io.limits import check_curve
@@ -55,6 +55,11 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_record(self, FITTING)
+
+    @property
+    def length(self) -> Length:
+        """Raises UserError unless either steps or minutes are given."""
+        return Length(self.steps, self.minutes)
 
 
 FITTING = LENGTH | {
@@ -154,11 +159,9 @@ class Fitter:
                         f"{path} was fitted with another {what}: continue with the same file and options, "
                         "or start again with --overwrite"
                     )
-            free = {"steps", "minutes", "checkpoint_seconds"}  # how long is settled by the first run
+            free = {"steps", "minutes", "checkpoint_seconds"}
             mine = asdict(self.config)
             other = [k for k in mine if k not in free and saved["config"].get(k) != mine[k]]
-            if self.config.steps is not None and saved["total_steps"] != self.config.steps:
-                other.append("steps")
             if other:
                 raise UserError(
                     f"{path} was fitted with other settings ({', '.join(other)}): continue with the same, "
@@ -170,6 +173,10 @@ class Fitter:
                 state.v.copy_(tensors[f"adam.{i}.v"])
             for name in SAVED:
                 setattr(self, name, saved[name])
+            before = Length(saved["config"].get("steps"), saved["config"].get("minutes"))
+            asked = Length.of(self.config.steps, self.config.minutes)
+            length, self.total_steps = resumed(asked, before, self.step, self.seconds, self.total_steps)
+            self.config = replace(self.config, steps=length.steps, minutes=length.minutes)
         except MISFITS as error:
             raise UserError(f"{path}: its state is damaged ({brief(error)}): start again with --overwrite") from error
         self.saved = self.step
@@ -254,8 +261,9 @@ def fit(
     field: the name of a kind ("hash", "siren", "fourier", "mlp"), a `FieldChoice`, a `SignalField`, or any module of
     your own that maps unit coordinates [n, n_dims] to values [n, n_channels] and is differentiable in its parameters.
     out: a folder for checkpoint.safetensors, written while fitting; Ctrl-C, SIGTERM and SIGHUP save and stop, and
-    `resume` continues as if they never had, or begins where there is nothing yet; a fit that is there is replaced only
-    with `overwrite`. Raises UserError where sizes do not go together, or the error is not finite.
+    `resume` continues as if they never had, to the length of before or to another that the configuration asks for, or
+    begins where there is nothing yet; a fit that is there is replaced only with `overwrite`. Raises UserError where
+    sizes do not go together, or the error is not finite.
 
     >>> ramp = nerf.Signal("image", np.linspace(0, 255, 64).astype(np.uint8)[:, None], (8, 8), one=255.0)
     >>> fitted = nerf.fit(ramp, "hash", nerf.FitConfig(steps=50))
@@ -263,7 +271,8 @@ def fit(
     (16, 16, 1)
     """
     config = config or FitConfig(minutes=1.0)
-    length = Length(config.steps, config.minutes)
+    if not resume:
+        _ = config.length  # which must be given
     fitter = Fitter(problem, field_for(problem, field, config.seed), config)
     with ExitStack() as until_the_end:
         until_the_end.enter_context(stoppable())
@@ -281,11 +290,12 @@ def fit(
                 fitter.restore(path)
                 note(f"going on at step {fitter.step}" + (f" of {fitter.total_steps}" if fitter.total_steps else ""))
             elif resume:
+                _ = config.length
                 note(f"{out.path}: there is no checkpoint yet; the fit starts from the beginning")
-        return _fit(fitter, length, path, progress)
+        return _fit(fitter, path, progress)
 
 
-def _fit(fitter: Fitter, length: Length, path: Path | None, progress: bool) -> Fitted:
+def _fit(fitter: Fitter, path: Path | None, progress: bool) -> Fitted:
     """Step after step until the length is reached, or the error is small enough."""
     problem, config = fitter.problem, fitter.config
     display = Progress("fitting", shown=progress, start=fitter.step)
@@ -298,7 +308,7 @@ def _fit(fitter: Fitter, length: Length, path: Path | None, progress: bool) -> F
             now = time.perf_counter()
             fitter.seconds = now - started
             if fitter.total_steps is None and fitter.step >= 3:
-                fitter.total_steps = CLOCK.steps_to_fill(length.seconds, [(fitter.step, fitter.seconds)])
+                fitter.total_steps = CLOCK.steps_to_fill(config.length.seconds, [(fitter.step, fitter.seconds)])
             if fitter.step % 50 == 0:
                 mse = sum(recent) / len(recent)
                 fitter.curve.append({"step": fitter.step, "seconds": round(fitter.seconds, 2), "mse": mse})

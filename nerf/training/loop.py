@@ -21,7 +21,7 @@ from nerf.datasets import Scene
 from nerf.errors import MISFITS, Range, UserError, brief, check_numbers, note
 from nerf.fields.own import checked
 from nerf.io import checkpoint
-from nerf.io.clock import LENGTH
+from nerf.io.clock import LENGTH, Length, resumed
 from nerf.io.files import write_file
 from nerf.io.interrupts import stoppable, whole
 from nerf.io.limits import check_curve, same_kinds
@@ -266,6 +266,7 @@ class Trainer:
                 same_kinds(before, held.tensors())
             for name in (*SAVED, "curve"):
                 setattr(self, name, saved[name])
+            self._set_length(Length(saved["config"].get("steps"), saved["config"].get("minutes")))
             self.samples.update(saved["samples"])
         except MISFITS as error:
             raise UserError(
@@ -273,12 +274,15 @@ class Trainer:
             ) from error
         self.meter.saved = self.step
 
+    def _set_length(self, before: Length) -> None:
+        asked = Length.of(self.config.steps, self.config.minutes)
+        length, self.total_steps = resumed(asked, before, self.step, self.seconds, self.total_steps)
+        self.config = replace(self.config, steps=length.steps, minutes=length.minutes)
+
     def _check_same(self, path: Path, saved: dict[str, Any]) -> None:
         """Raise UserError where a checkpoint was trained in another way."""
         mine, before = self.config.settings(), TrainConfig.settings_of(saved["config"])
         other = [name for name in mine if name not in HOW and before[name] != mine[name]]
-        if self.config.steps is not None and saved["total_steps"] != self.config.steps:
-            other.append("steps")
         if other:
             listed = ", ".join(f"{name} {before[name]!r}, now {mine[name]!r}" for name in other)
             raise UserError(
@@ -308,7 +312,8 @@ def train(
     """Train a radiance field on the scene's train split; writes out/checkpoint.safetensors and out/training.json.
 
     Ctrl-C, SIGTERM and SIGHUP save and stop; `resume` continues as if they never had (bit for bit on the same machine
-    type and thread count or another), or begins where there is nothing yet. A run that is there is replaced only with
+    type and thread count or another), to the length of before or to another that the configuration asks for, or begins
+    where there is nothing yet. A run that is there is replaced only with
     `overwrite`, and files of others never. field, loss: of your own, see `Trainer`. between: called with the trainer
     before each step, in time that does not count as training; where it returns False, training ends there as if its
     length were reached. Raises UserError.
@@ -318,7 +323,8 @@ def train(
     >>> model.meta["steps"]
     4
     """
-    _ = config.length  # which must be given
+    if not resume:
+        _ = config.length  # which must be given
     trainer = Trainer(scene, config, field, loss)
     with ExitStack() as until_the_end:
         if not isinstance(out, OutputFolder):
@@ -332,6 +338,7 @@ def train(
             trainer.restore(file)
             note(f"going on at step {trainer.step}" + (f" of {trainer.total_steps}" if trainer.total_steps else ""))
         elif resume:
+            _ = config.length
             note(f"{out.path}: there is no checkpoint yet; training starts from the beginning")
         return _train(trainer, file, progress, between)
 

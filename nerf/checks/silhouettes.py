@@ -97,9 +97,11 @@ def _of_kind(
         if len(rest) >= 6:
             findings += _contradicting(word, solid, rest, cameras, names)
     elif what == "alpha" and usual_border > 0.5:
-        text = "alpha is no object's silhouette, for it does not end within the picture: something is left out"
-        fix = "--space unbounded, with alpha moved to --masks"
-        findings.append(Finding("not-a-silhouette", text, [], fix, True, numbers))
+        text = (
+            "alpha is no object's silhouette, for it does not end within the picture: it is taken for a mask of what "
+            "is not to be learnt"
+        )
+        findings.append(Finding("not-a-silhouette", text, [], "--space box where it is an object", False, numbers))
     return findings
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pycolmap = pytest.importorskip("pycolmap")
 
 from nerf.capture import CaptureOptions, _apart, _contradicted  # noqa: E402
-from nerf.capture.judging import EACH, judge, strongest  # noqa: E402
+from nerf.capture.judging import EACH, judge, parallax, strongest  # noqa: E402
 from nerf.capture.mapping import _fuller, calibrated  # noqa: E402
 from nerf.capture.pairs import left_over, n_partners  # noqa: E402
 from nerf.capture.report import FoundPoses, groups_of  # noqa: E402
@@ -110,6 +111,21 @@ def test_photos_from_one_spot_are_no_basis() -> None:
     rng = np.random.default_rng(5)
     found = judge(model_of([np.concatenate([r, rng.normal(size=(3, 1))], axis=1) for r in turns]), seen, {}, WIDTH)
     assert found.n_fit == found.n_pairs > 0 and found.wrong and found.trust == 0 and "one spot" in str(found)
+    off = [pycolmap.Rotation3d(rng.normal(0, 0.02, 3)).matrix() @ r for r in turns]  # as mapping makes them up, too
+    found = judge(model_of([np.concatenate([r, rng.normal(size=(3, 1))], axis=1) for r in off]), seen, {}, WIDTH)
+    assert found.angle < 1e-3 and found.wrong and "one spot" in str(found)
+
+
+def test_parallax_is_what_no_rotation_explains() -> None:
+    rng = np.random.default_rng(2)
+    first = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(200, 3))), dim=1)
+    turn = torch.from_numpy(pycolmap.Rotation3d(np.array([0.2, -0.4, 0.1])).matrix())
+    second = first @ turn.T
+    second[:40] = second[:40].roll(1, dims=1)  # wrong matches
+    assert float(parallax(first, second)[40:].max()) < 0.2
+    points, shift = 5 * first, torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64)
+    moved = torch.nn.functional.normalize((points - shift) @ turn.T, dim=1)
+    assert float(parallax(first, moved).median()) > 2
 
 
 def test_photos_that_are_not_placed_say_nothing() -> None:

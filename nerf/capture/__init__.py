@@ -116,6 +116,11 @@ def _find(
     found = _found(folder.path, photos, result, settings, prepared + result["seconds"])
     if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
         raise UserError(_too_few(folder, found))
+    if result.get("angle", 90.0) < ONE_SPOT:
+        raise UserError(
+            "all photos were taken from one spot, by turning the camera: from there nothing shows how far things are. "
+            "Walk around what you photograph, a step to the side for each photo"
+        )
     if result.get("wrong"):
         raise UserError(_contradicted(folder, found))
     if len(found.components) > 1:

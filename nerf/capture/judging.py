@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nerf.capture.pairs import Pair
 from nerf.capture.panoramas import is_sphere
@@ -24,7 +25,7 @@ STRONG = 30  # matches that one camera motion explains from which on a pair is e
 FITS = 2.0  # pixels: a pair fits if half its matches are nearer than this to their epipolar lines
 AHEAD = 0.75  # of a pair's matches that must lie in front of both cameras ...
 ANGLE = math.radians(1.0)  # ... of those whose rays meet at more than this
-ONE_SPOT = 0.3  # degrees: below it the photos were taken from one place
+ONE_SPOT = 0.1  # degrees: below it the photos were taken from one place (of real sets 0.9 to 1.7, from one spot 0.02)
 NARROWEST, WIDEST = 8.0, 150.0  # degrees across the longer side that a lens is believed to see
 EACH = 5  # the strongest pairs of each photo are asked
 RIGHT, WRONG = 0.9, 0.7  # of these that must fit: from here on a model convinces, below it is refused
@@ -40,7 +41,7 @@ class Judgement:
     n_unseen: int = 0  # pairs that mapping did not see
     n_unseen_fit: int = 0
     pixels: float = math.nan  # median over the pairs of the median distance from the epipolar lines
-    angle: float = math.nan  # degrees between the rays of matches; a tenth of the pairs have more (median of each)
+    angle: float = math.nan  # degrees of parallax; a tenth of the pairs have more (median of each)
     doubt: str = ""  # what is wrong with it, whatever fits
 
     @property
@@ -122,8 +123,8 @@ def doubtful_lens(model: Any) -> str:
 
 
 def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, float, float]]:
-    """(median distance in pixels from the epipolar lines, share in front of both cameras, median angle between the
-    rays in degrees) of each strong pair whose photos are placed; infinity where the model says nothing of use."""
+    """(median distance in pixels from the epipolar lines, share in front of both cameras, median parallax in
+    degrees) of each strong pair whose photos are placed; infinity where the model says nothing of use."""
     placed = {int(i) for i in model.reg_image_ids()}
     strong = [pair for pair, points in pairs.items() if len(points) >= STRONG and placed.issuperset(pair)]
     if not strong:
@@ -146,6 +147,21 @@ def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, fl
         depth_a, depth_b, angle = triangulate(first, second, *poses)
         wide = angle > ANGLE
         ahead = float(((depth_a > 0) & (depth_b > 0))[wide].double().mean()) if bool(wide.any()) else 1.0
-        found.append((float(pixels.median()), ahead, math.degrees(float(angle.median()))))
+        found.append((float(pixels.median()), ahead, float(parallax(first.directions, second.directions).median())))
         start += count
     return found
+
+
+def parallax(first: Tensor, second: Tensor) -> Tensor:
+    """Degrees [n] that remain between the unit rays [n,3] of matches after the rotation that brings most of them
+    together (Kabsch, reweighted): next to none from one spot, where any two places explain the matches as well."""
+    weights, apart = torch.ones(len(first), 1, dtype=first.dtype), torch.full((len(first),), torch.inf)
+    for _ in range(5):
+        both = (weights * second).T @ first
+        if not bool(both.isfinite().all()):  # of a lens that there is not
+            break
+        u, _, vh = torch.linalg.svd(both)
+        u[:, -1] *= torch.det(u @ vh)  # no mirror
+        apart = 2 * torch.asin(((first @ (u @ vh).T - second).norm(dim=1) / 2).clamp_max(1))
+        weights = 1 / (1 + (apart / apart.median().clamp_min(1e-6)).square()[:, None])
+    return torch.rad2deg(apart)

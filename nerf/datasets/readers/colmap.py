@@ -147,6 +147,6 @@ def beside(folder: Path, frames: list[Frame], world_from_model: np.ndarray | Non
     except UserError as error:
         notes.append(f"depths of sparse points are not used: {error}")
         return
-    n = attach(frames, of_model(model), world_from_model)
-    if n == 0:
+    found = of_model(model)
+    if attach(frames, found, world_from_model) == 0 and any(map(len, found.values())):
         notes.append(f"depths of sparse points are not used: {path.relative_to(folder)} names other images")

@@ -127,7 +127,7 @@ def _apply_points(parsed: ParsedScene, path: Path) -> None:
     """nerfstudio's sparse point cloud, in the frame of the poses."""
     try:
         cloud = load_mesh_file(path)
-        points = np.asarray(cloud.vertices, dtype=np.float64).reshape(-1, 3)
+        points = np.asarray(getattr(cloud, "vertices", ()), dtype=np.float64).reshape(-1, 3)  # a file may hold none
     except Exception as e:
         parsed.notes.append(f"its point cloud {path.name} was not read ({type(e).__name__})")
         return

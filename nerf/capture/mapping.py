@@ -55,12 +55,14 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
         judgement = judge(models[0], seen, unseen, longest)
         say(note=f"{name}: {models[0].num_reg_images()} of {n} photos placed; {judgement}")
         worth = models[0].num_reg_images() * judgement.trust
-        if worth > result["worth"] or not best:
+        enough = models[0].num_reg_images() >= ENOUGH * n
+        one_spot = enough and judgement.angle < ONE_SPOT
+        if worth > result["worth"] or not best or one_spot:
             best = models
             result = {"n_placed": models[0].num_reg_images(), "worth": worth, "way": name} | asdict(judgement)
             result |= {"convinces": judgement.convinces, "wrong": judgement.wrong, "judgement": str(judgement)}
             result["components"] = [m.num_reg_images() for m in models]
-        if models[0].num_reg_images() >= ENOUGH * n and (judgement.convinces or judgement.angle < ONE_SPOT):
+        if enough and (judgement.convinces or one_spot):  # no other way changes that
             break
     shutil.rmtree(folder / "models", ignore_errors=True)
     if not best or result["worth"] <= job.get("better_than", 0):

@@ -17,7 +17,7 @@ from nerf.geometry.space import Unbounded
 from nerf.kernels import DepthView
 from nerf.meshing.extent import open_grid
 from nerf.meshing.extract import extract_mesh
-from nerf.meshing.fused import LEAST_SAY, FusedSurface, depth_views
+from nerf.meshing.fused import FusedSurface, depth_views
 from nerf.meshing.marching import SKIP, Grid
 from nerf.meshing.warp import Warp
 
@@ -118,6 +118,29 @@ def test_what_only_tiny_parallax_places_goes() -> None:
         extract_mesh(Room(small_parallax(0.02)), resolution=64)
 
 
+@pytest.mark.parametrize(("measured", "aslant"), [(2.0, False), (3.0, False), (2.0, True)])
+def test_what_one_view_alone_shows_closes_a_hole(measured: float, aslant: bool) -> None:
+    """Eight cameras before a wall at depth 2, and one farther along, before what no other shows."""
+
+    def view(x: float, depth: float) -> DepthView:
+        pose = torch.cat([torch.eye(3), torch.tensor([[-x], [0.0], [0.0]])], dim=1).double()
+        return DepthView(pose, (60.0, 60.0, 40.0, 40.0), torch.full((80, 80), depth), torch.ones(80, 80))
+
+    views = [*(view(0.05 * k, 2.0) for k in range(8)), view(2.5, measured)]
+    surface = FusedSurface(views, Grid((-4.0, -4.0, -4.0), 8 / 64, (65, 65, 65)), is_open=True)
+    x, y = torch.meshgrid(torch.arange(-1.0, 3.5, 0.05), torch.arange(-1.0, 1.0, 0.05), indexing="ij")
+    points = torch.stack([x, y, torch.full_like(x, 2.0)], dim=2).reshape(-1, 3)
+    corner = torch.arange(len(points)).view(x.shape)
+    a, b, c, d = (part.reshape(-1) for part in (corner[:-1, :-1], corner[1:, :-1], corner[1:, 1:], corner[:-1, 1:]))
+    faces = torch.cat([torch.stack([a, c, b], dim=1), torch.stack([a, d, c], dim=1)]).int()
+    outward = torch.tensor([0.995, 0.0, -0.1] if aslant else [0.0, 0.0, -1.0]).expand(len(points), 3)
+    seen, towards = surface.seen(points, faces, outward)
+    alone = points[:, 0] > 2.4
+    if not aslant:
+        assert bool(seen[points[:, 0] < 1.2].all()) and bool((towards[points[:, 0] < 1.2] != 0).any(dim=1).all())
+    assert bool(seen[alone].all() if measured == 2.0 and not aslant else not seen[alone].any())
+
+
 def test_what_others_look_through_is_no_surface() -> None:
     """Two of forty cameras see a speck half-way to the ball; the others see past it."""
 
@@ -141,7 +164,7 @@ def test_what_is_far_from_all_that_is_seen_is_skipped() -> None:
     views = depth_views(model, 64, 100)
     grid, warp = open_grid(model, views, 96)
     ranges = [slice(0, n) for n in reversed(grid.shape)]
-    codes = FusedSurface(views, grid, warp, True, LEAST_SAY).known(*ranges)
+    codes = FusedSurface(views, grid, warp, skip=True, is_open=True).known(*ranges)
     assert (codes == SKIP).mean() > 0.1 and not (FusedSurface(views, grid, warp).known(*ranges) == SKIP).any()
     kept, skipped = (extract_mesh(model, 80, holes=holes) for holes in (101, 100))
     assert kept.metadata["unseen_faces"] > skipped.metadata["unseen_faces"] > 0

@@ -18,7 +18,7 @@ from nerf.io.progress import Progress
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.extent import box_grid, open_grid
 from nerf.meshing.fair import MAX_DENOISED_FACES, denoise_normals
-from nerf.meshing.fused import LEAST_SAY, MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, view_cameras
+from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, view_cameras
 from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
 from nerf.meshing.marching import marching_cubes
 from nerf.meshing.photos import grey_pictures
@@ -169,7 +169,7 @@ def _fuse(
             views = refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
     with Progress("fusing", shown=show):
         if box is None and model.space.contracted:
-            return FusedSurface(views, *open_grid(model, views, resolution), skip, LEAST_SAY)
+            return FusedSurface(views, *open_grid(model, views, resolution), skip, is_open=True)
         return FusedSurface(views, box_grid(model, resolution, box), Warp(), skip)
 
 

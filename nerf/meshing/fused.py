@@ -47,13 +47,16 @@ FEWEST_VIEWS = 1.5  # that is two: a view that sees a surface a little before co
 # what the view measures. (Of a room 3 to 20 % keep 93.4 to 90.8 % of the area within 5 cm; of a real scene 93.5 to 95 %
 # of what views show.)
 _SEEN_STEPS, _ALIKE = 2.0, 0.1
+_ABOUT = 0.25  # the same of what closes a hole
+_ASLANT = 0.2  # least cosine between its normal and the view
 _CELL_STEPS = 4  # steps of the grid: what is known of points is known by such cells
 
 
 class FusedSurface:
     """Positive inside. What lies behind everything that is seen counts as inside, so that nothing is hollow; what is in
     no picture as outside. The grid's coordinates are those of a warp, and truncation grows as its cells do. skip:
-    whether what lies away from all that is seen is left out, so that the surface ends there."""
+    whether what lies away from all that is seen is left out, so that the surface ends there. is_open: whether the
+    photos show more than an object, see LEAST_SAY and `seen`."""
 
     method, level, outside = "tsdf", None, -1.0
     smooth, denoise = 6, DENOISE_ROUNDS  # rounds by default
@@ -64,10 +67,11 @@ class FusedSurface:
         grid: Grid,
         warp: Warp | None = None,
         skip: bool = False,
-        min_weight: float = MIN_WEIGHT,
+        is_open: bool = False,
     ) -> None:
-        self.grid, self.views, self.warp, self.skip = grid, views, warp or Warp(), skip
-        self.min_weight = min(min_weight, sum(map(_mean_weight, self.views)) / 4)  # few photos, or little trained
+        self.grid, self.views, self.warp, self.skip, self.is_open = grid, views, warp or Warp(), skip, is_open
+        least = LEAST_SAY if is_open else MIN_WEIGHT
+        self.min_weight = min(least, sum(map(_mean_weight, self.views)) / 4)  # few photos, or little trained
         self._codes = self._classify()
 
     def values(self, points: Tensor) -> Tensor:
@@ -80,24 +84,46 @@ class FusedSurface:
         return torch.where(fused.weights < self.min_weight, unseen, -fused.distances)
 
     def seen(self, points: Tensor, faces: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
-        """Which scene points [n,3] of the surface with faces [f,3] and normals [n,3] two views that stand apart have
-        before them, or one of fewer than MANY_VIEWS: bool [n]; and the mean direction [n,3] to the views that do, zero
-        where none does. What they measure there lies about where the surface does, and nothing is in front."""
+        """Which scene points [n,3] of the surface with faces [f,3] and normals [n,3] views show: bool [n]; and the mean
+        direction [n,3] to the views that do, zero where none does.
+
+        That is what two views that stand apart have before them, or one of fewer than MANY_VIEWS: what they measure
+        there lies about where the surface does, and nothing is in front. Where that leaves a view of an open scene with
+        nothing, what one view shows is kept too: a wall roughly in its place, and no hole.
+        """
         tolerance, scales = _SEEN_STEPS * self.grid.step, self.warp.scales(points)
-        reach = torch.tensor(tolerance) if scales is None else tolerance * scales
-        votes = Sightings(len(points))
+        votes, nearest = Sightings(len(points)), []
         for view in self.views:
-            uv, z, nearest = _draw(view, points, faces)
+            uv, z, face = _draw(view, points, faces)
             height, width = view.depths.shape
-            front = torch.where(nearest < 0, torch.inf, z[faces[nearest.clamp_min(0)].long()].mean(dim=1))
-            inside = (z > 0) & (uv >= 0).all(dim=1) & (uv[:, 0] < width) & (uv[:, 1] < height)
-            column, row = torch.where(inside[:, None], uv, 0.0).long().unbind(dim=1)
-            visible = inside & (z < front[row * width + column] + reach)
-            visible &= (z / view.depths[row, column] - 1).abs() < _ALIKE
-            visible &= (normals * (_origin(view) - points)).sum(dim=1) > 0
-            votes.add(view, points, visible.nonzero()[:, 0], torch.ones(1))
+            inside = ((z > 0) & (uv >= 0).all(dim=1) & (uv[:, 0] < width) & (uv[:, 1] < height)).nonzero()[:, 0]
+            column, row = uv[inside].long().unbind(dim=1)
+            reach = tolerance if scales is None else tolerance * scales[inside]
+            visible = z[inside] < _front(z, face, faces)[row * width + column] + reach
+            visible &= (z[inside] / view.depths[row, column] - 1).abs() < _ALIKE
+            visible &= (normals[inside] * (_origin(view) - points[inside])).sum(dim=1) > 0
+            votes.add(view, points, inside[visible], torch.ones(1))
+            nearest.append(face.int())
         enough = votes.enough(1, 0.0) if len(self.views) < MANY_VIEWS else votes.enough(2, MIN_PARALLAX)
+        if self.is_open and bool(enough.any()):
+            enough[self._closing(points, faces, normals, enough[faces.long()].any(dim=1), nearest)] = True
         return enough, torch.nn.functional.normalize(votes.towards, dim=1)
+
+    def _closing(self, points: Tensor, faces: Tensor, normals: Tensor, kept: Tensor, nearest: list[Tensor]) -> Tensor:
+        """Corners [m] of the faces that views see (nearest [h*w] of each), not too aslant and about where they measure
+        something, though the kept ones [f] leave them nothing there."""
+        used, corners = faces[kept].unique(return_inverse=True)
+        some, corners = points[used], corners.to(faces.dtype)
+        closing = []
+        for view, face in zip(self.views, nearest, strict=True):
+            left = (_draw(view, some, corners)[2] < 0) & (face >= 0)
+            corner = faces[face[left].long()].long()
+            middle = points[corner].mean(dim=1)
+            towards = torch.nn.functional.normalize(_origin(view) - middle, dim=1)
+            faced = (torch.nn.functional.normalize(normals[corner].mean(dim=1), dim=1) * towards).sum(dim=1)
+            alike = (project(view, middle)[1] / view.depths.flatten()[left] - 1).abs() < _ABOUT
+            closing.append(corner[alike & (faced > _ASLANT)].flatten())
+        return torch.cat(closing).unique()
 
     def known(self, *ranges: slice) -> NDArray[np.uint8]:
         """Of the grid points in z, y, x ranges: away from all surfaces, on which side they are."""
@@ -147,6 +173,11 @@ class FusedSurface:
             cell = torch.minimum(cell.clamp_min(0), torch.tensor(grid.shape) - 1)
             looked[cell[:, 2], cell[:, 1], cell[:, 0]] = True
         return looked
+
+
+def _front(z: Tensor, nearest: Tensor, faces: Tensor) -> Tensor:
+    """z-depths [h*w] of the nearest faces at the pixels, infinite where there is none."""
+    return torch.where(nearest < 0, torch.inf, z[faces[nearest.clamp_min(0)].long()].mean(dim=1))
 
 
 def _origin(view: DepthView) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from fakes import AnalyticModel, FakeModel, ball
 from tiny import sphere_scene, train_config
 
+from nerf.geometry.light import decode, encode
 from nerf.rendering.model import Model
 from nerf.training.loop import Trainer, train
 from nerf.views.viewer.compare import beside, compared, fitted, inner_size
@@ -134,6 +136,31 @@ def test_every_mode_has_a_picture(mode: str) -> None:
     assert not np.array_equal(middle, corner)
     with pytest.raises(ValueError, match="mode: expected"):
         view.set_mode("nonsense")
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_light_is_chosen_and_the_model_stays_as_it_is(linear: bool) -> None:
+    model = FakeModel()
+    model.linear, model.exposure = linear, 0.8 if linear else 1.0
+    background = model.background.clone()
+    view, shown = viewport(model)
+    view.look_from(POSE, 0.7, (64, 48))
+
+    def seen(**light: Any) -> np.ndarray:
+        view.set_light(**light)
+        view.pace.level = 3
+        while (work := view.begin(10.0)) is not None:
+            list(work)
+        return shown[-1].picture.astype(int)
+
+    plain = seen()
+    dark = seen(background="black")
+    assert dark[1, 1].max() == 0 and np.abs(dark[24, 32] - plain[24, 32]).max() <= 1
+    assert np.abs(seen(background="grey")[1, 1] - 128).max() <= 1
+    dimmed = seen(stops=-1.0, background="")
+    halved = encode(decode(torch.from_numpy(plain[24, 32] / 255)) / 2) * 255
+    assert np.abs(halved.numpy() - dimmed[24, 32]).max() <= 2
+    assert torch.equal(model.background, background) and np.array_equal(seen(stops=0.0), plain)
 
 
 def test_a_move_is_seen_between_two_tiles() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.light import decode
 from nerf.io.pictures import to_display
 from nerf.rendering.model import Model
 from nerf.rendering.view import View
@@ -24,6 +26,7 @@ SMALLEST_TILE = 1024  # rays: fewer do not keep the cores busy
 MOVING_STRETCH = 2.0  # of the steps along rays while the view moves
 DEPTH_LONGEST = 512  # pixels of the depths that hide what lies behind the scene
 ALL_MODES = ("color", "depth", "normal", "opacity")
+BACKGROUNDS = {"white": 1.0, "grey": 0.5, "black": 0.0}  # sRGB values, behind what is not solid
 
 
 class Photo(Protocol):
@@ -62,6 +65,7 @@ class Viewport:
         self.fov = 0.9  # vertical, radians
         self.window = (0, 0)  # width, height of the client's canvas
         self.mode = "color"
+        self.stops, self.background = 0.0, ""  # of exposure; one of BACKGROUNDS, "": the model's
         self.with_depth = True  # of the pictures, to hide what lies behind the scene
         self.off = False  # a mesh is shown instead
         self.photo: Photo | None = None  # compared with it, instead of the view from c2w
@@ -85,6 +89,12 @@ class Viewport:
         if mode not in ALL_MODES:
             raise ValueError(f"mode: expected one of {', '.join(ALL_MODES)}, got {mode!r}")
         self.mode, self._range = mode, None
+        self.pace.changed()
+
+    def set_light(self, stops: float | None = None, background: str | None = None) -> None:
+        """Colours so many times twice as bright; what is behind them: one of BACKGROUNDS, or "" for the model's own."""
+        self.stops = self.stops if stops is None else stops
+        self.background = self.background if background is None else background
         self.pace.changed()
 
     def compare_with(self, photo: Photo | None) -> None:
@@ -126,6 +136,7 @@ class Viewport:
         if photo is None:
             focal = size.height / (2 * np.tan(self.fov / 2))
             cameras = Cameras.perspective(self.c2w[None], float(focal), size.width, size.height)
+            model = before(model, self.background)
         else:
             cameras = photo.cameras.resized(size.width, size.height)
         if size.level == 0 and not size.last:
@@ -155,12 +166,27 @@ class Viewport:
             return Shown(picture, None, size, 0.0, self._compared)
         if mode == "depth" and (size.level > 0 or self._range is None):
             self._range = depth_range(view)
-        picture = picture_of(view, mode, self._range or (0.0, 1.0), model)
+        if mode == "color" and self.stops:
+            shown = view.color * model.exposure
+            picture = to_display((shown if model.linear else decode(shown)) * 2.0**self.stops, linear=True)
+        else:
+            picture = picture_of(view, mode, self._range or (0.0, 1.0), model)
         return Shown(picture, z_depths(model, cameras, view) if self.with_depth else None, size, 0.0)
 
     def _show(self, shown: Shown) -> None:
         self.pictures += 1
         self.show(shown)
+
+
+def before(model: Model, background: str) -> Model:
+    """The model before one of BACKGROUNDS, "": its own; its field is not copied."""
+    if not background:
+        return model
+    other, value = copy(model), torch.tensor(BACKGROUNDS[background])
+    other.background = torch.full_like(
+        model.background, float(decode(value) / model.exposure if model.linear else value)
+    )
+    return other
 
 
 def in_tiles(

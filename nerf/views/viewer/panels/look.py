@@ -6,13 +6,14 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from nerf.errors import printable
-from nerf.views.viewer.viewport import Shown
+from nerf.views.viewer.viewport import BACKGROUNDS, Shown
 
 if TYPE_CHECKING:
     from nerf.views.viewer.client import Client
 
 MODES = {"Colour": "color", "Depth": "depth", "Normals": "normal", "Opacity": "opacity"}
 MESH = "Mesh"
+OWN = "As it was trained"
 SHARPEST = ("640", "960", "1280", "1920")  # pixels along the longer side
 HELP = (
     "Drag to turn around, with the right button to shift; the wheel comes closer. "
@@ -53,6 +54,12 @@ class LookPanel:
             self.error = gui.add_checkbox("Show the error", False, visible=False, hint=scale)
             self.error.on_update(safely(lambda _: client.viewport.slide(error=self.error.value)))
             self.psnr = gui.add_html("", visible=False)
+        with gui.add_folder("Light", expand_by_default=False):
+            self.exposure = gui.add_slider("Exposure", -3.0, 3.0, 0.25, 0.0, hint="stops: each is twice as bright")
+            self.exposure.on_update(safely(lambda _: self._light(stops=float(self.exposure.value))))
+            behind = (OWN, *(name.capitalize() for name in BACKGROUNDS))
+            self.background = gui.add_dropdown("Background", behind, hint="where nothing is")
+            self.background.on_update(safely(lambda _: self._light(background=self.background.value)))
         self.sharpest = gui.add_dropdown(
             "Sharpest picture", SHARPEST, initial_value="1280", hint="pixels along the longer side"
         )
@@ -144,6 +151,11 @@ class LookPanel:
         if self.client.has("mesh"):
             self.client.show_mesh(False)
         self.client.viewport.set_mode(MODES[self.show.value])
+        self.client.wake()
+
+    def _light(self, stops: float | None = None, background: str | None = None) -> None:
+        chosen = None if background is None else "" if background == OWN else background.lower()
+        self.client.viewport.set_light(stops, chosen)
         self.client.wake()
 
     def _sharpest(self, _: Any) -> None:

@@ -179,6 +179,20 @@ def from_eye(x: float, z: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([x, -5.0, z]).double(), torch.tensor([0.0, 1, 0]).double()
 
 
+def test_the_cells_that_rays_stop_in_are_drawn(client: Client, subject: Subject) -> None:
+    client.look.occupancy.choose(True)
+    (node,) = client._nodes["occupancy"]
+    model = subject.model
+    assert model is not None
+    n = int(model.occupancy.occupied.sum())
+    few = subject.occupied_cells(100)
+    assert few is not None and 50 < len(few) <= 100 < n
+    reach = 1.5 * float(model.occupancy.cell_centres(torch.arange(8))[0].abs().max())
+    assert float(few.abs().max()) <= reach + 1e-6
+    client.look.occupancy.choose(False)
+    assert not client.has("occupancy") and node.removed
+
+
 def test_two_clicks_measure_and_set_the_size(client: Client, tmp_path: Path) -> None:
     edit = client.edit
     edit.measure.press()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 INK = (40, 44, 52)
 ACCENT = (38, 112, 200)
+ORANGE = (200, 120, 40)
+MOST_CELLS = 60_000  # of the occupancy grid, drawn at once
 MOST_FRUSTA = 150  # drawn at once; of more cameras, evenly chosen ones
 FRUSTUM = 0.13  # page length
 NEAR = 3 * FRUSTUM  # a frustum nearer than that would hide the view from it
@@ -236,7 +238,7 @@ class Client:
                 fov=float(np.radians(min(fov_of(cameras, i), 100.0))),
                 aspect=float(cameras.widths[i]) / float(cameras.heights[i]),
                 scale=FRUSTUM,
-                color=(200, 120, 40) if self.subject.held_out(i) else ACCENT,
+                color=ORANGE if self.subject.held_out(i) else ACCENT,
                 thickness=1.5,
                 thickness_units="screen",
                 image=image,
@@ -276,6 +278,18 @@ class Client:
             "/points", there, ACCENT, point_size=0.006, point_shape="circle", precision="float32", point_shading="flat"
         )
         self.put("points", [node])
+
+    def show_occupancy(self, on: bool) -> None:
+        """The cells that rays stop in, as they are now."""
+        cells = self.subject.occupied_cells(MOST_CELLS) if on else None
+        if cells is None:
+            self.clear("occupancy")
+            return
+        there = self.frame.points(cells).float().numpy()
+        node = self.handle.scene.add_point_cloud(
+            "/occupancy", there, ORANGE, point_size=0.01, point_shape="square", precision="float32"
+        )
+        self.put("occupancy", [node])
 
     def show_mesh(self, on: bool) -> None:
         """The mesh in the place of the field."""

@@ -209,6 +209,16 @@ class Subject:
         points = None if self.scene is None else self.scene.points
         return None if points is None or not len(points) else points.double()
 
+    def occupied_cells(self, most: int) -> Tensor | None:
+        """Centres [m,3], world, of the cells that rays stop in, evenly chosen where there are more than `most`."""
+        model = self.model
+        if model is None or model.space.warped:
+            return None
+        cells = model.occupancy.occupied.reshape(-1).nonzero()[:, 0]
+        cells = cells[:: max(1, -(-len(cells) // most))]
+        centres = model.occupancy.cell_centres(cells)[0].double().cpu()
+        return model.scene_from_world.inverse().apply(model.space.points_to_scene(centres))
+
 
 def open_subject(path: Path) -> Subject:
     """A run's folder, a checkpoint, or a mesh file. UserError for everything else."""

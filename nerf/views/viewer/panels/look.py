@@ -41,6 +41,8 @@ class LookPanel:
         self.cameras.on_update(safely(lambda _: client.show_cameras(self.cameras.value)))
         self.points = gui.add_checkbox("Sparse points", False, visible=False)
         self.points.on_update(safely(lambda _: client.show_points(self.points.value)))
+        self.occupancy = gui.add_checkbox("Occupied cells", False, hint="of the grid: elsewhere rays pass unasked")
+        self.occupancy.on_update(safely(lambda _: client.show_occupancy(self.occupancy.value)))
         with gui.add_folder("Photos", visible=bool(names)) as self.folder:
             self.photo = gui.add_dropdown("Photo", names or ["none"])
             self.photo.on_update(safely(lambda _: self._go()))
@@ -91,11 +93,13 @@ class LookPanel:
         self.cameras.visible = bool(names)
         self.compare.visible = subject.scene is not None
         self.points.visible = subject.sparse_points() is not None
+        self.occupancy.visible = subject.model is not None and not subject.model.space.warped
 
     def draw(self) -> None:
         """Once more, in another frame."""
         self.client.show_cameras(self.cameras.value)
         self.client.show_points(self.points.value)
+        self.client.show_occupancy(self.occupancy.value)
         if self.show.value == MESH:
             self.client.show_mesh(True)
 

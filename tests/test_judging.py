@@ -15,7 +15,7 @@ import torch
 pycolmap = pytest.importorskip("pycolmap")
 
 from nerf.capture import CaptureOptions, _apart, _contradicted  # noqa: E402
-from nerf.capture.judging import EACH, judge, parallax, strongest  # noqa: E402
+from nerf.capture.judging import EACH, ONE_SPOT, judge, least_parallax, parallax, strongest  # noqa: E402
 from nerf.capture.mapping import _fuller, calibrated  # noqa: E402
 from nerf.capture.pairs import left_over, n_partners  # noqa: E402
 from nerf.capture.report import FoundPoses, groups_of  # noqa: E402
@@ -114,6 +114,18 @@ def test_photos_from_one_spot_are_no_basis() -> None:
     off = [pycolmap.Rotation3d(rng.normal(0, 0.02, 3)).matrix() @ r for r in turns]  # as mapping makes them up, too
     found = judge(model_of([np.concatenate([r, rng.normal(size=(3, 1))], axis=1) for r in off]), seen, {}, WIDTH)
     assert found.angle < 1e-3 and found.wrong and "one spot" in str(found)
+
+
+def test_one_spot_is_known_before_anything_is_mapped() -> None:
+    """Whatever the focal length, which nobody knows yet."""
+    true, sizes = poses(), dict.fromkeys(range(1, N + 1), (WIDTH, HEIGHT))
+    turns = [true[0][:, :3] @ pycolmap.Rotation3d(np.array([0, 0.03 * k, 0.01 * k])).matrix() for k in range(N)]
+    centre = -true[0][:, :3].T @ true[0][:, 3]
+    seen = matches([np.concatenate([r, (-r @ centre)[:, None]], axis=1) for r in turns])
+    noise = np.random.default_rng(4).normal
+    seen = {pair: points + noise(0, 0.3, points.shape) for pair, points in seen.items()}
+    assert least_parallax(seen, sizes) < ONE_SPOT < 5 * ONE_SPOT < least_parallax(matches(true), sizes)
+    assert least_parallax({}, sizes) == math.inf
 
 
 def test_parallax_is_what_no_rotation_explains() -> None:

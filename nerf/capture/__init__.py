@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nerf.capture.folder import forget, frames_of, identity, open_folder, state_of, write_photos, write_state
 from nerf.capture.gps import Place
-from nerf.capture.judging import ONE_SPOT, STRONG
+from nerf.capture.judging import STRONG
 from nerf.capture.panoramas import FINER, need_spheres
 from nerf.capture.photos import FEWEST, Photos, describe_cameras, group_cameras, list_photos, read_photos
 from nerf.capture.settings import ENOUGH, Settings, attempts
@@ -114,13 +114,13 @@ def _find(
     job, prepared = _job(args, photos, cameras), time.perf_counter() - started
     result, settings = _solve(job, len(photos.photos), show)
     found = _found(folder.path, photos, result, settings, prepared + result["seconds"])
-    if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
-        raise UserError(_too_few(folder, found))
-    if result.get("angle", 90.0) < ONE_SPOT:
+    if result.get("one_spot"):
         raise UserError(
             "all photos were taken from one spot, by turning the camera: from there nothing shows how far things are. "
             "Walk around what you photograph, a step to the side for each photo"
         )
+    if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
+        raise UserError(_too_few(folder, found))
     if result.get("wrong"):
         raise UserError(_contradicted(folder, found))
     if len(found.components) > 1:
@@ -207,7 +207,7 @@ def _solve(job: dict[str, Any], n: int, show: bool) -> tuple[dict[str, Any], Set
         if result["worth"] > best["worth"]:
             best, best_settings = result, settings
         previous, settings = settings, attempts(best["worth"] / max(1, result["n_usable"]), settings)
-        if result.get("angle", 90.0) < ONE_SPOT:  # no other way changes that
+        if result.get("one_spot"):  # no other way changes that
             settings = None
         if settings is not None and settings.of_features() != previous.of_features():
             largest = _apart(folder / result["database"], result["n_usable"])

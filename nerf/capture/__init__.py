@@ -114,13 +114,9 @@ def _find(
     job, prepared = _job(args, photos, cameras), time.perf_counter() - started
     result, settings = _solve(job, len(photos.photos), show)
     found = _found(folder.path, photos, result, settings, prepared + result["seconds"])
-    if result.get("one_spot"):
-        raise UserError(
-            "all photos were taken from one spot, by turning the camera: from there nothing shows how far things are. "
-            "Walk around what you photograph, a step to the side for each photo"
-        )
-    if result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
-        raise UserError(_too_few(folder, found))
+    one_spot = bool(result.get("one_spot"))
+    if one_spot or result["n_placed"] < max(3, LEAST_SHARE * len(photos.photos)):
+        raise UserError(_too_few(folder, found, one_spot))
     if result.get("wrong"):
         raise UserError(_contradicted(folder, found))
     if len(found.components) > 1:
@@ -255,7 +251,7 @@ def _found(folder: Path, photos: Photos, result: dict[str, Any], settings: Setti
     return found
 
 
-def _too_few(folder: OutputFolder, found: FoundPoses) -> str:
+def _too_few(folder: OutputFolder, found: FoundPoses, one_spot: bool) -> str:
     from collections import Counter
     from statistics import median
 
@@ -265,6 +261,11 @@ def _too_few(folder: OutputFolder, found: FoundPoses) -> str:
         return (
             f"only {found.n_placed} of {found.n_photos} photos could be placed, because they hardly differ: "
             "poses need photos from different places, each a step from the last"
+        )
+    if one_spot:
+        return (
+            "all photos were taken from one spot, by turning the camera: from there nothing shows how far things are. "
+            "Walk around what you photograph, a step to the side for each photo"
         )
     kinds = Counter(reason.split("(")[0].strip() for reason in found.left_out.values())
     why = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(3))

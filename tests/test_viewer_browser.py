@@ -204,8 +204,8 @@ def test_a_crop_is_kept_undone_and_cuts_the_mesh(page: Any, viewer: Viewer, tmp_
     assert lower is not None and lower.size[2] == pytest.approx(1.2, rel=1e-3)
     settled(viewer)
     tab(page, "Export")
-    page.get_by_label("Cells").fill("32")
-    page.get_by_label("Cells").press("Enter")
+    page.get_by_label("Cells", exact=True).fill("32")
+    page.get_by_label("Cells", exact=True).press("Enter")
     with page.expect_download(timeout=1000 * PATIENCE) as download:
         press(page.get_by_text("Make the mesh"))
         until(lambda: (tmp_path / "mesh-edited.glb").is_file(), "the mesh")

@@ -394,6 +394,7 @@ def run(
         right = not alarms and "pixels" not in found
     else:
         right = bool(set(kinds) & set(found)) and not (set(alarms) - set(kinds) - {"principal-point", "camera"})
+    said = verdict.paragraph() if verdict.state != "contradicts" or verdict.findings else verdict.why
     return {
         "fault": fault,
         "state": verdict.state,
@@ -401,7 +402,7 @@ def run(
         "right": right,
         "advice": sorted(advice_in_clean),
         "seconds": round(verdict.seconds, 2),
-        "said": verdict.paragraph() if verdict.state != "contradicts" or verdict.findings else verdict.why,
+        "said": said.replace(f"{parsed.path}/", ""),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -513,23 +512,6 @@ def test_a_picture_saved_again_and_again_is_recognised(
     for k in range(4):
         Image.fromarray(np.full((240, 320, 3), 99 + k, np.uint8)).save(tmp_path / "photos" / f"{k}.jpg")
     assert not all_alike(tmp_path / "photos", names), "blank ones are said to be blank"
-
-
-def test_photos_from_one_spot_are_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pycolmap")
-    (tmp_path / "photos").mkdir()
-    for k in range(5):
-        turn = math.radians(4.0 * (k - 2))
-        turned = pose(0, 8)
-        turned[:, :3] = turned[:, :3] @ [
-            [math.cos(turn), 0, math.sin(turn)],
-            [0, 1, 0],
-            [-math.sin(turn), 0, math.cos(turn)],
-        ]
-        Image.fromarray(draw(turned)).save(tmp_path / "photos" / f"{k}.png")
-    assert cli.run(["poses", str(tmp_path / "photos"), "-o", str(tmp_path / "out")]) == 2
-    assert "all photos were taken from one spot, by turning the camera" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "transforms.json").exists()
 
 
 # ---- nerf reconstruct of photos without poses

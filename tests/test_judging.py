@@ -15,7 +15,7 @@ import torch
 pycolmap = pytest.importorskip("pycolmap")
 
 from nerf.capture import CaptureOptions, _apart, _contradicted  # noqa: E402
-from nerf.capture.judging import EACH, ONE_SPOT, judge, least_parallax, parallax, strongest  # noqa: E402
+from nerf.capture.judging import EACH, judge, parallax, strongest  # noqa: E402
 from nerf.capture.mapping import _fuller, calibrated  # noqa: E402
 from nerf.capture.pairs import left_over, n_partners  # noqa: E402
 from nerf.capture.report import FoundPoses, groups_of  # noqa: E402
@@ -114,18 +114,6 @@ def test_photos_from_one_spot_are_no_basis() -> None:
     off = [pycolmap.Rotation3d(rng.normal(0, 0.02, 3)).matrix() @ r for r in turns]  # as mapping makes them up, too
     found = judge(model_of([np.concatenate([r, rng.normal(size=(3, 1))], axis=1) for r in off]), seen, {}, WIDTH)
     assert found.angle < 1e-3 and found.wrong and "one spot" in str(found)
-
-
-def test_one_spot_is_known_before_anything_is_mapped() -> None:
-    """Whatever the focal length, which nobody knows yet."""
-    true, sizes = poses(), dict.fromkeys(range(1, N + 1), (WIDTH, HEIGHT))
-    turns = [true[0][:, :3] @ pycolmap.Rotation3d(np.array([0, 0.03 * k, 0.01 * k])).matrix() for k in range(N)]
-    centre = -true[0][:, :3].T @ true[0][:, 3]
-    seen = matches([np.concatenate([r, (-r @ centre)[:, None]], axis=1) for r in turns])
-    noise = np.random.default_rng(4).normal
-    seen = {pair: points + noise(0, 0.3, points.shape) for pair, points in seen.items()}
-    assert least_parallax(seen, sizes) < ONE_SPOT < 5 * ONE_SPOT < least_parallax(matches(true), sizes)
-    assert least_parallax({}, sizes) == math.inf
 
 
 def test_parallax_is_what_no_rotation_explains() -> None:
@@ -276,9 +264,11 @@ def test_a_model_that_photos_contradict_is_not_written(tmp_path: Path, monkeypat
     write_photos(tmp_path / "photos", 5)
     solved = capture._solve
 
+    about = {"wrong": True, "convinces": False, "judgement": "3 of 40 pairs of photos fit it"}
+
     def wrong(*args: Any) -> Any:
         result, settings = solved(*args)
-        return result | {"wrong": True, "convinces": False, "judgement": "3 of 40 pairs of photos fit it"}, settings
+        return result | about, settings
 
     monkeypatch.setattr(capture, "_solve", wrong)
     with pytest.raises(UserError, match=r"no poses were found that the photos bear out: .*3 of 40 pairs"):
@@ -286,3 +276,7 @@ def test_a_model_that_photos_contradict_is_not_written(tmp_path: Path, monkeypat
     assert not (tmp_path / "set" / "transforms.json").exists() and (tmp_path / "set" / "groups.png").is_file()
     report = json.loads((tmp_path / "set" / "poses.json").read_text())
     assert report["n_placed"] == 5 and report["judgement"].startswith("3 of 40") and len(report["groups"][0]) == 5
+    about["one_spot"] = True
+    with pytest.raises(UserError, match="all photos were taken from one spot, by turning the camera"):
+        capture.find_poses(CaptureOptions(tmp_path / "photos", tmp_path / "spot"))
+    assert not (tmp_path / "spot" / "transforms.json").exists() and (tmp_path / "spot" / "poses.json").is_file()

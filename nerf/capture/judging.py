@@ -26,8 +26,7 @@ FITS = 2.0  # pixels: a pair fits if half its matches are nearer than this to th
 AHEAD = 0.75  # of a pair's matches that must lie in front of both cameras ...
 ANGLE = math.radians(1.0)  # ... of those whose rays meet at more than this
 ONE_SPOT = 0.1  # degrees: below it the photos were taken from one place (of real sets 0.9 to 1.7, from one spot 0.02)
-FOCALS = (0.5, 0.6, 0.7, 0.8, 0.95, 1.1, 1.3, 1.5, 1.8)  # of the longer side (of real sets 0.5 to 1.3 degrees at least)
-FEWEST_ASKED, MOST_ASKED = 3, 60  # pairs
+FEW_POINTS = 10  # for each photo: fewer stand where rays hardly cross
 NARROWEST, WIDEST = 8.0, 150.0  # degrees across the longer side that a lens is believed to see
 EACH = 5  # the strongest pairs of each photo are asked
 RIGHT, WRONG = 0.9, 0.7  # of these that must fit: from here on a model convinces, below it is refused
@@ -44,6 +43,7 @@ class Judgement:
     n_unseen_fit: int = 0
     pixels: float = math.nan  # median over the pairs of the median distance from the epipolar lines
     angle: float = math.nan  # degrees of parallax; a tenth of the pairs have more (median of each)
+    one_spot: bool = False  # the photos were taken from one place
     doubt: str = ""  # what is wrong with it, whatever fits
 
     @property
@@ -94,7 +94,9 @@ def judge(model: Any, seen: dict[Pair, np.ndarray], unseen: dict[Pair, np.ndarra
     if medians:
         found.pixels = float(np.median(medians))
         found.angle = float(np.quantile(angles, 0.9))
-        if found.angle < ONE_SPOT:
+        # a plane through a long lens has as little parallax, but its points are found
+        found.one_spot = found.angle < ONE_SPOT and model.num_points3D() < FEW_POINTS * model.num_reg_images()
+        if found.one_spot:
             found.doubt = (
                 found.doubt or "all photos were taken from one spot, from where nothing says how far things are"
             )
@@ -152,28 +154,6 @@ def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, fl
         found.append((float(pixels.median()), ahead, float(parallax(first.directions, second.directions).median())))
         start += count
     return found
-
-
-def least_parallax(pairs: dict[Pair, np.ndarray], sizes: dict[int, tuple[int, int]]) -> float:
-    """Parallax in degrees that a tenth of the strongest pairs have more of, under the focal length (FOCALS) for which
-    that is least: before anything is mapped. pairs: as in `judge`, sizes: (width, height) by image id, pixels."""
-    strong = [pair for pair in strongest(pairs) if len(pairs[pair]) >= STRONG][:MOST_ASKED]
-    if len(strong) < FEWEST_ASKED:
-        return math.inf
-
-    def rays(image_id: int, uv: np.ndarray, focal: float) -> Tensor:
-        width, height = sizes[image_id]
-        xy = torch.from_numpy((uv - (width / 2, height / 2)) / (focal * max(width, height)))
-        return torch.nn.functional.normalize(torch.cat([xy, torch.ones(len(xy), 1).double()], dim=1), dim=1)
-
-    found = []
-    for focal in FOCALS:
-        angles = []
-        for a, b in strong:
-            points = pairs[a, b].astype(np.float64)
-            angles.append(float(parallax(rays(a, points[:, :2], focal), rays(b, points[:, 2:], focal)).median()))
-        found.append(float(np.quantile(angles, 0.9)))
-    return min(found)
 
 
 def parallax(first: Tensor, second: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nerf.capture.dataset import write_model
-from nerf.capture.judging import ONE_SPOT, judge, least_parallax
+from nerf.capture.judging import judge
 from nerf.capture.panoramas import is_sphere
 from nerf.capture.protocol import say
 from nerf.capture.settings import ENOUGH
@@ -46,9 +46,6 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
     seen, unseen = judged_pairs(job)
     longest = max(max(fitted((p["width"], p["height"]), job["settings"]["longest"])) for p in job["photos"])
     result: dict[str, Any] = {"n_placed": 0, "components": [], "worth": 0.0}
-    spheres = any(photo.get("panorama") for photo in job["photos"])
-    if not spheres and least_parallax(seen, _sizes(job["database"])) < ONE_SPOT:
-        return result | {"one_spot": True}
     best: list[Any] = []
     for name, models in _ways(job, folder / "models"):
         if not models:
@@ -59,7 +56,7 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
         say(note=f"{name}: {models[0].num_reg_images()} of {n} photos placed; {judgement}")
         worth = models[0].num_reg_images() * judgement.trust
         enough = models[0].num_reg_images() >= ENOUGH * n
-        one_spot = enough and judgement.angle < ONE_SPOT
+        one_spot = enough and judgement.one_spot
         if worth > result["worth"] or not best or one_spot:
             best = models
             result = {"n_placed": models[0].num_reg_images(), "worth": worth, "way": name} | asdict(judgement)
@@ -91,17 +88,6 @@ def reconstruct(job: dict[str, Any]) -> dict[str, Any]:
     colour(model, job)
     write_model(model, folder / "model")
     return result
-
-
-def _sizes(database: str) -> dict[int, tuple[int, int]]:
-    """(width, height) of the database's images by their ids."""
-    import pycolmap
-
-    opened_database = pycolmap.Database.open(database)
-    cameras = {camera.camera_id: (camera.width, camera.height) for camera in opened_database.read_all_cameras()}
-    sizes = {image.image_id: cameras[image.camera_id] for image in opened_database.read_all_images()}
-    opened_database.close()
-    return sizes
 
 
 def _ways(job: dict[str, Any], output: Path) -> Iterator[tuple[str, list[Any]]]:

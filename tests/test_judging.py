@@ -111,7 +111,7 @@ def test_photos_from_one_spot_are_no_basis() -> None:
     rng = np.random.default_rng(5)
     found = judge(model_of([np.concatenate([r, rng.normal(size=(3, 1))], axis=1) for r in turns]), seen, {}, WIDTH)
     assert found.n_fit == found.n_pairs > 0 and found.wrong and found.trust == 0 and "one spot" in str(found)
-    off = [pycolmap.Rotation3d(rng.normal(0, 0.02, 3)).matrix() @ r for r in turns]  # as mapping makes them up, too
+    off = [pycolmap.Rotation3d(rng.normal(0, 0.003, 3)).matrix() @ r for r in turns]  # as mapping makes them up, too
     found = judge(model_of([np.concatenate([r, rng.normal(size=(3, 1))], axis=1) for r in off]), seen, {}, WIDTH)
     assert found.angle < 1e-3 and found.wrong and "one spot" in str(found)
 

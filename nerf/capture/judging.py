@@ -26,7 +26,7 @@ FITS = 2.0  # pixels: a pair fits if half its matches are nearer than this to th
 AHEAD = 0.75  # of a pair's matches that must lie in front of both cameras ...
 ANGLE = math.radians(1.0)  # ... of those whose rays meet at more than this
 ONE_SPOT = 0.1  # degrees: below it the photos were taken from one place (of real sets 0.9 to 1.7, from one spot 0.02)
-FEW_POINTS = 10  # for each photo: fewer stand where rays hardly cross
+NARROW = 1.0  # degrees between the rays of matches, below which that is believed
 NARROWEST, WIDEST = 8.0, 150.0  # degrees across the longer side that a lens is believed to see
 EACH = 5  # the strongest pairs of each photo are asked
 RIGHT, WRONG = 0.9, 0.7  # of these that must fit: from here on a model convinces, below it is refused
@@ -81,10 +81,11 @@ def judge(model: Any, seen: dict[Pair, np.ndarray], unseen: dict[Pair, np.ndarra
     """Ask the verified pairs: {(image id, image id): points [m,4] of the matches in both pictures, pixels}. Distances
     are said, and limits hold, for pictures of 1600 pixels at most; longest: the longer side of the model's."""
     found = Judgement(doubt=doubtful_lens(model))
-    unit, medians, angles = 1600 / max(longest, 1600), [], []
+    unit, medians, angles, crossing = 1600 / max(longest, 1600), [], [], []
     for pairs, is_unseen in ((strongest(seen), False), (unseen, True)):
-        for pixels, ahead, angle in residuals(model, pairs):
+        for pixels, ahead, angle, cross in residuals(model, pairs):
             angles.append(angle)
+            crossing.append(cross)
             fits = pixels * unit <= FITS and ahead >= AHEAD
             if is_unseen:
                 found.n_unseen, found.n_unseen_fit = found.n_unseen + 1, found.n_unseen_fit + fits
@@ -94,8 +95,8 @@ def judge(model: Any, seen: dict[Pair, np.ndarray], unseen: dict[Pair, np.ndarra
     if medians:
         found.pixels = float(np.median(medians))
         found.angle = float(np.quantile(angles, 0.9))
-        # a plane through a long lens has as little parallax, but its points are found
-        found.one_spot = found.angle < ONE_SPOT and model.num_points3D() < FEW_POINTS * model.num_reg_images()
+        # a plane through a long lens has as little parallax, but its rays cross
+        found.one_spot = found.angle < ONE_SPOT and float(np.quantile(crossing, 0.9)) < NARROW
         if found.one_spot:
             found.doubt = (
                 found.doubt or "all photos were taken from one spot, from where nothing says how far things are"
@@ -126,9 +127,10 @@ def doubtful_lens(model: Any) -> str:
     return ""
 
 
-def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, float, float]]:
-    """(median distance in pixels from the epipolar lines, share in front of both cameras, median parallax in
-    degrees) of each strong pair whose photos are placed; infinity where the model says nothing of use."""
+def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, float, float, float]]:
+    """(median distance in pixels from the epipolar lines, share in front of both cameras, median parallax, and median
+    angle between the rays, in degrees) of each strong pair whose photos are placed; infinity where the model says
+    nothing of use."""
     placed = {int(i) for i in model.reg_image_ids()}
     strong = [pair for pair, points in pairs.items() if len(points) >= STRONG and placed.issuperset(pair)]
     if not strong:
@@ -151,7 +153,8 @@ def residuals(model: Any, pairs: dict[Pair, np.ndarray]) -> list[tuple[float, fl
         depth_a, depth_b, angle = triangulate(first, second, *poses)
         wide = angle > ANGLE
         ahead = float(((depth_a > 0) & (depth_b > 0))[wide].double().mean()) if bool(wide.any()) else 1.0
-        found.append((float(pixels.median()), ahead, float(parallax(first.directions, second.directions).median())))
+        apart = parallax(first.directions, second.directions)
+        found.append((float(pixels.median()), ahead, float(apart.median()), math.degrees(float(angle.median()))))
         start += count
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import ring_cameras
-from tiny import generator, make_scene, sphere_scene, store, uniform
+from tiny import generator, join_cameras, make_scene, sphere_scene, store, uniform
 from torch import Tensor
 
 from nerf.datasets import Scene
@@ -84,7 +84,9 @@ def test_silhouettes_never_take_a_cell_with_something_in_it(lens: str, cell: flo
         point = uniform(4, 3, seed=seed, low=-1.0, high=1.0)
         scene = make_scene(shown_at(cameras, point.double()), cameras, 0, scene_from_world=Similarity.identity())
         if scene.pixels.memory.any():
-            lost += int((~possible(scene, point, cell)).sum())
+            uv, depths = cameras.project(point.double())
+            shown = ((uv >= 0) & (uv < 200)).all(dim=2) & (depths > 0)
+            lost += int((~possible(scene, point, cell) & (shown.sum(dim=0) > 1)).sum())  # one alone cannot place it
     assert lost == 0, f"{lost} cells of 60 that hold something shown are carved away"
 
 
@@ -110,25 +112,31 @@ def test_a_hull_uses_only_the_images_asked_for() -> None:
 
 
 def test_what_lies_outside_a_picture_may_be_anything() -> None:
-    # One camera that sees nothing, and looks at a corner only: the rest must stay.
-    cameras = with_lens(ring_cameras(1, 50, distance=3.0, elevation=0.0), 0, 10.0)
-    scene = make_scene([np.zeros((50, 50, 4), np.uint8)], cameras, 0, scene_from_world=Similarity.identity())
+    # One camera sees nothing, and looks at the middle only: what the two others see elsewhere must stay.
+    narrow = with_lens(ring_cameras(1, 50, distance=3.0, elevation=0.0), 0, 10.0)
+    cameras = join_cameras([narrow, ring_cameras(2, 50, distance=3.0, elevation=0.3)])
+    images = [np.full((50, 50, 4), value, np.uint8) for value in (0, 255, 255)]
+    images[0][0, 0] = 255  # a wholly transparent picture would be left out
+    scene = make_scene(images, cameras, 0, scene_from_world=Similarity.identity())
     points = uniform(2000, 3, low=-1)
     uv, depths = cameras.project(points.double())
-    inside = ((uv[0] > 0) & (uv[0] < 50)).all(dim=1) & (depths[0] > 0)
+    inside, *others = (((p > 0) & (p < 50)).all(dim=1) & (z > 0) for p, z in zip(uv, depths, strict=True))
     kept = possible(scene, points, 1 / 64)
-    assert bool(kept[~inside].all())
+    rest = others[0] & others[1] & ~inside
+    assert bool(rest.any()) and bool(kept[rest].all())
     well_inside = ((uv[0] > 8) & (uv[0] < 42)).all(dim=1)
     assert bool(well_inside.any()) and not bool(kept[well_inside].any())
 
 
 def test_behind_a_camera_nothing_is_carved() -> None:
-    cameras = ring_cameras(4, 40, distance=0.3)
-    scene = make_scene([np.zeros((40, 40, 4), np.uint8)] * 4, cameras, 0, scene_from_world=Similarity.identity())
+    near, far = ring_cameras(4, 40, distance=0.3), ring_cameras(2, 40, distance=4.0, elevation=0.2)
+    cameras, images = join_cameras([near, far]), [np.zeros((40, 40, 4), np.uint8)] * 4
+    images += [np.full((40, 40, 4), 255, np.uint8)] * 2  # which see it from afar
+    scene = make_scene(images, cameras, 0, scene_from_world=Similarity.identity())
     points = uniform(3000, 3, low=-1)
-    _, depths = cameras.project(points.double())
+    uv, depths = cameras.project(points.double())
     cell = 1 / 64
-    behind = (depths < -2 * cell).all(dim=0)
+    behind = (depths[:4] < -2 * cell).all(dim=0) & ((uv[4:] > 0) & (uv[4:] < 40)).all(dim=2).all(dim=0)
     assert bool(behind.any()) and bool(possible(scene, points, cell)[behind].all())
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nerf.datasets.bits import MaskBits
 from nerf.datasets.parsed import ParsedScene
 from nerf.datasets.store import PixelStore
 from nerf.errors import UserError
@@ -30,19 +31,25 @@ class Region:
 
 
 def choose_region(
-    capture: ParsedScene, cameras: Cameras, store: PixelStore, has_alpha: bool, space: str | None
+    capture: ParsedScene,
+    cameras: Cameras,
+    store: PixelStore,
+    has_alpha: bool,
+    space: str | None,
+    silhouettes: MaskBits | None = None,
 ) -> Region:
-    """The space asked for, else "box" for alpha or an object data set, "ndc" for forward-facing LLFF, "unbounded"."""
+    """The space asked for, else "box" for an object (with alpha, with silhouettes before a plain background, or a
+    data set of objects), "ndc" for forward-facing LLFF, "unbounded"."""
     notes, asked = capture.notes, space is not None
     if space is None:
-        if has_alpha or (capture.objects and (capture.region is not None or _plain_border(store))):
+        if has_alpha or silhouettes is not None or (capture.objects and capture.region is not None):
             space = "box"
         elif capture.depth_bounds is not None and _forward_facing(cameras):
             space = "ndc"
         else:
             space = "unbounded"
     if space == "box":
-        return _object_box(capture, cameras, store, has_alpha)
+        return _object_box(capture, cameras, store, has_alpha, silhouettes)
     if space == "ndc":
         region = _forward_region(capture, cameras)
         if region is not None:
@@ -61,13 +68,15 @@ def choose_region(
 # ---- objects
 
 
-def _object_box(capture: ParsedScene, cameras: Cameras, store: PixelStore, has_alpha: bool) -> Region:
+def _object_box(
+    capture: ParsedScene, cameras: Cameras, store: PixelStore, has_alpha: bool, silhouettes: MaskBits | None
+) -> Region:
     notes, s = capture.notes, None
-    if has_alpha:
-        hull = visual_hull_box(cameras, store)
+    if has_alpha or silhouettes is not None:
+        hull = visual_hull_box(cameras, store, silhouettes=silhouettes)
         if hull is None:
             notes.append("the silhouettes agree on no object, so they do not say where the box is")
-        elif capture.region is not None and _cut(store) > 0.5:  # what lies beyond the edges they leave open
+        elif capture.region is not None and has_alpha and _cut(store) > 0.5:  # what lies beyond is left open
             notes.append("the pictures' edges cut most silhouettes, so they do not say where the box ends")
         else:
             s = _around(*hull)
@@ -104,18 +113,6 @@ def _text(p: Tensor) -> str:
     return "(" + ", ".join(f"{v:.3g}" for v in p.tolist()) + ")"
 
 
-def _plain_border(store: PixelStore) -> bool:
-    """Whether nearly all pictures have one colour along their edge: an object before a plain background."""
-    medians, plain = [], []
-    for i in some_of(store, 16):
-        image = store.image(i)
-        edge = torch.cat([image[0], image[-1], image[:, 0], image[:, -1]])
-        medians.append(edge.median(dim=0).values)
-        plain.append(bool(((edge - medians[-1]).abs().amax(dim=1) < 0.03).float().mean() > 0.9))
-    spread = float(torch.stack(medians).std(dim=0).max()) if len(medians) > 1 else 0.0
-    return sum(plain) >= 0.8 * len(plain) and spread < 0.03
-
-
 def some_of(store: PixelStore, most: int) -> list[int]:
     """Images spread evenly over the store."""
     return np.unique(np.linspace(0, len(store) - 1, min(most, len(store))).round().astype(int)).tolist()
@@ -134,16 +131,21 @@ def visible_radius(cameras: Cameras, centre: Tensor) -> float:
     return float(((cameras.centres - centre).norm(dim=1) * torch.sin(torch.atan(half))).median())
 
 
-def visual_hull_box(cameras: Cameras, store: PixelStore, max_views: int = 64) -> tuple[Tensor, Tensor] | None:
-    """Bounds (low [3], high [3], world) of the points that fall on the silhouette in all but a few views; None if
-    there are none. A grid is carved three times, each time within the bounds found before."""
+def visual_hull_box(
+    cameras: Cameras, store: PixelStore, max_views: int = 64, silhouettes: MaskBits | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Bounds (low [3], high [3], world) of the points that fall on the silhouette (alpha, where none are given) in all
+    but a few views; None if there are none. A grid is carved three times, each time within the bounds found before."""
     # Silhouettes are max-pooled to at most 200 pixels and grown by a cell's footprint, so that thin parts are never
     # lost; a view whose silhouette touches the picture's edge says nothing about what lies outside the picture.
     views = []
     for i in some_of(store, max_views):
-        alpha = store.raw(i)[..., -1]
-        step = max(1, math.ceil(max(alpha.shape) / 200))
-        on = alpha > (0.1 * (np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1))
+        if silhouettes is None:
+            alpha = store.raw(i)[..., -1]
+            on = alpha > (0.1 * (np.iinfo(alpha.dtype).max if alpha.dtype.kind == "u" else 1))
+        else:
+            on = silhouettes.image(i)[..., 0].numpy() > 0.5
+        step = max(1, math.ceil(max(on.shape) / 200))
         for axis in (0, 1):
             on = np.logical_or.reduceat(on, np.arange(0, on.shape[axis], step), axis=axis)
         if on.any():
@@ -255,6 +257,12 @@ def _seen(cameras: Cameras, points: Tensor) -> tuple[Tensor, Tensor]:
     return depth, (depth > 0) & ((uv > 0) & (uv < size)).all(dim=2)
 
 
+def look_inwards(cameras: Cameras, centre: Tensor | None = None) -> bool:
+    """Whether most cameras have in their pictures what all of them look at (its centre [3], where that is known)."""
+    centre = middle_of_view(cameras)[0] if centre is None else centre
+    return float((_seen(cameras, centre[None])[1][:, 0] & ~cameras.spherical).double().mean()) > 0.5
+
+
 def _robust(points: np.ndarray | None, centre: Tensor, distance: float) -> np.ndarray | None:
     """The sparse points nearer to the centre than the cameras are; None where they are fewer than 100."""
     near = () if points is None else points[np.linalg.norm(points - centre.numpy(), axis=1) < distance]
@@ -265,7 +273,7 @@ def _unbounded(capture: ParsedScene, cameras: Cameras) -> Region:
     """What all cameras look at fills [-1,1]^3, they stand 1 to 2 from its middle; looking outwards, they fill it."""
     notes, origins = capture.notes, cameras.centres
     centre, distance = middle_of_view(cameras)
-    inward = float((_seen(cameras, centre[None])[1][:, 0] & ~cameras.spherical).double().mean()) > 0.5
+    inward = look_inwards(cameras, centre)
     if capture.region is not None:
         s = capture.region
         notes.append("unbounded scene; scale and offset as the file states them")

@@ -19,8 +19,9 @@ from nerf.datasets.keypoints import Keypoints, gather
 from nerf.datasets.mattes import Alpha, judge_alpha
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import Frame, ParsedScene
+from nerf.datasets.plain import before_background, plain_background
 from nerf.datasets.posed import Posed, check_frames, check_lenses
-from nerf.datasets.region import choose_region
+from nerf.datasets.region import choose_region, look_inwards, some_of
 from nerf.datasets.resize import Sizes, area_average, choose_sizes, jpeg_reduction, shrink
 from nerf.datasets.store import PixelStore, fill
 from nerf.datasets.tiles import FROM, tiled
@@ -61,10 +62,24 @@ class Scene:
     notes: list[str]  # what was chosen and why, what was skipped
     brightest: float = 1.0  # largest colour of all pictures, at least 1
     exposure: float = 1.0  # linear light times this is shown, white at 1
+    background: Tensor | None = None  # [3] the one colour that is behind an object in all pictures
+    silhouettes: MaskBits | None = None  # of that: 0 where a pixel belongs to the background, joined to the edges
     depths: PixelStore | None = None  # one float32 channel: z-depth in world units, 0 unknown; sizes of their own
     keypoints: Keypoints | None = None  # pixels that show a sparse point
     files: list[Path] = field(default_factory=list)  # of the images
     photo_cameras: Cameras | None = None  # in the pixels of those files, before downscale
+
+    @property
+    def has_silhouettes(self) -> bool:
+        """Whether pictures say where there is nothing: by their alpha, or by a background of one colour."""
+        return self.has_alpha or self.silhouettes is not None
+
+    def silhouette(self, i: int) -> np.ndarray:
+        """Pixels [h,w] (bool) of image i that are not known to be empty."""
+        if self.silhouettes is not None:
+            return self.silhouettes.image(i)[..., 0].numpy() > 0.5
+        raw = self.pixels.raw(i)
+        return raw[..., -1] > 0 if self.has_alpha else np.ones(raw.shape[:2], bool)
 
     @classmethod
     def from_arrays(
@@ -140,7 +155,11 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
     has_alpha = pictures.alpha.silhouettes
     keypoints = gather(posed.frames, posed.cameras, cameras, notes)
     space = "box" if parsed.region_is_given and has_alpha and options.space is None else options.space
-    region = choose_region(parsed, cameras, pixels, has_alpha and not parsed.region_is_given, space)
+    background, silhouettes = None, None
+    if not (has_alpha or masks is not None or pixels.tile):
+        background, silhouettes = _before_one_colour(pictures, pixels, cameras, options.space)
+    asked_hull = has_alpha and not parsed.region_is_given
+    region = choose_region(parsed, cameras, pixels, asked_hull, space, silhouettes)
     return Scene(
         pixels=pixels,
         cameras=cameras,
@@ -156,11 +175,33 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
         notes=notes,
         brightest=brightest,
         exposure=exposure,
+        background=background,
+        silhouettes=silhouettes,
         depths=depths,
         keypoints=keypoints,
         files=[f.path for f in posed.frames if f.pixels is None],
         photo_cameras=posed.cameras,
     )
+
+
+def _before_one_colour(
+    pictures: _Pictures, pixels: PixelStore, cameras: Cameras, space: str | None
+) -> tuple[Tensor | None, MaskBits | None]:
+    """The colour [3] behind an object that the cameras look at, and the object's silhouettes; None where that is not
+    what all pictures show."""
+    if space not in (None, "box") or not look_inwards(cameras):
+        return None, None
+    background = plain_background(pixels, some_of(pixels, 16))
+    if background is None:
+        return None, None
+    silhouettes = pictures.cut_out(pixels, background)
+    if sum(bool(silhouettes.image(i).any()) for i in range(len(silhouettes))) < 0.5 * len(silhouettes):
+        return None, None
+    colour = ", ".join(f"{v:.3g}" for v in background.tolist())
+    pictures.parsed.notes.append(
+        f"an object before one colour ({colour}), which is left out: --space unbounded learns it as a place"
+    )
+    return background, silhouettes
 
 
 def _cameras(posed: Posed, pictures: _Pictures, options: LoadOptions, notes: list[str]) -> Cameras:
@@ -227,6 +268,14 @@ class _Pictures:
         if not self._in_tiles:
             return packed(self.sizes.sizes, decode, self._threads(2))
         return self._tiled("masks", 1, np.dtype(np.uint8), decode)
+
+    def cut_out(self, pixels: PixelStore, background: Tensor) -> MaskBits:
+        """What of the pictures is not background, of one colour [3]; pixels: the store."""
+
+        def decode(i: int) -> np.ndarray:
+            return before_background(pixels.image(i), background).astype(np.uint8)[..., None] * np.uint8(255)
+
+        return packed(self.sizes.sizes, decode, self._threads(2))
 
     @property
     def has_mattes(self) -> bool:

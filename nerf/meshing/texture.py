@@ -73,6 +73,8 @@ def shown_pixels(scene: Scene, i: int) -> Tensor:
     shown = torch.ones(h * w, dtype=torch.bool)
     if scene.has_alpha:
         shown &= scene.pixels.image(i)[..., -1].flatten() > 0.95
+    elif scene.silhouettes is not None:
+        shown &= torch.from_numpy(scene.silhouette(i)).flatten()
     if scene.masks is not None:
         shown &= torch.as_tensor(scene.masks.image(i))[..., 0].flatten() > 0.5
     return shown

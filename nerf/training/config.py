@@ -166,10 +166,11 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
     if not scene.space.warped:
         slack = SLACK * scene_scale(scene.cameras, scene.scene_from_world) if config.refine_poses else 0.0
         occupancy.restrict(visible_cells(scene, ids, slack))
-    white = torch.full((3,), 1.0 / scene.exposure)  # as it is shown
+    # white as it is shown, or what the photos have there
+    behind = torch.full((3,), 1.0 / scene.exposure) if scene.background is None else scene.background.clone()
     parts = field.to(kernels.device()), occupancy.to(kernels.device()), default_marching(scene)
     cameras = scene.cameras.subset(ids)
-    model = Model(*parts, scene.scene_from_world, cameras, white, scene.linear, exposure=scene.exposure)
+    model = Model(*parts, scene.scene_from_world, cameras, behind, scene.linear, exposure=scene.exposure)
     model.names = [scene.names[i] for i in ids.tolist()]
     if config.refine_poses:
         model.given_poses = scene.cameras.c2w[ids].clone()

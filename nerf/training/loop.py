@@ -153,6 +153,8 @@ class Trainer:
             anywhere = torch.randn(n, 3, generator=random, device=self.device)
             viewdirs = torch.nn.functional.normalize(anywhere, dim=1)
         poses_move = self.poses_move(now.step)
+        if scene.background is not None:  # and through holes of what is not
+            batch.background = torch.where(batch.alpha > 0.5, model.background.to(self.device), batch.background)
         if self.poses is not None:
             rays_o, rays_d = self.poses.apply(batch.image_ids, rays_o, rays_d)
             rays_o.requires_grad_(poses_move)
@@ -293,7 +295,7 @@ class Trainer:
 
 def _on_device(scene: Scene, device: torch.device) -> Scene:
     """The scene with its pixels and cameras where the field is."""
-    names = ("pixels", "cameras", "scene_from_world", "masks", "depths")
+    names = ("pixels", "cameras", "scene_from_world", "masks", "silhouettes", "depths")
     held = {name: part for name in names if (part := getattr(scene, name)) is not None}
     return replace(scene, **{name: part.to(device) for name, part in held.items()})
 

@@ -53,8 +53,8 @@ class PixelBatch:
 
 
 def valid_pixels(scene: Scene, i: int) -> Tensor:
-    """Pixels [h,w] (bool) of image i that are not known to be empty: not wholly transparent, or excluded by a mask."""
-    shown = torch.from_numpy(np.ascontiguousarray(scene.pixels.raw(i)[..., -1] > 0))
+    """Pixels [h,w] (bool) of image i that are not known to be empty, or excluded by a mask."""
+    shown = torch.from_numpy(np.ascontiguousarray(scene.silhouette(i)))
     if scene.masks is not None:
         shown = shown | (scene.masks.image(i)[..., 0].cpu() <= 0.5)
     return shown
@@ -138,6 +138,8 @@ class Sampler:
         c = values.shape[1]
         rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
         alpha = values[:, -1:] if c in (2, 4) and scene.has_alpha else torch.ones(n, 1, device=device)
+        if scene.silhouettes is not None:
+            alpha = scene.silhouettes.gather(image_ids, rows, cols)
         used = (masked[0] > 0.5).float() if masked else None
         depths = depths_at(scene, image_ids, rows, cols)
         if z_depths is not None:
@@ -185,7 +187,7 @@ class PixelSampler(Sampler):
         for i in image_ids.tolist():
             h, w = int(scene.pixels.heights[i]), int(scene.pixels.widths[i])
             wanted = torch.ones(-(-h // BLOCK), -(-w // BLOCK), dtype=torch.bool)
-            if scene.has_alpha:
+            if scene.has_silhouettes:
                 shown = valid_pixels(scene, i).float()[None, None]
                 near = torch.nn.functional.max_pool2d(shown, BLOCK, ceil_mode=True)
                 wanted = torch.nn.functional.max_pool2d(near, 3, 1, 1)[0, 0] > 0

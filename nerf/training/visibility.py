@@ -22,9 +22,9 @@ BLOCKS = (16, 8, 4, 2, 1)  # cells along the sides of the blocks that are asked 
 def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
     """A test for `OccupancyGrid.restrict`: (centres [n,3] scene, sizes [n]) -> bool [n].
 
-    Photos without alpha: a cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed,
-    and fills with pictures of itself. Photos with alpha: a cell stays unless some cameras see nothing but transparency
-    in its place: one in each 30 may, or a single failed cut-out would decide for all. This is the visual hull
+    A cell stays if two cameras see it (three from 20 photos up); what fewer see cannot be placed, and fills with
+    pictures of itself. Where photos have silhouettes, it goes if some cameras see nothing in its place: one in each 30
+    may, or a single failed cut-out would decide for all. This is the visual hull
     (Laurentini 1994) of cells grown to their bounding spheres, so thin parts stay; `slack`, a scene length, grows them
     further, for cameras that are not quite where they are said to be.
 
@@ -37,16 +37,17 @@ def visible_cells(scene: Scene, image_ids: Tensor, slack: float = 0.0) -> Callab
     ids = image_ids.tolist()
     views = [scene.cameras.subset([i]) for i in ids]
     middle = scene.cameras.centres[image_ids.cpu()].mean(dim=0)
-    if not scene.has_alpha:
-        planes = torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
+    planes = torch.stack([_frustum(view, middle) for view in views], dim=2).transpose(0, 1).contiguous()
+    enough = 3 if len(views) >= 20 else min(2, len(views))
 
     def possible(centres: Tensor, sizes: Tensor) -> Tensor:
         points = world_from_scene.apply(centres.double())
         radii = (sizes.double() * (0.5 * 3**0.5) + slack) / scene.scene_from_world.scale
-        if scene.has_alpha:
-            return _inside_silhouettes(points, radii)
-        enough = 3 if len(views) >= 20 else min(2, len(views))
-        return _seen_by(planes, (points - middle).float(), radii.float(), enough)
+        seen = _seen_by(planes, (points - middle).float(), radii.float(), enough)
+        if scene.has_silhouettes:
+            asked = seen.nonzero()[:, 0]
+            seen[asked] = _inside_silhouettes(points[asked], radii[asked])
+        return seen
 
     def _shown(view: int, points: Tensor, radii: Tensor) -> Tensor:
         """Whether more than transparency is in the place of balls [n]; outside a picture may be anything."""
@@ -223,7 +224,7 @@ def _reach(view: Cameras, local: Tensor, angle: Tensor, half_angle: Tensor) -> T
 
 
 def _alpha_sums(scene: Scene, i: int) -> Tensor:
-    """Summed-area table [h+1,w+1] of the pixels that are not wholly transparent."""
+    """Summed-area table [h+1,w+1] of the pixels that are not known to be empty."""
     shown = valid_pixels(scene, i)
     table = torch.zeros(shown.shape[0] + 1, shown.shape[1] + 1, dtype=torch.int32)
     table[1:, 1:] = shown.to(torch.int32).cumsum(0).cumsum(1)

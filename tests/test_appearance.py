@@ -6,15 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from fakes import FakeModel
-from tiny import FIELD, make_scene, sphere_scene, train_config
+from fakes import FakeModel, ring_cameras
+from tiny import FIELD, join_cameras, make_scene, sphere_scene, train_config
 from torch import Tensor
 
 from nerf.datasets import Scene
 from nerf.rendering.view import View
 from nerf.training.evaluation import _exposed, evaluate
-from nerf.training.exposure import apply_exposure, apply_exposure_over, fitted, remove_exposure
+from nerf.training.exposure import (
+    ExposureCorrections,
+    apply_exposure,
+    apply_exposure_over,
+    darkened_by_lens,
+    fitted,
+    from_middle,
+    lenses,
+    remove_exposure,
+)
 from nerf.training.loop import train
 
 CONFIG = train_config(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
@@ -88,3 +98,54 @@ def test_photos_that_differ_in_exposure_are_learnt_with_it(tmp_path: Path) -> No
     agree = torch.nn.functional.cosine_similarity(model.log_gains.flatten(), wanted.flatten(), dim=0)
     assert float(model.log_gains.mean(dim=0).abs().max()) < 1e-5, "what is common stays with the field"
     assert float(agree) > 0.35, "part of it is taken for a colour that depends on the direction"
+
+
+def test_vignetting_is_none_in_the_middle_and_of_each_lens() -> None:
+    wide, long = ring_cameras(4, 48), ring_cameras(3, 48)
+    long = replace(long, fx=3 * long.fx, fy=3 * long.fy)
+    cameras = join_cameras([wide, long])
+    assert lenses(cameras).unique().tolist() == [0, 1] and lenses(cameras)[:4].unique().numel() == 1
+    corner = from_middle(
+        cameras, torch.zeros(2, dtype=torch.int64), torch.tensor([-0.5, 23.5]), torch.tensor([-0.5, 23.5])
+    )
+    assert corner.tolist() == [1.0, 0.0]
+    corrections = ExposureCorrections(cameras, torch.arange(7), gains=False)
+    assert corrections.gains() is None
+    corrections.values["lens"].data.copy_(torch.tensor([[-0.5, -0.2], [0.0, 0.0]]))
+    darker = darkened_by_lens(cameras.subset([0]), cameras, corrections.vignetting())
+    assert (
+        darker.shape == (48, 48, 1)
+        and float(darker.min()) > -0.7
+        and float(darker[0, 0]) == pytest.approx(-0.66, abs=0.02)
+    )
+    pixels = torch.arange(48 * 48)
+    at = corrections.at(torch.zeros_like(pixels), pixels // 48, pixels % 48)
+    torch.testing.assert_close(at.reshape(48, 48, 3), darker.expand(-1, -1, 3))
+    assert darkened_by_lens(cameras.subset([5]), cameras, corrections.vignetting()).eq(0).all()
+    half = darkened_by_lens(cameras.subset([0]).scaled(2), cameras, corrections.vignetting())
+    torch.testing.assert_close(
+        half[..., 0], torch.nn.functional.avg_pool2d(darker[None, ..., 0], 2)[0], atol=0.01, rtol=0
+    )
+
+
+def test_a_lens_that_darkens_corners_is_learnt_and_views_are_without_it(tmp_path: Path) -> None:
+    cameras = sphere_scene(16, 48).cameras
+    aside = torch.tensor([-13.0, 13.0, 0.0, 13.0], dtype=torch.float64).repeat(4)  # the object is in a corner
+    cameras = replace(cameras, cx=cameras.cx + aside, cy=cameras.cy + aside.roll(1))
+    images = [FakeModel().render_image(cameras, i) for i in range(16)]
+    rgba = [np.concatenate([v.color, v.opacity[..., None]], axis=2) for v in images]
+    pixels = torch.arange(48 * 48)
+    squares = from_middle(cameras, torch.zeros_like(pixels), pixels // 48, pixels % 48).reshape(48, 48, 1)
+    dark = []
+    for picture in rgba:
+        shown = apply_exposure(torch.from_numpy(picture[..., :3]), -1.4 * squares, False).clamp(0, 1)
+        dark.append((np.concatenate([shown.numpy(), picture[..., 3:]], axis=2) * 255 + 0.5).astype(np.uint8))
+    scene = make_scene(dark, cameras)
+    model = train(scene, replace(CONFIG, vignetting=True), tmp_path / "run", progress=False)
+    assert model.vignetting is not None and model.log_gains is None
+    assert float(model.vignetting[0].sum()) == pytest.approx(-1.4, abs=0.5)
+    found = evaluate(model, scene, "test", show_progress=False)
+    assert "as their camera takes them" in str(found.protocol.vignetting) and found.psnr_exposed is None
+    model.vignetting = None
+    before = evaluate(model, scene, "test", show_progress=False)
+    assert before.psnr < found.psnr and before.protocol.vignetting is None

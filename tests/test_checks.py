@@ -345,6 +345,32 @@ def test_exposure_that_moves_is_advice(clean: tuple[ParsedScene, list[Look | str
     gains = 2.0 ** np.random.default_rng(0).uniform(-1.2, 0.6, N)
     verdict = asked(clean, painted(lambda i, p: np.clip(p * gains[i] ** (1 / 2.2), 0, 255).astype(np.uint8)))
     assert "exposure" in [f.kind for f in verdict.findings] and not verdict.is_wrong
+    assert verdict.light() == {"exposure": True, "vignetting": False}
+    tints = 1 + np.random.default_rng(1).uniform(-0.25, 0.25, (N, 3))
+    verdict = asked(clean, painted(lambda i, p: np.clip(p * tints[i] ** (1 / 2.2), 0, 255).astype(np.uint8)))
+    (finding,) = [f for f in verdict.findings if f.kind == "exposure"]
+    assert "white balance differs" in finding.sentence
+
+
+def test_surfaces_that_shine_are_no_exposure(clean: tuple[ParsedScene, list[Look | str | None]]) -> None:
+    """Each photo of another brightness on average, but every place in it of its own: no gain is what differs."""
+    rng = np.random.default_rng(0)
+    gains = 2.0 ** rng.uniform(-0.4, 0.4, (N, 1, 1))
+    shine = np.stack([np.kron(2.0 ** rng.normal(0, 0.8, (12, 16)), np.ones((100, 100))) for _ in range(N)])
+    shine = (shine[:, :HEIGHT, :WIDTH] * gains)[..., None] ** (1 / 2.2)
+    verdict = asked(clean, painted(lambda i, p: np.clip(p * shine[i], 0, 255).astype(np.uint8)))
+    assert "exposure" not in [f.kind for f in verdict.findings]
+
+
+def test_corners_that_are_darker_are_told(clean: tuple[ParsedScene, list[Look | str | None]]) -> None:
+    y, x = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]
+    squares = (x**2 * WIDTH**2 + y**2 * HEIGHT**2) / (WIDTH**2 + HEIGHT**2)
+    assert asked(clean, lambda frames: None).light() == {"exposure": False, "vignetting": False}
+    darker = (0.5**squares)[..., None] ** (1 / 2.2)
+    verdict = asked(clean, painted(lambda i, p: (p * darker).astype(np.uint8)))
+    (finding,) = verdict.findings
+    assert verdict.light() == {"exposure": False, "vignetting": True} and not verdict.is_wrong
+    assert finding.numbers["corner"] == pytest.approx(-1.0, abs=0.2), "half of the light is one stop"
 
 
 def test_black_borders_are_named_and_a_black_background_is_not(

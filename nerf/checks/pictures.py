@@ -13,6 +13,9 @@ from nerf.geometry.cameras import Cameras
 
 STOPS = 0.7  # between the 5th and the 95th of a hundred photos, from which on exposure is said to differ
 STEP, CERTAIN = 0.1, 4.0  # stops, and standard errors: a pair's difference in brightness that is none by chance
+TINT = 0.3  # stops between channels, likewise
+CORNER = 0.25  # stops by which corners are darker than the middle, from which on that is said
+BEYOND = 1.5  # times what features of one pair scatter, pairs have to differ: shiny things do so by themselves
 SURE = 0.2  # of the pairs that have to differ so
 AGREE = 0.35  # of that: how far pairs may be from one gain a photo
 PAIRS = 60  # that are asked whether things move
@@ -21,38 +24,80 @@ STILL = 0.003  # of the longer side: a match that moved less stands still
 DARK = 12  # of 255: black, after the decoder's rounding
 
 
-def exposure(looks: list[Look], pairs: list[Matched], names: list[str]) -> Finding | None:
-    """Whether matched features are brighter in one photo than in the other, by more than they scatter and in many
-    pairs, and one gain for each photo explains it."""
-    light = [(look.colours.astype(np.float64).mean(axis=1) / 255) ** 2.2 for look in looks]
+def of_light(cameras: Cameras, looks: list[Look], pairs: list[Matched], names: list[str]) -> list[Finding]:
+    """Whether matched features are brighter or of another colour in one photo than in the other, in many pairs, by more
+    than surfaces change with the direction they are seen from, or darker towards the corners."""
+    light = [(look.colours.astype(np.float64) / 255) ** 2.2 for look in looks]
     clear = [(look.colours.min(axis=1) > 12) & (look.colours.max(axis=1) < 243) for look in looks]
-    rows, ratios, sure = [], [], 0
+    corners = [_from_middle(cameras, k, look) for k, look in enumerate(looks)]
+    rows, ratios, scatters, slopes, sure = [], [], [], [], 0
     for pair in pairs:
         keep = pair.inliers & clear[pair.a][pair.rows_a] & clear[pair.b][pair.rows_b]
         if (n := int(keep.sum())) >= 12:
-            each = np.log2(light[pair.b][pair.rows_b[keep]] / light[pair.a][pair.rows_a[keep]])
-            ratio = float(np.median(each))
-            scatter = 1.5 * float(np.median(np.abs(each - ratio))) / n**0.5
-            sure += abs(ratio) > max(STEP, CERTAIN * scatter)
+            of_a, of_b = pair.rows_a[keep], pair.rows_b[keep]
+            each = np.log2(light[pair.b][of_b] / light[pair.a][of_a])
+            ratio = np.median(each, axis=0)
+            grey = each.mean(axis=1) - np.median(each.mean(axis=1))
+            scatter = 1.5 * float(np.median(np.abs(grey)))
+            sure += abs(ratio.mean()) > max(STEP, CERTAIN * scatter / n**0.5)
             rows.append((pair.a, pair.b))
             ratios.append(ratio)
-    if len(rows) < 6 or sure < SURE * len(rows):
-        return None
+            scatters.append(scatter)
+            slopes.append(_slope(corners[pair.b][of_b] - corners[pair.a][of_a], grey, 3 * scatter))
+    if len(rows) < 6:
+        return []
     a, b = np.array(rows).T
+    differ, usual = np.array(ratios), max(float(np.median(scatters)), STEP / 2)
     system = np.zeros((len(rows), len(looks)))
     system[np.arange(len(rows)), a], system[np.arange(len(rows)), b] = -1, 1
     weak = 0.03 * np.eye(len(looks))  # groups of photos without a pair between them keep their mean at nought
-    wanted = np.concatenate([ratios, np.zeros(len(looks))])
+    wanted = np.concatenate([differ, np.zeros((len(looks), 3))])
     gains = np.linalg.lstsq(np.concatenate([system, weak]), wanted, rcond=None)[0]
     there = np.unique(np.concatenate([a, b]))
-    spread = float(np.percentile(gains[there], 95) - np.percentile(gains[there], 5))
-    off = float(np.median(np.abs(system @ gains - ratios)))
-    if spread < STOPS or off > AGREE * spread:
-        return None
-    first, last = names[int(there[gains[there].argmin()])], names[int(there[gains[there].argmax()])]
-    text = f"the photos' exposure differs by {spread:.1f} stops, from the darkest ({first}) to the brightest ({last})"
-    numbers = {"stops": round(spread, 3), "off": round(off, 3)}
-    return Finding("exposure", text, [], "--exposure learns a gain for each photo", False, numbers)
+    grey = gains.mean(axis=1)
+    spread, tint = float(_spread(grey[there])), float(_spread(gains[there] - grey[there, None]).max())
+    off = float(np.median(np.abs(system @ grey - differ.mean(axis=1))))
+    moves = spread >= STOPS and off <= AGREE * spread and sure >= SURE * len(rows)
+    moves &= _rms(differ.mean(axis=1)) > BEYOND * usual
+    tinted = tint >= TINT and _rms(differ - differ.mean(axis=1, keepdims=True)) >= TINT / 3
+    moments = np.array(slopes).sum(axis=0)
+    corner = float(moments[1] / max(moments[0], 1e-9))  # stops
+    error = usual / max(moments[0], 1e-9) ** 0.5
+    dark = corner < -CORNER and abs(corner) > CERTAIN * error
+    numbers = {"stops": round(spread, 3), "off": round(off, 3), "tint": round(tint, 3), "corner": round(corner, 3)}
+    findings = []
+    if moves or tinted:
+        darkest, brightest = (names[int(there[k])] for k in (grey[there].argmin(), grey[there].argmax()))
+        which = f", from the darkest ({darkest}) to the brightest ({brightest})"
+        said = [f"exposure differs by {spread:.1f} stops{which}"] if moves else []
+        said += [f"white balance differs by {tint:.1f} stops"] if tinted else []
+        text = f"the photos' {' and their '.join(said)}"
+        findings.append(Finding("exposure", text, [], "training learns a gain for each photo", False, numbers))
+    if dark:
+        text = f"the pictures' corners are {-corner:.1f} stops darker than their middle"
+        findings.append(Finding("vignetting", text, [], "training learns that of the lens", False, numbers))
+    return findings
+
+
+def _from_middle(cameras: Cameras, k: int, look: Look) -> np.ndarray:
+    """Squares of the distances [n] of features from the middle of their picture, 1 in its corners."""
+    size = np.array([float(cameras.widths[k]), float(cameras.heights[k])])
+    return ((2 * look.points - size) ** 2).sum(axis=1) / (size**2).sum()
+
+
+def _slope(x: np.ndarray, y: np.ndarray, most: float) -> tuple[float, float]:
+    """(sum of x^2, sum of x y) about their means, of y up to `most`: their quotient is the slope."""
+    x = x - x.mean()
+    return float((x * x).sum()), float((x * y.clip(-most, most)).sum())
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """From the 5th to the 95th of a hundred [n,...]."""
+    return np.percentile(values, 95, axis=0) - np.percentile(values, 5, axis=0)
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt((values**2).mean()))
 
 
 def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched], otherwise: bool) -> Finding | None:

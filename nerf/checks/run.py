@@ -220,9 +220,7 @@ def _by_features(
             moves = pictures.moving(cameras, matcher, matched, otherwise=True)
             found = found if moves is None else None
     verdict.findings += [finding for finding in (found, moves) if finding is not None]
-    gains = pictures.exposure(looks, strong, names)
-    if gains is not None:
-        verdict.findings.append(gains)
+    verdict.findings += pictures.of_light(cameras, looks, strong, names)
     return holds and off < LOOSE * longest, worst
 
 

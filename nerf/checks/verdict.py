@@ -11,7 +11,7 @@ from nerf.errors import printable
 
 KINDS = (  # of findings
     *("axes", "inverted", "transposed", "mirrored", "turned", "order", "swapped", "camera", "one-point", "outlier"),
-    *("size", "focal", "distortion", "principal-point", "pixels", "contradiction", "moving", "exposure"),
+    *("size", "focal", "distortion", "principal-point", "pixels", "contradiction", "moving", "exposure", "vignetting"),
     *("mask-size", "mask-inverted", "mask-empty", "mask-contradicts", "not-a-silhouette", "black-border"),
 )
 
@@ -70,6 +70,11 @@ class Verdict:
     def is_wrong(self) -> bool:
         """Whether something was found that training cannot go well with."""
         return any(finding.is_wrong for finding in self.findings)
+
+    def light(self) -> dict[str, bool]:
+        """What of the photos' light a training is to learn: `exposure`, `vignetting`."""
+        kinds = {finding.kind for finding in self.findings}
+        return {name: name in kinds for name in ("exposure", "vignetting")}
 
     def paragraph(self) -> str:
         """All of it for a person, in one paragraph."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nerf.views.viewer.server import Viewer
 
 DEFAULT_MINUTES = 5.0
+LIGHT = ("exposure", "vignetting")  # settings that --exposure sets
 Backend = Literal["auto", "cuda", "tinycudann", "cpu", "reference"]
 
 
@@ -50,8 +51,8 @@ class TrainArgs(LoadOptions):
     native library; reference is slow"""
     refine_poses: bool = False
     """correct the cameras' poses while training, for poses that are not exact"""
-    exposure: bool = False
-    """learn each photo's exposure and white balance, for photos that differ in them"""
+    exposure: Literal["auto", "on", "off"] = "auto"
+    """learn each photo's exposure and white balance, and its lens's vignetting; auto: what the check finds to matter"""
     ask: Annotated[Check, tyro.conf.arg(name="check")] = "warn"
     """ask the photos first whether they fit their poses, lenses and masks (`nerf check`); strict: stop where not"""
     seed: int = 0
@@ -134,11 +135,22 @@ def train_run(
     keep_verdict(verdict, out)
     as_before = args.resume and has_checkpoint(out.path)
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None and not as_before else args.minutes
-    given = {name: getattr(args, name) for name in ("steps", "seed", "deterministic", "refine_poses", "exposure")}
-    config = TrainConfig(minutes=minutes, **given)
+    given = {name: getattr(args, name) for name in ("steps", "seed", "deterministic", "refine_poses")}
+    light = dict.fromkeys(LIGHT, args.exposure == "on")
+    if args.exposure == "auto":
+        light = _light_of_run(out.path) if as_before else {} if verdict is None else verdict.light()
+    config = TrainConfig(minutes=minutes, **given).with_settings(**light)
     if viewer is None:
         return train(scene, config, out, resume=args.resume), scene
     viewer.training_begins(scene)
     model = train(scene, config, out, resume=args.resume, between=viewer.sharing)
     viewer.training_ended(model)
     return model, scene
+
+
+def _light_of_run(folder: Path) -> dict[str, bool]:
+    """What a run that is resumed has learnt of its photos' light."""
+    from nerf.io import checkpoint
+
+    trained = checkpoint.load_last(folder / "checkpoint.safetensors")[1].get("training") or {}
+    return {name: bool(trained.get("config", {}).get(name, False)) for name in LIGHT}

@@ -20,7 +20,7 @@ from nerf.geometry.light import encode
 from nerf.io.memory import trim_heap
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, facing, rasterise, seam
-from nerf.training.exposure import remove_exposure
+from nerf.training.exposure import darkened_by_lens, remove_exposure
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -198,8 +198,11 @@ def load_photo_colors(model: Model, scene: Scene, i: int) -> Tensor:
     """Photo i as [h,w,3] float32, as it is shown: sRGB values, in the common exposure where training learnt one."""
     pixels = scene.pixels.image(i)
     colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
+    logs = darkened_by_lens(scene.cameras.subset([i]), model.cameras, model.vignetting)
     if model.log_gains is not None and scene.names[i] in model.names:
-        colors = remove_exposure(colors, model.log_gains[model.names.index(scene.names[i])], model.linear)
+        logs = logs + model.log_gains[model.names.index(scene.names[i])]
+    if bool(logs.any()):
+        colors = remove_exposure(colors, logs, model.linear)
     return _to_srgb(model, colors)
 
 

@@ -57,6 +57,7 @@ class Model:
         self.names: list[str] = []  # of the photos that it was trained on, in the order of the cameras
         self.given_poses: Tensor | None = None  # [n,3,4] those of the cameras before training refined them, if it did
         self.log_gains: Tensor | None = None  # [n,3] of the photos' light against what is shown, if they were learnt
+        self.vignetting: Tensor | None = None  # [n,2] of their cameras, see `nerf.training.exposure.vignetting`
 
     @property
     def device(self) -> torch.device:
@@ -157,7 +158,7 @@ class Model:
         tensors |= {f"occupancy.{name}": t for name, t in self.occupancy.tensors().items()}
         tensors |= {f"cameras.{name}": t for name, t in self.cameras.tensors().items()}
         tensors["background"] = self.background
-        learnt = {"given_poses": self.given_poses, "log_gains": self.log_gains}
+        learnt = {"given_poses": self.given_poses, "log_gains": self.log_gains, "vignetting": self.vignetting}
         tensors |= {name: t for name, t in learnt.items() if t is not None}
         config = {
             "field": self.field.to_dict() if isinstance(self.field, RadianceField) else {"class": _class(self.field)},
@@ -225,7 +226,8 @@ class Model:
                 config.get("exposure", 1.0),
             )
             model.names = config.get("names", [])
-            model.given_poses, model.log_gains = tensors.get("given_poses"), tensors.get("log_gains")
+            for name in ("given_poses", "log_gains", "vignetting"):
+                setattr(model, name, tensors.get(name))
             return model
         except MISFITS as error:
             raise UserError(

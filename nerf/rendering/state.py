@@ -46,7 +46,12 @@ def check_shown(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     names, n = config.get("names", []), len(tensors["cameras.c2w"])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in (0, n):
         raise ValueError(f"names are expected to be those of the {n} photos")
-    for name, shape in (("background", (3,)), ("given_poses", (n, 3, 4)), ("log_gains", (n, 3))):
+    for name, shape in (
+        ("background", (3,)),
+        ("given_poses", (n, 3, 4)),
+        ("log_gains", (n, 3)),
+        ("vignetting", (n, 2)),
+    ):
         if (t := tensors.get(name)) is None and name != "background":
             continue
         if t is None or t.shape != shape or not t.is_floating_point() or not bool(t.isfinite().all()):

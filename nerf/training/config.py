@@ -60,6 +60,7 @@ class TrainConfig:
     refine_poses: bool = False  # a correction of each training camera's pose, for poses that are not exact
     # An exposure for each channel of each photo, for photos whose exposure or white balance differ.
     exposure: bool = False
+    vignetting: bool = False  # how each lens darkens its pictures towards the corners
     checkpoint_seconds: float = 120.0
     # On a GPU: the same steps give the same bits in every run (not `minutes`, which decide how many). The CPU's always
     # do. It costs time; how much, no GPU has measured yet.
@@ -117,13 +118,13 @@ OLD_NAMES = {
 }
 
 
-def default_field(scene: Scene, exposure: bool = False) -> FieldOptions:
+def default_field(scene: Scene, headroom: bool = False) -> FieldOptions:
     """Objects start as a solid hull that gets carved, so no floaters form; open scenes start almost empty.
 
     >>> default_field(nerf.load("data/sample", downscale=8)).density_bias
     3.0
     """
-    scale = (scene.brightest if scene.linear else 1.0) * (HEADROOM if exposure else 1.0)
+    scale = (scene.brightest if scene.linear else 1.0) * (HEADROOM if headroom else 1.0)
     if scene.space.bounded:
         return FieldOptions(density_bias=3.0, color_scale=scale)
     finest = 2048 if scene.space.contracted else 1024
@@ -157,7 +158,7 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
     """An untrained model of a scene, where the kernels in use want it; field: one of your own, None: ours."""
     ids = scene.splits["train"]
     if field is None:
-        options = config.field or default_field(scene, config.exposure)
+        options = config.field or default_field(scene, config.exposure or config.vignetting)
         field = RadianceField(options, scene.space.contracted, config.seed)
     check_module(field)
     if isinstance(field, RadianceField):

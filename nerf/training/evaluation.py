@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,17 @@ from nerf.io.progress import progress
 from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
 from nerf.rendering.view import View
 from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, shrunk, with_poses
-from nerf.training.exposure import OPAQUE, apply_exposure_over, fitted
+from nerf.training.exposure import OPAQUE, apply_exposure, apply_exposure_over, darkened_by_lens, fitted
 from nerf.training.scores import Evaluation, Protocol, Scores, ViewScores, in_words
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
+    from nerf.geometry.cameras import Cameras
     from nerf.rendering.model import Model
 
 ERROR_HIGH = 0.2  # of the error maps' scale, the same for every picture so that they can be compared
 EXPOSED = "of the right half of a view, with gains of its channels that were fitted on the left half"
+VIGNETTING = "of the lens, as learnt from the training photos: views are compared as their camera takes them"
 HDR_PSNR = "of a view after log(1 + 5000 c / brightest) / log(5001), clipped to [0, 1]; mean over views"
 _GROUP = 8  # views whose poses are looked for at once
 _SHEET_LONGEST = 1080  # pixels of one panel in a side-by-side picture
@@ -86,14 +88,14 @@ def evaluate(
         before = time.perf_counter()
         w, h = int(scene.cameras.widths[i]), int(scene.cameras.heights[i])
         factor = max(math.ceil(math.sqrt(w * h / most_pixels)), 1)
-        view = best = model.render_image(scene.cameras.subset([i]).scaled(factor), 0, normals=False)
+        view = best = _as_taken(model, scene.cameras.subset([i]).scaled(factor))
         seconds = time.perf_counter() - before
         light, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), factor)
         rendered = torch.from_numpy(np.ascontiguousarray(view.color, dtype=np.float32))
         truth, shown = shown_as(model, light), shown_as(model, rendered)
         scores: dict[str, Any] = asdict(compare(shown, truth, mask))
         if sought is not None:
-            best = model.render_image(sought.cameras.subset([i]).scaled(factor), 0, normals=False)
+            best = _as_taken(model, sought.cameras.subset([i]).scaled(factor))
             aligned = compare(shown_as(model, torch.from_numpy(best.color)), truth, mask)
             scores |= {"psnr_aligned": aligned.psnr, "ssim_aligned": aligned.ssim}
         if model.log_gains is not None:
@@ -133,6 +135,18 @@ def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> Scor
         ssim=math.nan if min(truth.shape[:2]) < 11 else ssim(rendered, truth, mask),
         psnr_colour_corrected=psnr(colour_correct(rendered, truth, mask=mask), truth, mask),
     )
+
+
+def _as_taken(model: Model, camera: Cameras) -> View[np.ndarray]:
+    """The view of a camera [1] with the vignetting that was learnt of cameras like it, as its photo has it."""
+    view = model.render_image(camera, 0, normals=False)
+    if model.vignetting is None:
+        return view
+    opacities, background = torch.from_numpy(view.opacity)[..., None], model.background.cpu()
+    behind = (1 - opacities) * background
+    darker = darkened_by_lens(camera, model.cameras, model.vignetting)
+    front = apply_exposure(torch.from_numpy(view.color) - behind, darker, model.linear, opacities)
+    return replace(view, color=(front + behind).numpy())
 
 
 def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:
@@ -195,6 +209,7 @@ def _protocol(model: Model, scene: Scene, split: str, views: list[ViewScores], n
         colour_space="sRGB values" + light,
         masks="only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
         poses=_of_poses(model, split),
+        vignetting=VIGNETTING if model.vignetting is not None else None,
         psnr_exposed=EXPOSED if model.log_gains is not None else None,
         psnr_hdr=HDR_PSNR if model.linear else None,
         training={key: model.meta[key] for key in ("steps", "seconds", "minutes", "seed") if key in model.meta},

@@ -1,10 +1,14 @@
-"""Exposure and white balance of single photos: a gain for each of them and channel, learnt beside the field."""
+"""Exposure and white balance of single photos, a gain for each of them and channel, and vignetting, a fall-off towards
+the corners for each camera: learnt beside the field."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
+from nerf.geometry.cameras import Cameras
 from nerf.training.optimiser import SmallAdam
 
 TOE, GAMMA = 0.055, 2.4  # of the sRGB curve
@@ -49,26 +53,88 @@ def fitted(rendered: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return GAMMA * a.clamp(0.1, 10.0).log()
 
 
-class ExposureCorrections:
-    """Log gains [n_images,3] of the photos' light, 0 in the mean over those that are trained on."""
+def vignetting(coefficients: Tensor, squares: Tensor) -> Tensor:
+    """Log gains [n,1] of the light at places in pictures: a r^2 + b r^4 with (a, b) [n,2] and squares r^2 [n], r = 1 in
+    the corners. Differentiable."""
+    return (coefficients * torch.stack([squares, squares.square()], dim=1)).sum(dim=1, keepdim=True)
 
-    def __init__(self, ids: Tensor, n_images: int, device: torch.device) -> None:
-        self.ids = ids.to(device)
-        self.logs = torch.zeros(n_images, 3, device=device, requires_grad=True)
-        self.adam = SmallAdam((n_images, 3), device)
+
+def from_middle(cameras: Cameras, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Squares of the distances [n] of pixels from the middle of their picture, 1 in its corners; 0 in panoramas."""
+    w, h = cameras.widths[image_ids], cameras.heights[image_ids]
+    squares = ((2 * cols + 1 - w).square() + (2 * rows + 1 - h).square()) / (w.square() + h.square())
+    return torch.where(cameras.spherical[image_ids], 0.0, squares.float())
+
+
+def _shapes(cameras: Cameras) -> Tensor:
+    """What photos of one camera have in common whatever their size, [n,2] logarithms: sides and focal length."""
+    short, long = torch.stack([cameras.widths, cameras.heights]).sort(dim=0).values
+    return torch.stack([long / short, cameras.fx / long], dim=1).log()
+
+
+def lenses(cameras: Cameras) -> Tensor:
+    """Which camera took each photo, int64 [n] from 0: others are of another aspect or focal length, by a third."""
+    return (_shapes(cameras) / math.log(4 / 3)).round().unique(dim=0, return_inverse=True)[1]
+
+
+def darkened_by_lens(camera: Cameras, trained: Cameras, coefficients: Tensor | None) -> Tensor:
+    """Log gains [h,w,1] of the pictures of a camera [1] by the vignetting [n,2] of the one most like it of those [n]
+    that were trained on; 0 where none was learnt."""
+    h, w = int(camera.heights[0]), int(camera.widths[0])
+    if coefficients is None:
+        return torch.zeros(h, w, 1)
+    alike = int((_shapes(trained) - _shapes(camera)).norm(dim=1).argmin())
+    rows, cols = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
+    squares = from_middle(camera, torch.zeros_like(rows), rows, cols)
+    return vignetting(coefficients[alike].expand(h * w, 2), squares).reshape(h, w, 1)
+
+
+class ExposureCorrections:
+    """`gains`: logarithms [n_images,3] of the photos' light, 0 in the mean over those that are trained on; `lens`:
+    coefficients [n_cameras,2] of their cameras' vignetting."""
+
+    def __init__(self, cameras: Cameras, ids: Tensor, gains: bool = True, lens: bool = True) -> None:
+        device = cameras.c2w.device
+        self.cameras, self.ids, self.lenses = cameras, ids.to(device), lenses(cameras)
+        shapes = {"logs": (len(cameras), 3)} if gains else {}
+        shapes |= {"lens": (int(self.lenses.max()) + 1, 2)} if lens else {}
+        self.values = {k: torch.zeros(shape, device=device, requires_grad=True) for k, shape in shapes.items()}
+        self.adam = {k: SmallAdam(shape, device) for k, shape in shapes.items()}
+
+    def at(self, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """Log gains [n,3] of pixels."""
+        logs = torch.zeros(1, 3, device=image_ids.device)
+        if "logs" in self.values:
+            logs = self.values["logs"][image_ids]
+        if "lens" in self.values:
+            squares = from_middle(self.cameras, image_ids, rows, cols)
+            logs = logs + vignetting(self.values["lens"][self.lenses[image_ids]], squares)
+        return logs
 
     def step(self, rate: float) -> None:
         """One step of Adam; what is common to all photos stays with the field."""
-        assert self.logs.grad is not None
-        values = self.logs.data
-        self.adam.step(values, self.logs.grad, rate)
-        values -= values[self.ids].mean(dim=0)
-        self.logs.grad = None
+        for name, values in self.values.items():
+            assert values.grad is not None
+            self.adam[name].step(values.data, values.grad, rate)
+            values.grad = None
+        if "logs" in self.values:
+            logs = self.values["logs"].data
+            logs[self.ids] -= logs[self.ids].mean(dim=0)
+
+    def gains(self) -> Tensor | None:
+        """Log gains [n,3] of the photos that are trained on; None where none are learnt."""
+        return self.values["logs"].detach()[self.ids].cpu() if "logs" in self.values else None
+
+    def vignetting(self) -> Tensor | None:
+        """Coefficients [n,2] of the cameras of the photos that are trained on; None where none are learnt."""
+        return self.values["lens"].detach()[self.lenses[self.ids]].cpu() if "lens" in self.values else None
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be stored to go on bit for bit."""
-        return {"logs": self.logs.data} | self.adam.tensors()
+        state = {name: values.data for name, values in self.values.items()}
+        return state | {f"{name}.{k}": t for name, adam in self.adam.items() for k, t in adam.tensors().items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.logs.data.copy_(tensors["logs"])
-        self.adam.restore(tensors)
+        for name, values in self.values.items():
+            values.data.copy_(tensors[name])
+            self.adam[name].restore({k: tensors[f"{name}.{k}"] for k in ("m", "v", "n_updates")})

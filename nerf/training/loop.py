@@ -82,10 +82,12 @@ class Trainer:
             distance = scene_scale(scene.cameras, scene.scene_from_world)
             self.poses = PoseCorrections(self.scene.cameras, ids, scene.scene_from_world, distance)
         self.exposures: ExposureCorrections | None = None
-        if config.exposure:
+        if config.exposure or config.vignetting:
             if loss is not None:
-                raise UserError("photos' exposures are learnt by the default loss: leave out either exposure or loss")
-            self.exposures = ExposureCorrections(ids, len(scene.names), self.device)
+                raise UserError(
+                    "exposure and vignetting are learnt by the default loss: leave out either these or loss"
+                )
+            self.exposures = ExposureCorrections(self.scene.cameras, ids, config.exposure, config.vignetting)
         self.objective = SceneLoss(scene.linear, scene.exposure, self.exposures)
         self.loss: Loss = loss or self.objective
         self.weights = weights_of(scene, config.weights)
@@ -226,7 +228,7 @@ class Trainer:
             c2w = self.poses.poses(self.scene.cameras.c2w, self.scene.scene_from_world)[ids]
             model.cameras = model.cameras.with_poses(c2w)
         if self.exposures is not None:
-            model.log_gains = self.exposures.logs.detach().cpu()[ids]
+            model.log_gains, model.vignetting = self.exposures.gains(), self.exposures.vignetting()
         model.meta |= {"steps": self.step, "total_steps": self.total_steps, "seconds": self.seconds}
         model.meta |= {"minutes": self.config.minutes, "seed": self.config.seed, "data": str(self.scene.path)}
         model.meta |= {"backend": kernels.backend(), "threads": torch.get_num_threads()}

@@ -62,6 +62,7 @@ class Protocol:
     colour_space: str
     masks: str
     poses: str
+    vignetting: str | None = None  # how it was treated, where it was learnt
     psnr_exposed: str | None = None  # how it was measured, where it was
     psnr: str = "of a view -10 log10(mean squared error over its pixels, both clipped to [0, 1]); mean over views"
     psnr_hdr: str | None = None  # how it was measured, where it was

@@ -36,7 +36,7 @@ from nerf.training.config import TrainConfig
 from nerf.training.evaluation import evaluate
 from nerf.training.runs import Run, open_run, read_run, write_run
 from nerf.views import report
-from nerf.views.curve import curve_points, curve_svg, nice_ticks
+from nerf.views.curve import curve_points, curve_svg, curves, nice_ticks
 from nerf.views.report import write_report
 
 SOLID = replace(FIELD, density_bias=5.0)  # from the start, so that five steps have a surface
@@ -390,9 +390,12 @@ def test_ticks_enclose_with_round_numbers() -> None:
 def test_curve_points_survive_what_is_not_a_number() -> None:
     entries = [{"seconds": 2, "psnr": 20}, {"seconds": 1, "psnr": None}, "x", {"seconds": 1, "psnr": float("nan")}, {}]
     assert curve_points({"curve": entries}) == [(2.0, 20.0)]
-    svg = curve_svg([(0.0, 10.0), (1.0, 10.0)])  # flat: no division by zero
-    assert "polyline" in svg and "nan" not in svg
-    assert "minutes" in curve_svg([(0.0, 10.0), (600.0, 30.0)])
+    svg = curve_svg({"psnr": [(0.0, 10.0), (1.0, 10.0)]})  # flat: no division by zero
+    assert "polyline" in svg and "nan" not in svg and "held-out" not in svg
+    assert "minutes" in curve_svg({"psnr": [(0.0, 10.0), (600.0, 30.0)]})
+    both = [{"seconds": s, "psnr": 20 + s, "held_out": 18 + s} for s in (1.0, 2.0)]
+    assert curve_svg(curves({"curve": both})).count("<polyline") == 2
+    assert curves({"curve": both[:1]}) == {}
 
 
 def test_the_page_in_a_browser(whole: tuple[Path, str, str], tmp_path: Path) -> None:

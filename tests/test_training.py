@@ -33,6 +33,7 @@ from nerf.rendering.model import Model
 from nerf.training import loop as training
 from nerf.training.loop import Trainer, train
 from nerf.training.pixel_sampler import PixelBatch, PixelSampler
+from nerf.training.watched import curve_in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 90
@@ -545,3 +546,22 @@ def test_resuming_a_model_without_its_training_is_refused(scene: Scene, whole: P
 def test_progress_goes_to_standard_error(scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(scene, replace(CONFIG, steps=55), tmp_path, progress=True)
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_told_of_a_training_is_of_photos_that_it_does_not_see(tmp_path: Path) -> None:
+    scene = sphere_scene(10, 32)
+    lie = scene.pixels.raw(9).copy()
+    lie[..., :3] = 255 - lie[..., :3]  # a held-out photo that shows something else
+    other = replace(scene, pixels=store([scene.pixels.raw(i) for i in range(9)] + [lie]))
+    points = []
+    for k, each in enumerate((scene, other)):
+        out = tmp_path / str(k)
+        train(each, replace(CONFIG, steps=100), out, progress=False)
+        points.append(json.loads((out / "training.json").read_text())["curve"][-1])
+    assert points[0]["psnr"] == points[1]["psnr"], "the photos learnt from are the same"
+    assert points[1]["held_out"] < points[0]["held_out"] - 3
+    assert curve_in_words(0.0, points[:1]).endswith("dB held out")
+    none = replace(scene, splits={"train": scene.splits["train"]})
+    assert [*Trainer(none, CONFIG).watched] == ["psnr"] and not Trainer(
+        scene, replace(CONFIG, refine_poses=True)
+    ).watched

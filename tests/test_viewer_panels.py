@@ -376,7 +376,7 @@ def test_the_training_as_it_is_told(viewer: Any) -> None:
     assert viewer.sharing.paused
     panel.update(SimpleNamespace(step=200, total_steps=200, seconds=20.0, curve=points), "done")
     assert not panel.pause.visible and not panel.stop.visible
-    assert "begins after" in curve([]) and state_in_words(1, None, 0, None, "x") == "x: step 1, 0:00:00"
+    assert "begins after" in curve([]) and state_in_words(1, None, 0, [], "x") == "x: step 1, 0:00:00"
 
 
 def test_a_training_that_has_not_begun_has_a_page() -> None:

@@ -28,6 +28,7 @@ from nerf.io.limits import check_curve, same_kinds
 from nerf.io.outputs import OutputFolder
 from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
+from nerf.rendering.metrics import psnr_of
 from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
 from nerf.training import stepping
@@ -41,6 +42,7 @@ from nerf.training.pose_refinement import PoseCorrections, scene_scale
 from nerf.training.runs import TRAINED, open_run
 from nerf.training.same_scene import check_same_scene
 from nerf.training.stepping import Meter, StepPlan, StepResult
+from nerf.training.watched import WatchedPixels, curve_in_words, watched_pixels
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
 Between = Callable[["Trainer"], bool]
@@ -51,6 +53,7 @@ SAVED = {
     "seconds": Range(0, 1e9),
     "total_steps": LENGTH["steps"],
 }
+CURVE_EVERY = 50  # steps
 HOW = {"steps", "minutes", "checkpoint_seconds", "deterministic", "graph"}  # settings that resuming may change
 
 
@@ -88,6 +91,9 @@ class Trainer:
                     "exposure and vignetting are learnt by the default loss: leave out either these or loss"
                 )
             self.exposures = ExposureCorrections(self.scene.cameras, ids, config.exposure, config.vignetting)
+        self.watched: dict[str, WatchedPixels] = {}  # where poses are refined, the given ones show something else
+        if not config.refine_poses:
+            self.watched = watched_pixels(self.scene, self.exposures)
         self.objective = SceneLoss(scene.linear, scene.exposure, self.exposures)
         self.loss: Loss = loss or self.objective
         self.weights = weights_of(scene, config.weights)
@@ -147,6 +153,8 @@ class Trainer:
         batch.weights, batch.surface = self.weights, now.surface
         # what is transparent must look so on any colour
         batch.background = torch.rand(n, 3, generator=random, device=self.device) / model.exposure
+        if scene.background is not None:  # and through holes of what is not
+            batch.background = torch.where(batch.alpha > 0.5, model.background.to(self.device), batch.background)
 
         rays_o, rays_d = scene.cameras.rays(batch.image_ids, batch.rows, batch.cols, scene.scene_from_world)
         lengths = None if batch.depths is None else ray_lengths(scene, batch, rays_d)
@@ -217,6 +225,13 @@ class Trainer:
         past = self.step
         marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(past, self.seconds)]
         return stepping.CLOCK.steps_to_fill(self.config.length.seconds, marks, cost, lambda k: cost(k, past))
+
+    def point(self, psnr: float) -> dict[str, float]:
+        """Where the training is, for its curve: PSNR of pixels of the photos learnt from (psnr: that of the batches,
+        where none are watched) and, as `held_out`, of held-out photos."""
+        found = {"psnr": psnr} | {name: pixels.psnr(self.model) for name, pixels in self.watched.items()}
+        point = {"step": self.step, "seconds": round(self.seconds, 2)}
+        return point | {name: round(value, 3) for name, value in found.items() if math.isfinite(value)}
 
     # ---- stop and go on
 
@@ -366,12 +381,11 @@ def _train(trainer: Trainer, file: Path, progress: bool, between: Between | None
             trainer.seconds = now - started
             if trainer.total_steps is None:
                 trainer.total_steps = trainer.steps_to_fill()
-            psnr = -10.0 * math.log10(max(sum(recent) / len(recent), 1e-10))
-            if trainer.step % 50 == 0:
-                point = {"step": trainer.step, "seconds": round(trainer.seconds, 2), "psnr": round(psnr, 3)}
-                trainer.curve.append(point)
+            psnr = psnr_of(sum(recent) / len(recent))
+            if trainer.step % CURVE_EVERY == 0:
+                trainer.curve.append(trainer.point(psnr))
             rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
-            words = f"PSNR {psnr:.1f} dB  {rate / 1e3:.0f} k rays/s"
+            words = f"{curve_in_words(psnr, trainer.curve)}  {rate / 1e3:.0f} k rays/s"
             display.update(trainer.step, trainer.total_steps, words)
             if now - saved_at > trainer.config.checkpoint_seconds:
                 _save(trainer, file)

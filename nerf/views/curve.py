@@ -6,19 +6,27 @@ import math
 from typing import Any
 
 
-def curve_points(training: dict[str, Any]) -> list[tuple[float, float]]:
-    """(seconds of training, PSNR) from training.json: "curve", a list of {"seconds", "psnr", ...}; finite ones only."""
+def curves(training: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """(seconds of training, PSNR) from training.json, of the pixels learnt from ("psnr") and of held-out photos
+    ("held_out"): those with two points or more."""
+    found = {name: curve_points(training, name) for name in ("psnr", "held_out")}
+    return {name: points for name, points in found.items() if len(points) > 1}
+
+
+def curve_points(training: dict[str, Any], name: str = "psnr") -> list[tuple[float, float]]:
+    """One curve from training.json: "curve", a list of {"seconds", "psnr", ...}; finite numbers only."""
     entries = [entry for entry in training.get("curve", []) if isinstance(entry, dict)]
-    points = [(entry.get("seconds"), entry.get("psnr")) for entry in entries]
+    points = [(entry.get("seconds"), entry.get(name)) for entry in entries]
     numbers = [(float(s), float(p)) for s, p in points if isinstance(s, (int, float)) and isinstance(p, (int, float))]
     return sorted(point for point in numbers if all(map(math.isfinite, point)))
 
 
-def curve_svg(points: list[tuple[float, float]], width: int = 760, height: int = 280) -> str:
-    """A line of (seconds, PSNR) points with axes, as inline SVG."""
+def curve_svg(found: dict[str, list[tuple[float, float]]], width: int = 760, height: int = 280) -> str:
+    """The lines of `curves`, at least one, with axes, as inline SVG."""
     left, right, top, bottom = 46, 14, 12, 34
-    minutes = points[-1][0] > 180
-    xs, ys = [s / 60 if minutes else s for s, _ in points], [p for _, p in points]
+    minutes = max(points[-1][0] for points in found.values()) > 180
+    unit = 60.0 if minutes else 1.0
+    xs, ys = zip(*((s / unit, p) for points in found.values() for s, p in points), strict=True)
     x_ticks, y_ticks = nice_ticks(0.0, max(xs)), nice_ticks(min(ys), max(ys))
     x_high = max(max(xs), 1e-9)
     y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
@@ -39,12 +47,14 @@ def curve_svg(points: list[tuple[float, float]], width: int = 760, height: int =
         for x in x_ticks
         if x <= x_high * 1.0001
     ]
-    # A curve of thousands of points looks the same with some hundred.
-    some = sorted({round(k * (len(xs) - 1) / 400) for k in range(401)})
-    line = " ".join(f"{x_of(xs[k]):.1f},{y_of(ys[k]):.1f}" for k in some)
-    parts.append(f'<polyline class="curve" points="{line}"/>')
-    unit = "minutes" if minutes else "seconds"
-    parts.append(f'<text x="{width - right}" y="{height - 2}" text-anchor="end">{unit}</text>')
+    for name, points in found.items():
+        # A curve of thousands of points looks the same with some hundred.
+        some = [points[k] for k in sorted({round(k * (len(points) - 1) / 400) for k in range(401)})]
+        line = " ".join(f"{x_of(s / unit):.1f},{y_of(p):.1f}" for s, p in some)
+        kind = "curve" if name == "psnr" else "held-out"
+        parts.append(f'<polyline class="{kind}" points="{line}"/>')
+    words = "minutes" if minutes else "seconds"
+    parts.append(f'<text x="{width - right}" y="{height - 2}" text-anchor="end">{words}</text>')
     parts.append(f'<text x="{left + 8}" y="{top + 17}">PSNR, dB</text>')
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="PSNR over time">{"".join(parts)}</svg>'
 

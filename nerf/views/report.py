@@ -20,9 +20,10 @@ from nerf.io.opening import opened
 from nerf.io.pictures import data_uri, resized
 from nerf.meshing.sides import SIDES
 from nerf.training.runs import Run, read_run
-from nerf.views.curve import curve_points, curve_svg
+from nerf.views.curve import curve_svg, curves
 
 N_VIEWS = 4  # side-by-side pictures in the page: from the best to the worst
+MUCH = 3.0  # dB by which held-out photos may be worse
 SHEET_LONGEST = 1500  # pixels of an embedded side-by-side picture
 
 
@@ -186,11 +187,19 @@ def _check(out: Path) -> str:
 
 
 def _curve(training: dict[str, Any]) -> str:
-    points = curve_points(training)
-    if len(points) < 2:
+    found = curves(training)
+    if not found:
         return ""
-    caption = '<p class="caption">PSNR of the pixels being trained on, over the time of training.</p>'
-    return f"<section><h2>Training</h2>{curve_svg(points)}{caption}</section>"
+    says = "PSNR over the time of training, of pixels of the photos that were trained on"
+    if "held_out" in found:
+        says += "; orange: of the held-out photos, which is what new views look like"
+        gap = found["psnr"][-1][1] - found["held_out"][-1][1]
+        if gap > MUCH:
+            says += (
+                f". That is {gap:.0f} dB less, so the photos were learnt, and not what they show: either they do not "
+                "fit their poses, or few of them show each place, or light and things moved"
+            )
+    return f'<section><h2>Training</h2>{curve_svg(found)}<p class="caption">{says}.</p></section>'
 
 
 def _mesh(out: Path) -> str:

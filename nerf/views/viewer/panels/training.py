@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from nerf.errors import printable
-from nerf.views.curve import curve_points, curve_svg
+from nerf.training.watched import curve_in_words
+from nerf.views.curve import curve_svg, curves
 from nerf.views.viewer.panels.look import small
 
 if TYPE_CHECKING:
@@ -15,27 +17,28 @@ if TYPE_CHECKING:
 
 _STYLE = (
     "<style>.nerf-curve .rule{stroke:#e3e5e8;stroke-width:1}.nerf-curve .curve{fill:none;stroke:#2670c8;"
-    "stroke-width:4}.nerf-curve text{fill:#70757d;font-size:24px}</style>"
+    "stroke-width:4}.nerf-curve .held-out{fill:none;stroke:#d06a1d;stroke-width:4}"
+    ".nerf-curve text{fill:#70757d;font-size:24px}</style>"
 )
 
 
 def curve(points: list[dict[str, float]]) -> str:
     """PSNR over time as it is drawn on the page; empty while there is too little of it."""
-    found = curve_points({"curve": points})
-    if len(found) < 2:
+    found = curves({"curve": points})
+    if not found:
         return small("The curve of PSNR over time begins after some steps.")
     drawing = curve_svg(found, width=760, height=380)
     return f'{_STYLE}<div class="nerf-curve" style="padding:0 0.5em">{drawing}</div>'
 
 
-def state_in_words(step: int, total: int | None, seconds: float, psnr: float | None, state: str) -> str:
-    """One or two lines on how far a training is.
+def state_in_words(step: int, total: int | None, seconds: float, points: list[dict[str, float]], state: str) -> str:
+    """One or two lines on how far a training with this curve is.
 
-    >>> state_in_words(50, 200, 12.3, 24.561, "training")
+    >>> state_in_words(50, 200, 12.3, [{"psnr": 24.561}], "training")
     'training: step 50 of 200 (25 %), 0:00:12<br>PSNR 24.6 dB'
     """
     of = f" of {total} ({100 * step / total:.0f} %)" if total else ""
-    shown = "" if psnr is None else f"<br>PSNR {psnr:.1f} dB"
+    shown = f"<br>{curve_in_words(math.nan, points)}" if points else ""
     return f"{state}: step {step}{of}, {timedelta(seconds=round(seconds))}{shown}"
 
 
@@ -70,8 +73,7 @@ class TrainingPanel:
     def update(self, trainer: Any, state: str) -> None:
         """How far it is now."""
         points = trainer.curve
-        psnr = points[-1]["psnr"] if points else None
-        self.state.content = small(state_in_words(trainer.step, trainer.total_steps, trainer.seconds, psnr, state))
+        self.state.content = small(state_in_words(trainer.step, trainer.total_steps, trainer.seconds, points, state))
         over = state == "done"
         if self.pause.visible == over:
             self.pause.visible = self.stop.visible = not over

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # What is written after training, beside the folder eval/.
 SIDES = ("front", "right", "back", "left", "top", "bottom")
 STEPS = ("poses", "training", "evaluation", "video", "mesh")
-SHOWN = ("video.mp4", "mesh.glb", "mesh.html", "report.html", *(f"mesh_views/{side}.png" for side in SIDES))
+SURVEY = tuple(f"survey/{name}.png" for name in ("inside", "above", "exposure"))
+SHOWN = ("video.mp4", "mesh.glb", "mesh.html", "report.html", *SURVEY, *(f"mesh_views/{side}.png" for side in SIDES))
 VIDEO_LONGEST = 640  # pixels; of the turntable in the report
 VIDEO_FRAMES = 96
 VIDEO_FPS = 24.0
@@ -143,6 +144,9 @@ def finish(
     """
     from nerf.training.evaluation import evaluate
     from nerf.views.report import write_report
+    from nerf.views.survey import write_survey
+
+    seen: list[str] = []
 
     def measure() -> None:
         held_out = len(scene.splits.get("test", ())) > 0
@@ -151,13 +155,14 @@ def finish(
         say(result)
         if "rendered smaller" in result.protocol.down_scaling:
             note(f"measured at {', '.join(result.protocol.resolution)}; `nerf eval` measures every pixel")
+        seen.extend(write_survey(model, scene, result, out))
 
     failures: dict[str, Exception] = {}
     stages: dict[str, Callable[[], object]] = {
         "evaluation": measure,
         "video": lambda: turntable(model, out / "video.mp4"),
         "mesh": lambda: make_mesh(model, scene, out / "mesh.glb", resolution, texture),
-        "report": lambda: write_report(out, scene.notes, list(failures)),
+        "report": lambda: write_report(out, scene.notes, list(failures), seen),
     }
     for name, stage in stages.items():
         try:

@@ -22,6 +22,7 @@ from nerf.io import checkpoint
 from nerf.kernels import RenderedRays
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
+from nerf.rendering.sky import sky_colours
 from nerf.rendering.state import check_cameras, check_field, check_occupancy, check_shown
 from nerf.rendering.view import View
 
@@ -57,6 +58,7 @@ class Model:
         self.names: list[str] = []  # of the photos that it was trained on, in the order of the cameras
         self.given_poses: Tensor | None = None  # [n,3,4] those of the cameras before training refined them, if it did
         self.log_gains: Tensor | None = None  # [n,3] of the photos' light against what is shown, if they were learnt
+        self.sky: Tensor | None = None  # colours by direction in the background's place, see `nerf.rendering.sky`
         self.vignetting: Tensor | None = None  # [n,2] of their cameras, see `nerf.training.exposure.vignetting`
 
     @property
@@ -93,9 +95,13 @@ class Model:
             return torch.cat([field(p, d)[1] for p, d in pairs]) if len(points) else torch.zeros(0, 3)
 
     def render_rays(self, rays_o: Tensor, rays_d: Tensor) -> RenderedRays:
-        """What scene rays [n,3] (unit directions) see, in front of any background: `.over(model.background)` adds it.
+        """What scene rays [n,3] (unit directions) see, in front of any background, see `behind`.
         No gradients, bounded memory."""
         return render_many(self.field, self.occupancy, self.marching, rays_o, rays_d)
+
+    def behind(self, rays_d: Tensor) -> Tensor:
+        """The colours [n,3], or the one [3], that scene rays of unit directions [n,3] see where nothing is."""
+        return self.background if self.sky is None else sky_colours(self.sky, rays_d)
 
     def coarser(self, stretch: float) -> Model:
         """The same model, not a copy, whose rays march in steps so many times longer: faster, a little less exact."""
@@ -130,7 +136,7 @@ class Model:
         """What n scene rays see."""
         out = self.render_rays(rays_o, rays_d)
         return View(
-            out.over(self.background).clamp(0, None if self.linear else 1),
+            out.over(self.behind(rays_d)).clamp(0, None if self.linear else 1),
             out.opacities,
             self.space.t_to_depth(rays_o, rays_d, out.median_depths),
             self._normals(rays_o, rays_d, out.median_depths) if normals else None,
@@ -158,7 +164,12 @@ class Model:
         tensors |= {f"occupancy.{name}": t for name, t in self.occupancy.tensors().items()}
         tensors |= {f"cameras.{name}": t for name, t in self.cameras.tensors().items()}
         tensors["background"] = self.background
-        learnt = {"given_poses": self.given_poses, "log_gains": self.log_gains, "vignetting": self.vignetting}
+        learnt = {
+            "given_poses": self.given_poses,
+            "log_gains": self.log_gains,
+            "vignetting": self.vignetting,
+            "sky": self.sky,
+        }
         tensors |= {name: t for name, t in learnt.items() if t is not None}
         config = {
             "field": self.field.to_dict() if isinstance(self.field, RadianceField) else {"class": _class(self.field)},
@@ -226,7 +237,7 @@ class Model:
                 config.get("exposure", 1.0),
             )
             model.names = config.get("names", [])
-            for name in ("given_poses", "log_gains", "vignetting"):
+            for name in ("given_poses", "log_gains", "vignetting", "sky"):
                 setattr(model, name, tensors.get(name))
             return model
         except MISFITS as error:

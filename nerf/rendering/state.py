@@ -13,6 +13,7 @@ from nerf.fields.radiance import FieldOptions, RadianceField
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.lenses import COEFFICIENTS, EQUIRECTANGULAR
 from nerf.io.limits import number, same_shapes, whole
+from nerf.rendering.sky import TERMS
 
 MOST_PIXELS = 1 << 31  # of a camera's picture
 
@@ -46,12 +47,8 @@ def check_shown(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     names, n = config.get("names", []), len(tensors["cameras.c2w"])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in (0, n):
         raise ValueError(f"names are expected to be those of the {n} photos")
-    for name, shape in (
-        ("background", (3,)),
-        ("given_poses", (n, 3, 4)),
-        ("log_gains", (n, 3)),
-        ("vignetting", (n, 2)),
-    ):
+    shapes: dict[str, tuple[int, ...]] = {"background": (3,), "given_poses": (n, 3, 4), "log_gains": (n, 3)}
+    for name, shape in (shapes | {"vignetting": (n, 2), "sky": (TERMS, 3)}).items():
         if (t := tensors.get(name)) is None and name != "background":
             continue
         if t is None or t.shape != shape or not t.is_floating_point() or not bool(t.isfinite().all()):

@@ -99,7 +99,7 @@ def _searched(model: Model, cameras: Cameras, pictures: list[Tensor], masks: lis
     def differences(rays_o: Tensor, rays_d: Tensor, wanted: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         field, occupancy, marching = model.field, model.occupancy, model.marching
         seen = render_rays(field, occupancy, marching, rays_o, rays_d, grad_accumulator=accumulator)
-        opacities, parts = seen.opacities[:, None], (seen.over(model.background), wanted, model.background)
+        opacities, parts = seen.opacities[:, None], (seen.over(model.behind(rays_d)), wanted, model.background)
         shown, wanted, background = (light.shown_as(model, t) for t in parts)
         if model.log_gains is not None:  # the picture's own exposure is not the pose's affair
             views, votes = (n, RAYS, 3), (counts > 0) & (opacities > OPAQUE)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.datasets import Scene
@@ -18,6 +18,7 @@ from nerf.fields.radiance import FieldOptions, RadianceField, check_sizes
 from nerf.io.clock import LENGTH, SEED, Length
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
+from nerf.rendering.sky import fit_sky
 from nerf.training.exposure import HEADROOM
 from nerf.training.pixel_sampler import KEYPOINTS
 from nerf.training.pose_refinement import scene_scale
@@ -33,6 +34,7 @@ TRAINING = LENGTH | {
     "occupancy_resolution": RESOLUTION,
     "checkpoint_seconds": Range(0),
 }
+SKY_PIXELS = 1 << 16  # of all photos, that say what is behind everything
 SLACK = 0.03  # scene scales by which silhouettes are grown where poses are not exact: 1.7 degrees
 
 
@@ -173,9 +175,26 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
     cameras = scene.cameras.subset(ids)
     model = Model(*parts, scene.scene_from_world, cameras, behind, scene.linear, exposure=scene.exposure)
     model.names = [scene.names[i] for i in ids.tolist()]
+    if not (scene.space.bounded or scene.has_alpha):
+        model.sky = _sky(scene, ids)
     if config.refine_poses:
         model.given_poses = scene.cameras.c2w[ids].clone()
     return model
+
+
+def _sky(scene: Scene, ids: Tensor) -> Tensor | None:
+    """What the photos show on average in each direction, for where nothing will be; None where masks leave nothing."""
+    random, pixels = torch.Generator().manual_seed(0), scene.pixels
+    image_ids = ids.cpu()[torch.randint(len(ids), (SKY_PIXELS,), generator=random)].to(pixels.offsets.device)
+    u = torch.rand(2, SKY_PIXELS, generator=random).to(image_ids.device)
+    rows, cols = (u[0] * pixels.heights[image_ids]).long(), (u[1] * pixels.widths[image_ids]).long()
+    values = pixels.gather(image_ids, rows, cols)
+    directions = scene.cameras.rays(image_ids, rows, cols, scene.scene_from_world)[1]
+    colours = values[:, :3] if values.shape[1] >= 3 else values[:, :1].expand(-1, 3)
+    if scene.masks is not None:
+        used = scene.masks.gather(image_ids, rows, cols)[:, 0] > 0.5
+        colours, directions = colours[used], directions[used]
+    return fit_sky(colours, directions) if len(colours) else None
 
 
 def _mean_density(field: Any) -> float:

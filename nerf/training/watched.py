@@ -59,7 +59,7 @@ class WatchedPixels:
         rendered = model.render_rays(*self.rays)
         background = model.background.to(self.rgb.device)
         truth = shown_as(model, self.rgb * self.alpha + background * (1 - self.alpha))
-        colors = shown_as(model, rendered.over(model.background))
+        colors = shown_as(model, rendered.over(model.behind(self.rays[1])))
         if self.exposures is not None:
             over = rendered.opacities[:, None], shown_as(model, background)
             colors = apply_exposure_over(colors, self.exposures.at(*self.places).detach(), *over)

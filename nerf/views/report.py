@@ -27,11 +27,13 @@ MUCH = 3.0  # dB by which held-out photos may be worse
 SHEET_LONGEST = 1500  # pixels of an embedded side-by-side picture
 
 
-def write_report(out: Path, notes: list[str] | None = None, failures: list[str] | None = None) -> Path:
+def write_report(
+    out: Path, notes: list[str] | None = None, failures: list[str] | None = None, seen: list[str] | None = None
+) -> Path:
     """Write out/report.html from what is in `out`: run.json, training.json, eval/, video.mp4, mesh.glb, if there.
 
-    notes: the loader's sentences on what it chose; failures: a sentence for each step that failed. Returns the page's
-    path. Raises UserError when the disk is full.
+    notes: the loader's sentences on what it chose; failures: a sentence for each step that failed; seen: what stands
+    out of the views that were measured. Returns the page's path. Raises UserError when the disk is full.
     """
     run = read_run(out) or Run(data="")
     training, evaluation = _json(out / "training.json"), _json(out / "eval" / "eval.json")
@@ -41,6 +43,7 @@ def write_report(out: Path, notes: list[str] | None = None, failures: list[str] 
         _list("What failed, and so is not here", failures or []),
         _video(out),
         _section(_views, out, evaluation),
+        _section(_survey, out, seen or []),
         _section(_poses, out / "dataset"),
         _section(_check, out),
         _section(_curve, training),
@@ -152,6 +155,19 @@ def _views(out: Path, evaluation: dict[str, Any]) -> str:
         f"absolute difference, black for none and pale yellow from {ERROR_HIGH:g} of full range up. All lie in eval/."
     )
     return f"<section><h2>Truth, render, error</h2><p>{_e(intro)}</p>{figures}</section>"
+
+
+def _survey(out: Path, seen: list[str]) -> str:
+    """What `write_survey` left: pictures, and what stands out in words."""
+    captions = {
+        "inside": "A view of middling quality and the worst one: colour, depth from light (near) to dark, normals",
+        "above": "From above: where photos were taken, and how good views from held-out places are",
+        "exposure": "How much brighter than the mean each photo is",
+    }
+    figures = "".join(_figure(out / "survey" / f"{name}.png", words) for name, words in captions.items())
+    lines = "".join(f"<li>{_e(line)}.</li>" for line in seen)
+    listed = f"<ul>{lines}</ul>" if lines else ""
+    return f"<section><h2>What stands out</h2>{listed}{figures}</section>" if figures or listed else ""
 
 
 def _figure(path: Path, caption: str) -> str:

@@ -186,6 +186,7 @@ def before(model: Model, background: str) -> Model:
     other.background = torch.full_like(
         model.background, float(decode(value) / model.exposure if model.linear else value)
     )
+    other.sky = None
     return other
 
 

@@ -63,6 +63,8 @@ class TrainConfig:
     # An exposure for each channel of each photo, for photos whose exposure or white balance differ.
     exposure: bool = False
     vignetting: bool = False  # how each lens darkens its pictures towards the corners
+    # Open scenes: parts of photos that show something else than all others see there are not learnt from.
+    distractors: bool = True
     checkpoint_seconds: float = 120.0
     # On a GPU: the same steps give the same bits in every run (not `minutes`, which decide how many). The CPU's always
     # do. It costs time; how much, no GPU has measured yet.

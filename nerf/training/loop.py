@@ -33,11 +33,12 @@ from nerf.rendering.model import Model
 from nerf.rendering.rays import render_rays
 from nerf.training import stepping
 from nerf.training.config import TrainConfig, new_model, weights_of
+from nerf.training.distractors import Distractors, left_out_in_words
 from nerf.training.exposure import ExposureCorrections
 from nerf.training.objective import SceneLoss, near_camera_opacity_loss
 from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
-from nerf.training.pixel_sampler import PixelBatch, ray_lengths
+from nerf.training.pixel_sampler import PixelBatch, PixelSampler, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
 from nerf.training.runs import TRAINED, open_run
 from nerf.training.same_scene import check_same_scene
@@ -94,6 +95,10 @@ class Trainer:
         self.watched: dict[str, WatchedPixels] = {}  # where poses are refined, the given ones show something else
         if not config.refine_poses:
             self.watched = watched_pixels(self.scene, self.exposures)
+        self.distractors: Distractors | None = None
+        is_open = not (scene.space.bounded or scene.has_alpha)
+        if config.distractors and is_open and isinstance(self.sampler, PixelSampler) and self.poses is None:
+            self.distractors = Distractors(self.scene, ids)
         self.objective = SceneLoss(scene.linear, scene.exposure, self.exposures)
         self.loss: Loss = loss or self.objective
         self.weights = weights_of(scene, config.weights)
@@ -136,6 +141,10 @@ class Trainer:
                 with torch.no_grad():
                     density = checked(model.field).density
                     model.occupancy.update(density, model.marching.step_size, random, budget, everywhere)
+            if self.distractors is not None and schedule.looks_for_distractors(self.step):
+                assert isinstance(self.sampler, PixelSampler)
+                cells = self.distractors.find(model, self.exposures, self.step)
+                self.sampler.left_out = self.distractors.blocks(cells, self.sampler.blocks).to(self.device)
             if schedule.updates_importance(self.step):
                 self.sampler.update_importance(schedule.importance)
             plan = self.plan()
@@ -399,6 +408,8 @@ def _train(trainer: Trainer, file: Path, progress: bool, between: Between | None
     finally:
         display.close()
     _save(trainer, file)
+    if isinstance(trainer.sampler, PixelSampler) and (words := left_out_in_words(trainer.scene.names, trainer.sampler)):
+        note(words)
     return trainer.model
 
 

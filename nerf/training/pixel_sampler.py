@@ -201,6 +201,7 @@ class PixelSampler(Sampler):
         device = scene.pixels.offsets.device
         self.blocks = torch.cat(places).to(device)  # [n_blocks,3] image, block row, block column
         self.cumulative: Tensor | None = None
+        self.left_out = torch.zeros(len(self.blocks), dtype=torch.bool, device=device)  # none of these is drawn
         self.start(len(self.blocks), self._keypoint_blocks())
 
     def _keypoint_blocks(self) -> Tensor | None:
@@ -219,7 +220,7 @@ class PixelSampler(Sampler):
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: errors and counts of the blocks of pixels; `restore` takes it back."""
-        state = {"errors": self.errors, "counts": self.counts}
+        state = {"errors": self.errors, "counts": self.counts, "left_out": self.left_out}
         return state if self.cumulative is None else state | {"cumulative": self.cumulative}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -231,6 +232,7 @@ class PixelSampler(Sampler):
                 f"{len(self.blocks)}: masks or photos have changed since; start again with --overwrite"
             )
         self.errors, self.counts, self.cumulative = here["errors"], here["counts"], here.get("cumulative")
+        self.left_out = here.get("left_out", self.left_out)  # which checkpoints of before 0.2 do not have
 
     def spread(self, u: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         last, pixels = len(self.blocks) - 1, self.scene.pixels
@@ -250,8 +252,9 @@ class PixelSampler(Sampler):
 
     def update_importance(self, share: float) -> None:
         """Draw from now on by what was recorded; old errors fade. Blocks never drawn count as average."""
-        mean = self.fade()
-        p = (1 - share) / len(mean) + share * mean / mean.sum().clamp_min(1e-12)
+        drawn = ~self.left_out
+        mean = self.fade() * drawn
+        p = (1 - share) * drawn / drawn.sum() + share * mean / mean.sum().clamp_min(1e-12)
         p = p.double()
         cumulative = (p * FIXED).long().cumsum(0).double() if kernels.is_deterministic() else p.cumsum(0)
         cumulative = (cumulative / cumulative[-1]).float()

@@ -132,6 +132,11 @@ class Schedule:
         """Whether colours are asked for from random directions in this step (of objects)."""
         return step < min(self.diffuse_steps, self.diffuse_share * (total_steps or math.inf))
 
+    def looks_for_distractors(self, step: int) -> bool:
+        """Whether photos are held against one another before this step: at powers of two, before the importance of
+        what cannot be learnt grows."""
+        return step >= self.importance_after and step & (step - 1) == 0
+
     def updates_importance(self, step: int) -> bool:
         """Whether the probabilities of pixels are computed anew before this step."""
         return self.importance > 0 and step >= self.importance_after and step % self.importance_every == 0

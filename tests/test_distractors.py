@@ -115,7 +115,7 @@ def test_cells_that_are_left_out_are_not_drawn_and_are_named() -> None:
     assert "view_003.png 100 %" in left_out_in_words(scene.names, sampler)
 
 
-def test_a_training_asks_before_importance_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_asks_early_and_then_ever_more_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def find(self: Distractors, model: object, exposures: object, seed: int = 0) -> Tensor:
@@ -123,7 +123,7 @@ def test_a_training_asks_before_importance_grows(monkeypatch: pytest.MonkeyPatch
         return torch.zeros(len(self.photo), dtype=torch.bool)
 
     monkeypatch.setattr(distractors.Distractors, "find", find)
-    config = train_config(steps=20, batch_samples=1 << 9).with_settings(importance_after=4, importance_every=2)
+    config = train_config(steps=20, batch_samples=1 << 9).with_settings(importance_after=8, distractors_after=4)
     trainer = Trainer(photos({}), config)
     for _ in range(20):
         trainer.train_step()

@@ -30,7 +30,17 @@ RECORDS: list[tuple[type, Mapping[str, Range], set[str]]] = [
     (
         nerf.TrainConfig,
         TRAINING,
-        {"weights", "schedule", "field", "refine_poses", "exposure", "vignetting", "deterministic", "graph"},
+        {
+            "weights",
+            "schedule",
+            "field",
+            "refine_poses",
+            "exposure",
+            "vignetting",
+            "distractors",
+            "deterministic",
+            "graph",
+        },
     ),
     (nerf.Weights, WEIGHTS, set()),
     (nerf.Schedule, SCHEDULE, set()),

@@ -141,12 +141,8 @@ class Trainer:
                 with torch.no_grad():
                     density = checked(model.field).density
                     model.occupancy.update(density, model.marching.step_size, random, budget, everywhere)
-            if self.distractors is not None and schedule.looks_for_distractors(self.step):
-                assert isinstance(self.sampler, PixelSampler)
-                cells = self.distractors.find(model, self.exposures, self.step)
-                self.sampler.left_out = self.distractors.blocks(cells, self.sampler.blocks).to(self.device)
-            if schedule.updates_importance(self.step):
-                self.sampler.update_importance(schedule.importance)
+            if self._leave_out_distractors() or schedule.updates_importance(self.step):
+                self.sampler.update_importance(schedule.importance_at(self.step))
             plan = self.plan()
             self.look_at_numbers(plan, stepping.run_step(self.learn, plan, self.recorded))
         self.step += 1
@@ -211,6 +207,15 @@ class Trainer:
             self.exposures.step(c.schedule.exposure_rate_at(self.progress()))
         self.sampler.record(batch, errors)
         return StepResult(loss.detach(), errors, rendered.evaluated, rendered.kept, rendered.capacity)
+
+    def _leave_out_distractors(self) -> bool:
+        """Choose anew which parts of photos are not drawn, where it is time to; whether it was."""
+        if self.distractors is None or not self.config.schedule.looks_for_distractors(self.step):
+            return False
+        assert isinstance(self.sampler, PixelSampler)
+        cells = self.distractors.find(self.model, self.exposures, self.step)
+        self.sampler.left_out = self.distractors.blocks(cells, self.sampler.blocks).to(self.device)
+        return True
 
     def look_at_numbers(self, plan: StepPlan, result: StepResult) -> None:
         """Count a step's samples, stop where it broke down, and choose by its work how many rays the next one has."""

@@ -27,6 +27,7 @@ SCHEDULE = {
     "importance": _SHARE,
     "importance_after": _COUNT,
     "importance_every": Range(1, 1e9, whole=True),
+    "distractors_after": Range(1, 1e9, whole=True),
     "coarse_steps": _COUNT,
     "step_scale": Range(0, 1e3, above=True),
     "step_scale_until": Range(0, 1e9),
@@ -82,6 +83,8 @@ class Schedule:
     importance: float = 0.5  # share of pixels that are drawn in proportion to the error where they are
     importance_after: int = 256  # steps
     importance_every: int = 64  # steps between updates of the probabilities
+    # Steps after which photos are held against one another (see `Distractors`): floaters that explain it grow early.
+    distractors_after: int = 64
     # Rays march in longer steps at first: 4 and 2 times `step_scale` (a quarter, the rest of `coarse_steps`), then
     # `step_scale` times the steps of rendering until `step_scale_until` of the training.
     coarse_steps: int = 400
@@ -133,9 +136,12 @@ class Schedule:
         return step < min(self.diffuse_steps, self.diffuse_share * (total_steps or math.inf))
 
     def looks_for_distractors(self, step: int) -> bool:
-        """Whether photos are held against one another before this step: at powers of two, before the importance of
-        what cannot be learnt grows."""
-        return step >= self.importance_after and step & (step - 1) == 0
+        """Whether photos are held against one another before this step: at powers of two."""
+        return step >= self.distractors_after and step & (step - 1) == 0
+
+    def importance_at(self, step: int) -> float:
+        """The share of pixels that are drawn by their error."""
+        return self.importance if step >= self.importance_after else 0.0
 
     def updates_importance(self, step: int) -> bool:
         """Whether the probabilities of pixels are computed anew before this step."""

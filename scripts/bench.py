@@ -9,6 +9,7 @@
     python scripts/bench.py foundation --data DIR               every number that the CPU foundation is held to
     python scripts/bench.py mesh --data DIR                     every number that meshes and textures are held to
     python scripts/bench.py capture --data DIR                  every number that finding poses is held to
+    python scripts/bench.py scenes --data DIR                   every number that real scenes are held to
     python scripts/bench.py signals --data DIR                  every number that images, sounds and shapes are held to
 
 Each row runs in a process of its own, so that peak memory and threads are its own, and is written once it is done.
@@ -29,7 +30,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import capture, foundation, meshes, signals
+from benchmarks import capture, foundation, meshes, scenes, signals
 from benchmarks.targets import against_targets, value_of
 
 import nerf
@@ -38,7 +39,7 @@ from nerf.errors import UserError
 BACKENDS = ("auto", "cpu", "cuda", "reference")
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the rows that others go on with
-SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture, "signals": signals}
+SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture, "scenes": scenes, "signals": signals}
 
 
 class Row(NamedTuple):
@@ -125,7 +126,7 @@ def arguments() -> argparse.Namespace:
         ("--threads", f"train extract ablation {suites}", {"type": int, "help": "default: torch's"}),
         ("--threads", "speed kernels scaling", listed | {"default": "1,2"}),
         ("--minutes", "train scaling ablation", {"type": float, "default": 1.0, "help": "of training, default 1"}),
-        ("--minutes", "capture", {"type": float, "help": "of training, instead of the rows' own"}),
+        ("--minutes", "capture scenes", {"type": float, "help": "of training, instead of the rows' own"}),
         ("--views", "train scaling ablation", {"type": int, "help": "measure only so many test views"}),
         ("--downscale", "train ablation", {"type": int, "default": 1, "help": "of training images only"}),
         ("--run", "train", {"type": Path, "help": "folder to keep the checkpoint in"}),
@@ -264,12 +265,14 @@ def job(row: dict[str, Any], result: Path) -> int:
     """The child's side of `run`."""
     content: dict[str, Any]
     try:
-        from benchmarks import captures, jobs, large, micro, shape_jobs, signal_jobs
+        from benchmarks import captures, jobs, large, micro, scene_jobs, shape_jobs, signal_jobs
 
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        module = next(m for m in (jobs, micro, captures, large, signal_jobs, shape_jobs) if hasattr(m, row["job"]))
+        module = next(
+            m for m in (jobs, micro, captures, large, scene_jobs, signal_jobs, shape_jobs) if hasattr(m, row["job"])
+        )
         function = getattr(module, row["job"])
         content = {"machine": around, "result": function(**row["options"])}
     except UserError as error:

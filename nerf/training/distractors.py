@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CELL = 32  # pixels along the side of the cells that are judged, by one ray each
 RATIO = 6.0  # times the error of what other photos see in the same place, from which on a photo contradicts them
 LEAST = 1e-2  # mean squared error below which nothing does: 20 dB
+USUAL = 3.0  # times the median error of all, likewise: while a field is young, all of it is wrong
 _DEPTH = 0.1  # share of the distance by which what another photo sees may lie apart to be the same
 _FEWEST = 3  # other photos that see the place
 _VOTE = 4 / 9  # of a cell and its neighbours: single cells are highlights and edges
@@ -50,11 +51,12 @@ class Distractors:
         """Which cells contradict the other photos: bool [n]."""
         errors, points, distances = self._look(model, exposures, torch.Generator().manual_seed(seed))
         smooth = self._around(errors)
+        least = max(LEAST, USUAL * float(smooth.median()))
         wrong = torch.zeros(len(errors), dtype=torch.bool)
-        asked = ((smooth > LEAST) & distances.isfinite()).nonzero()[:, 0]
+        asked = ((smooth > least) & distances.isfinite()).nonzero()[:, 0]
         for some in asked.split(_CHUNK):
             wrong[some] = smooth[some] > RATIO * self._elsewhere(some, points, distances, smooth)
-        wrong = (self._around(wrong.float()) >= _VOTE) & (smooth > LEAST)  # a cell beyond what is wrong, by the means
+        wrong = (self._around(wrong.float()) >= _VOTE) & (smooth > least)  # a cell beyond what is wrong, by the means
         counts = torch.zeros(len(self.ids)).index_add_(0, self.photo, wrong.float())
         whole = counts > _MOST * torch.bincount(self.photo, minlength=len(self.ids))
         return wrong & ~whole[self.photo]

@@ -67,7 +67,8 @@ def train(
     if downscale > 1:
         loaded = datasets.load(scene, quiet=True)
     kernels.use("auto")  # what the reference kernels have learnt is drawn by the fastest: the same picture, sooner
-    model.background = torch.ones(3)
+    if loaded.background is None:
+        model.background = torch.ones(3)
     result = evaluate(model, loaded, max_views=views, show_progress=False).to_dict()
     times["evaluate"] = result["seconds"]
     times["all"] = time.perf_counter() - started

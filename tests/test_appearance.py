@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny import FIELD, join_cameras, make_scene, sphere_scene, train_config
 from torch import Tensor
 
 from nerf.datasets import Scene
+from nerf.io import checkpoint
 from nerf.rendering.view import View
 from nerf.training.evaluation import _exposed, evaluate
 from nerf.training.exposure import (
@@ -27,6 +29,7 @@ from nerf.training.exposure import (
 )
 from nerf.training.loop import train
 
+SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
 CONFIG = train_config(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
 
 EVERY = torch.ones(500, dtype=torch.bool)
@@ -149,3 +152,22 @@ def test_a_lens_that_darkens_corners_is_learnt_and_views_are_without_it(tmp_path
     model.vignetting = None
     before = evaluate(model, scene, "test", show_progress=False)
     assert before.psnr < found.psnr and before.protocol.vignetting is None
+
+
+def test_what_the_check_finds_is_learnt_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nerf.checks.verdict import Finding, Verdict
+    from nerf.cli import train as cli
+
+    verdict = Verdict("fits", findings=[Finding("vignetting", "corners are darker")])
+    monkeypatch.setattr(cli, "before_training", lambda how, run: verdict)
+
+    def learnt(out: str, **options: Any) -> dict[str, bool]:
+        args = cli.TrainArgs(data=SAMPLE, out=tmp_path / out, downscale=16, **options)
+        cli.main(args)
+        config = checkpoint.load(tmp_path / out / "checkpoint.safetensors")[1]["training"]["config"]
+        return {name: config[name] for name in cli.LIGHT}
+
+    assert learnt("auto", steps=2) == {"exposure": False, "vignetting": True}
+    assert learnt("auto", steps=4, resume=True) == {"exposure": False, "vignetting": True}, "as it was begun"
+    assert learnt("off", steps=2, exposure="off") == {"exposure": False, "vignetting": False}
+    assert learnt("on", steps=2, exposure="on") == {"exposure": True, "vignetting": True}

@@ -64,6 +64,8 @@ def test_photos_of_a_place_have_no_plain_background() -> None:
     c = scene.cameras
     lens = [float(c.fx[0]), float(c.fy[0]), float(c.cx[0]), float(c.cy[0])]
     assert Scene.from_arrays(noisy, c.c2w, lens).background is None
+    thin = [np.pad(image[1:-1, 1:-1], ((1, 1), (1, 1), (0, 0))) for image in noisy]
+    assert Scene.from_arrays(thin, c.c2w, lens).background is None, "the black that undistortion leaves"
     asked = Scene.from_arrays([scene.pixels.raw(i) for i in range(len(noisy))], c.c2w, lens, space="unbounded")
     assert asked.background is None and asked.space.name == "unbounded"
     assert plain_background(scene.pixels, [0, 1, 2]) is not None

@@ -14,7 +14,7 @@ from nerf.geometry.cameras import Cameras
 STOPS = 0.7  # between the 5th and the 95th of a hundred photos, from which on exposure is said to differ
 STEP, CERTAIN = 0.1, 4.0  # stops, and standard errors: a pair's difference in brightness that is none by chance
 TINT = 0.3  # stops between channels, likewise
-CORNER = 0.25  # stops by which corners are darker than the middle, from which on that is said
+CORNER = 0.5  # stops by which corners are darker than the middle, from which on that is said
 BEYOND = 1.5  # times what features of one pair scatter, pairs have to differ: shiny things do so by themselves
 SURE = 0.2  # of the pairs that have to differ so
 AGREE = 0.35  # of that: how far pairs may be from one gain a photo

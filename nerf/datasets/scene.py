@@ -32,6 +32,8 @@ from nerf.io.images import Picture, convert, read_mask, read_pixels
 from nerf.io.machine import usable_cores
 from nerf.io.threads import threads_within
 
+FRAMED = 0.8  # of a picture: where an object shows on more, what is around it is a frame, as undistortion leaves one
+
 
 @dataclass
 class Scene:
@@ -195,7 +197,8 @@ def _before_one_colour(
     if background is None:
         return None, None
     silhouettes = pictures.cut_out(pixels, background)
-    if sum(bool(silhouettes.image(i).any()) for i in range(len(silhouettes))) < 0.5 * len(silhouettes):
+    shown = float(np.median([float(silhouettes.image(i).mean()) for i in some_of(pixels, 16)]))
+    if not 0 < shown < FRAMED:
         return None, None
     colour = ", ".join(f"{v:.3g}" for v in background.tolist())
     pictures.parsed.notes.append(

@@ -115,7 +115,9 @@ def test_vignetting_is_none_in_the_middle_and_of_each_lens() -> None:
     corrections = ExposureCorrections(cameras, torch.arange(7), gains=False)
     assert corrections.gains() is None
     corrections.values["lens"].data.copy_(torch.tensor([[-0.5, -0.2], [0.0, 0.0]]))
-    darker = darkened_by_lens(cameras.subset([0]), cameras, corrections.vignetting())
+    learnt = corrections.vignetting()
+    assert learnt is not None
+    darker = darkened_by_lens(cameras.subset([0]), cameras, learnt)
     assert (
         darker.shape == (48, 48, 1)
         and float(darker.min()) > -0.7
@@ -124,8 +126,8 @@ def test_vignetting_is_none_in_the_middle_and_of_each_lens() -> None:
     pixels = torch.arange(48 * 48)
     at = corrections.at(torch.zeros_like(pixels), pixels // 48, pixels % 48)
     torch.testing.assert_close(at.reshape(48, 48, 3), darker.expand(-1, -1, 3))
-    assert darkened_by_lens(cameras.subset([5]), cameras, corrections.vignetting()).eq(0).all()
-    half = darkened_by_lens(cameras.subset([0]).scaled(2), cameras, corrections.vignetting())
+    assert darkened_by_lens(cameras.subset([5]), cameras, learnt).eq(0).all()
+    half = darkened_by_lens(cameras.subset([0]).scaled(2), cameras, learnt)
     torch.testing.assert_close(
         half[..., 0], torch.nn.functional.avg_pool2d(darker[None, ..., 0], 2)[0], atol=0.01, rtol=0
     )

@@ -351,8 +351,9 @@ def test_the_report_shows_and_links_what_is_there(whole: tuple[Path, str, str], 
     page = read_page(write_report(out, ["chosen for <reasons>"]))
     assert "a <scene> & more" in page.text and "chosen for <reasons>" in page.text and "<b>000" in page.text
     assert "2 were held out" in page.text and "dB PSNR" in page.text and "PSNR, dB" in page.text
-    # Whole in itself: pictures inside, of two views and of the mesh's six sides; every other link is a file beside it.
-    assert sum(link.startswith("data:image/jpeg") for link in page.links) == 8
+    # Whole in itself: pictures inside, of two views, of the mesh's six sides, of depth and of the cameras from above;
+    # every other link is a file beside it.
+    assert sum(link.startswith("data:image/jpeg") for link in page.links) == 10
     for link in page.links:
         assert link.startswith("data:") or (out / link).is_file(), link
 

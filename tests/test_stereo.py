@@ -300,7 +300,9 @@ def test_photos_are_seen_without_distortion_and_masks_are_holes() -> None:
         names=["a"],
         splits={"train": [0]},
     )
-    model = SimpleNamespace(names=["gone", "a"], given_poses=None, log_gains=None, linear=False, exposure=1.0)
+    model = SimpleNamespace(
+        names=["gone", "a"], given_poses=None, log_gains=None, vignetting=None, linear=False, exposure=1.0
+    )
     pinholes = _small_pinholes(scene.cameras.subset([0, 0]), 64)
     absent, seen = grey_pictures(model, scene, torch.tensor([0, 1]), pinholes)  # type: ignore[arg-type]
     expected = pattern(pinholes.image_rays(0)[1]).reshape(48, 64)

@@ -198,11 +198,11 @@ def load_photo_colors(model: Model, scene: Scene, i: int) -> Tensor:
     """Photo i as [h,w,3] float32, as it is shown: sRGB values, in the common exposure where training learnt one."""
     pixels = scene.pixels.image(i)
     colors = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].expand(-1, -1, 3)
-    logs = darkened_by_lens(scene.cameras.subset([i]), model.cameras, model.vignetting)
+    if model.vignetting is not None:
+        darker = darkened_by_lens(scene.cameras.subset([i]), model.cameras, model.vignetting)
+        colors = remove_exposure(colors, darker, model.linear)
     if model.log_gains is not None and scene.names[i] in model.names:
-        logs = logs + model.log_gains[model.names.index(scene.names[i])]
-    if bool(logs.any()):
-        colors = remove_exposure(colors, logs, model.linear)
+        colors = remove_exposure(colors, model.log_gains[model.names.index(scene.names[i])], model.linear)
     return _to_srgb(model, colors)
 
 

@@ -77,12 +77,10 @@ def lenses(cameras: Cameras) -> Tensor:
     return (_shapes(cameras) / math.log(4 / 3)).round().unique(dim=0, return_inverse=True)[1]
 
 
-def darkened_by_lens(camera: Cameras, trained: Cameras, coefficients: Tensor | None) -> Tensor:
+def darkened_by_lens(camera: Cameras, trained: Cameras, coefficients: Tensor) -> Tensor:
     """Log gains [h,w,1] of the pictures of a camera [1] by the vignetting [n,2] of the one most like it of those [n]
-    that were trained on; 0 where none was learnt."""
+    that were trained on."""
     h, w = int(camera.heights[0]), int(camera.widths[0])
-    if coefficients is None:
-        return torch.zeros(h, w, 1)
     alike = int((_shapes(trained) - _shapes(camera)).norm(dim=1).argmin())
     rows, cols = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
     squares = from_middle(camera, torch.zeros_like(rows), rows, cols)

@@ -37,7 +37,7 @@ def scene_and_model(trained: Cameras) -> tuple[Any, Any]:
 def test_pictures_are_there_and_what_stands_out_is_said(tmp_path: Path) -> None:
     scene, model = scene_and_model(ring_cameras(8, 32).subset([0, 1, 2, 3, 4]))
     model.log_gains = torch.tensor([[0.7] * 3, [-0.7] * 3, [0.0] * 3, [0.0] * 3, [0.0] * 3])
-    said = write_survey(model, scene, measured({1: 30.0, 2: 31.0, 3: 18.0, 6: 20.0, 4: 30.5}), tmp_path)
+    said = write_survey(model, scene.cameras, measured({1: 30.0, 2: 31.0, 3: 18.0, 6: 20.0, 4: 30.5}), tmp_path)
     for name in (INSIDE, ABOVE, EXPOSURE):
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("RGB")).std() > 5, "a picture of something"
@@ -52,9 +52,9 @@ def test_pictures_are_there_and_what_stands_out_is_said(tmp_path: Path) -> None:
 
 def test_nothing_stands_out_where_all_is_well(tmp_path: Path) -> None:
     scene, model = scene_and_model(ring_cameras(8, 32))
-    assert write_survey(model, scene, measured({1: 30.0, 2: 31.0}), tmp_path) == []
+    assert write_survey(model, scene.cameras, measured({1: 30.0, 2: 31.0}), tmp_path) == []
     assert not (tmp_path / EXPOSURE).exists()
-    assert write_survey(model, scene, measured({1: float("nan")}), tmp_path / "none") == []
+    assert write_survey(model, scene.cameras, measured({1: float("nan")}), tmp_path / "none") == []
 
 
 def test_where_a_camera_looks_counts_as_well_as_where_it_stands() -> None:

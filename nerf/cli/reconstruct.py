@@ -155,7 +155,7 @@ def finish(
         say(result)
         if "rendered smaller" in result.protocol.down_scaling:
             note(f"measured at {', '.join(result.protocol.resolution)}; `nerf eval` measures every pixel")
-        seen.extend(write_survey(model, scene, result, out))
+        seen.extend(write_survey(model, scene.cameras, result, out))
 
     failures: dict[str, Exception] = {}
     stages: dict[str, Callable[[], object]] = {

@@ -18,7 +18,6 @@ from nerf.io.pictures import INK, apply_colour_map, panels, resized, write_png
 from nerf.views.video import find_depth_range, picture_of
 
 if TYPE_CHECKING:
-    from nerf.datasets import Scene
     from nerf.geometry.cameras import Cameras
     from nerf.rendering.model import Model
     from nerf.training.scores import Evaluation
@@ -31,15 +30,16 @@ _AWAY = math.radians(12)  # from the nearest photo's direction, or as an angle a
 _NAMED = 5  # views at most
 
 
-def write_survey(model: Model, scene: Scene, found: Evaluation, out: Path) -> list[str]:
-    """Write PICTURES into `out`, exposure only where it was learnt; returns what stands out, a sentence each."""
+def write_survey(model: Model, cameras: Cameras, found: Evaluation, out: Path) -> list[str]:
+    """Write PICTURES into `out`, exposure only where it was learnt; returns what stands out, a sentence each. cameras:
+    of the scene whose views were measured."""
     make_folder(out / "survey")
     ranked = sorted((view for view in found.views if math.isfinite(view.psnr)), key=lambda view: view.psnr)
     if not ranked:
         return []
     rows = []
     for view in (ranked[len(ranked) // 2], ranked[0]):
-        camera = scene.cameras.subset([view.index])
+        camera = cameras.subset([view.index])
         camera = camera.scaled(max(1, round(max(view.width, view.height) / _LONGEST)))
         seen = model.render_image(camera, 0)
         limits = find_depth_range(model, camera)
@@ -50,8 +50,8 @@ def write_survey(model: Model, scene: Scene, found: Evaluation, out: Path) -> li
     rows = [np.pad(row, ((0, 0), (0, wide - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     write_png(out / INSIDE, np.concatenate(rows))
     index = torch.tensor([view.index for view in ranked])
-    write_png(out / ABOVE, _above(model.cameras, scene.cameras.subset(index), [view.psnr for view in ranked]))
-    said = _far_from_photos(model, scene, found)
+    write_png(out / ABOVE, _above(model.cameras, cameras.subset(index), [view.psnr for view in ranked]))
+    said = _far_from_photos(model, cameras, found)
     if model.log_gains is not None:
         stops = model.log_gains.mean(dim=1) / math.log(2)
         write_png(out / EXPOSURE, _bars(stops.tolist()))
@@ -61,14 +61,14 @@ def write_survey(model: Model, scene: Scene, found: Evaluation, out: Path) -> li
     return said
 
 
-def _far_from_photos(model: Model, scene: Scene, found: Evaluation) -> list[str]:
+def _far_from_photos(model: Model, cameras: Cameras, found: Evaluation) -> list[str]:
     """Which views are much worse than the middle of all, and whether photos are near them."""
     scores = [view.psnr for view in found.views if math.isfinite(view.psnr)]
     usual, said = float(np.median(scores)), []
     for view in sorted(found.views, key=lambda view: view.psnr)[:_NAMED]:
         if not view.psnr < usual - _WORSE:
             break
-        away = _from_nearest(scene.cameras.subset([view.index]), model)
+        away = _from_nearest(cameras.subset([view.index]), model)
         why = (
             f"no photo was taken within {math.degrees(_AWAY):.0f} degrees of it"
             if away > _AWAY

@@ -178,6 +178,7 @@ def test_the_cameras_of_a_checkpoint_are_turned_and_nothing_else(saved: Any, tmp
         ({"names": None}, "trained on other images"),
         ({"config": None}, "damaged"),
         ({"curve": 3}, "its curve is no list"),
+        ({"curve": [{"step": 1, "held_out": "20"}]}, "values that are no numbers"),
         ({"samples": {"rays": "x", "evaluated": 0, "trained": 0}}, "rays is 'x'"),
     ],
 )

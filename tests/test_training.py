@@ -561,6 +561,14 @@ def test_what_is_told_of_a_training_is_of_photos_that_it_does_not_see(tmp_path: 
     assert points[0]["psnr"] == points[1]["psnr"], "the photos learnt from are the same"
     assert points[1]["held_out"] < points[0]["held_out"] - 3
     assert curve_in_words(0.0, points[:1]).endswith("dB held out")
+    masks = [np.zeros((32, 32, 1), np.uint8) for _ in range(10)]
+    masks[0][:16, :16] = 255
+    hidden = Trainer(
+        replace(scene, masks=store(masks), splits={"train": torch.arange(1), "test": torch.arange(9, 10)}), CONFIG
+    )
+    assert hidden.point(20.0).keys() == {"step", "seconds", "psnr"}, "nothing of the held-out photo may be used"
+    hidden.watched = {"psnr": hidden.watched["held_out"]}
+    assert hidden.point(20.0)["psnr"] == 20.0, "where masks leave none of the watched pixels, that of the batches"
     none = replace(scene, splits={"train": scene.splits["train"]})
     assert [*Trainer(none, CONFIG).watched] == ["psnr"] and not Trainer(
         scene, replace(CONFIG, refine_poses=True)

@@ -152,5 +152,6 @@ def _light_of_run(folder: Path) -> dict[str, bool]:
     """What a run that is resumed has learnt of its photos' light."""
     from nerf.io import checkpoint
 
-    trained = checkpoint.load_last(folder / "checkpoint.safetensors")[1].get("training") or {}
-    return {name: bool(trained.get("config", {}).get(name, False)) for name in LIGHT}
+    trained = checkpoint.load_last(folder / "checkpoint.safetensors")[1].get("training")
+    config = trained.get("config") if isinstance(trained, dict) else None  # what is damaged is said when it is restored
+    return {name: isinstance(config, dict) and bool(config.get(name)) for name in LIGHT}

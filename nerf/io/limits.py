@@ -35,9 +35,11 @@ def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf
 
 
 def check_curve(saved: Any) -> None:
-    """What a training has noted as it went on: a list of records."""
+    """What a training has noted as it went on: a list of records of numbers."""
     if not isinstance(saved, list) or not all(isinstance(point, dict) for point in saved):
         raise ValueError("its curve is no list of records")
+    if not all(isinstance(value, (int, float)) for point in saved for value in point.values()):
+        raise ValueError("its curve has values that are no numbers")
 
 
 def same_kinds(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:

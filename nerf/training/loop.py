@@ -243,9 +243,10 @@ class Trainer:
     def point(self, psnr: float) -> dict[str, float]:
         """Where the training is, for its curve: PSNR of pixels of the photos learnt from (psnr: that of the batches,
         where none are watched) and, as `held_out`, of held-out photos."""
-        found = {"psnr": psnr} | {name: pixels.psnr(self.model) for name, pixels in self.watched.items()}
+        found = {name: pixels.psnr(self.model) for name, pixels in self.watched.items()}
+        found = {"psnr": psnr} | {name: value for name, value in found.items() if math.isfinite(value)}
         point = {"step": self.step, "seconds": round(self.seconds, 2)}
-        return point | {name: round(value, 3) for name, value in found.items() if math.isfinite(value)}
+        return point | {name: round(value, 3) for name, value in found.items()}
 
     # ---- stop and go on
 

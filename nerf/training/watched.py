@@ -88,6 +88,6 @@ def curve_in_words(psnr: float, curve: list[dict[str, float]]) -> str:
     >>> curve_in_words(20.0, []), curve_in_words(20.0, [{"step": 50, "psnr": 24.56, "held_out": 19.12}])
     ('PSNR 20.0 dB', 'PSNR 24.6 dB learnt, 19.1 dB held out')
     """
-    last = curve[-1] if curve else {"psnr": psnr}
+    last = curve[-1] if curve else {}
     held_out = f" learnt, {last['held_out']:.1f} dB held out" if "held_out" in last else ""
-    return f"PSNR {last['psnr']:.1f} dB{held_out}"
+    return f"PSNR {last.get('psnr', psnr):.1f} dB{held_out}"

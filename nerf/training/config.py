@@ -23,6 +23,7 @@ from nerf.training.exposure import HEADROOM
 from nerf.training.pixel_sampler import KEYPOINTS
 from nerf.training.pose_refinement import scene_scale
 from nerf.training.schedule import Schedule, Weights
+from nerf.training.some_pixels import random_pixels
 from nerf.training.visibility import visible_cells
 
 TRAINING = LENGTH | {
@@ -186,16 +187,9 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
 
 def _sky(scene: Scene, ids: Tensor) -> Tensor | None:
     """What the photos show on average in each direction, for where nothing will be; None where masks leave nothing."""
-    random, pixels = torch.Generator().manual_seed(0), scene.pixels
-    image_ids = ids.cpu()[torch.randint(len(ids), (SKY_PIXELS,), generator=random)].to(pixels.offsets.device)
-    u = torch.rand(2, SKY_PIXELS, generator=random).to(image_ids.device)
-    rows, cols = (u[0] * pixels.heights[image_ids]).long(), (u[1] * pixels.widths[image_ids]).long()
-    values = pixels.gather(image_ids, rows, cols)
-    directions = scene.cameras.rays(image_ids, rows, cols, scene.scene_from_world)[1]
-    colours = values[:, :3] if values.shape[1] >= 3 else values[:, :1].expand(-1, 3)
-    if scene.masks is not None:
-        used = scene.masks.gather(image_ids, rows, cols)[:, 0] > 0.5
-        colours, directions = colours[used], directions[used]
+    random = torch.Generator().manual_seed(0)
+    shown = random_pixels(scene, ids.cpu()[torch.randint(len(ids), (SKY_PIXELS,), generator=random)], random)
+    colours, directions = shown.rgb[shown.used], shown.rays_d[shown.used]
     return fit_sky(colours, directions) if len(colours) else None
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import avg_pool2d
 from nerf.geometry.light import shown_as
 from nerf.training.exposure import ExposureCorrections, apply_exposure_over
 from nerf.training.pixel_sampler import BLOCK, PixelSampler
+from nerf.training.some_pixels import some_pixels
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -74,23 +75,19 @@ class Distractors:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(squared errors [n], scene points [n,3], distances [n] from the camera, infinite where nothing is) of one
         random pixel of each cell."""
-        scene, device = self.scene, self.scene.pixels.offsets.device
+        scene = self.scene
         u = (torch.rand(2, len(self.photo), generator=random) * CELL).long()
         image_ids = self.ids[self.photo]
-        rows = torch.minimum(self.row * CELL + u[0], scene.pixels.heights.cpu()[image_ids] - 1).to(device)
-        cols = torch.minimum(self.column * CELL + u[1], scene.pixels.widths.cpu()[image_ids] - 1).to(device)
-        image_ids = image_ids.to(device)
-        values = scene.pixels.gather(image_ids, rows, cols)
-        truth = shown_as(model, values[:, :3] if values.shape[1] >= 3 else values[:, :1].expand(-1, 3))
-        rays_o, rays_d = scene.cameras.rays(image_ids, rows, cols, scene.scene_from_world)
-        seen = model.render_rays(rays_o, rays_d)
+        rows = torch.minimum(self.row * CELL + u[0], scene.pixels.heights.cpu()[image_ids] - 1)
+        cols = torch.minimum(self.column * CELL + u[1], scene.pixels.widths.cpu()[image_ids] - 1)
+        pixels = some_pixels(scene, image_ids, rows, cols)
+        rays_o, rays_d = pixels.rays_o, pixels.rays_d
+        truth, seen = shown_as(model, pixels.rgb), model.render_rays(rays_o, rays_d)
         colours, behind = (shown_as(model, c) for c in (seen.over(model.behind(rays_d)), model.behind(rays_d)))
         if exposures is not None:
-            logs = exposures.at(image_ids, rows, cols)
+            logs = exposures.at(pixels.image_ids, pixels.rows, pixels.cols)
             colours = apply_exposure_over(colours, logs, seen.opacities[:, None], behind)
-        errors = (colours.clamp(0, 1) - truth.clamp(0, 1)).square().mean(dim=1)
-        if scene.masks is not None:
-            errors = errors * (scene.masks.gather(image_ids, rows, cols)[:, 0] > 0.5)
+        errors = (colours.clamp(0, 1) - truth.clamp(0, 1)).square().mean(dim=1) * pixels.used
         t = model.space.t_to_depth(rays_o, rays_d, seen.median_depths)
         points = rays_o + t[:, None] * rays_d
         return errors.cpu(), points.cpu(), torch.where(t > 0, t, torch.inf).cpu()

@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.datasets import Scene
-from nerf.errors import MISFITS, Range, UserError, brief, check_numbers, note
+from nerf.errors import UserError, note
 from nerf.fields.own import checked
 from nerf.io import checkpoint
-from nerf.io.clock import LENGTH, Length, resumed
 from nerf.io.files import write_file
 from nerf.io.interrupts import stoppable, whole
-from nerf.io.limits import check_curve, same_kinds
 from nerf.io.outputs import OutputFolder
 from nerf.io.progress import Progress
 from nerf.kernels import RenderedRays
@@ -40,22 +38,14 @@ from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, PixelSampler, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
+from nerf.training.resuming import SAVED, restore
 from nerf.training.runs import TRAINED, open_run
-from nerf.training.same_scene import check_same_scene
 from nerf.training.stepping import Meter, StepPlan, StepResult
 from nerf.training.watched import WatchedPixels, curve_in_words, watched_pixels
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
 Between = Callable[["Trainer"], bool]
-# of a trainer, in a checkpoint as they are, with a curve and numbers of samples
-SAVED = {
-    "step": Range(0, 1e9, whole=True),
-    "n_rays": Range(1, 1 << 18, whole=True),
-    "seconds": Range(0, 1e9),
-    "total_steps": LENGTH["steps"],
-}
 CURVE_EVERY = 50  # steps
-HOW = {"steps", "minutes", "checkpoint_seconds", "deterministic", "graph"}  # settings that resuming may change
 
 
 class Trainer:
@@ -168,8 +158,6 @@ class Trainer:
             anywhere = torch.randn(n, 3, generator=random, device=self.device)
             viewdirs = torch.nn.functional.normalize(anywhere, dim=1)
         poses_move = self.poses_move(now.step)
-        if scene.background is not None:  # and through holes of what is not
-            batch.background = torch.where(batch.alpha > 0.5, model.background.to(self.device), batch.background)
         if self.poses is not None:
             rays_o, rays_d = self.poses.apply(batch.image_ids, rays_o, rays_d)
             rays_o.requires_grad_(poses_move)
@@ -264,7 +252,7 @@ class Trainer:
         model.meta |= {"backend": kernels.backend(), "threads": torch.get_num_threads()}
         model.meta |= {f"n_{k}": v for k, v in self.samples.items()}
         tensors, config = model.to_state()
-        for part, held in self._parts().items():
+        for part, held in self.parts().items():
             tensors |= {f"{part}.{name}": t for name, t in held.tensors().items()}
         config["training"] = {name: getattr(self, name) for name in (*SAVED, "curve")} | {
             "config": self.config.settings(),
@@ -273,56 +261,14 @@ class Trainer:
         }
         return tensors, config
 
-    def _parts(self) -> dict[str, Any]:
+    def parts(self) -> dict[str, Any]:
         """What keeps its own state in a checkpoint, under this name."""
         parts = {"adam": self.optimiser, "sampler": self.sampler, "poses": self.poses, "gains": self.exposures}
         return {name: part for name, part in parts.items() if part is not None}
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same scene and configuration."""
-        tensors, config = checkpoint.load_last(path)
-        saved = config.get("training")
-        if saved is None:
-            raise UserError(
-                f"{path} holds a model without its training state, so it cannot be continued: "
-                "start again with --overwrite"
-            )
-        try:
-            check_numbers(saved, SAVED)
-            check_numbers(saved["samples"], dict.fromkeys(self.samples, Range(0, whole=True)))
-            check_curve(saved["curve"])
-            self._check_same(path, saved)
-            check_same_scene(path, tensors, config, self.scene)
-            self.model.occupancy = Model.from_state(tensors, config, str(path), self.model.field).occupancy
-            for part, held in self._parts().items():
-                before = held.tensors()
-                held.restore(checkpoint.part(tensors, part))
-                same_kinds(before, held.tensors())
-            for name in (*SAVED, "curve"):
-                setattr(self, name, saved[name])
-            self._set_length(Length(saved["config"].get("steps"), saved["config"].get("minutes")))
-            self.samples.update(saved["samples"])
-        except MISFITS as error:
-            raise UserError(
-                f"{path}: its training state is damaged ({brief(error)}): start again with --overwrite"
-            ) from error
-        self.meter.saved = self.step
-
-    def _set_length(self, before: Length) -> None:
-        asked = Length.of(self.config.steps, self.config.minutes)
-        length, self.total_steps = resumed(asked, before, self.step, self.seconds, self.total_steps)
-        self.config = replace(self.config, steps=length.steps, minutes=length.minutes)
-
-    def _check_same(self, path: Path, saved: dict[str, Any]) -> None:
-        """Raise UserError where a checkpoint was trained in another way."""
-        mine, before = self.config.settings(), TrainConfig.settings_of(saved["config"])
-        other = [name for name in mine if name not in HOW and before[name] != mine[name]]
-        if other:
-            listed = ", ".join(f"{name} {before[name]!r}, now {mine[name]!r}" for name in other)
-            raise UserError(
-                f"{path} was trained with another configuration ({listed}): "
-                "resume with the same one, or start again with --overwrite"
-            )
+        restore(self, path)
 
 
 def _on_device(scene: Scene, device: torch.device) -> Scene:

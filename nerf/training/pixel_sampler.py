@@ -12,6 +12,7 @@ from nerf import kernels
 from nerf.datasets import Scene
 from nerf.errors import UserError
 from nerf.training.schedule import Weights
+from nerf.training.some_pixels import colour_and_alpha
 
 BLOCK = 16  # pixels along the side of a block, the grain of the error map
 KEYPOINTS = 8  # one pixel in so many shows a sparse point, where the scene has some
@@ -135,9 +136,7 @@ class Sampler:
             where = tuple(torch.cat(pair) for pair in zip(where, more, strict=True))
         image_ids, rows, cols, places = where
         values, *masked = self.values(image_ids, rows, cols, places)
-        c = values.shape[1]
-        rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
-        alpha = values[:, -1:] if c in (2, 4) and scene.has_alpha else torch.ones(n, 1, device=device)
+        rgb, alpha = colour_and_alpha(scene, values)
         if scene.silhouettes is not None:
             alpha = scene.silhouettes.gather(image_ids, rows, cols)
         used = (masked[0] > 0.5).float() if masked else None

@@ -12,6 +12,7 @@ from torch import Tensor
 from nerf.geometry.light import shown_as
 from nerf.rendering.metrics import psnr_of
 from nerf.training.exposure import OPAQUE, ExposureCorrections, apply_exposure_over, fitted
+from nerf.training.some_pixels import random_pixels
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -36,41 +37,31 @@ class WatchedPixels:
     def __init__(
         self, scene: Scene, ids: Tensor, exposures: ExposureCorrections | None = None, held_out: bool = True
     ) -> None:
-        ids, pixels = ids.cpu()[:N_PIXELS], scene.pixels
+        ids = ids.cpu()[:N_PIXELS]
         self.each = N_PIXELS // len(ids)
         self.exposures = exposures
         self.fits = held_out and exposures is not None and exposures.gains() is not None and self.each >= FEWEST
-        device = pixels.offsets.device
-        image_ids = ids.repeat_interleave(self.each).to(device)
-        u = torch.rand(2, len(image_ids), generator=torch.Generator().manual_seed(0)).to(device)
-        rows, cols = (u[0] * pixels.heights[image_ids]).long(), (u[1] * pixels.widths[image_ids]).long()
-        values = pixels.gather(image_ids, rows, cols)
-        c = values.shape[1]
-        self.rgb = values[:, :3] if c >= 3 else values[:, :1].expand(-1, 3)
-        self.alpha = values[:, -1:] if c in (2, 4) and scene.has_alpha else torch.ones_like(values[:, :1])
-        self.used = torch.ones_like(image_ids, dtype=torch.bool)
-        if scene.masks is not None:
-            self.used = scene.masks.gather(image_ids, rows, cols)[:, 0] > 0.5
-        self.places = image_ids, rows, cols
-        self.rays = scene.cameras.rays(image_ids, rows, cols, scene.scene_from_world)
+        self.pixels = random_pixels(scene, ids.repeat_interleave(self.each), torch.Generator().manual_seed(0))
 
     def psnr(self, model: Model) -> float:
         """Of all these pixels together, as the photos are shown, dB; NaN where masks leave none."""
-        rendered = model.render_rays(*self.rays)
-        background = model.background.to(self.rgb.device)
-        truth = shown_as(model, self.rgb * self.alpha + background * (1 - self.alpha))
-        colors = shown_as(model, rendered.over(model.behind(self.rays[1])))
+        shown = self.pixels
+        rendered = model.render_rays(shown.rays_o, shown.rays_d)
+        background = model.background.to(shown.rgb.device)
+        truth = shown_as(model, shown.rgb * shown.alpha + background * (1 - shown.alpha))
+        colors = shown_as(model, rendered.over(model.behind(shown.rays_d)))
         if self.exposures is not None:
             over = rendered.opacities[:, None], shown_as(model, background)
-            colors = apply_exposure_over(colors, self.exposures.at(*self.places).detach(), *over)
+            logs = self.exposures.at(shown.image_ids, shown.rows, shown.cols).detach()
+            colors = apply_exposure_over(colors, logs, *over)
             if self.fits:
                 colors = self._as_exposed(colors, truth, *over)
         errors = (colors.clamp(0, 1) - truth.clamp(0, 1)).square().mean(dim=1)
-        return psnr_of(float(errors[self.used].mean())) if bool(self.used.any()) else math.nan
+        return psnr_of(float(errors[shown.used].mean())) if bool(shown.used.any()) else math.nan
 
     def _as_exposed(self, colors: Tensor, truth: Tensor, opacities: Tensor, background: Tensor) -> Tensor:
         """Colours [n,3] with the gains of each photo that come nearest to the truth."""
-        votes = (opacities[:, 0] > OPAQUE) & self.used
+        votes = (opacities[:, 0] > OPAQUE) & self.pixels.used
         per_photo = [t.unflatten(0, (-1, self.each)) for t in (colors, truth, votes)]
         logs = fitted(*per_photo).repeat_interleave(self.each, dim=0)
         return apply_exposure_over(colors, logs, opacities, background)

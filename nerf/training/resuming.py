@@ -1,0 +1,75 @@
+"""Going on from a checkpoint as if training had never stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nerf.errors import MISFITS, Range, UserError, brief, check_numbers
+from nerf.io import checkpoint
+from nerf.io.clock import LENGTH, Length, resumed
+from nerf.io.limits import check_curve, same_kinds
+from nerf.rendering.model import Model
+from nerf.training.config import TrainConfig
+from nerf.training.same_scene import check_same_scene
+
+if TYPE_CHECKING:
+    from nerf.training.loop import Trainer
+
+# of a trainer, in a checkpoint as they are, with a curve and numbers of samples
+SAVED = {
+    "step": Range(0, 1e9, whole=True),
+    "n_rays": Range(1, 1 << 18, whole=True),
+    "seconds": Range(0, 1e9),
+    "total_steps": LENGTH["steps"],
+}
+HOW = {"steps", "minutes", "checkpoint_seconds", "deterministic", "graph"}  # settings that resuming may change
+
+
+def restore(trainer: Trainer, path: Path) -> None:
+    """Continue from a checkpoint of the same scene and configuration; UserError where it is another or damaged."""
+    tensors, config = checkpoint.load_last(path)
+    saved = config.get("training")
+    if saved is None:
+        raise UserError(
+            f"{path} holds a model without its training state, so it cannot be continued: start again with --overwrite"
+        )
+    try:
+        check_numbers(saved, SAVED)
+        check_numbers(saved["samples"], dict.fromkeys(trainer.samples, Range(0, whole=True)))
+        check_curve(saved["curve"])
+        _check_same(trainer.config, path, saved)
+        check_same_scene(path, tensors, config, trainer.scene)
+        trainer.model.occupancy = Model.from_state(tensors, config, str(path), trainer.model.field).occupancy
+        for part, held in trainer.parts().items():
+            before = held.tensors()
+            held.restore(checkpoint.part(tensors, part))
+            same_kinds(before, held.tensors())
+        for name in (*SAVED, "curve"):
+            setattr(trainer, name, saved[name])
+        _set_length(trainer, Length(saved["config"].get("steps"), saved["config"].get("minutes")))
+        trainer.samples.update(saved["samples"])
+    except MISFITS as error:
+        raise UserError(
+            f"{path}: its training state is damaged ({brief(error)}): start again with --overwrite"
+        ) from error
+    trainer.meter.saved = trainer.step
+
+
+def _set_length(trainer: Trainer, before: Length) -> None:
+    asked = Length.of(trainer.config.steps, trainer.config.minutes)
+    length, trainer.total_steps = resumed(asked, before, trainer.step, trainer.seconds, trainer.total_steps)
+    trainer.config = replace(trainer.config, steps=length.steps, minutes=length.minutes)
+
+
+def _check_same(now: TrainConfig, path: Path, saved: dict[str, Any]) -> None:
+    """Raise UserError where a checkpoint was trained in another way."""
+    mine, before = now.settings(), TrainConfig.settings_of(saved["config"])
+    other = [name for name in mine if name not in HOW and before[name] != mine[name]]
+    if other:
+        listed = ", ".join(f"{name} {before[name]!r}, now {mine[name]!r}" for name in other)
+        raise UserError(
+            f"{path} was trained with another configuration ({listed}): "
+            "resume with the same one, or start again with --overwrite"
+        )

@@ -170,14 +170,4 @@ def features(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(points[order, :2]), rows[order]
 
 
-def grown(there: np.ndarray) -> np.ndarray:
-    """[h,w] bool, and the pixels beside those."""
-    out = there.copy()
-    out[1:] |= there[:-1]
-    out[:-1] |= there[1:]
-    out[:, 1:] |= there[:, :-1]
-    out[:, :-1] |= there[:, 1:]
-    return out
-
-
 NAMES = [f.name for f in fields(Look)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nerf.checks.looks import Look, grown
+from nerf.checks.looks import Look
 from nerf.checks.matches import FEWEST, Matched, Matcher
 from nerf.checks.residuals import Batch, Rays, fits_each
 from nerf.checks.verdict import Finding
+from nerf.datasets.borders import DARK, black_border
 from nerf.geometry.cameras import Cameras
 
 STOPS = 0.7  # between the 5th and the 95th of a hundred photos, from which on exposure is said to differ
@@ -21,7 +22,6 @@ AGREE = 0.35  # of that: how far pairs may be from one gain a photo
 PAIRS = 60  # that are asked whether things move
 NEARLY_ALL = 0.6  # of a pair's matches, and of the pairs
 STILL = 0.003  # of the longer side: a match that moved less stands still
-DARK = 12  # of 255: black, after the decoder's rounding
 
 
 def of_light(cameras: Cameras, looks: list[Look], pairs: list[Matched], names: list[str]) -> list[Finding]:
@@ -150,52 +150,16 @@ def moving(cameras: Cameras, matcher: Matcher, pairs: list[Matched], otherwise: 
     return None
 
 
-def black_borders(looks: list[Look], names: list[str]) -> Finding | None:
-    """Whether all photos are black in the same places along their border, with picture right beside: what undistorting
-    leaves. A dark background is not: beside what is always black, most photos are black too."""
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for i, look in enumerate(looks):
+def black_borders(looks: list[Look]) -> Finding | None:
+    """Whether photos have black borders, as undistorting leaves them."""
+    sizes: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for look in looks:
         if not look.alpha.size and not look.mask.size:
-            sizes.setdefault(look.thumbnail.shape, []).append(i)
-    worst, total, where = 0.0, 0, []
-    for group in sizes.values():
-        if len(group) < 3:
-            continue
-        dark = np.stack([looks[i].thumbnail.max(axis=2) <= DARK for i in group])
-        always = dark.mean(axis=0) >= 0.97
-        if not always.any():
-            continue
-        from_border = _from_border(always)
-        share = float(from_border.mean())
-        beside = grown(grown(from_border)) & ~grown(from_border)  # the first ring is blended by the reduction
-        if share < 0.004 or share > 0.5 or beside.sum() < 4:
-            continue
-        lit = 1 - dark[:, beside].mean(axis=1)
-        if float(np.median(lit)) >= 0.75:
-            worst, total = max(worst, share), total + len(group)
-            where += [names[i] for i in group]
-    if not total:
+            sizes.setdefault(look.thumbnail.shape, []).append(look.thumbnail.max(axis=2) <= DARK)
+    found = {shape: black_border(np.stack(dark)) for shape, dark in sizes.items()}
+    shares = {shape: float(border.mean()) for shape, border in found.items() if border is not None}
+    if not shares:
         return None
-    text = (
-        f"{total} photos have black borders ({100 * worst:.1f} % of the picture, the same in each), which would become "
-        "black matter"
-    )
-    return Finding(
-        "black-border",
-        text,
-        [],
-        "--masks with the borders in black, or the photos before they were undistorted",
-        True,
-        {"share": worst},
-    )
-
-
-def _from_border(there: np.ndarray) -> np.ndarray:
-    """The part of [h,w] bool that hangs together with the picture's border."""
-    found = np.zeros_like(there)
-    found[0], found[-1], found[:, 0], found[:, -1] = there[0], there[-1], there[:, 0], there[:, -1]
-    while True:
-        more = grown(found) & there
-        if (more == found).all():
-            return found
-        found = more
+    n, worst = sum(len(sizes[shape]) for shape in shares), max(shares.values())
+    text = f"{n} photos have black borders ({100 * worst:.1f} % of the picture, the same in each), which are left out"
+    return Finding("black-border", text, numbers={"share": worst})

@@ -106,7 +106,7 @@ def check_posed(
         wrong = {name for finding in verdict.findings if finding.is_wrong for name in finding.photos}
         trusted = [k for k, name in enumerate(names) if name not in wrong] if poses_fit or not has_features else []
         verdict.findings += mask_findings(seen, used, cameras, names, trusted)
-        border = pictures.black_borders(seen, names)
+        border = pictures.black_borders(seen)
         verdict.findings += [border] if border is not None else []
     for finding in verdict.findings:  # what fits was tried on cameras that are read in another way already
         if finding.cameras_are and posed.cameras_are:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nerf.checks.looks import Look, grown
+from nerf.checks.looks import Look
 from nerf.checks.verdict import Finding, some
+from nerf.datasets.borders import grown
 from nerf.geometry.aim import nearest_point_to_axes
 from nerf.geometry.cameras import Cameras
 from nerf.io.images import Picture

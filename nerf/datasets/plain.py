@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerf.datasets.borders import BLOCK, joined_to_edges
 from nerf.datasets.store import PixelStore
 
 _EVEN = 0.03  # how far a background's pixels are from its colour, and the colours of the photos from one another
 _EDGE, _PHOTOS = 0.9, 0.8  # shares of an edge's pixels, and of the photos, that have to be so
-_BLOCK = 4  # pixels along the side of the blocks in which the background is followed from the edges inwards
 
 
 def plain_background(store: PixelStore, some: list[int]) -> Tensor | None:
@@ -34,23 +34,6 @@ def before_background(image: Tensor, background: Tensor) -> np.ndarray:
     other = ((image - background).abs().amax(dim=2) > _EVEN).numpy()
     h, w = other.shape
     for axis in (0, 1):
-        other = np.logical_or.reduceat(other, np.arange(0, other.shape[axis], _BLOCK), axis=axis)
-    like = ~other
-    reached = np.zeros_like(like)
-    reached[[0, -1]], reached[:, [0, -1]] = like[[0, -1]], like[:, [0, -1]]
-    before = -1
-    while (n := int(reached.sum())) != before:
-        before = n
-        for turned in (False, True):
-            for ahead in (1, -1):
-                view, open_ = (a.T[:, ::ahead] if turned else a[:, ::ahead] for a in (reached, like))
-                view |= _carried_on(view, open_)
-    return ~reached.repeat(_BLOCK, axis=0).repeat(_BLOCK, axis=1)[:h, :w]
-
-
-def _carried_on(reached: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """What is reached [h,w] along rows, from left to right, without leaving what is like."""
-    at = np.arange(reached.shape[1])
-    last_reached = np.maximum.accumulate(np.where(reached, at, -1), axis=1)
-    last_other = np.maximum.accumulate(np.where(like, -1, at), axis=1)
-    return like & (last_reached > last_other)
+        other = np.logical_or.reduceat(other, np.arange(0, other.shape[axis], BLOCK), axis=axis)
+    reached = joined_to_edges(~other)
+    return ~reached.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)[:h, :w]

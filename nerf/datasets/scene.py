@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nerf.datasets.arrays import as_images, as_lenses, as_list, as_maps, as_masks, as_points, as_poses, as_splits
 from nerf.datasets.bits import MaskBits, packed
+from nerf.datasets.borders import DARK, pixels_of_border
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
 from nerf.datasets.keypoints import Keypoints, gather
@@ -160,6 +161,8 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
     background, silhouettes = None, None
     if not (has_alpha or masks is not None or pixels.tile):
         background, silhouettes = _before_one_colour(pictures, pixels, cameras, options.space)
+    if background is None and masks is None and not has_alpha:
+        masks = pictures.inside_borders(pixels)
     asked_hull = has_alpha and not parsed.region_is_given
     region = choose_region(parsed, cameras, pixels, asked_hull, space, silhouettes)
     return Scene(
@@ -271,6 +274,34 @@ class _Pictures:
         if not self._in_tiles:
             return packed(self.sizes.sizes, decode, self._threads(2))
         return self._tiled("masks", 1, np.dtype(np.uint8), decode)
+
+    def inside_borders(self, pixels: PixelStore) -> PixelStore | MaskBits | None:
+        """As `masks`, without the black borders of pictures; None where there are none."""
+        darkest = 1e-3 if self.linear else DARK / 255
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for i, size in enumerate(self.sizes.sizes):
+            by_size.setdefault(size, []).append(i)
+        inside = {}
+        for size, ids in by_size.items():
+            some = [ids[k] for k in np.unique(np.linspace(0, len(ids) - 1, min(16, len(ids))).round().astype(int))]
+            border = pixels_of_border([pixels.image(i).numpy() for i in some], darkest)
+            if border is not None:
+                inside[size] = np.where(border, np.uint8(0), np.uint8(255))[..., None]
+        if not inside:
+            return None
+        n, share = sum(len(by_size[size]) for size in inside), max(float((m == 0).mean()) for m in inside.values())
+        self.parsed.notes.append(
+            f"{n} of {len(pixels)} photos have black borders ({100 * share:.1f} % of the picture), which are left out: "
+            "--masks decides otherwise"
+        )
+
+        def decode(i: int) -> np.ndarray:
+            h, w = self.sizes.sizes[i]
+            return inside.get((h, w), np.full((h, w, 1), 255, np.uint8))
+
+        if not self._in_tiles:
+            return packed(self.sizes.sizes, decode, self._threads(2))
+        return self._tiled("borders", 1, np.dtype(np.uint8), decode)
 
     def cut_out(self, pixels: PixelStore, background: Tensor) -> MaskBits:
         """What of the pictures is not background, of one colour [3]; pixels: the store."""

@@ -20,7 +20,7 @@ from nerf.checks.looking import look_at_all, spread_order
 from nerf.checks.looks import Look
 from nerf.checks.matches import Memory
 from nerf.checks.run import check_posed, requests_of
-from nerf.checks.verdict import KINDS, Finding, Verdict
+from nerf.checks.verdict import KINDS, LIGHT, Finding, Verdict
 from nerf.cli.main import run
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
@@ -49,6 +49,13 @@ def wall(seed: int, n: int = 512) -> np.ndarray:
 
 WALLS = [wall(k) for k in range(3)]
 MEMORY = Memory()  # of the pictures of `clean`
+
+
+def distances(cameras: Cameras, i: int) -> np.ndarray:
+    """[h,w] from the camera to the walls x = 0, y = 0 and z = 0."""
+    origin, direction = (x.double().numpy() for x in cameras.image_rays(i))
+    t = np.where(direction < 0, -origin / np.minimum(direction, -1e-9), np.inf).min(axis=1)
+    return (t * np.linalg.norm(direction, axis=1)).reshape(int(cameras.heights[i]), int(cameras.widths[i]))
 
 
 def photograph(cameras: Cameras, i: int) -> np.ndarray:
@@ -345,7 +352,7 @@ def test_exposure_that_moves_is_advice(clean: tuple[ParsedScene, list[Look | str
     gains = 2.0 ** np.random.default_rng(0).uniform(-1.2, 0.6, N)
     verdict = asked(clean, painted(lambda i, p: np.clip(p * gains[i] ** (1 / 2.2), 0, 255).astype(np.uint8)))
     assert "exposure" in [f.kind for f in verdict.findings] and not verdict.is_wrong
-    assert verdict.light() == {"exposure": True, "vignetting": False}
+    assert verdict.light() == {"exposure": True, "vignetting": False, "flash": False}
     tints = 1 + np.random.default_rng(1).uniform(-0.25, 0.25, (N, 3))
     verdict = asked(clean, painted(lambda i, p: np.clip(p * tints[i] ** (1 / 2.2), 0, 255).astype(np.uint8)))
     (finding,) = [f for f in verdict.findings if f.kind == "exposure"]
@@ -365,12 +372,27 @@ def test_surfaces_that_shine_are_no_exposure(clean: tuple[ParsedScene, list[Look
 def test_corners_that_are_darker_are_told(clean: tuple[ParsedScene, list[Look | str | None]]) -> None:
     y, x = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]
     squares = (x**2 * WIDTH**2 + y**2 * HEIGHT**2) / (WIDTH**2 + HEIGHT**2)
-    assert asked(clean, lambda frames: None).light() == {"exposure": False, "vignetting": False}
+    assert asked(clean, lambda frames: None).light() == dict.fromkeys(LIGHT, False)
     darker = (0.5**squares)[..., None] ** (1 / 2.2)
     verdict = asked(clean, painted(lambda i, p: (p * darker).astype(np.uint8)))
     (finding,) = verdict.findings
-    assert verdict.light() == {"exposure": False, "vignetting": True} and not verdict.is_wrong
+    assert verdict.light() == {"exposure": False, "vignetting": True, "flash": False} and not verdict.is_wrong
     assert finding.numbers["corner"] == pytest.approx(-1.0, abs=0.2), "half of the light is one stop"
+
+
+@pytest.mark.parametrize("automatic", [False, True], ids=["one exposure", "exposed for the middle"])
+def test_a_flash_on_the_camera_is_told(clean: tuple[ParsedScene, list[Look | str | None]], automatic: bool) -> None:
+    cameras = check_frames(clean[0]).cameras
+    away = [distances(cameras, i) for i in range(N)]
+    usual = [float(np.median(d)) if automatic else 4.0 for d in away]
+    lit = [np.clip(m / d, 0.4, 1.6)[..., None] ** (2 / 2.2) for d, m in zip(away, usual, strict=True)]
+    verdict = asked(clean, painted(lambda i, p: np.clip(0.7 * p * lit[i], 0, 255).astype(np.uint8)))
+    (finding,) = [f for f in verdict.findings if f.kind == "flash"]
+    assert finding.numbers["flash"] == pytest.approx(-2, abs=0.6) and not verdict.is_wrong
+    assert verdict.light()["flash"] and not verdict.light()["vignetting"]
+    half = [0.5 + 0.5 * light**2.2 for light in lit]  # with as much other light
+    verdict = asked(clean, painted(lambda i, p: np.clip(0.7 * p * half[i] ** (1 / 2.2), 0, 255).astype(np.uint8)))
+    assert verdict.light()["flash"]
 
 
 def test_black_borders_are_named_and_a_black_background_is_not(

@@ -11,11 +11,14 @@ from nerf.checks.residuals import Batch, Rays, fits_each
 from nerf.checks.verdict import Finding
 from nerf.datasets.borders import DARK, black_border
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.epipolar import pixel_rays, triangulate
 
 STOPS = 0.7  # between the 5th and the 95th of a hundred photos, from which on exposure is said to differ
 STEP, CERTAIN = 0.1, 4.0  # stops, and standard errors: a pair's difference in brightness that is none by chance
 TINT = 0.3  # stops between channels, likewise
 CORNER = 0.5  # stops by which corners are darker than the middle, from which on that is said
+FLASH = 0.6  # stops for each doubling of the distance, from which on a flash is said to be seen; 2 without other light
+_PARALLAX = 0.03  # radians between two rays that say how far away they meet
 BEYOND = 1.5  # times what features of one pair scatter, pairs have to differ: shiny things do so by themselves
 SURE = 0.2  # of the pairs that have to differ so
 AGREE = 0.35  # of that: how far pairs may be from one gain a photo
@@ -30,7 +33,7 @@ def of_light(cameras: Cameras, looks: list[Look], pairs: list[Matched], names: l
     light = [(look.colours.astype(np.float64) / 255) ** 2.2 for look in looks]
     clear = [(look.colours.min(axis=1) > 12) & (look.colours.max(axis=1) < 243) for look in looks]
     corners = [_from_middle(cameras, k, look) for k, look in enumerate(looks)]
-    rows, ratios, scatters, slopes, sure = [], [], [], [], 0
+    rows, ratios, scatters, slopes, flashes, sure = [], [], [], [], [], 0
     for pair in pairs:
         keep = pair.inliers & clear[pair.a][pair.rows_a] & clear[pair.b][pair.rows_b]
         if (n := int(keep.sum())) >= 12:
@@ -43,7 +46,10 @@ def of_light(cameras: Cameras, looks: list[Look], pairs: list[Matched], names: l
             rows.append((pair.a, pair.b))
             ratios.append(ratio)
             scatters.append(scatter)
-            slopes.append(_slope(corners[pair.b][of_b] - corners[pair.a][of_a], grey, 3 * scatter))
+            outwards, farther = corners[pair.b][of_b] - corners[pair.a][of_a], _farther(cameras, pair, keep)
+            slopes.append(_moments(outwards[:, None], grey, 3 * scatter))
+            both = np.stack([outwards, farther], axis=1)[known := np.isfinite(farther)]
+            flashes.append(_moments(both, grey[known], 3 * scatter))
     if len(rows) < 6:
         return []
     a, b = np.array(rows).T
@@ -60,11 +66,20 @@ def of_light(cameras: Cameras, looks: list[Look], pairs: list[Matched], names: l
     moves = spread >= STOPS and off <= AGREE * spread and sure >= SURE * len(rows)
     moves &= _rms(differ.mean(axis=1)) > BEYOND * usual
     tinted = tint >= TINT and _rms(differ - differ.mean(axis=1, keepdims=True)) >= TINT / 3
-    moments = np.array(slopes).sum(axis=0)
-    corner = float(moments[1] / max(moments[0], 1e-9))  # stops
-    error = usual / max(moments[0], 1e-9) ** 0.5
-    dark = corner < -CORNER and abs(corner) > CERTAIN * error
-    numbers = {"stops": round(spread, 3), "off": round(off, 3), "tint": round(tint, 3), "corner": round(corner, 3)}
+    (corner,), (error,) = _slopes(slopes, usual)  # stops
+    together, errors = _slopes(flashes, usual)
+    flash = float(together[1])  # stops for each doubling of the distance
+    flashed = flash < -FLASH and abs(flash) > CERTAIN * errors[1]
+    if flashed:  # what is farther away often lies nearer to the corners
+        corner, error = together[0], errors[0]
+    dark = bool(corner < -CORNER and abs(corner) > CERTAIN * error)
+    numbers = {
+        "stops": round(spread, 3),
+        "off": round(off, 3),
+        "tint": round(tint, 3),
+        "corner": round(float(corner), 3),
+    }
+    numbers["flash"] = round(flash, 3)
     findings = []
     if moves or tinted:
         darkest, brightest = (names[int(there[k])] for k in (grey[there].argmin(), grey[there].argmax()))
@@ -76,7 +91,19 @@ def of_light(cameras: Cameras, looks: list[Look], pairs: list[Matched], names: l
     if dark:
         text = f"the pictures' corners are {-corner:.1f} stops darker than their middle"
         findings.append(Finding("vignetting", text, [], "training learns that of the lens", False, numbers))
+    if flashed:
+        text = f"what is twice as far away is {-flash:.1f} stops darker, as a flash on the camera lights it"
+        findings.append(Finding("flash", text, [], "training learns how its light falls off", False, numbers))
     return findings
+
+
+def _farther(cameras: Cameras, pair: Matched, keep: np.ndarray) -> np.ndarray:
+    """How many times farther away matches [n] of those to keep are from the second photo than from the first, as
+    logarithms to the base 2; NaN where it does not show."""
+    a, b = (pixel_rays(cameras, k, torch.from_numpy(uv[keep])) for k, uv in ((pair.a, pair.uv_a), (pair.b, pair.uv_b)))
+    near, far, angle = triangulate(a, b, cameras.c2w[pair.a], cameras.c2w[pair.b])
+    known = (near > 0) & (far > 0) & (angle > _PARALLAX)
+    return torch.where(known, (far.clamp_min(1e-12) / near.clamp_min(1e-12)).log2(), torch.nan).numpy()
 
 
 def _from_middle(cameras: Cameras, k: int, look: Look) -> np.ndarray:
@@ -85,10 +112,17 @@ def _from_middle(cameras: Cameras, k: int, look: Look) -> np.ndarray:
     return ((2 * look.points - size) ** 2).sum(axis=1) / (size**2).sum()
 
 
-def _slope(x: np.ndarray, y: np.ndarray, most: float) -> tuple[float, float]:
-    """(sum of x^2, sum of x y) about their means, of y up to `most`: their quotient is the slope."""
-    x = x - x.mean()
-    return float((x * x).sum()), float((x * y.clip(-most, most)).sum())
+def _moments(x: np.ndarray, y: np.ndarray, most: float) -> np.ndarray:
+    """Sums of x x^T and of x y [k,k+1] about the means of x [n,k] and of y [n] up to `most`."""
+    x = x - x.mean(axis=0) if len(x) else x
+    return np.concatenate([x.T @ x, x.T @ y.clip(-most, most)[:, None]], axis=1)
+
+
+def _slopes(moments: list[np.ndarray], usual: float) -> tuple[np.ndarray, np.ndarray]:
+    """The slopes [k] of y by x of many pairs together, and their standard errors for a usual scatter of y."""
+    total = np.sum(moments, axis=0)
+    inverse = np.linalg.inv(total[:, :-1] + 1e-9 * np.eye(len(total)))
+    return inverse @ total[:, -1], usual * np.sqrt(np.diag(inverse))
 
 
 def _spread(values: np.ndarray) -> np.ndarray:

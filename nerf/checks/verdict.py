@@ -11,9 +11,11 @@ from nerf.errors import printable
 
 KINDS = (  # of findings
     *("axes", "inverted", "transposed", "mirrored", "turned", "order", "swapped", "camera", "one-point", "outlier"),
-    *("size", "focal", "distortion", "principal-point", "pixels", "contradiction", "moving", "exposure", "vignetting"),
+    *("size", "focal", "distortion", "principal-point", "pixels", "contradiction", "moving"),
+    *("exposure", "vignetting", "flash"),
     *("mask-size", "mask-inverted", "mask-empty", "mask-contradicts", "not-a-silhouette", "black-border"),
 )
+LIGHT = ("exposure", "vignetting", "flash")  # of these kinds, what training can learn
 
 
 @dataclass
@@ -72,9 +74,9 @@ class Verdict:
         return any(finding.is_wrong for finding in self.findings)
 
     def light(self) -> dict[str, bool]:
-        """What of the photos' light a training is to learn: `exposure`, `vignetting`."""
+        """What of the photos' light a training is to learn: see LIGHT."""
         kinds = {finding.kind for finding in self.findings}
-        return {name: name in kinds for name in ("exposure", "vignetting")}
+        return {name: name in kinds for name in LIGHT}
 
     def paragraph(self) -> str:
         """All of it for a person, in one paragraph."""

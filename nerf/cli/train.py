@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from nerf.checks import FILES
+from nerf.checks.verdict import LIGHT
 from nerf.cli.check import Check, before_training, keep_verdict
 from nerf.cli.kind import Kind
 from nerf.cli.view import PORT, serve, watching
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from nerf.views.viewer.server import Viewer
 
 DEFAULT_MINUTES = 5.0
-LIGHT = ("exposure", "vignetting")  # settings that --exposure sets
 Backend = Literal["auto", "cuda", "tinycudann", "cpu", "reference"]
 
 
@@ -52,7 +52,7 @@ class TrainArgs(LoadOptions):
     refine_poses: bool = False
     """correct the cameras' poses while training, for poses that are not exact"""
     exposure: Literal["auto", "on", "off"] = "auto"
-    """learn each photo's exposure and white balance, and its lens's vignetting; auto: what the check finds to matter"""
+    """learn each photo's exposure and white balance, its lens's vignetting and its flash; auto: what the check finds"""
     ask: Annotated[Check, tyro.conf.arg(name="check")] = "warn"
     """ask the photos first whether they fit their poses, lenses and masks (`nerf check`); strict: stop where not"""
     seed: int = 0

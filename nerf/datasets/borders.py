@@ -30,7 +30,6 @@ def pixels_of_border(pictures: list[np.ndarray], darkest: float = DARK / 255) ->
     """`black_border` of pictures [h,w,c] (0 to 1) of one size, to the pixel: bool [h,w], two pixels wider than what is
     black in all, which blends with it. darkest: what counts as black."""
     dark = np.stack([picture[..., :3].max(axis=2) <= darkest for picture in pictures])
-    h, w = dark.shape[1:]
     coarse = dark
     for axis in (1, 2):  # much less to look at where there is none, as nearly always
         coarse = np.logical_and.reduceat(coarse, np.arange(0, coarse.shape[axis], BLOCK), axis=axis)

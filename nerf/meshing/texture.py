@@ -20,10 +20,11 @@ from nerf.geometry.light import encode
 from nerf.io.memory import trim_heap
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, facing, rasterise, seam
-from nerf.training.exposure import darkened_by_lens, remove_exposure
+from nerf.training.exposure import darkened_by_lens, falloff, most_alike, remove_exposure
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
+    from nerf.geometry.cameras import Cameras
     from nerf.rendering.model import Model
 
 PHOTOS_PER_FACE = 4  # that colour a face, at most
@@ -129,7 +130,7 @@ def bake(
             share = (of * ratings[row][corner]).sum(dim=1).float()
             rank = rank_of_face[face[some].long()]
             found = bilinear(picture, camera.project(points)[0][0])
-            colors[some, rank] = found[:, :3]
+            colors[some, rank] = _without_flash(model, camera, points, found[:, :3])
             shares[some, rank] = share**_SHARPNESS * (found[:, 3] > 0.999)  # no colours of what is transparent
     pairs = [blend_photos(*some) for some in zip(colors.split(_CHUNK), shares.split(_CHUNK), strict=True)]
     color, seen = (torch.cat(parts) for parts in zip(*pairs, strict=True))
@@ -178,6 +179,7 @@ def exposure_gains(
         towards = torch.nn.functional.normalize(camera.centres[0] - vertices[seen], dim=1)
         field = field_colors(model, vertices[seen], towards)
         photo = bilinear(load_photo_colors(model, scene, i), camera.project(vertices[seen])[0][0])
+        photo = _without_flash(model, camera, vertices[seen], photo)
         usable = ((field > 0.05) & (field < 0.95) & (photo > 0.05) & (photo < 0.95)).all(dim=1)
         if int(usable.sum()) >= 100:
             gains[row] = (photo[usable] / field[usable]).median(dim=0).values.clamp(0.25, 4.0).log()
@@ -192,6 +194,16 @@ def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
     directions = model.space.directions_to_march(scene_points, directions)
     scene_points = model.space.points_to_march(scene_points)
     return _to_srgb(model, model.color(scene_points.float().contiguous(), -directions.float().contiguous()))
+
+
+def _without_flash(model: Model, camera: Cameras, points: Tensor, colors: Tensor) -> Tensor:
+    """Colours [n,3] (sRGB values) of a photo by a camera [1] at points [n,3], world, as if its flash, where one was
+    learnt, lit them from the reference distance."""
+    if model.falloff is None:
+        return colors
+    distances = (points - camera.centres[0]).norm(dim=1).float() * model.scene_from_world.scale
+    exponent, reference = model.falloff[most_alike(camera, model.cameras)]
+    return remove_exposure(colors, falloff(exponent, distances, reference), linear=False)
 
 
 def load_photo_colors(model: Model, scene: Scene, i: int) -> Tensor:

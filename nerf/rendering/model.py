@@ -60,6 +60,7 @@ class Model:
         self.log_gains: Tensor | None = None  # [n,3] of the photos' light against what is shown, if they were learnt
         self.sky: Tensor | None = None  # colours by direction in the background's place, see `nerf.rendering.sky`
         self.vignetting: Tensor | None = None  # [n,2] of their cameras, see `nerf.training.exposure.vignetting`
+        self.falloff: Tensor | None = None  # [n,2] of their flash, see `nerf.training.exposure.falloff`
 
     @property
     def device(self) -> torch.device:
@@ -168,6 +169,7 @@ class Model:
             "given_poses": self.given_poses,
             "log_gains": self.log_gains,
             "vignetting": self.vignetting,
+            "falloff": self.falloff,
             "sky": self.sky,
         }
         tensors |= {name: t for name, t in learnt.items() if t is not None}
@@ -237,7 +239,7 @@ class Model:
                 config.get("exposure", 1.0),
             )
             model.names = config.get("names", [])
-            for name in ("given_poses", "log_gains", "vignetting", "sky"):
+            for name in ("given_poses", "log_gains", "vignetting", "falloff", "sky"):
                 setattr(model, name, tensors.get(name))
             return model
         except MISFITS as error:

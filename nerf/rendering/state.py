@@ -48,7 +48,7 @@ def check_shown(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) not in (0, n):
         raise ValueError(f"names are expected to be those of the {n} photos")
     shapes: dict[str, tuple[int, ...]] = {"background": (3,), "given_poses": (n, 3, 4), "log_gains": (n, 3)}
-    for name, shape in (shapes | {"vignetting": (n, 2), "sky": (TERMS, 3)}).items():
+    for name, shape in (shapes | {"vignetting": (n, 2), "falloff": (n, 2), "sky": (TERMS, 3)}).items():
         if (t := tensors.get(name)) is None and name != "background":
             continue
         if t is None or t.shape != shape or not t.is_floating_point() or not bool(t.isfinite().all()):

@@ -64,6 +64,7 @@ class TrainConfig:
     # An exposure for each channel of each photo, for photos whose exposure or white balance differ.
     exposure: bool = False
     vignetting: bool = False  # how each lens darkens its pictures towards the corners
+    flash: bool = False  # how light from the camera falls off with distance (not in forward-facing scenes)
     # Open scenes: parts of photos that show something else than all others see there are not learnt from.
     distractors: bool = True
     checkpoint_seconds: float = 120.0
@@ -80,6 +81,11 @@ class TrainConfig:
         for name, kind in (("weights", Weights), ("schedule", Schedule), ("field", FieldOptions)):
             if not isinstance(part := getattr(self, name), kind) and not (name == "field" and part is None):
                 raise BadValue(f"TrainConfig.{name} is of the type {type(part).__name__}, expected {kind.__name__}")
+
+    @property
+    def learns_light(self) -> bool:
+        """Whether anything is learnt of the photos' light."""
+        return self.exposure or self.vignetting or self.flash
 
     @property
     def length(self) -> Length:
@@ -163,7 +169,7 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
     """An untrained model of a scene, where the kernels in use want it; field: one of your own, None: ours."""
     ids = scene.splits["train"]
     if field is None:
-        options = config.field or default_field(scene, config.exposure or config.vignetting)
+        options = config.field or default_field(scene, config.learns_light)
         field = RadianceField(options, scene.space.contracted, config.seed)
     check_module(field)
     if isinstance(field, RadianceField):

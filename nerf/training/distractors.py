@@ -85,7 +85,7 @@ class Distractors:
         truth, seen = shown_as(model, pixels.rgb), model.render_rays(rays_o, rays_d)
         colours, behind = (shown_as(model, c) for c in (seen.over(model.behind(rays_d)), model.behind(rays_d)))
         if exposures is not None:
-            logs = exposures.at(pixels.image_ids, pixels.rows, pixels.cols)
+            logs = exposures.at(pixels.image_ids, pixels.rows, pixels.cols, seen.median_depths)
             colours = apply_exposure_over(colours, logs, seen.opacities[:, None], behind)
         errors = (colours.clamp(0, 1) - truth.clamp(0, 1)).square().mean(dim=1) * pixels.used
         t = model.space.t_to_depth(rays_o, rays_d, seen.median_depths)

@@ -28,7 +28,15 @@ from nerf.io.progress import progress
 from nerf.rendering.metrics import colour_correct, hdr_psnr, psnr, ssim
 from nerf.rendering.view import View
 from nerf.training.alignment import RAYS, STEPS, as_trained, optimise_test_poses, shrunk, with_poses
-from nerf.training.exposure import OPAQUE, apply_exposure, apply_exposure_over, darkened_by_lens, fitted
+from nerf.training.exposure import (
+    OPAQUE,
+    apply_exposure,
+    apply_exposure_over,
+    darkened_by_lens,
+    falloff,
+    fitted,
+    most_alike,
+)
 from nerf.training.scores import Evaluation, Protocol, Scores, ViewScores, in_words
 
 if TYPE_CHECKING:
@@ -38,7 +46,7 @@ if TYPE_CHECKING:
 
 ERROR_HIGH = 0.2  # of the error maps' scale, the same for every picture so that they can be compared
 EXPOSED = "of the right half of a view, with gains of its channels that were fitted on the left half"
-VIGNETTING = "of the lens, as learnt from the training photos: views are compared as their camera takes them"
+VIGNETTING = "of lens and flash, as learnt from the training photos: views are compared as their camera takes them"
 HDR_PSNR = "of a view after log(1 + 5000 c / brightest) / log(5001), clipped to [0, 1]; mean over views"
 _GROUP = 8  # views whose poses are looked for at once
 _SHEET_LONGEST = 1080  # pixels of one panel in a side-by-side picture
@@ -138,13 +146,19 @@ def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> Scor
 
 
 def _as_taken(model: Model, camera: Cameras) -> View[np.ndarray]:
-    """The view of a camera [1] with the vignetting that was learnt of cameras like it, as its photo has it."""
+    """The view of a camera [1] with the vignetting and the flash of cameras like it, as its photo has it."""
     view = model.render_image(camera, 0, normals=False)
-    if model.vignetting is None:
+    if model.vignetting is None and model.falloff is None:
         return view
     opacities, background = torch.from_numpy(view.opacity)[..., None], model.background.cpu()
     behind = (1 - opacities) * background
-    darker = darkened_by_lens(camera, model.cameras, model.vignetting)
+    darker = torch.zeros(1, 1, 1)
+    if model.vignetting is not None:
+        darker = darkened_by_lens(camera, model.cameras, model.vignetting)
+    if model.falloff is not None:
+        distances = torch.from_numpy(view.depth)
+        exponent, reference = model.falloff[most_alike(camera, model.cameras)]
+        darker = darker + falloff(exponent, distances.flatten(), reference).reshape(*distances.shape, 1)
     front = apply_exposure(torch.from_numpy(view.color) - behind, darker, model.linear, opacities)
     return replace(view, color=(front + behind).numpy())
 
@@ -209,7 +223,7 @@ def _protocol(model: Model, scene: Scene, split: str, views: list[ViewScores], n
         colour_space="sRGB values" + light,
         masks="only pixels inside the masks count" if scene.masks is not None else "none: every pixel counts",
         poses=_of_poses(model, split),
-        vignetting=VIGNETTING if model.vignetting is not None else None,
+        vignetting=VIGNETTING if model.vignetting is not None or model.falloff is not None else None,
         psnr_exposed=EXPOSED if model.log_gains is not None else None,
         psnr_hdr=HDR_PSNR if model.linear else None,
         training={key: model.meta[key] for key in ("steps", "seconds", "minutes", "seed") if key in model.meta},

@@ -1,5 +1,5 @@
-"""Exposure and white balance of single photos, a gain for each of them and channel, and vignetting, a fall-off towards
-the corners for each camera: learnt beside the field."""
+"""The light of photos, learnt beside the field: exposure and white balance, a gain for each photo and channel;
+vignetting, a fall-off towards the corners for each camera; and how a flash on the camera falls off with distance."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nerf.training.optimiser import SmallAdam
 TOE, GAMMA = 0.055, 2.4  # of the sRGB curve
 SATURATED = 0.998  # values from here on may have been brighter than the file can say
 OPAQUE = 0.99  # from here on a pixel shows the scene alone, and votes on its photo's gain
+_FARTHEST = 8.0  # times the reference distance, from where on light falls off no further
 HEADROOM = 1.25  # brightest colour of the field: what is white in a dark photo is brighter in the others' exposure
 
 
@@ -59,6 +60,14 @@ def vignetting(coefficients: Tensor, squares: Tensor) -> Tensor:
     return (coefficients * torch.stack([squares, squares.square()], dim=1)).sum(dim=1, keepdim=True)
 
 
+def falloff(exponents: Tensor, distances: Tensor, reference: float | Tensor) -> Tensor:
+    """Log gains [n,1] of what lies at distances [n] from a camera with a flash, 0 at the reference (and where the
+    distance is 0: nothing is there): light goes with the distance to the power of -exponent [n], 2 where the flash is
+    all the light there is. Differentiable in the exponents."""
+    ratios = torch.where(distances > 0, distances / reference, 1.0).clamp(1 / _FARTHEST, _FARTHEST)
+    return (-exponents * ratios.log())[:, None]
+
+
 def from_middle(cameras: Cameras, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Squares of the distances [n] of pixels from the middle of their picture, 1 in its corners; 0 in panoramas."""
     w, h = cameras.widths[image_ids], cameras.heights[image_ids]
@@ -77,11 +86,16 @@ def lenses(cameras: Cameras) -> Tensor:
     return (_shapes(cameras) / math.log(4 / 3)).round().unique(dim=0, return_inverse=True)[1]
 
 
+def most_alike(camera: Cameras, trained: Cameras) -> int:
+    """Which of the cameras that were trained on is most like a camera [1]."""
+    return int((_shapes(trained) - _shapes(camera)).norm(dim=1).argmin())
+
+
 def darkened_by_lens(camera: Cameras, trained: Cameras, coefficients: Tensor) -> Tensor:
     """Log gains [h,w,1] of the pictures of a camera [1] by the vignetting [n,2] of the one most like it of those [n]
     that were trained on."""
     h, w = int(camera.heights[0]), int(camera.widths[0])
-    alike = int((_shapes(trained) - _shapes(camera)).norm(dim=1).argmin())
+    alike = most_alike(camera, trained)
     rows, cols = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
     squares = from_middle(camera, torch.zeros_like(rows), rows, cols)
     return vignetting(coefficients[alike].expand(h * w, 2), squares).reshape(h, w, 1)
@@ -89,24 +103,37 @@ def darkened_by_lens(camera: Cameras, trained: Cameras, coefficients: Tensor) ->
 
 class ExposureCorrections:
     """`gains`: logarithms [n_images,3] of the photos' light, 0 in the mean over those that are trained on; `lens`:
-    coefficients [n_cameras,2] of their cameras' vignetting."""
+    coefficients [n_cameras,2] of their cameras' vignetting; `flash`: exponents [n_cameras,1] of `falloff` from the
+    reference distance, a scene length."""
 
-    def __init__(self, cameras: Cameras, ids: Tensor, gains: bool = True, lens: bool = True) -> None:
+    def __init__(
+        self,
+        cameras: Cameras,
+        ids: Tensor,
+        gains: bool = True,
+        lens: bool = True,
+        flash: bool = False,
+        reference: float = 1.0,
+    ) -> None:
         device = cameras.c2w.device
-        self.cameras, self.ids, self.lenses = cameras, ids.to(device), lenses(cameras)
-        shapes = {"logs": (len(cameras), 3)} if gains else {}
-        shapes |= {"lens": (int(self.lenses.max()) + 1, 2)} if lens else {}
+        self.cameras, self.ids, self.lenses, self.reference = cameras, ids.to(device), lenses(cameras), reference
+        n_lenses = int(self.lenses.max()) + 1
+        shapes: dict[str, tuple[int, ...]] = {"logs": (len(cameras), 3)} if gains else {}
+        shapes |= ({"lens": (n_lenses, 2)} if lens else {}) | ({"flash": (n_lenses, 1)} if flash else {})
         self.values = {k: torch.zeros(shape, device=device, requires_grad=True) for k, shape in shapes.items()}
         self.adam = {k: SmallAdam(shape, device) for k, shape in shapes.items()}
 
-    def at(self, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-        """Log gains [n,3] of pixels."""
+    def at(self, image_ids: Tensor, rows: Tensor, cols: Tensor, distances: Tensor) -> Tensor:
+        """Log gains [n,3] of pixels that show something at distances [n], scene length, 0: nothing."""
         logs = torch.zeros(1, 3, device=image_ids.device)
         if "logs" in self.values:
             logs = self.values["logs"][image_ids]
         if "lens" in self.values:
             squares = from_middle(self.cameras, image_ids, rows, cols)
             logs = logs + vignetting(self.values["lens"][self.lenses[image_ids]], squares)
+        if "flash" in self.values:
+            exponents = self.values["flash"][self.lenses[image_ids], 0]
+            logs = logs + falloff(exponents, distances.detach(), self.reference)
         return logs
 
     def step(self, rate: float) -> None:
@@ -126,6 +153,13 @@ class ExposureCorrections:
     def vignetting(self) -> Tensor | None:
         """Coefficients [n,2] of the cameras of the photos that are trained on; None where none are learnt."""
         return self.values["lens"].detach()[self.lenses[self.ids]].cpu() if "lens" in self.values else None
+
+    def falloff(self) -> Tensor | None:
+        """(exponent, reference distance) [n,2] of the photos that are trained on; None where none are learnt."""
+        if "flash" not in self.values:
+            return None
+        exponents = self.values["flash"].detach()[self.lenses[self.ids], 0].cpu()
+        return torch.stack([exponents, torch.full_like(exponents, self.reference)], dim=1)
 
     def tensors(self) -> dict[str, Tensor]:
         """What must be stored to go on bit for bit."""

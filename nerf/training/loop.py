@@ -76,12 +76,12 @@ class Trainer:
             distance = scene_scale(scene.cameras, scene.scene_from_world)
             self.poses = PoseCorrections(self.scene.cameras, ids, scene.scene_from_world, distance)
         self.exposures: ExposureCorrections | None = None
-        if config.exposure or config.vignetting:
+        if config.learns_light:
             if loss is not None:
-                raise UserError(
-                    "exposure and vignetting are learnt by the default loss: leave out either these or loss"
-                )
-            self.exposures = ExposureCorrections(self.scene.cameras, ids, config.exposure, config.vignetting)
+                raise UserError("the photos' light is learnt by the default loss: leave out either it or loss")
+            light = config.exposure, config.vignetting, config.flash and not scene.space.warped
+            distance = scene_scale(scene.cameras, scene.scene_from_world)
+            self.exposures = ExposureCorrections(self.scene.cameras, ids, *light, distance)
         self.watched: dict[str, WatchedPixels] = {}  # where poses are refined, the given ones show something else
         if not config.refine_poses:
             self.watched = watched_pixels(self.scene, self.exposures)
@@ -247,6 +247,7 @@ class Trainer:
             model.cameras = model.cameras.with_poses(c2w)
         if self.exposures is not None:
             model.log_gains, model.vignetting = self.exposures.gains(), self.exposures.vignetting()
+            model.falloff = self.exposures.falloff()
         model.meta |= {"steps": self.step, "total_steps": self.total_steps, "seconds": self.seconds}
         model.meta |= {"minutes": self.config.minutes, "seed": self.config.seed, "data": str(self.scene.path)}
         model.meta |= {"backend": kernels.backend(), "threads": torch.get_num_threads()}

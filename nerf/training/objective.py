@@ -63,7 +63,7 @@ class SceneLoss:
         """(colours, targets) [n,3] over the batch's background."""
         if self.corrections is None:
             return rendered.over(batch.background), batch.targets
-        logs = self.corrections.at(batch.image_ids, batch.rows, batch.cols)
+        logs = self.corrections.at(batch.image_ids, batch.rows, batch.cols, rendered.median_depths)
         own = apply_exposure(rendered.foregrounds, logs, self.linear, rendered.opacities[:, None])
         colors, targets = rendered._replace(foregrounds=own).over(batch.background), batch.targets
         saturated = (targets >= SATURATED) & (colors.detach() > targets)  # it may have been brighter than the file says
@@ -78,7 +78,7 @@ class SceneLoss:
     def _surface(self, rendered: RenderedRays, batch: PixelBatch) -> Tensor:
         common, weights = batch.targets, None if batch.used is None else batch.used[:, 0]
         if self.corrections is not None:
-            logs = self.corrections.at(batch.image_ids, batch.rows, batch.cols).detach()
+            logs = self.corrections.at(batch.image_ids, batch.rows, batch.cols, rendered.median_depths).detach()
             common = batch.over_background(remove_exposure(batch.rgb, logs, self.linear))
         if self.linear:
             colors, targets = self._colors(rendered, batch)

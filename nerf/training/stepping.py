@@ -63,8 +63,8 @@ def recorder_of(config: TrainConfig, tiles: bool, random: torch.Generator) -> Re
             "steps cannot be recorded as CUDA graphs where each waits for the GPU: leave graph out, or "
             "deterministic and the backend tinycudann, or load fewer pixels than need a file of tiles"
         )
-    if config.refine_poses or config.exposure or config.vignetting:
-        raise UserError("steps that learn poses, exposure or vignetting cannot be recorded: leave graph out")
+    if config.refine_poses or config.learns_light:
+        raise UserError("steps that learn poses or the photos' light cannot be recorded: leave graph out")
     return RecordedSteps(kernels.device(), random, config.beta1, config.beta2)
 
 

@@ -52,7 +52,7 @@ class WatchedPixels:
         colors = shown_as(model, rendered.over(model.behind(shown.rays_d)))
         if self.exposures is not None:
             over = rendered.opacities[:, None], shown_as(model, background)
-            logs = self.exposures.at(shown.image_ids, shown.rows, shown.cols).detach()
+            logs = self.exposures.at(shown.image_ids, shown.rows, shown.cols, rendered.median_depths).detach()
             colors = apply_exposure_over(colors, logs, *over)
             if self.fits:
                 colors = self._as_exposed(colors, truth, *over)

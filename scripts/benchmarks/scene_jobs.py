@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.jobs import peak
 from nerf import datasets
 from nerf.checks.run import check_posed
+from nerf.checks.verdict import LIGHT
 from nerf.datasets.loading import parse
 from nerf.datasets.parsed import ParsedScene
 from nerf.datasets.posed import check_frames
@@ -55,7 +56,7 @@ def real_scene(
         CHANGES[change](parsed, by_name)
     spoilt = assemble(parsed, options)
     verdict = check_posed(check_frames(parsed, options))
-    light = dict.fromkeys(("exposure", "vignetting"), False) if exposure == "off" else verdict.light()
+    light = dict.fromkeys(LIGHT, False) if exposure == "off" else verdict.light()
     config = TrainConfig(minutes=minutes, distractors=distractors).with_settings(**light)
     with TemporaryDirectory() as scratch:
         model = train_scene(spoilt, config, scratch, progress=False)

@@ -13,8 +13,10 @@ from fakes import FakeModel, ring_cameras
 from tiny import FIELD, join_cameras, make_scene, sphere_scene, train_config
 from torch import Tensor
 
+from nerf.checks.verdict import LIGHT
 from nerf.datasets import Scene
 from nerf.io import checkpoint
+from nerf.rendering.model import Model
 from nerf.rendering.view import View
 from nerf.training.evaluation import _exposed, evaluate
 from nerf.training.exposure import (
@@ -22,12 +24,14 @@ from nerf.training.exposure import (
     apply_exposure,
     apply_exposure_over,
     darkened_by_lens,
+    falloff,
     fitted,
     from_middle,
     lenses,
     remove_exposure,
 )
 from nerf.training.loop import train
+from nerf.training.pose_refinement import scene_scale
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
 CONFIG = train_config(steps=300, batch_samples=1 << 12, field=replace(FIELD, density_bias=3.0))
@@ -124,7 +128,7 @@ def test_vignetting_is_none_in_the_middle_and_of_each_lens() -> None:
         and float(darker[0, 0]) == pytest.approx(-0.66, abs=0.02)
     )
     pixels = torch.arange(48 * 48)
-    at = corrections.at(torch.zeros_like(pixels), pixels // 48, pixels % 48)
+    at = corrections.at(torch.zeros_like(pixels), pixels // 48, pixels % 48, torch.zeros(48 * 48))
     torch.testing.assert_close(at.reshape(48, 48, 3), darker.expand(-1, -1, 3))
     assert darkened_by_lens(cameras.subset([5]), cameras, learnt).eq(0).all()
     half = darkened_by_lens(cameras.subset([0]).scaled(2), cameras, learnt)
@@ -156,6 +160,46 @@ def test_a_lens_that_darkens_corners_is_learnt_and_views_are_without_it(tmp_path
     assert before.psnr < found.psnr and before.protocol.vignetting is None
 
 
+def test_light_from_the_camera_falls_off_with_distance() -> None:
+    exponents, distances = torch.tensor([2.0, 2.0, 1.0, 2.0, 0.0]), torch.tensor([3.0, 6.0, 6.0, 0.0, 9.0])
+    logs = falloff(exponents, distances, 3.0)
+    torch.testing.assert_close(logs[:, 0].exp(), torch.tensor([1.0, 0.25, 0.5, 1.0, 1.0]))
+    assert falloff(exponents[:1], torch.tensor([1e9]), 3.0).isfinite().all(), "no farther than what was seen"
+    cameras = sphere_scene(4, 16).cameras
+    corrections = ExposureCorrections(cameras, torch.arange(4), False, False, True, 3.0)
+    corrections.values["flash"].data.fill_(2.0)
+    at = corrections.at(torch.zeros(2).long(), torch.zeros(2), torch.zeros(2), torch.tensor([6.0, 0.0]))
+    torch.testing.assert_close(at, torch.tensor([[0.25], [1.0]]).log().expand(2, 3))
+    torch.testing.assert_close(corrections.falloff(), torch.tensor([[2.0, 3.0]]).expand(4, 2))
+    again = ExposureCorrections(cameras, torch.arange(4), False, False, True, 3.0)
+    again.restore(corrections.tensors())
+    torch.testing.assert_close(again.falloff(), corrections.falloff())
+
+
+def test_a_flash_is_learnt_and_views_are_without_it(tmp_path: Path) -> None:
+    cameras = sphere_scene(16, 48).cameras
+    factors = torch.tensor([0.8, 1.3, 1.0, 1.6], dtype=torch.float64).repeat(4)  # times as far away
+    poses = cameras.c2w.clone()
+    poses[:, :, 3] *= factors[:, None]
+    cameras = cameras.with_poses(poses)
+    reference = scene_scale(cameras, make_scene([np.zeros((48, 48, 4), np.uint8)] * 16, cameras).scene_from_world)
+    lit = []
+    for view in (FakeModel().render_image(cameras, i) for i in range(16)):
+        logs = falloff(torch.tensor(2.0), torch.from_numpy(view.depth).flatten().float(), reference) - 0.7  # none white
+        shown = apply_exposure(torch.from_numpy(view.color), logs.reshape(48, 48, 1), False).clamp(0, 1).numpy()
+        lit.append((np.concatenate([shown, view.opacity[..., None]], axis=2) * 255 + 0.5).astype(np.uint8))
+    scene = make_scene(lit, cameras)
+    model = train(scene, replace(CONFIG, flash=True), tmp_path / "run", progress=False)
+    assert model.falloff is not None and model.vignetting is None
+    assert 1.2 < float(model.falloff[0, 0]) < 2.2, "some of it is colour by direction"
+    again = Model.load(tmp_path / "run" / "checkpoint.safetensors")
+    assert again.falloff is not None and torch.equal(again.falloff, model.falloff)
+    found = evaluate(model, scene, "test", show_progress=False)
+    assert "as their camera takes them" in str(found.protocol.vignetting)
+    without = train(scene, CONFIG, tmp_path / "without", progress=False)
+    assert evaluate(without, scene, "test", show_progress=False).psnr < found.psnr - 3
+
+
 def test_what_the_check_finds_is_learnt_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nerf.checks.verdict import Finding, Verdict
     from nerf.cli import train as cli
@@ -167,9 +211,10 @@ def test_what_the_check_finds_is_learnt_unless_told_otherwise(tmp_path: Path, mo
         args = cli.TrainArgs(data=SAMPLE, out=tmp_path / out, downscale=16, **options)
         cli.main(args)
         config = checkpoint.load(tmp_path / out / "checkpoint.safetensors")[1]["training"]["config"]
-        return {name: config[name] for name in cli.LIGHT}
+        return {name: config[name] for name in LIGHT}
 
-    assert learnt("auto", steps=2) == {"exposure": False, "vignetting": True}
-    assert learnt("auto", steps=4, resume=True) == {"exposure": False, "vignetting": True}, "as it was begun"
-    assert learnt("off", steps=2, exposure="off") == {"exposure": False, "vignetting": False}
-    assert learnt("on", steps=2, exposure="on") == {"exposure": True, "vignetting": True}
+    found = dict.fromkeys(LIGHT, False) | {"vignetting": True}
+    assert learnt("auto", steps=2) == found
+    assert learnt("auto", steps=4, resume=True) == found, "as it was begun"
+    assert learnt("off", steps=2, exposure="off") == dict.fromkeys(LIGHT, False)
+    assert learnt("on", steps=2, exposure="on") == dict.fromkeys(LIGHT, True)

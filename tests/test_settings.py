@@ -37,6 +37,7 @@ RECORDS: list[tuple[type, Mapping[str, Range], set[str]]] = [
             "refine_poses",
             "exposure",
             "vignetting",
+            "flash",
             "distractors",
             "deterministic",
             "graph",

@@ -30,7 +30,7 @@ class GreyField:
     def __init__(self) -> None:
         self.scene_from_world, self.space, self.asked = Similarity.identity(), Box(), 0
         self.linear, self.exposure = False, 1.0
-        self.given_poses = self.log_gains = self.vignetting = None
+        self.given_poses = self.log_gains = self.vignetting = self.falloff = None
 
     def color(self, points: Tensor, directions: Tensor) -> Tensor:
         assert torch.allclose(directions.norm(dim=1), torch.ones(len(points)), atol=1e-4)

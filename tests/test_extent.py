@@ -85,7 +85,7 @@ def test_specks_far_off_do_not_widen_what_is_meshed() -> None:
     clean, warp = open_grid(model, depth_views(model, 64, 100), 64)
     model.specks = True
     specked, same = open_grid(model, depth_views(model, 64, 100), 64)
-    assert warp == same and specked.step == pytest.approx(clean.step, rel=0.05)
+    assert warp.radius == pytest.approx(same.radius, rel=1e-3) and specked.step == pytest.approx(clean.step, rel=0.05)
     ends = warp.to_scene(torch.tensor([specked.origin]))[0]
     assert float(ends.abs().max()) < 6
 
@@ -133,7 +133,7 @@ def test_what_one_view_alone_shows_closes_a_hole(measured: float, aslant: bool) 
     corner = torch.arange(len(points)).view(x.shape)
     a, b, c, d = (part.reshape(-1) for part in (corner[:-1, :-1], corner[1:, :-1], corner[1:, 1:], corner[:-1, 1:]))
     faces = torch.cat([torch.stack([a, c, b], dim=1), torch.stack([a, d, c], dim=1)]).int()
-    outward = torch.tensor([0.995, 0.0, -0.1] if aslant else [0.0, 0.0, -1.0]).expand(len(points), 3)
+    outward = torch.tensor([1.0, 0.0, 0.02] if aslant else [0.0, 0.0, -1.0]).expand(len(points), 3)
     seen, towards = surface.seen(points, faces, outward)
     alone = points[:, 0] > 2.4
     if not aslant:

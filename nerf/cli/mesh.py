@@ -60,8 +60,8 @@ class MeshArgs:
     denoise: int | None = None
     """rounds of averaging face normals that agree, which flattens noise and keeps edges (default: 12; none with density
     and above 4 million triangles)"""
-    min_fraction: float = 0.01
-    """drop pieces with fewer faces than this share of the largest piece's"""
+    min_fraction: float | None = None
+    """drop pieces with fewer faces than this share of the largest piece's (default: 0.01, of open scenes 0.0001)"""
     max_components: int | None = None
     """keep at most so many of the largest pieces"""
     colours: bool = True

@@ -24,7 +24,10 @@ MAX_OPEN_RESOLUTION = 1024  # cells along the longest side of their grid
 _NDC_FAR = 0.96  # NDC depth that is still meshed: 50 times the near distance; at 1 lies infinity
 _SAMPLES = 200_000  # pixels of the depth maps that say where surfaces are
 _AGREEMENT = 1 / 25  # scene length, times the scale of the grid, by which views of one surface differ
-_OUTLIERS = 0.005  # share of the voxels with surfaces that may lie beyond either end of each axis
+# Share of what pixels show, from the middle on, that has the finest cells. A bonsai in its room as its views (whole
+# mesh): 16.2 dB with the finest cells up to the cameras, 16.8 and 17.1 dB up to a half and a quarter of that.
+_SUBJECT, _LEAST_RADIUS = 0.25, 0.1
+_OUTLIERS = 0.001  # share of the voxels with surfaces that may lie beyond either end of each axis
 _MIN_POINTS = 3  # of the sample, which a voxel must hold to count
 _PAD = 0.02  # of the longest side, so that surfaces at the ends are whole
 _VOXELS = 64  # along the longest side, by which the extent and the area of all surfaces are estimated
@@ -49,8 +52,10 @@ def box_grid(model: Model, resolution: int | None, box: tuple[float, ...] | None
 def open_grid(model: Model, views: list[DepthView], resolution: int | None) -> tuple[Grid, Warp]:
     """The grid for an open scene, around what its depth maps show well, in the coordinates of the warp beside it."""
     centres = model.scene_from_world.apply(model.cameras.centres).abs().amax(dim=1)
-    warp = Warp(max(1.0, float(centres.median())))
-    seen = warp.to_grid(_seen_points(views, warp)).double().numpy()
+    # once to find out what is seen, and then with the finest cells for the nearest quarter of that
+    points = _seen_points(views, Warp(max(1.0, float(centres.median()))))
+    warp = Warp(max(_LEAST_RADIUS, float(points.abs().amax(dim=1).quantile(_SUBJECT))))
+    seen = warp.to_grid(points).double().numpy()
     low, high = seen.min(axis=0), seen.max(axis=0)
     for _ in range(2):  # voxels count, not points: of far surfaces there are few
         voxel = float((high - low).max()) / _VOXELS

@@ -18,7 +18,7 @@ from nerf.io.progress import Progress
 from nerf.meshing.clean import Limits, compact, find_hole_faces, is_closed, keep_faces, taubin_smooth, vertex_normals
 from nerf.meshing.extent import box_grid, open_grid
 from nerf.meshing.fair import MAX_DENOISED_FACES, denoise_normals
-from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, view_cameras
+from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, other_views, view_cameras
 from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
 from nerf.meshing.marching import marching_cubes
 from nerf.meshing.photos import grey_pictures
@@ -38,7 +38,7 @@ _ROUNDS = Range(0, 100, whole=True)
 MESHING = {
     "resolution": Range(8, 4096, whole=True, optional=True),
     "threshold": Range(0, 1e30, above=True, optional=True),  # 1/scene length
-    "min_fraction": Range(0, 1),
+    "min_fraction": Range(0, 1, optional=True),
     "max_components": Range(1, 1e9, whole=True, optional=True),
     "smooth": _ROUNDS._replace(optional=True),
     "holes": Range(0, 1e9, whole=True),
@@ -70,7 +70,7 @@ def extract_mesh(
     resolution: int | None = None,
     threshold: float | None = None,
     box: tuple[float, ...] | None = None,
-    min_fraction: float = 0.01,
+    min_fraction: float | None = None,
     max_components: int | None = None,
     colours: bool = True,
     refine: int = 1,
@@ -90,14 +90,15 @@ def extract_mesh(
     tsdf, and density where a threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene
     frame (NDC for forward-facing scenes); None: around the occupied cells for a bounded object; for unbounded captures
     around what views see from places apart, in cells that grow with distance (warp.Warp), or with "density" [-1,1]^3.
-    Components under min_fraction of the largest one's faces are removed, as are, for bounded objects, cavities that
-    nothing outside can see; max_components keeps only so many of the largest. refine: evaluations for each vertex to
-    slide it onto the zero crossing along its edge. watertight: whether to keep faces that one view or none has seen,
-    or only views from within 1.5 degrees of one another (None: for bounded objects, and with "density"); at most
-    `holes` of them in one place are kept anyway. smooth: rounds of Taubin smoothing (None: 6, or none with "density").
-    denoise: rounds of bilateral normal filtering (None: 12, or none with "density" and for over 4 million faces).
-    scene: of open scenes fused by "tsdf", its training photos refine the depths (see stereo.refine_depths), which takes
-    some minutes of computing; without, and for bounded objects, the depths are the field's alone.
+    Components under min_fraction (None: 0.01, of open scenes 0.0001) of the largest one's faces are removed, as are,
+    for bounded objects, cavities that nothing outside can see; max_components keeps only so many of the largest.
+    refine: evaluations for each vertex to slide it onto the zero crossing along its edge. watertight: whether to keep
+    faces that one view or none has seen, or only views from within 1.5 degrees of one another (None: for bounded
+    objects, and with "density"); at most `holes` of them in one place are kept anyway. smooth: rounds of Taubin
+    smoothing (None: 6, or none with "density"). denoise: rounds of bilateral normal filtering (None: 12, or none with
+    "density" and for over 4 million faces). scene: of open scenes fused by "tsdf", its training photos refine the
+    depths (see stereo.refine_depths), which takes some minutes of computing; without, and for bounded objects, the
+    depths are the field's alone.
 
     Unless unseen faces are removed the mesh is closed (where it meets the box it is capped), 2-manifold, wound
     counter-clockwise seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal.
@@ -109,7 +110,6 @@ def extract_mesh(
     >>> mesh.faces.shape[1], mesh.metadata["closed"]
     (3, True)
     """
-    limits = Limits(min_fraction, max_components)
     given = {"resolution": resolution, "threshold": threshold, "min_fraction": min_fraction}
     given |= {"max_components": max_components, "smooth": smooth, "holes": holes, "denoise": denoise, "refine": refine}
     check_numbers(given, MESHING, "--")
@@ -122,6 +122,9 @@ def extract_mesh(
     else:
         skip = not keep_unseen and holes <= MAX_HOLE_FACES
         shape = _fuse(model, scene, resolution, box, skip, show_progress)
+    if min_fraction is None:  # a wall that nothing joins to the rest is a small piece of a place
+        min_fraction = 0.0001 if isinstance(shape, FusedSurface) and shape.is_open else 0.01
+    limits = Limits(min_fraction, max_components)
     with torch.no_grad(), Progress("meshing", shown=show_progress):
         points, faces = _polygonise(shape, refine)
         trim_heap()
@@ -169,7 +172,8 @@ def _fuse(
             views = refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
     with Progress("fusing", shown=show):
         if box is None and model.space.contracted:
-            return FusedSurface(views, *open_grid(model, views, resolution), skip, is_open=True)
+            others = other_views(model, MAX_VIEWS)
+            return FusedSurface(views, *open_grid(model, views, resolution), skip, is_open=True, others=others)
         return FusedSurface(views, box_grid(model, resolution, box), Warp(), skip)
 
 

@@ -4,6 +4,7 @@ Volumetric Method for Building Complex Models from Range Images", 1996), asked f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
 MAX_VIEWS, MAX_SIDE = 64, 400  # depth maps, and pixels along their longer side
+MAX_OTHERS, OTHERS_SIDE = 64, 200  # views that are only asked where they would see holes
 FRONT_TRUNCATION_STEPS = 4.0  # truncation before the surface, in steps of the grid
 # Behind it, where views that see the surface add to what is solid: _BACK_TRUNCATION in scene length, so that coarse
 # grids keep their thin parts, but from so many to so many steps of the grid.
@@ -48,7 +50,7 @@ FEWEST_VIEWS = 1.5  # that is two: a view that sees a surface a little before co
 # of what views show.)
 _SEEN_STEPS, _ALIKE = 2.0, 0.1
 _ABOUT = 0.25  # the same of what closes a hole
-_ASLANT = 0.2  # least cosine between its normal and the view
+_ASLANT = 0.02  # least cosine between its normal and the view
 _CELL_STEPS = 4  # steps of the grid: what is known of points is known by such cells
 
 
@@ -56,7 +58,8 @@ class FusedSurface:
     """Positive inside. What lies behind everything that is seen counts as inside, so that nothing is hollow; what is in
     no picture as outside. The grid's coordinates are those of a warp, and truncation grows as its cells do. skip:
     whether what lies away from all that is seen is left out, so that the surface ends there. is_open: whether the
-    photos show more than an object, see LEAST_SAY and `seen`."""
+    photos show more than an object, see LEAST_SAY and `seen`; others: more of their views then, whose depths are not
+    known (all NaN)."""
 
     method, level, outside = "tsdf", None, -1.0
     smooth, denoise = 6, DENOISE_ROUNDS  # rounds by default
@@ -68,8 +71,10 @@ class FusedSurface:
         warp: Warp | None = None,
         skip: bool = False,
         is_open: bool = False,
+        others: Sequence[DepthView] = (),
     ) -> None:
         self.grid, self.views, self.warp, self.skip, self.is_open = grid, views, warp or Warp(), skip, is_open
+        self.others = others
         least = LEAST_SAY if is_open else MIN_WEIGHT
         self.min_weight = min(least, sum(map(_mean_weight, self.views)) / 4)  # few photos, or little trained
         self._codes = self._classify()
@@ -107,22 +112,33 @@ class FusedSurface:
         enough = votes.enough(1, 0.0) if len(self.views) < MANY_VIEWS else votes.enough(2, MIN_PARALLAX)
         if self.is_open and bool(enough.any()):
             enough[self._closing(points, faces, normals, enough[faces.long()].any(dim=1), nearest)] = True
+            if self.others:
+                enough[self._closing(points, faces, normals, enough[faces.long()].any(dim=1))] = True
         return enough, torch.nn.functional.normalize(votes.towards, dim=1)
 
-    def _closing(self, points: Tensor, faces: Tensor, normals: Tensor, kept: Tensor, nearest: list[Tensor]) -> Tensor:
+    def _closing(
+        self, points: Tensor, faces: Tensor, normals: Tensor, kept: Tensor, nearest: list[Tensor] | None = None
+    ) -> Tensor:
         """Corners [m] of the faces that views see (nearest [h*w] of each), not too aslant and about where they measure
-        something, though the kept ones [f] leave them nothing there."""
+        something, though the kept ones [f] leave them nothing there; nearest None: of those that the others see, and
+        nothing measures."""
         used, corners = faces[kept].unique(return_inverse=True)
         some, corners = points[used], corners.to(faces.dtype)
-        closing = []
-        for view, face in zip(self.views, nearest, strict=True):
-            left = (_draw(view, some, corners)[2] < 0) & (face >= 0)
+        closing = [used[:0].long()]
+        for k, view in enumerate(self.views if nearest is not None else self.others):
+            left = _draw(view, some, corners)[2] < 0
+            if not bool(left.any()):
+                continue
+            face = _draw(view, points, faces)[2] if nearest is None else nearest[k]
+            left &= face >= 0
             corner = faces[face[left].long()].long()
             middle = points[corner].mean(dim=1)
             towards = torch.nn.functional.normalize(_origin(view) - middle, dim=1)
             faced = (torch.nn.functional.normalize(normals[corner].mean(dim=1), dim=1) * towards).sum(dim=1)
-            alike = (project(view, middle)[1] / view.depths.flatten()[left] - 1).abs() < _ABOUT
-            closing.append(corner[alike & (faced > _ASLANT)].flatten())
+            stays = faced > _ASLANT
+            if nearest is not None:
+                stays &= (project(view, middle)[1] / view.depths.flatten()[left] - 1).abs() < _ABOUT
+            closing.append(corner[stays].flatten())
         return torch.cat(closing).unique()
 
     def known(self, *ranges: slice) -> NDArray[np.uint8]:
@@ -207,11 +223,32 @@ def depth_views(model: Model, most: int, longest: int, show_progress: bool = Fal
         along_z = torch.where(t > 0, surface * (rays_d @ axes[:, 2].float()), torch.inf)
         along_z[(t > 0) & (spread > MAX_SPREAD_STEPS * steps)] = torch.nan
         weights = torch.where(t > 0, 1 / (1 + (spread / (HALF_WEIGHT_SPREAD_STEPS * steps)).square()), 1.0)
-        origin = model.scene_from_world.apply(cameras.centres[i])
-        pose = torch.cat([axes.T, -(axes.T @ origin)[:, None]], dim=1)
-        fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
-        views.append(DepthView(pose, (fx, fy, cx, cy), along_z.reshape(h, w), weights.reshape(h, w)))
+        views.append(_depth_view(model, cameras, i, along_z.reshape(h, w), weights.reshape(h, w)))
     return views
+
+
+def other_views(model: Model, but: int) -> list[DepthView]:
+    """Training views beside those that `view_cameras` chooses of so many, without depths: at most as many, small."""
+    chosen, _ = view_cameras(model, but, 1)
+    left = torch.ones(len(model.cameras), dtype=torch.bool)
+    left[chosen] = False
+    rest = left.nonzero()[:, 0]
+    if not len(rest):
+        return []
+    some = rest[farthest_point_sample(model.cameras.centres[rest], MAX_OTHERS)]
+    cameras = _small_pinholes(model.cameras.subset(some), OTHERS_SIDE)
+    sizes = [(int(h), int(w)) for h, w in zip(cameras.heights, cameras.widths, strict=True)]
+    nothing = [torch.full(size, torch.nan) for size in sizes]
+    return [_depth_view(model, cameras, i, none, none) for i, none in enumerate(nothing)]
+
+
+def _depth_view(model: Model, cameras: Cameras, i: int, depths: Tensor, weights: Tensor) -> DepthView:
+    """z-depths and weights [h,w] as camera i (world frame) measured them."""
+    axes = model.scene_from_world.rotation @ cameras.opencv_axes[i]
+    origin = model.scene_from_world.apply(cameras.centres[i])
+    pose = torch.cat([axes.T, -(axes.T @ origin)[:, None]], dim=1)
+    fx, fy, cx, cy = (float(x[i]) for x in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
+    return DepthView(pose, (fx, fy, cx, cy), depths, weights)
 
 
 def view_cameras(model: Model, most: int, longest: int) -> tuple[Tensor, Cameras]:

@@ -41,6 +41,7 @@ _LEAST_CONFIDENCE = 0.05  # below which a pixel measures nothing
 _N_ASKED, _FEWEST = 10, 2  # views that are asked of a pixel's depth; that must agree
 _SUPPORT_PIXELS, _FLAT = 3000, 0.01  # of a view, to which planes are fitted; of the depth: how far they may be off
 _FARTHEST = 1e-4  # 1/scene length, below which what others say is that there is nothing
+_AROUND, _LESS_ALIKE = 3, 0.05  # pixels around one, over which costs are averaged; how much more a plane may cost
 MEASURED, PLANAR, KEPT, FILLED = (0.75, 1.5), 0.7, 0.3, 0.05  # weights: see refine_depths
 
 
@@ -85,6 +86,8 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
 
     def solidify(i: int) -> None:
         flat, bounds[i] = complete(views[i], pictures[i], sure[i], planes, [sure[j] for j in near[i]])
+        others = [(views[j], pictures[j]) for j in near[i][:N_SOURCES]]
+        flat = torch.where(contradicted(views[i], pictures[i], flat, others), torch.nan, flat)
         is_sure = sure[i].weights > 0
         weights = torch.where(is_sure, low + (high - low) * sure[i].weights, torch.where(flat > 0, PLANAR, 0.0))
         solid[i] = replace(views[i], depths=torch.where(is_sure, sure[i].depths, flat), weights=weights)
@@ -108,6 +111,19 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
     in_threads(solidify, len(views))
     in_threads(refine, len(views))
     return [refined[i] for i in range(len(views))]
+
+
+def contradicted(view: DepthView, picture: Tensor, flat: Tensor, others: list[tuple[DepthView, Tensor]]) -> Tensor:
+    """Where the photos are less alike at the z-depths flat [h,w] of planes than at the view's own: bool [h,w]. On what
+    has no texture they are as alike at both."""
+    pair = _Pair(_pyramid(view, picture)[0], [_pyramid(*other)[0] for other in others])
+    more = pair.costs(planes_of(flat)) - pair.costs(planes_of(view.depths))
+    asked = (flat > 0) & (view.depths > 0) & more.isfinite()
+    total, count = (
+        avg_pool2d(t[None, None], 2 * _AROUND + 1, 1, _AROUND)[0, 0]
+        for t in (torch.where(asked, more, 0.0), asked.float())
+    )
+    return asked & (total > _LESS_ALIKE * count)
 
 
 def fill(depths: Tensor, weights: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:

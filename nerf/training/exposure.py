@@ -54,10 +54,10 @@ def fitted(rendered: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return GAMMA * a.clamp(0.1, 10.0).log()
 
 
-def vignetting(coefficients: Tensor, squares: Tensor) -> Tensor:
-    """Log gains [n,1] of the light at places in pictures: a r^2 + b r^4 with (a, b) [n,2] and squares r^2 [n], r = 1 in
-    the corners. Differentiable."""
-    return (coefficients * torch.stack([squares, squares.square()], dim=1)).sum(dim=1, keepdim=True)
+def vignetting(coefficients: Tensor, powers: Tensor) -> Tensor:
+    """Log gains [n,1] of the light at places in pictures: a (r^2 - mean) + b (r^4 - mean) with (a, b) [n,2] and powers
+    [n,2] of `from_middle`: over a whole picture nothing is gained or lost. Differentiable."""
+    return (coefficients * powers).sum(dim=1, keepdim=True)
 
 
 def falloff(exponents: Tensor, distances: Tensor, reference: float | Tensor) -> Tensor:
@@ -69,10 +69,14 @@ def falloff(exponents: Tensor, distances: Tensor, reference: float | Tensor) -> 
 
 
 def from_middle(cameras: Cameras, image_ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Squares of the distances [n] of pixels from the middle of their picture, 1 in its corners; 0 in panoramas."""
-    w, h = cameras.widths[image_ids], cameras.heights[image_ids]
-    squares = ((2 * cols + 1 - w).square() + (2 * rows + 1 - h).square()) / (w.square() + h.square())
-    return torch.where(cameras.spherical[image_ids], 0.0, squares.float())
+    """r^2 and r^4 [n,2] of pixels, less their means over the picture, with r the distance from its middle, 1 in its
+    corners; 0 in panoramas."""
+    w, h = cameras.widths[image_ids].double(), cameras.heights[image_ids].double()
+    x, y, both = (2 * cols + 1 - w).square(), (2 * rows + 1 - h).square(), w.square() + h.square()
+    r2 = (x + y) / both
+    mean4 = ((w**4 + h**4) / 5 + 2 * (w * h).square() / 9) / both.square()  # that of r^2 is 1/3 in every picture
+    powers = torch.stack([r2 - 1 / 3, r2.square() - mean4], dim=1)
+    return torch.where(cameras.spherical[image_ids, None], 0.0, powers).float()
 
 
 def _shapes(cameras: Cameras) -> Tensor:
@@ -97,8 +101,8 @@ def darkened_by_lens(camera: Cameras, trained: Cameras, coefficients: Tensor) ->
     h, w = int(camera.heights[0]), int(camera.widths[0])
     alike = most_alike(camera, trained)
     rows, cols = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
-    squares = from_middle(camera, torch.zeros_like(rows), rows, cols)
-    return vignetting(coefficients[alike].expand(h * w, 2), squares).reshape(h, w, 1)
+    powers = from_middle(camera, torch.zeros_like(rows), rows, cols)
+    return vignetting(coefficients[alike].expand(h * w, 2), powers).reshape(h, w, 1)
 
 
 class ExposureCorrections:
@@ -129,8 +133,8 @@ class ExposureCorrections:
         if "logs" in self.values:
             logs = self.values["logs"][image_ids]
         if "lens" in self.values:
-            squares = from_middle(self.cameras, image_ids, rows, cols)
-            logs = logs + vignetting(self.values["lens"][self.lenses[image_ids]], squares)
+            powers = from_middle(self.cameras, image_ids, rows, cols)
+            logs = logs + vignetting(self.values["lens"][self.lenses[image_ids]], powers)
         if "flash" in self.values:
             exponents = self.values["flash"][self.lenses[image_ids], 0]
             logs = logs + falloff(exponents, distances.detach(), self.reference)

@@ -189,7 +189,7 @@ def test_a_flash_is_learnt_and_views_are_without_it(tmp_path: Path) -> None:
         shown = apply_exposure(torch.from_numpy(view.color), logs.reshape(48, 48, 1), False).clamp(0, 1).numpy()
         lit.append((np.concatenate([shown, view.opacity[..., None]], axis=2) * 255 + 0.5).astype(np.uint8))
     scene = make_scene(lit, cameras)
-    model = train(scene, replace(CONFIG, flash=True), tmp_path / "run", progress=False)
+    model = train(scene, CONFIG.with_settings(flash=True, flash_after=0), tmp_path / "run", progress=False)
     assert model.falloff is not None and model.vignetting is None
     assert 1.2 < float(model.falloff[0, 0]) < 2.2, "some of it is colour by direction"
     again = Model.load(tmp_path / "run" / "checkpoint.safetensors")

@@ -118,8 +118,8 @@ def test_what_only_tiny_parallax_places_goes() -> None:
         extract_mesh(Room(small_parallax(0.02)), resolution=64)
 
 
-@pytest.mark.parametrize(("measured", "aslant"), [(2.0, False), (3.0, False), (2.0, True)])
-def test_what_one_view_alone_shows_closes_a_hole(measured: float, aslant: bool) -> None:
+@pytest.mark.parametrize(("measured", "behind"), [(2.0, False), (3.0, False), (2.0, True)])
+def test_what_one_view_alone_shows_closes_a_hole(measured: float, behind: bool) -> None:
     """Eight cameras before a wall at depth 2, and one farther along, before what no other shows."""
 
     def view(x: float, depth: float) -> DepthView:
@@ -133,12 +133,12 @@ def test_what_one_view_alone_shows_closes_a_hole(measured: float, aslant: bool) 
     corner = torch.arange(len(points)).view(x.shape)
     a, b, c, d = (part.reshape(-1) for part in (corner[:-1, :-1], corner[1:, :-1], corner[1:, 1:], corner[:-1, 1:]))
     faces = torch.cat([torch.stack([a, c, b], dim=1), torch.stack([a, d, c], dim=1)]).int()
-    outward = torch.tensor([1.0, 0.0, 0.02] if aslant else [0.0, 0.0, -1.0]).expand(len(points), 3)
+    outward = torch.tensor([0.0, 0.0, 1.0] if behind else [0.0, 0.0, -1.0]).expand(len(points), 3)
     seen, towards = surface.seen(points, faces, outward)
     alone = points[:, 0] > 2.4
-    if not aslant:
+    if not behind:
         assert bool(seen[points[:, 0] < 1.2].all()) and bool((towards[points[:, 0] < 1.2] != 0).any(dim=1).all())
-    assert bool(seen[alone].all() if measured == 2.0 and not aslant else not seen[alone].any())
+    assert bool(seen[alone].all() if measured == 2.0 and not behind else not seen[alone].any())
 
 
 def test_what_others_look_through_is_no_surface() -> None:

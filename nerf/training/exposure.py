@@ -14,7 +14,7 @@ from nerf.training.optimiser import SmallAdam
 TOE, GAMMA = 0.055, 2.4  # of the sRGB curve
 SATURATED = 0.998  # values from here on may have been brighter than the file can say
 OPAQUE = 0.99  # from here on a pixel shows the scene alone, and votes on its photo's gain
-_FARTHEST = 8.0  # times the reference distance, from where on light falls off no further
+_FARTHEST = 4.0  # times the reference distance, from where on light falls off no further
 HEADROOM = 1.25  # brightest colour of the field: what is white in a dark photo is brighter in the others' exposure
 
 
@@ -140,11 +140,12 @@ class ExposureCorrections:
             logs = logs + falloff(exponents, distances.detach(), self.reference)
         return logs
 
-    def step(self, rate: float) -> None:
-        """One step of Adam; what is common to all photos stays with the field."""
+    def step(self, rate: float, flash: bool = True) -> None:
+        """One step of Adam, of the flash only if it is its time; what is common to all photos stays with the field."""
         for name, values in self.values.items():
             assert values.grad is not None
-            self.adam[name].step(values.data, values.grad, rate)
+            if flash or name != "flash":
+                self.adam[name].step(values.data, values.grad, rate)
             values.grad = None
         if "logs" in self.values:
             logs = self.values["logs"].data

@@ -192,7 +192,7 @@ class Trainer:
             rate = self.poses.rate(c.schedule.pose_rate)
             self.poses.step(batch.image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate)
         if self.exposures is not None:
-            self.exposures.step(c.schedule.exposure_rate_at(self.progress()))
+            self.exposures.step(c.schedule.exposure_rate_at(self.progress()), now.step >= c.schedule.flash_after)
         self.sampler.record(batch, errors)
         return StepResult(loss.detach(), errors, rendered.evaluated, rendered.kept, rendered.capacity)
 

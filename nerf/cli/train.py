@@ -39,7 +39,7 @@ class TrainArgs(LoadOptions):
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """folder to write to"""
     minutes: float | None = None
-    """time to train; it settles the number of steps from the speed of the first ones (5 unless --steps is given)"""
+    """time to train, without loading and measuring; as many steps as it takes (5 unless --steps is given)"""
     steps: int | None = None
     """number of steps, instead of a time"""
     resume: bool = False

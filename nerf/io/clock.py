@@ -84,6 +84,7 @@ class Clock:
 
     warm_up: float  # share of the time that passes before the number of steps is settled
     margin: float  # share of the time that is left over: rather early than late
+    recent: float = 1.0  # share of the time, up to now, that says how long steps take, at most
 
     def steps_to_fill(
         self,
@@ -95,13 +96,14 @@ class Clock:
         """The number of steps, those done included, that fills so many seconds; None before the warm-up is over.
 
         marks: (steps done, seconds passed) at times until now; steps are measured from the first mark in the second
-        half, for the first of a process are slow. cost: what a step takes relative to others, by its index, from now
-        on; past_cost: of those that are measured.
+        half, for the first of a process are slow, and within what is recent. cost: what a step takes relative to
+        others, by its index, from now on; past_cost: of those that are measured.
         """
         step, passed = marks[-1]
         if passed < self.warm_up * seconds:
             return None
-        first, since = next((mark for mark in marks if mark[1] > passed / 2), (0, 0.0))
+        begin = max(passed / 2, passed - self.recent * seconds)
+        first, since = next((mark for mark in marks if mark[1] > begin), (0, 0.0))
         if first >= step:  # no mark lies between the half and now
             first, since = 0, 0.0
         unit = (passed - since) / sum(past_cost(k) for k in range(first, step))

@@ -41,8 +41,8 @@ SLACK = 0.03  # scene scales by which silhouettes are grown where poses are not 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Give `steps`, or `minutes`: the latter times the first steps, then fixes the number of steps for
-    good.
+    """How to train. Give `steps`, or `minutes` of training, without loading and measuring: how many steps fill them is
+    told from the speed of the latest ones, again and again, and schedules follow.
 
     >>> nerf.TrainConfig(minutes=2).with_settings(depth=0.5, learning_rate=5e-3).weights.depth
     0.5

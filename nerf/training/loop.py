@@ -93,7 +93,8 @@ class Trainer:
         self.loss: Loss = loss or self.objective
         self.weights = weights_of(scene, config.weights)
         self.step, self.seconds = 0, 0.0
-        self.total_steps = config.steps  # settled by the warm-up when minutes are given
+        self.total_steps = config.steps  # settled by the warm-up when minutes are given, and then again and again
+        self.settled_step, self.settled_progress, self.settled_at = 0, 0.0, 0.0  # when it was last; at: seconds
         self.curve: list[dict[str, float]] = []
         self.batch_samples = config.batch_samples or (1 << 17 if on_gpu else 3 << 13)
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
@@ -105,7 +106,10 @@ class Trainer:
     def progress(self) -> float:
         """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-
         up ends."""
-        return min(self.step / self.total_steps, 1.0) if self.total_steps else 0.0
+        if not self.total_steps:
+            return 0.0
+        done = (self.step - self.settled_step) / max(self.total_steps - self.settled_step, 1)
+        return min(self.settled_progress + (1.0 - self.settled_progress) * done, 1.0)
 
     def plan(self) -> StepPlan:
         """What the next step is told: how many rays, and what the schedules say."""
@@ -228,6 +232,21 @@ class Trainer:
         marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(past, self.seconds)]
         return stepping.CLOCK.steps_to_fill(self.config.length.seconds, marks, cost, lambda k: cost(k, past))
 
+    def keep_time(self) -> None:
+        """Where minutes were asked for: settle how many steps fill them once the warm-up is over, and again whenever
+        SETTLE_EVERY of them has passed. The schedules go on from where they were."""
+        length = self.config.length
+        if length.minutes is None:
+            return
+        if self.total_steps is not None and self.seconds < self.settled_at + stepping.SETTLE_EVERY * length.seconds:
+            return
+        total, progress = self.steps_to_fill(), self.progress()
+        if total is None:
+            return
+        if self.total_steps is not None:
+            self.settled_step, self.settled_progress = self.step, progress
+        self.total_steps, self.settled_at = total, self.seconds
+
     def point(self, psnr: float) -> dict[str, float]:
         """Where the training is, for its curve: PSNR of pixels of the photos learnt from (psnr: that of the batches,
         where none are watched) and, as `held_out`, of held-out photos."""
@@ -341,8 +360,7 @@ def _train(trainer: Trainer, file: Path, progress: bool, between: Between | None
                 recent.append(trainer.train_step())
             now = time.perf_counter()
             trainer.seconds = now - started
-            if trainer.total_steps is None:
-                trainer.total_steps = trainer.steps_to_fill()
+            trainer.keep_time()
             psnr = psnr_of(sum(recent) / len(recent))
             if trainer.step % CURVE_EVERY == 0:
                 trainer.curve.append(trainer.point(psnr))

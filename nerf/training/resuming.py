@@ -23,7 +23,10 @@ SAVED = {
     "n_rays": Range(1, 1 << 18, whole=True),
     "seconds": Range(0, 1e9),
     "total_steps": LENGTH["steps"],
+    "settled_step": Range(0, 1e9, whole=True),
+    "settled_progress": Range(0, 1),
 }
+NEVER_SETTLED = {"settled_step": 0, "settled_progress": 0.0}  # of checkpoints of before 0.2
 HOW = {"steps", "minutes", "checkpoint_seconds", "deterministic", "graph"}  # settings that resuming may change
 
 
@@ -35,6 +38,7 @@ def restore(trainer: Trainer, path: Path) -> None:
         raise UserError(
             f"{path} holds a model without its training state, so it cannot be continued: start again with --overwrite"
         )
+    saved = NEVER_SETTLED | saved
     try:
         check_numbers(saved, SAVED)
         check_numbers(saved["samples"], dict.fromkeys(trainer.samples, Range(0, whole=True)))
@@ -59,7 +63,10 @@ def restore(trainer: Trainer, path: Path) -> None:
 
 def _set_length(trainer: Trainer, before: Length) -> None:
     asked = Length.of(trainer.config.steps, trainer.config.minutes)
-    length, trainer.total_steps = resumed(asked, before, trainer.step, trainer.seconds, trainer.total_steps)
+    length, total = resumed(asked, before, trainer.step, trainer.seconds, trainer.total_steps)
+    if total != trainer.total_steps:
+        trainer.settled_step, trainer.settled_progress = 0, 0.0
+    trainer.total_steps, trainer.settled_at = total, trainer.seconds
     trainer.config = replace(trainer.config, steps=length.steps, minutes=length.minutes)
 
 

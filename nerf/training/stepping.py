@@ -18,7 +18,8 @@ from nerf.io.clock import Clock
 from nerf.kernels import RecordedSteps
 from nerf.training.config import TrainConfig
 
-CLOCK = Clock(warm_up=0.15, margin=0.03)  # schedules are constant until later than the warm-up
+CLOCK = Clock(warm_up=0.15, margin=0.005, recent=0.1)  # schedules are constant until later than the warm-up
+SETTLE_EVERY = 0.02  # of the time, after which the number of steps that fills it is settled anew
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
 RAY_GRADIENTS = 0.45  # of a step's time, beside 1 without them (measured)
 RAYS_TOO_FAR = 1.15  # with graphs: factor by which the batch may miss its size before its rays, and so all, change

@@ -78,8 +78,8 @@ def of_light(cameras: Cameras, looks: list[Look], pairs: list[Matched], names: l
         "off": round(off, 3),
         "tint": round(tint, 3),
         "corner": round(float(corner), 3),
+        "flash": round(flash, 3),
     }
-    numbers["flash"] = round(flash, 3)
     findings = []
     if moves or tinted:
         darkest, brightest = (names[int(there[k])] for k in (grey[there].argmin(), grey[there].argmax()))

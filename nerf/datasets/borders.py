@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 DARK = 12  # of 255: black, after the decoder's rounding
@@ -9,6 +11,7 @@ FEWEST = 3  # pictures that say something
 BLOCK = 4  # pixels along the side of the blocks in which colours are followed from the edges inwards
 _ALWAYS, _LIT = 0.97, 0.75  # shares of the pictures where a place is black, and of what is beside it that is not
 _LEAST, _MOST = 0.004, 0.5  # of the picture
+_ASKED = 16  # pictures of one size
 
 
 def black_border(dark: np.ndarray) -> np.ndarray | None:
@@ -26,16 +29,25 @@ def black_border(dark: np.ndarray) -> np.ndarray | None:
     return border if float(np.median(1 - dark[:, beside].mean(axis=1))) >= _LIT else None
 
 
-def pixels_of_border(pictures: list[np.ndarray], darkest: float = DARK / 255) -> np.ndarray | None:
-    """`black_border` of pictures [h,w,c] (0 to 1) of one size, to the pixel: bool [h,w], two pixels wider than what is
-    black in all, which blends with it. darkest: what counts as black."""
-    dark = np.stack([picture[..., :3].max(axis=2) <= darkest for picture in pictures])
-    coarse = dark
-    for axis in (1, 2):  # much less to look at where there is none, as nearly always
-        coarse = np.logical_and.reduceat(coarse, np.arange(0, coarse.shape[axis], BLOCK), axis=axis)
-    if black_border(coarse) is None:
-        return None
-    return grown(grown(joined_to_edges(dark.mean(axis=0) >= _ALWAYS)))
+def borders_by_size(
+    image: Callable[[int], np.ndarray], sizes: Sequence[tuple[int, int]], darkest: float
+) -> dict[tuple[int, int], np.ndarray]:
+    """The black borders of pictures i of (height, width), bool [h,w], for each size that has one, to the pixel: two
+    pixels wider than what is black in all, which blends with it. image: picture i [h,w,c], of which _ASKED of each size
+    are asked for; darkest: the brightest value that counts as black."""
+    ids_of: dict[tuple[int, int], list[int]] = {}
+    for i, size in enumerate(sizes):
+        ids_of.setdefault(size, []).append(i)
+    borders = {}
+    for size, ids in ids_of.items():
+        some = np.unique(np.linspace(0, len(ids) - 1, min(_ASKED, len(ids))).round().astype(int))
+        dark = np.stack([image(ids[k])[..., :3].max(axis=2) <= darkest for k in some])
+        coarse = dark
+        for axis in (1, 2):  # much less to look at where there is none, as nearly always
+            coarse = np.logical_and.reduceat(coarse, np.arange(0, coarse.shape[axis], BLOCK), axis=axis)
+        if black_border(coarse) is not None:
+            borders[size] = grown(grown(joined_to_edges(dark.mean(axis=0) >= _ALWAYS)))
+    return borders
 
 
 def grown(there: np.ndarray) -> np.ndarray:

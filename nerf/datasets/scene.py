@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nerf.datasets.arrays import as_images, as_lenses, as_list, as_maps, as_masks, as_points, as_poses, as_splits
 from nerf.datasets.bits import MaskBits, packed
-from nerf.datasets.borders import DARK, pixels_of_border
+from nerf.datasets.borders import DARK, borders_by_size
 from nerf.datasets.brightness import measure, repaired, to_linear
 from nerf.datasets.depths import read_depths
 from nerf.datasets.keypoints import Keypoints, gather
@@ -277,27 +277,19 @@ class _Pictures:
 
     def inside_borders(self, pixels: PixelStore) -> PixelStore | MaskBits | None:
         """As `masks`, without the black borders of pictures; None where there are none."""
-        darkest = 1e-3 if self.linear else DARK / 255
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for i, size in enumerate(self.sizes.sizes):
-            by_size.setdefault(size, []).append(i)
-        inside = {}
-        for size, ids in by_size.items():
-            some = [ids[k] for k in np.unique(np.linspace(0, len(ids) - 1, min(16, len(ids))).round().astype(int))]
-            border = pixels_of_border([pixels.image(i).numpy() for i in some], darkest)
-            if border is not None:
-                inside[size] = np.where(border, np.uint8(0), np.uint8(255))[..., None]
-        if not inside:
+        sizes = self.sizes.sizes
+        borders = borders_by_size(lambda i: pixels.image(i).numpy(), sizes, 1e-3 if self.linear else DARK / 255)
+        if not borders:
             return None
-        n, share = sum(len(by_size[size]) for size in inside), max(float((m == 0).mean()) for m in inside.values())
+        n, share = sum(size in borders for size in sizes), max(float(border.mean()) for border in borders.values())
         self.parsed.notes.append(
             f"{n} of {len(pixels)} photos have black borders ({100 * share:.1f} % of the picture), which are left out: "
             "--masks decides otherwise"
         )
 
         def decode(i: int) -> np.ndarray:
-            h, w = self.sizes.sizes[i]
-            return inside.get((h, w), np.full((h, w, 1), 255, np.uint8))
+            left_out = borders.get(sizes[i], np.zeros(sizes[i], bool))
+            return np.where(left_out, np.uint8(0), np.uint8(255))[..., None]
 
         if not self._in_tiles:
             return packed(self.sizes.sizes, decode, self._threads(2))

@@ -20,7 +20,7 @@ from nerf.geometry.light import encode
 from nerf.io.memory import trim_heap
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, facing, rasterise, seam
-from nerf.training.exposure import darkened_by_lens, falloff, most_alike, remove_exposure
+from nerf.training.exposure import darkened_by_distance, darkened_by_lens, remove_exposure
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -202,8 +202,8 @@ def _without_flash(model: Model, camera: Cameras, points: Tensor, colors: Tensor
     if model.falloff is None:
         return colors
     distances = (points - camera.centres[0]).norm(dim=1).float() * model.scene_from_world.scale
-    exponent, reference = model.falloff[most_alike(camera, model.cameras)]
-    return remove_exposure(colors, falloff(exponent, distances, reference), linear=False)
+    logs = darkened_by_distance(camera, model.cameras, model.falloff, distances)
+    return remove_exposure(colors, logs, linear=False)
 
 
 def load_photo_colors(model: Model, scene: Scene, i: int) -> Tensor:

@@ -32,10 +32,9 @@ from nerf.training.exposure import (
     OPAQUE,
     apply_exposure,
     apply_exposure_over,
+    darkened_by_distance,
     darkened_by_lens,
-    falloff,
     fitted,
-    most_alike,
 )
 from nerf.training.scores import Evaluation, Protocol, Scores, ViewScores, in_words
 
@@ -156,9 +155,9 @@ def _as_taken(model: Model, camera: Cameras) -> View[np.ndarray]:
     if model.vignetting is not None:
         darker = darkened_by_lens(camera, model.cameras, model.vignetting)
     if model.falloff is not None:
-        distances = torch.from_numpy(view.depth)
-        exponent, reference = model.falloff[most_alike(camera, model.cameras)]
-        darker = darker + falloff(exponent, distances.flatten(), reference).reshape(*distances.shape, 1)
+        depth = torch.from_numpy(view.depth)
+        logs = darkened_by_distance(camera, model.cameras, model.falloff, depth.flatten())
+        darker = darker + logs.reshape(*depth.shape, 1)
     front = apply_exposure(torch.from_numpy(view.color) - behind, darker, model.linear, opacities)
     return replace(view, color=(front + behind).numpy())
 

@@ -90,7 +90,7 @@ def lenses(cameras: Cameras) -> Tensor:
     return (_shapes(cameras) / math.log(4 / 3)).round().unique(dim=0, return_inverse=True)[1]
 
 
-def most_alike(camera: Cameras, trained: Cameras) -> int:
+def _most_alike(camera: Cameras, trained: Cameras) -> int:
     """Which of the cameras that were trained on is most like a camera [1]."""
     return int((_shapes(trained) - _shapes(camera)).norm(dim=1).argmin())
 
@@ -99,10 +99,17 @@ def darkened_by_lens(camera: Cameras, trained: Cameras, coefficients: Tensor) ->
     """Log gains [h,w,1] of the pictures of a camera [1] by the vignetting [n,2] of the one most like it of those [n]
     that were trained on."""
     h, w = int(camera.heights[0]), int(camera.widths[0])
-    alike = most_alike(camera, trained)
+    alike = _most_alike(camera, trained)
     rows, cols = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
     powers = from_middle(camera, torch.zeros_like(rows), rows, cols)
     return vignetting(coefficients[alike].expand(h * w, 2), powers).reshape(h, w, 1)
+
+
+def darkened_by_distance(camera: Cameras, trained: Cameras, learnt: Tensor, distances: Tensor) -> Tensor:
+    """`falloff` [n,1] at distances [n], scene length, from a camera [1], by the (exponent, reference) [m,2] learnt of
+    the one most like it of those [m] that were trained on."""
+    exponent, reference = learnt[_most_alike(camera, trained)]
+    return falloff(exponent, distances, reference)
 
 
 class ExposureCorrections:

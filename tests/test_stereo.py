@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import max_pool2d, normalize
 
 from nerf.datasets import Scene
 from nerf.kernels import DepthView
+from nerf.meshing import stereo
 from nerf.meshing.consistency import ask_views, unproject_pixels
 from nerf.meshing.fused import _small_pinholes
 from nerf.meshing.photos import grey_pictures
@@ -148,6 +150,29 @@ def test_without_texture_and_planes_depths_stay() -> None:
     assert float(refined[2].depths[5, 6]) == pytest.approx(float(start[2].depths[4:7, 5:8].nanmean()), rel=0.02)
 
 
+def test_where_there_is_one_shade_the_surroundings_tell_more_than_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A veil before a plain wall, in all views alike, where no plane is known."""
+    nowhere = torch.full(SIZE, torch.nan), torch.full(SIZE, torch.inf)
+    monkeypatch.setattr(stereo, "complete", lambda *of_a_view: nowhere)
+    drawn = scene(plain=True)
+    start = [replace(d.view, depths=d.view.depths * torch.where(d.part == 3, 0.85, 1.0)) for d in drawn]
+    refined = refine_depths(start, [d.picture for d in drawn])
+    before, after = errors(start, drawn, 3), errors(refined, drawn, 3)
+    assert float(before.median()) == pytest.approx(0.15, abs=1e-3) and float(after.median()) < 0.01
+
+
+def test_a_wall_keeps_its_depth_beside_what_stands_before_it() -> None:
+    """There a pixel of the wall has the other's edge in its window, and would match where that is."""
+    drawn = scene(plain=True, box=True)
+    refined = refine_depths([d.view for d in drawn], [d.picture for d in drawn])
+    beside = []
+    for view, true in zip(refined, drawn, strict=True):
+        around = max_pool2d((true.part == 2).float()[None, None], 9, 1, 4)[0, 0] > 0
+        wall = around & (true.part == 3)
+        beside.append((view.depths / true.view.depths)[wall].nan_to_num(nan=0.0))
+    assert float((torch.cat(beside) > 0.95).float().mean()) > 0.99
+
+
 def test_missing_depths_go_on_as_far_as_the_picture_does() -> None:
     """Of two depths that meet at an edge of the picture, each fills its own part of a hole between."""
     h, w = 40, 60
@@ -252,6 +277,25 @@ def test_a_wall_that_shows_only_its_borders_bounds_the_scene() -> None:
     assert int(planes.is_bound.sum()) == 3
     half = ((planes.normals @ back).abs() > 0.99) & ((planes.offsets.abs() - 0.5).abs() < 0.02)
     assert int(half.sum()) == 1 and not bool(planes.is_bound[half])
+
+
+def test_a_wall_takes_the_direction_of_others_where_that_is_as_good() -> None:
+    """Its points stand in two groups, one of them with a few of what is before it, so that the nearest plane leans."""
+    random = torch.Generator().manual_seed(0)
+    flat = torch.rand(4000, 2, generator=random).double()
+    floor = torch.stack([flat[:, 0], flat[:, 1], torch.zeros(4000).double()], dim=1)
+    left = torch.stack([torch.zeros(4000).double(), flat[:, 0], flat[:, 1]], dim=1)
+    low = torch.stack([flat[:600, 0], torch.ones(600).double(), 0.1 + 0.1 * flat[:600, 1]], dim=1)
+    high = torch.stack([flat[600:900, 0], 1 - 0.03 * flat[600:900, 1] ** 2, 0.9 + 0.1 * flat[900:1200, 1]], dim=1)
+    side, back, up = torch.eye(3).double()
+    points = torch.cat([floor, left, low, high])
+    normals = torch.cat([up.expand(4000, 3), side.expand(4000, 3), back.expand(900, 3)])
+
+    def nothing(points: Tensor) -> Tensor:
+        return torch.zeros(len(points), dtype=torch.bool)
+
+    planes = fit_planes(points, normals, torch.full((len(points),), 0.02).double(), nothing)
+    assert float((planes.normals[2] @ back).abs()) > 0.999999 and abs(abs(float(planes.offsets[2])) - 1) < 0.005
 
 
 def test_labels_spread_to_the_edges_of_a_picture() -> None:

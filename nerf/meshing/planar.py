@@ -25,6 +25,7 @@ _LEAST_SHARE = 0.01  # of the points, below which a plane is none
 _TANGENT, _LEAST_TANGENT = 0.85, 0.3  # cosine to a plane's normal of those of its points, for a share of them
 _PARALLEL, _SAME_DIRECTION = 0.9, 0.9986  # cosines between normals
 _MAX_DIRECTIONS = 6  # of planes found, in which more are looked for
+_ALIGNED, _AS_MANY = 0.99, 0.7  # cosine to such a direction from which a plane takes it; if it keeps so many inliers
 _BEYOND = 0.05  # share of the points that may lie beyond a bound of the scene
 _N_ASKED, _THROUGH = 1000, 0.06  # points around a plane's middle; the share that may be seen through of a bound
 _HALO = 3.0  # tolerances from a plane within which there is no other: its own points' larger errors
@@ -63,7 +64,7 @@ def fit_planes(
     found: list[_Plane] = []
     if len(some) >= 3:
         cloud.find(found, *_trial_planes(cloud.points, cloud.normals, random))
-        cloud.find(found, *_trial_bounds(cloud, [plane.normal for plane in found], random), bounds=True)
+        cloud.find(found, *_trial_bounds(cloud, _directions(found), random), bounds=True)
     if not found:
         none = torch.zeros(0, dtype=torch.float64)
         return Planes(none.reshape(0, 3), none, none.reshape(0, 2, 3), none.reshape(0, _DIRECTIONS), none > 0)
@@ -109,23 +110,41 @@ class _Cloud:
             if int(counts[best]) < least:
                 break
             alive[best] = False
-            settled = self._settled(inliers[best], free[best], least)
+            settled = self._settled(inliers[best], free[best], least, _directions(found))
             if settled is not None and (bool(settled.is_bound) or not bounds):
                 found.append(settled)
                 new = [settled]
 
-    def _settled(self, inlier: Tensor, free: Tensor, least: int) -> _Plane | None:
-        """The plane nearest to the inliers [n], and to those that it has instead; None where these get too few."""
+    def _settled(self, inlier: Tensor, free: Tensor, least: int, directions: list[Tensor]) -> _Plane | None:
+        """The plane nearest to the inliers [n], and to those that it has instead, in one of the directions where that
+        is nearly as good; None where these get too few."""
         for _ in range(3):
             normal, offset = _least_squares(self.points[inlier], 1 / self.tolerances[inlier].square())
             inlier = ((self.points @ normal - offset).abs() < self.tolerances) & free
             if int(inlier.sum()) < least:
                 return None
+        normal, offset, inlier = self._aligned(normal, offset, inlier, free, directions)
         axes, limits = _extent(self.points[inlier], normal)
         across = (torch.rand(_N_ASKED, 2, dtype=torch.float64, generator=self.random) * 2 - 1) * limits.max()
         across = across[(across @ _around().T <= limits).all(dim=1)]
         is_bound = self.seen_through(across @ axes + offset * normal).double().mean() < _THROUGH
         return _Plane(normal, offset, axes, limits, is_bound)
+
+    def _aligned(
+        self, normal: Tensor, offset: Tensor, inlier: Tensor, free: Tensor, directions: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The plane and its inliers [n] turned to one of the directions: few points on the borders of a plain wall,
+        some of them of what stands before it, do not tell its slope."""
+        for direction in directions:
+            if float((direction @ normal).abs()) > _ALIGNED:
+                turned, level, there = direction * (direction @ normal).sign(), offset, inlier
+                for _ in range(3):
+                    if bool(there.any()):
+                        level = (self.points[there] @ turned).median()
+                        there = ((self.points @ turned - level).abs() < self.tolerances) & free
+                if int(there.sum()) > _AS_MANY * int(inlier.sum()):
+                    return turned, level, there
+        return normal, offset, inlier
 
 
 def _thinned(points: Tensor, random: torch.Generator) -> Tensor:
@@ -161,15 +180,8 @@ def _trial_planes(points: Tensor, normals: Tensor, random: torch.Generator) -> t
     return normal, (normal * points[first]).sum(dim=1)
 
 
-def _trial_bounds(cloud: _Cloud, normals: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normals [m,3] and offsets [m] of planes through points that have few points beyond, with the normals of others or
-    across two of them: rooms and houses have few directions."""
-    first = normals[:_MAX_DIRECTIONS]
-    across = [torch.linalg.cross(a, b) for i, a in enumerate(first) for b in first[:i]]
-    ways: list[Tensor] = []
-    for way in [*first, *(normal / normal.norm() for normal in across if float(normal.norm()) > 0.5)]:
-        if all(float((way @ other).abs()) < _SAME_DIRECTION for other in ways):
-            ways.append(way)
+def _trial_bounds(cloud: _Cloud, ways: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normals [m,3] and offsets [m] of planes in given directions through points that have few points beyond."""
     if not ways:
         return cloud.points[:0], cloud.points[:0, 0]
     places = cloud.points[torch.randint(len(cloud.points), (len(ways), _TRIALS // 4), generator=random)]
@@ -178,6 +190,17 @@ def _trial_bounds(cloud: _Cloud, normals: list[Tensor], random: torch.Generator)
     apart = (cloud.points @ normal.T - offset) / cloud.tolerances[:, None]
     beyond = torch.minimum(*((sign * apart > _HALO).double().mean(dim=0) for sign in (-1, 1)))
     return normal[beyond < _BEYOND], offset[beyond < _BEYOND]
+
+
+def _directions(found: list[_Plane]) -> list[Tensor]:
+    """Unit normals of planes, and across two of them: rooms and houses have few directions."""
+    first = [plane.normal for plane in found[:_MAX_DIRECTIONS]]
+    across = [torch.linalg.cross(a, b) for i, a in enumerate(first) for b in first[:i]]
+    ways: list[Tensor] = []
+    for way in [*first, *(normal / normal.norm() for normal in across if float(normal.norm()) > 0.5)]:
+        if all(float((way @ other).abs()) < _SAME_DIRECTION for other in ways):
+            ways.append(way)
+    return ways
 
 
 def _least_squares(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

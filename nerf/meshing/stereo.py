@@ -42,6 +42,9 @@ _N_ASKED, _FEWEST = 10, 2  # views that are asked of a pixel's depth; that must 
 _SUPPORT_PIXELS, _FLAT = 3000, 0.01  # of a view, to which planes are fitted; of the depth: how far they may be off
 _FARTHEST = 1e-4  # 1/scene length, below which what others say is that there is nothing
 _AROUND, _LESS_ALIKE = 3, 0.05  # pixels around one, over which costs are averaged; how much more a plane may cost
+_NEARER = 0.05  # of the field's depth, by which what is measured may be nearer than that
+_PLAIN = 0.004  # grey: standard deviation around a pixel, below which it shows but one shade (8 bits and JPEG: 0.002)
+_ALIKE = (0.9, 1.35)  # times the field's depth of such a pixel, within which its surroundings' is taken instead
 MEASURED, PLANAR, KEPT, FILLED = (0.75, 1.5), 0.7, 0.3, 0.05  # weights: see refine_depths
 
 
@@ -68,7 +71,9 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
     MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see planar.complete), with
     the weight PLANAR. Other depths stay and count as KEPT of what they did, but where more such pixels of others see
     through them than others see the same, the scene's bounds stand behind. What is left without a depth takes that of
-    its surroundings, as all weigh FILLED at least: where photos look the surface goes on. Not differentiable.
+    its surroundings, as all weigh FILLED at least: where photos look the surface goes on. So does what shows but one
+    shade, as far as the field does not say something quite different: there it errs by a tenth and more, and all views
+    alike. Not differentiable.
     """
     near = choose_sources(views, _N_ASKED)
     matched = match_views(views, pictures, near, seed)
@@ -97,15 +102,18 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
         pixels = ((known.weights == 0) & (view.depths > 0) & ~view.depths.isinf()).flatten().nonzero()[:, 0]
         points = unproject_pixels(view, pixels, view.depths.flatten()[pixels])
         votes = ask_views(points.float(), [solid[j] for j in near[i]])
-        alike = KEPT * ask_views(points.float(), [views[j] for j in near[i]]).agreeing
+        agreeing = votes.agreeing + KEPT * ask_views(points.float(), [views[j] for j in near[i]]).agreeing
         refuted = torch.zeros(view.depths.numel(), dtype=torch.bool)
-        refuted[pixels[votes.contradicting > votes.agreeing + alike]] = True
+        refuted[pixels[votes.contradicting > agreeing]] = True
         refuted = refuted.view_as(view.depths)
         behind = torch.where(bounds[i].isinf(), torch.nan, bounds[i])
         depths = torch.where(known.weights > 0, known.depths, torch.where(refuted, behind, view.depths))
         weights = torch.where(known.weights > 0, known.weights, torch.where(refuted, PLANAR, KEPT * view.weights))
-        depths, filled = fill(depths, weights, pictures[i])
-        weights = torch.where(filled, FILLED, weights.clamp_min(FILLED))
+        plain = ~_textured(pictures[i]) & view.depths.isfinite() & ~refuted & (known.weights == 0)
+        around, _ = fill(torch.where(plain, torch.nan, depths), weights, pictures[i])
+        plain &= (around > _ALIKE[0] * view.depths) & (around < _ALIKE[1] * view.depths)
+        depths, filled = fill(torch.where(plain, around, depths), torch.where(plain, FILLED, weights), pictures[i])
+        weights = torch.where(filled | plain, FILLED, weights.clamp_min(FILLED))
         refined[i] = replace(view, depths=depths, weights=weights)
 
     in_threads(solidify, len(views))
@@ -124,6 +132,13 @@ def contradicted(view: DepthView, picture: Tensor, flat: Tensor, others: list[tu
         for t in (torch.where(asked, more, 0.0), asked.float())
     )
     return asked & (total > _LESS_ALIKE * count)
+
+
+def _textured(picture: Tensor) -> Tensor:
+    """Where a picture [h,w] shows more than one shade: bool [h,w]."""
+    known = torch.where(picture.isnan(), 0.0, torch.stack([torch.ones_like(picture), picture, picture.square()]))
+    share, mean, square = avg_pool2d(known[:, None], 2 * _AROUND + 1, 1, _AROUND)[:, 0]
+    return square / share - (mean / share).square() > _PLAIN**2
 
 
 def fill(depths: Tensor, weights: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,8 +233,11 @@ def _changed(planes: Tensor, depth: float, slope: float, random: torch.Generator
 
 
 def _measured(view: DepthView, found: Matched) -> DepthView:
-    """The view with what was found, the confidences as weights; 0 where that is little."""
-    weights = torch.where(found.confidences > _LEAST_CONFIDENCE, found.confidences, 0.0)
+    """The view with what was found, the confidences as weights; 0 where that is little, and where it is nearer than the
+    field's own depth: fields err towards the camera, but beside what stands before a wall, the window of a pixel of the
+    wall holds its edge, and matches where that is."""
+    nearer = 1 / found.planes[0] < (1 - _NEARER) * view.depths
+    weights = torch.where((found.confidences > _LEAST_CONFIDENCE) & ~nearer, found.confidences, 0.0)
     return replace(view, depths=torch.where(weights > 0, 1 / found.planes[0], torch.nan), weights=weights)
 
 

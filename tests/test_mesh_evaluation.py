@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ import trimesh
 
 from nerf import kernels
 from nerf.cli import main as cli
+from nerf.datasets import LoadOptions, Scene, load
 from nerf.errors import UserError
 from nerf.geometry.triangles import Triangles, read_mesh, sample_surface
 from nerf.kernels import nearest
-from nerf.meshing.evaluation import check_frames, evaluate_mesh
+from nerf.meshing.evaluation import check_frames, evaluate_mesh, evaluate_mesh_views
+from nerf.meshing.preview import render_mesh
+from nerf.training.exposure import apply_exposure, darkened_by_lens
 
 native = pytest.mark.skipif(kernels.bindings.load().handle is None, reason="no native library here")
 SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "mesh.ply"
@@ -135,6 +139,36 @@ def test_accuracy_and_completeness_are_told_apart() -> None:
     assert result.f_scores["1"].precision == 1 and result.f_scores["1"].recall < 0.6
 
 
+def test_a_mesh_is_drawn_in_the_light_of_the_photos() -> None:
+    """Photos of a grey ball whose lens darkens their corners and that no flash lights."""
+    scene = load(SAMPLE.parent, LoadOptions(downscale=4), quiet=True)
+    ids = scene.splits["test"]
+    cameras = scene.cameras.subset(ids)
+    ball = trimesh.creation.icosphere(4, 0.5 / float(scene.scene_from_world.scale))
+    ball.visual.vertex_colors = [120, 120, 120, 255]
+    lens = torch.tensor([-0.8, -0.4]).expand(len(ids), 2)
+    model = SimpleNamespace(
+        vignetting=lens, falloff=None, cameras=cameras, scene_from_world=scene.scene_from_world, linear=False
+    )
+    pictures = []
+    for k in range(len(ids)):
+        drawn = render_mesh(ball, cameras, k, supersample=4)
+        opacity = torch.from_numpy(drawn.opacity)[..., None]
+        logs = darkened_by_lens(cameras.subset([k]), cameras, lens)
+        front = torch.from_numpy(drawn.color) - (1 - opacity)
+        pictures.append((apply_exposure(front, logs, False, opacity) + 1 - opacity).clamp(0, 1))
+    splits = {"train": [0], "test": list(range(1, len(ids)))}
+    lenses = torch.stack([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=1)
+    photos = Scene.from_arrays(pictures, cameras.c2w, lenses, splits=splits)
+    plain = evaluate_mesh_views(ball, photos)
+    assert evaluate_mesh_views(ball, photos, model=model).psnr > 55 > plain.psnr + 15  # type: ignore[arg-type]
+    model.vignetting = torch.zeros_like(lens)
+    assert evaluate_mesh_views(ball, photos, model=model).psnr == pytest.approx(plain.psnr)  # type: ignore[arg-type]
+    reference = 0.8 * float(cameras.centres.norm(dim=1).mean() * scene.scene_from_world.scale)
+    model.falloff = torch.tensor([2.0, reference]).expand(len(ids), 2)
+    assert evaluate_mesh_views(ball, photos, model=model).psnr < plain.psnr  # type: ignore[arg-type]
+
+
 def test_evalmesh_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, radius in (("a.ply", 1.0), ("b.obj", 1.01)):
         trimesh.creation.icosphere(subdivisions=3, radius=radius).export(tmp_path / name)
@@ -144,6 +178,8 @@ def test_evalmesh_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "chamfer" in printed and "F-score" in printed
     saved = json.loads(out.read_text())
+    assert cli.run(["evalmesh", str(tmp_path / "a.ply"), "--truth", str(tmp_path / "b.obj"), "--run", "x"]) == 2
+    assert "--views" in capsys.readouterr().err
     assert saved["samples"] == 5000 and 0.1 < saved["chamfer_percent"] < 0.5
 
 

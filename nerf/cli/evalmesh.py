@@ -25,6 +25,8 @@ class EvalMeshArgs:
     """the true mesh, in the same frame and units: distances, F-score, normals"""
     views: Path | None = None
     """a folder of photos with poses: PSNR of the mesh drawn as its test views"""
+    run: Path | None = None
+    """with --views: the run that the mesh is of, whose lenses darken the corners of views as in nerf eval"""
     samples: int = 200_000
     """points spread over each of the two surfaces"""
     out: Path | None = None
@@ -39,6 +41,8 @@ def main(args: EvalMeshArgs) -> None:
 
     if args.truth is None and args.views is None:
         raise UserError("give --truth MESH, --views DATA, or both: there must be something to measure against")
+    if args.run is not None and args.views is None:
+        raise UserError("--run: how photos were lit matters where the mesh is drawn as them; give --views DATA, too")
     check_numbers(vars(args), {"samples": Range(1, 1e9, whole=True)}, "--")
     if args.out is not None:
         check_output(args.out, args.overwrite, args.mesh, args.truth)
@@ -52,8 +56,10 @@ def main(args: EvalMeshArgs) -> None:
         say(scores)
     if args.views is not None:
         from nerf import datasets
+        from nerf.rendering.model import Model
 
-        views = evaluate_mesh_views(read_textured_mesh(args.mesh), datasets.load(args.views))
+        model = None if args.run is None else Model.load(args.run)
+        views = evaluate_mesh_views(read_textured_mesh(args.mesh), datasets.load(args.views), model=model)
         result |= {"views": views.to_dict()}
         say(f"drawn as {views.n_views} test views: PSNR {views.psnr:.2f} dB, SSIM {views.ssim:.4f} (mean)")
     if args.out is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from nerf import kernels
@@ -13,12 +14,13 @@ from nerf.errors import UserError
 from nerf.geometry.light import shown_as
 from nerf.geometry.triangles import Triangles, sample_surface
 from nerf.meshing.preview import render_mesh
-from nerf.training.evaluation import compare, mask_of, truth_of
+from nerf.training.evaluation import as_taken, compare, mask_of, truth_of
 
 if TYPE_CHECKING:
     import trimesh
 
     from nerf.datasets import Scene
+    from nerf.rendering.model import Model
 
 F_SCORE_PERCENTS = (0.25, 0.5, 1.0)  # per cent of the truth's diagonal
 _SUPERSAMPLE = 4  # of a pixel: with 2, the four shades of a silhouette's pixels cost 0.4 dB at 40 dB
@@ -105,16 +107,24 @@ class MeshViewScores(NamedTuple):
 
 
 def evaluate_mesh_views(
-    mesh: trimesh.Trimesh, scene: Scene, added: Callable[[torch.Tensor], torch.Tensor] | None = None
+    mesh: trimesh.Trimesh,
+    scene: Scene,
+    added: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    model: Model | None = None,
 ) -> MeshViewScores:
     """PSNR and SSIM of a mesh (world frame) drawn in its colours, unlit, as the scene's test views, on white, within
-    their masks. added: from a camera's place [3], what is added to the colours of vertices [v,3]. Not differentiable.
-    Raises UserError where no view is held out."""
-    rows = []
+    their masks. added: from a camera's place [3], what is added to the colours of vertices [v,3]. model: that the mesh
+    is of, whose lenses' vignetting and flash the views have then, as `nerf.evaluate` gives them to its own. Not
+    differentiable. Raises UserError where no view is held out."""
+    rows, white = [], torch.ones(3)
     for i in scene.splits["test"].tolist():
         more = None if added is None else added(scene.cameras.centres[i])
-        drawn = torch.from_numpy(render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE, added=more).color)
-        scores = compare(drawn, shown_as(scene, truth_of(scene, i, torch.ones(3) / scene.exposure)), mask_of(scene, i))
+        view = render_mesh(mesh, scene.cameras, i, supersample=_SUPERSAMPLE, added=more)
+        if model is not None:
+            view = replace(view, depth=view.depth * np.float32(model.scene_from_world.scale))
+            view = as_taken(model, scene.cameras.subset([i]), view, white, linear=False)
+        drawn = torch.from_numpy(view.color)
+        scores = compare(drawn, shown_as(scene, truth_of(scene, i, white / scene.exposure)), mask_of(scene, i))
         numbers = scores.to_dict()
         rows.append(ViewScore(scene.names[i], numbers["psnr"], numbers["ssim"]))
     if not rows:

@@ -95,14 +95,14 @@ def evaluate(
         before = time.perf_counter()
         w, h = int(scene.cameras.widths[i]), int(scene.cameras.heights[i])
         factor = max(math.ceil(math.sqrt(w * h / most_pixels)), 1)
-        view = best = _as_taken(model, scene.cameras.subset([i]).scaled(factor))
+        view = best = _rendered(model, scene.cameras.subset([i]).scaled(factor))
         seconds = time.perf_counter() - before
         light, mask = shrunk(truth_of(scene, i, model.background), mask_of(scene, i), factor)
         rendered = torch.from_numpy(np.ascontiguousarray(view.color, dtype=np.float32))
         truth, shown = shown_as(model, light), shown_as(model, rendered)
         scores: dict[str, Any] = asdict(compare(shown, truth, mask))
         if sought is not None:
-            best = _as_taken(model, sought.cameras.subset([i]).scaled(factor))
+            best = _rendered(model, sought.cameras.subset([i]).scaled(factor))
             aligned = compare(shown_as(model, torch.from_numpy(best.color)), truth, mask)
             scores |= {"psnr_aligned": aligned.psnr, "ssim_aligned": aligned.ssim}
         if model.log_gains is not None:
@@ -144,13 +144,15 @@ def compare(rendered: Tensor, truth: Tensor, mask: Tensor | None = None) -> Scor
     )
 
 
-def _as_taken(model: Model, camera: Cameras) -> View[np.ndarray]:
-    """The view of a camera [1] with the vignetting and the flash of cameras like it, as its photo has it."""
-    view = model.render_image(camera, 0, normals=False)
+def as_taken(
+    model: Model, camera: Cameras, view: View[np.ndarray], background: Tensor, linear: bool
+) -> View[np.ndarray]:
+    """A view of a camera [1], seen in the model's common light over a background [3], with the vignetting and the flash
+    of cameras like it, as its photo has it; depths in scene length; linear: colours are linear light."""
     if model.vignetting is None and model.falloff is None:
         return view
-    opacities, background = torch.from_numpy(view.opacity)[..., None], model.background.cpu()
-    behind = (1 - opacities) * background
+    opacities = torch.from_numpy(view.opacity)[..., None]
+    behind = (1 - opacities) * background.cpu()
     darker = torch.zeros(1, 1, 1)
     if model.vignetting is not None:
         darker = darkened_by_lens(camera, model.cameras, model.vignetting)
@@ -158,8 +160,13 @@ def _as_taken(model: Model, camera: Cameras) -> View[np.ndarray]:
         depth = torch.from_numpy(view.depth)
         logs = darkened_by_distance(camera, model.cameras, model.falloff, depth.flatten())
         darker = darker + logs.reshape(*depth.shape, 1)
-    front = apply_exposure(torch.from_numpy(view.color) - behind, darker, model.linear, opacities)
+    front = apply_exposure(torch.from_numpy(view.color) - behind, darker, linear, opacities)
     return replace(view, color=(front + behind).numpy())
+
+
+def _rendered(model: Model, camera: Cameras) -> View[np.ndarray]:
+    view = model.render_image(camera, 0, normals=False)
+    return as_taken(model, camera, view, model.background, model.linear)
 
 
 def _by_sight(model: Model, scene: Scene, ids: list[int]) -> Scene:

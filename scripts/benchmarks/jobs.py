@@ -152,9 +152,9 @@ def textured_mesh(
     times["save"] = seconds - sum(times.values())
     result: dict[str, Any] = {"seconds": seconds, "seconds_of": times, "peak_bytes": peak()}
     result |= {"triangles": len(made.faces), "extracted": len(surface.faces), "texture": texture, **surface.metadata}
-    views = evaluate_mesh_views(made, photos)
+    views = evaluate_mesh_views(made, photos, model=loaded)
     coefficients, vertices = bake_harmonics(loaded, made), torch.from_numpy(numpy.array(made.vertices))
-    by_direction = evaluate_mesh_views(made, photos, lambda eye: colors_towards(coefficients, vertices, eye))
+    by_direction = evaluate_mesh_views(made, photos, lambda eye: colors_towards(coefficients, vertices, eye), loaded)
     result |= {"views_by_direction": by_direction.to_dict(), "gained_by_direction": by_direction.psnr - views.psnr}
     field = evaluate(loaded, photos, show_progress=False).psnr
     result |= {"views": views.to_dict(), "field_psnr": field, "psnr_lost": field - views.psnr}

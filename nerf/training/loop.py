@@ -41,6 +41,7 @@ from nerf.training.pose_refinement import PoseCorrections, scene_scale
 from nerf.training.resuming import SAVED, restore
 from nerf.training.runs import TRAINED, open_run
 from nerf.training.stepping import Meter, StepPlan, StepResult
+from nerf.training.viewpoints import Viewpoints
 from nerf.training.watched import WatchedPixels, curve_in_words, watched_pixels
 
 Loss = Callable[[RenderedRays, PixelBatch], Tensor]
@@ -92,6 +93,7 @@ class Trainer:
         self.objective = SceneLoss(scene.linear, scene.exposure, self.exposures)
         self.loss: Loss = loss or self.objective
         self.weights = weights_of(scene, config.weights)
+        self.viewpoints = Viewpoints(scene.scene_from_world.apply(self.scene.cameras.centres[ids]))
         self.step, self.seconds = 0, 0.0
         self.total_steps = config.steps  # settled by the warm-up when minutes are given, and then again and again
         self.settled_step, self.settled_progress, self.settled_at = 0, 0.0, 0.0  # when it was last; at: seconds
@@ -187,7 +189,7 @@ class Trainer:
             raise UserError("the loss given returned no single number with a gradient: return, say, a mean of the rays")
         if self.weights.near_camera > 0:
             in_front = (field, occupancy, marching, rays_o, rays_d, now.step_scale, accumulator, random)
-            loss = loss + self.weights.near_camera * near_camera_opacity_loss(*in_front)
+            loss = loss + self.weights.near_camera * near_camera_opacity_loss(*in_front, self.viewpoints)
 
         loss.backward()
         self.optimiser.step(now.learning_rate, now.step, now.rates)

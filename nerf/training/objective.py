@@ -16,8 +16,9 @@ from nerf.rendering.rays import render_rays
 from nerf.rendering.sampling import FieldFunction
 from nerf.training.exposure import SATURATED, ExposureCorrections, apply_exposure, remove_exposure
 from nerf.training.pixel_sampler import PixelBatch
+from nerf.training.viewpoints import Viewpoints
 
-NEAR, NEAR_RAYS = 0.25, 8  # scene scales before a camera in which density is penalised; on one ray in so many
+NEAR, NEAR_RAYS = 0.25, 4  # scene scales before a camera in which density is penalised; on one ray in so many
 DARKEST = 0.02  # linear light below which the surface loss of dark pixels grows no further
 
 
@@ -98,19 +99,23 @@ def near_camera_opacity_loss(
     step_scale: float,
     grad_accumulator: GradAccumulator | None,
     random: torch.Generator,
+    viewpoints: Viewpoints,
 ) -> Tensor:
-    """Mean opacity right before the cameras, over some of the rays [n,3]: differentiable in the field.
+    """Mean opacity right before the cameras, and before viewpoints between them, over some of the rays [n,3]:
+    differentiable in the field.
 
     What a camera sees from much nearer than all others do is its own: floaters there mend that photo's errors, cost the
     other photos nothing, and blind every new view from beside it. Gradients that are scaled down near cameras do not
-    keep them away, for Adam divides by their size. A surface loses nothing by this: an opaque ray's opacity has no
-    slope. Source: after the occlusion regularisation of FreeNeRF (Yang, Pavone and Wang 2023), of opacities, not
-    densities.
+    keep them away, for Adam divides by their size. Likewise what only a few cameras see, and before something plain: a
+    veil of its colour in the air costs them nothing, and blinds who stands there. A surface loses nothing by this: an
+    opaque ray's opacity has no slope. Source: after the occlusion regularisation of FreeNeRF (Yang, Pavone and Wang
+    2023), of opacities, not densities.
     """
     n = len(rays_o)
     some = torch.randint(n, (-(-n // NEAR_RAYS),), generator=random, device=rays_o.device)
     short = replace(marching, far=max(marching.near, NEAR * marching.gradient_distance))
-    rays = rays_o.detach()[some], rays_d.detach()[some]
+    origins = torch.cat([viewpoints.draw(len(some) // 2, random), rays_o.detach()[some[len(some) // 2 :]]])
+    rays = origins, rays_d.detach()[some]
     jitter = torch.rand(len(some), generator=random, device=rays_o.device)
     rendered = render_rays(
         *(field, occupancy, short, *rays), jitter=jitter, step_scale=step_scale, grad_accumulator=grad_accumulator

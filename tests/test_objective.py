@@ -17,7 +17,7 @@ from nerf.kernels import GradAccumulator
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import render_many
 from nerf.training.loop import Trainer
-from nerf.training.objective import NEAR, near_camera_opacity_loss
+from nerf.training.objective import BEYOND, NEAR, near_camera_opacity_loss
 from nerf.training.viewpoints import NEIGHBOURS, SPREAD, Viewpoints
 
 OPEN = Marching(Unbounded(3), 0.2, 50.0, step_size=0.01, cone_angle=1 / 256, gradient_distance=2.0)
@@ -41,6 +41,13 @@ def test_fog_before_a_camera_counts_by_what_it_hides(density: float) -> None:
     sink.table = torch.zeros_like(space[0].table)
     found = near_camera_opacity_loss(*space, OPEN, *rays(800), 1.0, sink, generator(0), HERE)
     assert float(found.detach()) == pytest.approx(1 - math.exp(-density * (AIR[1] - AIR[0])), rel=0.03)
+
+
+def test_fog_counts_where_the_near_plane_lies_far_out() -> None:
+    space, sink = foggy(1.0), GradAccumulator(torch.zeros(0))
+    sink.table = torch.zeros_like(space[0].table)
+    found = near_camera_opacity_loss(*space, replace(OPEN, near=0.6), *rays(800), 1.0, sink, generator(0), HERE)
+    assert float(found.detach()) == pytest.approx(1 - math.exp(-BEYOND * OPEN.gradient_distance), rel=0.03)
 
 
 def test_fog_clears_before_cameras_and_stays_where_they_look() -> None:

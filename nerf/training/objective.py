@@ -19,6 +19,7 @@ from nerf.training.pixel_sampler import PixelBatch
 from nerf.training.viewpoints import Viewpoints
 
 NEAR, NEAR_RAYS = 0.25, 4  # scene scales before a camera in which density is penalised; on one ray in so many
+BEYOND = 0.15  # scene scales of it that lie beyond the near plane, at least
 DARKEST = 0.02  # linear light below which the surface loss of dark pixels grows no further
 
 
@@ -113,7 +114,8 @@ def near_camera_opacity_loss(
     """
     n = len(rays_o)
     some = torch.randint(n, (-(-n // NEAR_RAYS),), generator=random, device=rays_o.device)
-    short = replace(marching, far=max(marching.near, NEAR * marching.gradient_distance))
+    scale = marching.gradient_distance
+    short = replace(marching, far=max(NEAR * scale, marching.near + BEYOND * scale))
     origins = torch.cat([viewpoints.draw(len(some) // 2, random), rays_o.detach()[some[len(some) // 2 :]]])
     rays = origins, rays_d.detach()[some]
     jitter = torch.rand(len(some), generator=random, device=rays_o.device)

@@ -286,7 +286,7 @@ def identity(row: Row) -> dict[str, Any]:
 
     The sources' hash says more than the commit, which does not know of changes and moves with every other file.
     """
-    paths = ("scene", "model", "truth", "mesh", "source", "out", "file")
+    paths = ("scene", "model", "truth", "mesh", "source", "out", "file", "scored_by")
     options = {k: Path(v).name if k in paths and v else v for k, v in row.options.items() if k != "run"}
     folder, digest = Path(nerf.__file__).parent, hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".h", ".cpp", ".cu")):

@@ -44,7 +44,7 @@ _FARTHEST = 1e-4  # 1/scene length, below which what others say is that there is
 _AROUND, _LESS_ALIKE = 3, 0.05  # pixels around one, over which costs are averaged; how much more a plane may cost
 _NEARER = 0.05  # of the field's depth, by which what is measured may be nearer than that
 _PLAIN = 0.004  # grey: standard deviation around a pixel, below which it shows but one shade (8 bits and JPEG: 0.002)
-_ALIKE = (0.9, 1.35)  # times the field's depth of such a pixel, within which its surroundings' is taken instead
+_BELIEVED = (0.9, 1.35)  # times the field's depth of such a pixel, within which its surroundings' is taken instead
 MEASURED, PLANAR, KEPT, FILLED = (0.75, 1.5), 0.7, 0.3, 0.05  # weights: see refine_depths
 
 
@@ -111,7 +111,7 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
         weights = torch.where(known.weights > 0, known.weights, torch.where(refuted, PLANAR, KEPT * view.weights))
         plain = ~_textured(pictures[i]) & view.depths.isfinite() & ~refuted & (known.weights == 0)
         around, _ = fill(torch.where(plain, torch.nan, depths), weights, pictures[i])
-        plain &= (around > _ALIKE[0] * view.depths) & (around < _ALIKE[1] * view.depths)
+        plain &= (around > _BELIEVED[0] * view.depths) & (around < _BELIEVED[1] * view.depths)
         depths, filled = fill(torch.where(plain, around, depths), torch.where(plain, FILLED, weights), pictures[i])
         weights = torch.where(filled | plain, FILLED, weights.clamp_min(FILLED))
         refined[i] = replace(view, depths=depths, weights=weights)

@@ -107,10 +107,10 @@ def near_camera_opacity_loss(
 
     What a camera sees from much nearer than all others do is its own: floaters there mend that photo's errors, cost the
     other photos nothing, and blind every new view from beside it. Gradients that are scaled down near cameras do not
-    keep them away, for Adam divides by their size. Likewise what only a few cameras see, and before something plain: a
-    veil of its colour in the air costs them nothing, and blinds who stands there. A surface loses nothing by this: an
-    opaque ray's opacity has no slope. Source: after the occlusion regularisation of FreeNeRF (Yang, Pavone and Wang
-    2023), of opacities, not densities.
+    keep them away, for Adam divides by their size. Likewise fog in the colour of something plain, where few cameras
+    look through: it costs them nothing, and hides all from new views there. A surface loses nothing by this: an opaque
+    ray's opacity has no slope. Source: after the occlusion regularisation of FreeNeRF (Yang, Pavone and Wang 2023), of
+    opacities, not densities.
     """
     n = len(rays_o)
     some = torch.randint(n, (-(-n // NEAR_RAYS),), generator=random, device=rays_o.device)

@@ -11,7 +11,7 @@ _CHUNK = 1024  # cameras whose neighbours are looked for at once
 
 
 class Viewpoints:
-    """Places around the lines from each camera to its nearest ones.
+    """Places around the lines from each camera to its nearest ones, which `nearest` [c,n] are.
 
     >>> import torch
     >>> viewpoints = Viewpoints(torch.tensor([[0.0, 0, 0], [1.0, 0, 0]]))
@@ -23,8 +23,8 @@ class Viewpoints:
         """centres: [c,3] of the cameras, scene frame."""
         self.centres = centres.float()
         n = min(NEIGHBOURS + 1, len(centres))  # the first is the camera itself, or one in the same place
-        parts = [torch.cdist(some, self.centres) for some in self.centres.split(_CHUNK)]
-        self.nearest = torch.cat([part.topk(n, largest=False).indices for part in parts])  # [c,n]
+        chunks = self.centres.split(_CHUNK)
+        self.nearest = torch.cat([torch.cdist(some, self.centres).topk(n, largest=False).indices for some in chunks])
 
     def draw(self, n: int, random: torch.Generator) -> Tensor:
         """n places [n,3], scene frame; on the device of the cameras."""

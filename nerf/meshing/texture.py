@@ -11,6 +11,7 @@ Color! Large-Scale Texturing of 3D Reconstructions", 2014, sections 3.1 and 3.2.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from nerf.geometry.light import encode
 from nerf.io.memory import trim_heap
+from nerf.meshing.agreement import find_agreement
 from nerf.meshing.atlas import Atlas, fill, texels
 from nerf.meshing.preview import bilinear, facing, rasterise, seam
 from nerf.training.exposure import darkened_by_distance, darkened_by_lens, remove_exposure
@@ -107,6 +109,12 @@ def bake(
     exposure_gains [n,3] of the photos [n]."""
     mesh_faces = atlas.corners[atlas.faces]
     ratings = feather_ratings(ratings, mesh_faces)
+    picture_of = partial(_picture, model, scene, photos, gains)
+    agreement = find_agreement(scene, vertices, mesh_faces, photos, picture_of, partial(_without_flash, model))
+    for row, i in enumerate(photos.tolist()):
+        rated = (ratings[row] > 0).nonzero()[:, 0]
+        uv = scene.cameras.subset([i]).project(vertices[rated])[0][0]
+        ratings[row, rated] *= _agreed(scene, i, agreement[row], uv)
     flat, face, weights = texels(atlas)
     face, weights = face.int(), weights.float()  # there are many: a third of the memory
     middle = vertices.mean(dim=0)
@@ -122,16 +130,17 @@ def bake(
         if not len(mine):
             continue
         camera = scene.cameras.subset([i])
-        shown = shown_pixels(scene, i).reshape(int(camera.heights[0]), int(camera.widths[0]), 1)
-        picture = torch.cat([load_photo_colors(model, scene, i) / gains[row], shown.float()], dim=2)
+        picture = picture_of(row)
         for some in mine.split(_CHUNK):
             of, corner = weights[some].double(), mesh_faces[face[some].long()]
             points = _mean(of, centred[corner]) + middle
             share = (of * ratings[row][corner]).sum(dim=1).float()
             rank = rank_of_face[face[some].long()]
-            found = bilinear(picture, camera.project(points)[0][0])
+            uv = camera.project(points)[0][0]
+            found = bilinear(picture, uv)
             colors[some, rank] = _without_flash(model, camera, points, found[:, :3])
-            shares[some, rank] = share**_SHARPNESS * (found[:, 3] > 0.999)  # no colours of what is transparent
+            share *= _agreed(scene, i, agreement[row], uv) * (found[:, 3] > 0.999)  # no colours of what is transparent
+            shares[some, rank] = share**_SHARPNESS
     pairs = [blend_photos(*some) for some in zip(colors.split(_CHUNK), shares.split(_CHUNK), strict=True)]
     color, seen = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     del colors, shares, pairs
@@ -144,6 +153,19 @@ def bake(
     del color, weights, flat, face
     trim_heap()
     return fill(texture, known).clamp_min(0)
+
+
+def _picture(model: Model, scene: Scene, photos: Tensor, gains: Tensor, row: int) -> Tensor:
+    """Colours [h,w,4] of the photo of a row in the common exposure, and in the last channel whether it shows them."""
+    colors = load_photo_colors(model, scene, int(photos[row])) / gains[row]
+    return torch.cat([colors, shown_pixels(scene, int(photos[row])).reshape(*colors.shape[:2], 1).float()], dim=2)
+
+
+def _agreed(scene: Scene, i: int, agreement: Tensor, uv: Tensor) -> Tensor:
+    """Agreement [h,w] of photo i at pixels uv [p,2] of the photo: [p]."""
+    h, w = agreement.shape
+    size = torch.tensor([w / int(scene.cameras.widths[i]), h / int(scene.cameras.heights[i])], dtype=uv.dtype)
+    return bilinear(agreement[..., None], uv * size)[:, 0].float()
 
 
 def _mean(weights: Tensor, corners: Tensor) -> Tensor:

@@ -508,7 +508,8 @@ def test_photos_refine_the_depths_of_open_scenes_alone(
 ) -> None:
     asked: list[tuple[int, object]] = []
 
-    def refined(views: list[DepthView], pictures: list[object]) -> list[DepthView]:
+    def refined(views: list[DepthView], pictures: list[object], up: Tensor) -> list[DepthView]:
+        assert up.shape == (3,)
         asked.append((len(views), pictures[0]))
         return views
 

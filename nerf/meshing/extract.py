@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nerf.errors import Range, UserError, check_numbers
+from nerf.geometry.aim import common_up
 from nerf.io.memory import trim_heap
 from nerf.io.pictures import to_display
 from nerf.io.progress import Progress
@@ -169,7 +170,9 @@ def _fuse(
     views = depth_views(model, MAX_VIEWS, MAX_SIDE, show)
     if scene is not None and model.space.contracted:
         with Progress("matching photos", shown=show):
-            views = refine_depths(views, grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE)))
+            up = model.scene_from_world.rotation @ common_up(model.cameras)[0]
+            pictures = grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE))
+            views = refine_depths(views, pictures, up=up)
     with Progress("fusing", shown=show):
         if box is None and model.space.contracted:
             others = other_views(model, MAX_VIEWS)

@@ -20,6 +20,7 @@ from nerf import kernels
 from nerf.io.threads import in_threads
 from nerf.kernels import DepthView, MatchSource, MatchWindow
 from nerf.meshing.consistency import ask_views, unproject, unproject_pixels
+from nerf.meshing.open_sky import sky_pixels, textured
 from nerf.meshing.planar import complete, fit_planes
 from nerf.meshing.walker import spread
 
@@ -64,7 +65,9 @@ class _Level:
     picture: Tensor  # [h,w] float32 grey, NaN where it shows nothing
 
 
-def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0) -> list[DepthView]:
+def refine_depths(
+    views: list[DepthView], pictures: list[Tensor], seed: int = 0, up: Tensor | None = None
+) -> list[DepthView]:
     """The views with depths that photos [h,w] (grey, NaN: shows nothing) and planes confirm, and weights to match.
 
     Where photos agree on a pixel and two other views find the same, its depth is what they say, with a weight of
@@ -73,7 +76,7 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
     through them than others see the same, the scene's bounds stand behind. What is left without a depth takes that of
     its surroundings, as all weigh FILLED at least: where photos look the surface goes on. So does what shows but one
     shade, as far as the field does not say something quite different: there it errs by a tenth and more, and all views
-    alike. Not differentiable.
+    alike. up: of the scene, [3] float64; with it, the sky is empty (see open_sky). Not differentiable.
     """
     near = choose_sources(views, _N_ASKED)
     matched = match_views(views, pictures, near, seed)
@@ -106,14 +109,18 @@ def refine_depths(views: list[DepthView], pictures: list[Tensor], seed: int = 0)
         refuted = torch.zeros(view.depths.numel(), dtype=torch.bool)
         refuted[pixels[votes.contradicting > agreeing]] = True
         refuted = refuted.view_as(view.depths)
+        sky = torch.zeros_like(refuted)
+        if up is not None:
+            sky = sky_pixels(view, pictures[i], known.weights > 0, bounds[i], up)
         behind = torch.where(bounds[i].isinf(), torch.nan, bounds[i])
         depths = torch.where(known.weights > 0, known.depths, torch.where(refuted, behind, view.depths))
         weights = torch.where(known.weights > 0, known.weights, torch.where(refuted, PLANAR, KEPT * view.weights))
-        plain = ~_textured(pictures[i]) & view.depths.isfinite() & ~refuted & (known.weights == 0)
+        plain = ~textured(pictures[i], _PLAIN) & view.depths.isfinite() & ~refuted & (known.weights == 0)
         around, _ = fill(torch.where(plain, torch.nan, depths), weights, pictures[i])
         plain &= (around > _BELIEVED[0] * view.depths) & (around < _BELIEVED[1] * view.depths)
         depths, filled = fill(torch.where(plain, around, depths), torch.where(plain, FILLED, weights), pictures[i])
         weights = torch.where(filled | plain, FILLED, weights.clamp_min(FILLED))
+        depths, weights = torch.where(sky, torch.inf, depths), torch.where(sky, KEPT, weights)
         refined[i] = replace(view, depths=depths, weights=weights)
 
     in_threads(solidify, len(views))
@@ -132,13 +139,6 @@ def contradicted(view: DepthView, picture: Tensor, flat: Tensor, others: list[tu
         for t in (torch.where(asked, more, 0.0), asked.float())
     )
     return asked & (total > _LESS_ALIKE * count)
-
-
-def _textured(picture: Tensor) -> Tensor:
-    """Where a picture [h,w] shows more than one shade: bool [h,w]."""
-    known = torch.where(picture.isnan(), 0.0, torch.stack([torch.ones_like(picture), picture, picture.square()]))
-    share, mean, square = avg_pool2d(known[:, None], 2 * _AROUND + 1, 1, _AROUND)[:, 0]
-    return square / share - (mean / share).square() > _PLAIN**2
 
 
 def fill(depths: Tensor, weights: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:

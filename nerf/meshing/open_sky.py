@@ -1,0 +1,37 @@
+"""Which pixels show the sky: there is nothing, whatever depth a field gave to its colour."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from nerf.kernels import DepthView
+
+_AROUND = 3  # pixels around one, over which a picture's deviation is taken
+_SMOOTH = 0.015  # grey: standard deviation around a pixel of the sky, at most; haze, thin clouds and JPEG's noise
+_ABOVE = 0.05  # sine of the angle above the horizon from which on there may be sky
+
+
+def sky_pixels(view: DepthView, picture: Tensor, known: Tensor, bound: Tensor, up: Tensor) -> Tensor:
+    """Bool [h,w] of a view with a grey picture [h,w]: smooth, above the horizon, with no bound of the scene behind
+    (z-depths [h,w], infinite where there is none), and nothing known [h,w] farther up in the picture. up: of the
+    scene, [3] float64."""
+    h, w = picture.shape
+    fx, fy, cx, cy = view.intrinsics
+    x, y, z = (view.camera_from_scene[:, :3] @ up).tolist()
+    right, down = (torch.arange(w) + 0.5 - cx) / fx, ((torch.arange(h) + 0.5 - cy) / fy)[:, None]
+    sine = (x * right + y * down + z) / (1 + right.square() + down.square()).sqrt()
+    may = ~textured(picture, _SMOOTH) & (sine > _ABOVE) & bound.isinf() & ~known
+    # up in the picture: towards that of its four sides
+    dim, flipped = (0, y > 0) if abs(y) > abs(x) else (1, x > 0)
+    below = known.flip(dim) if flipped else known
+    below = below.int().cumsum(dim) > 0
+    return may & ~(below.flip(dim) if flipped else below)
+
+
+def textured(picture: Tensor, least: float) -> Tensor:
+    """Where a picture [h,w] (NaN: shows nothing) deviates by more than the least around a pixel: bool [h,w]."""
+    known = torch.where(picture.isnan(), 0.0, torch.stack([torch.ones_like(picture), picture, picture.square()]))
+    share, mean, square = avg_pool2d(known[:, None], 2 * _AROUND + 1, 1, _AROUND)[:, 0]
+    return square / share - (mean / share).square() > least**2

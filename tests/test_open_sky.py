@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nerf.kernels import DepthView
-from nerf.meshing.open_sky import sky_pixels
+from nerf.meshing.open_sky import find_sky
 
 H, W, HORIZON = 60, 80, 30
 UP = torch.tensor([0.0, 0.0, 1.0]).double()
@@ -34,6 +34,10 @@ def house() -> tuple[Tensor, Tensor]:
     return torch.where(rough, noise, picture), rough
 
 
+def sky_pixels(view: DepthView, picture: Tensor, known: Tensor, bound: Tensor, up: Tensor) -> Tensor:
+    return find_sky([view], [picture], [known], [bound], up)[0]
+
+
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
 def test_what_is_smooth_and_above_all_that_is_measured_is_sky(turn: int) -> None:
     picture, measured = (t.rot90(-turn) for t in house())
@@ -52,3 +56,14 @@ def test_under_a_ceiling_there_is_no_sky() -> None:
     measured[:2] = True
     assert not bool(sky_pixels(view, picture, measured, none, UP).any()), "measured above it"
     assert not bool(sky_pixels(view, picture, house()[1], none, -UP)[: HORIZON + 3].any()), "below the horizon"
+
+
+def test_a_little_of_it_or_what_is_dark_is_none() -> None:
+    picture, measured = house()
+    none = torch.full((H, W), torch.inf)
+    dark = torch.where(measured, picture, picture - 0.6)
+    assert not bool(sky_pixels(view_of(picture, 0), dark, measured, none, UP).any()), "a screen"
+    views = [view_of(picture, 0) for _ in range(20)]
+    known = [measured] + [torch.ones_like(measured)] * 19
+    found = find_sky(views, [picture] * 20, known, [none] * 20, UP)
+    assert not any(bool(f.any()) for f in found), "a wall above what was measured"

@@ -11,12 +11,25 @@ from nerf.kernels import DepthView
 _AROUND = 3  # pixels around one, over which a picture's deviation is taken
 _SMOOTH = 0.015  # grey: standard deviation around a pixel of the sky, at most; haze, thin clouds and JPEG's noise
 _ABOVE = 0.05  # sine of the angle above the horizon from which on there may be sky
+_LEAST = 0.03  # of all pixels, below which it is rather a plain wall that nothing was measured on
 
 
-def sky_pixels(view: DepthView, picture: Tensor, known: Tensor, bound: Tensor, up: Tensor) -> Tensor:
-    """Bool [h,w] of a view with a grey picture [h,w]: smooth, above the horizon, with no bound of the scene behind
-    (z-depths [h,w], infinite where there is none), and nothing known [h,w] farther up in the picture. up: of the
-    scene, [3] float64."""
+def find_sky(
+    views: list[DepthView], pictures: list[Tensor], known: list[Tensor], bounds: list[Tensor], up: Tensor
+) -> list[Tensor]:
+    """Which pixels show it, bool [h,w] of each view with a grey picture [h,w] (NaN: shows nothing): those that are
+    smooth, above the horizon, with no bound of the scene behind (z-depths [h,w], infinite where there is none) and
+    nothing known [h,w] farther up in the picture, if there are many, and they are brighter than what is known. up: of
+    the scene, [3] float64."""
+    found = [_may_be_sky(*of, up) for of in zip(views, pictures, known, bounds, strict=True)]
+    above, below = (
+        torch.cat([p[some] for p, some in zip(pictures, which, strict=True)]).nanmean() for which in (found, known)
+    )
+    many = sum(int(f.sum()) for f in found) >= _LEAST * sum(f.numel() for f in found)
+    return found if many and not bool(above < below) else [torch.zeros_like(f) for f in found]
+
+
+def _may_be_sky(view: DepthView, picture: Tensor, known: Tensor, bound: Tensor, up: Tensor) -> Tensor:
     h, w = picture.shape
     fx, fy, cx, cy = view.intrinsics
     x, y, z = (view.camera_from_scene[:, :3] @ up).tolist()

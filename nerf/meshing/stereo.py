@@ -20,7 +20,7 @@ from nerf import kernels
 from nerf.io.threads import in_threads
 from nerf.kernels import DepthView, MatchSource, MatchWindow
 from nerf.meshing.consistency import ask_views, unproject, unproject_pixels
-from nerf.meshing.open_sky import sky_pixels, textured
+from nerf.meshing.open_sky import find_sky, textured
 from nerf.meshing.planar import complete, fit_planes
 from nerf.meshing.walker import spread
 
@@ -90,6 +90,7 @@ def refine_depths(
     solid: dict[int, DepthView] = {}
     bounds: dict[int, Tensor] = {}
     refined: dict[int, DepthView] = {}
+    sky: list[Tensor] | None = None
     low, high = MEASURED
 
     def solidify(i: int) -> None:
@@ -109,9 +110,6 @@ def refine_depths(
         refuted = torch.zeros(view.depths.numel(), dtype=torch.bool)
         refuted[pixels[votes.contradicting > agreeing]] = True
         refuted = refuted.view_as(view.depths)
-        sky = torch.zeros_like(refuted)
-        if up is not None:
-            sky = sky_pixels(view, pictures[i], known.weights > 0, bounds[i], up)
         behind = torch.where(bounds[i].isinf(), torch.nan, bounds[i])
         depths = torch.where(known.weights > 0, known.depths, torch.where(refuted, behind, view.depths))
         weights = torch.where(known.weights > 0, known.weights, torch.where(refuted, PLANAR, KEPT * view.weights))
@@ -120,10 +118,14 @@ def refine_depths(
         plain &= (around > _BELIEVED[0] * view.depths) & (around < _BELIEVED[1] * view.depths)
         depths, filled = fill(torch.where(plain, around, depths), torch.where(plain, FILLED, weights), pictures[i])
         weights = torch.where(filled | plain, FILLED, weights.clamp_min(FILLED))
-        depths, weights = torch.where(sky, torch.inf, depths), torch.where(sky, KEPT, weights)
+        if sky is not None:
+            depths, weights = torch.where(sky[i], torch.inf, depths), torch.where(sky[i], KEPT, weights)
         refined[i] = replace(view, depths=depths, weights=weights)
 
     in_threads(solidify, len(views))
+    if up is not None:
+        n = range(len(views))
+        sky = find_sky(views, pictures, [solid[i].weights > 0 for i in n], [bounds[i] for i in n], up)
     in_threads(refine, len(views))
     return [refined[i] for i in range(len(views))]
 

@@ -61,7 +61,7 @@ class MeshArgs:
     """rounds of averaging face normals that agree, which flattens noise and keeps edges (default: 12; none with density
     and above 4 million triangles)"""
     min_fraction: float | None = None
-    """drop pieces with fewer faces than this share of the largest piece's (default: 0.01, of open scenes 0.0001)"""
+    """drop pieces with fewer faces than this share of the largest piece's (default: 0.01, of open scenes 0.00001)"""
     max_components: int | None = None
     """keep at most so many of the largest pieces"""
     colours: bool = True

@@ -91,7 +91,7 @@ def extract_mesh(
     tsdf, and density where a threshold is given or the scene is forward-facing. box: (x0, y0, z0, x1, y1, z1), scene
     frame (NDC for forward-facing scenes); None: around the occupied cells for a bounded object; for unbounded captures
     around what views see from places apart, in cells that grow with distance (warp.Warp), or with "density" [-1,1]^3.
-    Components under min_fraction (None: 0.01, of open scenes 0.0001) of the largest one's faces are removed, as are,
+    Components under min_fraction (None: 0.01, of open scenes 0.00001) of the largest one's faces are removed, as are,
     for bounded objects, cavities that nothing outside can see; max_components keeps only so many of the largest.
     refine: evaluations for each vertex to slide it onto the zero crossing along its edge. watertight: whether to keep
     faces that one view or none has seen, or only views from within 1.5 degrees of one another (None: for bounded
@@ -124,7 +124,7 @@ def extract_mesh(
         skip = not keep_unseen and holes <= MAX_HOLE_FACES
         shape = _fuse(model, scene, resolution, box, skip, show_progress)
     if min_fraction is None:  # a wall that nothing joins to the rest is a small piece of a place
-        min_fraction = 0.0001 if isinstance(shape, FusedSurface) and shape.is_open else 0.01
+        min_fraction = 0.00001 if isinstance(shape, FusedSurface) and shape.is_open else 0.01
     limits = Limits(min_fraction, max_components)
     with torch.no_grad(), Progress("meshing", shown=show_progress):
         points, faces = _polygonise(shape, refine)

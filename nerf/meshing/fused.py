@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nerf.rendering.model import Model
 
 MAX_VIEWS, MAX_SIDE = 64, 400  # depth maps, and pixels along their longer side
-MAX_OTHERS, OTHERS_SIDE = 64, 200  # views that are only asked where they would see holes
+MAX_OTHERS, OTHERS_SIDE = 64, 400  # views that are only asked where they would see holes
 FRONT_TRUNCATION_STEPS = 4.0  # truncation before the surface, in steps of the grid
 # Behind it, where views that see the surface add to what is solid: _BACK_TRUNCATION in scene length, so that coarse
 # grids keep their thin parts, but from so many to so many steps of the grid.

@@ -183,6 +183,15 @@ def test_evalmesh_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.
     assert saved["samples"] == 5000 and 0.1 < saved["chamfer_percent"] < 0.5
 
 
+def test_the_run_that_a_mesh_is_of_must_be_of_its_views(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nerf.rendering.model.Model.load", lambda path: SimpleNamespace(names=["another.jpg"]))
+    trimesh.creation.icosphere(subdivisions=1).export(tmp_path / "a.ply")
+    assert cli.run(["evalmesh", str(tmp_path / "a.ply"), "--views", str(SAMPLE.parent), "--run", "elsewhere"]) == 2
+    assert "elsewhere was trained on none of the photos" in capsys.readouterr().err
+
+
 def test_bad_meshes_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = tmp_path / "good.ply"
     trimesh.creation.icosphere(subdivisions=2).export(good)

@@ -26,7 +26,7 @@ class EvalMeshArgs:
     views: Path | None = None
     """a folder of photos with poses: PSNR of the mesh drawn as its test views"""
     run: Path | None = None
-    """with --views: the run that the mesh is of, whose lenses darken the corners of views as in nerf eval"""
+    """with --views: the run that the mesh is of: its refined poses and vignetting, as in nerf eval"""
     samples: int = 200_000
     """points spread over each of the two surfaces"""
     out: Path | None = None
@@ -57,9 +57,15 @@ def main(args: EvalMeshArgs) -> None:
     if args.views is not None:
         from nerf import datasets
         from nerf.rendering.model import Model
+        from nerf.training.alignment import as_trained
 
-        model = None if args.run is None else Model.load(args.run)
-        views = evaluate_mesh_views(read_textured_mesh(args.mesh), datasets.load(args.views), model=model)
+        scene, model = datasets.load(args.views), None
+        if args.run is not None:
+            model = Model.load(args.run)
+            if not set(model.names) & set(scene.names):
+                raise UserError(f"--run: {args.run} was trained on none of the photos in {args.views}")
+            scene = as_trained(scene, model)
+        views = evaluate_mesh_views(read_textured_mesh(args.mesh), scene, model=model)
         result |= {"views": views.to_dict()}
         say(f"drawn as {views.n_views} test views: PSNR {views.psnr:.2f} dB, SSIM {views.ssim:.4f} (mean)")
     if args.out is not None:

@@ -425,6 +425,13 @@ def test_comparing_renders_the_photos_camera_and_sliding_renders_nothing() -> No
             list(work)
     found = shown[-1].compared
     assert found is not None and found.psnr > 45 and shown[-1].z_depths is None  # 8 bits are all that differs
+    model.vignetting = torch.tensor([[-0.5, 0.0]]).expand(len(model.cameras), 2)  # type: ignore[assignment]
+    view.compare_with(InputPhoto("a.png", cameras, lambda: (truth, None)))
+    work = view.begin(15.0)
+    assert work is not None
+    list(work)
+    darker = shown[-1].compared
+    assert darker is not None and darker.psnr < found.psnr - 10, "as the lens changes it, brighter in the middle"
     before = len(shown)
     view.slide(0.25)
     view.slide(error=True)

@@ -17,6 +17,7 @@ from nerf.geometry.light import decode
 from nerf.io.pictures import to_display
 from nerf.rendering.model import Model
 from nerf.rendering.view import View
+from nerf.training.evaluation import as_taken
 from nerf.views.video import picture_of
 from nerf.views.viewer.compare import Compared, beside, compared, inner_size
 from nerf.views.viewer.pace import Pace, Size
@@ -160,6 +161,7 @@ class Viewport:
     ) -> Shown:
         if photo is not None:
             pixels, mask = photo.pixels()
+            view = as_taken(model, cameras, view, model.background, model.linear)
             rendered = to_display(view.color * model.exposure, model.linear).astype(np.float32) / 255
             self._compared = compared(pixels, rendered, mask)
             picture = beside(self._compared, self.slider, self.window, self.error)

@@ -92,3 +92,16 @@ def test_a_target_may_lie_below_another_row(monkeypatch: pytest.MonkeyPatch) -> 
     given, near, far = ({"row": r, "result": {"psnr": v}} for r, v in (("given", 30.0), ("ours", 29.8), ("ours", 29.6)))
     verdicts = [against_targets(rows, (target,))[1][4] for rows in ([given, near], [given, far], [near])]
     assert verdicts == ["reached", "missed", "not run"]
+
+
+def test_whether_less_is_better_is_told_by_the_aim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from benchmarks.targets import Target, against_targets
+
+    def verdict(value: float, reach: float, aim: float | None, unit: str) -> str:
+        target = Target("", "a", "x", 1, reach, aim, unit)
+        return against_targets([{"row": "a", "result": {"x": value}}], (target,))[1][4]
+
+    assert [verdict(v, 10, 5, "mm") for v in (24, 10, 5)] == ["missed", "reached", "aim"]
+    assert [verdict(v, 26, 28, "dB") for v in (24, 26, 28)] == ["missed", "reached", "aim"]
+    assert [verdict(v, 180, None, "s") for v in (181, 180)] == ["missed", "reached"]

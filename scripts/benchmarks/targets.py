@@ -37,7 +37,8 @@ def against_targets(rows: list[dict[str, Any]], targets: tuple[Target, ...]) -> 
             other = value_of(results.get(t.below, {}), t.key)
             value = None if value is None or other is None else other - value
         value = None if value is None else value / t.scale
-        sign = -1 if t.unit in LESS_IS_BETTER else 1
+        less = t.unit in LESS_IS_BETTER if t.aim is None else t.aim < t.reach
+        sign = -1 if less else 1
         verdict = "not run"
         if value is not None:
             reached, aimed = sign * (value - t.reach) >= 0, t.aim is not None and sign * (value - t.aim) >= 0

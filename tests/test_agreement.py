@@ -14,7 +14,8 @@ from nerf.meshing.agreement import find_agreement
 class Floor:
     """A stand-in for a scene: cameras that look down on the unit square."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, has_silhouettes: bool = False) -> None:
+        self.has_silhouettes = has_silhouettes
         poses = torch.eye(4, dtype=torch.float64)[:3].repeat(n, 1, 1)
         poses[:, 0, 3] = torch.linspace(-0.2, 0.2, n)
         poses[:, 2, 3] = 2.0
@@ -47,6 +48,13 @@ def test_a_shadow_in_one_photo_does_not_count() -> None:
     assert float(found[2][:36].min()) > 0.8, "beside it"
     for i in (0, 1, 3, 4, 5, 6):
         assert float(found[i].min()) > 0.8, "others are as they would be without it"
+
+
+def test_of_an_object_that_is_cut_out_each_photo_counts() -> None:
+    floor = Floor(7, has_silhouettes=True)
+    pictures = [shown(floor, i) for i in range(7)]
+    pictures[2][40:80, 50:90, :3] *= 0.5
+    assert all(bool((found == 1).all()) for found in agreement(floor, pictures))
 
 
 def test_what_few_others_show_counts() -> None:

@@ -51,7 +51,10 @@ def find_agreement(
     """How much each photo [n] of the scene counts by place: [h,w] float32 of 0 to 1, smaller than the photo; 1 where
     it agrees with others, or too few show the same. vertices [v,3] and faces [f,3]: the mesh, world frame; picture: the
     colours [h,w,4] of the photo of a row, the last 0 where nothing is shown, in one exposure; lit_alike: colours [p,3]
-    that a camera shows at points [p,3], as if no light came from the camera."""
+    that a camera shows at points [p,3], as if no light came from the camera. Nothing passes before an object that is
+    cut out, and what is shiny differs from the median by right: there each photo counts."""
+    if scene.has_silhouettes:
+        return [torch.ones(1, 1) for _ in photos]
     small = [_shrink(scene.cameras.subset([i]), vertices, faces, picture(row)) for row, i in enumerate(photos.tolist())]
     n_others = _COMPARED // max(1, sum(len(one.pixel) for one in small))
     n_others = min(max(n_others, _OTHERS[0]), _OTHERS[1])

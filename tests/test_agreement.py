@@ -12,7 +12,7 @@ from nerf.meshing.agreement import find_agreement
 
 
 class Floor:
-    """A stand-in for a scene: cameras that look down on the unit square."""
+    """A stand-in for a scene: cameras that look down on a square."""
 
     def __init__(self, n: int, has_silhouettes: bool = False) -> None:
         self.has_silhouettes = has_silhouettes

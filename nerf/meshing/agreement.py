@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LONGER_SIDE = 128  # pixels of the small photos
 _COMPARED = 60_000_000  # places asked in all, so many photos are asked less each
-_OTHERS = (12, 48)  # photos that each is compared with, at most and at least
+_OTHERS = (12, 48)  # photos that each is compared with, at least and at most
 _FEWEST = 4  # others that must show a place before their median says anything
 _TOLERANCE = 0.06  # of sRGB values (their norm): a difference that halves what a photo counts
 _DEPTH = 0.03  # of a depth: what lies farther behind the mesh is hidden

@@ -15,10 +15,11 @@ from torch.nn.functional import max_pool2d, normalize
 from nerf.datasets import Scene
 from nerf.kernels import DepthView
 from nerf.meshing import stereo
+from nerf.meshing.completion import complete, planes_in_view, solid_points
 from nerf.meshing.consistency import ask_views, unproject_pixels
 from nerf.meshing.fused import _small_pinholes
 from nerf.meshing.photos import grey_pictures
-from nerf.meshing.planar import fit_planes, planes_in_view
+from nerf.meshing.planar import Planes, fit_planes
 from nerf.meshing.stereo import (
     FILLED,
     KEPT,
@@ -296,6 +297,88 @@ def test_a_wall_takes_the_direction_of_others_where_that_is_as_good() -> None:
 
     planes = fit_planes(points, normals, torch.full((len(points),), 0.02).double(), nothing)
     assert float((planes.normals[2] @ back).abs()) > 0.999999 and abs(abs(float(planes.offsets[2])) - 1) < 0.005
+
+
+def test_a_wall_stands_behind_the_pictures_on_it() -> None:
+    """Most of its points are theirs, an inch before it and as imprecise as that; of the wall a strip is known. It is
+    fitted a little aslant, and turned upright on the floor."""
+    random = torch.Generator().manual_seed(0)
+
+    def patch(x: tuple[float, float], y: tuple[float, float], n: int) -> Tensor:
+        flat, noise = torch.rand(n, 2, generator=random), 0.008 * torch.randn(n, 1, generator=random)
+        low = torch.tensor([x[0], y[0]])
+        return torch.cat([low + flat * (torch.tensor([x[1], y[1]]) - low), noise], dim=1).double()
+
+    floor = patch((0, 2), (0, 2), 20000)
+    strip = patch((0, 2), (0, 0.5), 4000)[:, [0, 2, 1]]
+    left, right = (patch(x, (0.9, 1.6), 6000)[:, [0, 2, 1]] for x in ((0.2, 0.9), (1.1, 1.9)))
+    for picture in (left, right):
+        picture[:, 1] += 0.025
+    up, back, _ = torch.eye(3).double()[[2, 1, 0]]
+    points = torch.cat([floor, strip, left, right])
+    normals = torch.cat([up.expand(20000, 3), back.expand(16000, 3)])
+    tolerances = torch.full((len(points),), 0.03).double()
+    planes = fit_planes(points, normals, tolerances, lambda points: torch.zeros(len(points), dtype=torch.bool))
+    walls = (planes.normals @ back).abs() > 0.9
+    (wall,) = (walls & planes.is_bound).nonzero()[:, 0].tolist()
+    assert abs(float(planes.offsets[wall])) < 0.005 and float((planes.normals[wall] @ up).abs()) < 1e-3
+    before = (walls & ~planes.is_bound).nonzero()[:, 0].tolist()
+    assert len(before) == 2
+    for k in before:
+        assert abs(abs(float(planes.offsets[k])) - 0.025) < 0.004
+        inside = planes.contain(k, torch.tensor([[0.5, 0.025, 1.2], [1.5, 0.025, 1.2], [1.0, 0.0, 0.2]]).double())
+        assert int(inside[:2].sum()) == 1 and not bool(inside[2])
+    assert int(planes.is_bound.sum()) == 2
+
+
+def facing_a_wall() -> tuple[DepthView, Tensor, DepthView, Planes]:
+    """A view of a bright wall at 3 and of a dark square before it, where the photos measure 1.5; its field is right in
+    the lower half of the wall only, and says 1.2 above. The picture, what is sure, and the wall."""
+    h, w = SIZE
+    pose = torch.cat([torch.eye(3), torch.zeros(3, 1)], dim=1).double()
+    depths, picture = torch.full(SIZE, 2.9), torch.full(SIZE, 0.8)
+    depths[: h // 2] = 1.2
+    depths[20:40, 20:40], picture[20:40, 20:40] = 1.5, 0.2
+    view = DepthView(pose, (FOCAL, FOCAL, w / 2, h / 2), depths, torch.ones(SIZE))
+    square = picture < 0.5
+    sure = replace(view, depths=torch.where(square, 1.5, torch.nan), weights=square.float())
+    axes = torch.eye(3).double()
+    wall = Planes(
+        axes[2:], torch.tensor([3.0]).double(), axes[None, :2], torch.full((1, 32), 9.0), torch.tensor([True])
+    )
+    return view, picture, sure, wall
+
+
+def test_a_wall_goes_on_where_the_picture_does() -> None:
+    """Far beyond where the field is about right, but not over the square before it."""
+    view, picture, sure, wall = facing_a_wall()
+    flat, bound = complete(view, picture, sure, wall, [], torch.zeros(0, 3))
+    assert torch.allclose(bound, torch.full(SIZE, 3.0))
+    square = sure.weights > 0
+    assert bool(flat[square].isnan().all()) and float((flat[~square] == 3).float().mean()) > 0.95
+
+
+def test_what_several_fields_see_before_a_wall_stays() -> None:
+    """A board without texture, which the view's own field is wrong about and others' agree on."""
+    view, picture, sure, wall = facing_a_wall()
+    board = torch.zeros(SIZE, dtype=torch.bool)
+    board[5:25, 50:75] = True
+    picture[board], view.depths[board] = 0.4, torch.nan
+    others = []
+    for turn in range(5):
+        pose = view.camera_from_scene.clone()
+        pose[0, 3] = 0.05 * turn
+        moved = torch.roll(board, round(0.05 * turn * FOCAL / 2), 1)
+        others.append(replace(view, camera_from_scene=pose, depths=torch.where(moved, 2.0, torch.nan)))
+    solid = solid_points(others[0], others[1:])
+    assert len(solid) > 100 and float((solid[:, 2] - 2).abs().max()) < 1e-5
+    assert len(solid_points(view, others)) < 20, "where they differ there is nothing"
+    flat, _ = complete(view, picture, sure, wall, [], solid)
+    middle = board & torch.roll(board, 2, 1) & torch.roll(board, -2, 1)
+    assert bool(flat[middle].isnan().all())
+    assert float((flat[~board & (sure.weights == 0)] == 3).float().mean()) > 0.9
+    without, _ = complete(view, picture, sure, wall, [], solid[:0])
+    assert float((without[middle] == 3).float().mean()) > 0.5, "else it were the wall"
 
 
 def test_labels_spread_to_the_edges_of_a_picture() -> None:

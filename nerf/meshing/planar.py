@@ -1,8 +1,6 @@
-"""Planes of a scene, fitted to points that photos agree on, for pixels without texture: walls, floors, furniture.
+"""Planes of a scene, fitted to points that photos agree on: walls, floors, furniture.
 
-A plane has an extent, the convex hull of its points, and in each view it stands for the pixels around those that
-support it. Sources: sequential RANSAC (Fischler and Bolles 1981); plane hypotheses for what has no texture as Xu and
-Tao, "Planar Prior Assisted PatchMatch Multi-View Stereo", 2020 (ACMP), their support chosen by geometric consistency.
+A plane has an extent, the convex hull of its points. Source: sequential RANSAC (Fischler and Bolles 1981).
 """
 
 from __future__ import annotations
@@ -13,10 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from nerf.kernels import DepthView
-from nerf.meshing.consistency import AGREE, CONTRADICT, ask_views, unproject_pixels
-from nerf.meshing.walker import halved, spread
 
 _TRIALS = 1000  # planes through three points that are counted
 _MOST_POINTS = 10_000  # that are asked
@@ -31,7 +25,10 @@ _N_ASKED, _THROUGH = 1000, 0.06  # points around a plane's middle; the share tha
 _HALO = 3.0  # tolerances from a plane within which there is no other: its own points' larger errors
 _DIRECTIONS = 32  # of the lines around an extent
 _EXTENT_QUANTILE, _MARGIN = 0.001, 0.1  # of the points that may lie beyond each; the share by which it is wider
-_NEAR = 0.1  # of the depth: what a field's depth lies before a plain wall
+_PLACED, _ALIKE = 2.0, 0.2  # tolerances: from a bound, within which it is placed; between parts of it
+_ACROSS, _LEAST_IN_CELL, _LEAST_CELLS = 24, 8, 6  # cells across a bound; points and cells that tell something
+_OUTERMOST = 1 / 3  # of the most that lies at one level, at which it may be the bound's
+_UPRIGHT = 0.02  # cosine between two bounds below which they are taken for perpendicular
 
 
 class Planes(NamedTuple):
@@ -68,6 +65,7 @@ def fit_planes(
     if not found:
         none = torch.zeros(0, dtype=torch.float64)
         return Planes(none.reshape(0, 3), none, none.reshape(0, 2, 3), none.reshape(0, _DIRECTIONS), none > 0)
+    found = _place_bounds(found, points, tolerances)
     return Planes(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
 
@@ -203,6 +201,84 @@ def _directions(found: list[_Plane]) -> list[Tensor]:
     return ways
 
 
+def _place_bounds(found: list[_Plane], points: Tensor, tolerances: Tensor) -> list[_Plane]:
+    """The planes, with bounds of the scene that are nearly perpendicular or parallel turned to be so, each moved to
+    where nothing is behind, and those of what hangs or lies on it: pictures before a wall, a carpet on the floor."""
+    placed: list[_Plane] = []
+    normals: list[Tensor] = []
+    for plane in found:
+        if not bool(plane.is_bound):
+            placed.append(plane)
+            continue
+        normal = plane.normal
+        for other in normals:
+            cosine = normal @ other
+            if float(cosine.abs()) < _UPRIGHT:
+                normal = torch.nn.functional.normalize(normal - cosine * other, dim=0)
+            elif float(cosine.abs()) > _SAME_DIRECTION:
+                normal = other * cosine.sign()
+        normals.append(normal)
+        inlier = (points @ plane.normal - plane.offset).abs() < tolerances
+        layers = _layers(points, tolerances, normal, (points[inlier] @ normal).median())
+        placed.append(plane._replace(normal=normal, offset=layers[0][0], axes=_axes(normal)))
+        for offset, some in layers[1:]:
+            placed.append(_Plane(normal, offset, *_extent(points[some], normal), torch.tensor(False)))
+    return placed
+
+
+def _layers(points: Tensor, tolerances: Tensor, normal: Tensor, offset: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The offset nearest to the outside at which about as much of a bound lies as anywhere near the given one, and
+    those of the patches before it; with the indices of their points.
+
+    Points [n,3] are taken together by cells within the bound, whose medians are as precise as their points are many: so
+    a wall and the pictures on it, an inch before, are told apart, though a point is not as precise.
+    """
+    apart = points @ normal - offset
+    inward = 1.0 if float(apart.median()) > 0 else -1.0
+    near = (apart.abs() < _PLACED * tolerances).nonzero()[:, 0]
+    across = points[near] @ _axes(normal).T
+    across -= across.amin(dim=0)
+    cell = (across * (_ACROSS / across.max().clamp_min(1e-12))).long().clamp_max(_ACROSS - 1)
+    cell = cell[:, 0] * _ACROSS + cell[:, 1]
+    count = torch.bincount(cell, minlength=_ACROSS**2)
+    by_cell = (cell + apart[near].argsort().argsort().double() / (len(near) + 1)).argsort()
+    middle = by_cell[(count.cumsum(0) - count + count // 2).clamp_max(len(near) - 1)]
+    levels = torch.where(count >= _LEAST_IN_CELL, apart[near[middle]] * inward, torch.nan)
+    reach = _ALIKE * float(tolerances[near].median())
+    n_alike = ((levels[:, None] - levels).abs() < reach).sum(dim=1)
+    if int((n_alike > 0).sum()) < _LEAST_CELLS:
+        return [(offset, near)]
+    many = n_alike >= _OUTERMOST * n_alike.max()
+    outermost = (levels - levels[torch.where(many, levels, torch.inf).argmin()]).abs() < reach
+    level = levels[outermost].median()
+    layers = [(offset + inward * level, near[outermost[cell]])]
+    patches = _patches(torch.where(levels > level + 2 * reach, levels, torch.nan), reach)
+    return layers + [(offset + inward * levels[patch].median(), near[patch[cell]]) for patch in patches]
+
+
+def _patches(levels: Tensor, reach: float) -> list[Tensor]:
+    """Neighbouring cells, many, whose levels [_ACROSS^2] differ by less than the reach from one to the next: bool."""
+    of = levels.reshape(1, 1, _ACROSS, _ACROSS)
+    label = torch.arange(1.0, of.numel() + 1).reshape(of.shape)
+    while True:  # each takes the largest label of those around that are alike
+        around = [
+            torch.nn.functional.unfold(torch.nn.functional.pad(x, (1, 1, 1, 1), value=v), 3)
+            for x, v in ((of.float(), torch.nan), (label, 0.0))
+        ]
+        alike = (around[0] - of.reshape(1, 1, -1)).abs() < reach
+        new = torch.where(alike, around[1], 0.0).amax(dim=1).reshape(of.shape)
+        if bool((new == label).all()):
+            break
+        label = new
+    found = [(label == k).flatten() for k in label.unique() if k > 0]
+    return [patch for patch in found if int(patch.sum()) >= _LEAST_CELLS]
+
+
+def _axes(normal: Tensor) -> Tensor:
+    """Orthonormal axes [2,3] within a plane."""
+    return torch.linalg.qr(torch.cat([normal[:, None], torch.eye(3, dtype=torch.float64)], dim=1)).Q[:, 1:3].T
+
+
 def _least_squares(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Normal and offset of the plane nearest to points."""
     middle = (weights[:, None] * points).sum(dim=0) / weights.sum()
@@ -218,65 +294,9 @@ def _around() -> Tensor:
 
 def _extent(points: Tensor, normal: Tensor) -> tuple[Tensor, Tensor]:
     """Axes [2,3] within a plane, and how far points reach along directions there."""
-    axes = torch.linalg.qr(torch.cat([normal[:, None], torch.eye(3, dtype=torch.float64)], dim=1)).Q[:, 1:3].T
+    axes = _axes(normal)
     along = points @ axes.T @ _around().T
     last = max(1, round((1 - _EXTENT_QUANTILE) * len(along)))
     reach = along.sort(dim=0).values[last - 1]
     width = reach + reach.roll(_DIRECTIONS // 2)  # from the end in one direction to that in the opposite one
     return axes, reach + _MARGIN * width
-
-
-def planes_in_view(planes: Planes, view: DepthView) -> Tensor:
-    """[k,h,w] float32: inverse z-depths of planes at the pixels of a view; below 0 behind its camera."""
-    h, w = view.depths.shape
-    fx, fy, cx, cy = view.intrinsics
-    rotation, shift = view.camera_from_scene[:, :3], view.camera_from_scene[:, 3]
-    normals = planes.normals @ rotation.T
-    scaled = normals / (planes.offsets + normals @ shift)[:, None]  # 1/z is this times the ray (x, y, 1)
-    right, down = scaled[:, 0, None, None] / fx, scaled[:, 1, None, None] / fy
-    x, y = torch.arange(w) + 0.5 - cx, torch.arange(h) + 0.5 - cy
-    return (scaled[:, 2, None, None] + right * x + down * y[:, None]).float()
-
-
-def complete(
-    view: DepthView, picture: Tensor, sure: DepthView, planes: Planes, others: list[DepthView]
-) -> tuple[Tensor, Tensor]:
-    """z-depths [h,w] of planes at the pixels of a view with a grey picture [h,w] that are not sure (weight 0), NaN
-    where none will do, and those of the bounds of the scene, infinite where there are none.
-
-    Sure pixels lie on the bounds, on another plane or on none, and a random walker says to which of these each pixel
-    belongs. Where a pixel's own depth is within _NEAR of the bounds it belongs to them, too: a field errs towards the
-    camera. So no plane but a bound will do before that depth, nor one outside its extent, nor where others, the sure
-    pixels of near views, see through it. Every second pixel of every second row is asked for all four.
-    """
-    h, w = view.depths.shape
-    inverse = planes_in_view(planes, view)
-    # Of planes around the scene, what is seen is the nearest.
-    bound = torch.cat([torch.zeros(1, h, w), inverse[planes.is_bound]]).amax(dim=0)
-    single = (~planes.is_bound).nonzero()[:, 0].tolist()
-    kinds, none = torch.cat([bound[None], inverse[single], torch.zeros(1, h, w)]), 1 + len(single)
-    rows, cols = (h + 1) // 2, (w + 1) // 2
-    pixels = (2 * torch.arange(rows)[:, None] * w + 2 * torch.arange(cols)).flatten()
-    q, own, sure_depths, weights = (
-        values.flatten(-2)[..., pixels] for values in (kinds, view.depths, sure.depths, sure.weights)
-    )
-    seeds = ((sure_depths * q - 1).abs() < AGREE).float()
-    seeds[none] = (seeds.amax(dim=0) == 0).float()
-    seeds /= seeds.sum(dim=0)
-    tried = [c for c in range(len(seeds)) if c == none or float((seeds[c] * weights).sum()) > 0]
-    shares = spread(seeds[tried].reshape(-1, rows, cols), weights.reshape(rows, cols), halved(picture))
-    label = torch.tensor(tried)[shares.flatten(1).argmax(dim=0)]
-    for c, k in enumerate(single, start=1):
-        asked = (label == c).nonzero()[:, 0]
-        inside = planes.contain(k, unproject_pixels(view, pixels[asked], 1 / q[c, asked]))
-        label[asked[~inside | ~(q[c, asked] > 0) | (q[c, asked] * own[asked] > 1 + CONTRADICT)]] = none
-    label[(label == none) & (q[0] * own > 1 - _NEAR)] = 0
-    label[((label == 0) & (q[0] == 0)) | own.isinf() | (weights > 0)] = none
-    asked = (label != none).nonzero()[:, 0]
-    z = 1 / q.gather(0, label[asked][None])[0] if len(asked) else own[asked]
-    through = ask_views(unproject_pixels(view, pixels[asked], z).float(), others)
-    label[asked[through.contradicting > through.agreeing]] = none
-    full = label.reshape(rows, cols).repeat_interleave(2, dim=0)[:h].repeat_interleave(2, dim=1)[:, :w]
-    flat = kinds.gather(0, full[None])[0]
-    is_flat = (flat > 0) & (sure.weights <= 0) & ~view.depths.isinf()
-    return torch.where(is_flat, 1 / flat, torch.nan), 1 / bound

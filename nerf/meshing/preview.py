@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import trimesh
 
 _CHUNK = 1 << 18  # pixels worked on at once
+_POINTS = 1 << 22  # tested at once, in rows of pixels: a large picture needs little more than itself
 
 
 def render_mesh(
@@ -40,25 +41,30 @@ def render_mesh(
     h, w = int(camera.heights[0]), int(camera.widths[0])
     camera = camera.resized(w * supersample, h * supersample)
     vertices = torch.from_numpy(np.array(mesh.vertices, np.float64))
+    normals = torch.from_numpy(np.array(mesh.vertex_normals, np.float64))
     faces = torch.from_numpy(np.array(mesh.faces, np.int64))
     uv, z = (t[0] for t in camera.project(vertices))
-    pixel, face, weights = rasterise(uv, z, faces, w * supersample, h * supersample, seam(camera))
 
-    corners = faces[face]
-    points = (weights[..., None] * vertices[corners]).sum(dim=1)
-    view = points - camera.centres[0]
-    distance = view.norm(dim=1)
-    normals = torch.from_numpy(np.array(mesh.vertex_normals, np.float64))
-    normal = torch.nn.functional.normalize((weights[..., None] * normals[corners]).sum(dim=1), dim=1)
-    color = surface_colors(mesh, corners, weights)
-    if added is not None:
-        color = (color + (weights[..., None] * added.double()[corners]).sum(dim=1)).clamp(0, 1)
-    if lit:
-        color = color * (0.3 + 0.7 * (normal * view).sum(dim=1).abs() / distance)[:, None]
+    def rows_from(first: int, rows: int) -> Tensor:
+        """Sums over the points of each pixel [rows,w,8]: color, normal, distance, how many are covered."""
+        moved = uv - torch.tensor([0.0, first * supersample], dtype=uv.dtype)
+        size = w * supersample, rows * supersample
+        pixel, face, weights = rasterise(moved, z, faces, *size, seam(camera))
+        corners = faces[face]
+        view = (weights[..., None] * vertices[corners]).sum(dim=1) - camera.centres[0]
+        distance = view.norm(dim=1)
+        normal = torch.nn.functional.normalize((weights[..., None] * normals[corners]).sum(dim=1), dim=1)
+        color = surface_colors(mesh, corners, weights)
+        if added is not None:
+            color = (color + (weights[..., None] * added.double()[corners]).sum(dim=1)).clamp(0, 1)
+        if lit:
+            color = color * (0.3 + 0.7 * (normal * view).sum(dim=1).abs() / distance)[:, None]
+        total = torch.zeros(size[0] * size[1], 8, dtype=torch.float64)
+        total[pixel] = torch.cat([color, normal, distance[:, None], torch.ones(len(pixel), 1).double()], dim=1)
+        return total.reshape(rows, supersample, w, supersample, 8).sum(dim=(1, 3))
 
-    total = torch.zeros(h * supersample * w * supersample, 8, dtype=torch.float64)
-    total[pixel] = torch.cat([color, normal, distance[:, None], torch.ones(len(pixel), 1).double()], dim=1)
-    total = total.reshape(h, supersample, w, supersample, 8).sum(dim=(1, 3))
+    band = max(1, _POINTS // (w * supersample**2))
+    total = torch.cat([rows_from(first, min(band, h - first)) for first in range(0, h, band)])
     hits = total[..., 7:]
     mean = total / hits.clamp_min(1)
     opacity = hits / supersample**2

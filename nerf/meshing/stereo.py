@@ -19,9 +19,10 @@ from torch.nn.functional import avg_pool2d
 from nerf import kernels
 from nerf.io.threads import in_threads
 from nerf.kernels import DepthView, MatchSource, MatchWindow
+from nerf.meshing.completion import complete, solid_points
 from nerf.meshing.consistency import ask_views, unproject, unproject_pixels
 from nerf.meshing.open_sky import find_sky, textured
-from nerf.meshing.planar import complete, fit_planes
+from nerf.meshing.planar import fit_planes
 from nerf.meshing.walker import spread
 
 N_SOURCES = 6  # pictures that each view is compared with
@@ -71,7 +72,7 @@ def refine_depths(
     """The views with depths that photos [h,w] (grey, NaN: shows nothing) and planes confirm, and weights to match.
 
     Where photos agree on a pixel and two other views find the same, its depth is what they say, with a weight of
-    MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see planar.complete), with
+    MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see completion.complete), with
     the weight PLANAR. Other depths stay and count as KEPT of what they did, but where more such pixels of others see
     through them than others see the same, the scene's bounds stand behind. What is left without a depth takes that of
     its surroundings, as all weigh FILLED at least: where photos look the surface goes on. So does what shows but one
@@ -87,6 +88,7 @@ def refine_depths(
         return votes.contradicting > votes.agreeing
 
     planes = fit_planes(*_support(sure, matched, seed), seen_through)
+    solids: dict[int, Tensor] = {}
     solid: dict[int, DepthView] = {}
     bounds: dict[int, Tensor] = {}
     refined: dict[int, DepthView] = {}
@@ -94,7 +96,8 @@ def refine_depths(
     low, high = MEASURED
 
     def solidify(i: int) -> None:
-        flat, bounds[i] = complete(views[i], pictures[i], sure[i], planes, [sure[j] for j in near[i]])
+        around = torch.cat([solids[j] for j in (i, *near[i])])
+        flat, bounds[i] = complete(views[i], pictures[i], sure[i], planes, [sure[j] for j in near[i]], around)
         others = [(views[j], pictures[j]) for j in near[i][:N_SOURCES]]
         flat = torch.where(contradicted(views[i], pictures[i], flat, others), torch.nan, flat)
         is_sure = sure[i].weights > 0
@@ -122,6 +125,10 @@ def refine_depths(
             depths, weights = torch.where(sky[i], torch.inf, depths), torch.where(sky[i], KEPT, weights)
         refined[i] = replace(view, depths=depths, weights=weights)
 
+    def find_solid(i: int) -> None:
+        solids[i] = solid_points(views[i], [views[j] for j in near[i]])
+
+    in_threads(find_solid, len(views))
     in_threads(solidify, len(views))
     if up is not None:
         n = range(len(views))

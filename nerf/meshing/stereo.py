@@ -72,8 +72,8 @@ def refine_depths(
     """The views with depths that photos [h,w] (grey, NaN: shows nothing) and planes confirm, and weights to match.
 
     Where photos agree on a pixel and two other views find the same, its depth is what they say, with a weight of
-    MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see completion.complete), with
-    the weight PLANAR. Other depths stay and count as KEPT of what they did, but where more such pixels of others see
+    MEASURED[0] to MEASURED[1] by its confidence. Elsewhere a plane of the scene may stand (see `complete`), with the
+    weight PLANAR. Other depths stay and count as KEPT of what they did, but where more such pixels of others see
     through them than others see the same, the scene's bounds stand behind. What is left without a depth takes that of
     its surroundings, as all weigh FILLED at least: where photos look the surface goes on. So does what shows but one
     shade, as far as the field does not say something quite different: there it errs by a tenth and more, and all views

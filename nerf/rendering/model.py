@@ -20,6 +20,7 @@ from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity, Space
 from nerf.io import checkpoint
 from nerf.kernels import RenderedRays
+from nerf.rendering.footprint import averaged, rays_a_side
 from nerf.rendering.marching import Marching
 from nerf.rendering.rays import density_normals, render_chunk, render_many
 from nerf.rendering.sky import sky_colours
@@ -118,17 +119,28 @@ class Model:
         spread = out.distortions / out.opacities.clamp_min(1e-6).square()
         return self.space.t_to_depth(rays_o, rays_d, out.median_depths), spread
 
-    def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> View[np.ndarray]:
+    def render_image(
+        self, cameras: Cameras, i: int, normals: bool = True, samples: int | None = None
+    ) -> View[np.ndarray]:
         """View of camera i (world frame), [h,w]. Without normals, which cost six densities a pixel, a view of an open
-        scene takes a third less."""
+        scene takes a third less.
+
+        samples: rays a side of a pixel, whose mean it shows; None: as many as make them no wider than the photos'
+        pixels (see footprint.py): more than one for pictures smaller than those, or from farther away."""
+        n = rays_a_side(self, cameras.subset([i])) if samples is None else samples
         h, w = int(cameras.heights[i]), int(cameras.widths[i])
         names = {"color": 3, "opacity": 1, "depth": 1, **({"normal": 3} if normals else {})}
-        view = {name: np.empty((h * w, n), np.float32) for name, n in names.items()}
-        cameras, chunk = cameras.to(self.device), render_chunk(self.device)
+        view = {name: np.empty((h * w, k), np.float32) for name, k in names.items()}
+        cameras, chunk = cameras.to(self.device), max(1, render_chunk(self.device) // n**2)
+        off = (torch.arange(n, device=self.device) + 0.5) / n - 0.5
+        down, right = off.repeat_interleave(n), off.repeat(n)
         for start in range(0, h * w, chunk):  # a part at a time: a large picture needs little more than itself
             pixels = torch.arange(start, min(start + chunk, h * w), device=self.device)
-            rays = cameras.rays(torch.full_like(pixels, i), pixels // w, pixels % w, self.scene_from_world)
-            seen = self.trace(*rays, normals)
+            rows, cols = pixels // w, pixels % w
+            if n > 1:
+                rows, cols = (rows[:, None] + down).flatten(), (cols[:, None] + right).flatten()
+            rays = cameras.rays(torch.full_like(rows, i, dtype=torch.int64), rows, cols, self.scene_from_world)
+            seen = averaged(self.trace(*rays, normals), n**2)
             for name, whole in view.items():
                 whole[start : start + len(pixels)] = getattr(seen, name).reshape(len(pixels), -1).cpu().numpy()
         return View(**{name: v.reshape((h, w, 3) if names[name] == 3 else (h, w)) for name, v in view.items()})

@@ -41,7 +41,7 @@ def write_survey(model: Model, cameras: Cameras, found: Evaluation, out: Path) -
     for view in (ranked[len(ranked) // 2], ranked[0]):
         camera = cameras.subset([view.index])
         camera = camera.scaled(max(1, round(max(view.width, view.height) / _LONGEST)))
-        seen = model.render_image(camera, 0)
+        seen = model.render_image(camera, 0, samples=1)
         limits = find_depth_range(model, camera)
         pictures = [picture_of(seen, mode, limits, model) for mode in ("color", "depth", "normal")]
         words = f"{Path(view.name).name[-40:]}  {view.psnr:.2f} dB"

@@ -145,7 +145,7 @@ def find_depth_range(model: Model, cameras: Cameras) -> tuple[float, float]:
     some = cameras.subset(sorted({round(k * (len(cameras) - 1) / 5) for k in range(6)}))
     shrink = max(1.0, int(max(some.widths.max(), some.heights.max())) / 96)
     small = some.resized(*((size / shrink).round().clamp_min(1).long() for size in (some.widths, some.heights)))
-    views = (model.render_image(small, i, normals=False) for i in range(len(small)))
+    views = (model.render_image(small, i, normals=False, samples=1) for i in range(len(small)))
     values = np.concatenate([v.depth[(v.opacity > 0.5) & np.isfinite(v.depth)] for v in views])
     if len(values) == 0:
         note("depth: the path sees nothing solid")

@@ -15,6 +15,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], str]] = {
     "lego-reference": ("train", LEGO | {"minutes": 5}, "reference"),
     "fox": ("train", {"scene": "{data}/fox", "minutes": 10}, "cpu"),
     "fern": ("train", {"scene": "{data}/fern", "minutes": 5}, "cpu"),
+    "lego-sizes": ("smaller_views", LEGO | {"model": "{runs}/lego-5min"}, "cpu"),
     "mesh": ("extract", {"model": "{runs}/lego-5min", "resolution": 512}, "cpu"),
 }
 
@@ -26,6 +27,7 @@ TARGETS = (
     Target("samples trained, mean of 5 min", "lego-5min", "trained_per_second", 1e6, 0.8, 1.5, "M/s", "0.37"),
     Target("lego, reference kernels, 5 min", "lego-reference", "psnr", 1, 22, None, "dB", "fast-ngp 19.6"),
     Target("one 800x800 lego view", "lego-5min", "seconds_per_view", 1, 1.5, 0.5, "s", "OpenSplat 0.7, fast-ngp 200"),
+    Target("worst of 1/2, 1/4, 1/8 of the size, against full", "lego-sizes", "least", 1, 0, 1, "dB", "points: -8"),
     Target("fox 1080x1920, 10 min", "fox", "psnr", 1, 25, 26, "dB", ""),
     Target("fern 504x378, 5 min", "fern", "psnr", 1, 24.5, 25.5, "dB", "NeRF's paper 25.2 at 1008x756"),
     Target("peak memory, lego 5 min, all", "lego-5min", "peak_bytes", 1e9, 1.2, 0.8, "GB", "OpenSplat 4.9"),

@@ -33,9 +33,10 @@ from nerf.meshing.evaluation import evaluate_mesh, evaluate_mesh_views
 from nerf.meshing.extract import extract_mesh
 from nerf.meshing.files import save_mesh
 from nerf.meshing.finish import TEXTURED_FACES, texture_mesh
+from nerf.rendering.metrics import psnr
 from nerf.rendering.model import Model
 from nerf.training.config import TrainConfig, default_field
-from nerf.training.evaluation import evaluate
+from nerf.training.evaluation import evaluate, truth_of
 from nerf.training.loop import Trainer
 from nerf.training.loop import train as train_scene
 from nerf.views.page.harmonics import bake_harmonics, colors_towards
@@ -126,6 +127,32 @@ def extract(model: str, resolution: int, threshold: float | None = None) -> dict
     numbers = {"seconds": time.perf_counter() - started, "peak_bytes": peak(), "peak_bytes_before": before}
     about = {"resolution": resolution, "triangles": len(made.faces), "trained_seconds": loaded.meta.get("seconds")}
     return numbers | about | made.metadata
+
+
+def smaller_views(model: str, scene: str) -> dict[str, Any]:
+    """PSNR of held-out views at full, half, ... an eighth of the size against the photos averaged over blocks, and with
+    one ray a pixel."""
+    loaded, found = Model.load(model), {}
+    for factor in (1, 2, 4, 8):
+        photos = datasets.load(scene, downscale=factor, quiet=True)
+        if photos.background is None:
+            loaded.background = torch.ones(3)
+        result = evaluate(loaded, photos, show_progress=False)
+        thin = [
+            psnr(
+                torch.from_numpy(loaded.render_image(photos.cameras, view.index, False, samples=1).color),
+                truth_of(photos, view.index, loaded.background),
+            )
+            for view in result.views
+        ]
+        found[f"1/{factor}"] = {
+            "psnr": result.psnr,
+            "ssim": result.ssim,
+            "psnr_one_ray": statistics.mean(thin),
+            "seconds_per_view": statistics.median(view.seconds for view in result.views),
+        }
+    least = min(found[name]["psnr"] for name in found if name != "1/1")
+    return {"sizes": found, "least": least - found["1/1"]["psnr"]}
 
 
 def textured_mesh(

@@ -359,11 +359,12 @@ def test_a_wall_goes_on_where_the_picture_does() -> None:
 
 
 def test_what_several_fields_see_before_a_wall_stays() -> None:
-    """A board without texture, which the view's own field is wrong about and others' agree on."""
+    """A board of which the photos measure the outline only; the view's own field is wrong about it and others' agree.
+    Fog that they agree on has no outline."""
     view, picture, sure, wall = facing_a_wall()
     board = torch.zeros(SIZE, dtype=torch.bool)
-    board[5:25, 50:75] = True
-    picture[board], view.depths[board] = 0.4, torch.nan
+    board[5:27, 50:76] = True
+    picture[board], view.depths[board] = 0.4, 2.95
     others = []
     for turn in range(5):
         pose = view.camera_from_scene.clone()
@@ -373,12 +374,17 @@ def test_what_several_fields_see_before_a_wall_stays() -> None:
     solid = solid_points(others[0], others[1:])
     assert len(solid) > 100 and float((solid[:, 2] - 2).abs().max()) < 1e-5
     assert len(solid_points(view, others)) < 20, "where they differ there is nothing"
-    flat, _ = complete(view, picture, sure, wall, [], solid)
-    middle = board & torch.roll(board, 2, 1) & torch.roll(board, -2, 1)
+    fog = solid - torch.tensor([0.0, 0.0, 0.4])
+    fog[:, 1] += 0.8  # elsewhere, before the wall
+    middle = board.clone()
+    middle[:9], middle[23:], middle[:, :54], middle[:, 72:] = False, False, False, False
+    outline = board & ~middle
+    sure.depths[outline], sure.weights[outline] = 2.0, 0.02
+    flat, _ = complete(view, picture, sure, wall, [], torch.cat([solid, fog]))
     assert bool(flat[middle].isnan().all())
-    assert float((flat[~board & (sure.weights == 0)] == 3).float().mean()) > 0.9
-    without, _ = complete(view, picture, sure, wall, [], solid[:0])
-    assert float((without[middle] == 3).float().mean()) > 0.5, "else it were the wall"
+    assert float((flat[~board & (sure.weights == 0)] == 3).float().mean()) > 0.95
+    without, _ = complete(view, picture, sure, wall, [], fog)
+    assert float((without[middle] == 3).float().mean()) > 0.5, "else it were the wall, as the view's own field says"
 
 
 def test_labels_spread_to_the_edges_of_a_picture() -> None:

@@ -16,7 +16,7 @@ from nerf.meshing.planar import Planes
 from nerf.meshing.walker import halved, spread
 
 _NEAR = 0.1  # of the depth: what a field's depth lies before a plain wall
-_FIELD = 0.1  # weight of what only fields say, as seeds
+_FIELD, _BEFORE = 0.1, 0.001  # weights of what only fields say, as seeds: on the bounds, and solid before
 _FEWEST = 4  # views whose fields say the same, that believe it
 
 
@@ -52,9 +52,10 @@ def complete(
     Sure pixels lie on the bounds, on another plane or on none, and a random walker says to which of these each pixel
     belongs. Of those that belong to no plane but a bound it is asked again, with what fields say: where a pixel's own
     depth is within _NEAR of the bounds it belongs to them, as a field errs towards the camera, unless solid points
-    [n,3], of this view's field and near ones', lie before; those belong to no bound. No plane but a bound will do
-    before a pixel's own depth, nor one outside its extent, nor where others, the sure pixels of near views, see through
-    it. Every second pixel of every second row is asked for all four.
+    [n,3], of this view's field and near ones', lie before. Those belong to none, but count little, for there is fog
+    that fields agree on: on what stands before a wall the picture has edges, and sure pixels on them. No plane but a
+    bound will do before a pixel's own depth, nor one outside its extent, nor where others, the sure pixels of near
+    views, see through it. Every second pixel of every second row is asked for all four.
     """
     h, w = view.depths.shape
     inverse = planes_in_view(planes, view)
@@ -85,9 +86,10 @@ def complete(
     if bool(free.any()):
         before = _in_front(view, solid, q[0])
         is_bound = torch.where(weights > 0, seeds[0], (free & ~before & (q[0] * own > 1 - _NEAR)).float())
-        weights2 = torch.where(weights > 0, weights, _FIELD * (free & (before | (is_bound > 0))))
+        field = torch.where(is_bound > 0, _FIELD, torch.where(free & before, _BEFORE, 0.0))
+        said = torch.where(weights > 0, weights, field)
         halves = torch.stack([is_bound, 1 - is_bound]).reshape(2, rows, cols)
-        bounded, open_ = spread(halves, weights2.reshape(rows, cols), small).flatten(1)
+        bounded, open_ = spread(halves, said.reshape(rows, cols), small).flatten(1)
         label = torch.where(free, torch.where(bounded > open_, 0, none), label)
     label[((label == 0) & (q[0] == 0)) | own.isinf() | (weights > 0)] = none
     asked = (label != none).nonzero()[:, 0]

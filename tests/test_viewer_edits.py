@@ -99,10 +99,11 @@ def test_edits_come_back_as_they_were_written(tmp_path: Path) -> None:
         (1.0, 2.0, 3.0),
         0.25,
         "m",
+        ("a.png", "b.png"),
     )
     write_edits(tmp_path, edits)
     assert read_edits(tmp_path) == edits
-    assert edits.in_words() == "cropped, 1 region hidden, up direction set, lengths times 0.25 (m)"
+    assert edits.in_words() == "cropped, 1 region hidden, 2 photos left out, up direction set, lengths times 0.25 (m)"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,8 @@ def test_edits_come_back_as_they_were_written(tmp_path: Path) -> None:
         {"hidden": [{"shape": "box"}]},
         {"hidden": 7},
         {"unit": "m" * 99},
+        {"left_out": "a.png"},
+        {"left_out": [1]},
     ],
 )
 def test_a_damaged_file_is_one_sentence(change: dict, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tiny import make_scene
 
 from nerf.errors import UserError
 from nerf.geometry.space import Similarity
-from nerf.views.viewer.client import Client
+from nerf.views.viewer.client import ORANGE, PALE, Client
 from nerf.views.viewer.door import Door, is_local, new_token
 from nerf.views.viewer.edits import read_edits
 from nerf.views.viewer.exports import free_name
@@ -352,6 +352,35 @@ def test_what_is_shown_and_from_where(client: Client) -> None:
     assert client.viewport.photo is None and not look.compare.value
     look.cameras.choose(False)
     assert all(node.removed for node in frusta)
+
+
+def test_photos_are_left_out_of_training_and_brought_back(client: Client, subject: Subject, tmp_path: Path) -> None:
+    look, edit = client.look, client.edit
+    name = subject.scene.names[1]
+    look.cameras.choose(True)
+    frusta = [node for node in client.handle.scene.made if node.kind == "add_camera_frustum"]
+    look.step.choose("Next")
+    assert look.left_out.visible and not look.left_out.value and not look.n_left_out.visible
+    look.left_out.choose(True)
+    assert read_edits(tmp_path).left_out == (name,) and frusta[1].color == PALE != frusta[2].color
+    assert "1 photo left out of training" in look.n_left_out.content and name in edit.left_out.content
+    look.step.choose("Next")
+    assert not look.left_out.value
+    look.left_out.choose(True)
+    assert len(read_edits(tmp_path).left_out) == 2 and "2 photos" in look.n_left_out.content
+    edit.undo.choose("Undo")
+    assert read_edits(tmp_path).left_out == (name,) and not look.left_out.value and frusta[2].color != PALE
+    edit.bring_back.press()
+    assert not read_edits(tmp_path).left_out and not edit.photos.visible and frusta[1].color != PALE
+    for i in range(5):  # all but the one that is kept to measure by
+        look.choose(i)
+        look.left_out.choose(True)
+    assert "one photo at least must stay" in client.handle.said[-1] and not look.left_out.value
+    assert len(read_edits(tmp_path).left_out) == 4
+    look.choose(5)
+    assert look.left_out.disabled and frusta[5].color == ORANGE
+    with pytest.raises(UserError, match="not trained on anyway"):
+        subject.leave_out(5, True)
 
 
 @pytest.mark.parametrize("broken", [{"fov": np.nan}, {"position": np.array([np.inf, 0, 0])}, {"wxyz": np.zeros(4)}])

@@ -18,7 +18,7 @@ from nerf.meshing.clean import check_count, enclosed_volume
 from nerf.meshing.extract import MAX_HOLE_FACES, Method, box_in_scene
 from nerf.meshing.files import check_path, save_mesh
 from nerf.meshing.finish import TEXTURED_FACES, decimate_mesh, texture_mesh, transform_mesh
-from nerf.views.viewer.edited import edited, edited_mesh, scale_mesh
+from nerf.views.viewer.edited import edited, edited_mesh, edited_scene, scale_mesh
 from nerf.views.viewer.edits import edits_of
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def main(args: MeshArgs) -> None:
         write_points(edited(model, edits), args.points, args.frame, out)
         return
     box = None if args.box is None else box_in_scene(model, args.box, args.frame)
-    scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
-    photos = scene or _photos(model, folder, args)
+    scene = edited_scene(scene_of_run(folder, model.meta, args.data) if args.texture else None, edits, folder)
+    photos = scene or edited_scene(_photos(model, folder, args), edits, folder)
     start = time.perf_counter()
     colours = args.colours and scene is None and args.faces is None
     passed_on = {name: getattr(args, name) for name in PASSED_ON}

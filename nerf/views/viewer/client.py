@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 INK = (40, 44, 52)
 ACCENT = (38, 112, 200)
 ORANGE = (200, 120, 40)
+PALE = (165, 168, 173)
 MOST_CELLS = 60_000  # of the occupancy grid, drawn at once
 MOST_FRUSTA = 150  # drawn at once; of more cameras, evenly chosen ones
 FRUSTUM = 0.13  # page length
@@ -48,7 +49,8 @@ class Client:
         self._arrived = False  # the browser is there: until then it may still tell of where it was before
         self._own: Any = None  # the camera while it is set from here
         self._nodes: dict[str, list[Any]] = {}
-        self._far: np.ndarray | None = None  # which frusta are drawn, for they are far enough
+        self._frusta: list[int] = []  # the input cameras that are drawn
+        self._far: np.ndarray | None = None  # which of them are shown, for they are far enough
         self._lock = threading.RLock()
         with handle.atomic():
             tabs = handle.gui.add_tab_group()
@@ -196,6 +198,7 @@ class Client:
                 self.clear(name)
             self.look.draw()
             self.go_to(pose)
+        self.colour_cameras()
         self.edit.draw()
         self.film.draw()
         self.viewport.pace.changed()
@@ -227,7 +230,7 @@ class Client:
             if n <= MOST_FRUSTA
             else sorted({round(k * (n - 1) / (MOST_FRUSTA - 1)) for k in range(MOST_FRUSTA)})
         )
-        nodes = []
+        nodes, self._frusta = [], list(some)
         for i in some:
             if self.closed:
                 return
@@ -238,7 +241,7 @@ class Client:
                 fov=float(np.radians(min(fov_of(cameras, i), 100.0))),
                 aspect=float(cameras.widths[i]) / float(cameras.heights[i]),
                 scale=FRUSTUM,
-                color=ORANGE if self.subject.held_out(i) else ACCENT,
+                color=self._camera_color(i),
                 thickness=1.5,
                 thickness_units="screen",
                 image=image,
@@ -253,6 +256,16 @@ class Client:
         self.put("cameras", nodes)
         self._far = None
         self._hide_near()
+
+    def _camera_color(self, i: int) -> tuple[int, int, int]:
+        return PALE if self.subject.left_out(i) else ORANGE if self.subject.held_out(i) else ACCENT
+
+    def colour_cameras(self) -> None:
+        """By what training does with their photos now."""
+        with self._lock:
+            for i, node in zip(self._frusta, self._nodes.get("cameras", []), strict=False):
+                if tuple(node.color) != self._camera_color(i):
+                    node.color = self._camera_color(i)
 
     def _hide_near(self) -> None:
         """Draw no frustum that the client's camera stands in."""

@@ -26,7 +26,7 @@ SCALE = Range(0, 1e12, above=True)
 @dataclass(frozen=True)
 class Edits:
     """Everything in the world frame of the photos' poses. scale: lengths are shown, and meshes written, so many times
-    as long; unit: what they then are in.
+    as long; unit: what they then are in. left_out: names of photos that training is not to learn from.
 
     >>> Edits().empty, Edits(scale=0.5, unit="m").in_words()
     (True, 'lengths times 0.5 (m)')
@@ -38,6 +38,7 @@ class Edits:
     ground: Vector | None = None  # a point on it
     scale: float = 1.0
     unit: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -54,8 +55,9 @@ class Edits:
 
     def in_words(self) -> str:
         """One line for whoever uses them elsewhere."""
-        n = len(self.hidden)
+        n, m = len(self.hidden), len(self.left_out)
         parts = ["cropped"] * (self.crop is not None) + [f"{n} region{'s' * (n > 1)} hidden"] * (n > 0)
+        parts += [f"{m} photo{'s' * (m > 1)} left out"] * (m > 0)
         parts += ["up direction set"] * (self.up is not None)
         if self.scale != 1.0:
             parts.append(f"lengths times {self.scale:.6g}{f' ({self.unit})' if self.unit else ''}")
@@ -72,6 +74,7 @@ class Edits:
             "ground": None if self.ground is None else list(self.ground),
             "scale": self.scale,
             "unit": self.unit,
+            "left_out": list(self.left_out),
         }
 
     @staticmethod
@@ -94,7 +97,11 @@ class Edits:
         check_numbers({"scale": scale}, {"scale": SCALE})
         if not isinstance(unit, str) or len(unit) > 20:
             raise BadValue("unit: expected a short text")
-        return Edits(crop, tuple(Region.from_dict(r) for r in hidden), up, ground, float(scale), unit)
+        left_out = d.get("left_out") or []
+        if not isinstance(left_out, list) or not all(isinstance(name, str) for name in left_out):
+            raise BadValue("left_out: expected a list of names of photos")
+        regions = tuple(Region.from_dict(r) for r in hidden)
+        return Edits(crop, regions, up, ground, float(scale), unit, tuple(sorted(set(left_out))))
 
 
 def read_edits(folder: Path) -> Edits:
@@ -106,7 +113,8 @@ def read_edits(folder: Path) -> Edits:
         return Edits.from_dict(parse_json(path.read_bytes()))
     except (OSError, *MISFITS) as error:
         raise UserError(
-            f"{path}: holds no edits of the viewer ({brief(error)}): put it right or remove it, or give --no-edits"
+            f"{path}: holds no edits of the viewer ({brief(error)}): put it right or remove it; commands that have "
+            "--no-edits can go without it"
         ) from None
 
 

@@ -15,6 +15,7 @@ from nerf.io.json_text import parse_json
 from nerf.views.viewer.client import Client
 from nerf.views.viewer.door import Door, is_local, new_token
 from nerf.views.viewer.edited import cut_mesh
+from nerf.views.viewer.edits import EDITS_FILE
 from nerf.views.viewer.loop import RenderLoop
 from nerf.views.viewer.sharing import SharedTraining
 from nerf.views.viewer.subject import Subject
@@ -48,6 +49,7 @@ class Viewer:
         self.progress: tuple[Any, str] | None = None
         self.check_says = _check_says(subject.folder)
         self._told_at = -1e9
+        self._left_out: tuple[str, ...] = ()  # photos that the training knows of
         self._clients: dict[int, Client] = {}
         self._lock = threading.RLock()
         token = None if is_local(host) else new_token()
@@ -171,11 +173,24 @@ class Viewer:
                 client.safely(lambda c=client: c.go_to(*subject.first_view()))()
         if now - self._told_at >= TOLD_EVERY:
             self._told_at = now
+            self._leave_out(trainer)
             subject.revision += 1
             if not self.paused:
                 for client in self.clients:
                     client.viewport.pace.refresh()
             self._tell(trainer, "paused" if self.paused else "training")
+
+    def _leave_out(self, trainer: Any) -> None:
+        """Have the training learn from the photos that the edits leave in."""
+        names = self.subject.edits.left_out
+        if names != self._left_out:
+            self._left_out = names  # whatever comes of it: what cannot be done is told once
+            try:
+                trainer.leave_out_photos(names, EDITS_FILE)
+            except UserError as error:
+                note(f"viewer: {error}")
+                for client in self.clients:
+                    client.said("That did not work", str(error), bad=True)
 
     def _tell(self, trainer: Any, state: str) -> None:
         self.progress = (trainer, state)
@@ -188,6 +203,7 @@ class Viewer:
         folder = self.subject.folder
         self.check_says = _check_says(folder)
         self.subject.open_edits()
+        self._left_out = self.subject.edits.left_out
         self.subject.scene = scene
         for client in self.clients:
             if client.training is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import UserError, printable
 from nerf.views.viewer.panels.gizmos import RegionHandles, draw_points
 from nerf.views.viewer.panels.look import small
 from nerf.views.viewer.picking import plane_at, plane_through, surface_point
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nerf.views.viewer.client import Client
 
 CROP, HIDE = (38, 112, 200), (200, 70, 50)
+MOST_NAMES = 12  # of photos left out, told at once
 CROP_SIZE, HIDE_SIZE = 1.6, 0.4  # page length: of a region that is begun
 
 
@@ -67,6 +69,10 @@ class EditPanel:
             self.unit = gui.add_text("Unit", "m", visible=False)
             self.set_scale = gui.add_button("Set the size of everything", visible=False)
             self.set_scale.on_click(safely(lambda _: self._scale()))
+        with gui.add_folder("Photos left out of training", visible=False) as self.photos:
+            self.left_out = gui.add_html("")
+            self.bring_back = gui.add_button("Bring all back", color="gray")
+            self.bring_back.on_click(safely(lambda _: history.change(left_out=())))
         self.message = gui.add_html("")
         self.update()
         self.draw()
@@ -98,6 +104,10 @@ class EditPanel:
         self.show_all.visible = bool(edits.hidden)
         if edits.hidden:
             self.show_all.label = f"Show all again ({len(edits.hidden)} hidden)"
+        names = [escape(printable(name)) for name in edits.left_out]
+        more = [f"and {len(names) - MOST_NAMES} more"] * (len(names) > MOST_NAMES)
+        self.photos.visible = bool(names)
+        self.left_out.content = small("<br>".join(names[:MOST_NAMES] + more))
         if len(self.clicks) == 2 and self.tool == "":
             self._tell_length()
 

@@ -81,7 +81,7 @@ def main(args: ExportPageArgs) -> None:
         load_path(Path(args.path)) if args.path.lower().endswith(".json") else None
     )  # first: a mistake shows at once
     model = Model.load(checkpoint)
-    path = given or make_path(model, args.path)
+    path = given or make_path(model, args.path, edits.up_direction())
     mesh = mesh_to_show(model, folder, checkpoint, args, edits)
     run = read_run(folder)
     title = args.title or (Path(run.data).name if run is not None else folder.resolve().name)

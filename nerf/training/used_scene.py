@@ -18,6 +18,15 @@ def on_device(scene: Scene, device: torch.device) -> Scene:
     return replace(scene, **{name: part.to(device) for name, part in held.items()})
 
 
+def check_left_out(names: Collection[str], known: Collection[str], path: object, said_by: object) -> None:
+    """UserError where a photo that is to be left out is none of the scene at `path`."""
+    if unknown := sorted(set(names) - set(known)):
+        raise UserError(
+            f"{said_by}: {unknown[0]!r} is to be left out of training, and is no photo of {path}: correct or remove "
+            "the name"
+        )
+
+
 def without(scene: Scene, names: Collection[str], said_by: object = "left_out") -> Scene:
     """The scene with photos of these names moved from its train split to "val"; those of other splits stay there.
 
@@ -27,11 +36,7 @@ def without(scene: Scene, names: Collection[str], said_by: object = "left_out") 
     >>> len(without(scene, scene.names[:2]).splits["train"]) - len(scene.splits["train"])
     -2
     """
-    if unknown := sorted(set(names) - set(scene.names)):
-        raise UserError(
-            f"{said_by}: {unknown[0]!r} is to be left out of training, and is no photo of {scene.path}: correct or "
-            "remove the name"
-        )
+    check_left_out(names, scene.names, scene.path, said_by)
     train = scene.splits["train"]
     out = torch.tensor([scene.names[i] in names for i in train.tolist()], dtype=torch.bool, device=train.device)
     if bool(out.all()):

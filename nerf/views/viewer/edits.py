@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nerf.views.viewer.regions import Region, Vector, vector
 EDITS_FILE = "edits.json"
 _FORMAT, _VERSION = "nerf-edits", 1
 MOST_UNDONE = 200  # steps that are remembered
+ALL_EDITS = ("crop", "hidden", "left_out", "up", "scale")
 SCALE = Range(0, 1e12, above=True)
 
 
@@ -43,6 +44,11 @@ class Edits:
     @property
     def empty(self) -> bool:
         return self == Edits()
+
+    def only(self, names: Sequence[str]) -> Edits:
+        """Those of ALL_EDITS with these names; what goes with one goes along."""
+        along = {"up": ("up", "ground"), "scale": ("scale", "unit")}
+        return Edits(**{part: getattr(self, part) for name in names for part in along.get(name, (name,))})
 
     @property
     def shape(self) -> tuple[Region | None, tuple[Region, ...]]:
@@ -118,11 +124,15 @@ def read_edits(folder: Path) -> Edits:
         ) from None
 
 
-def edits_of(folder: Path, wanted: bool = True) -> Edits:
-    """The edits of a run's folder for another verb, which says that it uses them; none where they are not wanted."""
-    edits = read_edits(folder) if wanted else Edits()
-    if not edits.empty:
-        note(f"with the edits of {folder / EDITS_FILE} ({edits.in_words()}); --no-edits leaves them out")
+def edits_of(folder: Path, wanted: bool = True, uses: Sequence[str] = ALL_EDITS) -> Edits:
+    """The edits of a run's folder for another verb, which says which of them it uses, and which it does not; none where
+    they are not wanted."""
+    edits, path = read_edits(folder) if wanted else Edits(), folder / EDITS_FILE
+    used = edits.only(uses)
+    if not used.empty:
+        note(f"with the edits of {path} ({used.in_words()}); --no-edits leaves them out")
+    if not (unused := edits.only([name for name in ALL_EDITS if name not in uses])).empty:
+        note(f"without the edits of {path} that change nothing here ({unused.in_words()})")
     return edits
 
 

@@ -146,4 +146,5 @@ def cameras(subject: Subject, colmap: bool) -> Path:
     out = free_name(subject.folder, "colmap" if colmap else "cameras.json")
     if not colmap:
         check_output(out, overwrite=False)
-    return export_cameras(subject.folder, out)
+    edits = subject.edits
+    return export_cameras(subject.folder, out, scale=edits.scale, left_out=edits.left_out)

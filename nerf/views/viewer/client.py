@@ -14,11 +14,13 @@ from nerf.errors import UserError, brief, note
 from nerf.meshing.finish import transform_mesh
 from nerf.views.viewer.frame import PageFrame
 from nerf.views.viewer.key_views import fov_of
+from nerf.views.viewer.pace import BESIDE_TRAINING
 from nerf.views.viewer.panels.edit import EditPanel
 from nerf.views.viewer.panels.export import ExportPanel
 from nerf.views.viewer.panels.film import FilmPanel
 from nerf.views.viewer.panels.look import LookPanel
 from nerf.views.viewer.panels.training import TrainingPanel
+from nerf.views.viewer.quiet import MOST_TOLD
 from nerf.views.viewer.viewport import Shown, Viewport
 
 if TYPE_CHECKING:
@@ -43,7 +45,10 @@ class Client:
         self.viewer, self.handle, self.subject = viewer, handle, viewer.subject
         self.frame: PageFrame = self.subject.frame()
         self.viewport = Viewport(self.subject.shown, self._show)
+        if viewer.training:
+            self.viewport.pace.budgets = BESIDE_TRAINING
         self.closed = False
+        self._n_mistakes = 0
         self._photo: int | None = None
         self._photo_pose: np.ndarray | None = None  # where the photo was taken, on the page
         self._arrived = False  # the browser is there: until then it may still tell of where it was before
@@ -96,7 +101,9 @@ class Client:
             except UserError as error:
                 self.said("That did not work", str(error), bad=True)
             except Exception as error:
-                note(f"viewer: {type(error).__name__}: {brief(error)}")
+                self._n_mistakes += 1
+                if self._n_mistakes <= MOST_TOLD:  # a page that sends nonsense must not fill the terminal
+                    note(f"viewer: {type(error).__name__}: {brief(error)}")
                 self.said("That did not work", f"{type(error).__name__}: {brief(error)}", bad=True)
 
         return run
@@ -209,11 +216,21 @@ class Client:
         with self._lock:
             self.clear(name)
             self._nodes[name] = nodes
+            self._need_depth()
 
     def clear(self, name: str) -> None:
         with self._lock:
             for node in self._nodes.pop(name, []):
                 node.remove()
+            self._need_depth()
+
+    def _need_depth(self) -> None:
+        """Depths go along with pictures while something is drawn that the scene may hide."""
+        needed = any(self._nodes.values())
+        if needed and not self.viewport.with_depth:
+            self.viewport.pace.changed()
+            self.wake()
+        self.viewport.with_depth = needed
 
     def has(self, name: str) -> bool:
         return bool(self._nodes.get(name))

@@ -17,6 +17,8 @@ from nerf.views.viewer.door import Door, is_local, new_token
 from nerf.views.viewer.edited import cut_mesh
 from nerf.views.viewer.edits import EDITS_FILE
 from nerf.views.viewer.loop import RenderLoop
+from nerf.views.viewer.pace import BUDGETS
+from nerf.views.viewer.quiet import Quiet
 from nerf.views.viewer.sharing import SharedTraining
 from nerf.views.viewer.subject import Subject
 
@@ -52,6 +54,7 @@ class Viewer:
         self._left_out: tuple[str, ...] = ()  # photos that the training knows of
         self._clients: dict[int, Client] = {}
         self._lock = threading.RLock()
+        self._quiet = Quiet()
         token = None if is_local(host) else new_token()
         with contextlib.redirect_stdout(io.StringIO()):  # it tells an address that is not the one to open
             self.server = viser.ViserServer(host="127.0.0.1", port=_free_port(), label=subject.name, verbose=False)
@@ -60,6 +63,7 @@ class Viewer:
             self.door = Door(host, port, self.server.get_port(), token)
         except UserError:
             self.server.stop()
+            self._quiet.close()
             raise
         self.server.gui.configure_theme(show_logo=False, show_share_button=False, brand_color=(38, 112, 200))
         self.server.scene.configure_default_lights(True, cast_shadow=False)
@@ -90,6 +94,7 @@ class Viewer:
             time.sleep(0.02)
         with contextlib.redirect_stdout(io.StringIO()):
             self.server.stop()
+        self._quiet.close()
 
     # ---- browsers
 
@@ -217,6 +222,8 @@ class Viewer:
         self.subject.set_scene(self.subject.scene)  # with the poses as they were refined
         if self.progress is not None:
             self._tell(self.progress[0], "done")
+        for client in self.clients:
+            client.viewport.pace.budgets = BUDGETS
         self.loop.start()
 
 

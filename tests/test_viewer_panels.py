@@ -339,6 +339,7 @@ def test_what_is_shown_and_from_where(client: Client) -> None:
     look.cameras.choose(True)
     frusta = [node for node in client.handle.scene.made if node.kind == "add_camera_frustum"]
     assert len(frusta) == 6 and not frusta[1].visible and frusta[3].visible  # not the one in which one stands
+    assert client.viewport.with_depth and client.viewport.pace.level is not None  # what is behind the scene is hidden
     frusta[3].press()
     assert look.chosen == 3 and frusta[1].visible
     look.compare.choose(True)
@@ -351,7 +352,7 @@ def test_what_is_shown_and_from_where(client: Client) -> None:
     client.moved(client.handle.camera)
     assert client.viewport.photo is None and not look.compare.value
     look.cameras.choose(False)
-    assert all(node.removed for node in frusta)
+    assert all(node.removed for node in frusta) and not client.viewport.with_depth
 
 
 def test_photos_are_left_out_of_training_and_brought_back(client: Client, subject: Subject, tmp_path: Path) -> None:

@@ -198,7 +198,10 @@ class LookPanel:
         self.client.wake()
 
     def _sharpest(self, _: Any) -> None:
-        self.client.viewport.pace.longest = int(self.sharpest.value)
+        longest = int(self.sharpest.value)
+        if str(longest) not in SHARPEST:
+            raise ValueError(f"the sharpest picture: {longest}")
+        self.client.viewport.pace.longest = longest
         self.client.viewport.pace.changed()
         self.client.wake()
 

@@ -209,9 +209,14 @@ def test_two_clicks_measure_and_set_the_size(client: Client, tmp_path: Path) -> 
     assert edits.scale == pytest.approx(3.0, rel=0.01) and edits.unit == "m" and "3</b> m" in edit.length.content
     edit.undo.choose("Undo")
     assert read_edits(tmp_path).scale == 1.0
-    edit.measure.press()
+    edit.measure.choose("Click two points")
     with pytest.raises(UserError, match="no surface where you clicked"):
         edit.take_click(*from_eye(3.0, 0.0))
+    for x in (-0.5, 0.5):
+        edit.take_click(*from_eye(x, 0.0))
+    assert client.has("/clicks") and edit.set_scale.visible
+    edit.measure.choose("Clear")
+    assert not client.has("/clicks") and not edit.set_scale.visible and not client.handle.scene.clicked
 
 
 def test_three_clicks_and_a_plane_set_what_is_up(client: Client, tmp_path: Path) -> None:
@@ -240,6 +245,8 @@ def test_the_crop_follows_numbers_and_handles(client: Client, tmp_path: Path) ->
     edit = client.edit
     edit.crop.choose(True)
     assert edit.size.visible and client.has("/crop")
+    whole = read_edits(tmp_path).crop
+    assert whole is not None and all(2 * RADIUS < x < 2 * RADIUS + 0.5 for x in whole.size)  # nothing is lost at first
     edit.size.choose((1.0, 2.0, 3.0))
     edit.centre.choose((0.5, 0.0, 0.0))
     crop = read_edits(tmp_path).crop
@@ -248,6 +255,13 @@ def test_the_crop_follows_numbers_and_handles(client: Client, tmp_path: Path) ->
     np.testing.assert_allclose(
         client.frame.points(torch.tensor([crop.centre]).double())[0] * 1.5, [0.5, 0, 0], atol=1e-6
     )
+    edit.handles.choose(False)
+    assert not client.has("/crop") and read_edits(tmp_path).crop == crop
+    edit.handles.choose(True)
+    edit.measure.choose("Click two points")
+    assert not client.has("/crop")  # its handles would take the clicks
+    edit.measure.choose("Clear")
+    assert client.has("/crop")
     middle = next(node for node in client.handle.scene.made if node.label == "/crop/middle" and not node.removed)
     middle.position = (0.0, 0.2, 0.0)
     middle.press()  # a drag has ended
@@ -293,6 +307,12 @@ def test_key_views_are_put_in_order_and_kept_in_a_file(client: Client, tmp_path:
         client.go_to_photo(i)
         film.add.press()
     assert len(film.path.views) == 3 and film.keys.value == "3" and film.seconds.visible
+    keys = [
+        node
+        for node in client.handle.scene.made
+        if node.label.startswith("/path/") and node.kind != "add_line_segments"
+    ]
+    assert [node.visible for node in keys if not node.removed] == [True, True, False]  # not the one in which one stands
     film.seconds.choose(5.0)
     film.order.choose("Earlier")
     assert [v.seconds for v in film.path.views] == [2.0, 5.0, 2.0]

@@ -33,6 +33,7 @@ PALE = (165, 168, 173)
 MOST_CELLS = 60_000  # of the occupancy grid, drawn at once
 MOST_FRUSTA = 150  # drawn at once; of more cameras, evenly chosen ones
 FRUSTUM = 0.13  # page length
+KEY_VIEWS = "/key views"  # what they are drawn under
 NEAR = 3 * FRUSTUM  # a frustum nearer than that would hide the view from it
 QUALITY = (55, 75, 88)  # of JPEG, by the level of a picture
 PAPER = np.full((2, 2, 3), 236, np.uint8)  # behind a mesh
@@ -55,7 +56,6 @@ class Client:
         self._own: Any = None  # the camera while it is set from here
         self._nodes: dict[str, list[Any]] = {}
         self._frusta: list[int] = []  # the input cameras that are drawn
-        self._far: np.ndarray | None = None  # which of them are shown, for they are far enough
         self._lock = threading.RLock()
         with handle.atomic():
             tabs = handle.gui.add_tab_group()
@@ -133,7 +133,7 @@ class Client:
         pose = self.frame.pose_to_world(camera.wxyz, camera.position)
         if self.viewport.look_from(pose, float(camera.fov), (width, height)):
             self.wake()
-            self._hide_near()
+            self.hide_near()
 
     def go_to(self, c2w: Tensor, fov: float | None = None) -> None:
         """Put the client's camera at a world pose; fov: vertical, degrees."""
@@ -271,8 +271,7 @@ class Client:
             node.on_click(self.safely(lambda _, i=i: self.look.choose(i)))
             nodes.append(node)
         self.put("cameras", nodes)
-        self._far = None
-        self._hide_near()
+        self.hide_near()
 
     def _camera_color(self, i: int) -> tuple[int, int, int]:
         return PALE if self.subject.left_out(i) else ORANGE if self.subject.held_out(i) else ACCENT
@@ -284,19 +283,17 @@ class Client:
                 if tuple(node.color) != self._camera_color(i):
                     node.color = self._camera_color(i)
 
-    def _hide_near(self) -> None:
-        """Draw no frustum that the client's camera stands in."""
+    def hide_near(self) -> None:
+        """Draw no frustum that the client's camera stands in, of input cameras and of key views."""
         with self._lock:
-            nodes = self._nodes.get("cameras", [])
+            nodes = [*self._nodes.get("cameras", []), *self._nodes.get(KEY_VIEWS, [])]
             if not nodes:
-                self._far = None
                 return
             places = np.array([node.position for node in nodes])
             far = np.linalg.norm(places - np.asarray(self.handle.camera.position), axis=1) > NEAR
-            before = np.ones_like(far) if self._far is None or len(self._far) != len(far) else self._far
-            for i in (far != before).nonzero()[0]:
-                nodes[i].visible = bool(far[i])
-            self._far = far
+            for node, shown in zip(nodes, far.tolist(), strict=True):
+                if node.visible != shown:
+                    node.visible = shown
 
     def show_points(self, on: bool) -> None:
         points = self.subject.sparse_points() if on else None

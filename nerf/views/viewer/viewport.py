@@ -25,7 +25,7 @@ from nerf.views.viewer.pace import Pace, Size
 TILE_SECONDS = 0.03  # of work between two looks at whether the view has moved
 SMALLEST_TILE = 1024  # rays: fewer do not keep the cores busy
 MOVING_STRETCH = 2.0  # of the steps along rays while the view moves
-DEPTH_LONGEST = 512  # pixels of the depths that hide what lies behind the scene
+DEPTH_LONGEST = 640  # pixels of the depths that hide what lies behind the scene
 ALL_MODES = ("color", "depth", "normal", "opacity")
 MOST_STOPS = 16.0  # of exposure, either way
 BACKGROUNDS = {"white": 1.0, "grey": 0.5, "black": 0.0}  # sRGB values, behind what is not solid

@@ -58,7 +58,8 @@ class LookPanel:
             self.error = gui.add_checkbox("Show the error", False, visible=False, hint=scale)
             self.error.on_update(safely(lambda _: client.viewport.slide(error=self.error.value)))
             self.psnr = gui.add_html("", visible=False)
-            self.left_out = gui.add_checkbox("Leave it out of training", False, hint="blurred, or something moved")
+            why = "of training: where it is blurred, or something moved"
+            self.left_out = gui.add_checkbox("Leave it out", False, hint=why)
             self.left_out.on_update(safely(lambda _: self._leave_out()))
             self.n_left_out = gui.add_html("", visible=False)
         with gui.add_folder("Light", expand_by_default=False):
@@ -138,8 +139,8 @@ class LookPanel:
                 finally:
                     self._quiet = False
         n = len(subject.edits.left_out)
-        goes_on = "which goes on without" if self.client.viewer.training else "from the next --resume on"
-        self.n_left_out.content = small(f"{n} photo{'s' * (n > 1)} left out of training, {goes_on}")
+        goes_on = "" if self.client.viewer.training else " when it goes on (<nobr>nerf train --resume</nobr>)"
+        self.n_left_out.content = small(f"{n} photo{'s' * (n > 1)} left out of training{goes_on}")
         self.n_left_out.visible = n > 0
 
     def _leave_out(self) -> None:

@@ -426,6 +426,8 @@ def test_the_training_as_it_is_told(viewer: Any) -> None:
     assert viewer.sharing.paused
     panel.update(SimpleNamespace(step=200, total_steps=200, seconds=20.0, curve=points), "done")
     assert not panel.pause.visible and not panel.stop.visible
+    drawn = curve([point | {"held_out": 19.0} for point in points])
+    assert "held-out photos" in drawn and "held-out photos" not in panel.curve.content
     assert "begins after" in curve([]) and state_in_words(1, None, 0, [], "x") == "x: step 1, 0:00:00"
 
 

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/looker.py ADDRESS SECONDS MOVES_A_SECOND
 
-prints JSON: seconds until the first picture, from a move to its picture, pictures and bytes received.
+prints JSON: seconds until the first picture and the finer ones, and from a move to its picture; pictures and bytes.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def look(address: str, seconds: float, moves_a_second: float) -> dict[str, Any]:
     asked = time.perf_counter()
     looker.picture()
     first, since_asked = time.perf_counter() - looker.began, time.perf_counter() - asked
+    at_rest = [since_asked]
     began, n, waits = time.perf_counter(), 0, []
     while (now := time.perf_counter()) < began + seconds:
         if moves_a_second:
@@ -105,14 +106,15 @@ def look(address: str, seconds: float, moves_a_second: float) -> dict[str, Any]:
                 if looker.read(due - now) and not seen:
                     seen = True
                     waits.append(time.perf_counter() - moved)
-        else:
-            looker.read(began + seconds - now)
+        elif looker.read(began + seconds - now):
+            at_rest.append(time.perf_counter() - asked)
     looker.close()
     waits.sort()
     return {
         "first_seconds": first,
         "first_since_asked": since_asked,
         "move_median": waits[len(waits) // 2] if waits else None,
+        "at_rest": at_rest,
         "moves": n,
         "pictures": looker.pictures,
         "bytes": looker.bytes,

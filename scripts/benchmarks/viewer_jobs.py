@@ -38,15 +38,19 @@ def looked(looker: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def first_picture(model: str, browsers: int = 9) -> dict[str, Any]:
-    """Seconds from where a page says that it is there to its first picture, and from a move to the next (medians)."""
+    """Seconds (medians) from where a page says that it is there to its first picture and to finer ones, and from a move
+    to the next."""
     viewer = Viewer(open_subject(Path(model)), port=0)
     try:
         visits = [looked(start_looker(viewer.address, 3, 3)) for _ in range(browsers)]
+        resting = [looked(start_looker(viewer.address, 3, 0))["at_rest"] for _ in range(3)]
     finally:
         viewer.close()
     seconds = [visit["first_since_asked"] for visit in visits]
     moves = [visit["move_median"] for visit in visits]
     result = {"first_picture": statistics.median(seconds), "worst": max(seconds)}
+    result |= {"second_picture": statistics.median(at[1] for at in resting)}
+    result |= {"largest_picture": statistics.median(at[-1] for at in resting)}
     return result | {"after_a_move": statistics.median(moves), "browsers": browsers}
 
 
@@ -99,8 +103,9 @@ class Phases:
 
 
 def watched_training(scene: str, seconds: float = 6.0, cycles: int = 4) -> dict[str, Any]:
-    """By how much longer a training takes while nobody looks, while somebody moves without rest, and while somebody
-    looks who has come to rest: medians over phases, each against the plain ones before and after it."""
+    """By how many percent a step of a training takes longer while nobody looks, while somebody moves without rest, and
+    while somebody looks who has come to rest: medians over phases, each against the plain ones before and after it. In
+    seconds that the training's thread had a core for itself, which do not know of other jobs, and by the clock."""
     with TemporaryDirectory() as folder:
         viewer = Viewer(Subject("run"), port=0, training=True)
         phases = Phases(viewer, seconds, cycles)
@@ -110,10 +115,14 @@ def watched_training(scene: str, seconds: float = 6.0, cycles: int = 4) -> dict[
             train(loaded, TrainConfig(steps=1_000_000), Path(folder) / "run", progress=False, between=phases)
         finally:
             viewer.close()
-    slowed, by_core = (longer_by(phases.rates[by]) for by in ("wall", "core"))
-    medians = {phase: statistics.median(values) for phase, values in slowed.items()}
-    result = {"slowed_percent": medians, "each": slowed, "each_by_core": by_core, "seconds_of_a_phase": seconds}
-    return result | {"pictures_per_second": phases.pictures / (seconds * cycles)}
+    result: dict[str, Any] = {
+        "seconds_of_a_phase": seconds,
+        "pictures_per_second": phases.pictures / (seconds * cycles),
+    }
+    for by, name in (("core", "longer_percent"), ("wall", "longer_percent_of_wall")):
+        each = longer_by(phases.rates[by])
+        result |= {name: {phase: statistics.median(values) for phase, values in each.items()}, f"{name}_each": each}
+    return result
 
 
 def longer_by(rates: list[float]) -> dict[str, list[float]]:

@@ -11,6 +11,7 @@
     python scripts/bench.py capture --data DIR                  every number that finding poses is held to
     python scripts/bench.py scenes --data DIR                   every number that real scenes are held to
     python scripts/bench.py signals --data DIR                  every number that images, sounds and shapes are held to
+    python scripts/bench.py viewer                              every number that the viewer is held to
 
 Each row runs in a process of its own, so that peak memory and threads are its own, and is written once it is done.
 A row that the output file holds already, measured on the same sources of nerf, is not run again; an older one moves to
@@ -30,7 +31,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import capture, foundation, meshes, scenes, signals
+from benchmarks import capture, foundation, meshes, scenes, signals, viewer
 from benchmarks.targets import against_targets, value_of
 
 import nerf
@@ -40,6 +41,7 @@ BACKENDS = ("auto", "cpu", "cuda", "reference")
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the rows that others go on with
 SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture, "scenes": scenes, "signals": signals}
+SUITES |= {"viewer": viewer}
 
 
 class Row(NamedTuple):
@@ -90,6 +92,14 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "again.seconds_to_load": ("load again s", 1, 1),
     "first.seconds_to_first_step": ("first step s", 1, 1),
     "first.peak_bytes": ("cgroup GB", 1e9, 2),
+    "first_picture": ("first picture s", 1, 3),
+    "after_a_move": ("after a move s", 1, 3),
+    "longer_percent.nobody": ("nobody %", 1, 1),
+    "longer_percent.moving": ("moving %", 1, 1),
+    "longer_percent.resting": ("resting %", 1, 1),
+    "start_bytes": ("GB at first", 1e9, 3),
+    "end_bytes": ("GB at last", 1e9, 3),
+    "bytes_an_hour": ("GB an hour", 1e9, 2),
 }
 KERNELS = ("hashgrid_forward", "hashgrid_backward", "field_forward", "render_forward", "render_backward", "adam")
 SHOWN |= {f"ns.{name}": (name.replace("_", " "), 1, 1) for name in KERNELS}
@@ -114,12 +124,13 @@ def arguments() -> argparse.Namespace:
         return [int(part) for part in text.split(",")]
 
     suites = " ".join(SUITES)
+    with_data = " ".join(name for name in SUITES if name != "viewer")
     listed: dict[str, Any] = {"type": numbers, "metavar": "N,N"}
     options: tuple[tuple[str, str, dict[str, Any]], ...] = (  # name, commands that take it, the rest
         ("scene", "train speed scaling ablation", {"type": Path}),
         ("model", "extract", {"type": Path, "help": "checkpoint, or the run folder that holds it"}),
         ("overrides", "ablation", {"nargs": "+", "metavar": "K=V[,K=V]", "help": "rows, of TrainConfig, FieldOptions"}),
-        ("--data", suites, {"type": Path, "required": True, "help": "folder with lego, fox, ..."}),
+        ("--data", with_data, {"type": Path, "required": True, "help": "folder with lego, fox, ..."}),
         ("--rows", suites, {"metavar": "ROW,ROW", "help": "only these; a wrong name lists them"}),
         ("--out", "", {"type": Path, "help": "JSON to go on with (default: scripts/results/NAME-DATE.json)"}),
         ("--backend", "train speed kernels extract scaling ablation", {"choices": BACKENDS, "default": "auto"}),
@@ -191,7 +202,8 @@ def suite_rows(args: argparse.Namespace) -> list[Row]:
     unknown = ", ".join(name for name in wanted if name not in suite.ROWS)
     if unknown:
         raise UserError(f"--rows: there is no {unknown}; there are {', '.join(suite.ROWS)}")
-    folders = {"data": args.data.resolve(), "runs": RUNS, "project": HERE.parent}
+    data = getattr(args, "data", HERE.parent / "data").resolve()
+    folders = {"data": data, "runs": RUNS, "project": HERE.parent}
     rows = []
     for name, (job, options, backend) in suite.ROWS.items():
         options = {k: v.format(**folders) if isinstance(v, str) else v for k, v in options.items()}
@@ -265,14 +277,13 @@ def job(row: dict[str, Any], result: Path) -> int:
     """The child's side of `run`."""
     content: dict[str, Any]
     try:
-        from benchmarks import captures, jobs, large, micro, scene_jobs, shape_jobs, signal_jobs
+        from benchmarks import captures, jobs, large, micro, scene_jobs, shape_jobs, signal_jobs, viewer_jobs
 
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        module = next(
-            m for m in (jobs, micro, captures, large, scene_jobs, signal_jobs, shape_jobs) if hasattr(m, row["job"])
-        )
+        kinds = jobs, micro, captures, large, scene_jobs, signal_jobs, shape_jobs, viewer_jobs
+        module = next(m for m in kinds if hasattr(m, row["job"]))
         function = getattr(module, row["job"])
         content = {"machine": around, "result": function(**row["options"])}
     except UserError as error:

@@ -18,6 +18,7 @@ from nerf.datasets import ParsedScene, Scene, load, readers
 from nerf.datasets.readers import BUILT_IN, reader
 from nerf.errors import UserError
 from nerf.geometry.space import Similarity
+from nerf.rendering.marching import Marching
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "own_reader.py"
@@ -44,6 +45,14 @@ def test_arrays_make_the_scene_that_a_folder_makes(tmp_path: Path, channels: int
     assert folder.scene_from_world.to_dict() == scene.scene_from_world.to_dict()
     assert {k: v.tolist() for k, v in folder.splits.items()} == {k: v.tolist() for k, v in scene.splits.items()}
     assert folder.notes[1:] == scene.notes and scene.files == []  # the first says which file was read
+
+
+def test_an_object_is_seen_from_farther_away_than_any_photo() -> None:
+    scene = Scene.from_arrays(**arrays())
+    towards = torch.tensor([[0.0, 0.0, -1.0]])
+    marching = Marching(scene.space, scene.near, scene.far)
+    *_, t_near, t_far = marching.enter(torch.tensor([[0.0, 0.0, 50.0]]), towards)
+    assert scene.space.bounded and (t_near.tolist(), t_far.tolist()) == ([49.0], [51.0])
 
 
 def test_arrays_of_all_kinds(tmp_path: Path) -> None:

@@ -11,15 +11,11 @@ import pytest
 import torch
 import trimesh
 from fakes import AnalyticModel, FakeModel, ball
-from PIL import Image
 
-from nerf.cli import main as cli
 from nerf.errors import BadValue, UserError
 from nerf.geometry.rotations import rotations_of
 from nerf.geometry.space import Similarity
-from nerf.io.outputs import OutputFolder
 from nerf.meshing.extract import extract_mesh
-from nerf.rendering.model import Model
 from nerf.views.paths import load_path
 from nerf.views.viewer.edited import cut_mesh, edited, mesh_box, scale_mesh
 from nerf.views.viewer.edits import EDITS_FILE, Edits, History, read_edits, write_edits
@@ -99,10 +95,11 @@ def test_edits_come_back_as_they_were_written(tmp_path: Path) -> None:
         (1.0, 2.0, 3.0),
         0.25,
         "m",
+        ("a.png", "b.png"),
     )
     write_edits(tmp_path, edits)
     assert read_edits(tmp_path) == edits
-    assert edits.in_words() == "cropped, 1 region hidden, up direction set, lengths times 0.25 (m)"
+    assert edits.in_words() == "cropped, 1 region hidden, 2 photos left out, up direction set, lengths times 0.25 (m)"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +116,8 @@ def test_edits_come_back_as_they_were_written(tmp_path: Path) -> None:
         {"hidden": [{"shape": "box"}]},
         {"hidden": 7},
         {"unit": "m" * 99},
+        {"left_out": "a.png"},
+        {"left_out": [1]},
     ],
 )
 def test_a_damaged_file_is_one_sentence(change: dict, tmp_path: Path) -> None:
@@ -304,42 +303,3 @@ def test_paths_are_saved_for_us_and_for_nerfstudio(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(json.dumps(broken))
     with pytest.raises(UserError, match="its key views cannot be understood"):
         load_keys(tmp_path / "bad.json")
-
-
-# ---- in other verbs
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a run whose model is a ball."""
-    with OutputFolder.open(tmp_path / "run", "run") as folder:
-        folder.claim("checkpoint.safetensors")
-        model = AnalyticModel(ball(0.7), scene_from_world=Similarity.around([0.0, 0.0, 0.0], 1.5))
-        model.save(folder.path / "checkpoint.safetensors")
-    monkeypatch.setattr(Model, "load", lambda path: model)
-    return folder.path
-
-
-def test_mesh_uses_the_edits_and_says_so(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_edits(run, Edits(crop=HALF, scale=2.0, unit="m"))
-    assert EDITS_FILE in (run / "nerf.json").read_text()  # --overwrite of the run takes it along
-    assert cli.run(["mesh", str(run), "-o", str(tmp_path / "half.ply"), "--resolution", "40"]) == 0
-    said = capsys.readouterr()
-    assert "cropped, lengths times 2 (m)" in said.err and " in m" in said.out
-    assert cli.run(["mesh", str(run), "-o", str(tmp_path / "whole.ply"), "--resolution", "40", "--no-edits"]) == 0
-    assert "edits" not in capsys.readouterr().err
-    half, whole = (trimesh.load(tmp_path / f"{name}.ply", force="mesh") for name in ("half", "whole"))
-    assert half.extents[0] == pytest.approx(whole.extents[0], rel=0.1)  # half of it, twice as long
-    assert half.extents[1] == pytest.approx(2 * whole.extents[1], rel=0.05)
-    assert half.bounds[0, 0] > -0.15
-
-
-def test_render_uses_the_edits(run: Path, tmp_path: Path) -> None:
-    write_edits(run, Edits(hidden=(Region("sphere", (0, 0, 0), (6, 6, 6)),)))
-    options = ["--width", "24", "--height", "24", "--frames", "1"]
-    assert cli.run(["render", str(run), "-o", str(tmp_path / "hidden"), *options]) == 0
-    assert cli.run(["render", str(run), "-o", str(tmp_path / "all"), *options, "--no-edits"]) == 0
-    hidden, seen = (np.asarray(Image.open(tmp_path / name / "00000.png")) for name in ("hidden", "all"))
-    assert (hidden == 255).all() and seen.min() < 200
-    (run / EDITS_FILE).write_text("{}")
-    assert cli.run(["render", str(run), "-o", str(tmp_path / "more"), *options]) == 2

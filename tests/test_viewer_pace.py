@@ -111,6 +111,7 @@ def test_a_client_sees_the_scene_coarse_then_fine() -> None:
     view, shown = viewport(FakeModel(), clock)
     assert view.begin(0.0) is None  # no camera yet
     view.look_from(POSE, 0.7, (300, 200))
+    view.with_depth = True
     loop = RenderLoop(clock)
     loop.add(view)
     for _ in range(2000):
@@ -293,7 +294,7 @@ class Endless:
 
 @pytest.mark.parametrize("tile", [0.01, 0.03, 0.2])
 @pytest.mark.parametrize("step", [0.02, 0.1])
-def test_looking_slows_training_by_less_than_a_third(tile: float, step: float) -> None:
+def test_looking_takes_a_fifth_of_the_time(tile: float, step: float) -> None:
     clock = Clock()
     loop = RenderLoop(clock)
     loop.add(Endless(clock, tile))
@@ -302,8 +303,8 @@ def test_looking_slows_training_by_less_than_a_third(tile: float, step: float) -
         assert shared(None)
         clock.now += step  # a step of the training
     training = 400 * step
-    assert training / clock.now > 2 / 3 - 0.01
-    assert training / clock.now < 0.75 + 0.02  # and what may be used is used
+    assert training / clock.now > 0.80  # what else looking costs, a training still takes at most a third longer
+    assert training / clock.now < 0.82 + 0.02  # and what may be used is used
 
 
 def test_nobody_looking_costs_nothing() -> None:
@@ -441,3 +442,20 @@ def test_comparing_renders_the_photos_camera_and_sliding_renders_nothing() -> No
     assert work is not None
     list(work)
     assert shown[-1].compared is None
+
+
+def test_a_picture_that_fails_is_not_tried_again_and_again(capsys: pytest.CaptureFixture[str]) -> None:
+    view, shown = viewport(FakeModel())
+    view.look_from(POSE, 0.7, (30, 20))
+    loop = RenderLoop()
+    loop.add(view)
+    view.background = "no such colour"
+    assert loop.step() and not loop.step() and not shown
+    assert capsys.readouterr().err.count("a picture could not be made") == 1
+    for wrong in ({"background": "depth"}, {"stops": float("nan")}, {"stops": 99.0}):
+        with pytest.raises(ValueError, match="light"):
+            view.set_light(**wrong)
+    view.set_light(1.0, "grey")
+    while loop.step():
+        pass
+    assert shown

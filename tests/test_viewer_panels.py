@@ -17,7 +17,7 @@ from tiny import make_scene
 
 from nerf.errors import UserError
 from nerf.geometry.space import Similarity
-from nerf.views.viewer.client import Client
+from nerf.views.viewer.client import ORANGE, PALE, Client
 from nerf.views.viewer.door import Door, is_local, new_token
 from nerf.views.viewer.edits import read_edits
 from nerf.views.viewer.exports import free_name
@@ -209,9 +209,14 @@ def test_two_clicks_measure_and_set_the_size(client: Client, tmp_path: Path) -> 
     assert edits.scale == pytest.approx(3.0, rel=0.01) and edits.unit == "m" and "3</b> m" in edit.length.content
     edit.undo.choose("Undo")
     assert read_edits(tmp_path).scale == 1.0
-    edit.measure.press()
+    edit.measure.choose("Click two points")
     with pytest.raises(UserError, match="no surface where you clicked"):
         edit.take_click(*from_eye(3.0, 0.0))
+    for x in (-0.5, 0.5):
+        edit.take_click(*from_eye(x, 0.0))
+    assert client.has("/clicks") and edit.set_scale.visible
+    edit.measure.choose("Clear")
+    assert not client.has("/clicks") and not edit.set_scale.visible and not client.handle.scene.clicked
 
 
 def test_three_clicks_and_a_plane_set_what_is_up(client: Client, tmp_path: Path) -> None:
@@ -240,6 +245,8 @@ def test_the_crop_follows_numbers_and_handles(client: Client, tmp_path: Path) ->
     edit = client.edit
     edit.crop.choose(True)
     assert edit.size.visible and client.has("/crop")
+    whole = read_edits(tmp_path).crop
+    assert whole is not None and all(2 * RADIUS < x < 2 * RADIUS + 0.5 for x in whole.size)  # nothing is lost at first
     edit.size.choose((1.0, 2.0, 3.0))
     edit.centre.choose((0.5, 0.0, 0.0))
     crop = read_edits(tmp_path).crop
@@ -248,6 +255,13 @@ def test_the_crop_follows_numbers_and_handles(client: Client, tmp_path: Path) ->
     np.testing.assert_allclose(
         client.frame.points(torch.tensor([crop.centre]).double())[0] * 1.5, [0.5, 0, 0], atol=1e-6
     )
+    edit.handles.choose(False)
+    assert not client.has("/crop") and read_edits(tmp_path).crop == crop
+    edit.handles.choose(True)
+    edit.measure.choose("Click two points")
+    assert not client.has("/crop")  # its handles would take the clicks
+    edit.measure.choose("Clear")
+    assert client.has("/crop")
     middle = next(node for node in client.handle.scene.made if node.label == "/crop/middle" and not node.removed)
     middle.position = (0.0, 0.2, 0.0)
     middle.press()  # a drag has ended
@@ -293,6 +307,12 @@ def test_key_views_are_put_in_order_and_kept_in_a_file(client: Client, tmp_path:
         client.go_to_photo(i)
         film.add.press()
     assert len(film.path.views) == 3 and film.keys.value == "3" and film.seconds.visible
+    keys = [
+        node
+        for node in client.handle.scene.made
+        if node.label.startswith("/path/") and node.kind != "add_line_segments"
+    ]
+    assert [node.visible for node in keys if not node.removed] == [True, True, False]  # not the one in which one stands
     film.seconds.choose(5.0)
     film.order.choose("Earlier")
     assert [v.seconds for v in film.path.views] == [2.0, 5.0, 2.0]
@@ -339,6 +359,7 @@ def test_what_is_shown_and_from_where(client: Client) -> None:
     look.cameras.choose(True)
     frusta = [node for node in client.handle.scene.made if node.kind == "add_camera_frustum"]
     assert len(frusta) == 6 and not frusta[1].visible and frusta[3].visible  # not the one in which one stands
+    assert client.viewport.with_depth and client.viewport.pace.level is not None  # what is behind the scene is hidden
     frusta[3].press()
     assert look.chosen == 3 and frusta[1].visible
     look.compare.choose(True)
@@ -351,7 +372,36 @@ def test_what_is_shown_and_from_where(client: Client) -> None:
     client.moved(client.handle.camera)
     assert client.viewport.photo is None and not look.compare.value
     look.cameras.choose(False)
-    assert all(node.removed for node in frusta)
+    assert all(node.removed for node in frusta) and not client.viewport.with_depth
+
+
+def test_photos_are_left_out_of_training_and_brought_back(client: Client, subject: Subject, tmp_path: Path) -> None:
+    look, edit = client.look, client.edit
+    name = subject.scene.names[1]
+    look.cameras.choose(True)
+    frusta = [node for node in client.handle.scene.made if node.kind == "add_camera_frustum"]
+    look.step.choose("Next")
+    assert look.left_out.visible and not look.left_out.value and not look.n_left_out.visible
+    look.left_out.choose(True)
+    assert read_edits(tmp_path).left_out == (name,) and frusta[1].color == PALE != frusta[2].color
+    assert "1 photo left out of training" in look.n_left_out.content and name in edit.left_out.content
+    look.step.choose("Next")
+    assert not look.left_out.value
+    look.left_out.choose(True)
+    assert len(read_edits(tmp_path).left_out) == 2 and "2 photos" in look.n_left_out.content
+    edit.undo.choose("Undo")
+    assert read_edits(tmp_path).left_out == (name,) and not look.left_out.value and frusta[2].color != PALE
+    edit.bring_back.press()
+    assert not read_edits(tmp_path).left_out and not edit.photos.visible and frusta[1].color != PALE
+    for i in range(5):  # all but the one that is kept to measure by
+        look.choose(i)
+        look.left_out.choose(True)
+    assert "one photo at least must stay" in client.handle.said[-1] and not look.left_out.value
+    assert len(read_edits(tmp_path).left_out) == 4
+    look.choose(5)
+    assert look.left_out.disabled and frusta[5].color == ORANGE
+    with pytest.raises(UserError, match="not trained on anyway"):
+        subject.leave_out(5, True)
 
 
 @pytest.mark.parametrize("broken", [{"fov": np.nan}, {"position": np.array([np.inf, 0, 0])}, {"wxyz": np.zeros(4)}])
@@ -376,6 +426,8 @@ def test_the_training_as_it_is_told(viewer: Any) -> None:
     assert viewer.sharing.paused
     panel.update(SimpleNamespace(step=200, total_steps=200, seconds=20.0, curve=points), "done")
     assert not panel.pause.visible and not panel.stop.visible
+    drawn = curve([point | {"held_out": 19.0} for point in points])
+    assert "held-out photos" in drawn and "held-out photos" not in panel.curve.content
     assert "begins after" in curve([]) and state_in_words(1, None, 0, [], "x") == "x: step 1, 0:00:00"
 
 

@@ -40,7 +40,9 @@ def main(args: EvalArgs) -> None:
         raise UserError(f"{out} holds an evaluation already; choose another folder with -o or give --overwrite")
     OutputFolder(out, "evaluation").check(overwrite=True)
     from nerf.rendering.model import Model
+    from nerf.views.viewer.edits import edits_of
 
+    edits_of(folder, uses=())
     model = Model.load(checkpoint)
     scene = scene_of_run(folder, model.meta, args.data)
     say(evaluate(model, scene, args.split, out))

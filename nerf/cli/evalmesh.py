@@ -8,9 +8,10 @@ from typing import Any
 
 import tyro
 
-from nerf.errors import Range, UserError, check_numbers, say
+from nerf.errors import Range, UserError, check_numbers, note, say
 from nerf.geometry.triangles import read_mesh, read_textured_mesh
 from nerf.io.files import write_file
+from nerf.io.folders import model_files
 from nerf.io.outputs import check_output
 from nerf.meshing.evaluation import check_frames, evaluate_mesh, evaluate_mesh_views
 
@@ -58,10 +59,13 @@ def main(args: EvalMeshArgs) -> None:
         from nerf import datasets
         from nerf.rendering.model import Model
         from nerf.training.alignment import as_trained
+        from nerf.views.viewer.edits import read_edits
 
         scene, model = datasets.load(args.views), None
         if args.run is not None:
             model = Model.load(args.run)
+            if (scale := read_edits(model_files(args.run)[0]).scale) != 1.0:
+                note(f"{args.run} has lengths times {scale:.6g}: a mesh to measure is made with --no-edits")
             if not set(model.names) & set(scene.names):
                 raise UserError(f"--run: {args.run} was trained on none of the photos in {args.views}")
             scene = as_trained(scene, model)

@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 
 from nerf.errors import say
-from nerf.training.export import export_cameras
+from nerf.training.export import export_cameras, model_file
+from nerf.views.viewer.edits import Edits, edits_of
 
 
 @dataclass
@@ -28,10 +29,15 @@ class ExportArgs:
     """of a trained model: the scene's folder, where it has moved since training"""
     cameras_are: str | None = None
     """of a folder: take its cameras as meant in another way, as `nerf check` says it, and write them so"""
+    edits: bool = True
+    """of a trained model: use what was set in `nerf view`: lengths as `nerf mesh` writes them, photos left out"""
     overwrite: bool = False
     """replace files of the same name"""
 
 
 def main(args: ExportArgs) -> None:
     """`nerf export-cameras`: prints where they lie."""
-    say(export_cameras(args.source, args.out, args.text, args.overwrite, args.kind, args.data, args.cameras_are))
+    file = model_file(args.source)
+    edits = Edits() if file is None else edits_of(file.parent, args.edits, ("scale", "left_out"))
+    given = args.text, args.overwrite, args.kind, args.data, args.cameras_are
+    say(export_cameras(args.source, args.out, *given, scale=edits.scale, left_out=edits.left_out))

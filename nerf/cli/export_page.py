@@ -11,7 +11,7 @@ import tyro
 from nerf.errors import Range, UserError, check_numbers, note, say
 from nerf.io.folders import model_files
 from nerf.io.outputs import check_output
-from nerf.views.viewer.edited import cut_mesh, edited, edited_mesh
+from nerf.views.viewer.edited import cut_mesh, edited, edited_mesh, edited_scene
 from nerf.views.viewer.edits import Edits, edits_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def main(args: ExportPageArgs) -> None:
         load_path(Path(args.path)) if args.path.lower().endswith(".json") else None
     )  # first: a mistake shows at once
     model = Model.load(checkpoint)
-    path = given or make_path(model, args.path)
+    path = given or make_path(model, args.path, edits.up_direction())
     mesh = mesh_to_show(model, folder, checkpoint, args, edits)
     run = read_run(folder)
     title = args.title or (Path(run.data).name if run is not None else folder.resolve().name)
@@ -106,7 +106,7 @@ def mesh_to_show(model: Model, folder: Path, checkpoint: Path, args: ExportPageA
     few = mesh is not None and len(mesh.faces) <= 1.01 * args.faces
     if mesh is not None and few and args.texture is None and texture_picture(mesh) is not None:
         return mesh
-    photos = _photos(model, folder, args)
+    photos = edited_scene(_photos(model, folder, args), edits, folder)
     if mesh is None:
         mesh = edited_mesh(model, edits, colours=False, scene=photos)
     elif few and photos is None and getattr(mesh.visual, "kind", None) == "vertex":

@@ -18,7 +18,7 @@ from nerf.meshing.clean import check_count, enclosed_volume
 from nerf.meshing.extract import MAX_HOLE_FACES, Method, box_in_scene
 from nerf.meshing.files import check_path, save_mesh
 from nerf.meshing.finish import TEXTURED_FACES, decimate_mesh, texture_mesh, transform_mesh
-from nerf.views.viewer.edited import edited, edited_mesh, scale_mesh
+from nerf.views.viewer.edited import edited, edited_mesh, edited_scene, scale_mesh
 from nerf.views.viewer.edits import edits_of
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ def main(args: MeshArgs) -> None:
     edits = edits_of(folder, args.edits)
     model = Model.load(checkpoint)
     if args.points:
-        write_points(edited(model, edits), args.points, args.frame, out)
+        write_points(edited(model, edits), args.points, args.frame, out, edits.scale)
         return
-    box = None if args.box is None else box_in_scene(model, args.box, args.frame)
-    scene = scene_of_run(folder, model.meta, args.data) if args.texture else None
-    photos = scene or _photos(model, folder, args)
+    box = None if args.box is None else box_in_scene(model, args.box, args.frame, edits.scale)
+    scene = edited_scene(scene_of_run(folder, model.meta, args.data) if args.texture else None, edits, folder)
+    photos = scene or edited_scene(_photos(model, folder, args), edits, folder)
     start = time.perf_counter()
     colours = args.colours and scene is None and args.faces is None
     passed_on = {name: getattr(args, name) for name in PASSED_ON}
@@ -163,7 +163,7 @@ def _photos(model: Model, folder: Path, args: MeshArgs) -> Scene | None:
     )
 
 
-def write_points(model: Model, n: int, frame: str, out: Path) -> None:
+def write_points(model: Model, n: int, frame: str, out: Path, scale: float) -> None:
     """`nerf mesh --points`: prints how many there are and where they lie."""
     from nerf.meshing.cloud import point_cloud, save_cloud
 
@@ -172,6 +172,8 @@ def write_points(model: Model, n: int, frame: str, out: Path) -> None:
     if frame == "scene":
         to = model.scene_from_world
         cloud = cloud._replace(points=to.apply(cloud.points), normals=to.apply_directions(cloud.normals))
+    else:
+        cloud = cloud._replace(points=cloud.points * scale)
     save_cloud(cloud, out)
     say(f"{len(cloud.points):,} points with normals and colours; {time.perf_counter() - start:.1f} s")
     say(out)

@@ -145,6 +145,7 @@ def finish(
     from nerf.training.evaluation import evaluate
     from nerf.views.report import write_report
     from nerf.views.survey import write_survey
+    from nerf.views.viewer.edits import EDITS_FILE, read_edits
 
     seen: list[str] = []
 
@@ -157,6 +158,8 @@ def finish(
             note(f"measured at {', '.join(result.protocol.resolution)}; `nerf eval` measures every pixel")
         seen.extend(write_survey(model, scene.cameras, result, out))
 
+    if not read_edits(out).empty:
+        note(f"video.mp4 and mesh.glb show all, without {out / EDITS_FILE}; `nerf mesh` and `nerf render` use it")
     failures: dict[str, Exception] = {}
     stages: dict[str, Callable[[], object]] = {
         "evaluation": measure,

@@ -44,7 +44,7 @@ class RenderArgs:
     exr: bool = False
     """write OpenEXR instead of PNGs into the folder: linear light with all its range, depths and normals as numbers"""
     edits: bool = True
-    """use what was set in `nerf view`, where the run has any: crop, hidden regions"""
+    """use what was set in `nerf view`, where the run has any: crop, hidden regions, and up, for orbit and spiral"""
     overwrite: bool = False
     """replace files of the same name"""
 
@@ -58,7 +58,7 @@ def main(args: RenderArgs) -> None:
     planned_outputs(out, args.modes, args.overwrite, args.exr)
     if args.save_path is not None:
         check_output(args.save_path, args.overwrite, checkpoint)
-    edits = edits_of(folder, args.edits)
+    edits = edits_of(folder, args.edits, ("crop", "hidden", "up"))
     from nerf.rendering.model import Model
 
     if args.path.lower().endswith(".json"):  # read before the model: a mistake shows at once
@@ -66,9 +66,9 @@ def main(args: RenderArgs) -> None:
         model = Model.load(checkpoint)
     else:
         model = Model.load(checkpoint)
-        path = camera_path(
-            args.path, model.cameras, model.scene_from_world, model.space, args.frames, 30.0, args.width, args.height
-        )
+        size = args.width, args.height
+        place = model.cameras, model.scene_from_world, model.space
+        path = camera_path(args.path, *place, args.frames, 30.0, *size, up=edits.up_direction())
     if args.fps is not None:
         path.fps = args.fps
     if args.save_path is not None:

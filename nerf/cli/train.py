@@ -121,6 +121,7 @@ def train_run(
     from nerf.training.config import TrainConfig
     from nerf.training.loop import train
     from nerf.training.same_scene import check_moved
+    from nerf.views.viewer.edited import left_out_of
 
     if args.backend != "auto":
         kernels.use(args.backend)
@@ -140,10 +141,11 @@ def train_run(
     if args.exposure == "auto":
         light = _light_of_run(out.path) if as_before else {} if verdict is None else verdict.light()
     config = TrainConfig(minutes=minutes, **given).with_settings(**light)
+    left_out = left_out_of(out.path, scene)
     if viewer is None:
-        return train(scene, config, out, resume=args.resume), scene
+        return train(scene, config, out, resume=args.resume, left_out=left_out), scene
     viewer.training_begins(scene)
-    model = train(scene, config, out, resume=args.resume, between=viewer.sharing)
+    model = train(scene, config, out, resume=args.resume, between=viewer.sharing, left_out=left_out)
     viewer.training_ended(model)
     return model, scene
 

@@ -61,7 +61,8 @@ def say_where(viewer: Viewer) -> None:
 
 def serve(viewer: Viewer) -> None:
     """Until Ctrl-C, which here is how it is meant to end."""
-    _ = viewer
+    if viewer.sharing is not None:
+        note(f"the page stays open at {viewer.address} until Ctrl-C")
     try:
         while True:
             time.sleep(3600)

@@ -19,6 +19,7 @@ from nerf.geometry.cameras import Cameras, picture_border
 from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 
 _PAD = 0.03  # of the object box's longest side, on each side
+ANYWHERE = 1e9  # scene units: a box ends rays by itself, and a view may be from farther away than any photo
 _N_LEVELS = 5  # of an unbounded scene: out to 16 times the region of interest
 
 
@@ -95,8 +96,7 @@ def _object_box(
             raise UserError("all cameras stand in one place, which shows no object from its sides: check the poses")
         s = Similarity.around(centre, reach)
         notes.append(f"object box from the cameras: centre {_text(centre)}, half size {reach:.3g} world units")
-    far = float(s.apply(cameras.centres).norm(dim=1).max()) + math.sqrt(3)
-    return Region(s, Box(), 0.0, far)
+    return Region(s, Box(), 0.0, ANYWHERE)
 
 
 def _cut(store: PixelStore) -> float:

@@ -224,8 +224,9 @@ def _check_box(box: tuple[float, ...]) -> None:
         raise UserError(f"--box must be x0 y0 z0 x1 y1 z1 with x0 < x1, y0 < y1, z0 < z1, got {got}")
 
 
-def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[float, ...]:
-    """A box of the world (or scene) frame, x0 y0 z0 x1 y1 z1, as the one around it in the scene frame."""
+def box_in_scene(model: Model, box: tuple[float, ...], frame: str, scale: float = 1.0) -> tuple[float, ...]:
+    """A box of the world (or scene) frame, x0 y0 z0 x1 y1 z1, as the one around it in the scene frame. scale: lengths
+    of the box are so many times those of the world."""
     _check_box(box)
     reach = 2.0 ** (len(model.occupancy.occupied) - 1)
     if frame == "scene":
@@ -234,13 +235,14 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str) -> tuple[floa
         return box
     if model.space.warped:
         raise UserError("--box: space is bent in forward-facing scenes, so a box must be given with --frame scene")
-    x, y, z = (torch.tensor([box[k], box[k + 3]], dtype=torch.float64) for k in range(3))
+    x, y, z = (torch.tensor([box[k], box[k + 3]], dtype=torch.float64) / scale for k in range(3))
     corners = model.scene_from_world.apply(torch.cartesian_prod(x, y, z))
     low, high = corners.amin(dim=0), corners.amax(dim=0)
     if bool((low > reach).any() or (high < -reach).any()):
-        ends = model.scene_from_world.inverse().apply(torch.tensor([[-reach] * 3, [reach] * 3], dtype=torch.float64))
+        ends = torch.tensor([[-reach] * 3, [reach] * 3], dtype=torch.float64)
+        ends = model.scene_from_world.inverse().apply(ends) * scale
         first, last = (" ".join(f"{float(v):.4g}" for v in end) for end in (ends.amin(dim=0), ends.amax(dim=0)))
-        raise UserError(f"--box lies outside the scene, which reaches from {first} to {last} in the photos' units")
+        raise UserError(f"--box lies outside the scene, which reaches from {first} to {last} in the units of the mesh")
     return (*low.tolist(), *high.tolist())
 
 

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def grey_pictures(model: Model, scene: Scene, photos: Tensor, cameras: Cameras) -> list[Tensor]:
     """What pinholes [n] (world frame) see of the training photos [n] that they are of: grey [h,w] float32, sRGB values
     in the common exposure; NaN outside the photo and where its mask or its alpha shows nothing. A photo that the scene
-    does not have is all NaN. Each pixel is the mean of four places, at a whole fraction of the photo's size."""
+    does not have, or not in its train split, is all NaN. Each pixel is the mean of four places, at a whole fraction of
+    the photo's size."""
     scene = as_trained(scene, model)
-    index = {name: i for i, name in enumerate(scene.names)}
+    index = {scene.names[i]: i for i in scene.splits["train"].tolist()}
     pictures = []
     for i, photo in enumerate(photos.tolist()):
         h, w = int(cameras.heights[i]), int(cameras.widths[i])

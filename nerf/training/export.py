@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nerf.datasets import Scene, load_posed
 from nerf.datasets.export import PosedFiles, write_colmap, write_transforms
@@ -17,6 +20,7 @@ from nerf.io.folders import make_folder
 from nerf.io.outputs import OutputFolder, check_output, owner_of
 from nerf.training.alignment import similarity_between
 from nerf.training.runs import RUN_FILE, located, read_run
+from nerf.training.used_scene import check_left_out
 
 # of either kind: a reader takes the one that it finds first
 COLMAP_FILES = [f"{name}.{kind}" for name in ("cameras", "images", "points3D") for kind in ("bin", "txt")]
@@ -31,6 +35,8 @@ def export_cameras(
     kind: str | None = None,
     data: Path | str | None = None,
     cameras_are: str | None = None,
+    scale: float = 1.0,
+    left_out: Collection[str] = (),
 ) -> Path:
     """Write the cameras of a scene, of a folder that `load` reads, or of a trained model; returns what was written.
 
@@ -38,7 +44,9 @@ def export_cameras(
     which gets a COLMAP model in sparse/0 and, where the photos lie elsewhere, a link to their folder as images. Cameras
     are in the full pixels of the photos, poses in the world of the input, refined where training refined them. Reading
     the result gives the same cameras to rounding. data: of a trained model, the scene's folder where it has moved.
-    cameras_are: of a folder, how its cameras are meant, as for `load`.
+    cameras_are: of a folder, how its cameras are meant, as for `load`. scale: poses and points are written so many
+    times as far from the origin, as `nerf mesh` writes meshes of runs whose lengths were set. left_out: of a trained
+    model, names of photos that are not written.
     Raises UserError; nothing is replaced without overwrite.
 
     >>> import tempfile
@@ -54,7 +62,10 @@ def export_cameras(
     place = out if is_json else out / MODEL_PLACE
     if is_json and text:
         raise UserError(f"{out}: --text is for COLMAP models, whose name is that of a folder")
-    posed = _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind, data, cameras_are)
+    posed = (
+        _of_scene(source) if isinstance(source, Scene) else _of_path(Path(source), kind, data, cameras_are, left_out)
+    )
+    posed = _scaled(posed, scale)
     if is_json:
         cloud = [] if posed.points is None or not len(posed.points) else [out.with_suffix(".ply")]
         make_folder(out.parent)
@@ -95,19 +106,45 @@ def _of_scene(scene: Scene) -> PosedFiles:
     return PosedFiles(photos.with_poses(scene.cameras.c2w), scene.files, scene.splits, points=scene.points)
 
 
-def _of_path(path: Path, kind: str | None, data: Path | str | None, cameras_are: str | None) -> PosedFiles:
+def model_file(path: Path) -> Path | None:
+    """The checkpoint that a path names, itself or as the folder of a run; None: it is no model."""
     file = path / "checkpoint.safetensors" if path.is_dir() else path
-    if file.suffix == ".safetensors" and file.is_file():
+    return file if file.suffix == ".safetensors" and file.is_file() else None
+
+
+def _scaled(posed: PosedFiles, scale: float) -> PosedFiles:
+    """All lengths so many times as long, about the origin of the world."""
+    if scale == 1.0:
+        return posed
+    c2w = posed.cameras.c2w * torch.tensor([1.0, 1.0, 1.0, scale], dtype=torch.float64)
+    points = None if posed.points is None else posed.points * scale
+    return replace(posed, cameras=posed.cameras.with_poses(c2w), points=points)
+
+
+def _without(posed: PosedFiles, out: Tensor) -> PosedFiles:
+    """Without the photos that out [n] (bool) marks."""
+    number, kept = (~out).cumsum(0) - 1, (~out).nonzero()[:, 0].tolist()
+    splits = {name: number[ids[~out[ids]]] for name, ids in posed.splits.items()}
+    masks = [posed.masks[i] for i in kept] if posed.masks else ()
+    return PosedFiles(posed.cameras.subset(kept), [posed.files[i] for i in kept], splits, masks, posed.points)
+
+
+def _of_path(
+    path: Path, kind: str | None, data: Path | str | None, cameras_are: str | None, left_out: Collection[str]
+) -> PosedFiles:
+    if (file := model_file(path)) is not None:
         if cameras_are is not None:
             raise UserError(f"--cameras-are is for a folder of posed photos, and {path} is a model")
-        return _of_model(file, None if data is None else Path(data))
+        return _of_model(file, None if data is None else Path(data), left_out)
+    if left_out:
+        raise UserError(f"left_out is of a trained model, and {path} is none")
     if data is not None:
         raise UserError(f"--data is for the photos of a trained model, and {path} is none")
     posed = load_posed(path, kind, cameras_are=cameras_are)
     return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
 
 
-def _of_model(file: Path, data: Path | None) -> PosedFiles:
+def _of_model(file: Path, data: Path | None, left_out: Collection[str]) -> PosedFiles:
     """The photos of a run with the cameras as training left them; those that it did not see move along."""
     run = read_run(file.parent)
     tensors, config = checkpoint.load(file)
@@ -117,6 +154,7 @@ def _of_model(file: Path, data: Path | None) -> PosedFiles:
     run = located(file.parent, run, data)
     posed = load_posed(Path(run.data), run.kind, cameras_are=run.cameras_are)
     index = {f.name: i for i, f in enumerate(posed.frames)}
+    check_left_out(left_out, index, run.data, "left_out, or edits.json of the run")
     lost = [n for n in names if n not in index]
     if lost:
         raise UserError(f"{run.data}: {lost[0]} and {len(lost) - 1} more photos that the model was trained on are gone")
@@ -133,7 +171,8 @@ def _of_model(file: Path, data: Path | None) -> PosedFiles:
         together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
     rest = torch.tensor(sorted(set(range(len(posed.frames))) - set(trained.tolist())), dtype=torch.int64)
     splits = {"train": trained, "val": rest[:0], "test": rest}
-    return PosedFiles(Cameras(**together), [f.path for f in posed.frames], splits, _masks(posed), posed.points)
+    whole = PosedFiles(Cameras(**together), [f.path for f in posed.frames], splits, _masks(posed), posed.points)
+    return _without(whole, torch.tensor([name in left_out for name in index])) if left_out else whole
 
 
 def _masks(posed: Posed) -> list[Path | None]:

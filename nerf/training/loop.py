@@ -7,9 +7,8 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from nerf.training import stepping
 from nerf.training.config import TrainConfig, new_model, weights_of
 from nerf.training.distractors import Distractors, left_out_in_words
 from nerf.training.exposure import ExposureCorrections
-from nerf.training.objective import SceneLoss, near_camera_opacity_loss
+from nerf.training.objective import SceneLoss, near_camera_opacity_loss, nothing_learns
 from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, PixelSampler, ray_lengths
@@ -41,6 +40,7 @@ from nerf.training.pose_refinement import PoseCorrections, scene_scale
 from nerf.training.resuming import SAVED, restore
 from nerf.training.runs import TRAINED, open_run
 from nerf.training.stepping import Meter, StepPlan, StepResult
+from nerf.training.used_scene import on_device, without
 from nerf.training.viewpoints import Viewpoints
 from nerf.training.watched import WatchedPixels, curve_in_words, watched_pixels
 
@@ -67,7 +67,7 @@ class Trainer:
         self.config, self.device, on_gpu = config, kernels.device(), kernels.on_gpu()
         ids = scene.splits["train"]
         self.model = new_model(scene, config, field)
-        self.scene = _on_device(scene, self.device)
+        self.scene = on_device(scene, self.device)
         self.sampler = sampler_of(self.scene, ids)
         self.random = torch.Generator(self.device)
         self.optimiser = FieldOptimiser(self.model.field, config.beta1, config.beta2, config.epsilon)
@@ -83,9 +83,6 @@ class Trainer:
             light = config.exposure, config.vignetting, config.flash and not scene.space.warped
             distance = scene_scale(scene.cameras, scene.scene_from_world)
             self.exposures = ExposureCorrections(self.scene.cameras, ids, *light, distance)
-        self.watched: dict[str, WatchedPixels] = {}  # where poses are refined, the given ones show something else
-        if not config.refine_poses:
-            self.watched = watched_pixels(self.scene, self.exposures)
         self.distractors: Distractors | None = None
         is_open = not (scene.space.bounded or scene.has_alpha)
         if config.distractors and is_open and isinstance(self.sampler, PixelSampler) and self.poses is None:
@@ -93,7 +90,7 @@ class Trainer:
         self.objective = SceneLoss(scene.linear, scene.exposure, self.exposures)
         self.loss: Loss = loss or self.objective
         self.weights = weights_of(scene, config.weights)
-        self.viewpoints = Viewpoints(scene.scene_from_world.apply(self.scene.cameras.centres[ids]))
+        self._look_from(self.scene)
         self.step, self.seconds = 0, 0.0
         self.total_steps = config.steps  # settled by the warm-up when minutes are given, and then again and again
         self.settled_step, self.settled_progress, self.settled_at = 0, 0.0, 0.0  # when it was last; at: seconds
@@ -112,6 +109,21 @@ class Trainer:
             return 0.0
         done = (self.step - self.settled_step) / max(self.total_steps - self.settled_step, 1)
         return min(self.settled_progress + (1.0 - self.settled_progress) * done, 1.0)
+
+    def _look_from(self, scene: Scene) -> None:
+        """Measure by, and keep the air empty between, the photos of this scene's train split."""
+        self.watched: dict[str, WatchedPixels] = {}  # where poses are refined, the given ones show something else
+        if not self.config.refine_poses:
+            self.watched = watched_pixels(scene, self.exposures)
+        self.viewpoints = Viewpoints(scene.scene_from_world.apply(scene.cameras.centres[scene.splits["train"]]))
+
+    def leave_out_photos(self, names: Collection[str], said_by: object = "left_out") -> None:
+        """Learn nothing more from photos of these names, and from all others again. said_by: what names them, in the
+        UserError where one is no photo of the scene, or none would be left."""
+        kept, ids = without(self.scene, names, said_by), self.scene.splits["train"]
+        if self.sampler.leave_out_photos(ids[~torch.isin(ids, kept.splits["train"])]):
+            self.recorded = stepping.recorder_of(self.config, bool(self.scene.pixels.tile), self.random)
+        self._look_from(kept)
 
     def plan(self) -> StepPlan:
         """What the next step is told: how many rays, and what the schedules say."""
@@ -182,11 +194,7 @@ class Trainer:
 
         loss, errors = self.loss(rendered, batch), self.objective.errors(rendered, batch)
         if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
-            if self.loss is self.objective:
-                raise UserError(
-                    "the field returned densities and colours without a gradient: has it parameters to learn?"
-                )
-            raise UserError("the loss given returned no single number with a gradient: return, say, a mean of the rays")
+            raise nothing_learns(own_loss=self.loss is not self.objective)
         if self.weights.near_camera > 0:
             in_front = (field, occupancy, marching, rays_o, rays_d, now.step_scale, accumulator, random)
             loss = loss + self.weights.near_camera * near_camera_opacity_loss(*in_front, self.viewpoints)
@@ -293,13 +301,6 @@ class Trainer:
         restore(self, path)
 
 
-def _on_device(scene: Scene, device: torch.device) -> Scene:
-    """The scene with its pixels and cameras where the field is."""
-    names = ("pixels", "cameras", "scene_from_world", "masks", "silhouettes", "depths")
-    held = {name: part for name in names if (part := getattr(scene, name)) is not None}
-    return replace(scene, **{name: part.to(device) for name, part in held.items()})
-
-
 def train(
     scene: Scene,
     config: TrainConfig,
@@ -310,6 +311,7 @@ def train(
     loss: Loss | None = None,
     overwrite: bool = False,
     between: Between | None = None,
+    left_out: Collection[str] = (),
 ) -> Model:
     """Train a radiance field on the scene's train split; writes out/checkpoint.safetensors and out/training.json.
 
@@ -318,7 +320,8 @@ def train(
     where there is nothing yet. A run that is there is replaced only with
     `overwrite`, and files of others never. field, loss: of your own, see `Trainer`. between: called with the trainer
     before each step, in time that does not count as training; where it returns False, training ends there as if its
-    length were reached. Raises UserError.
+    length were reached. left_out: names of photos that nothing is learnt from, which may be others when resumed. Raises
+    UserError.
 
     >>> scene = nerf.load("data/sample", downscale=8)
     >>> model = nerf.train(scene, nerf.TrainConfig(steps=4), out="runs/short", overwrite=True, progress=False)
@@ -342,6 +345,7 @@ def train(
         elif resume:
             _ = config.length
             note(f"{out.path}: there is no checkpoint yet; training starts from the beginning")
+        trainer.leave_out_photos(left_out)
         return _train(trainer, file, progress, between)
 
 

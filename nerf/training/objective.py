@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nerf.errors import UserError
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.geometry import light
 from nerf.kernels import GradAccumulator, RenderedRays
@@ -21,6 +22,13 @@ from nerf.training.viewpoints import Viewpoints
 NEAR, NEAR_RAYS = 0.25, 4  # scene scales before a camera in which density is penalised; on one ray in so many
 BEYOND = 0.15  # scene scales of it that lie beyond the near plane, at least
 DARKEST = 0.02  # linear light below which the surface loss of dark pixels grows no further
+
+
+def nothing_learns(own_loss: bool) -> UserError:
+    """What is said of a loss without a gradient."""
+    if own_loss:
+        return UserError("the loss given returned no single number with a gradient: return, say, a mean of the rays")
+    return UserError("the field returned densities and colours without a gradient: has it parameters to learn?")
 
 
 @dataclass

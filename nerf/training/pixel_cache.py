@@ -46,6 +46,7 @@ class TileSampler(Sampler):
         device = scene.pixels.offsets.device
         self.numbers = numbers  # [n] of the training images' tiles in the file, on the CPU
         self.places = places.to(device)  # [n,5] image, first row, first column, rows and columns within the image
+        self.images = self.places[:, 0].contiguous()
         self.areas = (places[:, 3] * places[:, 4]).double()
         self.start(len(numbers), self._keypoint_tiles())
         self.cumulative = _cumulative(self.areas)
@@ -72,12 +73,14 @@ class TileSampler(Sampler):
     def tensors(self) -> dict[str, Tensor]:
         state = {"errors": self.errors, "counts": self.counts, "cumulative": self.cumulative, "held": self.held}
         state["at"] = torch.tensor([self.n_drawn, self.oldest])
+        state |= {"photos_out": self.photos_out} if len(self.photos_out) else {}
         return state if self.next is None else state | {"next": self.next[0]}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         device = self.places.device
         self.errors, self.counts = state["errors"].to(device), state["counts"].to(device)
         self.cumulative = state["cumulative"].cpu()
+        self.photos_out = state.get("photos_out", self.photos_out[:0]).to(device)
         self._hold(state["held"].cpu())
         self.n_drawn, self.oldest = state["at"].tolist()
         self.next = None
@@ -107,9 +110,19 @@ class TileSampler(Sampler):
 
     def update_importance(self, share: float) -> None:
         """Take tiles from now on by what was recorded; old errors fade. Tiles never drawn from count as average."""
-        mean = self.fade().cpu().double() * self.areas
-        p = (1 - share) * self.areas / self.areas.sum() + share * mean / mean.sum().clamp_min(1e-12)
-        self.cumulative = _cumulative(p)
+        areas = self.areas * ~self.out.cpu()
+        mean = self.fade().cpu().double() * areas
+        self._draw_by((1 - share) * areas / areas.sum() + share * mean / mean.sum().clamp_min(1e-12))
+
+    def _draw_by(self, p: Tensor) -> None:
+        self.cumulative = _cumulative(p.cpu())
+
+    def leave_out_photos(self, image_ids: Tensor) -> bool:
+        changed = super().leave_out_photos(image_ids)
+        if changed:  # tiles of these photos are in memory, or are being read
+            self.next = None
+            self._hold(self._choose(len(self.held), torch.Generator().manual_seed(self.n_drawn)))
+        return changed
 
     def _change(self, generator: torch.Generator) -> None:
         """Put the tiles that were read meanwhile in the place of the oldest, and have the next ones read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,6 +105,8 @@ class Sampler:
     scene: Scene
     near: Tensor  # [k] the keypoints that may be drawn
     keypoint_places: Tensor  # [all keypoints] where each is
+    images: Tensor  # [n_places] the photo that each place is in
+    cumulative: Any  # Tensor [n_places] of the places' probabilities; None: all alike
 
     def start(self, n_places: int, place: Tensor | None) -> None:
         """An empty error map; place: that of each of the scene's keypoints, -1 where nothing is learnt from it."""
@@ -111,7 +114,41 @@ class Sampler:
         self.errors, self.counts = (torch.zeros(n_places, device=device) for _ in range(2))
         self.keypoints = None if found is None else found.to(device)
         self.keypoint_places = torch.zeros(0, dtype=torch.int64, device=device) if place is None else place.to(device)
-        self.near = (self.keypoint_places >= 0).nonzero()[:, 0]
+        self.photos_out = torch.zeros(0, dtype=torch.int64, device=device)  # ids: nothing is drawn from these photos
+        self.find_near()
+
+    @property
+    def out(self) -> Tensor:
+        """Which places [n_places] (bool) are in photos that nothing is drawn from."""
+        return torch.isin(self.images, self.photos_out)
+
+    def find_near(self) -> None:
+        """Settle which keypoints may be drawn."""
+        at = self.keypoint_places
+        self.near = ((at >= 0) & ~self.out[at]).nonzero()[:, 0]
+
+    def leave_out_photos(self, image_ids: Tensor) -> bool:
+        """Draw nothing from these photos [k] from now on, and from all others again, first as often as the mean of the
+        rest; whether that changes anything. UserError where nothing would be left to draw."""
+        ids = image_ids.to(self.photos_out).unique()
+        if torch.equal(ids, self.photos_out):
+            return False
+        before, after = self.out, torch.isin(self.images, ids)
+        p = torch.ones(len(before), dtype=torch.float64, device=before.device)
+        if self.cumulative is not None:
+            sums = self.cumulative.to(p)
+            p = sums.diff(prepend=sums.new_zeros(1))
+        p = torch.where(before, p[(p > 0) & ~before].mean(), p) * ~after
+        if not bool(p.sum() > 0):
+            raise UserError("no photo to learn from would be left: keep some in training")
+        self.photos_out = ids
+        self._draw_by(p)
+        self.find_near()
+        return True
+
+    def _draw_by(self, p: Tensor) -> None:
+        """Draw from the places in proportion to p [n_places] from now on."""
+        raise NotImplementedError
 
     def spread(self, u: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         """(image_ids, rows, cols, places) [n] of pixels at shares u [n] of the total probability."""
@@ -199,7 +236,7 @@ class PixelSampler(Sampler):
             raise nothing_to_learn(scene)
         device = scene.pixels.offsets.device
         self.blocks = torch.cat(places).to(device)  # [n_blocks,3] image, block row, block column
-        self.cumulative: Tensor | None = None
+        self.images, self.cumulative = self.blocks[:, 0].contiguous(), None
         self.left_out = torch.zeros(len(self.blocks), dtype=torch.bool, device=device)  # none of these is drawn
         self.start(len(self.blocks), self._keypoint_blocks())
 
@@ -220,6 +257,7 @@ class PixelSampler(Sampler):
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: errors and counts of the blocks of pixels; `restore` takes it back."""
         state = {"errors": self.errors, "counts": self.counts, "left_out": self.left_out}
+        state |= {"photos_out": self.photos_out} if len(self.photos_out) else {}
         return state if self.cumulative is None else state | {"cumulative": self.cumulative}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -232,6 +270,8 @@ class PixelSampler(Sampler):
             )
         self.errors, self.counts, self.cumulative = here["errors"], here["counts"], here.get("cumulative")
         self.left_out = here.get("left_out", self.left_out)  # which checkpoints of before 0.2 do not have
+        self.photos_out = here.get("photos_out", self.photos_out[:0])
+        self.find_near()
 
     def spread(self, u: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         last, pixels = len(self.blocks) - 1, self.scene.pixels
@@ -251,10 +291,12 @@ class PixelSampler(Sampler):
 
     def update_importance(self, share: float) -> None:
         """Draw from now on by what was recorded; old errors fade. Blocks never drawn count as average."""
-        drawn = ~self.left_out
+        drawn = ~(self.left_out | self.out)
         mean = self.fade() * drawn
-        p = (1 - share) * drawn / drawn.sum() + share * mean / mean.sum().clamp_min(1e-12)
-        p = p.double()
+        self._draw_by((1 - share) * drawn / drawn.sum() + share * mean / mean.sum().clamp_min(1e-12))
+
+    def _draw_by(self, p: Tensor) -> None:
+        p = p.double() * ~self.left_out
         cumulative = (p * FIXED).long().cumsum(0).double() if kernels.is_deterministic() else p.cumsum(0)
         cumulative = (cumulative / cumulative[-1]).float()
         if self.cumulative is None:

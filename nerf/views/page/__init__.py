@@ -40,9 +40,9 @@ _FRAMES, _SECONDS = 120, 20.0  # of a path that is made for a page
 _MOST_TEXTURE = 16_000_000  # characters of a page that a texture may take
 
 
-def make_path(model: Model, kind: str = "auto") -> CameraPath:
+def make_path(model: Model, kind: str = "auto", up: Tensor | None = None) -> CameraPath:
     """A path of a kind that `camera_path` knows, at a calm pace."""
-    return camera_path(kind, model.cameras, model.scene_from_world, model.space, _FRAMES, _FRAMES / _SECONDS)
+    return camera_path(kind, model.cameras, model.scene_from_world, model.space, _FRAMES, _FRAMES / _SECONDS, up=up)
 
 
 def write_page(
@@ -65,7 +65,7 @@ def write_page(
     visual: Any = mesh.visual
     coloured = texture_picture(mesh) is not None or visual.kind == "vertex"
     harmonics = bake_harmonics(model, mesh) if directional and coloured else None
-    text = page_text(mesh, stage_of(model, path or make_path(model), n_views, up), title, notes, harmonics)
+    text = page_text(mesh, stage_of(model, path or make_path(model, up=up), n_views, up), title, notes, harmonics)
     write_file(out, page_bytes(text))
     return out
 

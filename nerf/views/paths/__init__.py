@@ -7,6 +7,8 @@ path drawn with the inputs' size sees what they saw, and at another size or aspe
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from nerf.errors import Range, UserError, check_numbers
 from nerf.geometry.aim import common_up, focus_distance, look_at_point
 from nerf.geometry.cameras import Cameras
@@ -31,13 +33,14 @@ def camera_path(
     width: int | None = None,
     height: int | None = None,
     longest: int | None = None,
+    up: Tensor | None = None,
 ) -> CameraPath:
     """A path of the given kind around or along the input cameras: "orbit", "interpolate", "spiral" or "auto".
 
     "auto" takes the spiral for forward-facing scenes, the flight through the cameras (interpolate) for
     open ones of few photos, and the orbit for all others. width and height in pixels; without them the median size of
     the inputs, with one of them the other keeps their aspect ratio; longest caps what is not given. Orbit and spiral
-    stand upright even where the photos lie on their side.
+    stand upright even where the photos lie on their side; up [3]: of unit length, world (None: as the cameras say).
     Raises UserError for an unknown kind or too few cameras.
 
     >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
@@ -52,11 +55,11 @@ def camera_path(
         few = space.contracted and 1 < len(cameras) < FEW
         kind = "spiral" if space.warped else "interpolate" if few else "orbit"
     if kind == "orbit":
-        poses, description = orbit(cameras, look_at_point(cameras, scene_from_world, space), n_frames)
+        poses, description = orbit(cameras, look_at_point(cameras, scene_from_world, space), n_frames, up)
     elif kind == "interpolate":
         poses, description = interpolate(cameras, n_frames)
     elif kind == "spiral":
-        poses, description = spiral(cameras, focus_distance(cameras, scene_from_world, space), n_frames)
+        poses, description = spiral(cameras, focus_distance(cameras, scene_from_world, space), n_frames, up)
     else:
         raise UserError(
             f"--path {kind}: expected {', '.join(PATH_KINDS)} or a camera-path file ending in .json that exists"

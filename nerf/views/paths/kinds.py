@@ -14,10 +14,11 @@ from nerf.views.paths.splines import poses_through
 from nerf.views.paths.tour import walking_order
 
 
-def orbit(cameras: Cameras, centre: Tensor, n_frames: int) -> tuple[Tensor, str]:
-    """A turntable around `centre` [3] at the cameras' mean elevation and distance; the last frame leads into the first.
-    Where the photos leave a gap of more than 70 degrees, the camera swings to and fro within the part that they saw."""
-    up = common_up(cameras)[0]
+def orbit(cameras: Cameras, centre: Tensor, n_frames: int, up: Tensor | None = None) -> tuple[Tensor, str]:
+    """A turntable around `centre` [3] and the axis `up` [3] (None: as the cameras say) at the cameras' mean elevation
+    and distance; the last frame leads into the first. Where the photos leave a gap of more than 70 degrees, the
+    camera swings to and fro within the part that they saw."""
+    up = common_up(cameras)[0] if up is None else up
     offsets = cameras.centres.double() - centre
     distances = offsets.norm(dim=1).clamp_min(1e-9)
     distance = float(distances.mean())
@@ -77,13 +78,15 @@ def interpolate(cameras: Cameras, n_frames: int, n_keys: int = 24) -> tuple[Tens
     return poses_through(times, cameras.c2w[keys], at), description
 
 
-def spiral(cameras: Cameras, focus: float, n_frames: int, turns: int = 2) -> tuple[Tensor, str]:
+def spiral(
+    cameras: Cameras, focus: float, n_frames: int, up: Tensor | None = None, turns: int = 2
+) -> tuple[Tensor, str]:
     """The spiral of LLFF and NeRF: loops around the mean camera, towards a point `focus` world units ahead of it; radii
     are the 80th percentile of the input cameras' offsets along its axes, and the last frame leads into the first."""
     origins = cameras.centres.double()
     centre = origins.mean(dim=0)
     backward = -torch.nn.functional.normalize(cameras.forward.double().mean(dim=0), dim=0)
-    mean = look_at(centre[None], (centre - backward)[None], common_up(cameras)[0])[0]
+    mean = look_at(centre[None], (centre - backward)[None], common_up(cameras)[0] if up is None else up)[0]
     offsets = (origins - centre) @ mean[:, :3]
     radii = torch.quantile(offsets.abs(), 0.8, dim=0)
     steps = 2 * math.pi * turns * torch.arange(n_frames, dtype=torch.float64) / n_frames

@@ -14,11 +14,13 @@ from nerf.errors import UserError, brief, note
 from nerf.meshing.finish import transform_mesh
 from nerf.views.viewer.frame import PageFrame
 from nerf.views.viewer.key_views import fov_of
+from nerf.views.viewer.pace import BESIDE_TRAINING
 from nerf.views.viewer.panels.edit import EditPanel
 from nerf.views.viewer.panels.export import ExportPanel
 from nerf.views.viewer.panels.film import FilmPanel
 from nerf.views.viewer.panels.look import LookPanel
 from nerf.views.viewer.panels.training import TrainingPanel
+from nerf.views.viewer.quiet import MOST_TOLD
 from nerf.views.viewer.viewport import Shown, Viewport
 
 if TYPE_CHECKING:
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
 INK = (40, 44, 52)
 ACCENT = (38, 112, 200)
 ORANGE = (200, 120, 40)
+PALE = (165, 168, 173)
 MOST_CELLS = 60_000  # of the occupancy grid, drawn at once
 MOST_FRUSTA = 150  # drawn at once; of more cameras, evenly chosen ones
 FRUSTUM = 0.13  # page length
+KEY_VIEWS = "/key views"  # what they are drawn under
 NEAR = 3 * FRUSTUM  # a frustum nearer than that would hide the view from it
 QUALITY = (55, 75, 88)  # of JPEG, by the level of a picture
 PAPER = np.full((2, 2, 3), 236, np.uint8)  # behind a mesh
@@ -42,13 +46,16 @@ class Client:
         self.viewer, self.handle, self.subject = viewer, handle, viewer.subject
         self.frame: PageFrame = self.subject.frame()
         self.viewport = Viewport(self.subject.shown, self._show)
+        if viewer.training:
+            self.viewport.pace.budgets = BESIDE_TRAINING
         self.closed = False
+        self._n_mistakes = 0
         self._photo: int | None = None
         self._photo_pose: np.ndarray | None = None  # where the photo was taken, on the page
         self._arrived = False  # the browser is there: until then it may still tell of where it was before
         self._own: Any = None  # the camera while it is set from here
         self._nodes: dict[str, list[Any]] = {}
-        self._far: np.ndarray | None = None  # which frusta are drawn, for they are far enough
+        self._frusta: list[int] = []  # the input cameras that are drawn
         self._lock = threading.RLock()
         with handle.atomic():
             tabs = handle.gui.add_tab_group()
@@ -94,7 +101,9 @@ class Client:
             except UserError as error:
                 self.said("That did not work", str(error), bad=True)
             except Exception as error:
-                note(f"viewer: {type(error).__name__}: {brief(error)}")
+                self._n_mistakes += 1
+                if self._n_mistakes <= MOST_TOLD:  # a page that sends nonsense must not fill the terminal
+                    note(f"viewer: {type(error).__name__}: {brief(error)}")
                 self.said("That did not work", f"{type(error).__name__}: {brief(error)}", bad=True)
 
         return run
@@ -124,7 +133,7 @@ class Client:
         pose = self.frame.pose_to_world(camera.wxyz, camera.position)
         if self.viewport.look_from(pose, float(camera.fov), (width, height)):
             self.wake()
-            self._hide_near()
+            self.hide_near()
 
     def go_to(self, c2w: Tensor, fov: float | None = None) -> None:
         """Put the client's camera at a world pose; fov: vertical, degrees."""
@@ -196,6 +205,7 @@ class Client:
                 self.clear(name)
             self.look.draw()
             self.go_to(pose)
+        self.colour_cameras()
         self.edit.draw()
         self.film.draw()
         self.viewport.pace.changed()
@@ -206,11 +216,21 @@ class Client:
         with self._lock:
             self.clear(name)
             self._nodes[name] = nodes
+            self._need_depth()
 
     def clear(self, name: str) -> None:
         with self._lock:
             for node in self._nodes.pop(name, []):
                 node.remove()
+            self._need_depth()
+
+    def _need_depth(self) -> None:
+        """Depths go along with pictures while something is drawn that the scene may hide."""
+        needed = any(self._nodes.values())
+        if needed and not self.viewport.with_depth:
+            self.viewport.pace.changed()
+            self.wake()
+        self.viewport.with_depth = needed
 
     def has(self, name: str) -> bool:
         return bool(self._nodes.get(name))
@@ -227,7 +247,7 @@ class Client:
             if n <= MOST_FRUSTA
             else sorted({round(k * (n - 1) / (MOST_FRUSTA - 1)) for k in range(MOST_FRUSTA)})
         )
-        nodes = []
+        nodes, self._frusta = [], list(some)
         for i in some:
             if self.closed:
                 return
@@ -238,7 +258,7 @@ class Client:
                 fov=float(np.radians(min(fov_of(cameras, i), 100.0))),
                 aspect=float(cameras.widths[i]) / float(cameras.heights[i]),
                 scale=FRUSTUM,
-                color=ORANGE if self.subject.held_out(i) else ACCENT,
+                color=self._camera_color(i),
                 thickness=1.5,
                 thickness_units="screen",
                 image=image,
@@ -251,22 +271,29 @@ class Client:
             node.on_click(self.safely(lambda _, i=i: self.look.choose(i)))
             nodes.append(node)
         self.put("cameras", nodes)
-        self._far = None
-        self._hide_near()
+        self.hide_near()
 
-    def _hide_near(self) -> None:
-        """Draw no frustum that the client's camera stands in."""
+    def _camera_color(self, i: int) -> tuple[int, int, int]:
+        return PALE if self.subject.left_out(i) else ORANGE if self.subject.held_out(i) else ACCENT
+
+    def colour_cameras(self) -> None:
+        """By what training does with their photos now."""
         with self._lock:
-            nodes = self._nodes.get("cameras", [])
+            for i, node in zip(self._frusta, self._nodes.get("cameras", []), strict=False):
+                if tuple(node.color) != self._camera_color(i):
+                    node.color = self._camera_color(i)
+
+    def hide_near(self) -> None:
+        """Draw no frustum that the client's camera stands in, of input cameras and of key views."""
+        with self._lock:
+            nodes = [*self._nodes.get("cameras", []), *self._nodes.get(KEY_VIEWS, [])]
             if not nodes:
-                self._far = None
                 return
             places = np.array([node.position for node in nodes])
             far = np.linalg.norm(places - np.asarray(self.handle.camera.position), axis=1) > NEAR
-            before = np.ones_like(far) if self._far is None or len(self._far) != len(far) else self._far
-            for i in (far != before).nonzero()[0]:
-                nodes[i].visible = bool(far[i])
-            self._far = far
+            for node, shown in zip(nodes, far.tolist(), strict=True):
+                if node.visible != shown:
+                    node.visible = shown
 
     def show_points(self, on: bool) -> None:
         points = self.subject.sparse_points() if on else None

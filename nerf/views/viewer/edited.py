@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import UserError, note
 from nerf.meshing.extent import default_bounds
 from nerf.meshing.extract import extract_mesh
 from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
-from nerf.views.viewer.edits import Edits
+from nerf.training.used_scene import without
+from nerf.views.viewer.edits import EDITS_FILE, Edits, read_edits
 
 if TYPE_CHECKING:
     import trimesh
@@ -63,6 +65,22 @@ def edited(model: Model, edits: Edits) -> Model:
         masked.restore(grid.tensors() | {"occupied": occupied.reshape(grid.occupied.shape)})
         shown.occupancy = masked
     return shown
+
+
+def edited_scene(scene: Any, edits: Edits, folder: Path | None) -> Any:
+    """The scene without the photos that the edits of a run's folder leave out of its training; None stays None."""
+    if scene is None or not edits.left_out:
+        return scene
+    return without(scene, edits.left_out, EDITS_FILE if folder is None else folder / EDITS_FILE)
+
+
+def left_out_of(folder: Path, scene: Any) -> tuple[str, ...]:
+    """Names of the photos that a run's folder leaves out of its training, and a note of how many."""
+    edits = read_edits(folder)
+    kept = edited_scene(scene, edits, folder)
+    if n := len(scene.splits["train"]) - len(kept.splits["train"]):
+        note(f"{n} photo{'s are' if n > 1 else ' is'} left out of training by {folder / EDITS_FILE}")
+    return edits.left_out
 
 
 def within(points: Tensor, regions: tuple[Region, ...]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from nerf.views.viewer.regions import Region, Vector, vector
 EDITS_FILE = "edits.json"
 _FORMAT, _VERSION = "nerf-edits", 1
 MOST_UNDONE = 200  # steps that are remembered
+ALL_EDITS = ("crop", "hidden", "left_out", "up", "scale")
 SCALE = Range(0, 1e12, above=True)
 
 
 @dataclass(frozen=True)
 class Edits:
     """Everything in the world frame of the photos' poses. scale: lengths are shown, and meshes written, so many times
-    as long; unit: what they then are in.
+    as long; unit: what they then are in. left_out: names of photos that training is not to learn from.
 
     >>> Edits().empty, Edits(scale=0.5, unit="m").in_words()
     (True, 'lengths times 0.5 (m)')
@@ -38,10 +39,16 @@ class Edits:
     ground: Vector | None = None  # a point on it
     scale: float = 1.0
     unit: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
         return self == Edits()
+
+    def only(self, names: Sequence[str]) -> Edits:
+        """Those of ALL_EDITS with these names; what goes with one goes along."""
+        along = {"up": ("up", "ground"), "scale": ("scale", "unit")}
+        return Edits(**{part: getattr(self, part) for name in names for part in along.get(name, (name,))})
 
     @property
     def shape(self) -> tuple[Region | None, tuple[Region, ...]]:
@@ -54,8 +61,9 @@ class Edits:
 
     def in_words(self) -> str:
         """One line for whoever uses them elsewhere."""
-        n = len(self.hidden)
+        n, m = len(self.hidden), len(self.left_out)
         parts = ["cropped"] * (self.crop is not None) + [f"{n} region{'s' * (n > 1)} hidden"] * (n > 0)
+        parts += [f"{m} photo{'s' * (m > 1)} left out"] * (m > 0)
         parts += ["up direction set"] * (self.up is not None)
         if self.scale != 1.0:
             parts.append(f"lengths times {self.scale:.6g}{f' ({self.unit})' if self.unit else ''}")
@@ -72,6 +80,7 @@ class Edits:
             "ground": None if self.ground is None else list(self.ground),
             "scale": self.scale,
             "unit": self.unit,
+            "left_out": list(self.left_out),
         }
 
     @staticmethod
@@ -94,7 +103,11 @@ class Edits:
         check_numbers({"scale": scale}, {"scale": SCALE})
         if not isinstance(unit, str) or len(unit) > 20:
             raise BadValue("unit: expected a short text")
-        return Edits(crop, tuple(Region.from_dict(r) for r in hidden), up, ground, float(scale), unit)
+        left_out = d.get("left_out") or []
+        if not isinstance(left_out, list) or not all(isinstance(name, str) for name in left_out):
+            raise BadValue("left_out: expected a list of names of photos")
+        regions = tuple(Region.from_dict(r) for r in hidden)
+        return Edits(crop, regions, up, ground, float(scale), unit, tuple(sorted(set(left_out))))
 
 
 def read_edits(folder: Path) -> Edits:
@@ -106,15 +119,20 @@ def read_edits(folder: Path) -> Edits:
         return Edits.from_dict(parse_json(path.read_bytes()))
     except (OSError, *MISFITS) as error:
         raise UserError(
-            f"{path}: holds no edits of the viewer ({brief(error)}): put it right or remove it, or give --no-edits"
+            f"{path}: holds no edits of the viewer ({brief(error)}): put it right or remove it; commands that have "
+            "--no-edits can go without it"
         ) from None
 
 
-def edits_of(folder: Path, wanted: bool = True) -> Edits:
-    """The edits of a run's folder for another verb, which says that it uses them; none where they are not wanted."""
-    edits = read_edits(folder) if wanted else Edits()
-    if not edits.empty:
-        note(f"with the edits of {folder / EDITS_FILE} ({edits.in_words()}); --no-edits leaves them out")
+def edits_of(folder: Path, wanted: bool = True, uses: Sequence[str] = ALL_EDITS) -> Edits:
+    """The edits of a run's folder for another verb, which says which of them it uses, and which it does not; none where
+    they are not wanted."""
+    edits, path = read_edits(folder) if wanted else Edits(), folder / EDITS_FILE
+    used = edits.only(uses)
+    if not used.empty:
+        note(f"with the edits of {path} ({used.in_words()}); --no-edits leaves them out")
+    if not (unused := edits.only([name for name in ALL_EDITS if name not in uses])).empty:
+        note(f"without the edits of {path} that change nothing here ({unused.in_words()})")
     return edits
 
 

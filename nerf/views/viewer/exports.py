@@ -20,7 +20,7 @@ from nerf.rendering.model import Model
 from nerf.training.export import export_cameras
 from nerf.views.paths import CameraPath
 from nerf.views.video import picture_of
-from nerf.views.viewer.edited import cut_mesh, edited_mesh, scale_mesh
+from nerf.views.viewer.edited import cut_mesh, edited_mesh, edited_scene, scale_mesh
 from nerf.views.viewer.subject import Subject
 from nerf.views.viewer.viewport import depth_range, in_tiles
 
@@ -127,7 +127,7 @@ def mesh(subject: Subject, resolution: int | None, texture: int, show_progress: 
         made = cut_mesh(subject.mesh, edits).copy()
         up = subject.mesh_up if up is None else up
     else:
-        model, scene = subject.model, subject.scene
+        model, scene = subject.model, edited_scene(subject.scene, edits, subject.folder)
         if texture and scene is None:
             raise UserError("a texture is made from the photos, which are not here: choose coloured vertices")
         made = edited_mesh(model, edits, resolution, scene=scene, colours=not texture, show_progress=show_progress)
@@ -146,4 +146,5 @@ def cameras(subject: Subject, colmap: bool) -> Path:
     out = free_name(subject.folder, "colmap" if colmap else "cameras.json")
     if not colmap:
         check_output(out, overwrite=False)
-    return export_cameras(subject.folder, out)
+    edits = subject.edits
+    return export_cameras(subject.folder, out, scale=edits.scale, left_out=edits.left_out)

@@ -15,7 +15,10 @@ from nerf.io.json_text import parse_json
 from nerf.views.viewer.client import Client
 from nerf.views.viewer.door import Door, is_local, new_token
 from nerf.views.viewer.edited import cut_mesh
+from nerf.views.viewer.edits import EDITS_FILE
 from nerf.views.viewer.loop import RenderLoop
+from nerf.views.viewer.pace import BUDGETS
+from nerf.views.viewer.quiet import Quiet
 from nerf.views.viewer.sharing import SharedTraining
 from nerf.views.viewer.subject import Subject
 
@@ -48,8 +51,10 @@ class Viewer:
         self.progress: tuple[Any, str] | None = None
         self.check_says = _check_says(subject.folder)
         self._told_at = -1e9
+        self._left_out: tuple[str, ...] = ()  # photos that the training knows of
         self._clients: dict[int, Client] = {}
         self._lock = threading.RLock()
+        self._quiet = Quiet()
         token = None if is_local(host) else new_token()
         with contextlib.redirect_stdout(io.StringIO()):  # it tells an address that is not the one to open
             self.server = viser.ViserServer(host="127.0.0.1", port=_free_port(), label=subject.name, verbose=False)
@@ -58,6 +63,7 @@ class Viewer:
             self.door = Door(host, port, self.server.get_port(), token)
         except UserError:
             self.server.stop()
+            self._quiet.close()
             raise
         self.server.gui.configure_theme(show_logo=False, show_share_button=False, brand_color=(38, 112, 200))
         self.server.scene.configure_default_lights(True, cast_shadow=False)
@@ -88,6 +94,7 @@ class Viewer:
             time.sleep(0.02)
         with contextlib.redirect_stdout(io.StringIO()):
             self.server.stop()
+        self._quiet.close()
 
     # ---- browsers
 
@@ -171,11 +178,24 @@ class Viewer:
                 client.safely(lambda c=client: c.go_to(*subject.first_view()))()
         if now - self._told_at >= TOLD_EVERY:
             self._told_at = now
+            self._leave_out(trainer)
             subject.revision += 1
             if not self.paused:
                 for client in self.clients:
                     client.viewport.pace.refresh()
             self._tell(trainer, "paused" if self.paused else "training")
+
+    def _leave_out(self, trainer: Any) -> None:
+        """Have the training learn from the photos that the edits leave in."""
+        names = self.subject.edits.left_out
+        if names != self._left_out:
+            self._left_out = names  # whatever comes of it: what cannot be done is told once
+            try:
+                trainer.leave_out_photos(names, EDITS_FILE)
+            except UserError as error:
+                note(f"viewer: {error}")
+                for client in self.clients:
+                    client.said("That did not work", str(error), bad=True)
 
     def _tell(self, trainer: Any, state: str) -> None:
         self.progress = (trainer, state)
@@ -188,6 +208,7 @@ class Viewer:
         folder = self.subject.folder
         self.check_says = _check_says(folder)
         self.subject.open_edits()
+        self._left_out = self.subject.edits.left_out
         self.subject.scene = scene
         for client in self.clients:
             if client.training is not None:
@@ -201,6 +222,8 @@ class Viewer:
         self.subject.set_scene(self.subject.scene)  # with the poses as they were refined
         if self.progress is not None:
             self._tell(self.progress[0], "done")
+        for client in self.clients:
+            client.viewport.pace.budgets = BUDGETS
         self.loop.start()
 
 

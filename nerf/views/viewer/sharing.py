@@ -7,7 +7,10 @@ from typing import Any
 
 from nerf.views.viewer.loop import RenderLoop
 
-SHARE = 0.3  # of the time, at most, that goes into pictures: training is slowed by less than a third
+SHARE = (
+    0.18  # of the time, at most, that goes into pictures; with what else looking costs (a browser, caches that other
+)
+# work has filled, threads that wait for one another) training takes at most a third longer
 MOST_SAVED = 0.25  # seconds of pictures that may have been saved up while nobody wanted any
 
 

@@ -184,6 +184,25 @@ class Subject:
         """Whether an input camera was kept out of training."""
         return self.scene is not None and i not in set(self.scene.splits["train"].tolist())
 
+    def names(self) -> list[str]:
+        """Of the input cameras' photos; none where only their cameras are known."""
+        return list(self.scene.names) if self.scene is not None else [] if self.model is None else self.model.names
+
+    def left_out(self, i: int) -> bool:
+        """Whether an input camera's photo is left out of training by the edits."""
+        return self.cameras()[0][i] in self.edits.left_out
+
+    def leave_out(self, i: int, out: bool) -> None:
+        """Leave the photo of an input camera out of training from now on, or bring it back. UserError where it is not
+        trained on anyway, or nothing would be left."""
+        name, before = self.cameras()[0][i], set(self.edits.left_out)
+        if out and self.held_out(i):
+            raise UserError(f"{name} is not trained on anyway: it is kept to measure by")
+        names = before | {name} if out else before - {name}
+        if self.scene is not None and {self.scene.names[k] for k in self.scene.splits["train"].tolist()} <= names:
+            raise UserError("one photo at least must stay in training")
+        self.history.change(left_out=tuple(sorted(names)))
+
     def photo(self, i: int) -> InputPhoto | None:
         """An input camera with its photo; None while there are no photos."""
         if self.scene is None or self.model is None:

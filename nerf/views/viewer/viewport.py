@@ -25,8 +25,9 @@ from nerf.views.viewer.pace import Pace, Size
 TILE_SECONDS = 0.03  # of work between two looks at whether the view has moved
 SMALLEST_TILE = 1024  # rays: fewer do not keep the cores busy
 MOVING_STRETCH = 2.0  # of the steps along rays while the view moves
-DEPTH_LONGEST = 512  # pixels of the depths that hide what lies behind the scene
+DEPTH_LONGEST = 640  # pixels of the depths that hide what lies behind the scene
 ALL_MODES = ("color", "depth", "normal", "opacity")
+MOST_STOPS = 16.0  # of exposure, either way
 BACKGROUNDS = {"white": 1.0, "grey": 0.5, "black": 0.0}  # sRGB values, behind what is not solid
 
 
@@ -67,7 +68,7 @@ class Viewport:
         self.window = (0, 0)  # width, height of the client's canvas
         self.mode = "color"
         self.stops, self.background = 0.0, ""  # of exposure; one of BACKGROUNDS, "": the model's
-        self.with_depth = True  # of the pictures, to hide what lies behind the scene
+        self.with_depth = False  # of the pictures, to hide what is drawn behind the scene
         self.off = False  # a mesh is shown instead
         self.photo: Photo | None = None  # compared with it, instead of the view from c2w
         self.slider, self.error = 0.5, False
@@ -94,8 +95,13 @@ class Viewport:
 
     def set_light(self, stops: float | None = None, background: str | None = None) -> None:
         """Colours so many times twice as bright; what is behind them: one of BACKGROUNDS, or "" for the model's own."""
-        self.stops = self.stops if stops is None else stops
-        self.background = self.background if background is None else background
+        stops, background = (
+            self.stops if stops is None else stops,
+            self.background if background is None else background,
+        )
+        if not abs(stops) <= MOST_STOPS or background not in ("", *BACKGROUNDS):
+            raise ValueError(f"light: {stops!r} stops, {background!r}")
+        self.stops, self.background = stops, background
         self.pace.changed()
 
     def compare_with(self, photo: Photo | None) -> None:
@@ -105,7 +111,7 @@ class Viewport:
 
     def slide(self, share: float | None = None, error: bool | None = None) -> None:
         """Move the edge between photo and rendering; nothing is rendered for it."""
-        self.slider = self.slider if share is None else share
+        self.slider = self.slider if share is None or not 0 <= share <= 1 else share
         self.error = self.error if error is None else error
         if self.photo is not None and self._compared is not None:
             found = self._compared
@@ -131,6 +137,13 @@ class Viewport:
         return None if size is None else self._render(size, photo)
 
     def _render(self, size: Size, photo: Photo | None) -> Iterator[None]:
+        try:
+            yield from self._picture(size, photo)
+        except Exception:
+            self.pace.level = None  # what failed once is not tried again and again: a move or a change begins anew
+            raise
+
+    def _picture(self, size: Size, photo: Photo | None) -> Iterator[None]:
         model = self.model()
         assert model is not None and self.c2w is not None
         turn, mode, started = self.pace.turn, self.mode if photo is None else "color", self.clock()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
+from nerf.errors import UserError, printable
 from nerf.views.viewer.panels.gizmos import RegionHandles, draw_points
 from nerf.views.viewer.panels.look import small
 from nerf.views.viewer.picking import plane_at, plane_through, surface_point
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from nerf.views.viewer.client import Client
 
 CROP, HIDE = (38, 112, 200), (200, 70, 50)
+MOST_CELLS = 1 << 20  # of the occupancy grid, that a crop is put around
+MOST_NAMES = 12  # of photos left out, told at once
 CROP_SIZE, HIDE_SIZE = 1.6, 0.4  # page length: of a region that is begun
 
 
@@ -37,6 +40,8 @@ class EditPanel:
         with gui.add_folder("Crop"):
             self.crop = gui.add_checkbox("Keep only a box", False, hint="drag its handles, or give numbers")
             self.crop.on_update(safely(lambda _: self._crop(self.crop.value)))
+            self.handles = gui.add_checkbox("Handles", True, visible=False, hint="and its edges")
+            self.handles.on_update(safely(lambda _: self.draw()))
             self.centre = gui.add_vector3("Centre", (0.0, 0.0, 0.0), step=0.01, visible=False)
             self.size = gui.add_vector3("Size", (1.0, 1.0, 1.0), step=0.01, visible=False)
             for numbers in (self.centre, self.size):
@@ -60,13 +65,17 @@ class EditPanel:
             )
             self.upright.on_click(safely(lambda _: self._upright(self.upright.value)))
         with gui.add_folder("Measure", visible=has_model):
-            self.measure = gui.add_button_group("A length", ("Click two points",))
-            self.measure.on_click(safely(lambda _: self._tool("measure", "Click the two ends of a length.")))
+            self.measure = gui.add_button_group("A length", ("Click two points", "Clear"))
+            self.measure.on_click(safely(lambda _: self._measure()))
             self.length = gui.add_html("", visible=False)
             self.true = gui.add_number("It is truly", 1.0, min=1e-9, step=0.001, visible=False)
             self.unit = gui.add_text("Unit", "m", visible=False)
             self.set_scale = gui.add_button("Set the size of everything", visible=False)
             self.set_scale.on_click(safely(lambda _: self._scale()))
+        with gui.add_folder("Photos left out of training", visible=False) as self.photos:
+            self.left_out = gui.add_html("")
+            self.bring_back = gui.add_button("Bring all back", color="gray")
+            self.bring_back.on_click(safely(lambda _: history.change(left_out=())))
         self.message = gui.add_html("")
         self.update()
         self.draw()
@@ -85,8 +94,8 @@ class EditPanel:
         try:
             if self.crop.value != (edits.crop is not None):
                 self.crop.value = edits.crop is not None
-            for numbers in (self.centre, self.size):
-                numbers.visible = edits.crop is not None
+            for control in (self.handles, self.centre, self.size):
+                control.visible = edits.crop is not None
             if edits.crop is not None:
                 centre = (
                     self.client.frame.points(torch.tensor([edits.crop.centre]).double())[0] / self.client.frame.scale
@@ -98,13 +107,18 @@ class EditPanel:
         self.show_all.visible = bool(edits.hidden)
         if edits.hidden:
             self.show_all.label = f"Show all again ({len(edits.hidden)} hidden)"
+        names = [escape(printable(name)) for name in edits.left_out]
+        more = [f"and {len(names) - MOST_NAMES} more"] * (len(names) > MOST_NAMES)
+        self.photos.visible = bool(names)
+        self.left_out.content = small("<br>".join(names[:MOST_NAMES] + more))
         if len(self.clicks) == 2 and self.tool == "":
             self._tell_length()
 
     def draw(self) -> None:
         """The handles where they belong now."""
         crop = self.client.subject.edits.crop
-        self.crop_handles.show(crop)
+        free = self.handles.value and not self.tool  # handles would take the clicks of a tool for themselves
+        self.crop_handles.show(crop if free else None)
         self.hide_handles.show(self.hide_handles.region)
         self._draw_clicks()
 
@@ -114,7 +128,22 @@ class EditPanel:
         edits = self.client.subject.edits
         if on == (edits.crop is not None):
             return
-        self.client.subject.history.change(crop=self._new("box", CROP_SIZE) if on else None)
+        self.client.subject.history.change(crop=self._whole() if on else None)
+
+    def _whole(self) -> Region:
+        """The box around all of an object, upright; of an open scene one in the middle."""
+        subject, frame = self.client.subject, self.client.frame
+        box, model = self._new("box", CROP_SIZE), subject.model
+        cells = None if model is None or not model.space.bounded else subject.occupied_cells(MOST_CELLS)
+        if model is None or cells is None or not len(cells):
+            return box
+        there, cell = (
+            frame.points(cells),
+            2.0 / len(model.occupancy.occupied[0]) * frame.scale / model.scene_from_world.scale,
+        )
+        low, high = there.amin(dim=0) - cell, there.amax(dim=0) + cell
+        centre = frame.to_world(((low + high) / 2)[None])[0]
+        return Region("box", tuple(centre.tolist()), tuple(((high - low) / frame.scale).tolist()), box.rotation)
 
     def _new(self, shape: str, size: float) -> Region:
         """A region upright in the middle of the page, or of the mesh."""
@@ -182,7 +211,7 @@ class EditPanel:
     def _tool(self, name: str, say: str) -> None:
         """Take clicks on the scene for this from now on."""
         self.clicks, self.tool = [], name
-        self._draw_clicks()
+        self.draw()
         scene = self.client.handle.scene
         scene.remove_click_callback()
         scene.on_click()(self.client.safely(self._clicked))
@@ -190,6 +219,7 @@ class EditPanel:
 
     def _end_tool(self) -> None:
         self.tool = ""
+        self.draw()
         self.message.content = ""
         self.client.handle.scene.remove_click_callback()
 
@@ -250,6 +280,13 @@ class EditPanel:
         self.client.subject.history.change(up=tuple(up.tolist()), ground=tuple(point.tolist()))
 
     # ---- size
+
+    def _measure(self) -> None:
+        for control in (self.length, self.true, self.unit, self.set_scale):
+            control.visible = False
+        self._tool("measure", "Click the two ends of a length.")  # which forgets the last one
+        if self.measure.value == "Clear":
+            self._end_tool()
 
     @property
     def measured(self) -> float | None:

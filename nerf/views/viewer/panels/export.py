@@ -12,6 +12,7 @@ from nerf.views.viewer.panels.look import MODES, small
 if TYPE_CHECKING:
     from nerf.views.viewer.client import Client
 
+LONGEST = 16384  # pixels of a picture
 TEXTURES = {"Coloured vertices": 0, "2048": 2048, "4096": 4096}
 
 
@@ -24,8 +25,8 @@ class ExportPanel:
         has_model = client.subject.model is not None or client.viewer.sharing is not None
         self._cancelled = False
         with gui.add_folder("Picture of this view", visible=has_model):
-            self.width = gui.add_number("Width", 1920, min=16, max=16384, step=1)
-            self.height = gui.add_number("Height", 1080, min=16, max=16384, step=1)
+            self.width = gui.add_number("Width", 1920, min=16, max=LONGEST, step=1)
+            self.height = gui.add_number("Height", 1080, min=16, max=LONGEST, step=1)
             self.picture = gui.add_button("Save the picture")
             self.picture.on_click(safely(self._picture))
         with gui.add_folder("Mesh"):
@@ -66,9 +67,12 @@ class ExportPanel:
         viewer, viewport = self.client.viewer, self.client.viewport
         pose, fov = self.client.pose()
         mode = viewport.mode if self.client.look.show.value in MODES else "color"
-        size = int(self.width.value), int(self.height.value)
+        width, height = (min(max(int(n.value), 16), LONGEST) for n in (self.width, self.height))
+        size = width, height
         self._cancelled = False
-        work = exports.picture(self.client.subject, pose, fov, size, mode, self.progress, lambda: self._cancelled)
+        work = exports.picture(
+            self.client.subject, pose, fov, size, mode, self.progress, lambda: self._cancelled or self.client.closed
+        )
         viewer.loop.add_patient(exports.told(work, self._done, self._failed))
 
     def _done(self, path: Any) -> None:

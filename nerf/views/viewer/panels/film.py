@@ -174,6 +174,7 @@ class FilmPanel:
         """The path as a line, with its key views."""
         path, scene, frame = self.path, self.client.handle.scene, self.client.frame
         self.client.clear("/path")
+        self.client.clear("/key views")
         if not path.views:
             return
         nodes: list[Any] = []
@@ -186,14 +187,14 @@ class FilmPanel:
             )  # fmt: skip
             node.on_click(self.client.safely(lambda _, k=k: self.set(self.path, k)))
             nodes.append(node)
+        self.client.put("/key views", nodes)
+        self.client.hide_near()
         if len(path.views) > 1 and path.duration > 0:
             seconds = torch.linspace(0, path.duration, min(MOST_POINTS, 32 * len(path.views)), dtype=torch.float64)
             line = frame.points(path.poses_at(seconds)[0][:, :, 3]).numpy()
             segments = np.stack([line[:-1], line[1:]], axis=1).astype(np.float32)
-            nodes.append(
-                scene.add_line_segments("/path/line", segments, PATH_COLOR, thickness=2.0, thickness_units="screen")
-            )
-        self.client.put("/path", nodes)
+            line = scene.add_line_segments("/path/line", segments, PATH_COLOR, thickness=2.0, thickness_units="screen")
+            self.client.put("/path", [line])
 
     # ---- preview
 

@@ -15,6 +15,7 @@ MODES = {"Colour": "color", "Depth": "depth", "Normals": "normal", "Opacity": "o
 MESH = "Mesh"
 OWN = "As it was trained"
 SHARPEST = ("640", "960", "1280", "1920")  # pixels along the longer side
+COLOURS = "orange: kept to measure by, grey: left out of training"
 HELP = (
     "Drag to turn around, with the right button to shift; the wheel comes closer. "
     "<b>W A S D</b> and <b>Q E</b> walk, the arrow keys turn."
@@ -31,12 +32,13 @@ class LookPanel:
 
     def __init__(self, client: Client) -> None:
         self.client = client
+        self._quiet = False  # while a control is set from here
         gui, safely = client.handle.gui, client.safely
         names = self._photo_names()
         self.show = gui.add_dropdown("Show", self._kinds())
         self.show.on_update(safely(self._show))
         self.cameras = gui.add_checkbox(
-            "Cameras", initial_value=False, hint="where the photos were taken; click one to go there"
+            "Cameras", initial_value=False, hint="where the photos were taken, click one to go there; " + COLOURS
         )
         self.cameras.on_update(safely(lambda _: client.show_cameras(self.cameras.value)))
         self.points = gui.add_checkbox("Sparse points", False, visible=False)
@@ -56,6 +58,10 @@ class LookPanel:
             self.error = gui.add_checkbox("Show the error", False, visible=False, hint=scale)
             self.error.on_update(safely(lambda _: client.viewport.slide(error=self.error.value)))
             self.psnr = gui.add_html("", visible=False)
+            why = "of training: where it is blurred, or something moved"
+            self.left_out = gui.add_checkbox("Leave it out", False, hint=why)
+            self.left_out.on_update(safely(lambda _: self._leave_out()))
+            self.n_left_out = gui.add_html("", visible=False)
         with gui.add_folder("Light", expand_by_default=False):
             self.exposure = gui.add_slider("Exposure", -3.0, 3.0, 0.25, 0.0, hint="stops: each is twice as bright")
             self.exposure.on_update(safely(lambda _: self._light(stops=float(self.exposure.value))))
@@ -93,6 +99,7 @@ class LookPanel:
         self.cameras.visible = bool(names)
         self.compare.visible = subject.scene is not None
         self.points.visible = subject.sparse_points() is not None
+        self._tell_left_out()
         self.occupancy.visible = subject.model is not None and not subject.model.space.warped
 
     def draw(self) -> None:
@@ -116,10 +123,39 @@ class LookPanel:
         else:
             self.photo.value = name  # which tells _go
 
+    def _tell_left_out(self) -> None:
+        """Whether training learns from the photo that is chosen, and from how many it does not."""
+        subject = self.client.subject
+        names = subject.names()
+        self.left_out.visible = bool(names)
+        if names:
+            i = self.chosen
+            self.left_out.disabled = subject.held_out(i)
+            out = names[i] in subject.edits.left_out
+            if self.left_out.value != out:
+                self._quiet = True
+                try:
+                    self.left_out.value = out
+                finally:
+                    self._quiet = False
+        n = len(subject.edits.left_out)
+        goes_on = "" if self.client.viewer.training else " when it goes on (<nobr>nerf train --resume</nobr>)"
+        self.n_left_out.content = small(f"{n} photo{'s' * (n > 1)} left out of training{goes_on}")
+        self.n_left_out.visible = n > 0
+
+    def _leave_out(self) -> None:
+        if self._quiet:
+            return
+        try:
+            self.client.subject.leave_out(self.chosen, self.left_out.value)
+        finally:
+            self._tell_left_out()
+
     def _step(self, by: int) -> None:
         self.choose((self.chosen + by) % len(self.photo.options))
 
     def _go(self) -> None:
+        self._tell_left_out()
         if self.compare.value:
             self.client.compare(self.chosen)
         else:
@@ -163,7 +199,10 @@ class LookPanel:
         self.client.wake()
 
     def _sharpest(self, _: Any) -> None:
-        self.client.viewport.pace.longest = int(self.sharpest.value)
+        longest = int(self.sharpest.value)
+        if str(longest) not in SHARPEST:
+            raise ValueError(f"the sharpest picture: {longest}")
+        self.client.viewport.pace.longest = longest
         self.client.viewport.pace.changed()
         self.client.wake()
 

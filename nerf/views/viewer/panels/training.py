@@ -15,9 +15,11 @@ from nerf.views.viewer.panels.look import small
 if TYPE_CHECKING:
     from nerf.views.viewer.client import Client
 
+LEARNT, HELD_OUT = "#2670c8", "#d06a1d"
 _STYLE = (
-    "<style>.nerf-curve .rule{stroke:#e3e5e8;stroke-width:1}.nerf-curve .curve{fill:none;stroke:#2670c8;"
-    "stroke-width:4}.nerf-curve .held-out{fill:none;stroke:#d06a1d;stroke-width:4}"
+    "<style>.nerf-curve svg{overflow:visible}"
+    ".nerf-curve .rule{stroke:#e3e5e8;stroke-width:1}.nerf-curve .curve{fill:none;stroke:" + LEARNT + ";"
+    "stroke-width:4}.nerf-curve .held-out{fill:none;stroke:" + HELD_OUT + ";stroke-width:4}"
     ".nerf-curve text{fill:#70757d;font-size:24px}</style>"
 )
 
@@ -28,7 +30,9 @@ def curve(points: list[dict[str, float]]) -> str:
     if not found:
         return small("The curve of PSNR over time begins after some steps.")
     drawing = curve_svg(found, width=760, height=380)
-    return f'{_STYLE}<div class="nerf-curve" style="padding:0 0.5em">{drawing}</div>'
+    kinds = {"psnr": (LEARNT, "photos learnt from"), "held_out": (HELD_OUT, "held-out photos")}
+    words = ", ".join(f'<span style="color:{kinds[name][0]}">{kinds[name][1]}</span>' for name in found)
+    return f'{_STYLE}<div class="nerf-curve" style="padding:0.5em 0.5em 0">{drawing}</div>{small(words)}'
 
 
 def state_in_words(step: int, total: int | None, seconds: float, points: list[dict[str, float]], state: str) -> str:

@@ -26,6 +26,9 @@ from nerf.kernels.records import (
 OUTPUTS = ("colors", "opacities", "depths", "median_depths", "second_moments", "distortions")
 RAY_ROOM = 24  # kept samples a ray that the buffer of a training step has room for, at least in the mean over its rays
 LEAST_ROOM = 1 << 18
+# Threads of a block that renders. A lane owns a ray, and a batch of training has few: large blocks would leave
+# multiprocessors empty. Pictures have many, and share the staged weights among more of them.
+TRAINING_THREADS, PICTURE_THREADS = 128, 256
 
 
 def _keep(n: Tensor, n_rays: int, capacity: int, net: Net, n_features: int) -> KeptSamples:
@@ -64,6 +67,7 @@ class _Render(torch.autograd.Function):
     def forward(
         ctx: Any, job: _Job, rays_o: Tensor, rays_d: Tensor, viewdirs: Tensor, *leaves: Tensor
     ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # outputs without a gradient are null to the kernel, not a tensor of zeros
         n, p, device = len(rays_o), pointers(), rays_o.device
         settings, numbers, capacity = job.settings, job.numbers, job.capacity
         net = Net(job.field, p)
@@ -86,7 +90,8 @@ class _Render(torch.autograd.Function):
         for name, tensor in zip(OUTPUTS, (colors, *scalars), strict=True):
             setattr(args, name, tensor.data_ptr())
         program = net.program("cuda_render.cu")
-        blocks = fill_gpu(program, "render_forward", THREADS, net.staged_bytes, blocks_of(n))
+        threads = TRAINING_THREADS if keep else PICTURE_THREADS
+        blocks = fill_gpu(program, "render_forward", threads, net.staged_bytes, blocks_of(n, threads))
         while True:
             counts = torch.zeros(3, dtype=torch.int64, device=device)
             numbers["evaluated"], (numbers["kept"], next_ray) = counts[:1], counts[1:].view(torch.int32)[::2].split(1)
@@ -94,7 +99,7 @@ class _Render(torch.autograd.Function):
             args.n_evaluated, args.next_ray = numbers["evaluated"].data_ptr(), next_ray.data_ptr()
             args.kept = kept.struct if kept else cuda_args.Kept()
             if n:
-                program.launch("render_forward", args, blocks, THREADS, shared=net.staged_bytes)
+                program.launch("render_forward", args, blocks, threads, shared=net.staged_bytes)
             if kept is None or (job.overflow == "drop" and not cuda.deterministic):
                 break
             # Every sample is promised its gradient: look, and try again. Where the same samples have to find room in
@@ -117,12 +122,12 @@ class _Render(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any,
-        grad_colors: Tensor,
-        grad_opacities: Tensor,
-        grad_depths: Tensor,
-        _median: Tensor,
-        grad_moments: Tensor,
-        grad_distortions: Tensor,
+        grad_colors: Tensor | None,
+        grad_opacities: Tensor | None,
+        grad_depths: Tensor | None,
+        _median: Tensor | None,
+        grad_moments: Tensor | None,
+        grad_distortions: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         rays_o, rays_d, viewdirs, *_ = ctx.saved_tensors
         _alive, net, kept, sh, job = ctx.state
@@ -148,7 +153,7 @@ def _backward(
     net: Net,
     kept: KeptSamples,
     sh: Tensor,
-    per_ray: dict[str, Tensor],
+    per_ray: dict[str, Tensor | None],
     job: _Job,
     grad_table: Tensor,
     rays: tuple[Tensor, Tensor, Tensor] | None,

@@ -23,7 +23,7 @@ from nerf.fields.radiance import FieldOptions
 from nerf.kernels import cuda_render
 from nerf.rendering import rays as rendering
 from nerf.rendering.model import Model
-from nerf.training import loop as training_module
+from nerf.training import stepping
 from nerf.training.config import TrainConfig
 from nerf.training.loop import Trainer
 from nerf.training.loop import train as train_scene
@@ -132,9 +132,13 @@ SETTINGS: list[dict[str, Any]] = [
     {"coarse_steps": 100, "diffuse_steps": 50},
     {"step_scale": 1.0},
     {"occupancy_every": 32},
-    {"graph": True},
+    {"graph": False},
 ]
-CONSTANTS = (*((training_module, "READ_EVERY", v) for v in (1, 4, 64)), (cuda_render, "RAY_ROOM", 48))
+CONSTANTS = (
+    *((stepping, "READ_EVERY", v) for v in (1, 4, 64)),
+    *((cuda_render, "TRAINING_THREADS", v) for v in (64, 256)),
+    (cuda_render, "RAY_ROOM", 48),
+)
 
 
 def tuning(args: Args, scene: Path, left: Clock) -> dict[str, Any]:

@@ -117,6 +117,8 @@ KERNEL(render_forward, RenderArgs, 256) {
       const bool keep = has && (lane >> 4) == half && !sample_is_skipped(ray.trans, alpha, args.stop_threshold, args.alpha_threshold);
       const u32 kept = ballot_all(keep);
       if (kept == 0) continue;
+      int first = 0;  // slot: asked for before the colour network, which takes as long as the answer
+      if (args.kept.n && lane == 0) first = atomic_add(args.kept.n, count_bits(kept));
 
       Pair c[2][4];
       float logits[1][4], rgb[3];
@@ -126,8 +128,6 @@ KERNEL(render_forward, RenderArgs, 256) {
 
       int slot = -1;
       if (args.kept.n) {
-        int first = 0;
-        if (lane == 0) first = atomic_add(args.kept.n, count_bits(kept));
         first = shuffle_all(first, 0);
         if (keep) slot = first + count_bits(kept & ((1u << lane) - 1));
         if (slot >= args.kept.capacity) slot = -1;  // no room: it still counts in the picture, but teaches nothing

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from argparse import Namespace
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 import torch
 
 from nerf import kernels
-from nerf.errors import UserError
 from nerf.kernels import cuda_graph, nvrtc
 from nerf.kernels.bindings import Pointers
 from nerf.kernels.cuda_args import NumbersArgs
@@ -139,24 +137,21 @@ def test_a_recording_that_breaks_says_why(monkeypatch: pytest.MonkeyPatch) -> No
         def register_generator_state(self, random: torch.Generator) -> None:
             pass
 
-        def capture_begin(self, capture_error_mode: str) -> None:
+        def capture_begin(self, pool: object, capture_error_mode: str) -> None:
             pass
 
         def capture_end(self) -> None:
             raise RuntimeError("capture invalidated")
 
-    stream = type("Stream", (), {"wait_stream": lambda self, other: None})
-    for name, value in (("CUDAGraph", Graph), ("current_stream", stream), ("Stream", stream)):
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.cuda, "stream", lambda aside: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
 
     def work() -> None:
         raise RuntimeError("the first error")
 
-    with pytest.raises(UserError, match=r"cannot be recorded as a CUDA graph .the first error"):
-        cuda_graph._Graph(work, torch.Generator())
-    with pytest.raises(UserError, match=r"cannot be recorded as a CUDA graph .capture invalidated"):
-        cuda_graph._Graph(lambda: None, torch.Generator())
+    with pytest.raises(kernels.NotRecorded, match=r"^the first error"):
+        cuda_graph._Graph(work, torch.Generator(), None)
+    with pytest.raises(kernels.NotRecorded, match=r"^capture invalidated"):
+        cuda_graph._Graph(lambda: None, torch.Generator(), None)
 
 
 @pytest.mark.parametrize(

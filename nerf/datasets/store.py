@@ -43,6 +43,10 @@ class PixelStore:
             store._flat = self._flat.to(device)
         return store
 
+    def is_on(self, device: torch.device) -> bool:
+        """Whether the pixels themselves are there, not only what finds them."""
+        return not self.tile and self._flat.device == device
+
     @property
     def n_channels(self) -> int:
         return int(self.memory.shape[1])

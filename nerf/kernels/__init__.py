@@ -23,7 +23,7 @@ from nerf.errors import UserError, note
 from nerf.kernels import bindings, cuda, fusion, matching, nearest, network, nvrtc, raster, winding
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
 from nerf.kernels.bindings import MAX_NET_LAYERS
-from nerf.kernels.cuda_graph import RecordedSteps
+from nerf.kernels.cuda_graph import NotRecorded, RecordedSteps
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.matching import MatchSource, MatchWindow
 from nerf.kernels.nearest import Nearest
@@ -58,6 +58,7 @@ __all__ = [
     "MarchSettings",
     "MatchSource",
     "MatchWindow",
+    "NotRecorded",
     "OccupancyBits",
     "Rays",
     "RecordedSteps",

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from nerf import kernels
 from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.fields.own import checked
+from nerf.fields.radiance import RadianceField
 from nerf.io import checkpoint
 from nerf.io.files import write_file
 from nerf.io.interrupts import stoppable, whole
@@ -67,7 +67,7 @@ class Trainer:
         self.config, self.device, on_gpu = config, kernels.device(), kernels.on_gpu()
         ids = scene.splits["train"]
         self.model = new_model(scene, config, field)
-        self.scene = _on_device(scene, self.device)
+        self.scene = stepping.on_device(scene, self.device)
         self.sampler = sampler_of(self.scene, ids)
         self.random = torch.Generator(self.device)
         self.optimiser = FieldOptimiser(self.model.field, config.beta1, config.beta2, config.epsilon)
@@ -101,9 +101,11 @@ class Trainer:
         self.batch_samples = config.batch_samples or (1 << 17 if on_gpu else 3 << 13)
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
+        self.growth = stepping.GPU_GROWTH if on_gpu else stepping.GROWTH
         self.meter = Meter(self.device, stepping.READ_EVERY if on_gpu else 1)
         self.samples = self.meter.samples  # numbers of rays, and of samples evaluated and trained
-        self.recorded = stepping.recorder_of(config, bool(scene.pixels.tile), self.random)
+        own = loss is not None or not isinstance(self.model.field, RadianceField)
+        self.recorded = stepping.recorder_of(config, self.scene, own, self.random)
 
     def progress(self) -> float:
         """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-
@@ -140,7 +142,8 @@ class Trainer:
             if self._leave_out_distractors() or schedule.updates_importance(self.step):
                 self.sampler.update_importance(schedule.importance_at(self.step))
             plan = self.plan()
-            self.look_at_numbers(plan, stepping.run_step(self.learn, plan, self.recorded))
+            result = stepping.run_step(self.learn, plan, self.recorded, self._forget_recording)
+            self.look_at_numbers(plan, result)
         self.step += 1
         return self.meter.mse
 
@@ -202,6 +205,13 @@ class Trainer:
         self.sampler.record(batch, errors)
         return StepResult(loss.detach(), errors, rendered.evaluated, rendered.kept, rendered.capacity)
 
+    def _forget_recording(self) -> None:
+        """No graphs any more, nor what one that broke left: gradients never computed, a generator that waits for it."""
+        self.recorded = None
+        for p in self.optimiser.live:
+            p.grad = None
+        self.random = torch.Generator(self.device).manual_seed(self.random.initial_seed())
+
     def _leave_out_distractors(self) -> bool:
         """Choose anew which parts of photos are not drawn, where it is time to; whether it was."""
         if self.distractors is None or not self.config.schedule.looks_for_distractors(self.step):
@@ -228,7 +238,7 @@ class Trainer:
 
         def cost(step: int, batch_of: int | None = None) -> float:
             factor = self.config.schedule.batch_factor(step if batch_of is None else batch_of)
-            return (1.0 + stepping.GROWTH * factor) * (1.0 + stepping.RAY_GRADIENTS * self.poses_move(step))
+            return (1.0 + self.growth * factor) * (1.0 + stepping.RAY_GRADIENTS * self.poses_move(step))
 
         past = self.step
         marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(past, self.seconds)]
@@ -291,13 +301,6 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same scene and configuration."""
         restore(self, path)
-
-
-def _on_device(scene: Scene, device: torch.device) -> Scene:
-    """The scene with its pixels and cameras where the field is."""
-    names = ("pixels", "cameras", "scene_from_world", "masks", "silhouettes", "depths")
-    held = {name: part for name in names if (part := getattr(scene, name)) is not None}
-    return replace(scene, **{name: part.to(device) for name, part in held.items()})
 
 
 def train(

@@ -452,7 +452,7 @@ def test_gpu_check_draws_fox_without_lego(emulated: None, tmp_path: Path, monkey
 # ---- compiling and finding ----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc")
+@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 def test_a_source_compiles_for_old_and_new_cards() -> None:
     for architecture in (75, 90):
         code, _ = nvrtc.compile_source("cuda_adam.cu", architecture, {})
@@ -462,7 +462,7 @@ def test_a_source_compiles_for_old_and_new_cards() -> None:
         nvrtc.compile_source("cuda_field.cu", 90, {"NERF_WIDTH": 3})
 
 
-@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc")
+@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 def test_kernels_use_what_the_chip_is_fast_at() -> None:
     """Wide accesses, tensor cores, a whole row in one atomic; and no array that ended up in memory."""
     newest = 91  # no such card: NVRTC then gives readable code for the newest one below

@@ -58,7 +58,7 @@ def test_operands_are_written_whole(emulated: None) -> None:
     assert torch.equal(net.operands, before) and not bool(net.operands.view(torch.float16).isnan().any())
 
 
-@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install cuda-bindings nvidia-cuda-nvrtc")
+@pytest.mark.skipif(nvrtc.nvrtc_version() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 def test_a_slot_is_asked_for_before_the_colour_network() -> None:
     code = nvrtc.compile_source("cuda_render.cu", 91, {"NERF_STAGE_WEIGHTS": 1})[0].decode()
     body = code[code.index(".entry render_forward") :]

@@ -155,7 +155,8 @@ def test_a_recording_that_breaks_says_why(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("exits", "tools", "failed"), [((0, 77, 0), 3, "synccheck"), ((0, 0, 0), 3, ""), ((1, 0, 0), 1, "")]
+    ("exits", "tools", "failed"),
+    [((0, 77, 0, 0), 4, "initcheck"), ((0, 0, 0, 0), 4, ""), ((1, 0, 0, 0), 4, "memcheck"), ((255, 0, 0, 0), 1, "")],
 )
 def test_every_sanitizer_is_run_and_its_findings_count(
     exits: tuple[int, ...], tools: int, failed: str, monkeypatch: pytest.MonkeyPatch
@@ -163,7 +164,7 @@ def test_every_sanitizer_is_run_and_its_findings_count(
     left, ran = iter(exits), []
 
     def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
-        assert 0 < settings["timeout"] <= 100
+        assert 0 < settings["timeout"] <= 100 and settings["env"]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
         ran.append(command[command.index("--tool") + 1])
         return subprocess.CompletedProcess(command, next(left), "========= one line", "")
 

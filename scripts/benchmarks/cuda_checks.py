@@ -132,9 +132,9 @@ def check_march(n: int = 4096) -> Iterator[Row]:
         except RuntimeError:  # no compiler here: the reference gives the same samples
             wanted = reference.march(_rays(rays), rays[-1], settings)
         else:
-            assert bits is not None
-            yield f"{name}: bits that differ", differs(bits.fine, packed.fine), EXACT
-            yield f"{name}: clearances that differ", differs(bits.clearance, packed.clearance), EXACT
+            if bits is not None:  # the reference, in a rehearsal, has none
+                yield f"{name}: bits that differ", differs(bits.fine, packed.fine), EXACT
+                yield f"{name}: clearances that differ", differs(bits.clearance, packed.clearance), EXACT
         for part in ("t_starts", "t_ends", "ray_indices", "packed_info"):
             yield f"{name}: {part} that differ", differs(getattr(found, part), getattr(wanted, part)), EXACT
 

@@ -47,6 +47,7 @@ CASES: dict[str, Callable[[], Iterator[checks.Row]]] = {
     "render, half, other depths": lambda: checks.check_render(True, 20, 0.1, layers=(3, 1), **SMALL),
     "stops": lambda: checks.check_stops(40, **SMALL),
     "Adam": lambda: checks.check_adam(200),
+    "numbers": checks.check_numbers,
 }
 
 

@@ -75,6 +75,7 @@ def chosen_checks(args: Args) -> dict[str, Callable[[], Iterator[checks.Row]]]:
         "field, half": lambda: checks.check_field(True, 40, **_small()),
         "render, half": lambda: checks.check_render(True, 20, 0.1, **_small()),
         "Adam": lambda: checks.check_adam(100),
+        "numbers": checks.check_numbers,
         "deterministic": lambda: checks.check_deterministic(20, **_small()),
     }
     return tiny if args.dry_run or args.small else checks.ALL

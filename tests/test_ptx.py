@@ -22,6 +22,7 @@ from nerf.kernels import nvrtc
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 from benchmarks import cuda_checks as checks
+from benchmarks import cuda_step_checks as step_checks
 
 pytestmark = pytest.mark.skipif(
     emulation.compiler() is None or nvrtc.nvrtc_version() is None,
@@ -33,6 +34,8 @@ CASES: dict[str, Callable[[], Iterator[checks.Row]]] = {
     "march": lambda: checks.check_march(300),
     "Adam": lambda: checks.check_adam(200),
     "numbers": checks.check_numbers,
+    "draw": lambda: step_checks.check_draw(100),
+    "learn": lambda: step_checks.check_learn(True, 20, 0.1, **SMALL),
     "hash grid": lambda: checks.check_hashgrid(100, ((3, 4), (1, 1))),
     "field, half": lambda: checks.check_field(True, 50, **SMALL),
     "render, half": lambda: checks.check_render(True, 40, 0.06, **SMALL),

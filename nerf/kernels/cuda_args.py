@@ -85,6 +85,25 @@ class CompositeArgs(ctypes.Structure):
     )
 
 
+class PhotoArgs(ctypes.Structure):
+    _fields_ = fields(
+        composite=CompositeArgs,
+        **all_of(_P, "colors opacities second_moments targets backgrounds places"),
+        **all_of(_F, "photo_weight surface_weight delta"),
+        **all_of(_P, "rates errors loss error_sums error_counts"),
+    )
+
+
+class DrawArgs(ctypes.Structure):
+    _fields_ = fields(
+        **all_of(_P, "pixels offsets widths heights blocks cumulative cameras directions starts"),
+        **all_of(_P, "rays_o rays_d viewdirs t_near t_far jitter targets backgrounds places step_at"),
+        **all_of(_U, "seed step"),
+        **all_of(_I, "n n_blocks side channels bytes has_alpha"),
+        **all_of(_F, "exposure half_extent near far"),
+    )
+
+
 class BackwardArgs(ctypes.Structure):
     _fields_ = fields(
         kept=Kept,

@@ -33,6 +33,7 @@ from nerf.training import stepping
 from nerf.training.config import TrainConfig, new_model, weights_of
 from nerf.training.distractors import Distractors, left_out_in_words
 from nerf.training.exposure import ExposureCorrections
+from nerf.training.fused_step import fused_step
 from nerf.training.objective import SceneLoss, near_camera_opacity_loss
 from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
@@ -105,6 +106,8 @@ class Trainer:
         self.meter = Meter(self.device, stepping.READ_EVERY if on_gpu else 1)
         self.samples = self.meter.samples  # numbers of rays, and of samples evaluated and trained
         own = loss is not None or not isinstance(self.model.field, RadianceField)
+        parts = self.scene, self.model, self.sampler, self.optimiser, self.weights, config
+        self.fused = None if own else fused_step(*parts)
         self.recorded = stepping.recorder_of(config, self.scene, own, self.random)
 
     def progress(self) -> float:
@@ -142,14 +145,15 @@ class Trainer:
             if self._leave_out_distractors() or schedule.updates_importance(self.step):
                 self.sampler.update_importance(schedule.importance_at(self.step))
             plan = self.plan()
-            result = stepping.run_step(self.learn, plan, self.recorded, self._forget_recording)
-            self.look_at_numbers(plan, result)
+            self.look_at_numbers(plan, stepping.run_step(self, plan))
         self.step += 1
         return self.meter.mse
 
     def learn(self, now: StepPlan) -> StepResult:
-        """Draw pixels, cast their rays, render, compare, go back, and take a step of Adam. Nothing here waits for a
-        GPU."""
+        """Draw pixels, cast their rays, render, compare, go back, and take a step of Adam: on a GPU all at once, where
+        that serves. Nothing here waits for a GPU."""
+        if self.fused is not None:
+            return self.fused(now)
         c, scene, model, random, n = self.config, self.scene, self.model, self.random, now.n_rays
         field, occupancy, marching = model.field, model.occupancy, model.marching
 
@@ -204,13 +208,6 @@ class Trainer:
             self.exposures.step(c.schedule.exposure_rate_at(self.progress()), now.step >= c.schedule.flash_after)
         self.sampler.record(batch, errors)
         return StepResult(loss.detach(), errors, rendered.evaluated, rendered.kept, rendered.capacity)
-
-    def _forget_recording(self) -> None:
-        """No graphs any more, nor what one that broke left: gradients never computed, a generator that waits for it."""
-        self.recorded = None
-        for p in self.optimiser.live:
-            p.grad = None
-        self.random = torch.Generator(self.device).manual_seed(self.random.initial_seed())
 
     def _leave_out_distractors(self) -> bool:
         """Choose anew which parts of photos are not drawn, where it is time to; whether it was."""

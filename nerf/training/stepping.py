@@ -3,10 +3,10 @@ makes of it, where nothing waits for numbers and whole steps may be replayed as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from nerf.io import checkpoint
 from nerf.io.clock import Clock
 from nerf.kernels import RecordedSteps
 from nerf.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from nerf.training.loop import Trainer
 
 CLOCK = Clock(warm_up=0.15, margin=0.005, recent=0.1)  # schedules are constant until later than the warm-up
 SETTLE_EVERY = 0.02  # of the time, after which the number of steps that fills it is settled anew
@@ -84,24 +87,24 @@ def recorder_of(config: TrainConfig, scene: Scene, own: bool, random: torch.Gene
     return None if why else RecordedSteps(kernels.device(), random, config.beta1, config.beta2)
 
 
-def run_step(
-    work: Callable[[StepPlan], StepResult],
-    plan: StepPlan,
-    recorded: RecordedSteps | None,
-    forget: Callable[[], None],
-) -> StepResult:
-    """The result of `work(plan)`, called or replayed from what it launched for a plan of the same shape; called behind
-    `forget()`, once for all, where it cannot be recorded."""
+def run_step(trainer: Trainer, plan: StepPlan) -> StepResult:
+    """The result of `trainer.learn(plan)`, called or replayed from what it launched for a plan of the same shape;
+    called, from now on, where it cannot be recorded."""
+    recorded = trainer.recorded
     if recorded is None:
-        return work(plan)
+        return trainer.learn(plan)
     rates, step_at = recorded.place(plan.step, plan.learning_rate, float(plan.surface))
     here = replace(plan, surface=rates[3] if plan.surface > 0 else 0.0, rates=rates, step_at=step_at)
     try:
-        return recorded.run(plan.shape(), lambda: work(here))
+        return recorded.run(plan.shape(), lambda: trainer.learn(here))
     except kernels.NotRecorded as error:
         note(f"training goes on without CUDA graphs, for a step cannot be recorded ({error})")
-        forget()
-        return work(plan)
+        # what the broken recording left: gradients that were never computed, a generator that waits for its end
+        trainer.recorded = None
+        for p in trainer.optimiser.live:
+            p.grad = None
+        trainer.random = torch.Generator(trainer.device).manual_seed(trainer.random.initial_seed())
+        return trainer.learn(plan)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ elsewhere: targets stand in the README, beside what was measured.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import statistics
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import cuda_checks as checks
+from benchmarks import cuda_step_checks as steps
 from benchmarks.gpu_learning import LAST, TINY, load, profile, seconds_of, synchronise, trained, training, tuning
 from benchmarks.gpu_modes import graph, tinycudann
 from nerf import kernels as ops
@@ -75,10 +77,17 @@ def chosen_checks(args: Args) -> dict[str, Callable[[], Iterator[checks.Row]]]:
         "field, half": lambda: checks.check_field(True, 40, **_small()),
         "render, half": lambda: checks.check_render(True, 20, 0.1, **_small()),
         "Adam": lambda: checks.check_adam(100),
-        "numbers": checks.check_numbers,
         "deterministic": lambda: checks.check_deterministic(20, **_small()),
     }
-    return tiny if args.dry_run or args.small else checks.ALL
+    if ops.backend() == "cuda":  # which alone has these
+        tiny["numbers"] = checks.check_numbers
+        tiny["step"] = lambda: itertools.chain(steps.check_draw(100), steps.check_learn(True, 20, 0.1, **_small()))
+    whole = {
+        "draw": steps.check_draw,
+        "learn, half": lambda: steps.check_learn(True),
+        "learn, single": lambda: steps.check_learn(False),
+    }
+    return tiny if args.dry_run or args.small else checks.ALL | whole
 
 
 def correctness(args: Args, scene: Path, left: Clock, name: str) -> dict[str, Any]:

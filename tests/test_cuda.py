@@ -134,6 +134,15 @@ def test_samples_without_room_are_in_the_picture_and_counted(emulated: None, mon
     assert int(grown.kept) == int(cramped.kept) <= grown.capacity
 
 
+def test_rows_are_not_added_where_they_cannot_be(emulated: None) -> None:
+    params, config = checks.make_field(**SMALL)
+    params = tiny.cast(params, torch.float32, requires_grad=True)
+    n = params.table.numel()
+    sink = GradAccumulator(torch.zeros(n + 1)[1:].view(params.table.shape))  # begins 4 bytes behind where it should
+    with pytest.raises(ValueError, match=r"grad_accumulator\.table: expected to begin at a multiple of 16 bytes"):
+        render(tiny.ray_batch(8), params, config, sink).foregrounds.sum().backward()
+
+
 @pytest.fixture
 def deterministic(emulated: None) -> None:
     kernels.be_deterministic(True)  # until the emulated GPU goes

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from nerf import kernels
-from nerf.kernels import cuda_graph, nvrtc
+from nerf.kernels import cuda_graph, nvrtc, nvrtc_library
 from nerf.kernels.bindings import Pointers
 from nerf.kernels.cuda_args import NumbersArgs
 
@@ -152,6 +152,24 @@ def test_a_recording_that_breaks_says_why(monkeypatch: pytest.MonkeyPatch) -> No
         cuda_graph._Graph(work, torch.Generator(), None)
     with pytest.raises(kernels.NotRecorded, match=r"^capture invalidated"):
         cuda_graph._Graph(lambda: None, torch.Generator(), None)
+
+
+@pytest.mark.parametrize(("cuda", "first"), [("12.4", 12), ("13.0", 13), (None, 13)])
+def test_the_compiler_is_that_of_torchs_cuda(
+    cuda: str | None, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pip put both, and a toolkit is there; what the system's loader knows comes behind."""
+    for place in ("nvidia/cu13/lib/libnvrtc.so.13", "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "kit/lib64/libnvrtc.so.12"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes(b"")
+    spec = Namespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(nvrtc_library, "find_spec", lambda name: spec)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "kit"))
+    found = [path.removeprefix(f"{tmp_path}/") for path in nvrtc_library._candidates()]
+    of_13 = ["nvidia/cu13/lib/libnvrtc.so.13", "libnvrtc.so.13"]
+    of_12 = ["nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "kit/lib64/libnvrtc.so.12", "libnvrtc.so.12"]
+    assert found == (of_12 + of_13 if first == 12 else of_13 + of_12)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,10 @@ class _Render(torch.autograd.Function):
 def writable(sink: GradAccumulator, table: Tensor) -> Tensor:
     """Where the table's gradient is added; torch is told of the change."""
     check_in_place("grad_accumulator.table", sink.table, tuple(table.shape), torch.float32, str(gpu().device))
+    if sink.table.data_ptr() % 16:
+        raise ValueError(
+            "grad_accumulator.table: expected to begin at a multiple of 16 bytes: whole rows are added to it"
+        )
     torch.autograd.graph.increment_version(sink.table)
     return sink.table
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nerf import kernels
+from nerf.datasets.bits import packed
 from nerf.geometry.space import Box, Unbounded
 from nerf.kernels import nvrtc, reference
 from nerf.rendering.marching import Marching
@@ -64,6 +65,26 @@ def test_a_batch_is_what_the_photos_show_and_the_cameras_see(emulated: None) -> 
     # one pixel in each 500th of all blocks; others in the next step
     assert int(drawn.places.bincount().max() - drawn.places.bincount().min()) <= 1
     assert not torch.equal(reference.draw_rays(table, None, 0, 4, 500).targets, drawn.targets)
+
+
+def test_masks_and_silhouettes_are_those_of_the_scene(emulated: None) -> None:
+    """By their own `gather`; behind an object before one colour is that colour."""
+    scene, images = tiny.sphere_scene(3, 20), []
+    for seed in (1, 2):
+        bits = torch.rand(3, 20, 20, 1, generator=torch.Generator().manual_seed(seed)) < 0.7
+        images.append(packed([(20, 20)] * 3, lambda i, bits=bits: 255 * bits[i].numpy().astype(np.uint8)))
+    scene = replace(scene, masks=images[0], silhouettes=images[1], background=torch.tensor([0.1, 0.2, 0.9]))
+    trainer = trainer_of(scene)
+    assert trainer.fused is not None
+    table = photo_table(trainer.scene, trainer.model, trainer.sampler)  # type: ignore[arg-type]
+    blocks = torch.cartesian_prod(torch.arange(3), torch.arange(20), torch.arange(20))  # every pixel is its own
+    drawn = reference.draw_rays(replace(table, blocks=blocks, side=1), None, 0, 3, 1200)
+    where = blocks[drawn.places].unbind(1)
+    assert drawn.used is not None and torch.equal(drawn.used, images[0].gather(*where)[:, 0])
+    solid = images[1].gather(*where)[:, 0] > 0
+    behind = (drawn.backgrounds - torch.tensor([0.1, 0.2, 0.9])).abs().amax(1) < 1e-6
+    assert torch.equal(behind, solid)
+    assert 0 < trainer.train_step() < 1
 
 
 def test_random_directions_are_nearly_uniform() -> None:
@@ -144,8 +165,8 @@ def test_only_steps_that_are_the_same_are_fused(emulated: None) -> None:
     assert trainer_of(scene).fused is not None
     for changes in ({"deterministic": True}, {"refine_poses": True}, {"exposure": True}):
         assert trainer_of(scene, **changes).fused is None
-    masks = tiny.store([np.full((20, 20, 1), 255, np.uint8)] * 3)
-    assert trainer_of(replace(scene, masks=masks)).fused is None
+    depths = tiny.store([np.full((20, 20, 1), 2.0, np.float32)] * 3)
+    assert trainer_of(replace(scene, depths=depths)).fused is None
     assert trainer_of(replace(scene, linear=True)).fused is None
     open_scene = tiny.sphere_scene(3, 20, space=Unbounded(2))
     assert trainer_of(open_scene).fused is None  # for what is right before cameras

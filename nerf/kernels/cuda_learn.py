@@ -49,18 +49,29 @@ def draw_rays(
         channels=table.pixels.shape[1],
         bytes=table.pixels.element_size(),
         has_alpha=int(table.has_alpha),
+        has_background=int(table.background is not None),
+        background=cuda_args.Three(*(table.background or (0.0, 0.0, 0.0))),
         exposure=table.exposure,
         half_extent=table.half_extent,
         near=table.near,
         far=table.far,
     )
+    for name, offsets, held in (
+        ("masks", "mask_offsets", table.masks),
+        ("silhouettes", "silhouette_offsets", table.silhouettes),
+    ):
+        if held is not None:
+            setattr(args, name, p(name, held[0], (None,), torch.uint8))
+            setattr(args, offsets, p(offsets, held[1], (images,), long))
+    used = torch.empty(n, device=device) if table.masks is not None else None
+    args.used = 0 if used is None else used.data_ptr()
     if table.directions is not None:
         args.directions = p("directions", table.directions[0], (None, 3))
         args.starts = p("starts", table.directions[1], (images,), long)
     if not any_direction:
         args.viewdirs, viewdirs = 0, d
     nvrtc.program("cuda_draw.cu").launch("draw_rays", args, blocks_of(n), THREADS)
-    return DrawnRays(Rays(o, d, viewdirs, *parts[5:]), targets, backgrounds, places)
+    return DrawnRays(Rays(o, d, viewdirs, *parts[5:]), targets, backgrounds, places, used)
 
 
 def _places(tensors: tuple[Tensor, ...]) -> list[int]:
@@ -94,6 +105,7 @@ def learn_rays(
         second_moments=second_moments.data_ptr(),
         targets=p("targets", drawn.targets, (n, 3)),
         backgrounds=p("backgrounds", drawn.backgrounds, (n, 3)),
+        used=p("used", drawn.used, (n,)),
         places=p("places", drawn.places, (n,), torch.int64),
         photo_weight=loss.photo,
         surface_weight=loss.surface,

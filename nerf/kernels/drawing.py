@@ -28,6 +28,11 @@ class PhotoTable:
     side: int
     cameras: Tensor  # [images,16] float32
     directions: tuple[Tensor, Tensor] | None  # [pixels of all lenses,3] float32, and where each image's begin [images]
+    # Bits [bytes] of the images' pixels in order, the highest of a byte first, and the byte [images] with which each
+    # image's begin: pixels that count, and those that show the object (in the place of alpha); None: all.
+    masks: tuple[Tensor, Tensor] | None
+    silhouettes: tuple[Tensor, Tensor] | None
+    background: tuple[float, float, float] | None  # behind what is opaque, where one is known
     exposure: float  # random colours behind what is transparent are divided by it
     half_extent: float  # of the box through which rays are marched
     near: float
@@ -37,12 +42,13 @@ class PhotoTable:
 @dataclass(frozen=True)
 class DrawnRays:
     """A batch of n rays, with the colours [n,3] that they are to show over backgrounds [n,3], and the blocks [n] int64
-    that their pixels were drawn from."""
+    that their pixels were drawn from; used [n]: 0 where masks exclude them, None without masks."""
 
     rays: Rays
     targets: Tensor
     backgrounds: Tensor
     places: Tensor
+    used: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ def fused_step(
 
 
 def serves(scene: Scene, model: Model, sampler: object, weights: Weights, config: TrainConfig) -> bool:
-    """Whether a step is one of a GPU's own kernels, of our field, of photos of 8 or 16 bits in its memory without masks
-    and depths, and learns nothing else than the field."""
+    """Whether a step is one of a GPU's own kernels: of our field, of photos of 8 or 16 bits in its memory without
+    depths, of an object, for what is before cameras counts elsewhere; and learns nothing else than the field."""
     if kernels.backend() != "cuda" or config.deterministic or config.refine_poses or config.learns_light:
         return False
     field, pixels, space = model.field, scene.pixels, scene.space
@@ -62,15 +62,16 @@ def serves(scene: Scene, model: Model, sampler: object, weights: Weights, config
         return False
     if not (isinstance(pixels, PixelStore) and pixels.is_on(kernels.device()) and pixels.is_integer):
         return False
-    known = scene.masks, scene.depths, scene.silhouettes
-    return all(held is None for held in known) and (
-        not scene.cameras.distorted() or scene.cameras.lens_table() is not None
-    )
+    if scene.depths is not None or isinstance(scene.masks, PixelStore):
+        return False
+    return not scene.cameras.distorted() or scene.cameras.lens_table() is not None
 
 
 def photo_table(scene: Scene, model: Model, sampler: PixelSampler) -> PhotoTable:
     """The scene as the kernels read it; scene: where the field is."""
     pixels, cameras, marching = scene.pixels, scene.cameras, model.marching
+    masks, objects = scene.masks, scene.silhouettes
+    assert not isinstance(masks, PixelStore)
     return PhotoTable(
         *(pixels.flat, pixels.offsets, pixels.widths, pixels.heights),
         has_alpha=pixels.n_channels in (2, 4) and scene.has_alpha,
@@ -78,6 +79,9 @@ def photo_table(scene: Scene, model: Model, sampler: PixelSampler) -> PhotoTable
         side=BLOCK,
         cameras=cameras.packed(scene.scene_from_world),
         directions=cameras.lens_table() if cameras.distorted() else None,
+        masks=None if masks is None else (masks.memory, masks.offsets),
+        silhouettes=None if objects is None else (objects.memory, objects.offsets),
+        background=None if scene.background is None else tuple(model.background.tolist()),
         exposure=model.exposure,
         half_extent=scene.space.half_extent,
         near=marching.near,

@@ -46,13 +46,20 @@ def photo_tables() -> dict[str, PhotoTable]:
     shared |= {"blocks": torch.tensor([[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 2], [1, 1, 1]]), "side": 16}
     shared |= {"cameras": cameras, "half_extent": 2.0, "near": 0.1, "far": 9.0}
 
-    def table(c: int, alpha: bool = False, wide: bool = False, bent: bool = False) -> PhotoTable:
+    def bits() -> tuple[Tensor, Tensor]:
+        return torch.randint(256, (100,), generator=g).to(torch.uint8), torch.tensor([0, 18])
+
+    def table(c: int, alpha: bool = False, wide: bool = False, bent: bool = False, cut: bool = False) -> PhotoTable:
         values = torch.randint(65536 if wide else 256, (n, c), generator=g)
         pixels = (values - 65536 * (values > 32767)).to(torch.int16) if wide else values.to(torch.uint8)
         lens = (torch.randn(n, 3, generator=g), offsets) if bent else None
-        return PhotoTable(pixels, has_alpha=alpha, directions=lens, exposure=2.0 if bent else 1.0, **shared)
+        more: dict[str, Any] = dict.fromkeys(("masks", "silhouettes", "background"))
+        if cut:
+            more = {"masks": bits(), "silhouettes": bits(), "background": (0.1, 0.2, 0.9)}
+        return PhotoTable(pixels, has_alpha=alpha, directions=lens, exposure=2.0 if bent else 1.0, **shared, **more)
 
     kinds = {"rgba": table(4, alpha=True), "rgb, lenses": table(3, bent=True), "grey": table(1)}
+    kinds |= {"rgb, masks, silhouettes": table(3, cut=True)}
     return kinds | {"grey and alpha, 16 bits": table(2, alpha=True, wide=True)}
 
 
@@ -60,8 +67,10 @@ def placed(table: PhotoTable, device: torch.device) -> PhotoTable:
     """The same on a device."""
     names = ("pixels", "offsets", "widths", "heights", "blocks", "cameras")
     moved: dict[str, Any] = {name: getattr(table, name).to(device) for name in names}
-    lens = table.directions
-    return replace(table, **moved, directions=None if lens is None else (lens[0].to(device), lens[1].to(device)))
+    for name in ("directions", "masks", "silhouettes"):
+        held = getattr(table, name)
+        moved[name] = None if held is None else (held[0].to(device), held[1].to(device))
+    return replace(table, **moved)
 
 
 def check_draw(n: int = 4096) -> Iterator[Row]:
@@ -83,6 +92,9 @@ def check_draw(n: int = 4096) -> Iterator[Row]:
             for part in ("t_near", "t_far"):
                 a, b = (getattr(drawn.rays, part).cpu()[hit] for drawn in (found, wanted))
                 yield f"{name}: {part}", relative(a, b), ROUNDED
+            assert (found.used is None) == (wanted.used is None)
+            if found.used is not None and wanted.used is not None:
+                yield f"{name}: masked pixels that differ", differs(found.used, wanted.used), EXACT
             for part in ("targets", "backgrounds"):
                 yield f"{name}: {part}", relative(getattr(found, part), getattr(wanted, part)), ROUNDED
 
@@ -95,7 +107,7 @@ def check_learn(half: bool, n: int = 512, step_size: float = 0.02, **size: Any) 
     tensors = [t.to(device) for t in make_rays(n, 1, 32)]
     rays, occupied = _rays(tensors, _directions(n, 8).to(device)), tensors[-1]
     targets, backgrounds = (_uniform(n, 3, seed=seed).to(device) for seed in (1, 2))
-    places = torch.arange(n, device=device) % 7
+    places, used = torch.arange(n, device=device) % 7, (_uniform(n, seed=4) < 0.8).float().to(device)
     view = FieldView(params, config, params.table.detach().half() if half else None)
     settings = MarchSettings(step_size, 0.0, step_size, 1e-3, 2e-3, 2.0)
     bits = kernels.pack_occupancy(occupied)
@@ -104,9 +116,10 @@ def check_learn(half: bool, n: int = 512, step_size: float = 0.02, **size: Any) 
     out = kernels.render_rays(rays, occupied, view, settings, bits, sink, "drop")
     shown = out.over(backgrounds)
     per_ray = out.second_moments, out.foregrounds, out.opacities
-    wanted = 10.0 * losses.huber(shown, targets) + 0.6 * losses.surface(*per_ray, targets, backgrounds)
+    wanted = 10.0 * losses.huber(shown, targets, weights=used)
+    wanted = wanted + 0.6 * losses.surface(*per_ray, targets, backgrounds, used)
     wanted.backward()
-    errors = (shown - targets).square().mean(dim=1).detach()
+    errors = (shown - targets).square().mean(dim=1).detach() * used
     weights = torch.cat([_grad(w).flatten() for w in params.density_weights + params.color_weights])
     rates = torch.tensor([0.0, 0.0, 0.0, 0.6]).to(device)
     limit = SAME_HALF if half else SAME_SINGLE
@@ -115,7 +128,7 @@ def check_learn(half: bool, n: int = 512, step_size: float = 0.02, **size: Any) 
         error_map = torch.zeros(7, device=device), torch.ones(7, device=device)
         loss = PhotoLoss(10.0, surface, read, losses.HUBER_DELTA)
         done = kernels.learn_rays(
-            DrawnRays(rays, targets, backgrounds, places), bits, view, settings, ours, loss, error_map
+            DrawnRays(rays, targets, backgrounds, places, used), bits, view, settings, ours, loss, error_map
         )
         name = f"learn, {'half' if half else 'single'}{', weight read' * (read is not None)}"
         yield f"{name}: samples that differ", abs(int(done.kept) - int(out.kept)), EXACT

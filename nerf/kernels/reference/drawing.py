@@ -42,7 +42,13 @@ def draw_rays(
     values = (values.int() & 0xFFFF).float() / 65535 if wide else values.float() / 255
     rgb = values[:, :3] if values.shape[1] >= 3 else values[:, :1].expand(-1, 3)
     alpha = values[:, -1:] if table.has_alpha else torch.ones_like(values[:, :1])
+    if table.silhouettes is not None:
+        alpha = _bits(*table.silhouettes, image, pixel)[:, None]
+    used = None if table.masks is None else _bits(*table.masks, image, pixel)
     backgrounds = torch.stack([random(BEHIND + c) for c in range(3)], dim=1) / table.exposure
+    if table.background is not None:
+        known = torch.tensor(table.background, device=values.device)
+        backgrounds = torch.where(alpha > 0.5, known, backgrounds)
     targets = rgb * alpha + backgrounds * (1.0 - alpha)
 
     p = table.cameras[image]
@@ -58,4 +64,10 @@ def draw_rays(
     if any_direction:  # three nearly normal numbers, each a sum of four
         uniform = torch.stack([random(ANYWHERE + k) for k in range(12)], dim=1)
         viewdirs = torch.nn.functional.normalize(uniform.view(n, 3, 4).sum(dim=2) - 2.0, dim=1)
-    return DrawnRays(Rays(o, d, viewdirs, near, far, random(JITTER)), targets, backgrounds, place)
+    return DrawnRays(Rays(o, d, viewdirs, near, far, random(JITTER)), targets, backgrounds, place, used)
+
+
+def _bits(memory: Tensor, offsets: Tensor, image: Tensor, pixel: Tensor) -> Tensor:
+    """Of pixels [n] of images [n]: 0 or 1, float."""
+    byte = memory[offsets[image] + (pixel >> 3)].int()
+    return ((byte >> (7 - (pixel & 7)).int()) & 1).float()

@@ -10,20 +10,28 @@ struct DrawArgs {
   const float* cameras;                           // [images, 16] see Cameras._packed
   const float* directions;                        // of every pixel of every lens; null: lenses without distortion
   const long long* starts;                        // [images] the first of each image's lens
+  const unsigned char *masks, *silhouettes;       // bits, the highest first: pixels that count; those of the object; or null
+  const long long *mask_offsets, *silhouette_offsets;  // [images] the byte with which each image's begin
   float *rays_o, *rays_d, *viewdirs;              // [n, 3]; viewdirs null: those of the rays
   float *t_near, *t_far, *jitter;                 // [n]
   float *targets, *backgrounds;                   // [n, 3]
+  float* used;                                    // [n] 0 where a mask excludes the pixel; null without masks
   long long* places;                              // [n] the blocks that were drawn from
   const u32* step_at;                             // the step, where it is not known at launch; or null
   u32 seed, step;
   int n, n_blocks, side, channels, bytes;
-  int has_alpha;
+  int has_alpha, has_background;
+  float background[3];                            // behind what is opaque, where one is known
   float exposure, half_extent, near, far;
 };
 
 NERF_FN float pixel_value(const DrawArgs& args, size_t at) {
   return args.bytes == 1 ? (float)((const unsigned char*)args.pixels)[at] / 255.0f
                          : (float)((const unsigned short*)args.pixels)[at] / 65535.0f;
+}
+
+NERF_FN float bit_at(const unsigned char* bits, long long first, long long pixel) {
+  return (float)((bits[first + (pixel >> 3)] >> (7 - (int)(pixel & 7))) & 1);
 }
 
 KERNEL(draw_rays, DrawArgs, 256) {
@@ -44,9 +52,12 @@ KERNEL(draw_rays, DrawArgs, 256) {
   args.places[i] = place;
 
   const size_t at = (size_t)(args.offsets[image] + pixel) * args.channels;
-  const float alpha = args.has_alpha ? pixel_value(args, at + args.channels - 1) : 1.0f;
+  float alpha = args.has_alpha ? pixel_value(args, at + args.channels - 1) : 1.0f;
+  if (args.silhouettes) alpha = bit_at(args.silhouettes, args.silhouette_offsets[image], pixel);
+  if (args.masks) args.used[i] = bit_at(args.masks, args.mask_offsets[image], pixel);
   for (int c = 0; c < 3; ++c) {
-    const float behind = random_unit(args.seed, BEHIND + c, step, i) / args.exposure;
+    float behind = random_unit(args.seed, BEHIND + c, step, i) / args.exposure;
+    if (args.has_background && alpha > 0.5f) behind = args.background[c];
     args.backgrounds[3 * i + c] = behind;
     args.targets[3 * i + c] = pixel_value(args, at + (args.channels >= 3 ? c : 0)) * alpha + behind * (1.0f - alpha);
   }

@@ -133,7 +133,7 @@ def with_nvcc(path: Path, architecture: int) -> str | None:
 
 def main() -> int:
     if nvrtc.nvrtc_version() is None:
-        sys.exit("NVRTC is not installed: pip install 'cuda-core[cu13]' 'nvidia-cuda-nvrtc>=13,<14'")
+        sys.exit("NVRTC is not installed: pip install 'nvidia-cuda-nvrtc>=13,<14'")
     failures = 0
     with ThreadPoolExecutor(2) as pool:  # the compiler runs outside Python's lock
         for text, good in pool.map(one, jobs()):

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# What a GPU makes of nerf, in one command of ten minutes at most: bash scripts/gpu_check.sh --data DIR [--out FILE.json]
+# What a GPU makes of nerf, in one command of eight minutes at most: bash scripts/gpu_check.sh --data DIR [--out FILE.json]
 #
-# Correctness of every CUDA op against the float64 reference, the march to the bit, --deterministic, compute-sanitizer on a
-# small run; then how fast: single kernels, training, views, mesh, a step kernel by kernel, steps as CUDA graphs, tinycudann
-# where it is installed; one JSON under scripts/results/. What crashes or hangs costs its own part of it. Needs no network
-# and no pip: torch >= 2.10 with CUDA, cuda-bindings (part of cuda-core), numpy, pillow, safetensors and rich must be there;
-# the CPU library is built with the g++ that is found.
-#   DIR           holds lego/ (Blender format), and fox.safetensors where 1080p views of fox are to be timed (with --only
-#                 views it need not hold lego)
+# Correctness of every CUDA op against the float64 reference, the march to the bit, --deterministic; then how fast: single
+# kernels, steps one by one and as CUDA graphs, training (lego, 2.5 to 60 s), a step kernel by kernel, views, mesh, tinycudann
+# where it is installed; at last compute-sanitizer on small sizes. One JSON, written after every part, in the folder OUT
+# where that is set and else in scripts/results. What crashes or hangs costs its own part; what no time is left for is left
+# out, and said to be. Needs no network and no pip: torch with CUDA 12 or 13 (whose NVRTC it takes), numpy, pillow,
+# imageio, safetensors and rich must be there. The CPU library is built where there is a g++; else the march is compared with
+# the reference.
+#   DIR           holds lego/ (Blender format; 25 test views do), and fox.safetensors where 1080p views of fox are to be
+#                 timed (with --only views it need not hold lego)
 #   PYTHON        the interpreter (default: python3)
+#   --seconds N   for all of it (default 470)
 #   --only NAME   one section alone; --only tuning tries other batch sizes and settings, and names the best
-#   --dry-run     all of it in tiny sizes on an emulated GPU, to rehearse
+#   --dry-run     all of it in tiny sizes on an emulated GPU, to rehearse; without a compiler on the reference
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}

@@ -13,15 +13,18 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import ptx
 import torch
 
 from nerf import kernels
 from nerf.kernels import build, nvrtc
 
 SHIM = Path(__file__).with_name("cuda_shim.h")
+RUNTIME = Path(__file__).with_name("ptx_runtime.h")
 FIELD_FILES = ("cuda_field.cu", "cuda_render.cu", "cuda_backward.cu")
 GPU = nvrtc.Gpu("emulated GPU", torch.device("cpu"), (9, 0), 2, 227 << 10)
 # A 16-byte load of what is not 16-byte aligned must fail here, as it does on the chip.
@@ -90,11 +93,29 @@ def program(name: str, constants: tuple[tuple[str, int], ...] = ()) -> Program:
     return Program(library(name, constants))
 
 
+@lru_cache
+def ptx_program(name: str, constants: tuple[tuple[str, int], ...], architecture: int) -> Program:
+    """The same from the code that NVRTC makes for a real GPU, translated (ptx.py)."""
+    code = nvrtc.compile_source(name, architecture, dict(constants), ptx=True)[0].decode().strip("\0")
+    text = RUNTIME.read_text() + ptx.translate(code)
+    flags = ("-fwrapv", "-fno-strict-aliasing", "-w")
+    return Program(build_library(f"{Path(name).stem}-sm{architecture}", text.replace("#pragma once", ""), (), flags))
+
+
 @contextmanager
-def use() -> Iterator[None]:
-    """The CUDA backend is chosen, and its GPU is the emulated one."""
+def use(architecture: int | None = None) -> Iterator[None]:
+    """The CUDA backend is chosen, and its GPU is the emulated one. With an architecture (90) it is one of that kind,
+    which runs NVRTC's own code instead of what the host's compiler makes of the same sources."""
     real, chosen = (nvrtc.find, nvrtc.program), kernels._chosen
-    nvrtc.find, nvrtc.program = (lambda: (GPU, "")), program  # type: ignore[assignment]
+    gpu = GPU
+    if architecture is not None:
+        shared = GPU.shared_bytes if architecture >= 80 else 64 << 10
+        gpu = replace(GPU, capability=divmod(architecture, 10), shared_bytes=shared)
+
+    def made(name: str, constants: tuple[tuple[str, int], ...] = ()) -> Program:
+        return program(name, constants) if architecture is None else ptx_program(name, constants, architecture)
+
+    nvrtc.find, nvrtc.program = (lambda: (gpu, "")), made  # type: ignore[assignment]
     try:
         kernels.use("cuda")
         yield

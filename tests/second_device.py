@@ -49,6 +49,15 @@ class Far(torch.Tensor):
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 
+    @property
+    def data(self) -> torch.Tensor:
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, other: Far) -> None:
+        torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.inner = other.inner
+
     def tolist(self) -> Any:
         return self.inner.tolist()
 

@@ -6,6 +6,7 @@ see (the trainer's own numbers) is put back to what it was when the step was rec
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -135,7 +136,7 @@ class StandIn:
 
     trainer: Trainer | None = None
 
-    def __init__(self, work: Callable[[], Any], random: torch.Generator) -> None:
+    def __init__(self, work: Callable[[], Any], random: torch.Generator, pool: Any) -> None:
         assert StandIn.trainer is not None and random is StandIn.trainer.random
         self.work, self.results, self.places = work, None, self.addresses()
         self.then = {name: getattr(StandIn.trainer, name) for name in ("step", "n_rays", "total_steps", "seconds")}
@@ -193,7 +194,7 @@ def test_a_shape_is_recorded_when_it_comes_again() -> None:
     class Graph:
         results = "replayed"
 
-        def __init__(self, work: Callable[[], str], random: torch.Generator) -> None:
+        def __init__(self, work: Callable[[], str], random: torch.Generator, pool: Any) -> None:
             made.append(work())
 
         def replay(self) -> None:
@@ -216,3 +217,60 @@ def test_a_shape_is_recorded_when_it_comes_again() -> None:
 def test_graphs_and_waiting_exclude_each_other(emulated: None) -> None:
     with pytest.raises(UserError, match="cannot be recorded as CUDA graphs where each waits for the GPU"):
         Trainer(tiny.sphere_scene(3, 16), config(graph=True, deterministic=True))
+
+
+def test_steps_are_recorded_where_they_can_be(emulated: None) -> None:
+    scene = tiny.sphere_scene(3, 16)
+
+    def recorded(**changes: Any) -> bool:
+        return Trainer(scene, config(**changes)).recorded is not None
+
+    assert recorded() and recorded(graph=True) and not recorded(graph=False)
+    assert not any(recorded(**one) for one in ({"deterministic": True}, {"refine_poses": True}, {"exposure": True}))
+    for graph, wanted in ((None, False), (True, True)):  # what a loss of one's own does beside launching is not known
+        trainer = Trainer(scene, config(graph=graph), loss=lambda rendered, batch: rendered.opacities.mean())
+        assert (trainer.recorded is not None) == wanted
+    kernels.use("reference")
+    assert not recorded()
+
+
+class Broken:
+    """A graph whose recording ends in the middle of the backward pass, as on a GPU: what was launched did not run."""
+
+    def __init__(self, work: Callable[[], Any], random: torch.Generator, pool: Any) -> None:
+        trainer = StandIn.trainer
+        assert trainer is not None
+        for p in trainer.optimiser.live:
+            p.grad = torch.full_like(p, float("nan"))
+        random.manual_seed = None  # type: ignore[assignment, method-assign]  # it still waits for the end
+        raise kernels.NotRecorded("operation not permitted when stream is capturing")
+
+
+def test_where_recording_fails_training_goes_on_step_by_step(
+    emulated: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_graph, "_Graph", Broken)
+    scene, found = tiny.sphere_scene(3, 16), []
+    for graph in (False, None):
+        # the occupancy has drawn no random numbers before a step that is begun anew
+        trainer = StandIn.trainer = Trainer(scene, config(graph=graph, occupancy_every=100))
+        losses = []
+        for _ in range(6):
+            trainer.n_rays = 16
+            losses.append(trainer.train_step())
+        found.append([*trainer.parameters, torch.tensor(losses)])
+    assert trainer.recorded is None
+    said = capsys.readouterr().err
+    assert said.count("training goes on without CUDA graphs, for a step cannot be recorded (operation not") == 1
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_autograd_graph_outlives_a_step(emulated: None) -> None:
+    """One that lives on keeps the stream of its parameters, and breaks the next recording."""
+    trainer = Trainer(scene_with_everything(), config())
+    for step in range(2):
+        result = trainer.learn(StepPlan(step, 16, 8.0, True, False, 1e-2, 0.5))
+    gc.collect()
+    tensors = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+    assert not [t.shape for t in tensors if t.grad_fn is not None] and not result.loss.requires_grad

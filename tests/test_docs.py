@@ -135,6 +135,22 @@ def test_the_functions_of_the_two_walks_are_in_their_files() -> None:
             assert re.search(rf"^\s*(?:def|class) {part}\b", text, re.M), f"{file} has no {name}"
 
 
+def test_the_shares_of_the_gpus_code_are_counted() -> None:
+    """Lines without comments and blank ones, of the files in each row; to a tenth, so that not every change counts."""
+    sources, rows = ROOT / "nerf" / "kernels" / "src", []
+    for row in re.findall(r"^\| [^|]+ \| (\d+) \| (\d+) % \| ([^|]+) \|$", PAGES["docs/other-gpus.md"], re.M):
+        names = re.findall(r"`([\w.]+)`", row[2])
+        lines = [line.strip() for name in names for line in (sources / name).read_text().splitlines()]
+        counted = sum(bool(line) and not line.startswith("//") for line in lines)
+        assert int(row[0]) == pytest.approx(counted, rel=0.1), row
+        rows.append((names, counted, int(row[1])))
+    assert {name for names, *_ in rows for name in names} == {
+        path.name for path in sources.iterdir() if path.suffix in (".h", ".cu") and not path.name.startswith("cpu_")
+    }
+    total = sum(counted for _, counted, _ in rows)
+    assert all(100 * counted / total == pytest.approx(share, abs=2) for _, counted, share in rows)
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 140
     assert max(len(line) for line in README.splitlines() if not line.startswith("|")) <= 132

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from argparse import Namespace
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ import pytest
 import torch
 
 from nerf import kernels
-from nerf.errors import UserError
-from nerf.kernels import cuda_graph, nvrtc
+from nerf.kernels import cuda_graph, nvrtc, nvrtc_library
 from nerf.kernels.bindings import Pointers
 from nerf.kernels.cuda_args import NumbersArgs
 
@@ -139,28 +137,44 @@ def test_a_recording_that_breaks_says_why(monkeypatch: pytest.MonkeyPatch) -> No
         def register_generator_state(self, random: torch.Generator) -> None:
             pass
 
-        def capture_begin(self, capture_error_mode: str) -> None:
+        def capture_begin(self, pool: object, capture_error_mode: str) -> None:
             pass
 
         def capture_end(self) -> None:
             raise RuntimeError("capture invalidated")
 
-    stream = type("Stream", (), {"wait_stream": lambda self, other: None})
-    for name, value in (("CUDAGraph", Graph), ("current_stream", stream), ("Stream", stream)):
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.cuda, "stream", lambda aside: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
 
     def work() -> None:
         raise RuntimeError("the first error")
 
-    with pytest.raises(UserError, match=r"cannot be recorded as a CUDA graph .the first error"):
-        cuda_graph._Graph(work, torch.Generator())
-    with pytest.raises(UserError, match=r"cannot be recorded as a CUDA graph .capture invalidated"):
-        cuda_graph._Graph(lambda: None, torch.Generator())
+    with pytest.raises(kernels.NotRecorded, match=r"^the first error"):
+        cuda_graph._Graph(work, torch.Generator(), None)
+    with pytest.raises(kernels.NotRecorded, match=r"^capture invalidated"):
+        cuda_graph._Graph(lambda: None, torch.Generator(), None)
+
+
+@pytest.mark.parametrize(("cuda", "first"), [("12.4", 12), ("13.0", 13), (None, 13)])
+def test_the_compiler_is_that_of_torchs_cuda(
+    cuda: str | None, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pip put both, and a toolkit is there; what the system's loader knows comes behind."""
+    for place in ("nvidia/cu13/lib/libnvrtc.so.13", "nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "kit/lib64/libnvrtc.so.12"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes(b"")
+    spec = Namespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(nvrtc_library, "find_spec", lambda name: spec)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "kit"))
+    found = [path.removeprefix(f"{tmp_path}/") for path in nvrtc_library._candidates()]
+    of_13 = ["nvidia/cu13/lib/libnvrtc.so.13", "libnvrtc.so.13"]
+    of_12 = ["nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "kit/lib64/libnvrtc.so.12", "libnvrtc.so.12"]
+    assert found == (of_12 + of_13 if first == 12 else of_13 + of_12)
 
 
 @pytest.mark.parametrize(
-    ("exits", "tools", "failed"), [((0, 77, 0), 3, "synccheck"), ((0, 0, 0), 3, ""), ((1, 0, 0), 1, "")]
+    ("exits", "tools", "failed"),
+    [((0, 77, 0, 0), 4, "initcheck"), ((0, 0, 0, 0), 4, ""), ((1, 0, 0, 0), 4, "memcheck"), ((255, 0, 0, 0), 1, "")],
 )
 def test_every_sanitizer_is_run_and_its_findings_count(
     exits: tuple[int, ...], tools: int, failed: str, monkeypatch: pytest.MonkeyPatch
@@ -168,7 +182,7 @@ def test_every_sanitizer_is_run_and_its_findings_count(
     left, ran = iter(exits), []
 
     def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
-        assert 0 < settings["timeout"] <= 100
+        assert 0 < settings["timeout"] <= 100 and settings["env"]["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
         ran.append(command[command.index("--tool") + 1])
         return subprocess.CompletedProcess(command, next(left), "========= one line", "")
 

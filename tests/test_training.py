@@ -274,8 +274,8 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_no_bit(
     calls = [0]
     module, name = (training, "render_rays") if "occupancy" in place else (kernels, "adam_step")
     real = getattr(module, name)
-    # Step 48 updates the occupancy before it renders; each step has five parameters, of which the third is under way.
-    n = 49 if "occupancy" in place else 5 * 48 + 3
+    # Step 48 updates the occupancy before it renders; each takes two of Adam's, of which the second is under way.
+    n = 49 if "occupancy" in place else 2 * 48 + 2
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
         calls[0] += 1

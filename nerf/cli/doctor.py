@@ -26,7 +26,6 @@ _EXTRAS = {
     "OpenEXR": ("reading and writing EXR pictures", "pip install OpenEXR"),
     "h5py": ("reading HDF5 of beamlines", "pip install h5py"),
     "viser": ("the viewer: nerf view, --view", "pip install viser"),
-    "cuda": ("GPUs: compiling the kernels", "pip install 'nerf-reconstruct[cuda12]' or [cuda13], as torch's CUDA"),
 }
 _NEEDED = (
     *("torch", "numpy", "PIL", "imageio", "imageio_ffmpeg", "trimesh", "fast_simplification", "safetensors"),
@@ -100,7 +99,7 @@ def _gigabytes(n: int | None) -> str:
 
 def _version_of(name: str) -> str | None:
     """The version of an importable package, without importing it where its metadata tells."""
-    distribution = {"PIL": "pillow", "cuda": "cuda-core"}.get(name, name.replace("_", "-"))
+    distribution = {"PIL": "pillow"}.get(name, name.replace("_", "-"))
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

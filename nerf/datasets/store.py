@@ -44,6 +44,20 @@ class PixelStore:
         return store
 
     @property
+    def flat(self) -> Tensor:
+        """The memory as torch has it (see `as_tensor`), where it is used."""
+        return self._flat
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether it holds numbers of 8 or 16 bits, of which the largest means 1."""
+        return self.memory.dtype in (np.uint8, np.uint16)
+
+    def is_on(self, device: torch.device) -> bool:
+        """Whether the pixels themselves are there, not only what finds them."""
+        return not self.tile and self._flat.device == device
+
+    @property
     def n_channels(self) -> int:
         return int(self.memory.shape[1])
 

@@ -145,10 +145,10 @@ class Cameras:
         """Rays through pixels: (rays_o [n,3], rays_d [n,3] of unit length), float32, in the scene frame (world when
         None). image_ids [n] int; rows, cols [n] are pixel indices, whole (int) or fractional (float): (row, col) is the
         centre of that pixel, (row + 0.5, col + 0.5) its lower right corner."""
-        packed = self._packed(scene_from_world)  # [n_cameras,16] float32
+        packed = self.packed(scene_from_world)  # [n_cameras,16] float32
         p = packed.index_select(0, image_ids)
-        if self._distorted():
-            table = None if rows.is_floating_point() or cols.is_floating_point() else self._table()
+        if self.distorted():
+            table = None if rows.is_floating_point() or cols.is_floating_point() else self.lens_table()
             if table is not None:
                 d = table[0].index_select(0, table[1][image_ids] + rows * self.widths[image_ids] + cols)
             else:
@@ -192,7 +192,7 @@ class Cameras:
         """Of points [n,m,3] in the OpenCV cameras: along the axis; of wide lenses the distance. Below 0: not seen."""
         z = local[..., 2]
         ahead = sees_ahead_only(self.models)
-        if not self._distorted():
+        if not self.distorted():
             return z
         distance = local.norm(dim=-1)
         widest = self.widest_angles[:, None]
@@ -211,20 +211,21 @@ class Cameras:
             self._cache["widest"] = widest_angles(self.distortion.detach(), self.models)
         return self._cache["widest"]  # type: ignore[return-value]
 
-    def _distorted(self) -> bool:
+    def distorted(self) -> bool:
+        """Whether any lens bends what it sees, or sees to the side."""
         if "distorted" not in self._cache:
             wide = ~sees_ahead_only(self.models)
             self._cache["distorted"] = bool((wide | (self.distortion != 0).any(dim=1)).any())
         return bool(self._cache["distorted"])
 
-    def _packed(self, scene_from_world: Similarity | None) -> Tensor:
+    def packed(self, scene_from_world: Similarity | None) -> Tensor:
         """[n,16] float32: axes right, down, forward in the scene; origin; 1/fx, 1/fy, cx-0.5, cy-0.5."""
         cached = self._cache.get("packed")
         if isinstance(cached, tuple) and cached[0] is scene_from_world:
             return cached[1]
         host = self._cache.get("host")
         if isinstance(host, Cameras):
-            packed = host._packed(scene_from_world).to(self.c2w.device)
+            packed = host.packed(scene_from_world).to(self.c2w.device)
         else:
             s = (scene_from_world or Similarity.identity()).to(self.c2w.device)
             axes = torch.einsum("ij,njk->nik", s.rotation, self.c2w[:, :, :3]) * _AXES
@@ -242,11 +243,11 @@ class Cameras:
             x = x - k[:, SKEW] * y
         return undistort(x, y, k, self.models[image_ids], self.widest_angles[image_ids])
 
-    def _table(self) -> tuple[Tensor, Tensor] | None:
+    def lens_table(self) -> tuple[Tensor, Tensor] | None:
         """(directions [h*w of every distinct lens, 3] float32, offset of each camera [n]), or None if too large."""
         host = self._cache.get("host")
         if "table" not in self._cache and isinstance(host, Cameras):
-            there = host._table()
+            there = host.lens_table()
             self._cache["table"] = None if there is None else tuple(t.to(self.c2w.device) for t in there)
         if "table" not in self._cache:
             lens = torch.stack([self.fx, self.fy, self.cx, self.cy, self.widths, self.heights, self.models], dim=1)

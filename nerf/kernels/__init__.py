@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cuda, fusion, matching, nearest, network, nvrtc, raster, winding
+from nerf.kernels import bindings, cuda, cuda_learn, fusion, matching, nearest, network, nvrtc, raster, winding
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
 from nerf.kernels.bindings import MAX_NET_LAYERS
-from nerf.kernels.cuda_graph import RecordedSteps
+from nerf.kernels.cuda_graph import NotRecorded, RecordedSteps
+from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.matching import MatchSource, MatchWindow
 from nerf.kernels.nearest import Nearest
@@ -49,16 +50,21 @@ __all__ = [
     "AdamStep",
     "Backend",
     "DepthView",
+    "DrawnRays",
     "FieldConfig",
     "FieldParams",
     "FieldView",
     "GradAccumulator",
     "GridLayout",
     "Layer",
+    "Learnt",
     "MarchSettings",
     "MatchSource",
     "MatchWindow",
+    "NotRecorded",
     "OccupancyBits",
+    "PhotoLoss",
+    "PhotoTable",
     "Rays",
     "RecordedSteps",
     "RenderedRays",
@@ -69,10 +75,12 @@ __all__ = [
     "cloud_winding_numbers",
     "describe",
     "device",
+    "draw_rays",
     "field_forward",
     "fuse_depths",
     "hashgrid_encode",
     "is_deterministic",
+    "learn_rays",
     "march",
     "match_planes",
     "native_networks",
@@ -296,6 +304,9 @@ def render_rays(
     occupancy = _packed(found, occupied if bits is not None else occupied.to(there), bits)
     out = found.render(rays, occupancy, field, settings, grad_accumulator, overflow)
     return out.scaled(field.config.color_scale).to(here)
+
+
+draw_rays, learn_rays = cuda_learn.draw_rays, cuda_learn.learn_rays  # of the GPU alone
 
 
 def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:

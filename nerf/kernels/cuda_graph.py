@@ -8,18 +8,21 @@ back to the CPU while a step is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nerf.errors import UserError
 from nerf.kernels import nvrtc
 from nerf.kernels.cuda_args import NumbersArgs
 
 MOST_GRAPHS = 4  # kept at a time; a key that went away seldom comes back
+
+
+class NotRecorded(Exception):
+    """A step could not be recorded, for the reason that the message says; nothing of it was done on the GPU."""
 
 
 class RecordedSteps:
@@ -32,6 +35,12 @@ class RecordedSteps:
         self.graphs: dict[Hashable, _Graph] = {}
         self.last: Hashable = None
         self.n_replayed = 0
+        # Steps are recorded on a stream of their own, and the one before it runs there as well: autograd remembers on
+        # which stream it first met a parameter. Graphs share memory: one's results are read before the next runs.
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        if hasattr(torch.autograd.graph, "set_override_stale_capture_stream"):  # of newer torch, for the same
+            torch.autograd.graph.set_override_stale_capture_stream(True)
 
     def place(self, step: int, learning_rate: float, surface_weight: float) -> tuple[Tensor, Tensor]:
         """What changes with every step, written to where a graph reads it, in one launch: rates [4] (learning rate,
@@ -44,44 +53,52 @@ class RecordedSteps:
 
     def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
         """What `work()` returns, by calling it or by replaying what it launched for the same key; its tensors hold
-        until the next call."""
+        until the next call. Raises NotRecorded."""
         graph = self.graphs.get(key)
         if graph is None and key != self.last:
             self.last = key
-            return work()
+            with self._aside():
+                return work()
         if graph is None:
             while len(self.graphs) >= MOST_GRAPHS:
                 self.graphs.pop(next(iter(self.graphs)))
-            graph = self.graphs[key] = _Graph(work, self.random)
+            with self._aside():
+                graph = self.graphs[key] = _Graph(work, self.random, self.pool)
         self.last = key
         self.n_replayed += 1
         graph.replay()
         return graph.results
 
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Within it work goes to the stream on which steps are recorded, behind and before all else."""
+        if self.stream is None:
+            yield
+            return
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
 
 class _Graph:
-    """One recorded step. Its tensors live in memory of its own, for as long as it does."""
+    """One recorded step."""
 
-    def __init__(self, work: Callable[[], Any], random: torch.Generator) -> None:
-        self.graph, current, aside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
-        self.graph.register_generator_state(random)
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            self.graph.capture_begin(capture_error_mode="thread_local")
+    def __init__(self, work: Callable[[], Any], random: torch.Generator, pool: Any) -> None:
+        try:
+            self.graph = torch.cuda.CUDAGraph()
+            self.graph.register_generator_state(random)
+            self.graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
-                try:
-                    self.results = work()
-                except BaseException:
-                    with suppress(RuntimeError):  # a recording that broke may not end well: the first error says why
-                        self.graph.capture_end()
-                    raise
-                self.graph.capture_end()
-            except RuntimeError as error:
-                raise UserError(
-                    f"a training step cannot be recorded as a CUDA graph ({' '.join(str(error).split())[:300]}): "
-                    "train without graphs"
-                ) from error
-        current.wait_stream(aside)
+                self.results = work()
+            except BaseException:
+                with suppress(RuntimeError):  # a recording that broke may not end well: the first error says why
+                    self.graph.capture_end()
+                raise
+            self.graph.capture_end()
+        except RuntimeError as error:
+            raise NotRecorded(" ".join(str(error).split())[:300]) from error
 
     def replay(self) -> None:
         self.graph.replay()

@@ -1,7 +1,7 @@
 """The GPU behind the CUDA backend: finding it, compiling our sources for it at first use, and launching kernels.
 
-Compiled by NVRTC (from pip; no toolkit, no headers, no GPU needed) through cuda-bindings, and kept on disk under a hash
-of sources, options, architecture and compiler. Launched through the driver's library on torch's current stream.
+Compiled by NVRTC (from pip; no toolkit, no headers, no GPU needed), and kept on disk under a hash of sources, options,
+architecture and compiler. Launched through the driver's library on torch's current stream.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nerf.errors import UserError, note
 from nerf.io.files import atomic_write
 from nerf.io.folders import cache_folder
+from nerf.kernels import nvrtc_library
 
 SOURCES = Path(__file__).resolve().parent / "src"
 OLDEST = (7, 5)  # compute capability: tensor cores with the products we use
@@ -78,19 +77,15 @@ def find() -> tuple[Gpu | None, str]:
     if driver and version[0] > driver[0]:
         return None, (
             f"NVRTC {version[0]}.{version[1]} is newer than what the driver runs (CUDA {driver[0]}.{driver[1]}): "
-            f"pip uninstall nvidia-cuda-nvrtc cuda-bindings, then pip install '{wanted}'"
+            f"pip uninstall nvidia-cuda-nvrtc, then pip install '{wanted}'"
         )
     shared = getattr(p, "shared_memory_per_block_optin", 64 << 10)
     return Gpu(p.name, torch.device("cuda", index), (p.major, p.minor), p.multi_processor_count, shared), ""
 
 
 def nvrtc_version() -> tuple[int, int] | None:
-    """NVRTC's CUDA version, None where it or cuda-bindings is missing."""
-    try:
-        error, major, minor = _nvrtc().nvrtcVersion()
-    except Exception:  # a missing library is found out in many ways, most of them RuntimeError
-        return None
-    return None if int(error) else (major, minor)
+    """NVRTC's CUDA version, None where it is missing."""
+    return nvrtc_library.version()
 
 
 def driver_version() -> tuple[int, int] | None:
@@ -102,10 +97,6 @@ def driver_version() -> tuple[int, int] | None:
     if driver.cuDriverGetVersion(ctypes.byref(version)):
         return None
     return version.value // 1000, version.value % 1000 // 10
-
-
-def _nvrtc() -> Any:
-    return import_module("cuda.bindings.nvrtc")
 
 
 # ---- compiling -----------------------------------------------------------------------------------------------------
@@ -121,46 +112,24 @@ def options(architecture: int, defines: dict[str, int], virtual: bool = False) -
 
 
 def compile_source(
-    name: str, architecture: int, defines: dict[str, int], extra: tuple[str, ...] = ()
+    name: str, architecture: int, defines: dict[str, int], extra: tuple[str, ...] = (), ptx: bool = False
 ) -> tuple[bytes, str]:
-    """(cubin, the compiler's words) of one .cu file. Raises UserError with the first of its errors."""
-    nvrtc = _nvrtc()
-    supported = _checked(nvrtc.nvrtcGetSupportedArchs())
-    virtual = architecture not in supported  # a newer card than the compiler knows: the driver compiles the rest
-    if virtual:
-        architecture = max(a for a in supported if a <= architecture)
-    arguments = [*options(architecture, defines, virtual), f"--include-path={SOURCES}", *extra]
-    program = _checked(nvrtc.nvrtcCreateProgram((SOURCES / name).read_bytes(), name.encode(), 0, [], []))
+    """(cubin, the compiler's words) of one .cu file; PTX, which the driver compiles, where it is asked for and for a
+    newer card than the compiler knows. Raises UserError with the first of the compiler's errors."""
     try:
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), [a.encode() for a in arguments])
-        log = _buffer(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
-        nvrtc.nvrtcGetProgramLog(program, log)
-        words = log.decode(errors="replace").strip("\0 \n")
-        if int(status):
-            first = next((line for line in words.splitlines() if "error" in line), words or str(status))
-            raise UserError(
-                f"the CUDA kernels do not compile for sm_{architecture} ({name}: {first}): "
-                "run with --backend cpu, and report this line"
-            )
-        kind = "PTX" if virtual else "CUBIN"
-        size = _checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
-        code = _buffer(size)
-        getattr(nvrtc, f"nvrtcGet{kind}")(program, code)
-        return code[:size], words
-    finally:
-        nvrtc.nvrtcDestroyProgram(program)
-
-
-def _buffer(size: int) -> bytes:
-    """Fresh bytes for NVRTC to write into, which is how the bindings want it: never of one byte, as Python has each of
-    those only once, and what is written there would change every b" " of the process."""
-    return bytes(max(size, 2))
-
-
-def _checked(result: tuple) -> Any:
-    if int(result[0]):
-        raise UserError(f"NVRTC failed ({result[0]}): reinstall it, or run with --backend cpu")
-    return result[1] if len(result) == 2 else result[1:]
+        supported = nvrtc_library.architectures()
+        if architecture not in supported:
+            ptx, architecture = True, max(a for a in supported if a <= architecture)
+        arguments = [*options(architecture, defines, ptx), f"--include-path={SOURCES}", *extra]
+        source = (SOURCES / name).read_bytes()
+        return nvrtc_library.compiled(source, name, arguments, "PTX" if ptx else "CUBIN")
+    except nvrtc_library.CompileError as error:
+        words = str(error)
+    first = next((line for line in words.splitlines() if "error" in line), words)
+    raise UserError(
+        f"the CUDA kernels do not compile for sm_{architecture} ({name}: {first}): "
+        "run with --backend cpu, and report this line"
+    )
 
 
 def source_hash(name: str) -> str:

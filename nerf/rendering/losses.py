@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+HUBER_DELTA = 0.1  # instant-ngp's
 
-def huber(colors: Tensor, targets: Tensor, delta: float = 0.1, weights: Tensor | None = None) -> Tensor:
+
+def huber(colors: Tensor, targets: Tensor, delta: float = HUBER_DELTA, weights: Tensor | None = None) -> Tensor:
     """Mean of `d^2/2` where `|d| <= delta`, else `delta*(|d| - delta/2)`: a parabola, then a line of slope `delta`.
 
     weights: [n], of the rays, whose number the mean is over; None: 1.

@@ -71,9 +71,9 @@ class TrainConfig:
     # On a GPU: the same steps give the same bits in every run (not `minutes`, which decide how many). The CPU's always
     # do. It costs time; how much, no GPU has measured yet.
     deterministic: bool = False
-    # On a GPU: steps are recorded as CUDA graphs and replayed, which spares Python's time for each launch. Off until a
-    # GPU measured that it pays (scripts/gpu_check.py, section graph).
-    graph: bool = False
+    # On a GPU: steps are recorded as CUDA graphs and replayed, which spares Python's time for each launch. None: where
+    # they can be; True: an error where the other settings rule it out. Where recording fails, steps run one by one.
+    graph: bool | None = None
     field: FieldOptions | None = None  # None: chosen for the scene's space
 
     def __post_init__(self) -> None:

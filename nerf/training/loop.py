@@ -19,6 +19,7 @@ from nerf import kernels
 from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.fields.own import checked
+from nerf.fields.radiance import RadianceField
 from nerf.io import checkpoint
 from nerf.io.files import write_file
 from nerf.io.interrupts import stoppable, whole
@@ -32,12 +33,13 @@ from nerf.training import stepping
 from nerf.training.config import TrainConfig, new_model, weights_of
 from nerf.training.distractors import Distractors, left_out_in_words
 from nerf.training.exposure import ExposureCorrections
+from nerf.training.fused_step import fused_step
 from nerf.training.objective import SceneLoss, near_camera_opacity_loss, nothing_learns
 from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, PixelSampler, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
-from nerf.training.resuming import SAVED, restore
+from nerf.training.resuming import restore, state_of
 from nerf.training.runs import TRAINED, open_run
 from nerf.training.stepping import Meter, StepPlan, StepResult
 from nerf.training.used_scene import on_device, without
@@ -98,9 +100,10 @@ class Trainer:
         self.batch_samples = config.batch_samples or (1 << 17 if on_gpu else 3 << 13)
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
+        self.growth = stepping.GPU_GROWTH if on_gpu else stepping.GROWTH
         self.meter = Meter(self.device, stepping.READ_EVERY if on_gpu else 1)
         self.samples = self.meter.samples  # numbers of rays, and of samples evaluated and trained
-        self.recorded = stepping.recorder_of(config, bool(scene.pixels.tile), self.random)
+        self._choose_step()
 
     def progress(self) -> float:
         """Fraction of the training that is done; 0 until its length is known, so no schedule may start before the warm-
@@ -117,12 +120,19 @@ class Trainer:
             self.watched = watched_pixels(scene, self.exposures)
         self.viewpoints = Viewpoints(scene.scene_from_world.apply(scene.cameras.centres[scene.splits["train"]]))
 
+    def _choose_step(self) -> None:
+        """How steps are taken on a GPU, from the sampler's photos as they are."""
+        own = self.loss is not self.objective or not isinstance(self.model.field, RadianceField)
+        parts = self.scene, self.model, self.sampler, self.optimiser, self.weights, self.config
+        self.fused = None if own else fused_step(*parts)
+        self.recorded = stepping.recorder_of(self.config, self.scene, own, self.random)
+
     def leave_out_photos(self, names: Collection[str], said_by: object = "left_out") -> None:
         """Learn nothing more from photos of these names, and from all others again. said_by: what names them, in the
         UserError where one is no photo of the scene, or none would be left."""
         kept, ids = without(self.scene, names, said_by), self.scene.splits["train"]
         if self.sampler.leave_out_photos(ids[~torch.isin(ids, kept.splits["train"])]):
-            self.recorded = stepping.recorder_of(self.config, bool(self.scene.pixels.tile), self.random)
+            self._choose_step()
         self._look_from(kept)
 
     def plan(self) -> StepPlan:
@@ -152,13 +162,15 @@ class Trainer:
             if self._leave_out_distractors() or schedule.updates_importance(self.step):
                 self.sampler.update_importance(schedule.importance_at(self.step))
             plan = self.plan()
-            self.look_at_numbers(plan, stepping.run_step(self.learn, plan, self.recorded))
+            self.look_at_numbers(plan, stepping.run_step(self, plan))
         self.step += 1
         return self.meter.mse
 
     def learn(self, now: StepPlan) -> StepResult:
-        """Draw pixels, cast their rays, render, compare, go back, and take a step of Adam. Nothing here waits for a
-        GPU."""
+        """Draw pixels, cast their rays, render, compare, go back, and take a step of Adam: on a GPU all at once, where
+        that serves. Nothing here waits for a GPU."""
+        if self.fused is not None:
+            return self.fused(now)
         c, scene, model, random, n = self.config, self.scene, self.model, self.random, now.n_rays
         field, occupancy, marching = model.field, model.occupancy, model.marching
 
@@ -236,7 +248,7 @@ class Trainer:
 
         def cost(step: int, batch_of: int | None = None) -> float:
             factor = self.config.schedule.batch_factor(step if batch_of is None else batch_of)
-            return (1.0 + stepping.GROWTH * factor) * (1.0 + stepping.RAY_GRADIENTS * self.poses_move(step))
+            return (1.0 + self.growth * factor) * (1.0 + stepping.RAY_GRADIENTS * self.poses_move(step))
 
         past = self.step
         marks = [(int(point["step"]), point["seconds"]) for point in self.curve] + [(past, self.seconds)]
@@ -269,27 +281,7 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, config) of a checkpoint: the model, and how to go on."""
-        model, ids = self.model, self.scene.splits["train"]
-        self.meter.flush()
-        if self.poses is not None:
-            c2w = self.poses.poses(self.scene.cameras.c2w, self.scene.scene_from_world)[ids]
-            model.cameras = model.cameras.with_poses(c2w)
-        if self.exposures is not None:
-            model.log_gains, model.vignetting = self.exposures.gains(), self.exposures.vignetting()
-            model.falloff = self.exposures.falloff()
-        model.meta |= {"steps": self.step, "total_steps": self.total_steps, "seconds": self.seconds}
-        model.meta |= {"minutes": self.config.minutes, "seed": self.config.seed, "data": str(self.scene.path)}
-        model.meta |= {"backend": kernels.backend(), "threads": torch.get_num_threads()}
-        model.meta |= {f"n_{k}": v for k, v in self.samples.items()}
-        tensors, config = model.to_state()
-        for part, held in self.parts().items():
-            tensors |= {f"{part}.{name}": t for name, t in held.tensors().items()}
-        config["training"] = {name: getattr(self, name) for name in (*SAVED, "curve")} | {
-            "config": self.config.settings(),
-            "samples": self.samples,
-            "names": model.names,
-        }
-        return tensors, config
+        return state_of(self)
 
     def parts(self) -> dict[str, Any]:
         """What keeps its own state in a checkpoint, under this name."""

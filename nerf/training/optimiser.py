@@ -31,14 +31,32 @@ class FieldOptimiser:
     def __init__(self, field: nn.Module, beta1: float = BETA1, beta2: float = BETA2, epsilon: float = EPSILON) -> None:
         self.field = field
         self.live = [p for p in field.parameters() if p.requires_grad]
+        ours = field if isinstance(field, RadianceField) else None
+        # The layers of our field's networks are small: as views of one tensor they take one step together.
+        self.layers = [] if ours is None else [p for p in self.live if p is not ours.table]
+        self.flat = _as_views_of_one(self.layers)
         self.parameters = [p.data for p in self.live]
-        self.states = [AdamState.of(p, (beta1, beta2), epsilon) for p in self.parameters]
+        adam = (beta1, beta2), epsilon
+        self.flat_state = AdamState.of(self.flat, *adam)
+        parts = [_split(moment, self.layers) for moment in (self.flat_state.m, self.flat_state.v)]
+        shared = {id(p): AdamState(m, v, *adam) for p, m, v in zip(self.layers, *parts, strict=True)}
+        self.states = [shared.get(id(p)) or AdamState.of(p, *adam) for p in self.live]
         self.grad_accumulator = grad_accumulator_of(field)
         refresh_half(field)
 
-    def step(self, learning_rate: float, step: int, rates: Tensor | None = None) -> None:
-        """Step number `step` (from 0) from the gradients, which are cleared; rates: see `AdamStep`."""
+    def step(
+        self, learning_rate: float, step: int, rates: Tensor | None = None, layers_grad: Tensor | None = None
+    ) -> None:
+        """Step number `step` (from 0) from the gradients, which are cleared. rates: see `AdamStep`; layers_grad [n]:
+        that of `flat`, where the layers' own are not there."""
         ours = self.field if isinstance(self.field, RadianceField) else None
+        gradients = [p.grad for p in self.layers if p.grad is not None]
+        if layers_grad is None and gradients and len(gradients) == len(self.layers):
+            layers_grad = torch.cat([g.flatten() for g in gradients])
+        if layers_grad is not None:
+            kernels.adam_step(self.flat, layers_grad, self.flat_state, AdamStep(learning_rate, step + 1, rates=rates))
+            for layer in self.layers:
+                layer.grad = None
         for p, state, live in zip(self.parameters, self.states, self.live, strict=True):
             is_table, grad, half = False, live.grad, None
             if ours is not None and self.grad_accumulator is not None and live is ours.table:
@@ -56,6 +74,20 @@ class FieldOptimiser:
         for name, t in self.tensors().items():
             t.copy_(tensors[name])
         refresh_half(self.field)
+
+
+def _as_views_of_one(parameters: list[nn.Parameter]) -> Tensor:
+    """Their numbers, one after the other [n]; the parameters become views of it."""
+    flat = torch.cat([p.detach().flatten() for p in parameters]) if parameters else torch.zeros(0)
+    for p, part in zip(parameters, _split(flat, parameters), strict=True):
+        p.data = part
+    return flat
+
+
+def _split(flat: Tensor, like: list[nn.Parameter]) -> list[Tensor]:
+    """Views of consecutive parts [n] of the shapes of these parameters."""
+    parts = flat.split([p.numel() for p in like]) if like else ()
+    return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]
 
 
 def refresh_half(field: nn.Module) -> None:

@@ -6,6 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from nerf import kernels
 from nerf.errors import MISFITS, Range, UserError, brief, check_numbers
 from nerf.io import checkpoint
 from nerf.io.clock import LENGTH, Length, resumed
@@ -80,3 +84,28 @@ def _check_same(now: TrainConfig, path: Path, saved: dict[str, Any]) -> None:
             f"{path} was trained with another configuration ({listed}): "
             "resume with the same one, or start again with --overwrite"
         )
+
+
+def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config) of a checkpoint: the model, and how to go on."""
+    model, ids = trainer.model, trainer.scene.splits["train"]
+    trainer.meter.flush()
+    if trainer.poses is not None:
+        c2w = trainer.poses.poses(trainer.scene.cameras.c2w, trainer.scene.scene_from_world)[ids]
+        model.cameras = model.cameras.with_poses(c2w)
+    if trainer.exposures is not None:
+        model.log_gains, model.vignetting = trainer.exposures.gains(), trainer.exposures.vignetting()
+        model.falloff = trainer.exposures.falloff()
+    model.meta |= {"steps": trainer.step, "total_steps": trainer.total_steps, "seconds": trainer.seconds}
+    model.meta |= {"minutes": trainer.config.minutes, "seed": trainer.config.seed, "data": str(trainer.scene.path)}
+    model.meta |= {"backend": kernels.backend(), "threads": torch.get_num_threads()}
+    model.meta |= {f"n_{k}": v for k, v in trainer.samples.items()}
+    tensors, config = model.to_state()
+    for part, held in trainer.parts().items():
+        tensors |= {f"{part}.{name}": t for name, t in held.tensors().items()}
+    config["training"] = {name: getattr(trainer, name) for name in (*SAVED, "curve")} | {
+        "config": trainer.config.settings(),
+        "samples": trainer.samples,
+        "names": model.names,
+    }
+    return tensors, config

@@ -3,24 +3,29 @@ makes of it, where nothing waits for numbers and whole steps may be replayed as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nerf import kernels
+from nerf.datasets import Scene
 from nerf.errors import UserError, note
 from nerf.io import checkpoint
 from nerf.io.clock import Clock
 from nerf.kernels import RecordedSteps
 from nerf.training.config import TrainConfig
 
+if TYPE_CHECKING:
+    from nerf.training.loop import Trainer
+
 CLOCK = Clock(warm_up=0.15, margin=0.005, recent=0.1)  # schedules are constant until later than the warm-up
 SETTLE_EVERY = 0.02  # of the time, after which the number of steps that fills it is settled anew
 GROWTH = 0.55  # of a step's time with the batch, beside 1 for the optimiser and other fixed work (measured)
+GPU_GROWTH = 0.15  # the same on a GPU, which many launches of any size keep waiting (estimated: none was measured)
 RAY_GRADIENTS = 0.45  # of a step's time, beside 1 without them (measured)
 RAYS_TOO_FAR = 1.15  # with graphs: factor by which the batch may miss its size before its rays, and so all, change
 READ_EVERY = 16  # steps of a GPU between looks at its numbers, for looking waits for it
@@ -55,27 +60,44 @@ class StepResult(NamedTuple):
     capacity: int | None
 
 
-def recorder_of(config: TrainConfig, tiles: bool, random: torch.Generator) -> RecordedSteps | None:
-    """What records the steps of a training as CUDA graphs; None where that is not asked for, or there is no GPU."""
-    if not config.graph or not kernels.on_gpu():
+def recorder_of(config: TrainConfig, scene: Scene, own: bool, random: torch.Generator) -> RecordedSteps | None:
+    """What records the steps of a training as CUDA graphs; None where there is no GPU, where the configuration says
+    False, or says nothing and a step cannot be recorded, or might be another each time. scene: where the field is;
+    own: the field or the loss is the user's."""
+    if config.graph is False or not kernels.on_gpu():
         return None
-    if config.deterministic or kernels.backend() == "tinycudann" or tiles:
-        raise UserError(
+    if config.deterministic or kernels.backend() == "tinycudann" or not scene.pixels.is_on(kernels.device()):
+        why = (
             "steps cannot be recorded as CUDA graphs where each waits for the GPU: leave graph out, or "
             "deterministic and the backend tinycudann, or load fewer pixels than need a file of tiles"
         )
-    if config.refine_poses or config.learns_light:
-        raise UserError("steps that learn poses or the photos' light cannot be recorded: leave graph out")
-    return RecordedSteps(kernels.device(), random, config.beta1, config.beta2)
+    elif config.refine_poses or config.learns_light:
+        why = "steps that learn poses or the photos' light cannot be recorded: leave graph out"
+    else:  # what a user's own parts do besides launching would not be done again
+        why = "own" if own and config.graph is None else ""
+    if why and config.graph:
+        raise UserError(why)
+    return None if why else RecordedSteps(kernels.device(), random, config.beta1, config.beta2)
 
 
-def run_step(work: Callable[[StepPlan], StepResult], plan: StepPlan, recorded: RecordedSteps | None) -> StepResult:
-    """The result of `work(plan)`, called or replayed from what it launched for a plan of the same shape."""
+def run_step(trainer: Trainer, plan: StepPlan) -> StepResult:
+    """The result of `trainer.learn(plan)`, called or replayed from what it launched for a plan of the same shape;
+    called, from now on, where it cannot be recorded."""
+    recorded = trainer.recorded
     if recorded is None:
-        return work(plan)
+        return trainer.learn(plan)
     rates, step_at = recorded.place(plan.step, plan.learning_rate, float(plan.surface))
     here = replace(plan, surface=rates[3] if plan.surface > 0 else 0.0, rates=rates, step_at=step_at)
-    return recorded.run(plan.shape(), lambda: work(here))
+    try:
+        return recorded.run(plan.shape(), lambda: trainer.learn(here))
+    except kernels.NotRecorded as error:
+        note(f"training goes on without CUDA graphs, for a step cannot be recorded ({error})")
+        # what the broken recording left: gradients that were never computed, a generator that waits for its end
+        trainer.recorded = None
+        for p in trainer.optimiser.live:
+            p.grad = None
+        trainer.random = torch.Generator(trainer.device).manual_seed(trainer.random.initial_seed())
+        return trainer.learn(plan)
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import argparse
 import itertools
 import math
 import os
+import shutil
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,11 +25,12 @@ from nerf.fields.radiance import FieldOptions
 from nerf.kernels import cuda_render
 from nerf.rendering import rays as rendering
 from nerf.rendering.model import Model
-from nerf.training import loop as training_module
+from nerf.training import stepping
 from nerf.training.config import TrainConfig
 from nerf.training.loop import Trainer
 from nerf.training.loop import train as train_scene
 
+LATER = 110  # seconds that training leaves to the sections behind it
 Clock = Callable[[], float]
 Args = argparse.Namespace
 TINY = FieldOptions(
@@ -81,20 +84,41 @@ def trained(args: Args, scene: Scene, seconds: float, **settings: Any) -> tuple[
         config = TrainConfig(steps=2, batch_samples=256, field=TINY, occupancy_resolution=32)
     with TemporaryDirectory() as scratch:
         started = time.perf_counter()
-        model = train_scene(scene, config, scratch, progress=False)
-        synchronise()
+        with _busy_shares() as busy:
+            model = train_scene(scene, config, scratch, progress=False)
+            synchronise()
         spent = time.perf_counter() - started
     meta = model.meta
     row = {
         "told_seconds": seconds,
         "train_seconds": round(meta["seconds"], 3),
         "with_setup_and_saving_seconds": round(spent, 3),
+        "gpu_busy_share": sum(busy) / len(busy) if busy else None,  # of nvidia-smi's samples: some kernel was running
         "steps": meta["steps"],
+        "steps_per_second": meta["steps"] / meta["seconds"],
         "rays_per_second": meta["n_rays"] / meta["seconds"],
         "evaluated_per_second": meta["n_evaluated"] / meta["seconds"],
         "trained_per_second": meta["n_trained"] / meta["seconds"],
     }
     return model, row
+
+
+@contextmanager
+def _busy_shares() -> Iterator[list[float]]:
+    """A list that holds, afterwards, shares of time in which the GPU ran a kernel, sampled while within."""
+    shares: list[float] = []
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        yield shares
+        return
+    command = [program, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        yield shares
+    finally:
+        watching.terminate()
+        lines = watching.communicate(timeout=10)[0].splitlines()
+        shares += [float(line) / 100 for line in lines[2:] if line.strip().isdigit()]  # the first are of before
 
 
 LAST: dict[str, Model] = {}  # the best model so far, for the sections after training
@@ -104,13 +128,19 @@ def training(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     loaded = load(scene, 32 if args.dry_run else 1)
     rows = []
     every = 12 if args.dry_run else max(1, len(loaded.splits["test"]) // 25)  # 25 of lego's 200
-    lengths = (1.0,) if args.dry_run else (2.5, 2.5, 6.0, 25.0, 60.0, 300.0)
-    for k, seconds in enumerate(lengths):
-        if left() < seconds * 1.1 + (20 if args.only else 110):
-            print(f"{seconds} s: skipped, no time is left")
+    # in the mode that section graph found to be the faster one, and once in the other
+    faster = args.faster is not False
+    lengths = [(2.5, faster), (2.5, faster), (6.0, faster), (6.0, not faster), (25.0, faster), (60.0, faster)]
+    lengths = [(1.0, True)] if args.dry_run else lengths + ([(300.0, faster)] if args.only else [])
+    left_out = []
+    for k, (seconds, graph) in enumerate(lengths):
+        if left() < seconds * 1.1 + 8 + (0 if args.only else LATER) and not args.dry_run:
+            left_out.append(seconds)
+            print(f"{seconds} s: skipped, {left():.0f} s are left")
             continue
-        model, row = trained(args, loaded, seconds)
+        model, row = trained(args, loaded, seconds, graph=None if graph else False)
         row["kind"] = "warming up, not to be reported" if k == 0 and not args.dry_run else "measured"
+        row["graphs"] = graph
         started = time.perf_counter()
         row["psnr"] = psnr_of(model, loaded, every)
         row["evaluation_seconds"] = round(time.perf_counter() - started, 2)
@@ -118,7 +148,8 @@ def training(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
         rows.append(row)
         print(row)
     protocol = f"test views {len(loaded.splits['test'][::every])}, white background in evaluation, random in training"
-    result: dict[str, Any] = {"rows": rows, "protocol": protocol, "resolution": int(loaded.cameras.widths[0])}
+    resolution = int(loaded.cameras.widths[0])
+    result: dict[str, Any] = {"rows": rows, "protocol": protocol, "resolution": resolution, "left_out": left_out}
     if any(not math.isfinite(row["psnr"]) for row in rows):
         result["failed"] = "a PSNR is not a number"
     return result
@@ -132,9 +163,13 @@ SETTINGS: list[dict[str, Any]] = [
     {"coarse_steps": 100, "diffuse_steps": 50},
     {"step_scale": 1.0},
     {"occupancy_every": 32},
-    {"graph": True},
+    {"graph": False},
 ]
-CONSTANTS = (*((training_module, "READ_EVERY", v) for v in (1, 4, 64)), (cuda_render, "RAY_ROOM", 48))
+CONSTANTS = (
+    *((stepping, "READ_EVERY", v) for v in (1, 4, 64)),
+    *((cuda_render, "TRAINING_THREADS", v) for v in (64, 256)),
+    (cuda_render, "RAY_ROOM", 48),
+)
 
 
 def tuning(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
@@ -198,7 +233,7 @@ def profile(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
     """Where a training step's time goes, kernel by kernel, in the middle of a short training."""
     loaded = load(scene, 32 if args.dry_run else 1)
     config = (
-        TrainConfig(steps=2000)
+        TrainConfig(steps=2000, graph=None if args.faster is not False else False)
         if not args.dry_run
         else TrainConfig(steps=2, batch_samples=256, field=TINY, occupancy_resolution=32)
     )
@@ -228,6 +263,7 @@ def profile(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
                 for e in table
             ]
             result["gpu_seconds_a_step"] = sum(e.self_device_time_total for e in seen.key_averages()) / n / 1e6
+            result["gpu_busy_share"] = result["gpu_seconds_a_step"] / step_seconds
     print({k: v for k, v in result.items() if k != "kernels"})
     for row in result.get("kernels", []):
         print(f"{row['microseconds_a_step']:9.1f} us  x{row['calls_a_step']:<5.1f} {row['name']}")

@@ -51,6 +51,8 @@ def graph(args: Args, scene: Path, left: Clock) -> dict[str, Any]:
             row: dict[str, Any] = {"step_seconds": (time.perf_counter() - started) / n, "mse": trainer.meter.mse}
             if trainer.recorded is not None:
                 row |= {"replayed": trainer.recorded.n_replayed, "graphs_kept": len(trainer.recorded.graphs)}
+            elif mode == "graph" and not args.dry_run:
+                row["failed"] = "steps could not be recorded (a line above says why)"
             found[mode] = row
         except (UserError, RuntimeError) as error:
             found[mode] = {"failed": " ".join(str(error).split())[:500]}

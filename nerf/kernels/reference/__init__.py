@@ -11,6 +11,7 @@ from __future__ import annotations
 from nerf.geometry.space import contract, ray_box, scene_to_unit
 from nerf.kernels.reference.adam import adam_step
 from nerf.kernels.reference.compositing import composite
+from nerf.kernels.reference.drawing import draw_rays
 from nerf.kernels.reference.field import density_activation, mlp, radiance_density, radiance_field
 from nerf.kernels.reference.hashgrid import accumulating, hashgrid_encode
 from nerf.kernels.reference.march_vectorised import march
@@ -24,6 +25,7 @@ __all__ = [
     "composite",
     "contract",
     "density_activation",
+    "draw_rays",
     "hashgrid_encode",
     "march",
     "mlp",

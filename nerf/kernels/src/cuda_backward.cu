@@ -120,7 +120,8 @@ template <int FIRST, int N, int K, int I>
 NERF_FN void network_backward_all(const Pair (*grad)[4], const Pair (*x)[4], const Hidden<N>& hidden, const Operand* weights,
                                   Element* shared, WeightSums& sums, float (*c)[4]) {
   constexpr int K_OUT = layer_outputs(FIRST + I) / 16;
-  const Operand* w = weights + weights_before(FIRST + I) / 4;
+  constexpr int at = weights_before(FIRST + I) / 4;
+  const Operand* w = weights + at;
   if constexpr (I == 0) {
     add_weight_gradients_all<FIRST, K_OUT, K>(grad, x, shared, sums);
     multiply_all<K_OUT, 2 * K>(grad, w, c);

@@ -25,14 +25,15 @@ KERNEL(pack_weights, PackArgs, 256) {
   const int at = i - weights_before(layer) / 4, lane = at & 31, tile = at >> 5, g = lane >> 2, t = lane & 3;
   {
     const int tiles = output_tiles(layer), k = tile / tiles, output = tile % tiles * 8 + g;
-    if (k < layer_inputs(layer) / 16) {
-      Operand o;
-      for (int half = 0; half < 2; ++half) {
-        const int column = 16 * k + 8 * half + 2 * t;
+    const bool used = k < layer_inputs(layer) / 16;  // the last layer has fewer tiles this way than the other
+    Operand o;
+    for (int half = 0; half < 2; ++half) {
+      const int column = 16 * k + 8 * half + 2 * t;
+      zero_pair(o.b[half]);
+      if (used)
         set_pair(o.b[half], weight_at(args.field, layer, output, column), weight_at(args.field, layer, output, column + 1));
-      }
-      args.forward[i] = o;
     }
+    args.forward[i] = o;
   }
   {
     const int tiles = layer_inputs(layer) / 8, k = tile / tiles, column = tile % tiles * 8 + g;

@@ -119,24 +119,25 @@ struct Hidden {
   Pair h[N > 1 ? N - 1 : 1][WIDTH_STEPS][4];
 };
 
-// All layers but the last: x [16, 16 K] to hidden activations. FIRST: the network's first layer.
-template <int K, int N, int FIRST>
+// All layers but the last, from layer L on: x [16, 16 K] to hidden activations. FIRST: the network's first layer. Layers are
+// template arguments, not a loop: an unrolled loop leaves the sums of weights_before to the GPU.
+template <int K, int N, int FIRST, int L = 0>
 NERF_FN void hidden_layers_all(const Pair (*x)[4], const Operand* weights, Hidden<N>& hidden) {
-#pragma unroll
-  for (int l = 0; l + 1 < N; ++l) {
+  if constexpr (L + 1 < N) {
+    constexpr int at = weights_before(FIRST + L) / 4;
     float c[2 * WIDTH_STEPS][4];
-    const Operand* w = weights + weights_before(FIRST + l) / 4;
-    if (l == 0) multiply_all<K, 2 * WIDTH_STEPS>(x, w, c);
-    else multiply_all<WIDTH_STEPS, 2 * WIDTH_STEPS>(hidden.h[l > 0 ? l - 1 : 0], w, c);
-    to_operand<WIDTH_STEPS, true>(c, hidden.h[l]);
+    if constexpr (L == 0) multiply_all<K, 2 * WIDTH_STEPS>(x, weights + at, c);
+    else multiply_all<WIDTH_STEPS, 2 * WIDTH_STEPS>(hidden.h[L - 1], weights + at, c);
+    to_operand<WIDTH_STEPS, true>(c, hidden.h[L]);
+    hidden_layers_all<K, N, FIRST, L + 1>(x, weights, hidden);
   }
 }
 // The last layer, without ReLU: 8 T outputs.
 template <int K, int N, int FIRST, int T>
 NERF_FN void last_layer_all(const Pair (*x)[4], const Operand* weights, const Hidden<N>& hidden, float (*c)[4]) {
-  const Operand* w = weights + weights_before(FIRST + N - 1) / 4;
-  if (N == 1) multiply_all<K, T>(x, w, c);
-  else multiply_all<WIDTH_STEPS, T>(hidden.h[N > 1 ? N - 2 : 0], w, c);
+  constexpr int at = weights_before(FIRST + N - 1) / 4;
+  if constexpr (N == 1) multiply_all<K, T>(x, weights + at, c);
+  else multiply_all<WIDTH_STEPS, T>(hidden.h[N - 2], weights + at, c);
 }
 
 // What a warp knows of 16 samples' density network: h [16, 16], of which column 0 is the logit of the density.

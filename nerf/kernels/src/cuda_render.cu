@@ -1,9 +1,8 @@
 // The fused render op of the GPU: march, field and composite in one kernel, lazily from front to back, so that what a surface
 // hides is never evaluated. Every lane of a warp owns one ray; a warp evaluates one sample of each of its 32 rays at a time,
 // and a lane whose ray has ended takes the next one from a common queue, so no lane idles while there are rays.
+#include "cuda_composite.h"
 #include "cuda_net.h"
-#include "composite.h"
-#include "cuda_samples.h"
 #include "march.h"
 #include "space.h"
 
@@ -117,6 +116,8 @@ KERNEL(render_forward, RenderArgs, 256) {
       const bool keep = has && (lane >> 4) == half && !sample_is_skipped(ray.trans, alpha, args.stop_threshold, args.alpha_threshold);
       const u32 kept = ballot_all(keep);
       if (kept == 0) continue;
+      int first = 0;  // slot: asked for before the colour network, which takes as long as the answer
+      if (args.kept.n && lane == 0) first = atomic_add(args.kept.n, count_bits(kept));
 
       Pair c[2][4];
       float logits[1][4], rgb[3];
@@ -126,8 +127,6 @@ KERNEL(render_forward, RenderArgs, 256) {
 
       int slot = -1;
       if (args.kept.n) {
-        int first = 0;
-        if (lane == 0) first = atomic_add(args.kept.n, count_bits(kept));
         first = shuffle_all(first, 0);
         if (keep) slot = first + count_bits(kept & ((1u << lane) - 1));
         if (slot >= args.kept.capacity) slot = -1;  // no room: it still counts in the picture, but teaches nothing
@@ -166,15 +165,6 @@ KERNEL(render_forward, RenderArgs, 256) {
 
 // ---- backward, per ray: gradients of its outputs -> of its samples' logits ------------------------------------------------
 
-struct CompositeArgs {
-  KeptSamples kept;
-  const float *colors, *opacities, *depths, *second_moments, *distortions;  // dL/d(per-ray output); null: zero
-  float gradient_distance;
-  int n_rays;
-  float4* grads;      // [capacity] dL/d(logit) of red, green, blue and of the density
-  u32* largest_bits;  // the largest of their magnitudes, as bits; zero at the start
-};
-
 KERNEL(composite_backward, CompositeArgs, 128) {
   const int i = block_index() * block_size() + thread_index();
   float largest = 0.0f;
@@ -185,27 +175,7 @@ KERNEL(composite_backward, CompositeArgs, 128) {
     if (args.depths) g.depth = args.depths[i];
     if (args.second_moments) g.second_moment = args.second_moments[i];
     if (args.distortions) g.distortion = args.distortions[i];
-    const float2 all = args.kept.totals[i];
-    float after_w = 0.0f, after_wm = 0.0f, suffix = 0.0f;
-    for (int k = args.kept.last_samples[i], before; k >= 0; k = before) {  // from the last sample to the first
-      before = args.kept.links[k].y;  // asked for with the rest, not after it: a ray is one chain of such waits
-      const float4 interval = args.kept.intervals[k], rgb_sigma = args.kept.rgb_sigmas[k];
-      const float t_mid = interval.x, dt = interval.y, weight = interval.z;
-      const float rgb[3] = {rgb_sigma.x, rgb_sigma.y, rgb_sigma.z};
-      const float before_w = all.x - after_w - weight, before_wm = all.y - after_wm - weight * t_mid;
-      const float gw = grad_weight(g, rgb, weight, t_mid, dt, before_w, before_wm, all.x, all.y);
-      const float scale = near_scale(t_mid, args.gradient_distance);
-      float out[4];
-      for (int c = 0; c < 3; ++c) out[c] = scale * grad_rgb(g, weight, rgb[c], c) * sigmoid_slope(rgb[c]);
-      // d sigma / d logit = sigma, also where the logit is held at its maximum
-      out[3] = scale * grad_sigma(dt, interval.w, gw, suffix) * rgb_sigma.w;
-      args.grads[k] = make_float4(out[0], out[1], out[2], out[3]);
-      for (int c = 0; c < 4; ++c) largest = f_max(f_abs(out[c]), largest);
-      suffix += weight * gw;
-      after_w += weight;
-      after_wm += weight * t_mid;
-    }
+    largest = composite_ray_backward(args, i, g);
   }
-  for (int step = 16; step > 0; step >>= 1) largest = f_max(largest, shuffle_all(largest, lane_index() ^ step));
-  if (lane_index() == 0 && largest > 0.0f) atomic_max(args.largest_bits, float_bits(largest));
+  note_largest_all(largest, args.largest_bits);
 }

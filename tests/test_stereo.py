@@ -15,7 +15,7 @@ from torch.nn.functional import max_pool2d, normalize
 from nerf.datasets import Scene
 from nerf.kernels import DepthView
 from nerf.meshing import stereo
-from nerf.meshing.completion import complete, planes_in_view, solid_points
+from nerf.meshing.completion import bounds_in_view, complete, planes_in_view, solid_points
 from nerf.meshing.consistency import ask_views, unproject_pixels
 from nerf.meshing.fused import _small_pinholes
 from nerf.meshing.photos import grey_pictures
@@ -153,8 +153,7 @@ def test_without_texture_and_planes_depths_stay() -> None:
 
 def test_where_there_is_one_shade_the_surroundings_tell_more_than_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     """A veil before a plain wall, in all views alike, where no plane is known."""
-    nowhere = torch.full(SIZE, torch.nan), torch.full(SIZE, torch.inf)
-    monkeypatch.setattr(stereo, "complete", lambda *of_a_view: nowhere)
+    monkeypatch.setattr(stereo, "complete", lambda *of_a_view: torch.full(SIZE, torch.nan))
     drawn = scene(plain=True)
     start = [replace(d.view, depths=d.view.depths * torch.where(d.part == 3, 0.85, 1.0)) for d in drawn]
     refined = refine_depths(start, [d.picture for d in drawn])
@@ -352,10 +351,26 @@ def facing_a_wall() -> tuple[DepthView, Tensor, DepthView, Planes]:
 def test_a_wall_goes_on_where_the_picture_does() -> None:
     """Far beyond where the field is about right, but not over the square before it."""
     view, picture, sure, wall = facing_a_wall()
-    flat, bound = complete(view, picture, sure, wall, [], torch.zeros(0, 3))
-    assert torch.allclose(bound, torch.full(SIZE, 3.0))
+    flat = complete(view, picture, sure, wall, [], torch.zeros(0, 3))
+    assert torch.allclose(bounds_in_view(wall, view), torch.full(SIZE, 3.0))
     square = sure.weights > 0
     assert bool(flat[square].isnan().all()) and float((flat[~square] == 3).float().mean()) > 0.95
+
+
+def test_a_facade_does_not_go_on_in_the_sky() -> None:
+    """A plane that is no bound, above whose edge in the picture the sky is as smooth, and the field says nothing."""
+    view, picture, sure, wall = facing_a_wall()
+    facade = wall._replace(is_bound=torch.tensor([False]))
+    roof = torch.zeros(SIZE, dtype=torch.bool)
+    roof[30:] = True
+    picture[:], view.depths[:] = torch.where(roof, 0.3, 0.9), 3.0
+    sure.depths[40:], sure.weights[40:] = 3.0, 0.5
+    sure.depths[:40], sure.weights[:40] = torch.nan, 0.0
+    sky = torch.zeros(SIZE, dtype=torch.bool)
+    sky[:10] = True
+    flat = complete(view, picture, sure, facade, [], torch.zeros(0, 3), sky)
+    assert float((flat[30:40] == 3).float().mean()) > 0.9 and bool(flat[:28].isnan().all())
+    assert float((complete(view, picture, sure, facade, [], torch.zeros(0, 3))[:28] == 3).float().mean()) > 0.9
 
 
 def test_what_several_fields_see_before_a_wall_stays() -> None:
@@ -380,10 +395,10 @@ def test_what_several_fields_see_before_a_wall_stays() -> None:
     middle[:9], middle[23:], middle[:, :54], middle[:, 72:] = False, False, False, False
     outline = board & ~middle
     sure.depths[outline], sure.weights[outline] = 2.0, 0.02
-    flat, _ = complete(view, picture, sure, wall, [], torch.cat([solid, fog]))
+    flat = complete(view, picture, sure, wall, [], torch.cat([solid, fog]))
     assert bool(flat[middle].isnan().all())
     assert float((flat[~board & (sure.weights == 0)] == 3).float().mean()) > 0.95
-    without, _ = complete(view, picture, sure, wall, [], fog)
+    without = complete(view, picture, sure, wall, [], fog)
     assert float((without[middle] == 3).float().mean()) > 0.5, "else it were the wall, as the view's own field says"
 
 

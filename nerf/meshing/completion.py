@@ -17,6 +17,7 @@ from nerf.meshing.walker import halved, spread
 
 _NEAR = 0.1  # of the depth: what a field's depth lies before a plain wall
 _FIELD, _BEFORE = 0.1, 0.001  # weights of what only fields say, as seeds: on the bounds, and solid before
+_SKY = 0.5  # the same of the sky
 _FEWEST = 4  # views whose fields say the same, that believe it
 
 
@@ -32,6 +33,13 @@ def planes_in_view(planes: Planes, view: DepthView) -> Tensor:
     return (scaled[:, 2, None, None] + right * x + down * y[:, None]).float()
 
 
+def bounds_in_view(planes: Planes, view: DepthView) -> Tensor:
+    """z-depths [h,w] of the bounds of the scene, infinite where there are none. Of planes around the scene, what is
+    seen is the nearest."""
+    inverse = planes_in_view(planes, view)[planes.is_bound]
+    return 1 / torch.cat([torch.zeros(1, *view.depths.shape), inverse]).amax(dim=0)
+
+
 def solid_points(view: DepthView, fields: list[DepthView]) -> Tensor:
     """Scene points [n,3] float32 that a view sees by its field's depths, as do more of other views' than see through,
     of every second pixel of every second row: there is something, photos or no photos."""
@@ -44,10 +52,16 @@ def solid_points(view: DepthView, fields: list[DepthView]) -> Tensor:
 
 
 def complete(
-    view: DepthView, picture: Tensor, sure: DepthView, planes: Planes, others: list[DepthView], solid: Tensor
-) -> tuple[Tensor, Tensor]:
+    view: DepthView,
+    picture: Tensor,
+    sure: DepthView,
+    planes: Planes,
+    others: list[DepthView],
+    solid: Tensor,
+    sky: Tensor | None = None,
+) -> Tensor:
     """z-depths [h,w] of planes at the pixels of a view with a grey picture [h,w] that are not sure (weight 0), NaN
-    where none will do, and those of the bounds of the scene, infinite where there are none.
+    where none will do. sky [h,w] bool: some that show it.
 
     Sure pixels lie on the bounds, on another plane or on none, and a random walker says to which of these each pixel
     belongs. Of those that belong to no plane but a bound it is asked again, with what fields say: where a pixel's own
@@ -58,9 +72,7 @@ def complete(
     views, see through it. Every second pixel of every second row is asked for all four.
     """
     h, w = view.depths.shape
-    inverse = planes_in_view(planes, view)
-    # Of planes around the scene, what is seen is the nearest.
-    bound = torch.cat([torch.zeros(1, h, w), inverse[planes.is_bound]]).amax(dim=0)
+    inverse, bound = planes_in_view(planes, view), 1 / bounds_in_view(planes, view)
     single = (~planes.is_bound).nonzero()[:, 0].tolist()
     kinds, none = torch.cat([bound[None], inverse[single], torch.zeros(1, h, w)]), 1 + len(single)
     rows, cols = (h + 1) // 2, (w + 1) // 2
@@ -74,6 +86,8 @@ def complete(
         off[c] = torch.where(planes.contain(k, points), off[c], torch.inf)
     seeds = ((off < AGREE) & (off <= off.amin(dim=0))).float()
     seeds[none] = (seeds.amax(dim=0) == 0).float()
+    if sky is not None:
+        weights = torch.where(sky.flatten()[pixels] & (weights <= 0), _SKY, weights)
     seeds /= seeds.sum(dim=0)
     tried = [c for c in range(len(seeds)) if c == none or float((seeds[c] * weights).sum()) > 0]
     shares = spread(seeds[tried].reshape(-1, rows, cols), weights.reshape(rows, cols), small)
@@ -99,7 +113,7 @@ def complete(
     full = label.reshape(rows, cols).repeat_interleave(2, dim=0)[:h].repeat_interleave(2, dim=1)[:, :w]
     flat = kinds.gather(0, full[None])[0]
     is_flat = (flat > 0) & (sure.weights <= 0) & ~view.depths.isinf()
-    return torch.where(is_flat, 1 / flat, torch.nan), 1 / bound
+    return torch.where(is_flat, 1 / flat, torch.nan)
 
 
 def _every_second(view: DepthView) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from nerf.kernels import DepthView
 
 _AROUND = 3  # pixels around one, over which a picture's deviation is taken
 _SMOOTH = 0.015  # grey: standard deviation around a pixel of the sky, at most; haze, thin clouds and JPEG's noise
 _ABOVE = 0.05  # sine of the angle above the horizon from which on there may be sky
+_AWAY = 15  # pixels from what is known, beyond which the sky is safe to say
 _LEAST = 0.03  # of all pixels, below which it is rather a plain wall that nothing was measured on
 
 
@@ -48,3 +49,8 @@ def textured(picture: Tensor, least: float) -> Tensor:
     known = torch.where(picture.isnan(), 0.0, torch.stack([torch.ones_like(picture), picture, picture.square()]))
     share, mean, square = avg_pool2d(known[:, None], 2 * _AROUND + 1, 1, _AROUND)[:, 0]
     return square / share - (mean / share).square() > least**2
+
+
+def far_around(known: Tensor) -> Tensor:
+    """What is known [h,w], and all pixels not far from it: bool [h,w]."""
+    return max_pool2d(known.float()[None, None], 2 * _AWAY + 1, 1, _AWAY)[0, 0] > 0

@@ -19,9 +19,9 @@ from torch.nn.functional import avg_pool2d
 from nerf import kernels
 from nerf.io.threads import in_threads
 from nerf.kernels import DepthView, MatchSource, MatchWindow
-from nerf.meshing.completion import complete, solid_points
+from nerf.meshing.completion import bounds_in_view, complete, solid_points
 from nerf.meshing.consistency import ask_views, unproject, unproject_pixels
-from nerf.meshing.open_sky import find_sky, textured
+from nerf.meshing.open_sky import far_around, find_sky, textured
 from nerf.meshing.planar import fit_planes
 from nerf.meshing.walker import spread
 
@@ -90,14 +90,15 @@ def refine_depths(
     planes = fit_planes(*_support(sure, matched, seed), seen_through)
     solids: dict[int, Tensor] = {}
     solid: dict[int, DepthView] = {}
-    bounds: dict[int, Tensor] = {}
+    bounds = [bounds_in_view(planes, view) for view in views]
     refined: dict[int, DepthView] = {}
     sky: list[Tensor] | None = None
     low, high = MEASURED
 
     def solidify(i: int) -> None:
         around = torch.cat([solids[j] for j in (i, *near[i])])
-        flat, bounds[i] = complete(views[i], pictures[i], sure[i], planes, [sure[j] for j in near[i]], around)
+        at = sky[i] if sky is not None else None
+        flat = complete(views[i], pictures[i], sure[i], planes, [sure[j] for j in near[i]], around, at)
         others = [(views[j], pictures[j]) for j in near[i][:N_SOURCES]]
         flat = torch.where(contradicted(views[i], pictures[i], flat, others), torch.nan, flat)
         is_sure = sure[i].weights > 0
@@ -128,11 +129,15 @@ def refine_depths(
     def find_solid(i: int) -> None:
         solids[i] = solid_points(views[i], [views[j] for j in near[i]])
 
+    def look_up(known: list[Tensor]) -> None:
+        nonlocal sky
+        if up is not None:
+            sky = find_sky(views, pictures, known, bounds, up)
+
     in_threads(find_solid, len(views))
+    look_up([far_around(view.weights > 0) for view in sure])
     in_threads(solidify, len(views))
-    if up is not None:
-        n = range(len(views))
-        sky = find_sky(views, pictures, [solid[i].weights > 0 for i in n], [bounds[i] for i in n], up)
+    look_up([solid[i].weights > 0 for i in range(len(views))])
     in_threads(refine, len(views))
     return [refined[i] for i in range(len(views))]
 

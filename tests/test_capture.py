@@ -533,7 +533,7 @@ def test_reconstruct_finds_the_poses_first(
         asked.append(args)
         shutil.copytree(folder, args.out, dirs_exist_ok=True)
 
-    def train(scene: Any, config: Any, out: Path, resume: bool = False, progress: bool = True) -> None:
+    def train(scene: Any, config: Any, out: Path, resume: bool = False, **options: Any) -> None:
         trained.append(scene)
         raise UserError("far enough")
 

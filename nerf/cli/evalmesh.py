@@ -64,10 +64,10 @@ def main(args: EvalMeshArgs) -> None:
         scene, model = datasets.load(args.views), None
         if args.run is not None:
             model = Model.load(args.run)
-            if (scale := read_edits(model_files(args.run)[0]).scale) != 1.0:
-                note(f"{args.run} has lengths times {scale:.6g}: a mesh to measure is made with --no-edits")
             if not set(model.names) & set(scene.names):
                 raise UserError(f"--run: {args.run} was trained on none of the photos in {args.views}")
+            if (scale := read_edits(model_files(args.run)[0]).scale) != 1.0:
+                note(f"{args.run} has lengths times {scale:.6g}: a mesh to measure is made with --no-edits")
             scene = as_trained(scene, model)
         views = evaluate_mesh_views(read_textured_mesh(args.mesh), scene, model=model)
         result |= {"views": views.to_dict()}

@@ -59,14 +59,20 @@ ranks = join(60)
 trainer = Trainer(opaque_scene(), doubled_config(), ranks=ranks)
 accumulator, real, first = trainer.optimiser.grad_accumulator, ranks.mean_rows, []
 def mean_rows(gradient):
+    dense, before = gradient.clone(), ranks.bytes_sent
+    if not first:
+        ranks.mean_gradient(dense)
+        sent, before = ranks.bytes_sent - before, ranks.bytes_sent
     real(gradient)
-    first.append(gradient.clone()) if not first else None
+    if not first:
+        first[:] = gradient.clone(), dense, ranks.bytes_sent - before, sent
 ranks.mean_rows = mean_rows
 losses = [trainer.train_step() for _ in range(int(sys.argv[2]))]
 state = {f"p{i}": p for i, p in enumerate(trainer.parameters)} | trainer.optimiser.tensors()
 state |= {"occupied": trainer.model.occupancy.occupied, "values": trainer.model.occupancy.values}
-state |= {"cumulative": trainer.sampler.cumulative, "gradient": first[0]}
-torch.save({"losses": losses, "state": state, "samples": trainer.samples, "bytes": ranks.bytes_sent},
+state |= {"cumulative": trainer.sampler.cumulative, "gradient": first[0], "dense": first[1]}
+state |= trainer.exposures.tensors()
+torch.save({"losses": losses, "state": state, "samples": trainer.samples, "bytes": first[2:]},
            out / f"{ranks.rank}.pt")
 ranks.close()
 """
@@ -86,9 +92,13 @@ def opaque_scene():  # type: ignore[no-untyped-def]
 
 
 def doubled_config():  # type: ignore[no-untyped-def]
-    from test_training import CONFIG
+    from dataclasses import replace
 
-    return CONFIG.with_settings(diffuse_steps=0, diffuse_share=0.0, importance_after=8, importance_every=8)
+    from test_training import CONFIG, SOLID
+
+    schedule = {"diffuse_steps": 0, "diffuse_share": 0.0, "importance_after": 8, "importance_every": 8}
+    field = replace(SOLID, log2_hashmap_size=15, finest_resolution=128)  # of which a step touches some rows
+    return CONFIG.with_settings(field=field, **schedule, exposure_after=0.0, exposure=True, vignetting=True)
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -142,7 +152,9 @@ def test_all_ranks_hold_the_same_to_the_bit(two: list[dict]) -> None:  # type: i
     assert first["state"]["cumulative"] is not None, "pixels are drawn by the error map by then"
     for name, t in first["state"].items():
         assert t.numpy().tobytes() == second["state"][name].numpy().tobytes(), name
-    assert 0 < first["bytes"]
+    as_rows, as_a_whole = first["bytes"]
+    assert 0 < as_rows < as_a_whole, "rows travel where that is less"
+    assert torch.equal(first["state"]["gradient"], first["state"]["dense"]), "and nothing else changes"
 
 
 @native
@@ -196,6 +208,9 @@ def test_two_ranks_learn_as_one_process_with_the_doubled_batch(
     assert two[0]["losses"][0] == pytest.approx(losses[0], rel=1e-6)
     assert two[0]["losses"] == pytest.approx(losses, rel=0.01)
     assert losses[-1] < 0.8 * losses[0]
+    assert trainer.exposures is not None
+    for name, values in trainer.exposures.values.items():
+        assert torch.allclose(two[0]["state"][name], values.detach(), rtol=0, atol=0.01), name
     assert two[0]["samples"]["rays"] == trainer.samples["rays"]
     assert two[0]["samples"]["trained"] == pytest.approx(trainer.samples["trained"], rel=0.01)
 
@@ -310,3 +325,66 @@ def test_verbs_and_options_that_are_not_for_several_ranks_are_refused(
     assert main.run(train) == 2
     assert "MASTER_ADDR is not set" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# nerf train as torchrun starts it, with a checkpoint every second; each process leaves its number
+WORKER = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+from nerf.cli import main
+from nerf.training import loop
+real = loop.train
+def train(scene, config, *arguments, **named):
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    Path(sys.argv[1], f"{os.environ['RANK']}-{attempt}").write_text(str(os.getpid()))
+    return real(scene, replace(config, checkpoint_seconds=1.0), *arguments, **named)
+loop.train = train
+main.main(sys.argv[2:])
+"""
+
+
+@native
+@pytest.mark.slow  # 40 s each, most of it starting four times two processes
+@pytest.mark.parametrize("victim", [0, 1])
+def test_torchrun_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(victim: int, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    out, scene = tmp_path / "out", ROOT / "data" / "sample"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    verb = ["train", str(scene), "-o", str(out), "--downscale", "8", "--steps", "60", "--check", "off"]
+    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(
+            [sys.executable, *launch, str(tmp_path / "worker.py"), str(tmp_path), *verb],
+            env=os.environ | paths,
+            stderr=said,
+            stdout=said,
+        )
+        try:
+            patience = time.monotonic() + 120
+            while not (out / "checkpoint.safetensors").exists():
+                assert process.poll() is None and time.monotonic() < patience, (tmp_path / "said").read_text()
+                time.sleep(0.05)
+            os.kill(int((tmp_path / f"{victim}-0").read_text()), signal.SIGKILL)
+            assert process.wait(180) == 0, (tmp_path / "said").read_text()
+        finally:
+            process.kill()
+    text = (tmp_path / "said").read_text()
+    going_on = re.findall(r"going on at step (\d+) of 60", text)
+    assert len(going_on) == 1 and 0 < int(going_on[0]) < 60, text
+    assert (tmp_path / "1-1").exists(), "both were started anew"
+    assert checkpoint.load(out / "checkpoint.safetensors")[1]["training"]["step"] == 60
+    assert json.loads((out / "ranks.json").read_text())["ranks"] == 2
+
+    # The same command again is another launch: it finds a run that it did not begin, and leaves it alone.
+    for name in ("1-0", "1-1"):
+        (tmp_path / name).unlink()
+    again = subprocess.run(
+        [sys.executable, *launch, str(tmp_path / "worker.py"), str(tmp_path), *verb],
+        env=os.environ | paths,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert again.returncode != 0 and again.stderr.count("holds another run") == 2, again.stderr
+    assert not (tmp_path / "1-1").exists(), "no training was begun, also not when torchrun tried again"

@@ -78,7 +78,7 @@ def run(argv: list[str]) -> int:
         return 2
     _make_libraries_plain()
     try:
-        if verb != "train" and os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") != "1":
+        if verb != "train" and os.environ.get("RANK") and os.environ.get("WORLD_SIZE") not in (None, "", "1"):
             raise UserError(f"nerf {verb} is one process: start it without torchrun, which is for nerf train")
         from nerf.cli.usage import parse
 

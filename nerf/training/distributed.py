@@ -159,7 +159,12 @@ class Group(Ranks):
             raise UserError("this build of torch cannot train in several processes: install one with torch.distributed")
         self.rank, self.size, self.seconds, self._dist, self._nccl = rank, size, wait_seconds, dist, None
         try:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=join_seconds))
+            patience = timedelta(seconds=join_seconds)
+            store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=patience))  # type: ignore[attr-defined]
+            # torchrun's store outlives its workers: those of a restart must not find where dead ones listened
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"nerf/{attempt}", store)  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
             self._gloo = dist.new_group(backend="gloo", timeout=timedelta(seconds=wait_seconds))
         except (RuntimeError, ValueError) as error:
             raise UserError(

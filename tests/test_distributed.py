@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from nerf import kernels
 from nerf.cli import main
+from nerf.errors import UserError
 from nerf.io import checkpoint
 from nerf.kernels import bindings
 from nerf.training import stepping
 from nerf.training.distributed import mixed, touched
 from nerf.training.loop import Trainer
 from nerf.training.pixel_sampler import PixelBatch, PixelSampler
+from nerf.training.same_start import check_can_share
 
 ROOT = Path(__file__).resolve().parent.parent
 native = pytest.mark.skipif(bindings.load().handle is None, reason="the slow reference kernels")
@@ -71,7 +74,7 @@ losses = [trainer.train_step() for _ in range(int(sys.argv[2]))]
 state = {f"p{i}": p for i, p in enumerate(trainer.parameters)} | trainer.optimiser.tensors()
 state |= {"occupied": trainer.model.occupancy.occupied, "values": trainer.model.occupancy.values}
 state |= {"cumulative": trainer.sampler.cumulative, "gradient": first[0], "dense": first[1]}
-state |= trainer.exposures.tensors()
+state |= trainer.exposures.tensors() | {f"poses.{k}": t for k, t in trainer.poses.tensors().items()}
 torch.save({"losses": losses, "state": state, "samples": trainer.samples, "bytes": first[2:]},
            out / f"{ranks.rank}.pt")
 ranks.close()
@@ -81,8 +84,6 @@ ranks.close()
 
 def opaque_scene():  # type: ignore[no-untyped-def]
     """The sphere before grey, of photos without alpha: what is behind is known."""
-    from dataclasses import replace
-
     from tiny import make_scene
 
     full = sphere_scene(8, 32)
@@ -92,13 +93,12 @@ def opaque_scene():  # type: ignore[no-untyped-def]
 
 
 def doubled_config():  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
     from test_training import CONFIG, SOLID
 
     schedule = {"diffuse_steps": 0, "diffuse_share": 0.0, "importance_after": 8, "importance_every": 8}
+    learnt = {"exposure_after": 0.0, "exposure": True, "vignetting": True, "refine_poses": True, "pose_after": 8}
     field = replace(SOLID, log2_hashmap_size=15, finest_resolution=128)  # of which a step touches some rows
-    return CONFIG.with_settings(field=field, **schedule, exposure_after=0.0, exposure=True, vignetting=True)
+    return CONFIG.with_settings(field=field, **schedule, **learnt)
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -208,7 +208,10 @@ def test_two_ranks_learn_as_one_process_with_the_doubled_batch(
     assert two[0]["losses"][0] == pytest.approx(losses[0], rel=1e-6)
     assert two[0]["losses"] == pytest.approx(losses, rel=0.01)
     assert losses[-1] < 0.8 * losses[0]
-    assert trainer.exposures is not None
+    assert trainer.exposures is not None and trainer.poses is not None
+    for name, values in trainer.poses.tensors().items():
+        assert torch.allclose(two[0]["state"][f"poses.{name}"].float(), values.float(), rtol=0, atol=2e-3), name
+    assert float((trainer.poses.rotations - torch.eye(3)).abs().max()) > 4e-3
     for name, values in trainer.exposures.values.items():
         assert torch.allclose(two[0]["state"][name], values.detach(), rtol=0, atol=0.01), name
     assert two[0]["samples"]["rays"] == trainer.samples["rays"]
@@ -229,6 +232,8 @@ def train_step(trainer):
     import os, signal, time
     if trainer.step in told.get("signals", {}).values():
         os.kill(os.getpid(), [getattr(signal, name) for name, at in told["signals"].items() if at == trainer.step][0])
+    if trainer.step == told.get("drift"):
+        trainer.parameters[0][0] += 1.0
     return real(trainer)
 Trainer.train_step = train_step
 ranks = ALONE
@@ -272,10 +277,11 @@ def test_ranks_stop_together_and_go_on_together(tmp_path: Path, monkeypatch: pyt
     ]
 
 
+_LATE = {"settings": {"checkpoint_seconds": 1e6}}
 BAD = {
     "other data": ([{}, {"size": 24}], "rank 1 has another (set of cameras|content of photos) than rank 0"),
     "other options": ([{}, {"settings": {"seed": 3}}], r"rank 1 has another setting seed than rank 0 \(3, not 0\)"),
-    "poses": ([{"settings": {"refine_poses": True}}] * 2, "--refine-poses is not there for several ranks yet"),
+    "another field": ([_LATE, _LATE | {"drift": 9}], "rank 1 has another field at step 40 than rank 0"),
 }
 
 
@@ -303,6 +309,13 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_sentence(tmp_path: Path) -
     assert killed == -signal.SIGKILL
     assert status == 2 and "the ranks lost each other" in text and "--resume goes on" in text, text
     assert checkpoint.load(tmp_path / "checkpoint.safetensors")[1]["training"]["step"] == 9
+
+
+def test_photos_in_tiles_are_not_for_several_ranks() -> None:
+    scene = opaque_scene()
+    check_can_share(scene)
+    with pytest.raises(UserError, match=r"a file of tiles.*--longest"):
+        check_can_share(replace(scene, pixels=replace(scene.pixels, tile=64)))
 
 
 def test_verbs_and_options_that_are_not_for_several_ranks_are_refused(
@@ -352,14 +365,10 @@ def test_torchrun_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(victi
     out, scene = tmp_path / "out", ROOT / "data" / "sample"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     verb = ["train", str(scene), "-o", str(out), "--downscale", "8", "--steps", "60", "--check", "off"]
-    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, str(tmp_path / "worker.py"), str(tmp_path), *verb]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "said", "w") as said:
-        process = subprocess.Popen(
-            [sys.executable, *launch, str(tmp_path / "worker.py"), str(tmp_path), *verb],
-            env=os.environ | paths,
-            stderr=said,
-            stdout=said,
-        )
+        process = subprocess.Popen(command, env=env, stdout=said, stderr=said)
         try:
             patience = time.monotonic() + 120
             while not (out / "checkpoint.safetensors").exists():
@@ -379,12 +388,6 @@ def test_torchrun_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(victi
     # The same command again is another launch: it finds a run that it did not begin, and leaves it alone.
     for name in ("1-0", "1-1"):
         (tmp_path / name).unlink()
-    again = subprocess.run(
-        [sys.executable, *launch, str(tmp_path / "worker.py"), str(tmp_path), *verb],
-        env=os.environ | paths,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert again.returncode != 0 and again.stderr.count("holds another run") == 2, again.stderr
     assert not (tmp_path / "1-1").exists(), "no training was begun, also not when torchrun tried again"

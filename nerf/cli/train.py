@@ -145,7 +145,7 @@ def train_run(
         scene = load_for_training(run)
         if args.resume and ranks.is_first:
             check_moved(out.path, run, scene)
-    check_data(ranks, scene, args.refine_poses)
+    check_data(ranks, scene)
     as_before = ranks.of_first(args.resume and has_checkpoint(out.path))
     with ranks.together():
         if ranks.is_first:

@@ -223,7 +223,7 @@ class Trainer:
         if self.poses is not None and poses_move:
             assert rays_o.grad is not None and rays_d.grad is not None
             rate = self.poses.rate(c.schedule.pose_rate)
-            self.poses.step(batch.image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate)
+            self.poses.step(batch.image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate, self.ranks)
         if self.exposures is not None:
             self.ranks.mean_gradients(self.exposures.values.values())
             self.exposures.step(c.schedule.exposure_rate_at(self.progress()), now.step >= c.schedule.flash_after)

@@ -21,6 +21,7 @@ from nerf.rendering.model import Model
 from nerf.training import stepping
 from nerf.training.config import TrainConfig
 from nerf.training.same_scene import check_same_scene
+from nerf.training.same_start import check_same_field
 
 if TYPE_CHECKING:
     from nerf.training.loop import Trainer
@@ -96,6 +97,7 @@ def save(trainer: Trainer, file: Path) -> None:
     if not all(bool(p.isfinite().all()) for p in trainer.parameters):
         broken = stepping.broken(trainer.step, "the field holds NaN or infinity", trainer.meter.saved)
         raise trainer.ranks.said_by_all(broken)
+    check_same_field(trainer)
     trainer.ranks.mean_errors(trainer.sampler)
     with whole("the save"), trainer.ranks.together():
         state = trainer.state()

@@ -1,4 +1,4 @@
-"""Whether ranks that are to train together begin from the same: data, options, versions, machines, field."""
+"""Whether ranks that train together have the same: data, options, versions, machines, and field."""
 
 from __future__ import annotations
 
@@ -47,18 +47,16 @@ def data_of(scene: Scene) -> dict[str, object]:
     }
 
 
-def check_data(ranks: Ranks, scene: Scene, refine_poses: bool) -> None:
+def check_data(ranks: Ranks, scene: Scene) -> None:
     """UserError, on all ranks, where they cannot train this scene together, or one has loaded another."""
     if ranks.size > 1:
         with ranks.together():
-            check_can_share(scene, refine_poses)
+            check_can_share(scene)
         ranks.check_same(versions() | data_of(scene))
 
 
-def check_can_share(scene: Scene, refine_poses: bool) -> None:
+def check_can_share(scene: Scene) -> None:
     """UserError for what several ranks cannot train yet."""
-    if refine_poses:
-        raise UserError("--refine-poses is not there for several ranks yet: train in one process, without torchrun")
     if scene.pixels.tile:
         raise UserError(
             f"{scene.path}: its photos fill a file of tiles, which several ranks cannot share yet: reduce them by "
@@ -70,11 +68,17 @@ def check_can_share(scene: Scene, refine_poses: bool) -> None:
 
 def check_same_start(trainer: Trainer) -> None:
     """UserError, on all ranks, where one would begin a training from something else than rank 0."""
-    check_data(trainer.ranks, trainer.scene, trainer.config.refine_poses)
+    check_data(trainer.ranks, trainer.scene)
     if trainer.ranks.size > 1:
         options = {f"setting {name}": value for name, value in trainer.config.settings().items()}
-        start = {"step to begin at": trainer.step, "field to begin from": _digest(*trainer.parameters)}
-        trainer.ranks.check_same(options | start)
+        trainer.ranks.check_same(options | {"step to begin at": trainer.step})
+        check_same_field(trainer)
+
+
+def check_same_field(trainer: Trainer) -> None:
+    """UserError, on all ranks, where one has come to another field than rank 0."""
+    if trainer.ranks.size > 1:
+        trainer.ranks.check_same({f"field at step {trainer.step}": _digest(*trainer.parameters)})
 
 
 def _digest(*parts: Tensor | bytes) -> str:

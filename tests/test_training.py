@@ -332,7 +332,7 @@ from tiny import sphere_scene
 from dataclasses import replace
 torch.set_num_threads(1)
 log = open(sys.argv[1] + "/log", "w", buffering=1)
-real_step, real_save = training.Trainer.train_step, training._save
+real_step, real_save = training.Trainer.train_step, training.save
 def step(trainer):
     result = real_step(trainer)
     log.write(f"step {trainer.step} {time.perf_counter()}\\n")
@@ -340,7 +340,7 @@ def step(trainer):
 def save(trainer, out):
     real_save(trainer, out)
     log.write(f"saved {trainer.step} {time.perf_counter()}\\n")
-training.Trainer.train_step, training._save = step, save
+training.Trainer.train_step, training.save = step, save
 training.train(sphere_scene(8, 32), replace(CONFIG, steps=10**6, checkpoint_seconds=float(sys.argv[2])), sys.argv[1],
                progress=False, overwrite=True)
 """

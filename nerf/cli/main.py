@@ -7,6 +7,7 @@ that `nerf --help` imports neither torch nor tyro.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from importlib import import_module
@@ -77,6 +78,8 @@ def run(argv: list[str]) -> int:
         return 2
     _make_libraries_plain()
     try:
+        if verb != "train" and os.environ.get("RANK") and os.environ.get("WORLD_SIZE") not in (None, "", "1"):
+            raise UserError(f"nerf {verb} is one process: start it without torchrun, which is for nerf train")
         from nerf.cli.usage import parse
 
         module = import_module(f"nerf.cli.{verb.replace('-', '_')}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +13,7 @@ from nerf.checks import FILES
 from nerf.checks.verdict import LIGHT
 from nerf.cli.check import Check, before_training, keep_verdict
 from nerf.cli.kind import Kind
+from nerf.cli.ranks import RANKS_FILE, is_restart, joined, write_ranks
 from nerf.cli.view import PORT, serve, watching
 from nerf.datasets.options import LoadOptions
 from nerf.errors import UserError, check_numbers, note, say
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nerf.datasets import Scene
     from nerf.io.outputs import OutputFolder
     from nerf.rendering.model import Model
+    from nerf.training.distributed import Ranks
     from nerf.views.viewer.server import Viewer
 
 DEFAULT_MINUTES = 5.0
@@ -71,20 +73,25 @@ class TrainArgs(LoadOptions):
 
 def main(args: TrainArgs) -> None:
     """`nerf train`: prints where the checkpoint lies."""
-    check(args)
-    if without_poses(args.data, args.kind):
-        raise UserError(
-            f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
-            "`nerf reconstruct` does that and all the rest"
-        )
-    with watching(args.view, args.host, args.port, args.out) as viewer:
-        with open_run(args.out, run_of(args, args.data), args.resume, args.overwrite, FILES) as out:
-            _, scene = train_run(args, out, viewer=viewer)
-        say(args.out / "checkpoint.safetensors")
-        held = len(scene.splits.get("test", ()))
-        note(f"next: nerf {'eval' if held else 'render'} {quote(str(args.out))}")
-        if viewer is not None:
-            serve(viewer)
+    with joined(args) as ranks:
+        with ranks.together():
+            check(args)
+            if without_poses(args.data, args.kind):
+                raise UserError(
+                    f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
+                    "`nerf reconstruct` does that and all the rest"
+                )
+        if ranks.of_first(is_restart(args.out)):
+            args = replace(args, resume=True, overwrite=False)
+        with watching(args.view, args.host, args.port, args.out) as viewer:
+            names = (*FILES, RANKS_FILE)
+            with open_run(args.out, run_of(args, args.data), args.resume, args.overwrite, names, ranks) as out:
+                _, scene = train_run(args, out, viewer=viewer, ranks=ranks)
+            say(args.out / "checkpoint.safetensors")
+            held = len(scene.splits.get("test", ()))
+            note(f"next: nerf {'eval' if held else 'render'} {quote(str(args.out))}")
+            if viewer is not None:
+                serve(viewer)
 
 
 def check(args: TrainArgs) -> None:
@@ -112,38 +119,52 @@ def run_of(args: TrainArgs, data: Path) -> Run:
 
 
 def train_run(
-    args: TrainArgs, out: OutputFolder, data: Path | None = None, viewer: Viewer | None = None
+    args: TrainArgs,
+    out: OutputFolder,
+    data: Path | None = None,
+    viewer: Viewer | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Model, Scene]:
-    """Load the scene (data: that was made of the arguments' photos) and train in the folder; a viewer shows it."""
+    """Load the scene (data: that was made of the arguments' photos) and train in the folder; a viewer shows it. ranks:
+    that train together, None where this process is alone."""
     run = run_of(args, data or args.data)
 
     from nerf import kernels
     from nerf.training.config import TrainConfig
+    from nerf.training.distributed import ALONE
     from nerf.training.loop import train
     from nerf.training.same_scene import check_moved
+    from nerf.training.same_start import check_data
     from nerf.views.viewer.edited import left_out_of
 
-    if args.backend != "auto":
-        kernels.use(args.backend)
-    verdict = None if args.resume else before_training(args.ask, run)
-    scene = load_for_training(run)
-    if args.resume:
-        check_moved(out.path, run, scene)
-    if args.overwrite:  # only now: the scene could be loaded
-        out.clear()
-    out.claim(RUN_FILE)
-    write_run(out.path, run)
-    keep_verdict(verdict, out)
-    as_before = args.resume and has_checkpoint(out.path)
+    ranks = ranks or ALONE
+    with ranks.together():
+        if args.backend != "auto":
+            kernels.use(args.backend)
+        verdict = None if args.resume or not ranks.is_first else before_training(args.ask, run)
+        scene = load_for_training(run)
+        if args.resume and ranks.is_first:
+            check_moved(out.path, run, scene)
+    check_data(ranks, scene)
+    as_before = ranks.of_first(args.resume and has_checkpoint(out.path))
+    with ranks.together():
+        if ranks.is_first:
+            if args.overwrite:  # only now: the scene could be loaded
+                out.clear()
+            out.claim(RUN_FILE)
+            write_run(out.path, run)
+            keep_verdict(verdict, out)
+            write_ranks(out, ranks)
     minutes = DEFAULT_MINUTES if args.minutes is None and args.steps is None and not as_before else args.minutes
     given = {name: getattr(args, name) for name in ("steps", "seed", "deterministic", "refine_poses")}
     light = dict.fromkeys(LIGHT, args.exposure == "on")
     if args.exposure == "auto":
         light = _light_of_run(out.path) if as_before else {} if verdict is None else verdict.light()
+        light = ranks.of_first(light)
     config = TrainConfig(minutes=minutes, **given).with_settings(**light)
     left_out = left_out_of(out.path, scene)
     if viewer is None:
-        return train(scene, config, out, resume=args.resume, left_out=left_out), scene
+        return train(scene, config, out, resume=args.resume, left_out=left_out, ranks=ranks), scene
     viewer.training_begins(scene)
     model = train(scene, config, out, resume=args.resume, between=viewer.sharing, left_out=left_out)
     viewer.training_ended(model)

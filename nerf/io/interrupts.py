@@ -66,6 +66,11 @@ def whole(what: str = "") -> Iterator[None]:
         raise Stopped(by)
 
 
+def pending() -> int:
+    """The signal that waits for the end of what is whole; 0 where there is none."""
+    return int(_pending[0]) if _pending else 0
+
+
 def _handle(number: int, frame: object) -> None:
     if _depth == 0:
         raise Stopped(signal.Signals(number))

@@ -159,6 +159,19 @@ class OutputFolder:
         _clear(self.path, keep)
 
 
+class OthersFolder(OutputFolder):
+    """A folder as processes have it that do not write there: another of the same command does, and has locked it."""
+
+    def claim(self, *names: str) -> None:
+        pass
+
+    def clear(self, keep: Iterable[str] = (), say: bool = True) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_record(folder: Path) -> dict[str, Any] | None:
     """What nerf.json of a folder says: its kind and files; None where it is not ours."""
     file = folder / RECORD

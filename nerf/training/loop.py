@@ -3,7 +3,6 @@ everything they call is small."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import deque
@@ -21,7 +20,6 @@ from nerf.errors import UserError, note
 from nerf.fields.own import checked
 from nerf.fields.radiance import RadianceField
 from nerf.io import checkpoint
-from nerf.io.files import write_file
 from nerf.io.interrupts import stoppable, whole
 from nerf.io.outputs import OutputFolder
 from nerf.io.progress import Progress
@@ -32,6 +30,7 @@ from nerf.rendering.rays import render_rays
 from nerf.training import stepping
 from nerf.training.config import TrainConfig, new_model, weights_of
 from nerf.training.distractors import Distractors, left_out_in_words
+from nerf.training.distributed import ALONE, Ranks
 from nerf.training.exposure import ExposureCorrections
 from nerf.training.fused_step import fused_step
 from nerf.training.objective import SceneLoss, near_camera_opacity_loss, nothing_learns
@@ -39,8 +38,9 @@ from nerf.training.optimiser import FieldOptimiser
 from nerf.training.pixel_cache import sampler_of
 from nerf.training.pixel_sampler import PixelBatch, PixelSampler, ray_lengths
 from nerf.training.pose_refinement import PoseCorrections, scene_scale
-from nerf.training.resuming import restore, state_of
+from nerf.training.resuming import restore, save, state_of
 from nerf.training.runs import TRAINED, open_run
+from nerf.training.same_start import check_same_start
 from nerf.training.stepping import Meter, StepPlan, StepResult
 from nerf.training.used_scene import on_device, without
 from nerf.training.viewpoints import Viewpoints
@@ -64,15 +64,20 @@ class Trainer:
     """
 
     def __init__(
-        self, scene: Scene, config: TrainConfig, field: nn.Module | None = None, loss: Loss | None = None
+        self,
+        scene: Scene,
+        config: TrainConfig,
+        field: nn.Module | None = None,
+        loss: Loss | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.device, on_gpu = config, kernels.device(), kernels.on_gpu()
+        self.config, self.ranks, self.device, on_gpu = config, ranks, kernels.device(), kernels.on_gpu()
         ids = scene.splits["train"]
         self.model = new_model(scene, config, field)
         self.scene = on_device(scene, self.device)
         self.sampler = sampler_of(self.scene, ids)
         self.random = torch.Generator(self.device)
-        self.optimiser = FieldOptimiser(self.model.field, config.beta1, config.beta2, config.epsilon)
+        self.optimiser = FieldOptimiser(self.model.field, config.beta1, config.beta2, config.epsilon, ranks)
         self.parameters = self.optimiser.parameters
         self.poses: PoseCorrections | None = None
         if config.refine_poses:
@@ -101,7 +106,7 @@ class Trainer:
         self.n_rays = min(8192, self.batch_samples // 16) if on_gpu else 1024
         self.most_rays = 1 << 18 if on_gpu else 1 << 16
         self.growth = stepping.GPU_GROWTH if on_gpu else stepping.GROWTH
-        self.meter = Meter(self.device, stepping.READ_EVERY if on_gpu else 1)
+        self.meter = Meter(self.device, stepping.READ_EVERY if on_gpu else 1, ranks)
         self.samples = self.meter.samples  # numbers of rays, and of samples evaluated and trained
         self._choose_step()
 
@@ -123,9 +128,9 @@ class Trainer:
     def _choose_step(self) -> None:
         """How steps are taken on a GPU, from the sampler's photos as they are."""
         own = self.loss is not self.objective or not isinstance(self.model.field, RadianceField)
-        parts = self.scene, self.model, self.sampler, self.optimiser, self.weights, self.config
+        parts = self.scene, self.model, self.sampler, self.optimiser, self.weights, self.ranks.own(self.config)
         self.fused = None if own else fused_step(*parts)
-        self.recorded = stepping.recorder_of(self.config, self.scene, own, self.random)
+        self.recorded = stepping.recorder_of(self.config, self.scene, own, self.random, self.ranks)
 
     def leave_out_photos(self, names: Collection[str], said_by: object = "left_out") -> None:
         """Learn nothing more from photos of these names, and from all others again. said_by: what names them, in the
@@ -160,7 +165,9 @@ class Trainer:
                     density = checked(model.field).density
                     model.occupancy.update(density, model.marching.step_size, random, budget, everywhere)
             if self._leave_out_distractors() or schedule.updates_importance(self.step):
+                self.ranks.mean_errors(self.sampler)
                 self.sampler.update_importance(schedule.importance_at(self.step))
+            self.ranks.draw_own(random, self.config.seed, self.step)
             plan = self.plan()
             self.look_at_numbers(plan, stepping.run_step(self, plan))
         self.step += 1
@@ -198,7 +205,7 @@ class Trainer:
         accumulator = self.optimiser.grad_accumulator
         rendered = render_rays(
             *(field, occupancy, marching, rays_o, rays_d),
-            jitter=kernels.ray_jitter(c.seed, now.step, n, now.step_at),
+            jitter=kernels.ray_jitter(self.ranks.own(c).seed, now.step, n, now.step_at),
             step_scale=now.step_scale,
             viewdirs=viewdirs,
             grad_accumulator=accumulator,
@@ -216,8 +223,9 @@ class Trainer:
         if self.poses is not None and poses_move:
             assert rays_o.grad is not None and rays_d.grad is not None
             rate = self.poses.rate(c.schedule.pose_rate)
-            self.poses.step(batch.image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate)
+            self.poses.step(batch.image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate, self.ranks)
         if self.exposures is not None:
+            self.ranks.mean_gradients(self.exposures.values.values())
             self.exposures.step(c.schedule.exposure_rate_at(self.progress()), now.step >= c.schedule.flash_after)
         self.sampler.record(batch, errors)
         return StepResult(loss.detach(), errors, rendered.evaluated, rendered.kept, rendered.capacity)
@@ -227,7 +235,7 @@ class Trainer:
         if self.distractors is None or not self.config.schedule.looks_for_distractors(self.step):
             return False
         assert isinstance(self.sampler, PixelSampler)
-        cells = self.distractors.find(self.model, self.exposures, self.step)
+        cells = self.ranks.of_first(self.distractors.find(self.model, self.exposures, self.step))
         self.sampler.left_out = self.distractors.blocks(cells, self.sampler.blocks).to(self.device)
         return True
 
@@ -304,6 +312,7 @@ def train(
     overwrite: bool = False,
     between: Between | None = None,
     left_out: Collection[str] = (),
+    ranks: Ranks = ALONE,
 ) -> Model:
     """Train a radiance field on the scene's train split; writes out/checkpoint.safetensors and out/training.json.
 
@@ -312,8 +321,8 @@ def train(
     where there is nothing yet. A run that is there is replaced only with
     `overwrite`, and files of others never. field, loss: of your own, see `Trainer`. between: called with the trainer
     before each step, in time that does not count as training; where it returns False, training ends there as if its
-    length were reached. left_out: names of photos that nothing is learnt from, which may be others when resumed. Raises
-    UserError.
+    length were reached. left_out: names of photos that nothing is learnt from, which may be others when resumed. ranks:
+    processes that train together (`nerf.training.distributed.join`). Raises UserError.
 
     >>> scene = nerf.load("data/sample", downscale=8)
     >>> model = nerf.train(scene, nerf.TrainConfig(steps=4), out="runs/short", overwrite=True, progress=False)
@@ -322,28 +331,35 @@ def train(
     """
     if not resume:
         _ = config.length  # which must be given
-    trainer = Trainer(scene, config, field, loss)
+    with ranks.together():
+        trainer = Trainer(scene, config, field, loss, ranks)
     with ExitStack() as until_the_end:
         if not isinstance(out, OutputFolder):
-            out = until_the_end.enter_context(open_run(Path(out), None, resume, overwrite))
+            out = until_the_end.enter_context(open_run(Path(out), None, resume, overwrite, ranks=ranks))
             if overwrite:
                 out.clear()
         out.claim(*TRAINED)
         until_the_end.enter_context(stoppable())
+        until_the_end.enter_context(ranks.whole())
         file = out.path / "checkpoint.safetensors"
-        if resume and (file.exists() or checkpoint.previous_path(file).exists()):
-            trainer.restore(file)
+        if resume and ranks.of_first(file.exists() or checkpoint.previous_path(file).exists()):
+            with ranks.together():
+                trainer.restore(file)
             note(f"going on at step {trainer.step}" + (f" of {trainer.total_steps}" if trainer.total_steps else ""))
         elif resume:
             _ = config.length
             note(f"{out.path}: there is no checkpoint yet; training starts from the beginning")
         trainer.leave_out_photos(left_out)
+        check_same_start(trainer)
         return _train(trainer, file, progress, between)
 
 
 def _train(trainer: Trainer, file: Path, progress: bool, between: Between | None = None) -> Model:
     """Step after step until the configuration's length is reached."""
-    display, recent = Progress("training", shown=progress, start=trainer.step), deque[float](maxlen=50)
+    display, recent = (
+        Progress("training", None, progress and trainer.ranks.is_first, trainer.step),
+        deque[float](maxlen=50),
+    )
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     try:
@@ -357,7 +373,8 @@ def _train(trainer: Trainer, file: Path, progress: bool, between: Between | None
             with whole():  # half a step could not be continued bit for bit
                 recent.append(trainer.train_step())
             now = time.perf_counter()
-            trainer.seconds = now - started
+            due = now - saved_at > trainer.config.checkpoint_seconds
+            trainer.seconds, due = trainer.ranks.agree(now - started, due)
             trainer.keep_time()
             psnr = psnr_of(sum(recent) / len(recent))
             if trainer.step % CURVE_EVERY == 0:
@@ -365,28 +382,18 @@ def _train(trainer: Trainer, file: Path, progress: bool, between: Between | None
             rate = trainer.samples["rays"] / max(trainer.seconds, 1e-9)
             words = f"{curve_in_words(psnr, trainer.curve)}  {rate / 1e3:.0f} k rays/s"
             display.update(trainer.step, trainer.total_steps, words)
-            if now - saved_at > trainer.config.checkpoint_seconds:
-                _save(trainer, file)
+            if due:
+                save(trainer, file)
                 saved_at = time.perf_counter()
     except KeyboardInterrupt:
         with whole("the save"):
             display.close()
-            _save(trainer, file)
+            save(trainer, file)
             note(f"stopped at step {trainer.step}; saved")
         raise
     finally:
         display.close()
-    _save(trainer, file)
+    save(trainer, file)
     if isinstance(trainer.sampler, PixelSampler) and (words := left_out_in_words(trainer.scene.names, trainer.sampler)):
         note(words)
     return trainer.model
-
-
-def _save(trainer: Trainer, file: Path) -> None:
-    if not all(bool(p.isfinite().all()) for p in trainer.parameters):
-        raise stepping.broken(trainer.step, "the field holds NaN or infinity", trainer.meter.saved)
-    with whole("the save"):
-        checkpoint.save(file, *trainer.state())
-        trainer.meter.saved = trainer.step
-        log = {"steps": trainer.step, "seconds": trainer.seconds, "samples": trainer.samples, "curve": trainer.curve}
-        write_file(file.with_name("training.json"), json.dumps(log, indent=1))

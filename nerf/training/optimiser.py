@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from nerf import kernels
 from nerf.fields.radiance import RadianceField
 from nerf.kernels import AdamState, AdamStep, GradAccumulator
+from nerf.training.distributed import ALONE, Ranks
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 
@@ -18,7 +19,8 @@ def grad_accumulator_of(field: nn.Module) -> GradAccumulator | None:
 
 
 class FieldOptimiser:
-    """Adam for all parameters of a field. Rows of our field's table that no sample of a batch touched keep still.
+    """Adam for all parameters of a field. Rows of our field's table that no sample of a batch touched keep still. Of
+    several ranks, each takes the step of their mean gradient.
 
     >>> field = RadianceField()
     >>> optimiser, before = FieldOptimiser(field), field.density_weights[0].clone()
@@ -28,8 +30,15 @@ class FieldOptimiser:
     False
     """
 
-    def __init__(self, field: nn.Module, beta1: float = BETA1, beta2: float = BETA2, epsilon: float = EPSILON) -> None:
-        self.field = field
+    def __init__(
+        self,
+        field: nn.Module,
+        beta1: float = BETA1,
+        beta2: float = BETA2,
+        epsilon: float = EPSILON,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.field, self.ranks = field, ranks
         self.live = [p for p in field.parameters() if p.requires_grad]
         ours = field if isinstance(field, RadianceField) else None
         # The layers of our field's networks are small: as views of one tensor they take one step together.
@@ -54,6 +63,7 @@ class FieldOptimiser:
         if layers_grad is None and gradients and len(gradients) == len(self.layers):
             layers_grad = torch.cat([g.flatten() for g in gradients])
         if layers_grad is not None:
+            self.ranks.mean_gradient(layers_grad)
             kernels.adam_step(self.flat, layers_grad, self.flat_state, AdamStep(learning_rate, step + 1, rates=rates))
             for layer in self.layers:
                 layer.grad = None
@@ -61,6 +71,9 @@ class FieldOptimiser:
             is_table, grad, half = False, live.grad, None
             if ours is not None and self.grad_accumulator is not None and live is ours.table:
                 is_table, grad, half = True, self.grad_accumulator.table, ours.table_half
+                self.ranks.mean_rows(grad)
+            else:
+                self.ranks.mean_gradient(grad)
             if grad is not None:
                 kernels.adam_step(p, grad, state, AdamStep(learning_rate, step + 1, is_table, half, is_table, rates))
             live.grad = None

@@ -9,6 +9,7 @@ from nerf.geometry.cameras import Cameras
 from nerf.geometry.lenses import sees_ahead_only
 from nerf.geometry.rotations import rotations_of
 from nerf.geometry.space import Similarity
+from nerf.training.distributed import ALONE, Ranks
 from nerf.training.optimiser import SmallAdam
 
 DAMPING = 0.1  # of the diagonal, in the preconditioner (CamP, section 4.2)
@@ -79,13 +80,16 @@ class PoseCorrections:
         """
         return first / (1.0 + self.adam.n_updates / SETTLING)
 
-    def step(self, image_ids: Tensor, rays_d: Tensor, grad_o: Tensor, grad_d: Tensor, rate: float) -> None:
-        """One step of Adam from the gradients [n,3] to the corrected rays (rays_d: their directions).
+    def step(
+        self, image_ids: Tensor, rays_d: Tensor, grad_o: Tensor, grad_d: Tensor, rate: float, ranks: Ranks = ALONE
+    ) -> None:
+        """One step of Adam from the gradients [n,3] to the corrected rays (rays_d: their directions), of all ranks.
 
         For exp(w) d' at w = 0, dL/dw = d' x dL/dd'.
         """
         per_ray = torch.cat([torch.linalg.cross(rays_d, grad_d), grad_o * self.distance], dim=1)
         gradient = torch.zeros_like(self.adam.state.m).index_add_(0, image_ids, per_ray)
+        ranks.mean_gradient(gradient)
         gradient = torch.einsum("nji,nj->ni", self.whitening, gradient.double()).float().contiguous()
         z = torch.zeros_like(gradient)
         self.adam.step(z, gradient, rate)

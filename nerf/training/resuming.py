@@ -1,7 +1,8 @@
-"""Going on from a checkpoint as if training had never stopped."""
+"""Checkpoints of a training, and going on from one as if it had never stopped."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,14 @@ from nerf import kernels
 from nerf.errors import MISFITS, Range, UserError, brief, check_numbers
 from nerf.io import checkpoint
 from nerf.io.clock import LENGTH, Length, resumed
+from nerf.io.files import write_file
+from nerf.io.interrupts import whole
 from nerf.io.limits import check_curve, same_kinds
 from nerf.rendering.model import Model
+from nerf.training import stepping
 from nerf.training.config import TrainConfig
 from nerf.training.same_scene import check_same_scene
+from nerf.training.same_start import check_same_field
 
 if TYPE_CHECKING:
     from nerf.training.loop import Trainer
@@ -84,6 +89,23 @@ def _check_same(now: TrainConfig, path: Path, saved: dict[str, Any]) -> None:
             f"{path} was trained with another configuration ({listed}): "
             "resume with the same one, or start again with --overwrite"
         )
+
+
+def save(trainer: Trainer, file: Path) -> None:
+    """Write the checkpoint and training.json beside it; of several ranks, the first does. UserError where the field
+    holds no numbers, and the last checkpoint is kept."""
+    if not all(bool(p.isfinite().all()) for p in trainer.parameters):
+        broken = stepping.broken(trainer.step, "the field holds NaN or infinity", trainer.meter.saved)
+        raise trainer.ranks.said_by_all(broken)
+    check_same_field(trainer)
+    trainer.ranks.mean_errors(trainer.sampler)
+    with whole("the save"), trainer.ranks.together():
+        state = trainer.state()
+        if trainer.ranks.is_first:
+            checkpoint.save(file, *state)
+            log = {name: getattr(trainer, name) for name in ("seconds", "samples", "curve")}
+            write_file(file.with_name("training.json"), json.dumps({"steps": trainer.step} | log, indent=1))
+        trainer.meter.saved = trainer.step
 
 
 def state_of(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,10 +15,11 @@ from nerf.errors import Range, UserError, check_numbers, note
 from nerf.io.files import write_file
 from nerf.io.folders import is_checkpoint
 from nerf.io.json_text import parse_json
-from nerf.io.outputs import OutputFolder
+from nerf.io.outputs import OthersFolder, OutputFolder
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
+    from nerf.training.distributed import Ranks
 
 RUN_FILE = "run.json"
 PICTURES = ("eval/[0-9][0-9][0-9][0-9]_*.png", "eval/renders/[0-9][0-9][0-9][0-9]_*.png", "mesh_views/*.png")
@@ -39,9 +40,14 @@ class Run(LoadOptions):
     holdout_from: int = field(default=HOLDOUT_FROM, kw_only=True)
 
 
-def open_run(out: Path, run: Run | None, resume: bool, overwrite: bool, names: Sequence[str] = ()) -> OutputFolder:
+def open_run(
+    out: Path, run: Run | None, resume: bool, overwrite: bool, names: Sequence[str] = (), ranks: Ranks | None = None
+) -> OutputFolder:
     """The folder of a run that writes `names` too, see `OutputFolder`. One that is resumed must be of the same data,
-    loaded in the same way (run None: not asked)."""
+    loaded in the same way (run None: not asked). Of several ranks, the first opens and writes it."""
+    if ranks is not None and ranks.size > 1:
+        with ranks.together():
+            return open_run(out, run, resume, overwrite, names) if ranks.is_first else OthersFolder(out, "run")
     before = read_run(out) if resume else None
     if before is not None and run is not None:
         there = _moved(before, run.data)  # whether the same lies there is asked when it is loaded

@@ -3,6 +3,7 @@ makes of it, where nothing waits for numbers and whole steps may be replayed as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from nerf.io import checkpoint
 from nerf.io.clock import Clock
 from nerf.kernels import RecordedSteps
 from nerf.training.config import TrainConfig
+from nerf.training.distributed import ALONE, Ranks
 
 if TYPE_CHECKING:
     from nerf.training.loop import Trainer
@@ -60,7 +62,9 @@ class StepResult(NamedTuple):
     capacity: int | None
 
 
-def recorder_of(config: TrainConfig, scene: Scene, own: bool, random: torch.Generator) -> RecordedSteps | None:
+def recorder_of(
+    config: TrainConfig, scene: Scene, own: bool, random: torch.Generator, ranks: Ranks = ALONE
+) -> RecordedSteps | None:
     """What records the steps of a training as CUDA graphs; None where there is no GPU, where the configuration says
     False, or says nothing and a step cannot be recorded, or might be another each time. scene: where the field is;
     own: the field or the loss is the user's."""
@@ -73,6 +77,8 @@ def recorder_of(config: TrainConfig, scene: Scene, own: bool, random: torch.Gene
         )
     elif config.refine_poses or config.learns_light:
         why = "steps that learn poses or the photos' light cannot be recorded: leave graph out"
+    elif ranks.size > 1:
+        why = "steps that several ranks take together cannot be recorded: leave graph out"
     else:  # what a user's own parts do besides launching would not be done again
         why = "own" if own and config.graph is None else ""
     if why and config.graph:
@@ -112,10 +118,11 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 
 class Meter:
-    """Counts what steps did. On a GPU numbers stay there and are read every so many steps, for reading waits for it."""
+    """Counts what steps did, on all ranks. On a GPU numbers stay there and are read every so many steps, for reading
+    waits for it."""
 
-    def __init__(self, device: torch.device, every: int) -> None:
-        self.every = every
+    def __init__(self, device: torch.device, every: int, ranks: Ranks = ALONE) -> None:
+        self.every, self.ranks = every, ranks
         self.samples = {"rays": 0, "evaluated": 0, "trained": 0}
         self.unread = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2)]
         self.mse, self.warned_overflow = float("inf"), False
@@ -127,26 +134,28 @@ class Meter:
 
         Raises UserError where the loss or an error is no number.
         """
-        self.samples["rays"] += plan.n_rays
+        self.samples["rays"] += plan.n_rays * self.ranks.size
         self.unread[0] += result.evaluated
         self.unread[1] += result.kept
         if (plan.step + 1) % self.every and plan.step > self.every:
             return None
-        self.mse, kept = float(result.errors.mean()), int(result.kept)
-        for value in (result.loss, result.errors.mean()):
-            if not bool(value.isfinite()):
-                raise broken(plan.step, f"the loss is {float(value):g}", self.saved)
+        kept, numbers = int(result.kept), (float(result.loss), float(result.errors.mean()))
+        loss, self.mse, all_kept, evaluated = self.ranks.mean([*numbers, kept, int(result.evaluated)])
+        for value in (loss, self.mse):
+            if not math.isfinite(value):
+                raise self.ranks.said_by_all(broken(plan.step, f"the loss is {value:g}", self.saved))
         if result.capacity is not None and kept > result.capacity and not self.warned_overflow:
             self.warned_overflow = True
             lost = kept - result.capacity
             note(f"step {plan.step}: sample buffer overflow, {lost} of {kept} samples got no gradient")
         self.flush()
-        return kept + int(result.evaluated) / 3
+        return all_kept + evaluated / 3
 
     def flush(self) -> None:
         """Bring `samples` up to date."""
-        for name, count in zip(("evaluated", "trained"), self.unread, strict=True):
-            self.samples[name] += int(count)
+        means = self.ranks.mean([int(count) for count in self.unread])
+        for name, count, mean in zip(("evaluated", "trained"), self.unread, means, strict=True):
+            self.samples[name] += round(mean * self.ranks.size)
             count.zero_()
 
 

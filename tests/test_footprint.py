@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from fakes import FakeModel, ring_cameras
 from nerf.geometry.cameras import Cameras
 from nerf.rendering.footprint import averaged, rays_a_side
 from nerf.rendering.view import View
+from nerf.views.paths import CameraPath
+from nerf.views.video import render_video
 
 SIZE = 32
 
@@ -61,3 +64,13 @@ def test_depths_are_those_of_what_is_met() -> None:
     view = View(torch.ones(4, 3), torch.tensor([1.0, 0, 1, 1]), torch.tensor([2.0, 0, 4, 6]), torch.zeros(4, 3))
     mean = averaged(view, 2)
     assert mean.depth.tolist() == [2.0, 5.0] and mean.opacity.tolist() == [0.5, 1.0] and mean.color.shape == (2, 3)
+
+
+def test_films_take_as_many_rays_as_they_are_told(tmp_path: Path) -> None:
+    model = FakeModel(cameras=ring_cameras(size=SIZE))
+    path = CameraPath(model.cameras.subset([0, 1]).scaled(2), 24.0, "a ring at half size")
+    pictures = []
+    for samples in (None, 1, 2):
+        (folder,) = render_video(model, path, tmp_path / f"of{samples}", show_progress=False, samples=samples)
+        pictures.append((folder / "00000.png").read_bytes())
+    assert pictures[0] == pictures[2] != pictures[1]

@@ -206,7 +206,7 @@ def test_hdr_psnr_sees_what_is_beyond_white() -> None:
 
 def test_exr_frames_hold_the_light_itself_and_depths(tmp_path: Path, exr) -> None:  # type: ignore[no-untyped-def]
     class Bright(FakeModel):
-        def render_image(self, cameras, i, normals=True):  # type: ignore[no-untyped-def]
+        def render_image(self, cameras, i, normals=True, samples=None):  # type: ignore[no-untyped-def]
             view = super().render_image(cameras, i, normals)
             return replace(view, color=view.color * 9)
 

@@ -16,6 +16,7 @@ from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Box, Ndc, Similarity, Unbounded
 from nerf.io.pictures import apply_colour_map, colour_map, error_map, panels, to_display
+from nerf.rendering.view import View
 from nerf.views import paths, video
 
 ORIGIN = torch.zeros(3, dtype=torch.float64)
@@ -351,10 +352,10 @@ def test_every_mode_has_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_failure_leaves_no_half_video(tmp_path: Path) -> None:
     class Breaks(FakeModel):
-        def render_image(self, cameras: Cameras, i: int, normals: bool = True) -> dict[str, np.ndarray]:
+        def render_image(self, cameras: Cameras, i: int, *how: Any) -> View[np.ndarray]:
             if i == 2:
                 raise KeyboardInterrupt
-            return super().render_image(cameras, i, normals)
+            return super().render_image(cameras, i, *how)
 
     (tmp_path / "a.mp4").write_bytes(b"an older video")
     with pytest.raises(KeyboardInterrupt):

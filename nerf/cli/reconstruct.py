@@ -184,7 +184,7 @@ def turntable(model: Model, out: Path) -> None:
     path = camera_path(
         "auto", model.cameras, model.scene_from_world, model.space, VIDEO_FRAMES, VIDEO_FPS, longest=VIDEO_LONGEST
     )
-    render_video(model.coarser(VIDEO_STRETCH), path, out, overwrite=True)
+    render_video(model.coarser(VIDEO_STRETCH), path, out, overwrite=True, samples=1)  # more take many times as long
 
 
 def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, texture: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from nerf.errors import check_numbers, say
+from nerf.errors import Range, check_numbers, say
 from nerf.io.folders import model_files
 from nerf.io.outputs import check_output
 from nerf.io.video import FPS
@@ -16,6 +16,8 @@ from nerf.views.paths import camera_path, load_path, save_path
 from nerf.views.video import check_modes, planned_outputs, render_video
 from nerf.views.viewer.edited import edited
 from nerf.views.viewer.edits import edits_of
+
+SAMPLES = Range(1, 8, whole=True, optional=True)
 
 
 @dataclass
@@ -41,6 +43,9 @@ class RenderArgs:
     """frames per second (default 30, or as the camera path says)"""
     save_path: Path | None = None
     """also write the camera path to this JSON file, to edit it or to use it again"""
+    samples: int | None = None
+    """rays a side of a pixel, 1 to 8: 1 is fastest (default: as many as make a ray no wider than a photo's pixel, so
+    that small pictures and far views are smooth)"""
     exr: bool = False
     """write OpenEXR instead of PNGs into the folder: linear light with all its range, depths and normals as numbers"""
     edits: bool = True
@@ -52,7 +57,7 @@ class RenderArgs:
 def main(args: RenderArgs) -> None:
     """`nerf render`: prints one line for each file or folder written."""
     check_modes(args.modes)
-    check_numbers({"fps": args.fps}, {"fps": FPS}, "--")
+    check_numbers({"fps": args.fps, "samples": args.samples}, {"fps": FPS, "samples": SAMPLES}, "--")
     folder, checkpoint = model_files(args.model)
     out = args.out if args.out is not None else folder / ("render" if args.exr else "render.mp4")
     planned_outputs(out, args.modes, args.overwrite, args.exr)
@@ -73,5 +78,6 @@ def main(args: RenderArgs) -> None:
         path.fps = args.fps
     if args.save_path is not None:
         save_path(args.save_path, path)
-    for written in render_video(edited(model, edits), path, out, args.modes, overwrite=args.overwrite, exr=args.exr):
+    shown = edited(model, edits)
+    for written in render_video(shown, path, out, args.modes, args.overwrite, exr=args.exr, samples=args.samples):
         say(written)

@@ -77,6 +77,7 @@ def render_video(
     overwrite: bool = False,
     show_progress: bool = True,
     exr: bool = False,
+    samples: int | None = None,
 ) -> list[Path]:
     """Render every camera of the path once and write the wanted modes; returns the files or folders written.
 
@@ -86,7 +87,8 @@ def render_video(
     dark, between the 2nd and 98th percentile over the whole path; rays that hit nothing are dark. opacity: 0 black, 1
     white. normal: world axes (x, y, z) as (r, g, b), 0.5 + 0.5 n, fading to white with opacity.
     exr: a folder of 00000.exr ... with numbers instead of pictures; see exr_channels.
-    A file appears under its name only when it is complete. Raises UserError.
+    samples: rays a side of a pixel, see Model.render_image. A file appears under its name only when it is complete.
+    Raises UserError.
 
     >>> model = nerf.Model.load("runs/robot/checkpoint.safetensors")
     >>> path = nerf.camera_path("orbit", model.cameras, model.scene_from_world, model.space, n_frames=2, longest=32)
@@ -116,7 +118,7 @@ def render_video(
             pictures = _numbered(place, frames, write_exr if exr else write_png)
             sinks[mode] = stack.enter_context(film or pictures)
         for i in progress(range(len(cameras)), "rendering", show_progress):
-            view = model.render_image(cameras, i, "normal" in modes)
+            view = model.render_image(cameras, i, "normal" in modes, samples)
             for mode, sink in sinks.items():
                 if exr:
                     sink(exr_channels(model, cameras, i, view, mode))

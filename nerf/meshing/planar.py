@@ -28,7 +28,7 @@ _EXTENT_QUANTILE, _MARGIN = 0.001, 0.1  # of the points that may lie beyond each
 _PLACED, _ALIKE = 2.0, 0.2  # tolerances: from a bound, within which it is placed; between parts of it
 _ACROSS, _LEAST_IN_CELL, _LEAST_CELLS = 24, 8, 6  # cells across a bound; points and cells that tell something
 _OUTERMOST = 1 / 3  # of the most that lies at one level, at which it may be the bound's
-_UPRIGHT = 0.02  # cosine between two bounds below which they are taken for perpendicular
+_UPRIGHT = 0.02  # cosine between two bounds, or sine, below which they are taken for perpendicular, or parallel
 
 
 class Planes(NamedTuple):
@@ -215,7 +215,7 @@ def _place_bounds(found: list[_Plane], points: Tensor, tolerances: Tensor) -> li
             cosine = normal @ other
             if float(cosine.abs()) < _UPRIGHT:
                 normal = torch.nn.functional.normalize(normal - cosine * other, dim=0)
-            elif float(cosine.abs()) > _SAME_DIRECTION:
+            elif float((normal - cosine * other).norm()) < _UPRIGHT:
                 normal = other * cosine.sign()
         normals.append(normal)
         inlier = (points @ plane.normal - plane.offset).abs() < tolerances

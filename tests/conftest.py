@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nerf  # noqa: F401  # isort: skip  (first: what it says of waiting threads counts only before torch is loaded)
+import emulation
 import pytest
 import torch
 
@@ -49,3 +50,12 @@ def backend() -> Iterator[Callable[[str], str]]:
     before = kernels.backend()
     yield kernels.use
     kernels.use(before)
+
+
+@pytest.fixture
+def emulated() -> Iterator[None]:
+    """The GPU's kernels, compiled for the CPU."""
+    if emulation.compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    with emulation.use():
+        yield

@@ -51,14 +51,6 @@ CASES: dict[str, Callable[[], Iterator[checks.Row]]] = {
 }
 
 
-@pytest.fixture
-def emulated() -> Iterator[None]:
-    if emulation.compiler() is None:
-        pytest.skip("needs a C++ compiler")
-    with emulation.use():
-        yield
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_an_op_gives_what_the_reference_gives(name: str, emulated: None) -> None:
     rows = list(CASES[name]())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import emulation
 import pytest
 import tiny
 import torch
@@ -19,14 +17,6 @@ from nerf.training.stepping import GPU_GROWTH
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 from benchmarks import cuda_checks as checks
-
-
-@pytest.fixture
-def emulated() -> Iterator[None]:
-    if emulation.compiler() is None:
-        pytest.skip("needs a C++ compiler")
-    with emulation.use():
-        yield
 
 
 @pytest.mark.parametrize("milliseconds", [(2.5, 0.0), (0.77, 0.13)])  # launches alone; some of it with the batch

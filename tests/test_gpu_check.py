@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import emulation
@@ -22,14 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
 needs_compiler = pytest.mark.skipif(emulation.compiler() is None, reason="needs a C++ compiler")
-
-
-@pytest.fixture
-def emulated() -> Iterator[None]:
-    if emulation.compiler() is None:
-        pytest.skip("needs a C++ compiler")
-    with emulation.use():
-        yield
 
 
 def gpu_check(*arguments: object, python: str = sys.executable) -> subprocess.CompletedProcess[str]:

@@ -161,6 +161,28 @@ def test_where_there_is_one_shade_the_surroundings_tell_more_than_the_field(monk
     assert float(before.median()) == pytest.approx(0.15, abs=1e-3) and float(after.median()) < 0.01
 
 
+@pytest.mark.parametrize("behind", [1.0, 8.0])
+def test_bounds_stand_for_a_veil_that_others_see_through_but_not_from_afar(
+    behind: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A veil before a plain wall, elsewhere in each view; the bound is the wall, or a floor far below the horizon: then
+    the surroundings tell more."""
+    drawn = scene(plain=True)
+    start = [d.view for d in drawn]
+    start = [
+        replace(v, depths=v.depths.where(d.part != 3, (0.7 + 0.04 * i) * v.depths))
+        for i, (v, d) in enumerate(zip(start, drawn, strict=True))
+    ]
+    bounds = {id(s): behind * d.view.depths for s, d in zip(start, drawn, strict=True)}
+    monkeypatch.setattr(stereo, "complete", lambda *of_a_view: torch.full(SIZE, torch.nan))
+    monkeypatch.setattr(stereo, "bounds_in_view", lambda planes, view: bounds[id(view)])
+    monkeypatch.setattr(stereo, "_PLAIN", 0.0)  # else what shows one shade is filled in any case
+    refined = refine_depths(start, [d.picture for d in drawn])
+    after = errors(refined, drawn, 3)
+    assert float(errors(start, drawn, 3).median()) > 0.1 and float(after.median()) < 0.02
+    assert float((after > 1).float().mean()) < 0.01, "nothing is carried off to where the bound is"
+
+
 def test_a_wall_keeps_its_depth_beside_what_stands_before_it() -> None:
     """There a pixel of the wall has the other's edge in its window, and would match where that is."""
     drawn = scene(plain=True, box=True)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from nerf.geometry.cameras import Cameras
     from nerf.rendering.model import Model
 
-PHOTOS_PER_FACE = 4  # that colour a face, at most
-_SHARPNESS = 2  # power of a rating (already squared lengths): how clearly the best photo wins
+PHOTOS_PER_FACE = 12  # that colour a face, at most
+_SHARPNESS = 1  # power of a rating (already squared lengths): how clearly the best photo wins
 _MARGIN = 2  # pixels beside a silhouette in which what lies behind it does not take its colour from the photo
 _NEAREST = 1e-4  # scene units: what is nearer to a camera does not count for more
 _AGREEMENT = 0.08  # colours that differ by more from the mean of the others count less
@@ -122,7 +122,10 @@ def bake(
     k = min(PHOTOS_PER_FACE, len(photos))
     few = max(1, _RATINGS // (3 * len(photos)))  # faces at a time: bounded memory for any number of photos
     best = torch.cat([ratings[:, some].sum(dim=2).topk(k, dim=0).indices.T for some in mesh_faces.split(few)])
-    colors, shares = torch.zeros(len(flat), k, 3), torch.zeros(len(flat), k)
+    # 8 bits and halves: of all that is held here they are most
+    colors, shares = torch.zeros(len(flat), k, 3, dtype=torch.uint8), torch.zeros(len(flat), k, dtype=torch.half)
+    highest = torch.cat([ratings[:, some].amax(dim=0).amax(dim=1) for some in mesh_faces.split(few)])
+    highest.clamp_min_(1e-30)
     for row, i in enumerate(photos.tolist()):
         chosen = best == row
         rank_of_face = torch.where(chosen.any(dim=1), chosen.int().argmax(dim=1), -1)
@@ -138,10 +141,12 @@ def bake(
             rank = rank_of_face[face[some].long()]
             uv = camera.project(points)[0][0]
             found = bilinear(picture, uv)
-            colors[some, rank] = _without_flash(model, camera, points, found[:, :3])
+            found[:, :3] = _without_flash(model, camera, points, found[:, :3])
+            colors[some, rank] = (found[:, :3] * 255).round().clamp(0, 255).byte()
             share *= _agreed(scene, i, agreement[row], uv) * (found[:, 3] > 0.999)  # no colours of what is transparent
-            shares[some, rank] = share**_SHARPNESS
-    pairs = [blend_photos(*some) for some in zip(colors.split(_CHUNK), shares.split(_CHUNK), strict=True)]
+            shares[some, rank] = (share / highest[face[some].long()]).pow(_SHARPNESS).half()
+    chunks = zip(colors.split(_CHUNK), shares.split(_CHUNK), strict=True)
+    pairs = [blend_photos(found.float() / 255, share.float()) for found, share in chunks]
     color, seen = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     del colors, shares, pairs
     unseen = (~seen).nonzero()[:, 0]

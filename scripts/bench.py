@@ -12,6 +12,7 @@
     python scripts/bench.py scenes --data DIR                   every number that real scenes are held to
     python scripts/bench.py signals --data DIR                  every number that images, sounds and shapes are held to
     python scripts/bench.py viewer                              every number that the viewer is held to
+    python scripts/bench.py street --data DIR                   one field against cells, on the street of make_street.py
 
 Each row runs in a process of its own, so that peak memory and threads are its own, and is written once it is done.
 A row that the output file holds already, measured on the same sources of nerf, is not run again; an older one moves to
@@ -31,7 +32,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import capture, foundation, meshes, scenes, signals, viewer
+from benchmarks import capture, foundation, meshes, scenes, signals, street, viewer
 from benchmarks.targets import against_targets, value_of
 
 import nerf
@@ -41,7 +42,7 @@ BACKENDS = ("auto", "cpu", "cuda", "reference")
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the rows that others go on with
 SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture, "scenes": scenes, "signals": signals}
-SUITES |= {"viewer": viewer}
+SUITES |= {"viewer": viewer, "street": street}
 
 
 class Row(NamedTuple):
@@ -72,6 +73,15 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "siren.iou": ("SIREN IoU", 1, 4),
     "hash.iou_near": ("near", 1, 4),
     "hash.chamfer_percent": ("Chamfer %", 1, 4),
+    "seams.2.at_borders": ("at 2 cells' borders dB", 1, 2),
+    "seams.2.elsewhere": ("elsewhere", 1, 2),
+    "seams.4.at_borders": ("at 4's", 1, 2),
+    "seams.4.elsewhere": ("elsewhere", 1, 2),
+    "seams.8.at_borders": ("at 8's", 1, 2),
+    "seams.8.elsewhere": ("elsewhere", 1, 2),
+    "mesh.5cm.f": ("F 5 cm", 1, 3),
+    "mesh.10cm.f": ("F 10 cm", 1, 3),
+    "processor_seconds": ("processor s", 1, 0),
     "psnr_held_out": ("held out dB", 1, 2),
     "sart.psnr": ("SART dB", 1, 2),
     "sart_tv.psnr": ("SART+TV dB", 1, 2),
@@ -277,12 +287,22 @@ def job(row: dict[str, Any], result: Path) -> int:
     """The child's side of `run`."""
     content: dict[str, Any]
     try:
-        from benchmarks import captures, jobs, large, micro, scene_jobs, shape_jobs, signal_jobs, viewer_jobs
+        from benchmarks import (
+            captures,
+            jobs,
+            large,
+            micro,
+            scene_jobs,
+            shape_jobs,
+            signal_jobs,
+            street_jobs,
+            viewer_jobs,
+        )
 
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        kinds = jobs, micro, captures, large, scene_jobs, signal_jobs, shape_jobs, viewer_jobs
+        kinds = jobs, micro, captures, large, scene_jobs, signal_jobs, shape_jobs, street_jobs, viewer_jobs
         module = next(m for m in kinds if hasattr(m, row["job"]))
         function = getattr(module, row["job"])
         content = {"machine": around, "result": function(**row["options"])}

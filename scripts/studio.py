@@ -241,13 +241,14 @@ class World:
         )
         return colour + shine * blurred * (baked[:, 3:] * (0.35 + 0.65 * baked[:, 3:]))
 
-    def photograph(self, c2w: Array, size: int, angle: float, samples: int = 4) -> NDArray:
-        """One picture [size, size, 4] uint8: sRGB, straight alpha. c2w [4,4] (OpenGL); angle: field of view in radians;
-        samples: sub-pixels per pixel side."""
-        total = np.zeros((size * size, 4))
-        focal = size / 2 / math.tan(angle / 2)
-        grid = np.arange(size * size)
-        row, col = grid // size, grid % size
+    def photograph(self, c2w: Array, width: int, angle: float, samples: int = 4, height: int | None = None) -> NDArray:
+        """One picture [height, width, 4] uint8 (height None: a square): sRGB, straight alpha. c2w [4,4] (OpenGL);
+        angle: horizontal field of view in radians; samples: sub-pixels per pixel side."""
+        height = width if height is None else height
+        total = np.zeros((height * width, 4))
+        focal = width / 2 / math.tan(angle / 2)
+        grid = np.arange(height * width)
+        row, col = grid // width, grid % width
         east = np.cross(KEY, [0, 0, 1.0])
         east /= np.linalg.norm(east)
         spots = sphere_points(2 * samples**2)[: samples**2]
@@ -255,7 +256,7 @@ class World:
             # a lattice that is no grid: every sub-row and sub-column is used once (columns permuted by samples)
             x = col + (k + 0.5) / samples**2
             y = row + (k * samples % (samples**2) + k // samples + 0.5) / samples**2
-            d = np.stack([(x - size / 2) / focal, (size / 2 - y) / focal, -np.ones(len(x))], -1) @ c2w[:3, :3].T
+            d = np.stack([(x - width / 2) / focal, (height / 2 - y) / focal, -np.ones(len(x))], -1) @ c2w[:3, :3].T
             d /= np.linalg.norm(d, axis=1, keepdims=True)
             hit = self.scene.run(
                 np.broadcast_to(c2w[:3, 3], d.shape).astype(np.float32),
@@ -277,7 +278,7 @@ class World:
             total[seen, 3] += 1
         alpha = total[:, 3:] / samples**2
         colour = to_srgb(total[:, :3] / np.maximum(total[:, 3:], 1))
-        return np.round(np.concatenate([colour, alpha], 1) * 255).astype(np.uint8).reshape(size, size, 4)
+        return np.round(np.concatenate([colour, alpha], 1) * 255).astype(np.uint8).reshape(height, width, 4)
 
 
 def to_srgb(linear: Array) -> Array:

@@ -11,7 +11,8 @@ import pytest
 import trimesh
 
 from nerf import datasets
-from nerf.geometry.triangles import read_mesh
+from nerf.geometry.triangles import Triangles, read_mesh
+from nerf.kernels import nearest_points
 from nerf.meshing.evaluation import evaluate_mesh
 from nerf.meshing.preview import render_mesh
 
@@ -40,3 +41,18 @@ def test_a_missing_mesh_is_one_sentence(tmp_path: Path) -> None:
         [sys.executable, str(SCRIPT), "gone.obj", "--out", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 2 and done.stderr == "make_objects: gone.obj: there is no such file\n"
+
+
+@pytest.mark.slow
+def test_the_street_shows_its_true_surface(tmp_path: Path) -> None:
+    """One view in a dozen, small: sparse points lie on truth.ply, and they load as a place."""
+    script, size = SCRIPT.with_name("make_street.py"), ["--width", "40", "--height", "24", "--samples", "1"]
+    command = [sys.executable, str(script), "--out", str(tmp_path), *size, "--every", "12"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scene = datasets.load(tmp_path, quiet=True)
+    assert len(scene.splits["train"]) == 25 and len(scene.splits["test"]) == 4 and scene.space.contracted
+    truth = Triangles.of(read_mesh(tmp_path / "truth.ply"))
+    assert truth.diagonal() > 40 and len(scene.points) > 50
+    off = nearest_points(scene.points, truth.vertices, truth.faces).distances
+    assert 0.004 < float(off.mean()) < 0.012, "a centimetre in each direction, of which one counts"

@@ -32,18 +32,17 @@ def main(args: EvalArgs) -> None:
     """`nerf eval`: prints the means and where everything lies."""
     from nerf.io.folders import model_files
     from nerf.io.outputs import OutputFolder
-    from nerf.training.runs import scene_of_run
+    from nerf.training.runs import model_of_run, scene_of_run
 
-    folder, checkpoint = model_files(args.model)
+    folder, checkpoint = model_files(args.model, blocks=True)
     out = args.out if args.out is not None else folder / "eval"
     if (out / "eval.json").exists() and not args.overwrite:
         raise UserError(f"{out} holds an evaluation already; choose another folder with -o or give --overwrite")
     OutputFolder(out, "evaluation").check(overwrite=True)
-    from nerf.rendering.model import Model
     from nerf.views.viewer.edits import edits_of
 
     edits_of(folder, uses=())
-    model = Model.load(checkpoint)
+    model = model_of_run(checkpoint)
     scene = scene_of_run(folder, model.meta, args.data)
     say(evaluate(model, scene, args.split, out))
     say(out / "eval.json")

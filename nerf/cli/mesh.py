@@ -89,7 +89,7 @@ def main(args: MeshArgs) -> None:
     """`nerf mesh`: prints what the mesh is and where it lies."""
     from nerf.io.folders import model_files
 
-    folder, checkpoint = model_files(args.model)
+    folder, checkpoint = model_files(args.model, blocks=True)
     out = args.out if args.out is not None else folder / ("points.ply" if args.points else "mesh.glb")
     if args.texture:
         check_size(args.texture)
@@ -104,11 +104,10 @@ def main(args: MeshArgs) -> None:
         check_count(args.faces)
 
     from nerf.geometry.aim import common_up
-    from nerf.rendering.model import Model  # after the checks: a mistake shows at once
-    from nerf.training.runs import scene_of_run
+    from nerf.training.runs import model_of_run, scene_of_run  # after the checks: a mistake shows at once
 
     edits = edits_of(folder, args.edits)
-    model = Model.load(checkpoint)
+    model = model_of_run(checkpoint)
     if args.points:
         write_points(edited(model, edits), args.points, args.frame, out, edits.scale)
         return

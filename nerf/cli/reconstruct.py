@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import tyro
+
 from nerf.checks import FILES
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
 from nerf.cli.view import serve, watching
@@ -46,6 +48,8 @@ class ReconstructArgs(TrainArgs):
     """of photos without poses: PHOTO PHOTO LENGTH, how far apart two were taken; lengths are then true"""
     gps: Literal["auto", "off"] = "auto"
     """of photos without poses: set scale (metres), north (+y) and up from GPS in EXIF where it agrees with the poses"""
+    blocks: tyro.conf.Suppress[None] = None
+    cell: tyro.conf.Suppress[None] = None
     scale: float = 1.0
     """of photos without poses: multiply all lengths, say by TRUE / MEASURED of something in a first mesh"""
 

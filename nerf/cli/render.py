@@ -58,19 +58,19 @@ def main(args: RenderArgs) -> None:
     """`nerf render`: prints one line for each file or folder written."""
     check_modes(args.modes)
     check_numbers({"fps": args.fps, "samples": args.samples}, {"fps": FPS, "samples": SAMPLES}, "--")
-    folder, checkpoint = model_files(args.model)
+    folder, checkpoint = model_files(args.model, blocks=True)
     out = args.out if args.out is not None else folder / ("render" if args.exr else "render.mp4")
     planned_outputs(out, args.modes, args.overwrite, args.exr)
     if args.save_path is not None:
         check_output(args.save_path, args.overwrite, checkpoint)
     edits = edits_of(folder, args.edits, ("crop", "hidden", "up"))
-    from nerf.rendering.model import Model
+    from nerf.training.runs import model_of_run
 
     if args.path.lower().endswith(".json"):  # read before the model: a mistake shows at once
         path = load_path(Path(args.path), args.width, args.height)
-        model = Model.load(checkpoint)
+        model = model_of_run(checkpoint)
     else:
-        model = Model.load(checkpoint)
+        model = model_of_run(checkpoint)
         size = args.width, args.height
         place = model.cameras, model.scene_from_world, model.space
         path = camera_path(args.path, *place, args.frames, 30.0, *size, up=edits.up_direction())

@@ -18,8 +18,8 @@ from nerf.cli.view import PORT, serve, watching
 from nerf.datasets.options import LoadOptions
 from nerf.errors import UserError, check_numbers, note, say
 from nerf.io.clock import LENGTH, SEED
-from nerf.io.folders import has_checkpoint
-from nerf.training.runs import HOLDOUT_FROM, RUN_FILE, Run, load_for_training, open_run, write_run
+from nerf.io.folders import BLOCKS_FILE, has_checkpoint
+from nerf.training.runs import DEFAULT_MINUTES, HOLDOUT_FROM, RUN_FILE, Run, load_for_training, open_run, write_run
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from nerf.training.distributed import Ranks
     from nerf.views.viewer.server import Viewer
 
-DEFAULT_MINUTES = 5.0
 Backend = Literal["auto", "cuda", "tinycudann", "cpu", "reference"]
 
 
@@ -63,24 +62,33 @@ class TrainArgs(LoadOptions):
     """on a GPU: to the bit on the same kind of GPU, which takes longer; the CPU always does"""
     view: bool = False
     """watch it in the browser while it is trained, and walk through it then, until Ctrl-C (see `nerf view`)"""
+    blocks: int | Literal["auto"] | None = None
+    """of a place too large for one field: divide its ground into so many cells, each a field of its own learnt from the
+    photos that see it, for --minutes or --steps each; auto: a cell for each 150 photos (docs/scale.md)"""
+    cell: int | None = None
+    """of --blocks: train this cell alone, from 0 on, as one job of many"""
     port: int = 8080
     """of --view: where the page is served"""
     host: str = "127.0.0.1"
     """of --view: 0.0.0.0 lets other machines in that have the token which is printed"""
     kind: Kind = field(default=None, kw_only=True)
     holdout_from: tyro.conf.Suppress[int] = field(default=HOLDOUT_FROM, kw_only=True)
+    part: tyro.conf.Suppress[Path | None] = field(default=None, kw_only=True)
 
 
 def main(args: TrainArgs) -> None:
-    """`nerf train`: prints where the checkpoint lies."""
+    """`nerf train`: prints where the checkpoint lies, or the manifest of cells."""
+    if args.blocks is not None or args.cell is not None or (args.resume and (args.out / BLOCKS_FILE).is_file()):
+        from nerf.cli.blocks import train_blocks
+
+        check(args)
+        refuse_without_poses(args)
+        train_blocks(args)
+        return
     with joined(args) as ranks:
         with ranks.together():
             check(args)
-            if without_poses(args.data, args.kind):
-                raise UserError(
-                    f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
-                    "`nerf reconstruct` does that and all the rest"
-                )
+            refuse_without_poses(args)
         if ranks.of_first(is_restart(args.out)):
             args = replace(args, resume=True, overwrite=False)
         with watching(args.view, args.host, args.port, args.out) as viewer:
@@ -109,6 +117,15 @@ def without_poses(data: Path, kind: str | None) -> bool:
     from nerf.capture import needs_poses
 
     return kind is None and needs_poses(data)
+
+
+def refuse_without_poses(args: TrainArgs) -> None:
+    """UserError for photos whose poses are not known yet."""
+    if without_poses(args.data, args.kind):
+        raise UserError(
+            f"{args.data}: holds photos without poses: `nerf poses {args.data} -o DATASET` finds them, and "
+            "`nerf reconstruct` does that and all the rest"
+        )
 
 
 def run_of(args: TrainArgs, data: Path) -> Run:

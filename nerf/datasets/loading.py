@@ -13,6 +13,7 @@ from typing import Any
 from nerf.datasets.named import PLACES, add_masks, home_of, pictures_in, refuse_outside, visible
 from nerf.datasets.options import LoadOptions
 from nerf.datasets.parsed import ParsedScene
+from nerf.datasets.parts import Part, restrict
 from nerf.datasets.posed import Posed, check_frames
 from nerf.datasets.readers import BUILT_IN, MODULES, kinds, readers
 from nerf.datasets.scene import Scene, assemble
@@ -44,10 +45,9 @@ def load(
     options.check()
     with _names_of_files(Path(path)):
         parsed = _read(Path(path), options.kind, reader)
-        if options.masks is not None:
-            add_masks(parsed, Path(options.masks))
-        else:
-            _add_masks_beside(parsed)
+        _add_masks(parsed, options.masks)
+        if options.part is not None:
+            options = restrict(parsed, Part.read(options.part), options)
         scene = assemble(parsed, options)
     if not quiet:
         for line in scene.notes:
@@ -62,16 +62,15 @@ def load_posed(
     *,
     cameras_are: str | None = None,
     quiet: bool = False,
+    options: LoadOptions | None = None,
 ) -> Posed:
-    """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
-    options = LoadOptions(cameras_are=cameras_are)
+    """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture. options: all of
+    them, instead of those before."""
+    options = options or LoadOptions(kind=kind, masks=None if masks is None else Path(masks), cameras_are=cameras_are)
     options.check()
     with _names_of_files(Path(path)):
-        parsed = parse(path, kind)
-        if masks is not None:
-            add_masks(parsed, Path(masks))
-        else:
-            _add_masks_beside(parsed)
+        parsed = parse(path, options.kind)
+        _add_masks(parsed, options.masks)
         posed = check_frames(parsed, options)
     for line in () if quiet else parsed.notes:
         note(line)
@@ -124,8 +123,12 @@ def _unpacked(folder: Path) -> Path:
     return folder
 
 
-def _add_masks_beside(parsed: ParsedScene) -> None:
-    """Masks in a folder masks/ beside the photos' or above it, where nothing else says which pixels are used."""
+def _add_masks(parsed: ParsedScene, given: Path | None) -> None:
+    """Those given, else those in a folder masks/ beside the photos' or above it, where nothing else says which pixels
+    are used."""
+    if given is not None:
+        add_masks(parsed, given)
+        return
     frames = parsed.frames
     if not frames or any(f.mask is not None or f.matte is not None or f.pixels is not None for f in frames):
         return

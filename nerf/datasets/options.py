@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from nerf.errors import Range, UserError, check_numbers
 
+PART_FILE = "part.json"  # beside a run of a part of a data set, see `nerf.datasets.parts`
 LOADING = {
     "downscale": Range(1, 1 << 16, whole=True),
     "longest": Range(16, 1 << 20, whole=True, optional=True),
@@ -21,7 +22,7 @@ class LoadOptions:
     """How a data set is loaded; the fields are options of the command line, too.
 
     >>> [*LoadOptions(downscale=2, holdout=0).load_options()]
-    ['downscale', 'longest', 'holdout', 'kind', 'masks', 'space', 'holdout_from', 'cameras_are']
+    ['downscale', 'longest', 'holdout', 'kind', 'masks', 'space', 'holdout_from', 'cameras_are', 'part']
     """
 
     downscale: int = 1
@@ -42,6 +43,9 @@ class LoadOptions:
     cameras_are: str | None = None
     """how poses and lenses are meant, where not as they stand in the files, as `nerf check` says it: inverted,
     transposed, axes=x,-y,-z, flip=y, turned=90, scale=0.5, focal=1.2, centred, undistorted; several joined by +"""
+
+    part: Path | None = None
+    """file that names the photos to load, of all, and says where their field is (see `nerf.datasets.parts`)"""
 
     def check(self, flag: str = "") -> None:
         """UserError for what can be wrong with the options by themselves; flag: what their names begin with."""

@@ -11,12 +11,22 @@ from pathlib import Path
 
 from nerf.errors import UserError, brief
 
+BLOCKS_FILE = "blocks.json"  # of a place that is trained in cells, each a run of its own in a folder below
 
-def model_files(path: Path) -> tuple[Path, Path]:
-    """(folder, checkpoint file) of a run, given either; UserError where there is none."""
+
+def model_files(path: Path, blocks: bool = False) -> tuple[Path, Path]:
+    """(folder, checkpoint file) of a run, given either; UserError where there is none. blocks: the manifest will do in
+    the place of a checkpoint, where the folder is that of cells."""
+    if path.name == BLOCKS_FILE:
+        path = path.parent
     if path.is_file():
         return path.parent, path
     checkpoint = path / "checkpoint.safetensors"
+    manifest = path / BLOCKS_FILE
+    if manifest.is_file() and not checkpoint.is_file():
+        if blocks:
+            return path, manifest
+        raise UserError(f"{path} holds cells, of which this takes one at a time: give one such as {path / 'cells/0'}")
     if not checkpoint.is_file():
         what = "holds no checkpoint.safetensors" if path.exists() else "there is no such folder"
         previous = path / "checkpoint.previous.safetensors"
@@ -43,8 +53,8 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def resumable(out: Path) -> bool:
-    """Whether --resume finds something there to go on from: a checkpoint, or a run's poses."""
-    return has_checkpoint(out) or (out / "dataset").is_dir()
+    """Whether --resume finds something there to go on from: a checkpoint, a run's poses, or cells."""
+    return has_checkpoint(out) or (out / "dataset").is_dir() or (out / BLOCKS_FILE).is_file()
 
 
 def has_checkpoint(out: Path) -> bool:

@@ -117,6 +117,11 @@ def extract_mesh(
     if box is not None:
         _check_box(box)
     keep_unseen = model.space.bounded if watertight is None else watertight
+    if model.n_cells and (method == "density" or threshold is not None):
+        raise UserError(
+            "--method density and --threshold are of one field, and this place has a field for each of its "
+            f"{model.n_cells} cells: leave them out, or mesh one cell"
+        )
     if method == "density" or (method == "auto" and (threshold is not None or model.space.warped)):
         level = DEFAULT_THRESHOLD if threshold is None else float(threshold)
         shape: Shape = LevelSurface(model, box_grid(model, resolution, box), level)
@@ -167,15 +172,16 @@ def _fuse(
 ) -> FusedSurface:
     """Depth maps of the training views, of open scenes as its photos refine them where they are given, and the grid in
     which they are fused."""
-    views = depth_views(model, MAX_VIEWS, MAX_SIDE, show)
+    most = MAX_VIEWS * max(1, model.n_cells)
+    views = depth_views(model, most, MAX_SIDE, show)
     if scene is not None and model.space.contracted:
         with Progress("matching photos", shown=show):
             up = model.scene_from_world.rotation @ common_up(model.cameras)[0]
-            pictures = grey_pictures(model, scene, *view_cameras(model, MAX_VIEWS, MAX_SIDE))
+            pictures = grey_pictures(model, scene, *view_cameras(model, most, MAX_SIDE))
             views = refine_depths(views, pictures, up=up)
     with Progress("fusing", shown=show):
         if box is None and model.space.contracted:
-            others = other_views(model, MAX_VIEWS)
+            others = other_views(model, most)
             return FusedSurface(views, *open_grid(model, views, resolution), skip, is_open=True, others=others)
         return FusedSurface(views, box_grid(model, resolution, box), Warp(), skip)
 
@@ -228,7 +234,7 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str, scale: float 
     """A box of the world (or scene) frame, x0 y0 z0 x1 y1 z1, as the one around it in the scene frame. scale: lengths
     of the box are so many times those of the world."""
     _check_box(box)
-    reach = 2.0 ** (len(model.occupancy.occupied) - 1)
+    reach = model.space.half_extent
     if frame == "scene":
         if any(a > reach or b < -reach for a, b in zip(box[:3], box[3:], strict=True)):
             raise UserError(f"--box lies outside the scene, which reaches from {-reach:g} to {reach:g} in scene units")

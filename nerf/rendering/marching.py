@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from nerf.errors import Range, check_record
@@ -84,3 +85,32 @@ class Marching:
         if n_steps > MOST_STEPS:
             raise ValueError(f"step_size {step:g} means {n_steps:.2g} steps a ray, expected at most {MOST_STEPS}")
         return marching
+
+
+class Crop(Protocol):
+    """What rays are marched inside."""
+
+    def clip_rays(self, rays_o: Tensor, rays_d: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Where scene rays [n,3] enter and leave: (t_near, t_far) [n], scene length; t_near >= t_far is a miss."""
+        ...
+
+
+@dataclass(frozen=True)
+class CroppedMarching(Marching):
+    """Rays are marched inside a crop of the scene frame alone."""
+
+    crop: Crop | None = None
+
+    def enter(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        o, d, viewdirs, t_near, t_far = super().enter(rays_o, rays_d)
+        if self.crop is None:
+            return o, d, viewdirs, t_near, t_far
+        near, far = self.crop.clip_rays(rays_o, rays_d)
+        missed = near >= far
+        near, far = (self.space.depth_to_t(rays_o, rays_d, t.clamp(0, 1e6)) for t in (near, far))
+        return o, d, viewdirs, torch.maximum(t_near, near), torch.where(missed, 0.0, torch.minimum(t_far, far))
+
+
+def cropped(marching: Marching, crop: Crop) -> CroppedMarching:
+    """The same march, inside the crop alone."""
+    return CroppedMarching(**{f.name: getattr(marching, f.name) for f in fields(Marching)}, crop=crop)

@@ -72,6 +72,11 @@ class Model:
     def space(self) -> Space:
         return self.marching.space
 
+    @property
+    def n_cells(self) -> int:
+        """Of a place that is divided, each with a field of its own: then there is no occupancy. 0: it is not."""
+        return 0
+
     def to(self, device: torch.device | str) -> Model:
         """Move field and occupancy, in place: the backend in use must run there. Returns the model."""
         device = torch.device(device)

@@ -10,20 +10,22 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nerf.datasets.options import LoadOptions
+from nerf.datasets.options import PART_FILE, LoadOptions
 from nerf.errors import Range, UserError, check_numbers, note
 from nerf.io.files import write_file
-from nerf.io.folders import is_checkpoint
+from nerf.io.folders import BLOCKS_FILE, is_checkpoint
 from nerf.io.json_text import parse_json
 from nerf.io.outputs import OthersFolder, OutputFolder
 
 if TYPE_CHECKING:
     from nerf.datasets import Scene
+    from nerf.rendering.model import Model
     from nerf.training.distributed import Ranks
 
 RUN_FILE = "run.json"
 PICTURES = ("eval/[0-9][0-9][0-9][0-9]_*.png", "eval/renders/[0-9][0-9][0-9][0-9]_*.png", "mesh_views/*.png")
 _COUNT = Range(0, 1e9, whole=True)
+DEFAULT_MINUTES = 5.0  # of training, where nothing says how long
 HOLDOUT_FROM = 30  # images; with fewer, each one is worth more for training than for measuring
 
 # What `train` writes into its folder beside RUN_FILE.
@@ -48,16 +50,23 @@ def open_run(
     if ranks is not None and ranks.size > 1:
         with ranks.together():
             return open_run(out, run, resume, overwrite, names) if ranks.is_first else OthersFolder(out, "run")
-    before = read_run(out) if resume else None
-    if before is not None and run is not None:
-        there = _moved(before, run.data)  # whether the same lies there is asked when it is loaded
-        for name in run.load_options():
-            if getattr(there, name) != (now := getattr(run, name)):
-                raise UserError(
-                    f"{out} was made with {name} {getattr(before, name)}, not {now}: resume with the same, or choose "
-                    "another -o"
-                )
+    if resume and run is not None:
+        check_same_options(out, run)
     return OutputFolder.open(out, "run", resume, overwrite, (RUN_FILE, *TRAINED, *names), _written_before(out))
+
+
+def check_same_options(out: Path, run: Run) -> None:
+    """UserError where the run in a folder was loaded in another way."""
+    before = read_run(out)
+    if before is None:
+        return
+    there = _moved(before, run.data)  # whether the same lies there is asked when it is loaded
+    for name in run.load_options():
+        if getattr(there, name) != (now := getattr(run, name)):
+            raise UserError(
+                f"{out} was made with {name} {getattr(before, name)}, not {now}: resume with the same, or choose "
+                "another -o"
+            )
 
 
 def _written_before(out: Path) -> list[str]:
@@ -92,6 +101,7 @@ def read_run(folder: Path) -> Run | None:
         content: dict[str, Any] = parse_json(path.read_bytes())
         run = Run(**{f.name: content[f.name] for f in fields(Run) if f.name in content})
         run.masks = None if run.masks is None else Path(run.masks)
+        run.part = None if run.part is None else folder / PART_FILE
         run.check()
         check_numbers(vars(run), {"images": _COUNT, "held_out_views": _COUNT})
         if any(isinstance(value, (list, dict)) for value in vars(run).values()):
@@ -145,6 +155,17 @@ def scene_of_run(folder: Path, meta: dict[str, Any], data: Path | None = None) -
             raise UserError(f"{folder}: does not say what it was trained on; give the scene's folder with --data")
         run = Run(str(data if data is not None else meta["data"]), downscale=int(meta.get("downscale", 1)))
     return load_for_training(located(folder, run, data))
+
+
+def model_of_run(file: Path) -> Model:
+    """The model of a checkpoint, or of all cells where the file is their manifest (`nerf.io.folders.model_files`)."""
+    if file.name == BLOCKS_FILE:
+        from nerf.training.blocks import load_blocks
+
+        return load_blocks(file.parent)
+    from nerf.rendering.model import Model
+
+    return Model.load(file)
 
 
 def photos_of_run(folder: Path, meta: dict[str, Any], data: Path | None, without: str) -> Scene | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from nerf.errors import UserError, note
 from nerf.meshing.extent import default_bounds
 from nerf.meshing.extract import extract_mesh
-from nerf.rendering.marching import Marching
+from nerf.rendering.marching import cropped
 from nerf.rendering.model import Model
 from nerf.training.used_scene import without
 from nerf.views.viewer.edits import EDITS_FILE, Edits, read_edits
@@ -22,26 +22,11 @@ from nerf.views.viewer.edits import EDITS_FILE, Edits, read_edits
 if TYPE_CHECKING:
     import trimesh
 
+    from nerf.rendering.blocks import BlockedModel
     from nerf.views.viewer.regions import Region
 
 CUT_MARGIN = 1.5  # cells of the grid that was meshed, by which faces may reach over the edge of a crop
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class CroppedMarching(Marching):
-    """Rays are marched inside a box of the scene frame alone."""
-
-    crop: Region | None = None
-
-    def enter(self, rays_o: Tensor, rays_d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        o, d, viewdirs, t_near, t_far = super().enter(rays_o, rays_d)
-        if self.crop is None:
-            return o, d, viewdirs, t_near, t_far
-        near, far = self.crop.clip_rays(rays_o, rays_d)
-        missed = near >= far
-        near, far = (self.space.depth_to_t(rays_o, rays_d, t.clamp(0, 1e6)) for t in (near, far))
-        return o, d, viewdirs, torch.maximum(t_near, near), torch.where(missed, 0.0, torch.minimum(t_far, far))
 
 
 def edited(model: Model, edits: Edits) -> Model:
@@ -51,8 +36,9 @@ def edited(model: Model, edits: Edits) -> Model:
         return model
     shown = copy(model)
     if edits.crop is not None:
-        settings = {f.name: getattr(model.marching, f.name) for f in fields(Marching)}
-        shown.marching = CroppedMarching(**settings, crop=edits.crop.moved(model.scene_from_world))
+        shown.marching = cropped(model.marching, edits.crop.moved(model.scene_from_world))
+    if edits.hidden and model.n_cells:
+        return cast("BlockedModel", shown).each(lambda cell: edited(cell, replace(edits, crop=None)))
     if edits.hidden:
         grid = model.occupancy
         occupied = grid.occupied.reshape(-1).clone()

@@ -24,7 +24,7 @@ from nerf.io.pictures import resized, to_display
 from nerf.rendering.model import Model
 from nerf.training.alignment import as_trained
 from nerf.training.evaluation import mask_of, truth_of
-from nerf.training.runs import scene_of_run
+from nerf.training.runs import model_of_run, scene_of_run
 from nerf.views.viewer.edited import edited
 from nerf.views.viewer.edits import EDITS_FILE, Edits, History, read_edits, write_edits
 from nerf.views.viewer.frame import PageFrame
@@ -231,7 +231,7 @@ class Subject:
     def occupied_cells(self, most: int) -> Tensor | None:
         """Centres [m,3], world, of the cells that rays stop in, evenly chosen where there are more than `most`."""
         model = self.model
-        if model is None or model.space.warped:
+        if model is None or model.space.warped or model.n_cells:
             return None
         cells = model.occupancy.occupied.reshape(-1).nonzero()[:, 0]
         cells = cells[:: max(1, -(-len(cells) // most))]
@@ -245,8 +245,8 @@ def open_subject(path: Path) -> Subject:
         subject = Subject(path.name, mesh=read_textured_mesh(path))
         subject.mesh_up = _up_of(path)
         return subject
-    folder, checkpoint = model_files(path)
-    subject = Subject(folder.resolve().name, Model.load(checkpoint), folder=folder)
+    folder, checkpoint = model_files(path, blocks=True)
+    subject = Subject(folder.resolve().name, model_of_run(checkpoint), folder=folder)
     subject.open_mesh()
     return subject
 

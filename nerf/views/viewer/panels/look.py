@@ -100,7 +100,8 @@ class LookPanel:
         self.compare.visible = subject.scene is not None
         self.points.visible = subject.sparse_points() is not None
         self._tell_left_out()
-        self.occupancy.visible = subject.model is not None and not subject.model.space.warped
+        model = subject.model
+        self.occupancy.visible = model is not None and not (model.space.warped or model.n_cells)
 
     def draw(self) -> None:
         """Once more, in another frame."""

@@ -22,6 +22,7 @@ from nerf.datasets.colmap_models import COLMAP_MODELS, FISHEYE624_ORDER, NATURAL
 from nerf.datasets.named import home_of, is_inside
 from nerf.errors import UserError, note
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.geodesy import Georeference
 from nerf.geometry.lenses import COEFFICIENTS, EQUIRECTANGULAR, FISHEYE624, OPENCV, PERSPECTIVE, padded
 from nerf.geometry.rotations import matrix_to_quaternion
 from nerf.io.files import write_file
@@ -41,6 +42,7 @@ class PosedFiles:
     splits: dict[str, Tensor]  # "train", "val", "test" -> indices
     masks: Sequence[Path | None] = ()  # () or one for each image
     points: Tensor | None = None  # [m,3] float64, world
+    georeference: Georeference | None = None  # where the world stands on the earth
 
 
 def transforms_json(posed: PosedFiles, home: Path, link: Path | None = None) -> dict[str, Any]:
@@ -60,7 +62,8 @@ def transforms_json(posed: PosedFiles, home: Path, link: Path | None = None) -> 
         frames.append(frame)
     held_out = any(len(posed.splits.get(s, ())) for s in ("val", "test"))
     lists = {f"{s}_filenames": [names[int(i)] for i in ids] for s, ids in posed.splits.items()} if held_out else {}
-    return common | lists | {"frames": frames}
+    placed = {} if posed.georeference is None else {"georeference": posed.georeference.to_dict()}
+    return placed | common | lists | {"frames": frames}
 
 
 def write_transforms(posed: PosedFiles, file: Path, cloud: str = "") -> None:

@@ -61,10 +61,11 @@ def load_posed(
     masks: str | Path | None = None,
     *,
     cameras_are: str | None = None,
+    georeference: str | None = None,
     quiet: bool = False,
 ) -> Posed:
     """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture."""
-    options = LoadOptions(cameras_are=cameras_are)
+    options = LoadOptions(cameras_are=cameras_are, georeference=georeference)
     options.check()
     with _names_of_files(Path(path)):
         parsed = parse(path, kind)

@@ -21,7 +21,7 @@ class LoadOptions:
     """How a data set is loaded; the fields are options of the command line, too.
 
     >>> [*LoadOptions(downscale=2, holdout=0).load_options()]
-    ['downscale', 'longest', 'holdout', 'kind', 'masks', 'space', 'holdout_from', 'cameras_are']
+    ['downscale', 'longest', 'holdout', 'kind', 'masks', 'space', 'holdout_from', 'cameras_are', 'georeference']
     """
 
     downscale: int = 1
@@ -42,6 +42,9 @@ class LoadOptions:
     cameras_are: str | None = None
     """how poses and lenses are meant, where not as they stand in the files, as `nerf check` says it: inverted,
     transposed, axes=x,-y,-z, flip=y, turned=90, scale=0.5, focal=1.2, centred, undistorted; several joined by +"""
+    georeference: str | None = None
+    """where the poses' world stands on the earth, if their files do not say: EPSG:25833, or EPSG:25833,X,Y,Z where its
+    origin lies there, or LATITUDE,LONGITUDE,HEIGHT of a world in metres east, north, up (see docs/maps.md)"""
 
     def check(self, flag: str = "") -> None:
         """UserError for what can be wrong with the options by themselves; flag: what their names begin with."""
@@ -54,6 +57,10 @@ class LoadOptions:
             from nerf.datasets.readings import check_reading
 
             check_reading(self.cameras_are, f"{flag}cameras-are" if flag else "cameras_are")
+        if self.georeference is not None:
+            from nerf.geometry.geodesy import Georeference
+
+            Georeference.parse(self.georeference, f"{flag}georeference")
 
     def load_options(self) -> dict[str, Any]:
         """The options alone, of any record that holds them: two runs are of one scene where these agree."""

@@ -118,7 +118,7 @@ def _candidates(mode: str, photos: MatchDatabase) -> tuple[list[Pair], list[Pair
     if mode == "sequential":
         return choose.neighbours_in_time(n), choose.loop_candidates(n)
     if mode in ("retrieval", "spatial"):
-        alike = signatures([photos.largest(i)[:OF_SIGNATURE] for i in range(n)])
+        alike = signatures([photos.of_signature(i) for i in range(n)])
         if mode == "retrieval":
             return [], choose.retrieve_similar(alike, choose.n_similar(n))
         near = choose.nearest_places(photos.gps)
@@ -149,6 +149,10 @@ class MatchDatabase:
     def largest(self, i: int) -> Tensor:
         """Descriptors [<= PREEMPTIVE,128] of the features of the largest scale."""
         return torch.from_numpy(self._bytes[i][:PREEMPTIVE]).float()
+
+    def of_signature(self, i: int) -> Tensor:
+        """The same, uint8, of as many as its signature is made of."""
+        return torch.from_numpy(self._bytes[i][:OF_SIGNATURE])
 
     def partners(self, among: set[Pair]) -> dict[int, list[int]]:
         """Of each photo those that one camera motion explains features shared with, best first, at most BEST; of these

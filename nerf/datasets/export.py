@@ -150,7 +150,8 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
     if text and (broken := [name for name in names if name.splitlines() != [name]]):
         raise UserError(f"a COLMAP model as text cannot name {broken[0]!r}, for its line break: leave out --text")
     points = np.zeros((0, 3)) if posed.points is None else posed.points.double().numpy()
-    model = _ColmapModel(distinct, [distinct.index(lens) for lens in lenses], poses, names, points)
+    number = {lens: i for i, lens in enumerate(distinct)}
+    model = _ColmapModel(distinct, [number[lens] for lens in lenses], poses, names, points)
     files = _as_text(model) if text else _as_binary(model)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():

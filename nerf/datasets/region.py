@@ -279,9 +279,11 @@ def _ground_below(capture: ParsedScene, cameras: Cameras) -> tuple[Tensor, float
     if 1 - float(axes.mean(dim=0).norm()) ** 2 > _PARALLEL:
         return None
     there = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
-    middle = there.median(dim=0).values
-    spread = float((there - middle).norm(dim=1).median())
-    if float((middle_of_view(cameras)[0] - middle).norm()) < 3 * spread:
+    middle, ahead = there.median(dim=0).values, axes.mean(dim=0)
+    meet, ground = (
+        float((place - cameras.centres.mean(dim=0)) @ ahead) for place in (middle_of_view(cameras)[0], middle)
+    )
+    if ground <= 0 or 0.5 * ground < meet < 2 * ground:
         return None
     return middle, max(float((cameras.centres - middle).norm(dim=1).median()), 1e-9)
 

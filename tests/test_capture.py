@@ -27,6 +27,7 @@ from nerf.capture.settings import Settings, attempts
 from nerf.cli import main as cli
 from nerf.datasets import load
 from nerf.errors import UserError
+from nerf.io.arrays import on_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
@@ -76,6 +77,17 @@ def test_signatures_of_many_photos_are_compared_a_part_at_a_time(monkeypatch: py
     wanted = {pairs.ordered(i, int(j)) for i in range(50) for j in similar[i].topk(5).indices}
     monkeypatch.setattr(pairs, "ROWS", 7)
     assert pairs.retrieve_similar(vectors, 5) == sorted(wanted)
+
+
+def test_arrays_on_disk_are_as_they_were(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    given = [random.integers(0, 255, (n, 128), dtype=np.uint8) for n in (3, 0, 5)]
+    parts = on_disk(iter(given), tmp_path)
+    assert not list(tmp_path.iterdir()), "the file has no name"
+    assert on_disk([], tmp_path) == [] and [p.shape for p in on_disk([given[1]], tmp_path)] == [(0, 128)]
+    for part, wanted in zip(parts, given, strict=True):
+        np.testing.assert_array_equal(part, wanted)
+        assert not part.flags.writeable or not part.size
 
 
 def test_which_pairs_are_compared() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import nerf
+from nerf.capture.dataset import write_dataset
 from nerf.capture.exif import read_exif
 from nerf.capture.frame import world_from_model
 from nerf.capture.gps import GpsFit, fit_gps
@@ -118,3 +122,33 @@ def test_heights_are_read(tmp_path: Any) -> None:
     with Image.open(tmp_path / "a.jpg") as image:
         read = read_exif(image)
     assert read.gps == (-50.5, -0.1) and read.altitude == -12.5
+
+
+def test_the_data_set_says_where_on_earth_it_is(tmp_path: Path) -> None:
+    """From a model of COLMAP and GPS to transforms.json, whatever lengths were asked for; exact places come back."""
+    pycolmap = pytest.importorskip("pycolmap")
+    places, to_model = truth(8), model()
+    built = pycolmap.Reconstruction()
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", 60.0, 64, 48)
+    built.add_camera_with_trivial_rig(camera)
+    down = torch.diag(torch.tensor([1.0, -1, -1], dtype=torch.float64))  # OpenCV, looking down, in the true frame
+    (tmp_path / "images").mkdir()
+    for i, place in enumerate(places, 1):
+        turn = (to_model.rotation @ down).T  # camera from model
+        shift = -turn @ to_model.apply(place[None])[0]
+        pose = pycolmap.Rigid3d(torch.cat([turn, shift[:, None]], dim=1).numpy())
+        image = pycolmap.Image(name=f"{i}.png", keypoints=np.zeros((0, 2)), camera_id=1, image_id=i)
+        built.add_image_with_trivial_frame(image, pose)
+        Image.new("RGB", (64, 48)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "capture" / "model").mkdir(parents=True)
+    built.write_binary(str(tmp_path / "capture" / "model"))
+    said = dict(zip((f"{i}.png" for i in range(1, 9)), gps_of(places), strict=True))
+    write_dataset(tmp_path, factor=3.0, places=said)
+    scene = nerf.load(tmp_path, quiet=True)
+    assert scene.georeference is not None and scene.georeference.metres == pytest.approx(1 / 3, rel=1e-6)
+    xyz = scene.georeference.geocentric(scene.cameras.centres)
+    assert xyz is not None
+    wanted = torch.tensor([said[Path(name).name] for name in scene.names], dtype=torch.float64)
+    assert torch.allclose(
+        geodetic_of(xyz), wanted, rtol=0, atol=1e-6
+    )  # 0.1 m: the fit is by medians, heights by metres

@@ -131,8 +131,10 @@ def _pose_finder(args: ReconstructArgs) -> Callable[[], object] | None:
             if getattr(args, name) != usual:
                 raise UserError(f"--{name} is for photos or a video without poses, and {args.data} has poses")
         return None
-    if args.cameras_are is not None:
-        raise UserError(f"--cameras-are is for photos with poses, and {args.data} has none yet: leave it out")
+    for name in ("cameras_are", "georeference"):
+        if getattr(args, name) is not None:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is for photos with poses, and {args.data} has none yet: leave it out")
 
     def find() -> object:
         from nerf.capture import CaptureOptions, find_poses

@@ -118,12 +118,16 @@ def _count(planes: Tensor, centres: Tensor, reach: Tensor) -> tuple[Tensor, Tens
     """How many views see some of each ball [m], and how many the whole; planes [5,4,v]."""
     some, whole = [], []
     rows = max(64, _BALLS_AND_VIEWS // max(1, planes.shape[2]))  # however many views there are
+    room = torch.empty(
+        2, min(rows, len(centres)), planes.shape[2]
+    )  # new tensors each time would tear the heap to pieces
     for c, r in zip(centres.split(rows), reach.split(rows), strict=True):
-        inside = torch.full((len(c), planes.shape[2]), torch.inf)
+        inside, other = room[:, : len(c)]
+        inside.fill_(torch.inf)
         for plane in planes:
-            torch.minimum(inside, torch.addmm(plane[3], c, plane[:3]), out=inside)
-        some.append((inside > -r[:, None]).sum(dim=1))
-        whole.append((inside > r[:, None]).sum(dim=1))
+            torch.minimum(inside, torch.addmm(plane[3], c, plane[:3], out=other), out=inside)
+        some.append(torch.gt(inside, -r[:, None], out=other).sum(dim=1).long())
+        whole.append(torch.gt(inside, r[:, None], out=other).sum(dim=1).long())
     return torch.cat(some), torch.cat(whole)
 
 

@@ -24,6 +24,7 @@ FEW, N_OF_MANY = 60, 800  # of more photos than that, so many features of each a
 PREEMPTIVE = 256  # features, those of the largest scale, compared before all are (Wu 2013)
 ALL_UP_TO = 24  # photos, of which every pair is compared
 SIMILAR, IN_NAMES, IN_SPACE = 8, 2, 3  # candidates for each photo: alike, next in order of names, next to its camera
+KEPT = 500  # photos whose descriptors stay in memory as floats
 ROWS = 512  # photos that are compared with all others at once
 PARTNERS = 2  # for each photo, matched in full: those with most in common, and one more seen from elsewhere
 FEWEST = 20  # matches that one camera motion explains, for a pair to say anything
@@ -87,15 +88,20 @@ class Matcher:
         self.rows = [np.flatnonzero(u)[:most] for u in used]
 
     def descriptors(self, i: int) -> Tensor:
-        if i not in self._floats:
-            self._floats[i] = torch.from_numpy(self.looks[i].descriptors[self.rows[i]]).float()
-        return self._floats[i]
+        found = self._floats.get(i)
+        if found is None:
+            if len(self._floats) >= KEPT:
+                self._floats.clear()
+            found = self._floats[i] = torch.from_numpy(self.looks[i].descriptors[self.rows[i]]).float()
+        return found
 
     def alike(self, photos: Sequence[int]) -> Tensor:
         """[k,n] how much k photos look like each: -2 for itself, and for photos without features."""
         memory = self.memory
         if memory.signature is None:
-            memory.signature = signatures([self.descriptors(i)[:OF_SIGNATURE] for i in range(len(self.looks))], 32)
+            some = [rows[:OF_SIGNATURE] for rows in self.rows]
+            bytes_of = [look.descriptors[rows] for look, rows in zip(self.looks, some, strict=True)]
+            memory.signature = signatures([torch.from_numpy(own) for own in bytes_of], 32)
         asked = torch.tensor(photos, dtype=torch.int64)
         similar = memory.signature[asked] @ memory.signature.T
         empty = torch.tensor([len(rows) < FEWEST for rows in self.rows])

@@ -11,6 +11,7 @@
     python scripts/bench.py capture --data DIR                  every number that finding poses is held to
     python scripts/bench.py scenes --data DIR                   every number that real scenes are held to
     python scripts/bench.py signals --data DIR                  every number that images, sounds and shapes are held to
+    python scripts/bench.py many                                every number that thousands of photos are held to
     python scripts/bench.py viewer                              every number that the viewer is held to
     python scripts/bench.py street --data DIR                   one field against cells, on the street of make_street.py
 
@@ -32,7 +33,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import capture, foundation, meshes, scenes, signals, street, viewer
+from benchmarks import capture, foundation, many, meshes, scenes, signals, street, viewer
 from benchmarks.targets import against_targets, value_of
 
 import nerf
@@ -42,7 +43,8 @@ BACKENDS = ("auto", "cpu", "cuda", "reference")
 HERE = Path(__file__).resolve().parent
 RUNS = HERE.parent / "runs" / "bench"  # checkpoints of the rows that others go on with
 SUITES = {"foundation": foundation, "mesh": meshes, "capture": capture, "scenes": scenes, "signals": signals}
-SUITES |= {"viewer": viewer, "street": street}
+SUITES |= {"viewer": viewer, "many": many, "street": street}
+WITHOUT_DATA = ("viewer", "many")
 
 
 class Row(NamedTuple):
@@ -56,6 +58,7 @@ class Row(NamedTuple):
 # path into a result: title, divisor, digits
 SHOWN: dict[str, tuple[str, float, int]] = {
     "protocol.n_train_views": ("images", 1, 0),
+    "photos": ("photos", 1, 0),
     "n_photos": ("photos", 1, 0),
     "n_placed": ("placed", 1, 0),
     "pairs_compared": ("compared", 1, 0),
@@ -111,6 +114,9 @@ SHOWN: dict[str, tuple[str, float, int]] = {
     "end_bytes": ("GB at last", 1e9, 3),
     "bytes_an_hour": ("GB an hour", 1e9, 2),
 }
+for stage in many.STAGES:
+    words = stage.replace("_", " ")
+    SHOWN |= {f"{stage}.cpu_seconds": (f"{words} cpu s", 1, 1), f"{stage}.peak_bytes": (f"{words} GB", 1e9, 2)}
 KERNELS = ("hashgrid_forward", "hashgrid_backward", "field_forward", "render_forward", "render_backward", "adam")
 SHOWN |= {f"ns.{name}": (name.replace("_", " "), 1, 1) for name in KERNELS}
 
@@ -134,7 +140,7 @@ def arguments() -> argparse.Namespace:
         return [int(part) for part in text.split(",")]
 
     suites = " ".join(SUITES)
-    with_data = " ".join(name for name in SUITES if name != "viewer")
+    with_data = " ".join(name for name in SUITES if name not in WITHOUT_DATA)
     listed: dict[str, Any] = {"type": numbers, "metavar": "N,N"}
     options: tuple[tuple[str, str, dict[str, Any]], ...] = (  # name, commands that take it, the rest
         ("scene", "train speed scaling ablation", {"type": Path}),
@@ -291,6 +297,7 @@ def job(row: dict[str, Any], result: Path) -> int:
             captures,
             jobs,
             large,
+            many_jobs,
             micro,
             scene_jobs,
             shape_jobs,
@@ -302,7 +309,7 @@ def job(row: dict[str, Any], result: Path) -> int:
         if row["threads"] is not None:
             jobs.torch.set_num_threads(row["threads"])
         around = jobs.surroundings()
-        kinds = jobs, micro, captures, large, scene_jobs, signal_jobs, shape_jobs, street_jobs, viewer_jobs
+        kinds = jobs, micro, captures, large, many_jobs, scene_jobs, signal_jobs, shape_jobs, street_jobs, viewer_jobs
         module = next(m for m in kinds if hasattr(m, row["job"]))
         function = getattr(module, row["job"])
         content = {"machine": around, "result": function(**row["options"])}

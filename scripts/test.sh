@@ -3,7 +3,7 @@
 # PYTHON, TORCH_SPEC and PIP_EXTRA_INDEX: see scripts/environment.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment "dev,capture,exr,ct,view"
+prepare_environment "dev,capture,exr,ct,view,maps"
 prepare_browser
 cd "$ROOT"
 # a process for each core with one thread each: most of a test is Python, which uses one

@@ -36,6 +36,7 @@ OPTIONAL = {
     "OpenEXR": "OpenEXR",
     "h5py": "h5py",
     "viser": "viser",
+    "rasterio": "rasterio",
 }
 
 
@@ -119,7 +120,7 @@ def test_the_tables_above_are_those_of_pyproject() -> None:
         return {re.split(r"[<>=!~ ]", item)[0] for item in re.findall(r'"([^"]+)"', block[1])}
 
     assert listed("dependencies") == set(NEEDED.values())
-    assert listed("colmap") | listed("capture") | listed("exr") | listed("ct") | listed("view") == set(
+    assert listed("colmap") | listed("capture") | listed("exr") | listed("ct") | listed("view") | listed("maps") == set(
         OPTIONAL.values()
     )
 

@@ -53,6 +53,7 @@ def write_dataset(
     enu = gps.world if gps is not None and gps.convinces else None
     spherical = torch.tensor([lens.model == EQUIRECTANGULAR for lens in lenses])
     world = world_from_model(c2w, points, factor, metric, spherical, enu)
+    georeference = None if enu is None or gps is None else gps.georeference.after(world.inverse())
     c2w, points = world.apply_poses(c2w), world.apply(points)
     model.transform(pycolmap.Sim3d(world.matrix()[:3].numpy()))
     write_model(model, folder / "sparse" / "0")
@@ -60,7 +61,8 @@ def write_dataset(
     write_file(folder / "sparse_pc.ply", cloud)  # as nerfstudio reads it
     files = [folder / "images" / name for name in names]
     masks = find_masks(folder / "masks", files)
-    posed = PosedFiles(cameras_of(c2w, lenses), files, {}, [masks.get(file) for file in files])
+    masked = [masks.get(file) for file in files]
+    posed = PosedFiles(cameras_of(c2w, lenses), files, {}, masked, georeference=georeference)
     write_transforms(posed, folder / "transforms.json", "sparse_pc.ply")
     return {"c2w": c2w.numpy(), "points": points.numpy(), "colours": colours}
 

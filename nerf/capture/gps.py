@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nerf.capture.pairs import metres
+from nerf.geometry.geodesy import Georeference, Lla, enu_of, geocentric_of, geodetic_of
 from nerf.geometry.space import Similarity
 
 FEWEST = 5  # photos with GPS
@@ -22,13 +22,21 @@ Place = tuple[float, float, float | None]  # latitude and longitude in degrees, 
 
 @dataclass
 class GpsFit:
-    """The similarity from a model's frame to metres east, north and up of the photos' middle, and how well it fits."""
+    """The similarity from a model's frame to metres east, north and up of a place amid the photos, and how well it
+    fits."""
 
     world: Similarity
+    origin: Lla  # that place; its height is 0 where the photos state none
     n: int  # photos with GPS that are placed
     residual: float  # metres, median
     across: float  # metres, twice the median distance from the middle
     sets_up: bool  # or the vertical is that of the cameras
+    has_heights: bool  # or the photos' own height (median) counts as 0
+
+    @property
+    def georeference(self) -> Georeference:
+        """Of the model's frame."""
+        return Georeference(self.origin, to_ground=self.world)
 
     @property
     def convinces(self) -> bool:
@@ -37,7 +45,10 @@ class GpsFit:
     def __str__(self) -> str:
         what = "scale, north and up" if self.sets_up else "scale and north"
         text = f"GPS of {self.n} photos, {self.across:.0f} m across, fits to {self.residual:.2g} m (median)"
-        return f"{text}: {what} are set from it" if self.convinces else f"{text}: not used"
+        if not self.convinces:
+            return f"{text}: not used"
+        level = "" if self.has_heights else "; heights are counted from the cameras, for EXIF states none"
+        return f"{text}: {what} are set from it{level}"
 
 
 def fit_gps(centres: Tensor, places: Sequence[Place | None], up: Tensor) -> GpsFit | None:
@@ -47,19 +58,19 @@ def fit_gps(centres: Tensor, places: Sequence[Place | None], up: Tensor) -> GpsF
     if len(known) < FEWEST:
         return None
     some = [place for place in places if place is not None]
+    has_heights = all(place[2] is not None for place in some)
     x = centres[known].double()
-    y = torch.zeros(len(some), 3, dtype=torch.float64)
-    y[:, :2] = metres([place[:2] for place in some])
-    heights = [place[2] for place in some]
-    sets_up = all(h is not None for h in heights)
-    if sets_up:
-        y[:, 2] = torch.tensor([float(h or 0) for h in heights], dtype=torch.float64)
-        y[:, 2] -= y[:, 2].median()
-        spread = torch.linalg.svdvals(y - y.mean(dim=0))
-        sets_up = bool(spread[1] > FLAT * spread[0])
+    there = torch.tensor([(*p[:2], p[2] if has_heights else 0.0) for p in some], dtype=torch.float64)
+    lat, lon, _ = geodetic_of(geocentric_of(there).median(dim=0).values[None])[0].tolist()
+    origin = (lat, lon, float(there[:, 2].median()))
+    y = enu_of(origin).apply(geocentric_of(there))
+    spread = torch.linalg.svdvals(y - y.mean(dim=0))
+    sets_up = has_heights and bool(spread[1] > FLAT * spread[0])
     upright = _upright(up)
+    level = torch.tensor([1.0, 1, 1 if sets_up else 0], dtype=torch.float64)
     if not sets_up:  # seen from above
-        x, y = x @ upright.T * torch.tensor([1.0, 1, 0], dtype=torch.float64), y * torch.tensor([1.0, 1, 0])
+        x = x @ upright.T
+    x, y, raised = x * level, y * level, float(y[:, 2].median())
     weights, fit, errors = torch.ones(len(x), dtype=torch.float64), Similarity.identity(), torch.zeros(len(x))
     for _ in range(ROUNDS):
         fit = _weighted(x, y, weights)
@@ -67,9 +78,11 @@ def fit_gps(centres: Tensor, places: Sequence[Place | None], up: Tensor) -> GpsF
         weights = 1 / (1 + (errors / errors.median().clamp_min(1e-9)) ** 2)
     if not sets_up:
         fit = Similarity(fit.scale, fit.rotation @ upright, fit.translation)
+        up_there = fit.apply(centres[known].double())[:, 2]
+        fit.translation[2] += raised - up_there.median()  # of all that is known, it fits the heights best
     middle = y.median(dim=0).values
     across = 2 * float((y - middle).norm(dim=1).median())
-    return GpsFit(fit, len(known), float(errors.median()), across, sets_up)
+    return GpsFit(fit, origin, len(known), float(errors.median()), across, sets_up, has_heights)
 
 
 def _upright(up: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 ROWS = 256  # of the product at a time, so that it stays in the cache
 PREEMPTIVE = 768  # features, those of the largest scale, compared before all are
 MAX_ANGLE = 0.7  # radians between two descriptors that may be the same
+_FOR_WORDS = 50_000  # descriptors that the words of signatures are made of
 UNIT = 512.0  # length of a SIFT descriptor in bytes
 
 
@@ -37,11 +38,16 @@ def match(a: Tensor, b: Tensor, max_ratio: float = 0.8) -> Tensor:
 
 
 def signatures(descriptors: list[Tensor], n_words: int = 64, seed: int = 0) -> Tensor:
-    """One vector [n, n_words * 128] of unit length a photo, of some of its descriptors [*,128], alike for photos that
-    show the same (VLAD, Jegou 2010); the words are the centres of a k-means of all of them."""
-    rows = torch.cat(descriptors)
+    """One vector [n, n_words * 128] of unit length a photo, of some of its descriptors [*,128] (uint8 or floats), alike
+    for photos that show the same (VLAD, Jegou 2010); the words are the centres of a k-means of some of them all."""
     g = torch.Generator().manual_seed(seed)
-    rows = rows[torch.randperm(len(rows), generator=g)[:50_000]]
+    ends = torch.tensor([len(own) for own in descriptors]).cumsum(0)
+    taken = torch.randperm(int(ends[-1]), generator=g)[:_FOR_WORDS]
+    owner = torch.searchsorted(ends, taken, right=True)
+    rows = torch.empty(len(taken), descriptors[0].shape[1])
+    for i in owner.unique().tolist():  # never all of them as floats at once
+        mine = (owner == i).nonzero()[:, 0]
+        rows[mine] = descriptors[i][taken[mine] - ends[i] + len(descriptors[i])].float()
     words = rows[torch.randperm(len(rows), generator=g)[: min(n_words, len(rows))]].clone()
     for _ in range(8):
         nearest = torch.cdist(rows, words).argmin(dim=1)
@@ -49,8 +55,9 @@ def signatures(descriptors: list[Tensor], n_words: int = 64, seed: int = 0) -> T
         sums = torch.zeros_like(words).index_add_(0, nearest, rows)
         words = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), words)
     vectors = torch.zeros(len(descriptors), len(words), rows.shape[1])
-    for vector, own in zip(vectors, descriptors, strict=True):
+    for vector, own in zip(vectors, (some.float() for some in descriptors), strict=True):
         nearest = torch.cdist(own, words).argmin(dim=1)
         vector.index_add_(0, nearest, own - words[nearest])
-    vectors = torch.nn.functional.normalize(vectors, dim=2)  # no word may dominate
-    return torch.nn.functional.normalize(vectors.flatten(1), dim=1)
+        vector /= vector.norm(dim=1, keepdim=True).clamp_min(1e-12)  # no word may dominate
+        vector /= vector.norm().clamp_min(1e-12)
+    return vectors.flatten(1)

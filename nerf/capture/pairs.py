@@ -21,6 +21,7 @@ GPS_SPREAD = 50.0  # metres across, at least: a phone's position is wrong by sev
 EARTH = 6_371_000.0  # metres
 FEWEST_PARTNERS = 10  # matched in full of a large set ...
 IN_FULL = 1100  # ... and of a smaller one so many that this is the number of partners of all its photos
+ROWS = 512  # photos that are compared with all others at once
 TRANSITIVE = 10  # photos that are compared with each because they share a partner with it
 
 Gps = Sequence["tuple[float, float] | None"]  # latitude and longitude of each photo, degrees
@@ -116,10 +117,13 @@ def loop_candidates(n: int) -> list[Pair]:
 
 def retrieve_similar(signatures: Tensor, count: int = SIMILAR) -> list[Pair]:
     """Each photo with the `count` whose signature [n,k] (unit length) is most like its own, in order of numbers."""
-    similar = signatures @ signatures.T
-    similar.fill_diagonal_(-2)
-    nearest = similar.topk(min(count, len(similar) - 1), dim=1).indices.tolist()
-    return sorted({ordered(i, j) for i, others in enumerate(nearest) for j in others})
+    n, found = len(signatures), set()
+    for first in range(0, n, ROWS):
+        similar = signatures[first : first + ROWS] @ signatures.T
+        similar[torch.arange(len(similar)), torch.arange(first, first + len(similar))] = -2
+        nearest = similar.topk(min(count, n - 1), dim=1).indices.tolist()
+        found |= {ordered(first + i, j) for i, others in enumerate(nearest) for j in others}
+    return sorted(found)
 
 
 def promising(scores: dict[Pair, int], at_least: int, partners: int) -> list[Pair]:

@@ -18,6 +18,7 @@ from nerf.capture.matching import PREEMPTIVE, match, signatures
 from nerf.capture.pairs import Pair
 from nerf.capture.protocol import counted, in_order, say
 from nerf.capture.report import verified_partners
+from nerf.io.arrays import on_disk
 from nerf.io.files import write_file
 
 PairPoints = dict[Pair, np.ndarray]
@@ -118,7 +119,7 @@ def _candidates(mode: str, photos: MatchDatabase) -> tuple[list[Pair], list[Pair
     if mode == "sequential":
         return choose.neighbours_in_time(n), choose.loop_candidates(n)
     if mode in ("retrieval", "spatial"):
-        alike = signatures([photos.largest(i)[:OF_SIGNATURE] for i in range(n)])
+        alike = signatures([photos.of_signature(i) for i in range(n)])
         if mode == "retrieval":
             return [], choose.retrieve_similar(alike, choose.n_similar(n))
         near = choose.nearest_places(photos.gps)
@@ -139,16 +140,23 @@ class MatchDatabase:
         self.file = Path(job["database"])
         self.ids = [int(entries[name].image_id) for name in self.names]
         self.cameras = [self.database.read_camera(entries[name].camera_id) for name in self.names]
-        # everything is read by this thread (SQLite's handle is not shared), and kept while it is needed
-        self.points = [
-            np.asarray(self.database.read_keypoints(i))[:, :2].astype(np.float64, order="C") for i in self.ids
-        ]
-        self._bytes = [np.array(self.database.read_descriptors(i).data, np.uint8) for i in self.ids]
-        self.descriptors = lru_cache(KEPT)(lambda i: torch.from_numpy(self._bytes[i]).float())
+        # everything is read by this thread (SQLite's handle is not shared); of thousands of photos it is gigabytes
+        place, read = self.file.parent, self.database
+        self._points = on_disk((np.asarray(read.read_keypoints(i), np.float32)[:, :2] for i in self.ids), place)
+        self._bytes = on_disk((np.asarray(read.read_descriptors(i).data, np.uint8) for i in self.ids), place)
+        self.descriptors = lru_cache(KEPT)(lambda i: torch.from_numpy(self._bytes[i].astype(np.float32)))
+
+    def points(self, i: int) -> np.ndarray:
+        """[n,2] float64: where its features are."""
+        return np.asarray(self._points[i], np.float64, order="C")
 
     def largest(self, i: int) -> Tensor:
         """Descriptors [<= PREEMPTIVE,128] of the features of the largest scale."""
-        return torch.from_numpy(self._bytes[i][:PREEMPTIVE]).float()
+        return torch.from_numpy(self._bytes[i][:PREEMPTIVE].astype(np.float32))
+
+    def of_signature(self, i: int) -> Tensor:
+        """The same, uint8, of as many as its signature is made of."""
+        return torch.from_numpy(np.array(self._bytes[i][:OF_SIGNATURE]))
 
     def partners(self, among: set[Pair]) -> dict[int, list[int]]:
         """Of each photo those that one camera motion explains features shared with, best first, at most BEST; of these
@@ -167,7 +175,7 @@ class MatchDatabase:
 
     def points_of(self, pair: Pair, matches: np.ndarray) -> np.ndarray:
         """[m,4] float64: (x, y) in the first picture and in the second."""
-        return np.concatenate([self.points[i][matches[:, k]] for k, i in enumerate(pair)], axis=1)
+        return np.concatenate([self.points(i)[matches[:, k]] for k, i in enumerate(pair)], axis=1)
 
     def has_matches(self, pair: Pair) -> bool:
         return bool(self.database.exists_two_view_geometry(self.ids[pair[0]], self.ids[pair[1]]))
@@ -194,7 +202,7 @@ def _verified(photos: MatchDatabase, pair: Pair, settings: dict[str, Any]) -> tu
     options.min_num_inliers = settings["min_inliers"]
     options.ransac.random_seed, options.ransac.max_num_trials = 0, TRIALS
     geometry = pycolmap.estimate_two_view_geometry(
-        photos.cameras[i], photos.points[i], photos.cameras[j], photos.points[j], matches, options
+        photos.cameras[i], photos.points(i), photos.cameras[j], photos.points(j), matches, options
     )
     return matches, geometry
 

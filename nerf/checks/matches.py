@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,8 @@ FEW, N_OF_MANY = 60, 800  # of more photos than that, so many features of each a
 PREEMPTIVE = 256  # features, those of the largest scale, compared before all are (Wu 2013)
 ALL_UP_TO = 24  # photos, of which every pair is compared
 SIMILAR, IN_NAMES, IN_SPACE = 8, 2, 3  # candidates for each photo: alike, next in order of names, next to its camera
+KEPT = 500  # photos whose descriptors stay in memory as floats
+ROWS = 512  # photos that are compared with all others at once
 PARTNERS = 2  # for each photo, matched in full: those with most in common, and one more seen from elsewhere
 FEWEST = 20  # matches that one camera motion explains, for a pair to say anything
 SHARE = 0.3  # of its matches that have to agree on that motion
@@ -86,35 +88,43 @@ class Matcher:
         self.rows = [np.flatnonzero(u)[:most] for u in used]
 
     def descriptors(self, i: int) -> Tensor:
-        if i not in self._floats:
-            self._floats[i] = torch.from_numpy(self.looks[i].descriptors[self.rows[i]]).float()
-        return self._floats[i]
+        found = self._floats.get(i)
+        if found is None:
+            if len(self._floats) >= KEPT:
+                self._floats.clear()
+            found = self._floats[i] = torch.from_numpy(self.looks[i].descriptors[self.rows[i]]).float()
+        return found
 
-    def alike(self) -> Tensor:
-        """[n,n] how much two photos look alike, -2 on the diagonal and for photos without features."""
+    def alike(self, photos: Sequence[int]) -> Tensor:
+        """[k,n] how much k photos look like each: -2 for itself, and for photos without features."""
         memory = self.memory
         if memory.signature is None:
-            memory.signature = signatures([self.descriptors(i)[:OF_SIGNATURE] for i in range(len(self.looks))], 32)
-        similar = memory.signature @ memory.signature.T
+            some = [rows[:OF_SIGNATURE] for rows in self.rows]
+            bytes_of = [look.descriptors[rows] for look, rows in zip(self.looks, some, strict=True)]
+            memory.signature = signatures([torch.from_numpy(own) for own in bytes_of], 32)
+        asked = torch.tensor(photos, dtype=torch.int64)
+        similar = memory.signature[asked] @ memory.signature.T
         empty = torch.tensor([len(rows) < FEWEST for rows in self.rows])
-        similar[empty] = similar[:, empty] = -2
-        return similar.fill_diagonal_(-2)
+        similar[empty[asked]] = similar[:, empty] = -2
+        return similar.scatter_(1, asked[:, None], -2.0)
 
     def candidates(self) -> list[Pair]:
         """Pairs worth a quick look: alike, next to each other in order of names, or by the given cameras."""
         n = len(self.looks)
         if n <= ALL_UP_TO:
             return [(i, j) for i in range(n) for j in range(i + 1, n)]
-        similar = self.alike()
-        places = similar.topk(SIMILAR, dim=1).indices
-        found = {ordered(i, int(j)) for i in range(n) for j in places[i]}
-        found |= {(i, i + k) for k in range(1, IN_NAMES + 1) for i in range(n - k)}
+        found = {(i, i + k) for k in range(1, IN_NAMES + 1) for i in range(n - k)}
         centres, forward = self.cameras.centres, self.cameras.forward
-        distance = torch.cdist(centres, centres) / torch.cdist(centres, centres).median().clamp_min(1e-12)
-        distance = distance + 2 * (forward @ forward.T).clamp(-1, 1).acos()
-        distance.fill_diagonal_(torch.inf)
-        near = distance.topk(IN_SPACE, dim=1, largest=False).indices
-        found |= {ordered(i, int(j)) for i in range(n) for j in near[i]}
+        some = centres[:: max(1, n // ROWS)]
+        usual = torch.cdist(some, some).median().clamp_min(1e-12)
+        for first in range(0, n, ROWS):  # never all pairs at once
+            rows = range(first, min(first + ROWS, n))
+            places = self.alike(rows).topk(SIMILAR, dim=1).indices.tolist()
+            distance = torch.cdist(centres[first : rows.stop], centres) / usual
+            distance += 2 * (forward[first : rows.stop] @ forward.T).clamp(-1, 1).acos()
+            distance[torch.arange(len(rows)), torch.tensor(rows)] = torch.inf
+            near = distance.topk(IN_SPACE, dim=1, largest=False).indices.tolist()
+            found |= {ordered(i, j) for i, a, b in zip(rows, places, near, strict=True) for j in (*a, *b)}
         empty = {i for i in range(n) if len(self.rows[i]) < FEWEST}
         return sorted(pair for pair in found if not empty & set(pair))
 

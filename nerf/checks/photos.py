@@ -21,6 +21,7 @@ PART = 0.3  # of a photo's pairs that fit, for it to be right
 MAIN = 0.5  # share of the judged photos that must be right for the others to be what is wrong
 BEAM, MOST_PHOTOS, FEWEST_PHOTOS = 60, 8, 5  # of the search for another order
 BY_CHANCE = 0.01  # explanations to be expected of photos in any order, up to which one that was found is believed
+MOST_CAMERAS = 400  # every two of which are tried for two photos; of more, only the usual orders are
 CLOSE = 10  # photos that look most alike, among which it searches
 
 
@@ -54,19 +55,23 @@ def wrong_photos(cameras: Cameras, matcher: Matcher, graph: Graph, main: set[int
     suspects = sorted(graph.judged - main)
     if not suspects:
         return []
-    alike = matcher.alike()
     asked: set[Pair] = set()
     members = sorted(main)
-    for k in suspects[:24]:
-        near = torch.tensor([float(alike[k, j]) for j in members]).topk(min(MORE, len(members))).indices.tolist()
+    for k, alike in zip(suspects[:24], matcher.alike(suspects[:24]), strict=True):
+        near = alike[members].topk(min(MORE, len(members))).indices.tolist()
         asked |= {ordered(k, members[j]) for j in near}
     known = {(p.a, p.b) for p in graph.pairs}
     more = [p for p in matcher.match(sorted(asked - known)) if p.is_strong or p.is_weak]
     if more:
         graph = graph_of(cameras, graph.pairs + more)
     groups: dict[str, list[tuple[int, int | None]]] = {}
+    with_main: dict[int, list[int]] = {}  # photo -> its pairs with one that fits
+    for r, p in enumerate(graph.pairs):
+        for one, partner in ((p.a, p.b), (p.b, p.a)):
+            if partner in main:
+                with_main.setdefault(one, []).append(r)
     for k in suspects:
-        rows = [r for r, p in enumerate(graph.pairs) if k in (p.a, p.b) and ({p.a, p.b} - {k}) <= main]
+        rows = with_main.get(k, [])
         shares = graph.found.shares[rows] if rows else torch.zeros(0)
         if sum(1 if graph.pairs[r].is_strong else 0.5 for r in rows) < AGAINST:
             continue
@@ -165,10 +170,11 @@ def other_order(cameras: Cameras, matcher: Matcher, pairs: list[Matched], names:
                 "give each photo the name of its camera",
                 True,
             )
+    if n > MOST_CAMERAS:
+        return None
     placed = _search(cameras, pairs)
     for start in [] if placed else sorted(pairs, key=lambda p: -int(p.inliers.sum()))[:9:3]:
-        alike = matcher.alike()
-        near = (alike[start.a] + alike[start.b]).topk(min(CLOSE, n)).indices.tolist()
+        near = matcher.alike([start.a, start.b]).sum(dim=0).topk(min(CLOSE, n)).indices.tolist()
         group = sorted({start.a, start.b, *near})
         found = matcher.match([(i, j) for i in group for j in group if i < j])
         placed = placed or _search(cameras, [p for p in found if p.is_strong])

@@ -26,6 +26,7 @@ _EXTRAS = {
     "OpenEXR": ("reading and writing EXR pictures", "pip install OpenEXR"),
     "h5py": ("reading HDF5 of beamlines", "pip install h5py"),
     "viser": ("the viewer: nerf view, --view", "pip install viser"),
+    "rasterio": ("maps: nerf map, nerf mesh --frame map", "pip install rasterio"),
 }
 _NEEDED = (
     *("torch", "numpy", "PIL", "imageio", "imageio_ffmpeg", "trimesh", "fast_simplification", "safetensors"),

@@ -29,6 +29,7 @@ VERBS = {
     "render": ("RenderArgs", "render new views to a video or to pictures"),
     "view": ("ViewArgs", "walk through a model in the browser: look, edit, film, export"),
     "mesh": ("MeshArgs", "extract a mesh in the frame of the photos"),
+    "map": ("MapArgs", "write an orthophoto and a height map of a georeferenced scene (GeoTIFF)"),
     "export-page": ("ExportPageArgs", "write one HTML file that shows a scene in any browser, offline"),
     "evalmesh": ("EvalMeshArgs", "measure a mesh against the true one"),
     "export-cameras": ("ExportArgs", "write cameras for other programs: transforms.json or COLMAP"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from nerf.checks import FILES
+from nerf.cli.mesh import save_placed
 from nerf.cli.train import TrainArgs, check, run_of, train_run, without_poses
 from nerf.cli.view import serve, watching
 from nerf.errors import UserError, brief, note, say
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
 SIDES = ("front", "right", "back", "left", "top", "bottom")
 STEPS = ("poses", "training", "evaluation", "video", "mesh")
 SURVEY = tuple(f"survey/{name}.png" for name in ("inside", "above", "exposure"))
-SHOWN = ("video.mp4", "mesh.glb", "mesh.html", "report.html", *SURVEY, *(f"mesh_views/{side}.png" for side in SIDES))
+SHOWN = (
+    "video.mp4",
+    "mesh.glb",
+    "mesh.geo.json",
+    "mesh.html",
+    "report.html",
+    *SURVEY,
+    *(f"mesh_views/{side}.png" for side in SIDES),
+)
 VIDEO_LONGEST = 640  # pixels; of the turntable in the report
 VIDEO_FRAMES = 96
 VIDEO_FPS = 24.0
@@ -126,8 +135,10 @@ def _pose_finder(args: ReconstructArgs) -> Callable[[], object] | None:
             if getattr(args, name) != usual:
                 raise UserError(f"--{name} is for photos or a video without poses, and {args.data} has poses")
         return None
-    if args.cameras_are is not None:
-        raise UserError(f"--cameras-are is for photos with poses, and {args.data} has none yet: leave it out")
+    for name in ("cameras_are", "georeference"):
+        if getattr(args, name) is not None:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is for photos with poses, and {args.data} has none yet: leave it out")
 
     def find() -> object:
         from nerf.capture import CaptureOptions, find_poses
@@ -195,7 +206,6 @@ def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, tex
     """The mesh, textured from the photos; beside it a page that shows it and mesh_views/, pictures from six sides."""
     from nerf.geometry.aim import common_up
     from nerf.meshing.extract import extract_mesh
-    from nerf.meshing.files import save_mesh
     from nerf.meshing.finish import TEXTURED_FACES, texture_mesh, usual_texture
     from nerf.meshing.sides import front_direction, write_six_sides
     from nerf.views.page import write_page
@@ -206,7 +216,7 @@ def make_mesh(model: Model, scene: Scene, out: Path, resolution: int | None, tex
     if texture:
         mesh = texture_mesh(model, scene, mesh, texture, TEXTURED_FACES)
     up, front = common_up(model.cameras)[0], front_direction(model)
-    save_mesh(mesh, out, up)
+    save_placed(mesh, out, up, model.georeference)
     note(f"mesh: {len(mesh.faces):,} triangles in {time.perf_counter() - started:.1f} s")
     write_page(out.with_suffix(".html"), model, mesh, Path(scene.path).name, directional=False)
     write_six_sides(mesh, front, up, out.parent / "mesh_views")

@@ -22,6 +22,7 @@ from nerf.datasets.colmap_models import COLMAP_MODELS, FISHEYE624_ORDER, NATURAL
 from nerf.datasets.named import home_of, is_inside
 from nerf.errors import UserError, note
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.geodesy import Georeference
 from nerf.geometry.lenses import COEFFICIENTS, EQUIRECTANGULAR, FISHEYE624, OPENCV, PERSPECTIVE, padded
 from nerf.geometry.rotations import matrix_to_quaternion
 from nerf.io.files import write_file
@@ -41,6 +42,7 @@ class PosedFiles:
     splits: dict[str, Tensor]  # "train", "val", "test" -> indices
     masks: Sequence[Path | None] = ()  # () or one for each image
     points: Tensor | None = None  # [m,3] float64, world
+    georeference: Georeference | None = None  # where the world stands on the earth
 
 
 def transforms_json(posed: PosedFiles, home: Path, link: Path | None = None) -> dict[str, Any]:
@@ -60,7 +62,8 @@ def transforms_json(posed: PosedFiles, home: Path, link: Path | None = None) -> 
         frames.append(frame)
     held_out = any(len(posed.splits.get(s, ())) for s in ("val", "test"))
     lists = {f"{s}_filenames": [names[int(i)] for i in ids] for s, ids in posed.splits.items()} if held_out else {}
-    return common | lists | {"frames": frames}
+    placed = {} if posed.georeference is None else {"georeference": posed.georeference.to_dict()}
+    return placed | common | lists | {"frames": frames}
 
 
 def write_transforms(posed: PosedFiles, file: Path, cloud: str = "") -> None:
@@ -147,7 +150,8 @@ def write_colmap(posed: PosedFiles, folder: Path, image_root: Path, text: bool =
     if text and (broken := [name for name in names if name.splitlines() != [name]]):
         raise UserError(f"a COLMAP model as text cannot name {broken[0]!r}, for its line break: leave out --text")
     points = np.zeros((0, 3)) if posed.points is None else posed.points.double().numpy()
-    model = _ColmapModel(distinct, [distinct.index(lens) for lens in lenses], poses, names, points)
+    number = {lens: i for i, lens in enumerate(distinct)}
+    model = _ColmapModel(distinct, [number[lens] for lens in lenses], poses, names, points)
     files = _as_text(model) if text else _as_binary(model)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():

@@ -61,12 +61,15 @@ def load_posed(
     masks: str | Path | None = None,
     *,
     cameras_are: str | None = None,
+    georeference: str | None = None,
     quiet: bool = False,
     options: LoadOptions | None = None,
 ) -> Posed:
     """The cameras, files and splits of what `load` reads, checked alike, without decoding any picture. options: all of
     them, instead of those before."""
-    options = options or LoadOptions(kind=kind, masks=None if masks is None else Path(masks), cameras_are=cameras_are)
+    if options is None:
+        where = None if masks is None else Path(masks)
+        options = LoadOptions(kind=kind, masks=where, cameras_are=cameras_are, georeference=georeference)
     options.check()
     with _names_of_files(Path(path)):
         parsed = parse(path, options.kind)

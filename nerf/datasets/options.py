@@ -22,7 +22,7 @@ class LoadOptions:
     """How a data set is loaded; the fields are options of the command line, too.
 
     >>> [*LoadOptions(downscale=2, holdout=0).load_options()]
-    ['downscale', 'longest', 'holdout', 'kind', 'masks', 'space', 'holdout_from', 'cameras_are', 'part']
+    ['downscale', 'longest', 'holdout', 'kind', 'masks', 'space', 'holdout_from', 'cameras_are', 'georeference', 'part']
     """
 
     downscale: int = 1
@@ -43,6 +43,9 @@ class LoadOptions:
     cameras_are: str | None = None
     """how poses and lenses are meant, where not as they stand in the files, as `nerf check` says it: inverted,
     transposed, axes=x,-y,-z, flip=y, turned=90, scale=0.5, focal=1.2, centred, undistorted; several joined by +"""
+    georeference: str | None = None
+    """where the poses' world stands on the earth, if their files do not say: EPSG:25833, or EPSG:25833,X,Y,Z where its
+    origin lies there, or LATITUDE,LONGITUDE,HEIGHT of a world in metres east, north, up (see docs/maps.md)"""
 
     part: Path | None = None
     """file that names the photos to load, of all, and says where their field is (see `nerf.datasets.parts`)"""
@@ -58,6 +61,10 @@ class LoadOptions:
             from nerf.datasets.readings import check_reading
 
             check_reading(self.cameras_are, f"{flag}cameras-are" if flag else "cameras_are")
+        if self.georeference is not None:
+            from nerf.geometry.geodesy import Georeference
+
+            Georeference.parse(self.georeference, f"{flag}georeference")
 
     def load_options(self) -> dict[str, Any]:
         """The options alone, of any record that holds them: two runs are of one scene where these agree."""

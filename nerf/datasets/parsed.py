@@ -10,6 +10,7 @@ import numpy as np
 
 from nerf.datasets.depths import DepthMap
 from nerf.errors import UserError
+from nerf.geometry.geodesy import Georeference
 from nerf.geometry.lenses import EQUIRECTANGULAR, PERSPECTIVE
 from nerf.geometry.space import Similarity
 
@@ -96,3 +97,4 @@ class ParsedScene:
     extent: float = 0.0  # half size of the cube that the files declare relevant, world units
     objects: bool = False  # the kind of data set is made for single objects
     depth_bounds: np.ndarray | None = None  # [n frames,2] nearest and farthest z-depth seen, world units
+    georeference: Georeference | None = None  # where the world stands on the earth, as far as the files say

@@ -17,6 +17,7 @@ from nerf.datasets.parsed import Frame, Lens, ParsedScene, sphere
 from nerf.datasets.readings import moves_principal_point, read_as
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.geodesy import Georeference
 from nerf.geometry.lenses import AHEAD, COEFFICIENTS, EQUIRECTANGULAR
 from nerf.geometry.space import checked_similarity
 from nerf.io.images import Picture, read_header
@@ -34,6 +35,7 @@ class Posed:
     points: Tensor | None  # [m,3] float64 world, sparse points
     splits: dict[str, Tensor]  # "train", "val", "test" -> indices
     cameras_are: str | None = None  # how they are meant, where not as they stand in the files: applied to `cameras`
+    georeference: Georeference | None = None  # where the world stands on the earth
 
 
 def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Posed:
@@ -60,6 +62,10 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
     cameras = read_as(cameras_of(torch.from_numpy(poses), lenses), options.cameras_are)
     if options.cameras_are is not None:
         parsed.notes.append(f"poses and lenses are not taken as they stand in the files but as {options.cameras_are}")
+    if options.georeference is not None:
+        parsed.georeference = Georeference.parse(options.georeference)
+    if parsed.georeference is not None:
+        parsed.notes.append(f"georeferenced: the world is {parsed.georeference}")
     if parsed.region is not None:
         checked_similarity(parsed.region, f"{parsed.path}: the region of interest")
     points = None
@@ -67,7 +73,7 @@ def check_frames(parsed: ParsedScene, options: LoadOptions | None = None) -> Pos
         parsed.points = parsed.points[(np.abs(parsed.points) < FARTHEST).all(axis=1)]
         points = torch.from_numpy(np.ascontiguousarray(parsed.points, np.float64))
     splits = _split(frames, options, parsed.notes)
-    return Posed(frames, pictures, cameras, points, splits, options.cameras_are)
+    return Posed(frames, pictures, cameras, points, splits, options.cameras_are, parsed.georeference)
 
 
 def cameras_of(c2w: Tensor, lenses: list[Lens]) -> Cameras:

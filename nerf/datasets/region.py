@@ -20,6 +20,7 @@ from nerf.geometry.space import Box, Ndc, Similarity, Space, Unbounded
 
 _PAD = 0.03  # of the object box's longest side, on each side
 ANYWHERE = 1e9  # scene units: a box ends rays by itself, and a view may be from farther away than any photo
+_PARALLEL = 0.03  # mean squared sine of the angles of axes (10 degrees): less hardly says where they meet
 _N_LEVELS = 5  # of an unbounded scene: out to 16 times the region of interest
 
 
@@ -269,11 +270,30 @@ def _robust(points: np.ndarray | None, centre: Tensor, distance: float) -> np.nd
     return near if len(near) >= 100 else None  # type: ignore[return-value]
 
 
+def _ground_below(capture: ParsedScene, cameras: Cameras) -> tuple[Tensor, float] | None:
+    """(middle [3] of the sparse points, median distance of the cameras from it), where all cameras look one way, as on
+    a flight that looks straight down, and their axes meet far from the points, if at all; else None."""
+    axes, points = cameras.forward[~cameras.spherical], capture.points
+    if points is None or len(points) < 100 or not len(axes):
+        return None
+    if 1 - float(axes.mean(dim=0).norm()) ** 2 > _PARALLEL:
+        return None
+    there = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
+    middle, ahead = there.median(dim=0).values, axes.mean(dim=0)
+    meet, ground = (
+        float((place - cameras.centres.mean(dim=0)) @ ahead) for place in (middle_of_view(cameras)[0], middle)
+    )
+    if ground <= 0 or 0.5 * ground < meet < 2 * ground:
+        return None
+    return middle, max(float((cameras.centres - middle).norm(dim=1).median()), 1e-9)
+
+
 def _unbounded(capture: ParsedScene, cameras: Cameras) -> Region:
     """What all cameras look at fills [-1,1]^3, they stand 1 to 2 from its middle; looking outwards, they fill it."""
     notes, origins = capture.notes, cameras.centres
-    centre, distance = middle_of_view(cameras)
-    inward = look_inwards(cameras, centre)
+    ground = _ground_below(capture, cameras)
+    centre, distance = ground or middle_of_view(cameras)
+    inward = ground is not None or look_inwards(cameras, centre)
     if capture.region is not None:
         s = capture.region
         notes.append("unbounded scene; scale and offset as the file states them")

@@ -28,6 +28,7 @@ from nerf.datasets.store import PixelStore, fill
 from nerf.datasets.tiles import FROM, tiled
 from nerf.errors import UserError
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.geodesy import Georeference
 from nerf.geometry.space import Similarity, Space, checked_similarity
 from nerf.io.images import Picture, convert, read_mask, read_pixels
 from nerf.io.machine import usable_cores
@@ -38,9 +39,8 @@ FRAMED = 0.8  # of a picture: where an object shows on more, what is around it i
 
 @dataclass
 class Scene:
-    """Posed images with everything training needs; poses and points in the world frame of the files.
-
-    Made by `load` from files and by `Scene.from_arrays` from memory.
+    """Posed images with everything training needs; poses and points in the world frame of the files. Made by `load` from
+    files and by `Scene.from_arrays` from memory.
 
     >>> from nerf import load
     >>> scene = load("data/sample", downscale=4, quiet=True)
@@ -71,6 +71,7 @@ class Scene:
     keypoints: Keypoints | None = None  # pixels that show a sparse point
     files: list[Path] = field(default_factory=list)  # of the images
     photo_cameras: Cameras | None = None  # in the pixels of those files, before downscale
+    georeference: Georeference | None = None  # where the world stands on the earth, if that is known
 
     @property
     def has_silhouettes(self) -> bool:
@@ -186,6 +187,7 @@ def assemble(parsed: ParsedScene, options: LoadOptions) -> Scene:
         keypoints=keypoints,
         files=[f.path for f in posed.frames if f.pixels is None],
         photo_cameras=posed.cameras,
+        georeference=parsed.georeference,
     )
 
 

@@ -1,9 +1,13 @@
-"""NumPy's files: no pickles, and no more memory than the file holds, whatever shape its header says."""
+"""NumPy's files: no pickles, and no more memory than the file holds, whatever shape its header says. And arrays that
+lie in an unnamed file."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +45,28 @@ def read_npz(path: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, np.ndar
             return {name: content[name] for name in content.files if name.startswith(prefixes)}
     except Exception as e:  # as above
         raise UserError(f"{path}: cannot be read as a .npz of NumPy arrays ({brief(e)}): {_DAMAGED}") from e
+
+
+def on_disk(arrays: Iterable[np.ndarray], folder: Path) -> list[np.ndarray]:
+    """Arrays of one type as parts, not to be written to, of an unnamed file in the folder, which is gone with them: the
+    system takes its memory back when others need it. One array at a time is in memory while they are made.
+
+    >>> [part.tolist() for part in on_disk([np.zeros((0, 2)), np.ones((1, 2))], Path("."))]
+    [[], [[1.0, 1.0]]]
+    """
+    shapes, dtype = [], np.dtype(np.uint8)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for array in arrays:
+            shapes.append(array.shape)
+            dtype = array.dtype
+            file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        sizes = [math.prod(shape) for shape in shapes]
+        whole = np.memmap(file, dtype, "r") if sum(sizes) else np.zeros(0, dtype)
+        starts = itertools.accumulate(sizes, initial=0)
+        return [
+            whole[start : start + math.prod(shape)].reshape(shape) for start, shape in zip(starts, shapes, strict=False)
+        ]
 
 
 def _bytes_of(member: Any) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from nerf.errors import UserError, note
-from nerf.io.files import write_files
+from nerf.geometry.geodesy import Georeference
+from nerf.geometry.space import Similarity
+from nerf.io.files import write_file, write_files
 from nerf.io.outputs import check_output
 from nerf.io.ply import Columns, ply
 from nerf.meshing.glb import far_origin, glb
@@ -36,6 +40,29 @@ def check_path(path: Path, overwrite: bool = True, textured: bool = False, input
     beside = [path.with_suffix(".mtl"), path.with_suffix(".png")] if textured and kind == ".obj" else []
     for file in (path, *beside):
         check_output(file, overwrite, *inputs)
+
+
+def beside_mesh(path: Path) -> Path:
+    """The file that says where on earth a mesh or a cloud stands."""
+    return path.with_suffix(".geo.json")
+
+
+def save_georeference(path: Path, place: Georeference, shift: np.ndarray | None = None) -> None:
+    """Write beside a mesh or a cloud where on earth it stands: its coordinates, moved by to_ground (scale, rotation,
+    translation), are metres east, north and up of `origin` or coordinates of `epsg`. shift [3]: what was taken off its
+    vertices."""
+    if shift is not None:
+        place = place.after(Similarity(1.0, torch.eye(3, dtype=torch.float64), torch.from_numpy(shift).double()))
+    content = {"format": "nerf-georeference", "version": 1, "file": path.name, "world": str(place)} | place.to_dict()
+    write_file(beside_mesh(path), json.dumps(content, indent=1) + "\n")
+
+
+def taken_off(mesh: trimesh.Trimesh, path: Path) -> np.ndarray | None:
+    """Of a mesh whose coordinates an STL would round: a shift [3] in whole units, taken off its vertices in place."""
+    shift = far_origin(np.asarray(mesh.vertices, np.float64)) if path.suffix.lower() == ".stl" else None
+    if shift is not None:
+        mesh.vertices = np.asarray(mesh.vertices, np.float64) - shift
+    return shift
 
 
 def save_mesh(mesh: trimesh.Trimesh, path: Path | str, up: Tensor | None = None) -> None:

@@ -135,7 +135,7 @@ class BlockedModel(Model):
         )
         parts: tuple[Any, Any] = BlockField(blocks), None
         super().__init__(*parts, marching, place, cameras, first.background, first.linear, exposure=first.exposure)
-        self.blocks, self.names = list(blocks), names
+        self.blocks, self.names, self.georeference = list(blocks), names, first.georeference
         skies = [m.sky for m in models if m.sky is not None]
         self.sky = torch.stack(skies).mean(dim=0) if len(skies) == len(models) else None  # of the same axes
         self.meta = {"blocks": len(blocks), "data": first.meta.get("data")}

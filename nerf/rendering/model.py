@@ -17,6 +17,7 @@ from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.own import check_module, checked
 from nerf.fields.radiance import FieldOptions, RadianceField, check_sizes
 from nerf.geometry.cameras import Cameras
+from nerf.geometry.geodesy import Georeference
 from nerf.geometry.space import Similarity, Space
 from nerf.io import checkpoint
 from nerf.kernels import RenderedRays
@@ -62,6 +63,7 @@ class Model:
         self.sky: Tensor | None = None  # colours by direction in the background's place, see `nerf.rendering.sky`
         self.vignetting: Tensor | None = None  # [n,2] of their cameras, see `nerf.training.exposure.vignetting`
         self.falloff: Tensor | None = None  # [n,2] of their flash, see `nerf.training.exposure.falloff`
+        self.georeference: Georeference | None = None  # where the world stands on the earth, if that is known
 
     @property
     def device(self) -> torch.device:
@@ -200,6 +202,8 @@ class Model:
             "names": self.names,
             "meta": self.meta,
         }
+        if self.georeference is not None:
+            config["georeference"] = self.georeference.to_dict()
         return tensors, config
 
     @staticmethod
@@ -256,6 +260,8 @@ class Model:
                 config.get("exposure", 1.0),
             )
             model.names = config.get("names", [])
+            if config.get("georeference") is not None:
+                model.georeference = Georeference.from_dict(config["georeference"], where)
             for name in ("given_poses", "log_gains", "vignetting", "falloff", "sky"):
                 setattr(model, name, tensors.get(name))
             return model

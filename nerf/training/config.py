@@ -184,6 +184,7 @@ def new_model(scene: Scene, config: TrainConfig, field: nn.Module | None = None)
     cameras = scene.cameras.subset(ids)
     model = Model(*parts, scene.scene_from_world, cameras, behind, scene.linear, exposure=scene.exposure)
     model.names = [scene.names[i] for i in ids.tolist()]
+    model.georeference = scene.georeference
     if not (scene.space.bounded or scene.has_alpha):
         model.sky = _sky(scene, ids)
     if config.refine_poses:

@@ -103,7 +103,13 @@ def _of_scene(scene: Scene) -> PosedFiles:
     if not scene.files:
         raise UserError("this scene does not say where its photos lie, so its cameras cannot be exported")
     photos = scene.cameras if scene.photo_cameras is None else scene.photo_cameras
-    return PosedFiles(photos.with_poses(scene.cameras.c2w), scene.files, scene.splits, points=scene.points)
+    return PosedFiles(
+        photos.with_poses(scene.cameras.c2w),
+        scene.files,
+        scene.splits,
+        points=scene.points,
+        georeference=scene.georeference,
+    )
 
 
 def model_file(path: Path) -> Path | None:
@@ -118,7 +124,8 @@ def _scaled(posed: PosedFiles, scale: float) -> PosedFiles:
         return posed
     c2w = posed.cameras.c2w * torch.tensor([1.0, 1.0, 1.0, scale], dtype=torch.float64)
     points = None if posed.points is None else posed.points * scale
-    return replace(posed, cameras=posed.cameras.with_poses(c2w), points=points)
+    placed = None if posed.georeference is None else posed.georeference.scaled(scale)
+    return replace(posed, cameras=posed.cameras.with_poses(c2w), points=points, georeference=placed)
 
 
 def _without(posed: PosedFiles, out: Tensor) -> PosedFiles:
@@ -126,7 +133,8 @@ def _without(posed: PosedFiles, out: Tensor) -> PosedFiles:
     number, kept = (~out).cumsum(0) - 1, (~out).nonzero()[:, 0].tolist()
     splits = {name: number[ids[~out[ids]]] for name, ids in posed.splits.items()}
     masks = [posed.masks[i] for i in kept] if posed.masks else ()
-    return PosedFiles(posed.cameras.subset(kept), [posed.files[i] for i in kept], splits, masks, posed.points)
+    files = [posed.files[i] for i in kept]
+    return replace(posed, cameras=posed.cameras.subset(kept), files=files, splits=splits, masks=masks)
 
 
 def _of_path(
@@ -141,7 +149,7 @@ def _of_path(
     if data is not None:
         raise UserError(f"--data is for the photos of a trained model, and {path} is none")
     posed = load_posed(path, kind, cameras_are=cameras_are)
-    return PosedFiles(posed.cameras, [f.path for f in posed.frames], posed.splits, _masks(posed), posed.points)
+    return _files_of(posed, posed.cameras, posed.splits)
 
 
 def _of_model(file: Path, data: Path | None, left_out: Collection[str]) -> PosedFiles:
@@ -152,7 +160,7 @@ def _of_model(file: Path, data: Path | None, left_out: Collection[str]) -> Posed
     if run is None or names is None:
         raise UserError(f"{file}: does not say which photos its cameras belong to ({RUN_FILE} or its training is gone)")
     run = located(file.parent, run, data)
-    posed = load_posed(Path(run.data), run.kind, cameras_are=run.cameras_are)
+    posed = load_posed(Path(run.data), run.kind, cameras_are=run.cameras_are, georeference=run.georeference)
     index = {f.name: i for i, f in enumerate(posed.frames)}
     check_left_out(left_out, index, run.data, "left_out, or edits.json of the run")
     lost = [n for n in names if n not in index]
@@ -171,8 +179,13 @@ def _of_model(file: Path, data: Path | None, left_out: Collection[str]) -> Posed
         together[name] = together[name].index_copy(0, trained, values.to(together[name].dtype))
     rest = torch.tensor(sorted(set(range(len(posed.frames))) - set(trained.tolist())), dtype=torch.int64)
     splits = {"train": trained, "val": rest[:0], "test": rest}
-    whole = PosedFiles(Cameras(**together), [f.path for f in posed.frames], splits, _masks(posed), posed.points)
+    whole = _files_of(posed, Cameras(**together), splits)
     return _without(whole, torch.tensor([name in left_out for name in index])) if left_out else whole
+
+
+def _files_of(posed: Posed, cameras: Cameras, splits: dict[str, Tensor]) -> PosedFiles:
+    files = [f.path for f in posed.frames]
+    return PosedFiles(cameras, files, splits, _masks(posed), posed.points, posed.georeference)
 
 
 def _masks(posed: Posed) -> list[Path | None]:

@@ -16,6 +16,7 @@ from nerf.training.pixel_sampler import valid_pixels
 CHUNK = 1 << 17
 COARSE = 24  # cells along a side of the grid on which cut-outs are held against each other
 CONTRADICTS = 0.25  # of the cells that all others leave: a cut-out that takes away more has failed
+_BALLS_AND_VIEWS = 1 << 21  # pairs of a ball and a view that are asked at once
 BLOCKS = (16, 8, 4, 2, 1)  # cells along the sides of the blocks that are asked about as a whole, one after the other
 
 
@@ -116,12 +117,17 @@ def _seen_by(planes: Tensor, near: Tensor, radii: Tensor, enough: int) -> Tensor
 def _count(planes: Tensor, centres: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     """How many views see some of each ball [m], and how many the whole; planes [5,4,v]."""
     some, whole = [], []
-    for c, r in zip(centres.split(1 << 12), reach.split(1 << 12), strict=True):
-        inside = torch.full((len(c), planes.shape[2]), torch.inf)
+    rows = max(64, _BALLS_AND_VIEWS // max(1, planes.shape[2]))  # however many views there are
+    room = torch.empty(
+        2, min(rows, len(centres)), planes.shape[2]
+    )  # new tensors each time would tear the heap to pieces
+    for c, r in zip(centres.split(rows), reach.split(rows), strict=True):
+        inside, other = room[:, : len(c)]
+        inside.fill_(torch.inf)
         for plane in planes:
-            torch.minimum(inside, torch.addmm(plane[3], c, plane[:3]), out=inside)
-        some.append((inside > -r[:, None]).sum(dim=1))
-        whole.append((inside > r[:, None]).sum(dim=1))
+            torch.minimum(inside, torch.addmm(plane[3], c, plane[:3], out=other), out=inside)
+        some.append(torch.gt(inside, -r[:, None], out=other).sum(dim=1).long())
+        whole.append(torch.gt(inside, r[:, None], out=other).sum(dim=1).long())
     return torch.cat(some), torch.cat(whole)
 
 

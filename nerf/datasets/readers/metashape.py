@@ -30,6 +30,7 @@ from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import numbers
 from nerf.errors import UserError, brief
 from nerf.geometry.cameras import OPENGL_FROM_OPENCV
+from nerf.geometry.geodesy import GEOCENTRIC, Georeference
 from nerf.geometry.lenses import FISHEYE, OPENCV, PERSPECTIVE, THIN_PRISM_FISHEYE
 from nerf.io.text import decode_text
 
@@ -80,11 +81,13 @@ def read_metashape(file: Path) -> ParsedScene:
 
     first = _master(aligned[0], masters)
     world = _world_from_chunk(chunk, None if first is None else first.get("component_id"), file)
+    georeference: Georeference | None = None
     if world is None:
         notes.append("world: the chunk's own frame, of arbitrary scale and direction (it has no transform)")
         world = np.eye(4)
     elif np.linalg.norm(world[:3, 3]) > _EARTH:
         notes.append("world: Metashape's geocentric frame, metres from the middle of the earth")
+        georeference = Georeference(epsg=GEOCENTRIC)
     else:
         notes.append("world: Metashape's local frame")
     labels = [str(c.get("label", "")) for c in aligned]
@@ -105,7 +108,7 @@ def read_metashape(file: Path) -> ParsedScene:
             pose = pose @ _offset(lenses[sensor], f"{file.name}, sensor {sensor}")
         name = images[label].name if images[label].is_file() else label
         frames.append(Frame(name, images[label], world @ pose @ OPENGL_FROM_OPENCV, fitted[sensor], where))
-    return ParsedScene("metashape", file.parent, frames, notes)
+    return ParsedScene("metashape", file.parent, frames, notes, georeference=georeference)
 
 
 def _root(data: bytes) -> ElementTree.Element:

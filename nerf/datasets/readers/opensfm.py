@@ -2,11 +2,15 @@
 
 Frame. A shot's rotation (axis times angle, radians) and translation take the world to the camera, an OpenCV one (x
 right, y down, z forward). The world is OpenSfM's: metres, and, where the photos have GPS, x east, y north, z up about
-`reference_lla`. Intrinsics are in units of the larger side, with the origin in the middle of the picture.
+`reference_lla`. OpenDroneMap, once it is done, has moved that to reconstruction.topocentric.json, and its
+reconstruction.json is in UTM coordinates less an offset, which the second line of odm_georeferencing/coords.txt states
+("WGS84 UTM 32N" or "EPSG:..." is in the first). Intrinsics are in units of the larger side, with the origin in the
+middle of the picture.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,10 @@ from nerf.datasets.readers import reader
 from nerf.datasets.readers.transforms import finite, is_list, numbers, parse_json
 from nerf.errors import UserError
 from nerf.geometry.cameras import OPENGL_FROM_OPENCV
+from nerf.geometry.geodesy import Georeference
 from nerf.geometry.lenses import FISHEYE, OPENCV, PERSPECTIVE
 from nerf.geometry.rotations import rotations_of
+from nerf.io.text import lines_of
 
 _PLACES = ("reconstruction.json", "opensfm/reconstruction.json")
 
@@ -58,9 +64,6 @@ def read_opensfm(file: Path) -> ParsedScene:
     if not isinstance(cameras, dict):
         raise UserError(f"{file}: the key 'cameras' is missing")
     notes = [f"OpenSfM reconstruction {file.name}: {len(shots)} photos in metres, x east, y north, z up"]
-    if "reference_lla" in best:
-        lla = best["reference_lla"]
-        notes[0] += f" about latitude {lla.get('latitude')}, longitude {lla.get('longitude')}"
     if len(data) > 1:
         sizes = ", ".join(str(len(r.get("shots") or ())) for r in data)
         notes.append(f"of {len(data)} reconstructions ({sizes} photos) the largest was taken")
@@ -82,7 +85,45 @@ def read_opensfm(file: Path) -> ParsedScene:
         w2c[:3, :3] = rotations_of(torch.from_numpy(_three(shot, "rotation", where))[None])[0]
         w2c[:3, 3] = _three(shot, "translation", where)
         frames.append(Frame(name, images[name], np.linalg.inv(w2c) @ OPENGL_FROM_OPENCV, lenses[camera], where))
-    return ParsedScene("opensfm", home, frames, notes, points=_points(best, notes))
+    parsed = ParsedScene("opensfm", home, frames, notes, points=_points(best, notes))
+    parsed.georeference = _place(file, best, home, notes)
+    return parsed
+
+
+def _place(file: Path, reconstruction: dict[str, Any], home: Path, notes: list[str]) -> Georeference | None:
+    """Where the world stands on the earth: by `reference_lla`, in the file or in reference_lla.json beside it, or by
+    OpenDroneMap's coords.txt; None where nothing says, or what does says nothing (latitude and longitude 0)."""
+    if file.name == "reconstruction.json" and file.with_name("reconstruction.topocentric.json").is_file():
+        return _odm_place(home, notes)
+    beside, lla = file.with_name("reference_lla.json"), reconstruction.get("reference_lla")
+    if lla is None and beside.is_file():
+        lla = parse_json(beside)
+    if lla is None:
+        return None
+    if not isinstance(lla, dict):
+        raise UserError(f"{file}: reference_lla is no object with latitude, longitude and altitude")
+    where = f"{file.name}, reference_lla"
+    lat, lon, alt = (finite(lla.get(key, 0.0), key, where) for key in ("latitude", "longitude", "altitude"))
+    return None if lat == lon == 0 else Georeference(origin=(lat, lon, alt))
+
+
+def _odm_place(home: Path, notes: list[str]) -> Georeference | None:
+    places = [home / "odm_georeferencing" / name for name in ("coords.txt", "odm_georeferencing_model_geo.txt")]
+    file = next(filter(Path.is_file, places), None)
+    if file is None:
+        notes.append(
+            "OpenDroneMap has moved this reconstruction to UTM, and odm_georeferencing/coords.txt, which says where, "
+            "is gone: --georeference EPSG:CODE,X,Y,0 states it"
+        )
+        return None
+    lines = lines_of(file.read_bytes())[:2]
+    utm = re.fullmatch(r"WGS84\s+UTM\s+(\d{1,2})([NS])", lines[0].strip(), re.IGNORECASE) if lines else None
+    epsg = re.fullmatch(r"EPSG:(\d+)", lines[0].strip(), re.IGNORECASE) if lines else None
+    shift = lines[1].split()[:2] if len(lines) > 1 else []
+    if (utm is None and epsg is None) or len(shift) != 2:
+        raise UserError(f"{file}: expected a line 'WGS84 UTM 32N' or 'EPSG:25832', and one with two offsets")
+    code = int(epsg[1]) if epsg else int(utm[1]) + (32600 if utm[2].upper() == "N" else 32700)  # type: ignore[index]
+    return Georeference.parse(f"EPSG:{code},{shift[0]},{shift[1]},0", str(file))
 
 
 def _three(shot: dict[str, Any], key: str, where: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from nerf.datasets.named import home_of, is_inside, keyed, match_names, pictures
 from nerf.datasets.parsed import Frame, Lens, ParsedScene
 from nerf.datasets.readers import colmap, reader
 from nerf.errors import MISFITS, UserError, brief
+from nerf.geometry.geodesy import Georeference
 from nerf.geometry.lenses import COEFFICIENTS, EQUIRECTANGULAR, FISHEYE, FISHEYE624, OPENCV, PERSPECTIVE, RATIONAL
 from nerf.geometry.mesh_files import load_mesh_file
 from nerf.geometry.space import Similarity
@@ -63,6 +64,8 @@ def read_transforms(file: Path) -> ParsedScene:
     parsed = ParsedScene("transforms", file.parent, frames, notes)
     _apply_lists(parsed, data, file)
     _apply_region(parsed, data, file)
+    if data.get("georeference") is not None:
+        parsed.georeference = Georeference.from_dict(data["georeference"], f"{file}: georeference")
     if "applied_transform" in data or "applied_scale" in data:
         parsed.notes.append(
             f"{file.name} says that its poses were moved from another frame (applied_transform, applied_scale): "

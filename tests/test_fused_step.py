@@ -111,6 +111,15 @@ def test_a_step_is_what_torch_and_autograd_make_of_it(name: str, emulated: None)
     assert rows and not wrong
 
 
+@pytest.mark.skipif(bool(kernels.BACKENDS["cpu"].why_missing()), reason="needs the CPU kernels")
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_of_the_cpu_is_what_torch_and_autograd_make_of_it(name: str) -> None:
+    with kernels.using("cpu"):
+        rows = list(CASES[name]())
+    wrong = [row for row in rows if not row[1] <= row[2]]
+    assert rows and not wrong
+
+
 class Launches(TorchDispatchMode):
     """Counts operations that a GPU would launch something for: not views, nor memory that is only set aside."""
 

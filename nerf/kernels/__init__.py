@@ -14,13 +14,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cuda, cuda_learn, fusion, matching, nearest, network, nvrtc, raster, winding
+from nerf.kernels import (
+    bindings,
+    cpu_learn,
+    cuda,
+    cuda_learn,
+    fusion,
+    matching,
+    nearest,
+    network,
+    nvrtc,
+    raster,
+    winding,
+)
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
 from nerf.kernels.bindings import MAX_NET_LAYERS
 from nerf.kernels.cuda_graph import NotRecorded, RecordedSteps
@@ -306,7 +318,34 @@ def render_rays(
     return out.scaled(field.config.color_scale).to(here)
 
 
-draw_rays, learn_rays = cuda_learn.draw_rays, cuda_learn.learn_rays  # of the GPU alone
+def draw_rays(
+    table: PhotoTable,
+    cumulative: Tensor | None,
+    seed: int,
+    step: int,
+    n: int,
+    any_direction: bool = False,
+    step_at: Tensor | None = None,
+) -> DrawnRays:
+    """A batch of training rays, on the backends cpu and cuda; see `reference.draw_rays`."""
+    return _learning().draw_rays(table, cumulative, seed, step, n, any_direction, step_at)
+
+
+def learn_rays(
+    drawn: DrawnRays,
+    bits: OccupancyBits,
+    field: FieldView,
+    settings: MarchSettings,
+    accumulator: GradAccumulator,
+    loss: PhotoLoss,
+    error_map: tuple[Tensor, Tensor],
+) -> Learnt:
+    """The gradients of a drawn batch, on the backends cpu and cuda; see `cuda_learn.learn_rays`."""
+    return _learning().learn_rays(drawn, bits, field, settings, accumulator, loss, error_map)
+
+
+def _learning() -> Any:
+    return cuda_learn if on_gpu() else cpu_learn
 
 
 def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:

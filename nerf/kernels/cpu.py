@@ -210,7 +210,7 @@ def ray_pointers(struct: ctypes.Structure, rays: Rays, p: Pointers) -> None:
         setattr(struct, name, p(name, getattr(rays, name), (n,)))
 
 
-def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
+def render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
     n = len(rays.o)
     desc = RenderDesc(
         grid=occupancy_desc(bits, p),
@@ -229,7 +229,7 @@ def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Po
 def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
     """See `reference.march`: the same samples to the bit. float32. Not differentiable."""
     p, n = Pointers(), len(rays.o)
-    desc = _render_desc(rays, bits, settings, p)
+    desc = render_desc(rays, bits, settings, p)
     counts = torch.zeros(n, dtype=torch.int64)
     native().nerf_march(ctypes.addressof(desc), 0, counts.data_ptr(), 0, 0, 0)
     starts = counts.cumsum(0) - counts
@@ -285,7 +285,7 @@ class _Render(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         n, p = len(rays_o), Pointers()
         field = field_desc(job.field, p)
-        render = _render_desc(job.rays, job.bits, job.settings, p)
+        render = render_desc(job.rays, job.bits, job.settings, p)
         outputs = (torch.zeros(n, 3), *(torch.zeros(n) for _ in range(5)))
         for name, tensor in zip(("colors", *RenderedRays._fields[1:6]), outputs, strict=True):
             setattr(render, name, tensor.data_ptr())

@@ -3,12 +3,13 @@
 #include <algorithm>
 
 #include "cpu_adam.h"
+#include "cpu_backward.h"
 #include "cpu_bvh.h"
 #include "cpu_fusion.h"
 #include "cpu_matching.h"
 #include "cpu_network.h"
 #include "cpu_raster.h"
-#include "cpu_render.h"
+#include "draw.h"
 #include "cpu_winding.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -18,7 +19,7 @@ EXPORT const char* nerf_source_hash() { return NERF_SOURCE_HASH; }
 EXPORT int nerf_sizeof(int which) {
   const int sizes[] = {sizeof(GridLevel), sizeof(FieldDesc), sizeof(RenderDesc), sizeof(RenderGrads),
                        sizeof(AdamDesc),  sizeof(NetDesc),   sizeof(DepthView),  sizeof(MatchSource),
-                       sizeof(MatchWindow)};
+                       sizeof(MatchWindow), sizeof(DrawArgs), sizeof(PhotoDesc)};
   return which >= 0 && which < (int)(sizeof(sizes) / sizeof(sizes[0])) ? sizes[which] : -1;
 }
 EXPORT int nerf_lanes() { return LANES; }
@@ -146,12 +147,14 @@ EXPORT void nerf_field_forward(const FieldDesc* f, const float* positions, const
     }
     const float* columns[3] = {unit[0].data(), unit[1].data(), unit[2].data()};
     encode_field(*f, columns, count, staged.data(), count);
-    static thread_local MlpChunk density, color;
+    struct Room { MlpChunk density, color; };
+    Room& room = thread_room<Room>();
+    MlpChunk &density = room.density, &color = room.color;
     alignas(64) float chunk_s[CHUNK], chunk_c[CHUNK * 3];
     for (int first = 0; first < count; first += CHUNK) {
       const int size = count - first < CHUNK ? count - first : CHUNK;
       gather_features(*f, staged.data(), count, first, size, density.layer[0]);
-      mlp_forward(nets.density, density);
+      mlp_forward(nets.density, density, size);
       const float* h = density.layer[nets.density.n_layers];
       chunk_sigmas(h, f->density_bias, chunk_s);
       std::memcpy(sigmas + start + first, chunk_s, sizeof(float) * size);
@@ -161,7 +164,7 @@ EXPORT void nerf_field_forward(const FieldDesc* f, const float* positions, const
         sh4(d[0], d[1], d[2], color.layer[0] + s * 32);
         std::memcpy(color.layer[0] + s * 32 + 16, h + s * 16, sizeof(float) * 16);
       }
-      mlp_forward(nets.color, color);
+      mlp_forward(nets.color, color, size);
       chunk_rgbs(color.layer[nets.color.n_layers], chunk_c);
       std::memcpy(rgbs + (start + first) * 3, chunk_c, sizeof(float) * 3 * size);
     }
@@ -245,6 +248,18 @@ EXPORT void nerf_render_backward(void* context, const FieldDesc* f, const Render
 }
 EXPORT void nerf_render_free(void* context) { give_context((RenderContext*)context); }
 
+// ---- a training step ------------------------------------------------------------------------------------------------------
+
+EXPORT void nerf_draw_rays(const DrawArgs* args, int n_threads) {
+  const int block = 256, n_blocks = (args->n + block - 1) / block;
+  parallel_for(n_blocks, n_threads, [&](int b) {
+    long long place = 0;
+    for (int i = b * block; i < (b + 1) * block && i < args->n; ++i) place = draw_ray(*args, i, place);
+  });
+}
+EXPORT double nerf_learn(const FieldDesc* f, const RenderDesc* r, const PhotoDesc* p, const RenderGrads* g, long long* counts) {
+  return learn(*f, *r, *p, *g, counts);
+}
 EXPORT void nerf_adam_step(const AdamDesc* a) { adam_rows(*a); }
 EXPORT void nerf_jitter(u32 seed, u32 step, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = hash_to_unit(seed, step, (u32)i);

@@ -36,7 +36,7 @@ from nerf.kernels import (
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
 from nerf.kernels.bindings import MAX_NET_LAYERS
 from nerf.kernels.cuda_graph import NotRecorded, RecordedSteps
-from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable
+from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, TableStep
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.matching import MatchSource, MatchWindow
 from nerf.kernels.nearest import Nearest
@@ -81,6 +81,7 @@ __all__ = [
     "RecordedSteps",
     "RenderedRays",
     "Samples",
+    "TableStep",
     "adam_step",
     "backend",
     "be_deterministic",
@@ -336,12 +337,13 @@ def learn_rays(
     bits: OccupancyBits,
     field: FieldView,
     settings: MarchSettings,
-    accumulator: GradAccumulator,
+    sink: GradAccumulator | TableStep,
     loss: PhotoLoss,
     error_map: tuple[Tensor, Tensor],
 ) -> Learnt:
-    """The gradients of a drawn batch, on the backends cpu and cuda; see `cuda_learn.learn_rays`."""
-    return _learning().learn_rays(drawn, bits, field, settings, accumulator, loss, error_map)
+    """The gradients of a drawn batch, on the backends cpu and cuda; see `cuda_learn.learn_rays`. A `TableStep` is taken
+    on the CPU alone."""
+    return _learning().learn_rays(drawn, bits, field, settings, sink, loss, error_map)
 
 
 def _learning() -> Any:

@@ -225,7 +225,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_render_backward", None, [_P, _P, _P, _P]),
         ("nerf_render_free", None, [_P]),
         ("nerf_draw_rays", None, [_P, _I]),
-        ("nerf_learn", ctypes.c_double, [_P, _P, _P, _P, _P]),
+        ("nerf_learn", ctypes.c_double, [_P, _P, _P, _P, _P, _P]),
         ("nerf_adam_step", None, [_P]),
         ("nerf_network", None, [_P]),
         ("nerf_nearest_points", None, [_P, _P, _I, _P, _LL, _P, _P, _P, _I]),

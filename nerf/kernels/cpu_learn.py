@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nerf.kernels.bindings import DrawArgs, PhotoDesc, Pointers, RenderGrads, check_in_place, native
-from nerf.kernels.cpu import field_desc, render_desc
-from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, check_error_map, drawn_by
+from nerf.kernels.cpu import adam_desc, field_desc, render_desc
+from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, TableStep, check_error_map, drawn_by
 from nerf.kernels.records import FieldView, GradAccumulator, MarchSettings, OccupancyBits
 
 
@@ -35,16 +35,22 @@ def learn_rays(
     bits: OccupancyBits,
     field: FieldView,
     settings: MarchSettings,
-    accumulator: GradAccumulator,
+    sink: GradAccumulator | TableStep,
     loss: PhotoLoss,
     error_map: tuple[Tensor, Tensor],
 ) -> Learnt:
     """Renders the rays, and goes back from their loss to the field, in one pass over them: what the colour network
-    computed for a chunk of samples is still at hand when their gradients come back."""
+    computed for a chunk of samples is still at hand when their gradients come back. Where the table takes its step here
+    (`TableStep`), each level does so with its gradient still in the caches."""
     p, n, params = Pointers(), len(drawn.targets), field.params
     desc, render = field_desc(field, p), render_desc(drawn.rays, bits, settings, p)
-    check_in_place("grad_accumulator.table", accumulator.table, tuple(params.table.shape), torch.float32)
-    torch.autograd.graph.increment_version(accumulator.table)
+    grads, adam = RenderGrads(), None
+    if isinstance(sink, TableStep):
+        adam = adam_desc(params.table.detach(), None, sink.state, sink.step)
+    else:
+        check_in_place("grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32)
+        torch.autograd.graph.increment_version(sink.table)
+        grads.table = sink.table.data_ptr()
     check_error_map(error_map)
     errors, (sums, counts) = torch.empty(n), error_map
     photo = PhotoDesc(
@@ -59,13 +65,15 @@ def learn_rays(
         error_sums=sums.data_ptr(),
         error_counts=counts.data_ptr(),
     )
-    grads = RenderGrads(table=accumulator.table.data_ptr())
     layers = [*params.density_weights, *params.color_weights]
     flat = torch.empty(sum(w.numel() for w in layers))
-    at, slots = flat.data_ptr(), [(grads.density_weights, i) for i in range(len(params.density_weights))]
-    for (into, i), w in zip(slots + [(grads.color_weights, i) for i in range(len(params.color_weights))], layers):
-        into[i] = at
+    at, n_density = flat.data_ptr(), len(params.density_weights)
+    for i, w in enumerate(layers):
+        slots = grads.density_weights if i < n_density else grads.color_weights
+        slots[i if i < n_density else i - n_density] = at
         at += 4 * w.numel()
     numbers = (ctypes.c_longlong * 2)()
-    total = native().nerf_learn(*map(ctypes.addressof, (desc, render, photo, grads, numbers)))
+    step_of_table = 0 if adam is None else ctypes.addressof(adam)
+    args = (ctypes.addressof(s) for s in (desc, render, photo, grads))
+    total = native().nerf_learn(*args, step_of_table, ctypes.addressof(numbers))
     return Learnt(torch.tensor([total]), errors, flat, int(numbers[0]), int(numbers[1]), None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf.kernels.bindings import DrawArgs, Pointers, Three, check_in_place
-from nerf.kernels.records import Rays
+from nerf.kernels.records import AdamState, AdamStep, Rays
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ class PhotoLoss:
     surface: float
     rates: Tensor | None
     delta: float
+
+
+@dataclass(frozen=True)
+class TableStep:
+    """The step of Adam that the table is to take with its gradient, in the place of an accumulator for it (CPU)."""
+
+    state: AdamState
+    step: AdamStep
 
 
 @dataclass(frozen=True)

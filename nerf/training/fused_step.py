@@ -37,15 +37,16 @@ def fused_step(
         drawn = kernels.draw_rays(
             table, sampler.cumulative, config.seed, now.step, now.n_rays, now.diffuse, now.step_at
         )
-        accumulator, bits = optimiser.grad_accumulator, model.occupancy.bits
-        assert accumulator is not None and bits is not None
+        at_once = optimiser.table_step(now.learning_rate, now.step)
+        sink, bits = at_once or optimiser.grad_accumulator, model.occupancy.bits
+        assert sink is not None and bits is not None
         held = isinstance(now.surface, Tensor)  # by the rates that a recorded step reads
         loss = PhotoLoss(weights.photo, 0.0 if held else float(now.surface), now.rates if held else None, HUBER_DELTA)
         done = kernels.learn_rays(
-            *(drawn, bits, field.view(), model.marching.settings(now.step_scale), accumulator, loss),
+            *(drawn, bits, field.view(), model.marching.settings(now.step_scale), sink, loss),
             (sampler.errors, sampler.counts),
         )
-        optimiser.step(now.learning_rate, now.step, now.rates, done.weights_grad)
+        optimiser.step(now.learning_rate, now.step, now.rates, done.weights_grad, with_table=at_once is None)
         return StepResult(done.loss, done.errors, done.evaluated, done.kept, done.capacity)
 
     return learn

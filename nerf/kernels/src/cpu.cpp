@@ -251,14 +251,25 @@ EXPORT void nerf_render_free(void* context) { give_context((RenderContext*)conte
 // ---- a training step ------------------------------------------------------------------------------------------------------
 
 EXPORT void nerf_draw_rays(const DrawArgs* args, int n_threads) {
-  const int block = 256, n_blocks = (args->n + block - 1) / block;
+  const int block = 256, few = 16, n_blocks = (args->n + block - 1) / block;
   parallel_for(n_blocks, n_threads, [&](int b) {
-    long long place = 0;
-    for (int i = b * block; i < (b + 1) * block && i < args->n; ++i) place = draw_ray(*args, i, place);
+    DrawnPixel drawn[few] = {};
+    const int last = std::min((b + 1) * block, args->n);
+    for (int first = b * block; first < last; first += few) {  // all of a few pixels are on their way at once
+      const int count = std::min(few, last - first);
+      long long from = drawn[few - 1].place;
+      for (int k = 0; k < count; ++k) {
+        drawn[k] = draw_pixel(*args, first + k, from);
+        from = drawn[k].place;
+        __builtin_prefetch((const char*)args->pixels + numbers_of(*args, drawn[k]) * args->bytes);
+      }
+      for (int k = 0; k < count; ++k) draw_ray(*args, first + k, drawn[k]);
+    }
   });
 }
-EXPORT double nerf_learn(const FieldDesc* f, const RenderDesc* r, const PhotoDesc* p, const RenderGrads* g, long long* counts) {
-  return learn(*f, *r, *p, *g, counts);
+EXPORT double nerf_learn(const FieldDesc* f, const RenderDesc* r, const PhotoDesc* p, const RenderGrads* g, const AdamDesc* adam,
+                         long long* counts) {
+  return learn(*f, *r, *p, *g, adam, counts);
 }
 EXPORT void nerf_adam_step(const AdamDesc* a) { adam_rows(*a); }
 EXPORT void nerf_jitter(u32 seed, u32 step, int n, float* out) {

@@ -1,5 +1,6 @@
 // The backward pass of the fused render op, and a training step's forward and backward pass in one, tile by tile.
 #pragma once
+#include "cpu_adam.h"
 #include "cpu_render.h"
 #include "photo.h"
 
@@ -145,21 +146,46 @@ struct TileBackward {
   }
 };
 
+// One step of Adam for a level's rows; grads: theirs.
+static void step_level(AdamDesc adam, const GridLevel& level, float* grads) {
+  const size_t first = (size_t)level.offset * adam.n_columns;
+  adam.param += first;
+  adam.m += first;
+  adam.v += first;
+  if (adam.half_copy) adam.half_copy += first;
+  adam.grad = grads;
+  adam.n_rows = level.rows;
+  adam.n_threads = 1;
+  adam_rows(adam);
+}
+
 // The tiles' gradients together. A level belongs to one thread and takes the tiles in order: no atomics, one result.
+// adam: takes its step for the table level by level, whose gradients are then the thread's and never leave its caches; null:
+// they are added to g.table.
 static void add_tiles(const RenderContext& context, const FieldDesc& f, const FieldNets& nets, int n_threads,
-                      const RenderGrads& g) {
+                      const RenderGrads& g, const AdamDesc* adam) {
+  struct LevelGrads { std::vector<float> rows; };  // zero between steps
   const int n_tiles = (int)context.tiles.size(), F = f.n_features;
   const size_t density_size = nets.density.grad_size(), color_size = nets.color.grad_size();
   parallel_for(f.n_levels, n_threads, [&](int task) {
     const int l = f.n_levels - 1 - task;  // the large levels first
+    GridLevel level = f.levels[l];
+    float* grads = g.table;
+    if (adam) {
+      std::vector<float>& rows = thread_room<LevelGrads>().rows;
+      if (rows.size() < (size_t)level.rows * F) rows.resize((size_t)level.rows * F);
+      grads = rows.data();
+      level.offset = 0;
+    }
     for (int t = 0; t < n_tiles; ++t) {
       const Tile& tile = context.tiles[t];
       if (tile.n_kept == 0) continue;
       const float* unit[3] = {tile.unit[0].data(), tile.unit[1].data(), tile.unit[2].data()};
       const float* gf = tile.grad_features.data() + (size_t)l * tile.n_kept * F;
-      if (F == 4) scatter_level<3, 4>(unit, tile.n_kept, f.levels[l], gf, 4, g.table);
-      else scatter_level<3, 2>(unit, tile.n_kept, f.levels[l], gf, 2, g.table);
+      if (F == 4) scatter_level<3, 4>(unit, tile.n_kept, level, gf, 4, grads);
+      else scatter_level<3, 2>(unit, tile.n_kept, level, gf, 2, grads);
     }
+    if (adam) step_level(*adam, f.levels[l], grads);
   });
   std::vector<double> sums(density_size + color_size, 0.0);
   for (int t = 0; t < n_tiles; ++t)
@@ -203,7 +229,7 @@ static void render_backward(RenderContext& context, const FieldDesc& f, const Re
     }
     if (g.rays_o) ray_gradients(f, r, g, tile, pass.ray_of, tile.grad_features.data(), grad_sh.data());
   });
-  add_tiles(context, f, nets, r.n_threads, g);
+  add_tiles(context, f, nets, r.n_threads, g, nullptr);
 }
 
 // ---- a training step: the default loss of drawn rays, forward and backward in one pass over the tiles ---------------------
@@ -253,7 +279,8 @@ static double learn_tile(const FieldDesc& f, const FieldNets& nets, const Render
   return loss;
 }
 
-static double learn(const FieldDesc& f, const RenderDesc& r, const PhotoDesc& p, const RenderGrads& g, long long* counts) {
+static double learn(const FieldDesc& f, const RenderDesc& r, const PhotoDesc& p, const RenderGrads& g, const AdamDesc* adam,
+                    long long* counts) {
   const FieldNets nets(f);
   RenderContext* context = take_context();
   std::vector<double> losses(r.n_rays);  // of the tiles, by their first rays
@@ -270,7 +297,7 @@ static double learn(const FieldDesc& f, const RenderDesc& r, const PhotoDesc& p,
     tile.grad_features.swap(work.grad_features);
     tile.grad_weights.swap(work.grad_weights);
   });
-  add_tiles(*context, f, nets, r.n_threads, g);
+  add_tiles(*context, f, nets, r.n_threads, g, adam);
   give_context(context);
   double loss = 0.0;
   for (int i = 0; i < r.n_rays; ++i) {

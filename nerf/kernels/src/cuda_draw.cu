@@ -4,5 +4,5 @@
 
 KERNEL(draw_rays, DrawArgs, 256) {
   const int i = block_index() * block_size() + thread_index();
-  if (i < args.n) draw_ray(args, i, 0);
+  if (i < args.n) draw_ray(args, i, draw_pixel(args, i, 0));
 }

@@ -83,31 +83,47 @@ NERF_FN float bit_at(const unsigned char* bits, long long first, long long pixel
   return (float)((bits[first + (pixel >> 3)] >> (7 - (int)(pixel & 7))) & 1);
 }
 
-// Pixel i of the batch and its ray. from: a place that is not beyond it, as 0 or that of a pixel before.
-NERF_FN long long draw_ray(const DrawArgs& args, int i, long long from) {
+struct DrawnPixel {
+  long long place, image, row, column, pixel;  // pixel: its number in the image
+};
+
+NERF_FN size_t numbers_of(const DrawArgs& args, const DrawnPixel& p) {  // where the pixel's begin
+  return (size_t)(args.offsets[p.image] + p.pixel) * args.channels;
+}
+
+// Pixel i of the batch. from: a place that is not beyond its own, as 0 or that of a pixel before.
+NERF_FN DrawnPixel draw_pixel(const DrawArgs& args, int i, long long from) {
   const u32 step = args.step_at ? *args.step_at : args.step;
   const float u = ((float)i + random_unit(args.seed, PLACE, step, i)) / (float)args.n;
-  long long place = (long long)(u * (float)args.n_blocks);
+  DrawnPixel p;
+  p.place = (long long)(u * (float)args.n_blocks);
   if (args.cumulative) {
     long long to = args.n_blocks;
     if (from > 0) {  // probably near
-      long long step = 1;
-      for (; from + step < args.n_blocks && args.cumulative[from + step] < u; step *= 2) from += step;
-      to = from + step < args.n_blocks ? from + step : args.n_blocks;
+      long long ahead = 1;
+      for (; from + ahead < args.n_blocks && args.cumulative[from + ahead] < u; ahead *= 2) from += ahead;
+      to = from + ahead < args.n_blocks ? from + ahead : args.n_blocks;
     }
-    place = place_of(args.cumulative, from, to, u);
+    p.place = place_of(args.cumulative, from, to, u);
   }
-  if (place >= args.n_blocks) place = args.n_blocks - 1;
-  const long long image = args.blocks[3 * place];
+  if (p.place >= args.n_blocks) p.place = args.n_blocks - 1;
+  p.image = args.blocks[3 * p.place];
   const int inside = (int)(random_unit(args.seed, INSIDE, step, i) * (float)(args.side * args.side));
-  long long row = args.blocks[3 * place + 1] * args.side + inside / args.side;
-  long long column = args.blocks[3 * place + 2] * args.side + inside % args.side;
-  if (row >= args.heights[image]) row = args.heights[image] - 1;
-  if (column >= args.widths[image]) column = args.widths[image] - 1;
-  const long long pixel = row * args.widths[image] + column;
-  args.places[i] = place;
+  p.row = args.blocks[3 * p.place + 1] * args.side + inside / args.side;
+  p.column = args.blocks[3 * p.place + 2] * args.side + inside % args.side;
+  if (p.row >= args.heights[p.image]) p.row = args.heights[p.image] - 1;
+  if (p.column >= args.widths[p.image]) p.column = args.widths[p.image] - 1;
+  p.pixel = p.row * args.widths[p.image] + p.column;
+  return p;
+}
 
-  const size_t at = (size_t)(args.offsets[image] + pixel) * args.channels;
+// What pixel i shows, and its ray.
+NERF_FN void draw_ray(const DrawArgs& args, int i, const DrawnPixel& drawn) {
+  const u32 step = args.step_at ? *args.step_at : args.step;
+  const long long image = drawn.image, row = drawn.row, column = drawn.column, pixel = drawn.pixel;
+  args.places[i] = drawn.place;
+
+  const size_t at = numbers_of(args, drawn);
   float alpha = args.has_alpha ? pixel_value(args, at + args.channels - 1) : 1.0f;
   if (args.silhouettes) alpha = bit_at(args.silhouettes, args.silhouette_offsets[image], pixel);
   if (args.masks) args.used[i] = bit_at(args.masks, args.mask_offsets[image], pixel);
@@ -139,5 +155,4 @@ NERF_FN long long draw_ray(const DrawArgs& args, int i, long long from) {
   ray_box(o, d, args.half_extent, args.near, args.far, args.t_near + i, args.t_far + i);
   args.jitter[i] = random_unit(args.seed, JITTER, step, i);
   if (args.viewdirs) any_direction(args.seed, step, i, args.viewdirs + 3 * i);
-  return place;
 }

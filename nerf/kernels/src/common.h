@@ -41,7 +41,7 @@ NERF_FN float f_clamp(float x, float low, float high) { return f_min(f_max(x, lo
 NERF_FN float splat(float x, float) { return x; }
 NERF_FN float select(bool c, float a, float b) { return c ? a : b; }
 NERF_FN u32 select(bool c, u32 a, u32 b) { return c ? a : b; }
-NERF_FN bool any(bool c) { return c; }
+NERF_FN bool any_lane(bool c) { return c; }
 NERF_FN bool b_not(bool c) { return !c; }
 NERF_FN u32 to_unsigned(float x) { return (u32)x; }  // of 0 and more
 NERF_FN float to_float(u32 x) { return (float)x; }

@@ -65,7 +65,7 @@ static void adam_rows(const AdamDesc& a) {
       int touched[block / per_vector], n_touched = 0;
       for (int i = 0; i < n_vectors; ++i) {
         touched[n_touched] = i;
-        n_touched += !a.skip_zero_rows || any(vload(grads + (size_t)i * LANES) != 0.0f);
+        n_touched += !a.skip_zero_rows || any_lane(vload(grads + (size_t)i * LANES) != 0.0f);
       }
       for (int k = 0; k < n_touched; ++k) {
         const int ahead = touched[k + 12 < n_touched ? k + 12 : n_touched - 1];

@@ -100,19 +100,20 @@ static int march_group(MarchStates<vfloat>& state, const RenderDesc& r, bool con
   for (int i = 0; i < LANES; ++i) lane[i] = i;
   vint active = lane < n_lanes;
   MarchStates<vfloat> moving = state;
-  while (any(active)) {
+  while (any_lane(active)) {
     vint hit, gone;
     vfloat t_start, t_end;
     march_look<vfloat, vuint, vint>(moving, r.grid, r.march, active, &hit, &gone, &t_start, &t_end);
     const vfloat t_mid = 0.5f * (t_start + t_end), dt = t_end - t_start;
-    vfloat x[3];
+    vfloat x[3], unit[3];
     for (int a = 0; a < 3; ++a) x[a] = f_fma(t_mid, moving.d[a], moving.o[a]);
+    scene_to_unit(x, contracted, unit);
     for (u32 bits = lane_bits(hit); bits; bits &= bits - 1) {
       const int i = __builtin_ctz(bits);
-      float here[3], unit[3];
-      for (int a = 0; a < 3; ++a) out.x[a][m] = here[a] = ((const float*)&x[a])[i];
-      scene_to_unit(here, contracted, unit);
-      for (int a = 0; a < 3; ++a) out.unit[a][m] = unit[a];
+      for (int a = 0; a < 3; ++a) {
+        out.x[a][m] = ((const float*)&x[a])[i];
+        out.unit[a][m] = ((const float*)&unit[a])[i];
+      }
       out.mids[m] = ((const float*)&t_mid)[i];
       out.dts[m] = ((const float*)&dt)[i];
       out.owner[m++] = rays[i];

@@ -89,7 +89,7 @@ NERF_FN u32 lane_bits(vint c) {  // one bit a lane
   return bits;
 #endif
 }
-NERF_FN bool any(vint c) { return lane_bits(c) != 0; }
+NERF_FN bool any_lane(vint c) { return lane_bits(c) != 0; }
 NERF_FN vfloat f_fma(vfloat a, vfloat b, vfloat c) {
 #if defined(__FMA__)
   return vfma(a, b, c);

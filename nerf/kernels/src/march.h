@@ -73,20 +73,20 @@ NERF_FN void march_look(MarchStates<F>& m, const OccupancyBits& grid, const Marc
   F half_extent = one, to_unit = one;  // powers of two
   for (u32 i = 1; i < grid.n_levels; ++i) {
     const B beyond = radius >= half_extent;
-    if (!any(beyond)) break;
+    if (!any_lane(beyond)) break;
     level = select(beyond, level + 1, level);
     half_extent = select(beyond, half_extent * 2.0f, half_extent);
     to_unit = select(beyond, to_unit * 0.5f, to_unit);
   }
   const B inside = radius < half_extent;
   const B outside = active & b_not(inside | *gone);  // every level: in front of the box, or behind it
-  if (any(outside))
+  if (any_lane(outside))
     for (int a = 0; a < 3; ++a)  // and never to come back
       *gone = *gone | (outside & (f_abs(p[a]) >= half_extent) & (p[a] * m.d[a] >= none));
   const B looking = active & inside & b_not(*gone);
   F advance = one;
   F until = t;  // growing steps: lattice points before it are passed
-  if (any(looking)) {
+  if (any_lane(looking)) {
     const F cell_size = half_extent * (2.0f / (float)R);
     F c[3];
     U cell[3];
@@ -98,9 +98,9 @@ NERF_FN void march_look(MarchStates<F>& m, const OccupancyBits& grid, const Marc
     const U block = ((level * RB + cell[2] / BLOCK) * RB + cell[1] / BLOCK) * RB + cell[0] / BLOCK;
     const U clearance = byte_at(grid.clearance, block);
     const B in_block = clearance == to_unsigned(none), near = looking & in_block;
-    if (any(near)) *hit = near & bit_set(grid.fine, ((level * R + cell[2]) * R + cell[1]) * R + cell[0], near);
+    if (any_lane(near)) *hit = near & bit_set(grid.fine, ((level * R + cell[2]) * R + cell[1]) * R + cell[0], near);
     const B passing = looking & b_not(*hit);
-    if (any(passing)) {
+    if (any_lane(passing)) {
       const F grain = select(in_block, one, one * (float)BLOCK), rings = select(in_block, one, to_float(clearance));
       // Distance in t to the exit of the empty box.
       F exit = splat(3.4e38f, one);
@@ -118,7 +118,7 @@ NERF_FN void march_look(MarchStates<F>& m, const OccupancyBits& grid, const Marc
     F next = t + dt, next_dt = march_step(next, s);
     for (;;) {
       const B more = (next + 0.51f * next_dt < until) & (next < m.t_far) & active;
-      if (!any(more)) break;
+      if (!any_lane(more)) break;
       next = select(more, next + next_dt, next);
       next_dt = march_step(next, s);
     }

@@ -104,8 +104,10 @@ __all__ = [
     "network_with_tangents",
     "on_gpu",
     "pack_occupancy",
+    "places_set",
     "ray_jitter",
     "render_rays",
+    "threshold_cells",
     "use",
     "using",
     "winding_numbers",
@@ -267,6 +269,24 @@ def field_forward(positions: Tensor, directions: Tensor | None, field: FieldView
     if rgbs is not None and scale != 1.0:
         rgbs = rgbs * scale
     return sigmas.to(here), None if rgbs is None else rgbs.to(here)
+
+
+def places_set(mask: Tensor) -> Tensor:
+    """The indices [k] int64 at which a mask [n] (bool) holds, in order."""
+    return _backend_of(mask).places_set(mask)
+
+
+def threshold_cells(values: Tensor, candidates: Tensor, step_size: float, highest: float) -> Tensor:
+    """Which of the candidates [n] (bool) are occupied: those whose optical depth over one step, value * step_size,
+    exceeds `highest` or half of its mean over the candidates (each counting 1 at most), whichever is smaller. values
+    [n] float.
+
+    >>> import torch
+    >>> from nerf import kernels
+    >>> kernels.threshold_cells(torch.tensor([0.0, 1.0, 9.0]), torch.ones(3, dtype=torch.bool), 0.1, 0.5)
+    tensor([False, False,  True])
+    """
+    return _backend_of(values).threshold_cells(values, candidates, step_size, highest)
 
 
 def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:

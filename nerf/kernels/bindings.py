@@ -221,6 +221,8 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_field_forward", None, [_P, _P, _P, _LL, _P, _P, _I]),
         ("nerf_march", None, [_P, _P, _P, _P, _P, _P]),
         ("nerf_pack_occupancy", None, [_P, _I, _I, _P, _P]),
+        ("nerf_places_set", _LL, [_P, _LL, _P]),
+        ("nerf_threshold_cells", None, [_P, _P, _LL, _F, _F, _P, _I]),
         ("nerf_render_forward", _P, [_P, _P, _I, _P]),
         ("nerf_render_backward", None, [_P, _P, _P, _P]),
         ("nerf_render_free", None, [_P]),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,6 +191,24 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     occupied = occupied.contiguous()
     native().nerf_pack_occupancy(occupied.data_ptr(), levels, r, fine.data_ptr(), clearance.data_ptr())
     return OccupancyBits(fine, clearance, r, levels)
+
+
+def places_set(mask: Tensor) -> Tensor:
+    """See `kernels.places_set`."""
+    p, places = (
+        Pointers(),
+        torch.empty(int(np.count_nonzero(mask.numpy())), dtype=torch.int64),
+    )  # torch.sum takes longer
+    native().nerf_places_set(p("mask", mask, (len(mask),), torch.bool), len(mask), places.data_ptr())
+    return places
+
+
+def threshold_cells(values: Tensor, candidates: Tensor, step_size: float, highest: float) -> Tensor:
+    """See `kernels.threshold_cells`."""
+    p, n, occupied = Pointers(), len(values), torch.empty(len(values), dtype=torch.bool)
+    at = p("values", values, (n,)), p("candidates", candidates, (n,), torch.bool)
+    native().nerf_threshold_cells(*at, n, step_size, highest, occupied.data_ptr(), torch.get_num_threads())
+    return occupied
 
 
 def occupancy_desc(bits: OccupancyBits, p: Pointers) -> OccupancyDesc:

@@ -8,6 +8,7 @@
 #include "cpu_fusion.h"
 #include "cpu_matching.h"
 #include "cpu_network.h"
+#include "cpu_occupancy.h"
 #include "cpu_raster.h"
 #include "draw.h"
 #include "cpu_winding.h"
@@ -194,48 +195,14 @@ EXPORT void nerf_march(const RenderDesc* r, const long long* starts, long long* 
   });
 }
 
-// See OccupancyBits in march.h. The clearance is a chamfer transform: two sweeps, each taking over from the neighbours behind.
 EXPORT void nerf_pack_occupancy(const unsigned char* occupied, int n_levels, int resolution, u32* fine,
                                 unsigned char* clearance) {
-  const int R = resolution, RB = R / (int)BLOCK, side = RB + 2;
-  std::memset(fine, 0, sizeof(u32) * ((size_t)n_levels * R * R * R / 32));
-  std::vector<unsigned char> distance((size_t)side * side * side);  // with a border of one block
-  auto at = [side](int x, int y, int z) { return ((size_t)(z + 1) * side + y + 1) * side + x + 1; };
-  for (int level = 0; level < n_levels; ++level) {
-    // Past the outermost level there is nothing; past the others, and where a finer level serves, nothing is known here.
-    std::memset(distance.data(), level + 1 < n_levels ? 0 : 255, distance.size());
-    for (int z = 0; z < RB; ++z)
-      for (int y = 0; y < RB; ++y)
-        for (int x = 0; x < RB; ++x) {
-          auto inside = [RB](int c) { return c >= RB / 4 && c < RB - RB / 4; };
-          distance[at(x, y, z)] = level > 0 && inside(x) && inside(y) && inside(z) ? 0 : 255;
-        }
-    for (int z = 0; z < R; ++z)
-      for (int y = 0; y < R; ++y) {
-        const size_t row = (((size_t)level * R + z) * R + y) * R;
-        for (int x = 0; x < R; ++x)
-          if (occupied[row + x]) {
-            fine[(row + x) >> 5] |= 1u << ((row + x) & 31);
-            distance[at(x / (int)BLOCK, y / (int)BLOCK, z / (int)BLOCK)] = 0;
-          }
-      }
-    for (int sweep = 0; sweep < 2; ++sweep)
-      for (int i = 0; i < RB * RB * RB; ++i) {
-        const int k = sweep == 0 ? i : RB * RB * RB - 1 - i, back = sweep == 0 ? -1 : 1;
-        const int x = k % RB, y = k / RB % RB, z = k / RB / RB;
-        unsigned char& here = distance[at(x, y, z)];
-        if (here == 0) continue;
-        int least = distance[at(x + back, y, z)];
-        for (int dx = -1; dx <= 1; ++dx) {
-          least = std::min<int>(least, distance[at(x + dx, y + back, z)]);
-          for (int dy = -1; dy <= 1; ++dy) least = std::min<int>(least, distance[at(x + dx, y + dy, z + back)]);
-        }
-        here = (unsigned char)std::min<int>(here, std::min(least + 1, 255));
-      }
-    for (int z = 0; z < RB; ++z)
-      for (int y = 0; y < RB; ++y)
-        std::memcpy(clearance + (((size_t)level * RB + z) * RB + y) * RB, &distance[at(0, y, z)], RB);
-  }
+  pack_occupancy(occupied, n_levels, resolution, fine, clearance);
+}
+EXPORT long long nerf_places_set(const unsigned char* mask, long long n, long long* places) { return places_set(mask, n, places); }
+EXPORT void nerf_threshold_cells(const float* values, const unsigned char* candidates, long long n, float step_size, float highest,
+                                 unsigned char* occupied, int n_threads) {
+  threshold_cells(values, candidates, n, step_size, highest, occupied, n_threads);
 }
 
 // ---- fused render --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from nerf.kernels import AdamState, AdamStep, GradAccumulator, TableStep
 from nerf.training.distributed import ALONE, Ranks
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
+LEVEL_THREADS = 4  # at most so many threads take the table's step level by level: more are idle, for levels are few
 
 
 def grad_accumulator_of(field: nn.Module) -> GradAccumulator | None:
@@ -60,9 +61,12 @@ class FieldOptimiser:
         refresh_half(field)
 
     def table_step(self, learning_rate: float, step: int) -> TableStep | None:
-        """What our field's table is to do with its gradient where that is made: on the CPU, alone; None elsewhere."""
+        """What our field's table is to do with its gradient where that is made: on the CPU, alone, with few threads;
+        None elsewhere."""
         ours = self.field if isinstance(self.field, RadianceField) else None
         if ours is None or kernels.on_gpu() or self.ranks.size > 1 or not ours.table.requires_grad:
+            return None
+        if torch.get_num_threads() > LEVEL_THREADS:
             return None
         state = next(s for s, live in zip(self.states, self.live, strict=True) if live is ours.table)
         return TableStep(state, AdamStep(learning_rate, step + 1, True, ours.table_half, True))

@@ -1,4 +1,5 @@
-"""The training loop written out from public parts: what `nerf train` does to photos with alpha, to the bit.
+"""The training loop written out from public parts: what `nerf.train(..., loss=nerf.SceneLoss())` does to photos with
+alpha, to the bit (with no loss named, native code takes the same steps with other pixels).
 
 Left out are what other scenes need (unbounded space, masks, depths), corrections of poses and exposures, stopping and
 going on. Lengths are scene units; colours are those of the files.

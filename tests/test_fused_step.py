@@ -111,6 +111,43 @@ def test_a_step_is_what_torch_and_autograd_make_of_it(name: str, emulated: None)
     assert rows and not wrong
 
 
+needs_native = pytest.mark.skipif(bool(kernels.BACKENDS["cpu"].why_missing()), reason="needs the CPU kernels")
+CPU_CASES = CASES | {  # rays of hundreds of samples, more than whose activations are kept
+    "learn, long rays": lambda: step_checks.check_learn(True, 12, 0.003, width=32, n_features=16),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("name", CPU_CASES)
+def test_a_step_of_the_cpu_is_what_torch_and_autograd_make_of_it(name: str) -> None:
+    with kernels.using("cpu"):
+        rows = list(CPU_CASES[name]())
+    wrong = [row for row in rows if not row[1] <= row[2]]
+    assert rows and not wrong
+
+
+@needs_native
+def test_levels_that_step_with_their_gradients_at_hand_step_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, with one thread and with two, beside an accumulator and Adam for the whole table."""
+    found, threads = [], torch.get_num_threads()
+    for at_once, n_threads in ((True, 1), (True, 2), (False, 1)):
+        with kernels.using("cpu"):
+            torch.set_num_threads(n_threads)
+            trainer = trainer_of(batch_samples=4096)
+            assert trainer.fused is not None
+            if not at_once:
+                monkeypatch.setattr(trainer.optimiser, "table_step", lambda *_: None)
+            for _ in range(4):
+                trainer.train_step()
+            torch.set_num_threads(threads)
+            accumulator = trainer.optimiser.grad_accumulator
+            assert accumulator is not None and not bool(accumulator.table.any())
+        found.append(trainer.optimiser.tensors() | dict(trainer.model.field.state_dict()))
+    for other in found[1:]:
+        assert all(torch.equal(t, other[name]) for name, t in found[0].items())
+    assert float(found[0]["0.v"].sum()) > 0
+
+
 class Launches(TorchDispatchMode):
     """Counts operations that a GPU would launch something for: not views, nor memory that is only set aside."""
 

@@ -9,6 +9,7 @@ import torch
 from tiny import generator, uniform
 from torch import Tensor
 
+from nerf import kernels
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.kernels import bindings, cpu
 
@@ -181,3 +182,21 @@ def test_the_bits_follow_the_cells() -> None:
         change()
         bits, fresh = grid.bits, cpu.pack_occupancy(grid.occupied)
         assert bits is not None and torch.equal(bits.fine, fresh.fine) and torch.equal(bits.clearance, fresh.clearance)
+
+
+@pytest.mark.parametrize("n", [1, 7, 4096, 3 * 32**3 + 5])
+def test_native_cells_are_those_of_torch(n: int) -> None:
+    """Which are occupied, by the fixed limit and by the mean, and where a mask holds; with one thread and with two."""
+    random, threads = torch.Generator().manual_seed(n), torch.get_num_threads()
+    values, candidates = torch.rand(n, generator=random) ** 8 * 90, torch.rand(n, generator=random) < 0.7
+    values[:1] = math.inf
+    slow = kernels.BACKENDS["reference"]
+    for highest in (0.01, 1e3):
+        wanted = slow.threshold_cells(values, candidates, 0.02, highest)
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            found = kernels.threshold_cells(values, candidates, 0.02, highest)
+            torch.set_num_threads(threads)
+            assert torch.equal(found, wanted)
+        assert torch.equal(kernels.places_set(found), found.nonzero()[:, 0])
+    assert not bool(kernels.threshold_cells(values, torch.zeros_like(candidates), 0.02, 0.01).any())

@@ -93,7 +93,7 @@ class OccupancyGrid:
         when `everywhere`), and threshold anew. `step_size`: the march's step in a cell."""
         cells = self._candidate_cells()
         if not everywhere and len(cells) > budget:
-            occupied = self.occupied.reshape(-1).nonzero()[:, 0]
+            occupied = kernels.places_set(self.occupied.reshape(-1))
             half, device = (budget // 2,), cells.device
             anywhere = cells[torch.randint(len(cells), half, generator=generator, device=device)]
             if len(occupied) > budget // 2:
@@ -110,10 +110,7 @@ class OccupancyGrid:
     def threshold(self, step_size: float) -> None:
         """Mark as occupied the candidates whose opacity over one step exceeds min(MAX_ALPHA, half the mean over
         candidates)."""
-        optical = self.values * step_size
-        cells = self._candidate_cells()
-        limit = min(MAX_ALPHA, 0.5 * float(optical[cells].clamp_max(1.0).mean())) if len(cells) else 0.0
-        self._set((optical > limit) & self.candidates)
+        self._set(kernels.threshold_cells(self.values, self.candidates, step_size, MAX_ALPHA))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds; `restore` takes it back."""
@@ -126,5 +123,5 @@ class OccupancyGrid:
 
     def _candidate_cells(self) -> Tensor:
         if self._cells is None:
-            self._cells = self.candidates.nonzero()[:, 0]
+            self._cells = kernels.places_set(self.candidates)
         return self._cells

@@ -14,17 +14,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from nerf.errors import UserError, note
-from nerf.kernels import bindings, cuda, cuda_learn, fusion, matching, nearest, network, nvrtc, raster, winding
+from nerf.kernels import (
+    bindings,
+    cpu_learn,
+    cuda,
+    cuda_learn,
+    fusion,
+    matching,
+    nearest,
+    network,
+    nvrtc,
+    raster,
+    winding,
+)
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
 from nerf.kernels.bindings import MAX_NET_LAYERS
 from nerf.kernels.cuda_graph import NotRecorded, RecordedSteps
-from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable
+from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, TableStep
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.matching import MatchSource, MatchWindow
 from nerf.kernels.nearest import Nearest
@@ -69,6 +81,7 @@ __all__ = [
     "RecordedSteps",
     "RenderedRays",
     "Samples",
+    "TableStep",
     "adam_step",
     "backend",
     "be_deterministic",
@@ -91,8 +104,10 @@ __all__ = [
     "network_with_tangents",
     "on_gpu",
     "pack_occupancy",
+    "places_set",
     "ray_jitter",
     "render_rays",
+    "threshold_cells",
     "use",
     "using",
     "winding_numbers",
@@ -256,6 +271,24 @@ def field_forward(positions: Tensor, directions: Tensor | None, field: FieldView
     return sigmas.to(here), None if rgbs is None else rgbs.to(here)
 
 
+def places_set(mask: Tensor) -> Tensor:
+    """The indices [k] int64 at which a mask [n] (bool) holds, in order."""
+    return _backend_of(mask).places_set(mask)
+
+
+def threshold_cells(values: Tensor, candidates: Tensor, step_size: float, highest: float) -> Tensor:
+    """Which of the candidates [n] (bool) are occupied: those whose optical depth over one step, value * step_size,
+    exceeds `highest` or half of its mean over the candidates (each counting 1 at most), whichever is smaller. values
+    [n] float.
+
+    >>> import torch
+    >>> from nerf import kernels
+    >>> kernels.threshold_cells(torch.tensor([0.0, 1.0, 9.0]), torch.ones(3, dtype=torch.bool), 0.1, 0.5)
+    tensor([False, False,  True])
+    """
+    return _backend_of(values).threshold_cells(values, candidates, step_size, highest)
+
+
 def pack_occupancy(occupied: Tensor) -> OccupancyBits | None:
     """The bits that the native march reads, or None where the reference reads the bool tensor itself."""
     return _backend_of(occupied).pack_occupancy(occupied)
@@ -306,7 +339,35 @@ def render_rays(
     return out.scaled(field.config.color_scale).to(here)
 
 
-draw_rays, learn_rays = cuda_learn.draw_rays, cuda_learn.learn_rays  # of the GPU alone
+def draw_rays(
+    table: PhotoTable,
+    cumulative: Tensor | None,
+    seed: int,
+    step: int,
+    n: int,
+    any_direction: bool = False,
+    step_at: Tensor | None = None,
+) -> DrawnRays:
+    """A batch of training rays, on the backends cpu and cuda; see `reference.draw_rays`."""
+    return _learning().draw_rays(table, cumulative, seed, step, n, any_direction, step_at)
+
+
+def learn_rays(
+    drawn: DrawnRays,
+    bits: OccupancyBits,
+    field: FieldView,
+    settings: MarchSettings,
+    sink: GradAccumulator | TableStep,
+    loss: PhotoLoss,
+    error_map: tuple[Tensor, Tensor],
+) -> Learnt:
+    """The gradients of a drawn batch, on the backends cpu and cuda; see `cuda_learn.learn_rays`. A `TableStep` is taken
+    on the CPU alone."""
+    return _learning().learn_rays(drawn, bits, field, settings, sink, loss, error_map)
+
+
+def _learning() -> Any:
+    return cuda_learn if on_gpu() else cpu_learn
 
 
 def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:

@@ -42,6 +42,12 @@ class Backend(Protocol):
     def pack_occupancy(self, occupied: Tensor, /) -> OccupancyBits | None:
         """Bits of a bool grid [levels,R,R,R], None where the grid itself is read."""
 
+    def places_set(self, mask: Tensor, /) -> Tensor:
+        """Indices [k] at which a mask [n] (bool) holds."""
+
+    def threshold_cells(self, values: Tensor, candidates: Tensor, step_size: float, highest: float, /) -> Tensor:
+        """Which cells [n] of an occupancy grid are occupied (bool)."""
+
     def march(self, rays: Rays, occupancy: Occupancy, settings: MarchSettings, /) -> Samples:
         """Occupied intervals; not differentiable."""
 
@@ -90,6 +96,14 @@ class Reference:
     def pack_occupancy(self, occupied: Tensor) -> OccupancyBits | None:
         return None
 
+    def places_set(self, mask: Tensor) -> Tensor:
+        return mask.nonzero()[:, 0]
+
+    def threshold_cells(self, values: Tensor, candidates: Tensor, step_size: float, highest: float) -> Tensor:
+        optical, n = values * step_size, int(candidates.sum())
+        mean = float((optical.clamp_max(1.0) * candidates).sum()) / n if n else 0.0
+        return (optical > min(highest, 0.5 * mean)) & candidates
+
     def field(self, x: Tensor, d: Tensor | None, field: FieldView, /) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
             return self.differentiable_field(x, d, field)
@@ -125,6 +139,8 @@ class Cpu(Reference):
     field = staticmethod(cpu.field_forward)
     render = staticmethod(cpu.render_rays)
     pack_occupancy = staticmethod(cpu.pack_occupancy)
+    places_set = staticmethod(cpu.places_set)
+    threshold_cells = staticmethod(cpu.threshold_cells)
     hashgrid_encode = staticmethod(_hashgrid(cpu.hashgrid_encode))
     ray_jitter = staticmethod(cpu.ray_jitter)
 

@@ -110,6 +110,29 @@ class MatchWindowDesc(ctypes.Structure):  # MatchWindow of cpu_matching.h
     _fields_ = fields(**all_of(_I, "radius step best"), **all_of(_F, "color space noise"))
 
 
+Three = _F * 3
+
+
+class DrawArgs(ctypes.Structure):  # of draw.h
+    _fields_ = fields(
+        **all_of(_P, "pixels offsets widths heights blocks cumulative cameras directions starts"),
+        **all_of(_P, "masks silhouettes mask_offsets silhouette_offsets"),
+        **all_of(_P, "rays_o rays_d viewdirs t_near t_far jitter targets backgrounds used places step_at"),
+        **all_of(_U, "seed step"),
+        **all_of(_I, "n n_blocks side channels bytes has_alpha has_background"),
+        background=Three,
+        **all_of(_F, "exposure half_extent near far"),
+    )
+
+
+class PhotoDesc(ctypes.Structure):  # of cpu_backward.h
+    _fields_ = fields(
+        **all_of(_P, "targets backgrounds used places"),
+        **all_of(_F, "photo_weight surface_weight delta"),
+        **all_of(_P, "errors error_sums error_counts"),
+    )
+
+
 STRUCTS = (
     GridLevel,
     FieldDesc,
@@ -120,6 +143,8 @@ STRUCTS = (
     DepthViewDesc,
     MatchSourceDesc,
     MatchWindowDesc,
+    DrawArgs,
+    PhotoDesc,
 )  # as nerf_sizeof counts them
 
 
@@ -196,9 +221,13 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_field_forward", None, [_P, _P, _P, _LL, _P, _P, _I]),
         ("nerf_march", None, [_P, _P, _P, _P, _P, _P]),
         ("nerf_pack_occupancy", None, [_P, _I, _I, _P, _P]),
+        ("nerf_places_set", _LL, [_P, _LL, _P]),
+        ("nerf_threshold_cells", None, [_P, _P, _LL, _F, _F, _P, _I]),
         ("nerf_render_forward", _P, [_P, _P, _I, _P]),
         ("nerf_render_backward", None, [_P, _P, _P, _P]),
         ("nerf_render_free", None, [_P]),
+        ("nerf_draw_rays", None, [_P, _I]),
+        ("nerf_learn", ctypes.c_double, [_P, _P, _P, _P, _P, _P]),
         ("nerf_adam_step", None, [_P]),
         ("nerf_network", None, [_P]),
         ("nerf_nearest_points", None, [_P, _P, _I, _P, _LL, _P, _P, _P, _I]),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -192,6 +193,24 @@ def pack_occupancy(occupied: Tensor) -> OccupancyBits:
     return OccupancyBits(fine, clearance, r, levels)
 
 
+def places_set(mask: Tensor) -> Tensor:
+    """See `kernels.places_set`."""
+    p, places = (
+        Pointers(),
+        torch.empty(int(np.count_nonzero(mask.numpy())), dtype=torch.int64),
+    )  # torch.sum takes longer
+    native().nerf_places_set(p("mask", mask, (len(mask),), torch.bool), len(mask), places.data_ptr())
+    return places
+
+
+def threshold_cells(values: Tensor, candidates: Tensor, step_size: float, highest: float) -> Tensor:
+    """See `kernels.threshold_cells`."""
+    p, n, occupied = Pointers(), len(values), torch.empty(len(values), dtype=torch.bool)
+    at = p("values", values, (n,)), p("candidates", candidates, (n,), torch.bool)
+    native().nerf_threshold_cells(*at, n, step_size, highest, occupied.data_ptr(), torch.get_num_threads())
+    return occupied
+
+
 def occupancy_desc(bits: OccupancyBits, p: Pointers) -> OccupancyDesc:
     fine = p("fine", bits.fine, (None,), torch.int32)
     return OccupancyDesc(fine, p("clearance", bits.clearance, (None,), torch.uint8), bits.resolution, bits.n_levels)
@@ -210,7 +229,7 @@ def ray_pointers(struct: ctypes.Structure, rays: Rays, p: Pointers) -> None:
         setattr(struct, name, p(name, getattr(rays, name), (n,)))
 
 
-def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
+def render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Pointers) -> RenderDesc:
     n = len(rays.o)
     desc = RenderDesc(
         grid=occupancy_desc(bits, p),
@@ -229,7 +248,7 @@ def _render_desc(rays: Rays, bits: OccupancyBits, settings: MarchSettings, p: Po
 def march(rays: Rays, bits: OccupancyBits, settings: MarchSettings) -> Samples:
     """See `reference.march`: the same samples to the bit. float32. Not differentiable."""
     p, n = Pointers(), len(rays.o)
-    desc = _render_desc(rays, bits, settings, p)
+    desc = render_desc(rays, bits, settings, p)
     counts = torch.zeros(n, dtype=torch.int64)
     native().nerf_march(ctypes.addressof(desc), 0, counts.data_ptr(), 0, 0, 0)
     starts = counts.cumsum(0) - counts
@@ -285,7 +304,7 @@ class _Render(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         n, p = len(rays_o), Pointers()
         field = field_desc(job.field, p)
-        render = _render_desc(job.rays, job.bits, job.settings, p)
+        render = render_desc(job.rays, job.bits, job.settings, p)
         outputs = (torch.zeros(n, 3), *(torch.zeros(n) for _ in range(5)))
         for name, tensor in zip(("colors", *RenderedRays._fields[1:6]), outputs, strict=True):
             setattr(render, name, tensor.data_ptr())
@@ -360,11 +379,12 @@ def render_rays(
 # ---- optimiser -----------------------------------------------------------------------------------------------------
 
 
-def adam_desc(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep, device: str = "cpu") -> AdamDesc:
-    """One step as native code reads it, from tensors that it may write to; torch is told of the change."""
+def adam_desc(param: Tensor, grad: Tensor | None, state: AdamState, step: AdamStep, device: str = "cpu") -> AdamDesc:
+    """One step as native code reads it, from tensors that it may write to; torch is told of the change. grad: None
+    where native code has it."""
     shape = tuple(param.shape)
-    written = {"param": param, "grad": grad, "m": state.m, "v": state.v}
-    written |= {} if step.half_copy is None else {"half_copy": step.half_copy}
+    optional = {"grad": grad, "half_copy": step.half_copy}
+    written = {"param": param, "m": state.m, "v": state.v} | {k: t for k, t in optional.items() if t is not None}
     for name, t in written.items():
         check_in_place(name, t, shape, torch.float16 if name == "half_copy" else torch.float32, device)
     n_columns = shape[-1] if len(shape) > 1 else 1

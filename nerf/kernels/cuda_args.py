@@ -9,9 +9,6 @@ from nerf.kernels.bindings import MAX_LEVELS, FieldDesc, GridLevel, MarchDesc, O
 _P, _I, _F, _LL, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong, ctypes.c_uint32
 
 
-Three = _F * 3
-
-
 class Kept(ctypes.Structure):  # KeptSamples of cuda_samples.h
     _fields_ = fields(
         n=_P, capacity=_I, **all_of(_P, "last_samples totals intervals rgb_sigmas unit_positions links features")
@@ -94,18 +91,6 @@ class PhotoArgs(ctypes.Structure):
         **all_of(_P, "colors opacities second_moments targets backgrounds used places"),
         **all_of(_F, "photo_weight surface_weight delta"),
         **all_of(_P, "rates errors loss error_sums error_counts"),
-    )
-
-
-class DrawArgs(ctypes.Structure):
-    _fields_ = fields(
-        **all_of(_P, "pixels offsets widths heights blocks cumulative cameras directions starts"),
-        **all_of(_P, "masks silhouettes mask_offsets silhouette_offsets"),
-        **all_of(_P, "rays_o rays_d viewdirs t_near t_far jitter targets backgrounds used places step_at"),
-        **all_of(_U, "seed step"),
-        **all_of(_I, "n n_blocks side channels bytes has_alpha has_background"),
-        background=Three,
-        **all_of(_F, "exposure half_extent near far"),
     )
 
 

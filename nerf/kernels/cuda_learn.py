@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from nerf.kernels import cuda_args, nvrtc
-from nerf.kernels.bindings import Pointers, check_in_place
+from nerf.kernels.bindings import DrawArgs, Pointers
 from nerf.kernels.cuda import THREADS, blocks_of, gpu, pointers
 from nerf.kernels.cuda_render import Job, composite_args, field_gradients, forward, writable
-from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable
-from nerf.kernels.records import FieldView, GradAccumulator, MarchSettings, OccupancyBits, Rays
+from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, check_error_map, drawn_by
+from nerf.kernels.records import FieldView, GradAccumulator, MarchSettings, OccupancyBits
 
 
 def draw_rays(
@@ -26,56 +26,12 @@ def draw_rays(
     step_at: Tensor | None = None,
 ) -> DrawnRays:
     """See `reference.draw_rays`: the same numbers, in one launch. `step_at` [1] int32: see `cuda.ray_jitter`."""
-    p, device = Pointers(str(gpu().device)), table.blocks.device  # nothing here is read by more than its own type
-    parts = torch.empty(18 * n, device=device).split([3 * n] * 5 + [n] * 3)
-    o, d, viewdirs, targets, backgrounds = (part.view(n, 3) for part in parts[:5])
-    places = torch.empty(n, dtype=torch.int64, device=device)
-    images, long = len(table.offsets), torch.int64
-    args = cuda_args.DrawArgs(
-        pixels=p("pixels", table.pixels, tuple(table.pixels.shape), table.pixels.dtype),
-        **{name: p(name, getattr(table, name), (images,), long) for name in ("offsets", "widths", "heights")},
-        blocks=p("blocks", table.blocks, (None, 3), long),
-        cumulative=p("cumulative", cumulative, (len(table.blocks),)),
-        cameras=p("cameras", table.cameras, (images, 16)),
-        **dict(zip(("rays_o", "rays_d", "viewdirs", "targets", "backgrounds"), _places(parts[:5]), strict=True)),
-        **dict(zip(("t_near", "t_far", "jitter"), _places(parts[5:]), strict=True)),
-        places=places.data_ptr(),
-        step_at=p("step_at", step_at, (1,), torch.int32),
-        seed=seed & 0xFFFFFFFF,
-        step=step & 0xFFFFFFFF,
-        n=n,
-        n_blocks=len(table.blocks),
-        side=table.side,
-        channels=table.pixels.shape[1],
-        bytes=table.pixels.element_size(),
-        has_alpha=int(table.has_alpha),
-        has_background=int(table.background is not None),
-        background=cuda_args.Three(*(table.background or (0.0, 0.0, 0.0))),
-        exposure=table.exposure,
-        half_extent=table.half_extent,
-        near=table.near,
-        far=table.far,
-    )
-    for name, offsets, held in (
-        ("masks", "mask_offsets", table.masks),
-        ("silhouettes", "silhouette_offsets", table.silhouettes),
-    ):
-        if held is not None:
-            setattr(args, name, p(name, held[0], (None,), torch.uint8))
-            setattr(args, offsets, p(offsets, held[1], (images,), long))
-    used = torch.empty(n, device=device) if table.masks is not None else None
-    args.used = 0 if used is None else used.data_ptr()
-    if table.directions is not None:
-        args.directions = p("directions", table.directions[0], (None, 3))
-        args.starts = p("starts", table.directions[1], (images,), long)
-    if not any_direction:
-        args.viewdirs, viewdirs = 0, d
-    nvrtc.program("cuda_draw.cu").launch("draw_rays", args, blocks_of(n), THREADS)
-    return DrawnRays(Rays(o, d, viewdirs, *parts[5:]), targets, backgrounds, places, used)
+    p = Pointers(str(gpu().device))  # nothing here is read by more than its own type
 
+    def launch(args: DrawArgs) -> None:
+        nvrtc.program("cuda_draw.cu").launch("draw_rays", args, blocks_of(n), THREADS)
 
-def _places(tensors: tuple[Tensor, ...]) -> list[int]:
-    return [t.data_ptr() for t in tensors]
+    return drawn_by(launch, p, table, cumulative, seed, step, n, any_direction, step_at)
 
 
 def learn_rays(
@@ -94,9 +50,7 @@ def learn_rays(
     assert done.kept is not None
     samples, composite = composite_args(done, done.kept)
     errors = torch.empty(n, device=drawn.targets.device)
-    for name, held in zip(("error_map sums", "error_map counts"), error_map, strict=True):
-        check_in_place(name, held, tuple(error_map[0].shape), torch.float32, str(gpu().device))
-    torch.autograd.graph.increment_version(list(error_map))
+    check_error_map(error_map, str(gpu().device))
     colors, opacities, _, _, second_moments, _ = done.outputs
     args = cuda_args.PhotoArgs(
         composite=composite,

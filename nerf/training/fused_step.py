@@ -1,5 +1,6 @@
-"""The usual training step on a GPU in a dozen launches: one kernel draws the batch, and the default loss goes back to
-the field without autograd. It is what `Trainer.learn` does in torch, by other random numbers, where `serves` holds."""
+"""The usual training step in native code: one call draws the batch, another takes the default loss back to the field
+without autograd; on a GPU a dozen launches. It is what `Trainer.learn` does in torch, by other random numbers, where
+`serves` holds."""
 
 from __future__ import annotations
 
@@ -36,24 +37,27 @@ def fused_step(
         drawn = kernels.draw_rays(
             table, sampler.cumulative, config.seed, now.step, now.n_rays, now.diffuse, now.step_at
         )
-        accumulator, bits = optimiser.grad_accumulator, model.occupancy.bits
-        assert accumulator is not None and bits is not None
+        at_once = optimiser.table_step(now.learning_rate, now.step)
+        sink, bits = at_once or optimiser.grad_accumulator, model.occupancy.bits
+        assert sink is not None and bits is not None
         held = isinstance(now.surface, Tensor)  # by the rates that a recorded step reads
         loss = PhotoLoss(weights.photo, 0.0 if held else float(now.surface), now.rates if held else None, HUBER_DELTA)
         done = kernels.learn_rays(
-            *(drawn, bits, field.view(), model.marching.settings(now.step_scale), accumulator, loss),
+            *(drawn, bits, field.view(), model.marching.settings(now.step_scale), sink, loss),
             (sampler.errors, sampler.counts),
         )
-        optimiser.step(now.learning_rate, now.step, now.rates, done.weights_grad)
+        optimiser.step(now.learning_rate, now.step, now.rates, done.weights_grad, with_table=at_once is None)
         return StepResult(done.loss, done.errors, done.evaluated, done.kept, done.capacity)
 
     return learn
 
 
 def serves(scene: Scene, model: Model, sampler: object, weights: Weights, config: TrainConfig) -> bool:
-    """Whether a step is one of a GPU's own kernels: of our field, of photos of 8 or 16 bits in its memory without
-    depths, of an object, for what is before cameras counts elsewhere; and learns nothing else than the field."""
-    if kernels.backend() != "cuda" or config.deterministic or config.refine_poses or config.learns_light:
+    """Whether a step is one of native code: of our field, of photos of 8 or 16 bits in its memory without depths, of an
+    object, for what is before cameras counts elsewhere; and learns nothing else than the field."""
+    if kernels.backend() not in ("cpu", "cuda") or (kernels.on_gpu() and config.deterministic):
+        return False
+    if config.refine_poses or config.learns_light:
         return False
     field, pixels, space = model.field, scene.pixels, scene.space
     if not isinstance(field, RadianceField) or field.config.color_scale != 1.0 or scene.linear or space.warped:

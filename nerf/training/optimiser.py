@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.fields.radiance import RadianceField
-from nerf.kernels import AdamState, AdamStep, GradAccumulator
+from nerf.kernels import AdamState, AdamStep, GradAccumulator, TableStep
 from nerf.training.distributed import ALONE, Ranks
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
+LEVEL_THREADS = 4  # at most so many threads take the table's step level by level: more are idle, for levels are few
 
 
 def grad_accumulator_of(field: nn.Module) -> GradAccumulator | None:
     """Where the gradient of our field's table is added up; None for other fields, whose gradients lie in `.grad`."""
-    return GradAccumulator(torch.zeros_like(field.table.data)) if isinstance(field, RadianceField) else None
+    if not isinstance(field, RadianceField):
+        return None
+    table = field.table.data
+    if table.device.type != "cpu":
+        return GradAccumulator(torch.zeros_like(table))
+    return GradAccumulator(torch.from_numpy(np.zeros(table.shape, np.float32)))  # no memory until something is added
 
 
 class FieldOptimiser:
@@ -53,11 +60,27 @@ class FieldOptimiser:
         self.grad_accumulator = grad_accumulator_of(field)
         refresh_half(field)
 
+    def table_step(self, learning_rate: float, step: int) -> TableStep | None:
+        """What our field's table is to do with its gradient where that is made: on the CPU, alone, with few threads;
+        None elsewhere."""
+        ours = self.field if isinstance(self.field, RadianceField) else None
+        if ours is None or kernels.on_gpu() or self.ranks.size > 1 or not ours.table.requires_grad:
+            return None
+        if torch.get_num_threads() > LEVEL_THREADS:
+            return None
+        state = next(s for s, live in zip(self.states, self.live, strict=True) if live is ours.table)
+        return TableStep(state, AdamStep(learning_rate, step + 1, True, ours.table_half, True))
+
     def step(
-        self, learning_rate: float, step: int, rates: Tensor | None = None, layers_grad: Tensor | None = None
+        self,
+        learning_rate: float,
+        step: int,
+        rates: Tensor | None = None,
+        layers_grad: Tensor | None = None,
+        with_table: bool = True,
     ) -> None:
         """Step number `step` (from 0) from the gradients, which are cleared. rates: see `AdamStep`; layers_grad [n]:
-        that of `flat`, where the layers' own are not there."""
+        that of `flat`, where the layers' own are not there; with_table: the table has not taken its `table_step`."""
         ours = self.field if isinstance(self.field, RadianceField) else None
         gradients = [p.grad for p in self.layers if p.grad is not None]
         if layers_grad is None and gradients and len(gradients) == len(self.layers):
@@ -70,6 +93,8 @@ class FieldOptimiser:
         for p, state, live in zip(self.parameters, self.states, self.live, strict=True):
             is_table, grad, half = False, live.grad, None
             if ours is not None and self.grad_accumulator is not None and live is ours.table:
+                if not with_table:
+                    continue
                 is_table, grad, half = True, self.grad_accumulator.table, ours.table_half
                 self.ranks.mean_rows(grad)
             else:

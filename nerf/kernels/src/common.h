@@ -37,6 +37,17 @@ NERF_FN float f_min(float a, float b) { return a < b ? a : b; }
 NERF_FN float f_max(float a, float b) { return a > b ? a : b; }  // b where a is NaN
 NERF_FN float f_clamp(float x, float low, float high) { return f_min(f_max(x, low), high); }
 
+// What lane-generic code asks for, of single numbers; cpu_simd.h has the same for short vectors.
+NERF_FN float splat(float x, float) { return x; }
+NERF_FN float select(bool c, float a, float b) { return c ? a : b; }
+NERF_FN u32 select(bool c, u32 a, u32 b) { return c ? a : b; }
+NERF_FN bool any_lane(bool c) { return c; }
+NERF_FN bool b_not(bool c) { return !c; }
+NERF_FN u32 to_unsigned(float x) { return (u32)x; }  // of 0 and more
+NERF_FN float to_float(u32 x) { return (float)x; }
+NERF_FN u32 byte_at(const unsigned char* bytes, u32 index) { return bytes[index]; }
+NERF_FN bool bit_set(const u32* bits, u32 index, bool asked) { return asked && ((bits[index >> 5] >> (index & 31u)) & 1u); }
+
 // Density activation exp(h), held at h = 15 from above so that a step too far cannot overflow (truncated exponential).
 static const float DENSITY_LOGIT_MAX = 15.0f;
 

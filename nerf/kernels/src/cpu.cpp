@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "cpu_adam.h"
+#include "cpu_backward.h"
 #include "cpu_bvh.h"
 #include "cpu_fusion.h"
 #include "cpu_matching.h"
 #include "cpu_network.h"
+#include "cpu_occupancy.h"
 #include "cpu_raster.h"
-#include "cpu_render.h"
+#include "draw.h"
 #include "cpu_winding.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -18,7 +20,7 @@ EXPORT const char* nerf_source_hash() { return NERF_SOURCE_HASH; }
 EXPORT int nerf_sizeof(int which) {
   const int sizes[] = {sizeof(GridLevel), sizeof(FieldDesc), sizeof(RenderDesc), sizeof(RenderGrads),
                        sizeof(AdamDesc),  sizeof(NetDesc),   sizeof(DepthView),  sizeof(MatchSource),
-                       sizeof(MatchWindow)};
+                       sizeof(MatchWindow), sizeof(DrawArgs), sizeof(PhotoDesc)};
   return which >= 0 && which < (int)(sizeof(sizes) / sizeof(sizes[0])) ? sizes[which] : -1;
 }
 EXPORT int nerf_lanes() { return LANES; }
@@ -146,12 +148,14 @@ EXPORT void nerf_field_forward(const FieldDesc* f, const float* positions, const
     }
     const float* columns[3] = {unit[0].data(), unit[1].data(), unit[2].data()};
     encode_field(*f, columns, count, staged.data(), count);
-    static thread_local MlpChunk density, color;
+    struct Room { MlpChunk density, color; };
+    Room& room = thread_room<Room>();
+    MlpChunk &density = room.density, &color = room.color;
     alignas(64) float chunk_s[CHUNK], chunk_c[CHUNK * 3];
     for (int first = 0; first < count; first += CHUNK) {
       const int size = count - first < CHUNK ? count - first : CHUNK;
       gather_features(*f, staged.data(), count, first, size, density.layer[0]);
-      mlp_forward(nets.density, density);
+      mlp_forward(nets.density, density, size);
       const float* h = density.layer[nets.density.n_layers];
       chunk_sigmas(h, f->density_bias, chunk_s);
       std::memcpy(sigmas + start + first, chunk_s, sizeof(float) * size);
@@ -161,7 +165,7 @@ EXPORT void nerf_field_forward(const FieldDesc* f, const float* positions, const
         sh4(d[0], d[1], d[2], color.layer[0] + s * 32);
         std::memcpy(color.layer[0] + s * 32 + 16, h + s * 16, sizeof(float) * 16);
       }
-      mlp_forward(nets.color, color);
+      mlp_forward(nets.color, color, size);
       chunk_rgbs(color.layer[nets.color.n_layers], chunk_c);
       std::memcpy(rgbs + (start + first) * 3, chunk_c, sizeof(float) * 3 * size);
     }
@@ -191,48 +195,14 @@ EXPORT void nerf_march(const RenderDesc* r, const long long* starts, long long* 
   });
 }
 
-// See OccupancyBits in march.h. The clearance is a chamfer transform: two sweeps, each taking over from the neighbours behind.
 EXPORT void nerf_pack_occupancy(const unsigned char* occupied, int n_levels, int resolution, u32* fine,
                                 unsigned char* clearance) {
-  const int R = resolution, RB = R / (int)BLOCK, side = RB + 2;
-  std::memset(fine, 0, sizeof(u32) * ((size_t)n_levels * R * R * R / 32));
-  std::vector<unsigned char> distance((size_t)side * side * side);  // with a border of one block
-  auto at = [side](int x, int y, int z) { return ((size_t)(z + 1) * side + y + 1) * side + x + 1; };
-  for (int level = 0; level < n_levels; ++level) {
-    // Past the outermost level there is nothing; past the others, and where a finer level serves, nothing is known here.
-    std::memset(distance.data(), level + 1 < n_levels ? 0 : 255, distance.size());
-    for (int z = 0; z < RB; ++z)
-      for (int y = 0; y < RB; ++y)
-        for (int x = 0; x < RB; ++x) {
-          auto inside = [RB](int c) { return c >= RB / 4 && c < RB - RB / 4; };
-          distance[at(x, y, z)] = level > 0 && inside(x) && inside(y) && inside(z) ? 0 : 255;
-        }
-    for (int z = 0; z < R; ++z)
-      for (int y = 0; y < R; ++y) {
-        const size_t row = (((size_t)level * R + z) * R + y) * R;
-        for (int x = 0; x < R; ++x)
-          if (occupied[row + x]) {
-            fine[(row + x) >> 5] |= 1u << ((row + x) & 31);
-            distance[at(x / (int)BLOCK, y / (int)BLOCK, z / (int)BLOCK)] = 0;
-          }
-      }
-    for (int sweep = 0; sweep < 2; ++sweep)
-      for (int i = 0; i < RB * RB * RB; ++i) {
-        const int k = sweep == 0 ? i : RB * RB * RB - 1 - i, back = sweep == 0 ? -1 : 1;
-        const int x = k % RB, y = k / RB % RB, z = k / RB / RB;
-        unsigned char& here = distance[at(x, y, z)];
-        if (here == 0) continue;
-        int least = distance[at(x + back, y, z)];
-        for (int dx = -1; dx <= 1; ++dx) {
-          least = std::min<int>(least, distance[at(x + dx, y + back, z)]);
-          for (int dy = -1; dy <= 1; ++dy) least = std::min<int>(least, distance[at(x + dx, y + dy, z + back)]);
-        }
-        here = (unsigned char)std::min<int>(here, std::min(least + 1, 255));
-      }
-    for (int z = 0; z < RB; ++z)
-      for (int y = 0; y < RB; ++y)
-        std::memcpy(clearance + (((size_t)level * RB + z) * RB + y) * RB, &distance[at(0, y, z)], RB);
-  }
+  pack_occupancy(occupied, n_levels, resolution, fine, clearance);
+}
+EXPORT long long nerf_places_set(const unsigned char* mask, long long n, long long* places) { return places_set(mask, n, places); }
+EXPORT void nerf_threshold_cells(const float* values, const unsigned char* candidates, long long n, float step_size, float highest,
+                                 unsigned char* occupied, int n_threads) {
+  threshold_cells(values, candidates, n, step_size, highest, occupied, n_threads);
 }
 
 // ---- fused render --------------------------------------------------------------------------------------------------------
@@ -245,6 +215,29 @@ EXPORT void nerf_render_backward(void* context, const FieldDesc* f, const Render
 }
 EXPORT void nerf_render_free(void* context) { give_context((RenderContext*)context); }
 
+// ---- a training step ------------------------------------------------------------------------------------------------------
+
+EXPORT void nerf_draw_rays(const DrawArgs* args, int n_threads) {
+  const int block = 256, few = 16, n_blocks = (args->n + block - 1) / block;
+  parallel_for(n_blocks, n_threads, [&](int b) {
+    DrawnPixel drawn[few] = {};
+    const int last = std::min((b + 1) * block, args->n);
+    for (int first = b * block; first < last; first += few) {  // all of a few pixels are on their way at once
+      const int count = std::min(few, last - first);
+      long long from = drawn[few - 1].place;
+      for (int k = 0; k < count; ++k) {
+        drawn[k] = draw_pixel(*args, first + k, from);
+        from = drawn[k].place;
+        __builtin_prefetch((const char*)args->pixels + numbers_of(*args, drawn[k]) * args->bytes);
+      }
+      for (int k = 0; k < count; ++k) draw_ray(*args, first + k, drawn[k]);
+    }
+  });
+}
+EXPORT double nerf_learn(const FieldDesc* f, const RenderDesc* r, const PhotoDesc* p, const RenderGrads* g, const AdamDesc* adam,
+                         long long* counts) {
+  return learn(*f, *r, *p, *g, adam, counts);
+}
 EXPORT void nerf_adam_step(const AdamDesc* a) { adam_rows(*a); }
 EXPORT void nerf_jitter(u32 seed, u32 step, int n, float* out) {
   for (int i = 0; i < n; ++i) out[i] = hash_to_unit(seed, step, (u32)i);

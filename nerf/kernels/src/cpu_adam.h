@@ -52,21 +52,33 @@ NERF_FN vint rows_with_gradient(vfloat g) {
 }
 
 static void adam_rows(const AdamDesc& a) {
-  const long long block = 1 << 14;
+  constexpr int block = 1 << 14;
   const int n_blocks = (int)((a.n_rows + block - 1) / block);
   parallel_for(n_blocks, a.n_threads, [&](int b) {
-    const long long first = b * block, last = first + block < a.n_rows ? first + block : a.n_rows;
+    const long long first = (long long)b * block, last = first + block < a.n_rows ? first + block : a.n_rows;
     const int n = a.n_columns;
     long long r = first;
     if (n == 4) {
-      const vint nothing = {}, everything = ~nothing;
-      for (; r + LANES / 4 <= last; r += LANES / 4) {
-        const vfloat g = vload(a.grad + (size_t)r * 4);
-        const vint on = a.skip_zero_rows ? rows_with_gradient(g) : everything;
-        bool any = false;
-        for (int i = 0; i < LANES; i += 4) any |= on[i] != 0;
-        if (any) adam_vector(a, (size_t)r * 4, g, on);
+      // First which vectors have a gradient, then their steps: which they are cannot be predicted, but fetched ahead.
+      const int per_vector = LANES / 4, n_vectors = (int)(last - first) / per_vector;
+      const float* grads = a.grad + (size_t)first * 4;
+      int touched[block / per_vector], n_touched = 0;
+      for (int i = 0; i < n_vectors; ++i) {
+        touched[n_touched] = i;
+        n_touched += !a.skip_zero_rows || any_lane(vload(grads + (size_t)i * LANES) != 0.0f);
       }
+      for (int k = 0; k < n_touched; ++k) {
+        const int ahead = touched[k + 12 < n_touched ? k + 12 : n_touched - 1];
+        const size_t at = (size_t)first * 4 + (size_t)ahead * LANES;
+        __builtin_prefetch(a.param + at, 1);
+        __builtin_prefetch(a.m + at, 1);
+        __builtin_prefetch(a.v + at, 1);
+        if (a.half_copy) __builtin_prefetch(a.half_copy + at, 1);
+        const vfloat g = vload(grads + (size_t)touched[k] * LANES);
+        const vint nothing = {};
+        adam_vector(a, (size_t)first * 4 + (size_t)touched[k] * LANES, g, a.skip_zero_rows ? rows_with_gradient(g) : ~nothing);
+      }
+      r = first + (long long)n_vectors * per_vector;
     }
     for (; r < last; ++r) {
       const size_t at = (size_t)r * n;

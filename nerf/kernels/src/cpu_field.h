@@ -84,25 +84,25 @@ struct MlpChunk {
   alignas(64) float layer[MAX_LAYERS + 1][CHUNK * MAX_WIDTH];
 };
 
-// Runs the first `layers` of the network's layers.
+// Runs the first `layers` of the network's layers, for whole sixteens of the chunk's rows.
 template <class E>
-static void mlp_forward_in(const Mlp& net, MlpChunk& a, int layers) {
+static void mlp_forward_in(const Mlp& net, MlpChunk& a, int layers, int rows) {
   alignas(64) u32 room[CHUNK * MAX_WIDTH / 2];
   const int per_k = Packed<E>::PER_K;
+  rows = (rows + 15) / 16 * 16;
   for (int l = 0; l < layers; ++l) {
     const int n_in = net.dims[l], n_out = net.dims[l + 1];
-    const auto x = Packed<E>::along_rows(a.layer[l], CHUNK * n_in, room);
-    gemm<E>(CHUNK, n_out, n_in / per_k, x, n_in / per_k, 1, WeightsOf<E>::forward(net, l), a.layer[l + 1], false);
-    if (l + 1 < net.n_layers)
-      for (int i = 0; i < CHUNK * n_out; i += LANES)
-        vstore(a.layer[l + 1] + i, vmax(vset(0.0f), vload(a.layer[l + 1] + i)));
+    const auto x = Packed<E>::along_rows(a.layer[l], rows * n_in, room);
+    gemm<E>(rows, n_out, n_in / per_k, x, n_in / per_k, 1, WeightsOf<E>::forward(net, l), a.layer[l + 1], false,
+            l + 1 < net.n_layers);
   }
 }
 
-// On entry grad holds dL/d(output) [CHUNK, dims[n]], rows past the last sample zero. On exit it holds dL/d(input).
+// On entry grad holds dL/d(output) [CHUNK, dims[n]], rows past the last sample zero. On exit it holds dL/d(input) from its
+// column `from` on, a multiple of 16: [CHUNK, dims[0] - from].
 // dL/dW_l = dY^T X (added to grad_weights);  dX = dY W_l;  ReLU passes where its output was positive.
 template <class E>
-static void mlp_backward_in(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights) {
+static void mlp_backward_in(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights, int from) {
   alignas(64) u32 rooms[3][CHUNK * MAX_WIDTH / 2];
   const int per_k = Packed<E>::PER_K;
   for (int l = net.n_layers - 1; l >= 0; --l) {
@@ -111,25 +111,27 @@ static void mlp_backward_in(const Mlp& net, const MlpChunk& a, float* grad, floa
     const auto x_down = Packed<E>::along_columns(a.layer[l], CHUNK, n_in, rooms[1]);
     const auto dy = Packed<E>::along_rows(grad, CHUNK * n_out, rooms[2]);
     gemm<E>(net.padded_out(l), n_in, CHUNK / per_k, dy_down, 1, n_out, x_down, grad_weights + net.grad_offset(l), true);
-    gemm<E>(CHUNK, n_in, net.padded_out(l) / per_k, dy, n_out / per_k, 1, WeightsOf<E>::backward(net, l), scratch, false);
+    const int skipped = l > 0 ? 0 : from, n_wanted = n_in - skipped;
+    gemm<E>(CHUNK, n_wanted, net.padded_out(l) / per_k, dy, n_out / per_k, 1, WeightsOf<E>::backward(net, l) + skipped, scratch,
+            false, false, n_in);
     if (l > 0)
       for (int i = 0; i < CHUNK * n_in; i += LANES) {
         const vint on = vload(a.layer[l] + i) > vset(0.0f);
         vstore(grad + i, (vfloat)((vint)vload(scratch + i) & on));
       }
     else
-      std::memcpy(grad, scratch, sizeof(float) * CHUNK * n_in);
+      std::memcpy(grad, scratch, sizeof(float) * CHUNK * n_wanted);
   }
 }
 
-static void mlp_forward(const Mlp& net, MlpChunk& a, int layers) {
-  if (net.bf16) mlp_forward_in<Pair>(net, a, layers);
-  else mlp_forward_in<Single>(net, a, layers);
+static void mlp_forward(const Mlp& net, MlpChunk& a, int layers, int rows) {
+  if (net.bf16) mlp_forward_in<Pair>(net, a, layers, rows);
+  else mlp_forward_in<Single>(net, a, layers, rows);
 }
-static void mlp_forward(const Mlp& net, MlpChunk& a) { mlp_forward(net, a, net.n_layers); }
-static void mlp_backward(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights) {
-  if (net.bf16) mlp_backward_in<Pair>(net, a, grad, scratch, grad_weights);
-  else mlp_backward_in<Single>(net, a, grad, scratch, grad_weights);
+static void mlp_forward(const Mlp& net, MlpChunk& a, int rows) { mlp_forward(net, a, net.n_layers, rows); }
+static void mlp_backward(const Mlp& net, const MlpChunk& a, float* grad, float* scratch, float* grad_weights, int from) {
+  if (net.bf16) mlp_backward_in<Pair>(net, a, grad, scratch, grad_weights, from);
+  else mlp_backward_in<Single>(net, a, grad, scratch, grad_weights, from);
 }
 
 struct FieldNets {
@@ -155,6 +157,11 @@ static void encode_all_levels(const FieldDesc& f, const T* table, const float* c
 static void encode_field(const FieldDesc& f, const float* const* unit, int n, float* features, size_t capacity) {
   if (f.table_half) encode_all_levels(f, f.table_half, unit, n, features, capacity);
   else encode_all_levels(f, f.table, unit, n, features, capacity);
+}
+
+// Copies a row of n numbers, a multiple of 16.
+NERF_FN void copy_row(float* to, const float* from, int n) {
+  for (int i = 0; i < n; i += LANES) vstore(to + i, vload(from + i));
 }
 
 // Rows [first, first + count) of level-major features into the network's input; missing rows of the chunk become zero.

@@ -35,7 +35,7 @@ static bool has_bf16() { return false; }
 
 template <class E, int MR, int NV>
 static inline void gemm_tile(int K, const typename E::type* A, int a_row, int a_k, const typename E::type* B, int b_row,
-                             float* C, int c_row, bool accumulate) {
+                             float* C, int c_row, bool accumulate, bool relu = false) {
   vfloat acc[MR][NV];
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
@@ -55,34 +55,35 @@ static inline void gemm_tile(int K, const typename E::type* A, int a_row, int a_
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) vstore(C + m * c_row + v * LANES, acc[m][v]);
+    for (int v = 0; v < NV; ++v) vstore(C + m * c_row + v * LANES, relu ? vmax(vset(0.0f), acc[m][v]) : acc[m][v]);
 }
 
 template <class E, int MR, int NV>
 static inline void gemm_tiles(int M, int N, int K, const typename E::type* A, int a_row, int a_k,
-                              const typename E::type* B, float* C, bool accumulate) {
+                              const typename E::type* B, int b_row, float* C, bool accumulate, bool relu) {
   for (int n = 0; n < N; n += NV * LANES)
     for (int m = 0; m < M; m += MR)
-      gemm_tile<E, MR, NV>(K, A + m * a_row, a_row, a_k, B + n, N, C + m * N + n, N, accumulate);
+      gemm_tile<E, MR, NV>(K, A + m * a_row, a_row, a_k, B + n, b_row, C + m * N + n, N, accumulate, relu);
 }
 
-// K counts elements of A and B: numbers, or pairs of them.
+// K counts elements of A and B: numbers, or pairs of them. B's rows are b_row apart (0: N); relu: of the sums.
 template <class E>
 static void gemm(int M, int N, int K, const typename E::type* A, int a_row, int a_k, const typename E::type* B, float* C,
-                 bool accumulate) {
+                 bool accumulate, bool relu = false, int b_row = 0) {
+  if (b_row == 0) b_row = N;
 #if LANES == 16
   if (N % 64 == 0) {
-    if (M % 6 == 0) gemm_tiles<E, 6, 4>(M, N, K, A, a_row, a_k, B, C, accumulate);
-    else gemm_tiles<E, 4, 4>(M, N, K, A, a_row, a_k, B, C, accumulate);
+    if (M % 6 == 0) gemm_tiles<E, 6, 4>(M, N, K, A, a_row, a_k, B, b_row, C, accumulate, relu);
+    else gemm_tiles<E, 4, 4>(M, N, K, A, a_row, a_k, B, b_row, C, accumulate, relu);
   } else if (N % 32 == 0) {
-    if (M % 8 == 0) gemm_tiles<E, 8, 2>(M, N, K, A, a_row, a_k, B, C, accumulate);
-    else gemm_tiles<E, 4, 2>(M, N, K, A, a_row, a_k, B, C, accumulate);
+    if (M % 8 == 0) gemm_tiles<E, 8, 2>(M, N, K, A, a_row, a_k, B, b_row, C, accumulate, relu);
+    else gemm_tiles<E, 4, 2>(M, N, K, A, a_row, a_k, B, b_row, C, accumulate, relu);
   } else {
-    if (M % 16 == 0) gemm_tiles<E, 16, 1>(M, N, K, A, a_row, a_k, B, C, accumulate);
-    else gemm_tiles<E, 4, 1>(M, N, K, A, a_row, a_k, B, C, accumulate);
+    if (M % 16 == 0) gemm_tiles<E, 16, 1>(M, N, K, A, a_row, a_k, B, b_row, C, accumulate, relu);
+    else gemm_tiles<E, 4, 1>(M, N, K, A, a_row, a_k, B, b_row, C, accumulate, relu);
   }
 #else
-  gemm_tiles<E, 4, 2>(M, N, K, A, a_row, a_k, B, C, accumulate);
+  gemm_tiles<E, 4, 2>(M, N, K, A, a_row, a_k, B, b_row, C, accumulate, relu);
 #endif
 }
 

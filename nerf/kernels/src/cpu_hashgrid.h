@@ -7,7 +7,7 @@
 #include "cpu_simd.h"
 #include "hashgrid.h"
 
-static const int GRID_BLOCK = 16;
+static const int GRID_BLOCK = 32;  // samples: their rows are fetched while the block before is summed, so that many are on their way
 
 // Half-precision rows halve the cache footprint of a table; the master copy stays float.
 typedef unsigned short half_bits;

@@ -66,3 +66,62 @@ NERF_FN vfloat vexp(vfloat x) {
   const vfloat y = p * (vfloat)exponent;
   return is_number ? (vfloat)((vint)y & alive) : input;  // a NaN stays a NaN: training must notice it
 }
+
+// ---- what lane-generic code asks for: see common.h. The march's numbers are the same to the bit as those of single lanes ----
+
+NERF_FN vfloat f_min(vfloat a, vfloat b) { return a < b ? a : b; }
+NERF_FN vfloat f_max(vfloat a, vfloat b) { return a > b ? a : b; }
+NERF_FN vfloat f_abs(vfloat x) { return (vfloat)((vint)x & 0x7fffffff); }
+NERF_FN vfloat splat(float x, vfloat) { return vset(x); }
+NERF_FN vfloat select(vint c, vfloat a, vfloat b) { return c ? a : b; }
+NERF_FN vuint select(vint c, vuint a, vuint b) { return c ? a : b; }
+NERF_FN vint b_not(vint c) { return ~c; }
+NERF_FN vuint to_unsigned(vfloat x) { return (vuint)__builtin_convertvector(x, vint); }
+NERF_FN vfloat to_float(vuint x) { return __builtin_convertvector((vint)x, vfloat); }
+NERF_FN u32 lane_bits(vint c) {  // one bit a lane
+#if defined(__AVX512F__)
+  return (u32)_mm512_movepi32_mask((__m512i)c);
+#elif defined(__AVX2__)
+  return (u32)_mm256_movemask_ps((__m256)c);
+#else
+  u32 bits = 0;
+  for (int i = 0; i < LANES; ++i) bits |= (c[i] ? 1u : 0u) << i;
+  return bits;
+#endif
+}
+NERF_FN bool any_lane(vint c) { return lane_bits(c) != 0; }
+NERF_FN vfloat f_fma(vfloat a, vfloat b, vfloat c) {
+#if defined(__FMA__)
+  return vfma(a, b, c);
+#else
+  for (int i = 0; i < LANES; ++i) a[i] = f_fma(a[i], b[i], c[i]);
+  return a;
+#endif
+}
+NERF_FN vfloat f_floor(vfloat x) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_roundscale_ps((__m512)x, 9);  // down, without exceptions
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_floor_ps((__m256)x);
+#else
+  for (int i = 0; i < LANES; ++i) x[i] = f_floor(x[i]);
+  return x;
+#endif
+}
+NERF_FN vuint words_at(const u32* words, vuint index) {
+#if defined(__AVX512F__)
+  return (vuint)_mm512_i32gather_epi32((__m512i)index, words, 4);
+#elif defined(__AVX2__)
+  return (vuint)_mm256_i32gather_epi32((const int*)words, (__m256i)index, 4);
+#else
+  for (int i = 0; i < LANES; ++i) index[i] = words[index[i]];
+  return index;
+#endif
+}
+// Bytes of an array whose length and start are multiples of 4 (little-endian).
+NERF_FN vuint byte_at(const unsigned char* bytes, vuint index) {
+  return words_at((const u32*)bytes, index >> 2) >> ((index & 3) << 3) & 255;
+}
+NERF_FN vint bit_set(const u32* bits, vuint index, vint) {
+  return (vint)(words_at(bits, index >> 5) >> (index & 31)) << 31 >> 31;
+}

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 #endif
+#include <memory>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -48,4 +49,11 @@ static void parallel_for(int n_tasks, int n_threads, const Body& body) {
   work();
   for (auto& t : threads) t.join();
 #endif
+}
+
+// Memory of this thread that lasts: asked for once a task, for finding it takes a call.
+template <class T>
+static T& thread_room() {
+  static thread_local std::unique_ptr<T> room(new T);
+  return *room;
 }

@@ -10,15 +10,15 @@ NERF_FN float random_unit(u32 seed, int stream, u32 step, int ray) {
   return hash_to_unit(seed + (u32)stream * STREAM, step, (u32)ray);
 }
 
-// The first of n growing shares of the total probability that is not below u; u falls into its place.
-NERF_FN long long place_of(const float* cumulative, long long n, float u) {
-  long long low = 0, high = n;
+// The first of the growing shares of the total probability in [low, high) that is not below u, else high; u falls into its
+// place.
+NERF_FN long long place_of(const float* cumulative, long long low, long long high, float u) {
   while (low < high) {
     const long long middle = (low + high) / 2;
     if (cumulative[middle] < u) low = middle + 1;
     else high = middle;
   }
-  return low < n ? low : n - 1;
+  return low;
 }
 
 // A direction that is nearly as likely as any other: three nearly normal numbers, each a sum of four.
@@ -49,4 +49,110 @@ NERF_FN void ray_box(const float* o, const float* d, float half, float near, flo
   }
   *t_near = enter;
   *t_far = leave;
+}
+
+struct DrawArgs {
+  const void* pixels;                             // [total, channels], integers of `bytes`
+  const long long *offsets, *widths, *heights;    // [images]
+  const long long* blocks;                        // [n_blocks, 3] image, block row, block column
+  const float* cumulative;                        // [n_blocks] of their probabilities; null: all are as likely
+  const float* cameras;                           // [images, 16] see Cameras._packed
+  const float* directions;                        // of every pixel of every lens; null: lenses without distortion
+  const long long* starts;                        // [images] the first of each image's lens
+  const unsigned char *masks, *silhouettes;       // bits, the highest first: pixels that count; those of the object; or null
+  const long long *mask_offsets, *silhouette_offsets;  // [images] the byte with which each image's begin
+  float *rays_o, *rays_d, *viewdirs;              // [n, 3]; viewdirs null: those of the rays
+  float *t_near, *t_far, *jitter;                 // [n]
+  float *targets, *backgrounds;                   // [n, 3]
+  float* used;                                    // [n] 0 where a mask excludes the pixel; null without masks
+  long long* places;                              // [n] the blocks that were drawn from
+  const u32* step_at;                             // the step, where it is not known at launch; or null
+  u32 seed, step;
+  int n, n_blocks, side, channels, bytes;
+  int has_alpha, has_background;
+  float background[3];                            // behind what is opaque, where one is known
+  float exposure, half_extent, near, far;
+};
+
+NERF_FN float pixel_value(const DrawArgs& args, size_t at) {
+  return args.bytes == 1 ? (float)((const unsigned char*)args.pixels)[at] / 255.0f
+                         : (float)((const unsigned short*)args.pixels)[at] / 65535.0f;
+}
+
+NERF_FN float bit_at(const unsigned char* bits, long long first, long long pixel) {
+  return (float)((bits[first + (pixel >> 3)] >> (7 - (int)(pixel & 7))) & 1);
+}
+
+struct DrawnPixel {
+  long long place, image, row, column, pixel;  // pixel: its number in the image
+};
+
+NERF_FN size_t numbers_of(const DrawArgs& args, const DrawnPixel& p) {  // where the pixel's begin
+  return (size_t)(args.offsets[p.image] + p.pixel) * args.channels;
+}
+
+// Pixel i of the batch. from: a place that is not beyond its own, as 0 or that of a pixel before.
+NERF_FN DrawnPixel draw_pixel(const DrawArgs& args, int i, long long from) {
+  const u32 step = args.step_at ? *args.step_at : args.step;
+  const float u = ((float)i + random_unit(args.seed, PLACE, step, i)) / (float)args.n;
+  DrawnPixel p;
+  p.place = (long long)(u * (float)args.n_blocks);
+  if (args.cumulative) {
+    long long to = args.n_blocks;
+    if (from > 0) {  // probably near
+      long long ahead = 1;
+      for (; from + ahead < args.n_blocks && args.cumulative[from + ahead] < u; ahead *= 2) from += ahead;
+      to = from + ahead < args.n_blocks ? from + ahead : args.n_blocks;
+    }
+    p.place = place_of(args.cumulative, from, to, u);
+  }
+  if (p.place >= args.n_blocks) p.place = args.n_blocks - 1;
+  p.image = args.blocks[3 * p.place];
+  const int inside = (int)(random_unit(args.seed, INSIDE, step, i) * (float)(args.side * args.side));
+  p.row = args.blocks[3 * p.place + 1] * args.side + inside / args.side;
+  p.column = args.blocks[3 * p.place + 2] * args.side + inside % args.side;
+  if (p.row >= args.heights[p.image]) p.row = args.heights[p.image] - 1;
+  if (p.column >= args.widths[p.image]) p.column = args.widths[p.image] - 1;
+  p.pixel = p.row * args.widths[p.image] + p.column;
+  return p;
+}
+
+// What pixel i shows, and its ray.
+NERF_FN void draw_ray(const DrawArgs& args, int i, const DrawnPixel& drawn) {
+  const u32 step = args.step_at ? *args.step_at : args.step;
+  const long long image = drawn.image, row = drawn.row, column = drawn.column, pixel = drawn.pixel;
+  args.places[i] = drawn.place;
+
+  const size_t at = numbers_of(args, drawn);
+  float alpha = args.has_alpha ? pixel_value(args, at + args.channels - 1) : 1.0f;
+  if (args.silhouettes) alpha = bit_at(args.silhouettes, args.silhouette_offsets[image], pixel);
+  if (args.masks) args.used[i] = bit_at(args.masks, args.mask_offsets[image], pixel);
+  for (int c = 0; c < 3; ++c) {
+    float behind = random_unit(args.seed, BEHIND + c, step, i) / args.exposure;
+    if (args.has_background && alpha > 0.5f) behind = args.background[c];
+    args.backgrounds[3 * i + c] = behind;
+    args.targets[3 * i + c] = pixel_value(args, at + (args.channels >= 3 ? c : 0)) * alpha + behind * (1.0f - alpha);
+  }
+
+  const float* p = args.cameras + 16 * image;
+  float x = ((float)column - p[14]) * p[12], y = ((float)row - p[15]) * p[13], z = 1.0f;
+  if (args.directions) {
+    const float* own = args.directions + 3 * (args.starts[image] + pixel);
+    x = own[0], y = own[1], z = own[2];
+  }
+  float o[3], d[3], length = 0.0f;
+  for (int a = 0; a < 3; ++a) {
+    o[a] = p[9 + a];
+    d[a] = p[6 + a] * z + p[a] * x + p[3 + a] * y;
+    length += d[a] * d[a];
+  }
+  length = f_sqrt(length);
+  for (int a = 0; a < 3; ++a) {
+    d[a] /= length;
+    args.rays_o[3 * i + a] = o[a];
+    args.rays_d[3 * i + a] = d[a];
+  }
+  ray_box(o, d, args.half_extent, args.near, args.far, args.t_near + i, args.t_far + i);
+  args.jitter[i] = random_unit(args.seed, JITTER, step, i);
+  if (args.viewdirs) any_direction(args.seed, step, i, args.viewdirs + 3 * i);
 }

@@ -2,14 +2,16 @@
 #pragma once
 #include "common.h"
 
-// x in [-1,1]^3 -> (x + 1) / 2;  contracted: y = x inside the unit box, else (2 - 1/r) x / r with r = |x|_inf; (y + 2) / 4.
-NERF_FN void scene_to_unit(const float* x, bool contracted, float* unit) {
+// Lane-generic, as the march. x in [-1,1]^3 -> (x + 1) / 2;  contracted: y = x inside the unit box, else (2 - 1/r) x / r with r = |x|_inf; (y + 2) / 4.
+template <class F>
+NERF_FN void scene_to_unit(const F* x, bool contracted, F* unit) {
+  const F one = splat(1.0f, x[0]);
   if (!contracted) {
-    for (int a = 0; a < 3; ++a) unit[a] = f_clamp((x[a] + 1.0f) * 0.5f, 0.0f, 1.0f);
+    for (int a = 0; a < 3; ++a) unit[a] = f_min(f_max((x[a] + 1.0f) * 0.5f, one - one), one);
     return;
   }
-  const float r = f_max(f_max(f_abs(x[0]), f_abs(x[1])), f_abs(x[2]));
-  const float s = r > 1.0f ? (2.0f - 1.0f / r) / r : 1.0f;
+  const F r = f_max(f_max(f_abs(x[0]), f_abs(x[1])), f_abs(x[2]));
+  const F s = select(r > one, (2.0f - 1.0f / r) / r, one);
   for (int a = 0; a < 3; ++a) unit[a] = (x[a] * s + 2.0f) * 0.25f;
 }
 

@@ -39,8 +39,8 @@ FRAMED = 0.8  # of a picture: where an object shows on more, what is around it i
 
 @dataclass
 class Scene:
-    """Posed images with everything training needs; poses and points in the world frame of the files. Made by `load` from
-    files and by `Scene.from_arrays` from memory.
+    """Posed images with everything training needs; poses and points in the world frame of the files. Made by `load`
+    from files and by `Scene.from_arrays` from memory.
 
     >>> from nerf import load
     >>> scene = load("data/sample", downscale=4, quiet=True)

@@ -383,8 +383,8 @@ def adam_desc(param: Tensor, grad: Tensor | None, state: AdamState, step: AdamSt
     """One step as native code reads it, from tensors that it may write to; torch is told of the change. grad: None
     where native code has it."""
     shape = tuple(param.shape)
-    optional = {"grad": grad, "half_copy": step.half_copy}
-    written = {"param": param, "m": state.m, "v": state.v} | {k: t for k, t in optional.items() if t is not None}
+    given = {"param": param, "grad": grad, "m": state.m, "v": state.v, "half_copy": step.half_copy}
+    written = {name: t for name, t in given.items() if t is not None}
     for name, t in written.items():
         check_in_place(name, t, shape, torch.float16 if name == "half_copy" else torch.float32, device)
     n_columns = shape[-1] if len(shape) > 1 else 1

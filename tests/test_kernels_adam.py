@@ -18,7 +18,7 @@ from nerf import kernels
 from nerf.kernels import (
     AdamState,
     AdamStep,
-    cpu,
+    cpu_adam,
     reference,
 )
 
@@ -80,7 +80,7 @@ def test_adam_is_the_same_with_two_threads(threads: Callable[[int], None]) -> No
     for n in (1, 2):
         threads(n)
         state = adam_state((50_000, 4))
-        cpu.adam_step(*state[:2], AdamState(*state[2:], (0.9, 0.99), 1e-15), AdamStep(0.01, 5, True))
+        cpu_adam.adam_step(*state[:2], AdamState(*state[2:], (0.9, 0.99), 1e-15), AdamStep(0.01, 5, True))
         results.append(torch.cat(state).numpy().tobytes())
     assert results[0] == results[1]
 
@@ -94,7 +94,7 @@ def test_half_copies_round_like_torch() -> None:
     for columns in (4, 1):
         param = values.reshape(-1, columns).clone()
         half = torch.zeros_like(param).half()
-        cpu.adam_step(
+        cpu_adam.adam_step(
             param, torch.zeros_like(param), AdamState.of(param, (0.9, 0.99), 1e-8), AdamStep(0.0, 1, False, half)
         )
         expected = param.clamp(-65504, 65504).half()
@@ -114,7 +114,7 @@ def test_adam_names_the_argument_that_is_wrong(name: str, wrong: str) -> None:
     param, grad, m, v, half = arguments.values()
     blamed = "grad" if wrong == "shape" and name == "param" else name  # the parameter's shape is the measure
     with pytest.raises((ValueError, TypeError), match=f"{blamed}: expected"):
-        cpu.adam_step(param, grad, AdamState(m, v, (0.9, 0.99), 1e-8), AdamStep(0.01, 1, half_copy=half))
+        cpu_adam.adam_step(param, grad, AdamState(m, v, (0.9, 0.99), 1e-8), AdamStep(0.01, 1, half_copy=half))
 
 
 @pytest.mark.parametrize("name", ["auto", "reference"])

@@ -43,6 +43,7 @@ from nerf.kernels import (
     bindings,
     build,
     cpu,
+    cpu_adam,
     reference,
 )
 
@@ -281,7 +282,7 @@ def test_what_changed_between_forward_and_backward_is_noticed() -> None:
     weights = cast(params, torch.float32, requires_grad=True)
     out = render(ray_batch(10, 16), weights, config, SETTINGS)
     table = weights.table.detach()
-    cpu.adam_step(table, torch.ones_like(table), AdamState.of(table, (0.9, 0.99), 1e-8), AdamStep(0.1, 1))
+    cpu_adam.adam_step(table, torch.ones_like(table), AdamState.of(table, (0.9, 0.99), 1e-8), AdamStep(0.1, 1))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out["foregrounds"].sum().backward()
 
@@ -407,7 +408,7 @@ VARIANT_RUN = """
 import sys
 import numpy as np
 import torch
-from nerf.kernels import AdamState, AdamStep, FieldView, MarchSettings, bindings, cpu
+from nerf.kernels import AdamState, AdamStep, FieldView, MarchSettings, bindings, cpu, cpu_adam
 from native import everything, native_march, render
 from tiny import ray_batch, small_field
 assert bindings.load().variant == sys.argv[1], bindings.load()
@@ -429,7 +430,7 @@ for seed, (shape, n_levels, settings) in enumerate([
         found = cpu.field_forward(batch.rays_o / 5, batch.rays_d, FieldView(params, config, copy))
         out[f"{name} sigmas"], out[f"{name} rgbs"] = found
     state = AdamState.of(table, (0.9, 0.99), 1e-15)
-    cpu.adam_step(table, params.table.clone(), state, AdamStep(1e-2, 3, True, half, True))
+    cpu_adam.adam_step(table, params.table.clone(), state, AdamStep(1e-2, 3, True, half, True))
     out |= {"value adam": table, "value adam half": half.float()}
     results |= {f"{k} {seed}": t.numpy() for k, t in out.items()}
 np.savez(sys.argv[2], **results)

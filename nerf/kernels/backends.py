@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from nerf.kernels import bindings, cpu, cuda, cuda_render, nvrtc, reference, tcnn
+from nerf.kernels import bindings, cpu, cpu_adam, cuda, cuda_render, nvrtc, reference, tcnn
 from nerf.kernels.records import (
     AdamState,
     AdamStep,
@@ -134,7 +134,7 @@ def _hashgrid(native: Callable[[Tensor, Tensor, GridLayout], Tensor]) -> Callabl
 class Cpu(Reference):
     """The native libraries of `build.py`."""
 
-    adam = staticmethod(cpu.adam_step)
+    adam = staticmethod(cpu_adam.adam_step)
     march = staticmethod(cpu.march)
     field = staticmethod(cpu.field_forward)
     render = staticmethod(cpu.render_rays)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nerf.kernels.bindings import DrawArgs, PhotoDesc, Pointers, RenderGrads, check_in_place, native
-from nerf.kernels.cpu import adam_desc, field_desc, render_desc
+from nerf.kernels.cpu import field_desc, render_desc
+from nerf.kernels.cpu_adam import adam_desc
 from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, TableStep, check_error_map, drawn_by
 from nerf.kernels.records import FieldView, GradAccumulator, MarchSettings, OccupancyBits
 

@@ -14,7 +14,8 @@ from nerf.errors import UserError
 from nerf.kernels import cuda_args, nvrtc, reference
 from nerf.kernels.bindings import FieldDesc, Pointers, grid_levels
 from nerf.kernels.checks import check_occupied
-from nerf.kernels.cpu import adam_desc, field_desc, grid_function, march_desc, occupancy_desc, ray_pointers
+from nerf.kernels.cpu import field_desc, grid_function, march_desc, occupancy_desc, ray_pointers
+from nerf.kernels.cpu_adam import adam_desc
 from nerf.kernels.records import AdamState, AdamStep, FieldView, GridLayout, MarchSettings, OccupancyBits, Rays, Samples
 
 THREADS = 256

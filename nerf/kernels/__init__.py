@@ -31,6 +31,7 @@ from nerf.kernels import (
     network,
     nvrtc,
     raster,
+    skyline,
     winding,
 )
 from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
@@ -89,6 +90,7 @@ __all__ = [
     "describe",
     "device",
     "draw_rays",
+    "drop_outlines",
     "field_forward",
     "fuse_depths",
     "hashgrid_encode",
@@ -405,6 +407,11 @@ def nearest_points(points: Tensor, vertices: Tensor, faces: Tensor) -> Nearest:
 def nearest_faces(uv: Tensor, z: Tensor, faces: Tensor, width: int, height: int) -> Tensor:
     """The face of a mesh that each pixel of a picture shows, -1 for none; see `raster.nearest_faces`."""
     return raster.nearest_faces(uv, z, faces, width, height, native=_searches_natively())
+
+
+def drop_outlines(bottoms: Tensor, tops: Tensor, widths: Tensor, order: Tensor, n_columns: int) -> Tensor | None:
+    """Places [n,2] of outlines that fall onto a skyline one by one, None: no room; see `skyline.drop_outlines`."""
+    return skyline.drop_outlines(bottoms, tops, widths, order, n_columns, native=_searches_natively())
 
 
 def fuse_depths(

@@ -233,6 +233,7 @@ def _declare(lib: ctypes.CDLL) -> None:
         ("nerf_nearest_points", None, [_P, _P, _I, _P, _LL, _P, _P, _P, _I]),
         ("nerf_winding_numbers", None, [_P, _P, _I, _P, _P, _LL, _P, _I]),
         ("nerf_rasterise", None, [_P, _P, _P, _I, _I, _I, _P, _I]),
+        ("nerf_drop_outlines", _I, [_P, _P, _P, _P, _P, _I, _I, _P]),
         ("nerf_fuse_depths", None, [_P, _P, _LL, _P, _I, ctypes.c_float, ctypes.c_float, _P, _P, _P, _I]),
         ("nerf_match_planes", None, [_P, _I, _I, _P, _I, _P, _P, _P, _I]),
         ("nerf_jitter", None, [ctypes.c_uint32, ctypes.c_uint32, _I, _P]),

@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+
+from nerf import kernels
 
 _COLUMNS = 1024  # of the skyline, at most: a texture of 4096 texels is packed in steps of 4, of 16 if not exact
 _ANGLES = 24  # tried in a quarter turn
@@ -90,18 +91,5 @@ def _drop_charts(
     if int((tops - bottoms).clamp_min(0).sum()) > n_columns**2:
         return None
     order = np.lexsort((-widths.numpy(), -heights.numpy()))
-    low_outline, high_outline = bottoms.int().numpy(), tops.int().numpy()
-    skyline = np.zeros(n_columns, np.int32)
-    places = torch.empty((n_charts, 2), dtype=torch.float64)
-    for i in order.tolist():
-        width, mine = int(widths[i]), slice(int(starts[i]), int(starts[i] + widths[i]))
-        rests = (sliding_window_view(skyline, width) - low_outline[mine]).max(axis=1)
-        np.maximum(rests, 0, out=rests)
-        x = int(rests.argmin())
-        y = int(rests[x])
-        top = y + high_outline[mine]
-        if int(top.max()) > n_columns:
-            return None
-        skyline[x : x + width] = np.maximum(skyline[x : x + width], top)
-        places[i, 0], places[i, 1] = x, y
-    return places * step + gap / 2
+    places = kernels.drop_outlines(bottoms, tops, widths, torch.from_numpy(order), n_columns)
+    return None if places is None else places.double() * step + gap / 2

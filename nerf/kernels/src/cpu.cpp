@@ -10,6 +10,7 @@
 #include "cpu_network.h"
 #include "cpu_occupancy.h"
 #include "cpu_raster.h"
+#include "cpu_skyline.h"
 #include "draw.h"
 #include "cpu_winding.h"
 
@@ -257,6 +258,10 @@ EXPORT void nerf_winding_numbers(const float* vertices, const int* faces, int n_
 EXPORT void nerf_rasterise(const double* uv, const double* z, const int* faces, int n_faces, int width, int height, int* nearest,
                            int n_threads) {
   rasterise(uv, z, faces, n_faces, width, height, nearest, n_threads);
+}
+EXPORT int nerf_drop_outlines(const int* bottoms, const int* tops, const long long* starts, const int* widths, const int* order,
+                              int n, int n_columns, int* places) {
+  return drop_outlines(bottoms, tops, starts, widths, order, n, n_columns, places);
 }
 EXPORT void nerf_fuse_depths(const float* points, const float* scales, long long n, const DepthView* views, int n_views,
                              float front, float back, float* distances, float* weights, float* supports, int n_threads) {

@@ -14,6 +14,7 @@ from torch import Tensor
 from nerf.datasets import Scene
 from nerf.geometry.cameras import Cameras
 from nerf.geometry.space import Similarity
+from nerf.meshing import refine
 from nerf.meshing.preview import render_mesh
 from nerf.meshing.refine import refine_vertices
 from nerf.meshing.texture import photo_ratings
@@ -59,3 +60,8 @@ def test_a_ball_gets_its_true_size(alpha: bool, radius: float) -> None:
     assert torch.allclose(torch.nn.functional.normalize(found, dim=1), normals, atol=1e-6), "along the normals"
     assert abs(float(size.mean()) - 1) < 0.0025, "from a third of a pixel to a twelfth"
     assert float((size - 1).abs().mean()) < 0.004
+
+
+def test_large_photos_are_asked_at_a_part_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refine, "_MAX_PIXELS", SIZE * SIZE // 2)
+    test_a_ball_gets_its_true_size(radius=1.01, alpha=True)

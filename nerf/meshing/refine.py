@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nerf.geometry.cameras import Cameras
 
 MAX_VIEWS = 64  # photos that are asked, at most, those far apart
+_MAX_PIXELS = 3_000_000  # of a photo: larger ones are asked at a part of their size, for their pixels are soft
 _MAX_MOVE_PIXELS = 1.0  # move, in pixels: what is linear ends about there
 _CELLS = 128  # along the longest side: how finely the move changes, a power of 2
 # What a cell must know, in (alphas or colours a pixel)^2 summed over what it saw, to count as much as the coarser one
@@ -57,18 +58,33 @@ def refine_vertices(
     """Vertices [v,3] moved along their normals [v,3] to where the photos [n] agree, given their ratings [n,v] (see
     texture.photo_ratings) and what makes their pictures [h,w,3]; world frame. Not differentiable."""
     middle = (vertices.amin(dim=0) + vertices.amax(dim=0)) / 2
-    asked = scene.cameras.subset(photos)
+    asked = _reduced(scene.cameras.subset(photos))
     pixel = float(((asked.centres - middle).norm(dim=1) / asked.fx).median())  # what one spans at the mesh
     found, colours = [], _Colours(vertices, normals)
     for row, i in enumerate(photos.tolist()):
-        drawn = _rasterise(scene.cameras.subset([i]), vertices, faces)
+        camera = asked.subset([row])
+        drawn = _rasterise(camera, vertices, faces)
         if scene.has_alpha:
-            found.append(_outline_evidence(scene, i, drawn, faces, pixel))
-        colours.add(scene.cameras.subset([i]), pictures[row](), ratings[row], drawn)
+            found.append(_outline_evidence(scene, i, camera, drawn, faces, pixel))
+        colours.add(camera, _sized(pictures[row](), camera), ratings[row], drawn)
     known = Evidence(*(torch.cat(parts) for parts in zip(*found, colours.evidence(), strict=True)))
     limit = _MAX_MOVE_PIXELS * pixel
     move = _solve_coarse_to_fine(vertices, known, _PRIOR / pixel**2).clamp(-limit, limit)
     return vertices + move[:, None].double() * normals
+
+
+def _reduced(cameras: Cameras) -> Cameras:
+    """The same views with at most _MAX_PIXELS pixels."""
+    factor = torch.ceil((cameras.widths * cameras.heights / _MAX_PIXELS).sqrt()).long()
+    return cameras.resized(cameras.widths // factor, cameras.heights // factor)
+
+
+def _sized(picture: Tensor, camera: Cameras) -> Tensor:
+    """A picture [h,w,c] as large as the camera's, of the means of its pixels."""
+    size = int(camera.heights[0]), int(camera.widths[0])
+    if picture.shape[:2] == size:
+        return picture
+    return interpolate(picture.permute(2, 0, 1)[None], size=size, mode="area")[0].permute(1, 2, 0)
 
 
 class Drawn(NamedTuple):
@@ -138,7 +154,7 @@ def _blur(picture: Tensor) -> Tensor:
     return 0.58 * x[:, 1:-1] + 0.21 * (x[:, :-2] + x[:, 2:])
 
 
-def _outline_evidence(scene: Scene, i: int, drawn: Drawn, faces: Tensor, pixel: float) -> Evidence:
+def _outline_evidence(scene: Scene, i: int, camera: Cameras, drawn: Drawn, faces: Tensor, pixel: float) -> Evidence:
     """At the pixels beside the mesh's outline in photo i, for the vertices that are its outline there."""
     face = drawn.face
     h, w = face.shape[0] // _SUPERSAMPLE, face.shape[1] // _SUPERSAMPLE
@@ -153,8 +169,8 @@ def _outline_evidence(scene: Scene, i: int, drawn: Drawn, faces: Tensor, pixel: 
     slope = torch.hypot(cover[1:-1, 2:] - cover[1:-1, :-2], cover[2:, 1:-1] - cover[:-2, 1:-1]) / 2
     there = owner >= 0
     if scene.masks is not None:
-        there &= torch.as_tensor(scene.masks.image(i))[..., 0] > 0.5
-    alpha = scene.pixels.image(i)[..., -1][there].float()
+        there &= _sized(torch.as_tensor(scene.masks.image(i)).float(), camera)[..., 0] > 0.5
+    alpha = _sized(scene.pixels.image(i)[..., -1:].float(), camera)[..., 0][there]
     # Across an outline the slopes add up to 1 and the residuals to how far it is off: unbiased, as slopes of so few
     # pixels are not when they are squared. By half, as much as their squares would count.
     missing = alpha - cover[1:-1, 1:-1][there]

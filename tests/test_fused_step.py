@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nerf import kernels
-from nerf.datasets import Keypoints, Scene
 from nerf.datasets.bits import packed
-from nerf.geometry.space import Box, Ndc, Unbounded
+from nerf.geometry.space import Box, Ndc
 from nerf.kernels import BatchPlan, nvrtc, reference
 from nerf.rendering.marching import Marching
 from nerf.training.fused_step import photo_table
@@ -44,16 +43,6 @@ def trainer_of(scene: Any = None, **changes: Any) -> Trainer:
     return Trainer(scene or tiny.sphere_scene(3, 20), tiny.train_config(**(settings | changes)))
 
 
-def open_scene(n: int = 4, size: int = 24) -> Scene:
-    """A sphere without alpha before black, in unbounded space; every pixel near the middle shows a keypoint."""
-    full = tiny.sphere_scene(n, size)
-    images = [full.pixels.raw(i)[..., :3].copy() for i in range(n)]
-    image, row, column = torch.cartesian_prod(*(torch.arange(a, b) for a, b in ((0, n), (8, 16), (8, 16)))).unbind(1)
-    points = Keypoints(image, row, column, torch.linspace(1.0, 2.0, len(row)))
-    scene = tiny.make_scene(images, full.cameras, scene_from_world=full.scene_from_world, space=Unbounded(3))
-    return replace(scene, keypoints=points)
-
-
 def drawn_in(trainer: Trainer, n: int, near: Tensor | None = None) -> kernels.DrawnRays:
     """n pixels of a training by the reference."""
     sampler, lit = trainer.sampler, trainer.exposures is not None
@@ -63,7 +52,7 @@ def drawn_in(trainer: Trainer, n: int, near: Tensor | None = None) -> kernels.Dr
 
 
 def test_an_open_scene_has_rays_of_keypoints_and_rays_before_cameras(emulated: None) -> None:
-    trainer = trainer_of(open_scene(), vignetting=True)
+    trainer = trainer_of(tiny.open_scene(), vignetting=True)
     scene, sampler = trainer.scene, trainer.sampler
     drawn = drawn_in(trainer, 4000)
     assert drawn.t_depths is not None and drawn.pixels is not None and scene.keypoints is not None
@@ -93,7 +82,7 @@ def test_an_open_scene_has_rays_of_keypoints_and_rays_before_cameras(emulated: N
 
 
 def test_only_keypoints_that_may_be_drawn_are(emulated: None) -> None:
-    trainer = trainer_of(open_scene())
+    trainer = trainer_of(tiny.open_scene())
     drawn = drawn_in(trainer, 800, torch.tensor([70, 71]))  # row 8, columns 14 and 15 of photo 1
     assert drawn.t_depths is not None and len(drawn.t_depths[700:].unique()) == 2
     drawn = drawn_in(trainer, 800, torch.tensor([], dtype=torch.int64))
@@ -196,7 +185,7 @@ def test_a_step_of_the_cpu_is_what_torch_and_autograd_make_of_it(name: str) -> N
 def test_levels_that_step_with_their_gradients_at_hand_step_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, with one thread and with two, beside an accumulator and Adam for the whole table."""
     found, threads = [], torch.get_num_threads()
-    scene, light = (None, {}) if kind == "object" else (open_scene(), {"exposure": True, "vignetting": True})
+    scene, light = (None, {}) if kind == "object" else (tiny.open_scene(), {"exposure": True, "vignetting": True})
     for at_once, n_threads in ((True, 1), (True, 2), (False, 1)):
         with kernels.using("cpu"):
             torch.set_num_threads(n_threads)
@@ -250,7 +239,7 @@ def test_a_default_step_launches_little(kind: str, emulated: None, monkeypatch: 
     """Surface loss and error map on; what happens every 16th step left out."""
     counts = {}
     for fused in (True, False):
-        scene = open_scene() if kind == "open scene" else None
+        scene = tiny.open_scene() if kind == "open scene" else None
         trainer = trainer_of(scene, importance_after=1, importance_every=100)
         trainer.sampler.update_importance(0.5)
         assert trainer.fused is not None
@@ -270,7 +259,7 @@ def test_a_default_step_launches_little(kind: str, emulated: None, monkeypatch: 
 def test_only_steps_that_are_the_same_are_fused(emulated: None) -> None:
     scene = tiny.sphere_scene(3, 20)
     assert trainer_of(scene).fused is not None
-    assert trainer_of(open_scene(), exposure=True, vignetting=True).fused is not None
+    assert trainer_of(tiny.open_scene(), exposure=True, vignetting=True).fused is not None
     for changes in ({"deterministic": True}, {"refine_poses": True}, {"flash": True}):
         assert trainer_of(scene, **changes).fused is None
     depths = tiny.store([np.full((20, 20, 1), 2.0, np.float32)] * 3)

@@ -265,7 +265,7 @@ def test_only_steps_that_are_the_same_are_fused(emulated: None) -> None:
     depths = tiny.store([np.full((20, 20, 1), 2.0, np.float32)] * 3)
     assert trainer_of(replace(scene, depths=depths)).fused is None
     assert trainer_of(replace(scene, linear=True)).fused is None
-    assert trainer_of(replace(scene, space=Ndc(1.0, 1.0))).fused is None
+    assert trainer_of(replace(scene, space=Ndc(1.0, 1.0))).fused is not None
     config = trainer_of().config
     assert Trainer(scene, config, loss=lambda rendered, batch: rendered.opacities.mean()).fused is None
     kernels.use("reference")
@@ -293,7 +293,7 @@ def test_a_box_is_entered_where_the_march_enters_it(emulated: None) -> None:
     directions = 0.3 * table.directions[0] + torch.tensor([0.0, 0.0, 1.0])
     directions[::2, 0], directions[::3, 1] = 0.0, 0.0
     lenses = directions, table.directions[1]
-    table = replace(table, cameras=cameras, directions=lenses, half_extent=1.0, near=0.0, far=100.0)
+    table = replace(table, cameras=cameras, directions=lenses, space=Box(), near=0.0, far=100.0)
     drawn = kernels.draw_rays(table, BatchPlan(300, 1, 1))
     _, _, _, near, far = marching.enter(drawn.rays.o, drawn.rays.d)
     hit, parallel = near < far, (drawn.rays.d == 0).any(dim=1)

@@ -121,10 +121,10 @@ class DrawArgs(ctypes.Structure):  # of draw.h
         **all_of(_P, "rays_o rays_d viewdirs t_near t_far jitter targets backgrounds used t_depths alphas"),
         **all_of(_P, "places drawn step_at"),
         **all_of(_U, "seed step"),
-        **all_of(_I, "n n_blocks side channels bytes has_alpha has_background"),
+        **all_of(_I, "n n_blocks side channels bytes has_alpha has_background any_direction warped"),
         **all_of(_I, "n_near n_known n_before before_every n_centres n_nearest"),
         background=Three,
-        **all_of(_F, "exposure half_extent t_first t_last before_last spread"),
+        **all_of(_F, "ndc_x ndc_y exposure half_extent t_first t_last before_last spread"),
     )
 
 

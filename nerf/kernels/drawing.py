@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nerf.geometry.space import Ndc, Space
 from nerf.kernels.bindings import DrawArgs, PhotoRays, Pointers, Three, check_in_place
 from nerf.kernels.records import (
     AdamState,
@@ -71,7 +72,7 @@ class PhotoTable:
     silhouettes: tuple[Tensor, Tensor] | None
     background: tuple[float, float, float] | None  # behind what is opaque, where one is known
     exposure: float  # random colours behind what is transparent are divided by it
-    half_extent: float  # of the box through which rays are marched
+    space: Space  # through which rays are marched
     near: float
     far: float
     known: KnownPixels | None = None
@@ -208,7 +209,8 @@ def drawn_by(draw: Callable[[DrawArgs], None], p: Pointers, table: PhotoTable, p
         has_background=int(table.background is not None),
         background=Three(*(table.background or (0.0, 0.0, 0.0))),
         exposure=table.exposure,
-        half_extent=table.half_extent,
+        half_extent=table.space.half_extent,
+        any_direction=int(plan.any_direction),
         t_first=table.near,
         t_last=table.far,
     )
@@ -235,7 +237,9 @@ def drawn_by(draw: Callable[[DrawArgs], None], p: Pointers, table: PhotoTable, p
     if table.directions is not None:
         args.directions = p("directions", table.directions[0], (None, 3))
         args.starts = p("starts", table.directions[1], (images,), long)
-    if not plan.any_direction:
+    if isinstance(table.space, Ndc):
+        args.warped, args.ndc_x, args.ndc_y = 1, table.space.a, table.space.b
+    elif not plan.any_direction:
         args.viewdirs, viewdirs = 0, d
     draw(args)
     rays = Rays(o, d, viewdirs, *of_rays[3:])

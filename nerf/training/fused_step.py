@@ -80,17 +80,15 @@ def log_gains(light: ExposureCorrections | None, drawn: DrawnRays) -> Tensor | N
 
 
 def serves(scene: Scene, model: Model, sampler: object, config: TrainConfig) -> bool:
-    """Whether a step is one of native code: of our field, of photos of 8 or 16 bits in its memory without depths, not
-    in NDC, and learns nothing beside the field but the photos' exposure and their lenses' vignetting (a flash needs the
+    """Whether a step is one of native code: of our field, of photos of 8 or 16 bits in its memory without depths, and
+    learns nothing beside the field but the photos' exposure and their lenses' vignetting (a flash needs the
     depths that were rendered)."""
     if kernels.backend() not in ("cpu", "cuda") or (kernels.on_gpu() and config.deterministic):
         return False
     if config.refine_poses or config.flash:
         return False
-    field, pixels, space = model.field, scene.pixels, scene.space
-    if not isinstance(field, RadianceField) or scene.linear or space.warped:
-        return False
-    if not isinstance(sampler, PixelSampler):
+    pixels = scene.pixels
+    if not isinstance(model.field, RadianceField) or not isinstance(sampler, PixelSampler) or scene.linear:
         return False
     if not (isinstance(pixels, PixelStore) and pixels.is_on(kernels.device()) and pixels.is_integer):
         return False
@@ -126,7 +124,7 @@ def photo_table(
         silhouettes=None if objects is None else (objects.memory, objects.offsets),
         background=None if scene.background is None else tuple(model.background.tolist()),
         exposure=model.exposure,
-        half_extent=scene.space.half_extent,
+        space=scene.space,
         near=marching.near,
         far=marching.far,
         known=known_pixels(scene, sampler),
@@ -141,6 +139,7 @@ def known_pixels(scene: Scene, sampler: PixelSampler) -> KnownPixels | None:
     if points is None:
         return None
     seen = sampler.look(points.image_ids, points.rows, points.cols, sampler.keypoint_places, points.z_depths)
-    _, rays_d = scene.cameras.rays(points.image_ids, points.rows, points.cols, scene.scene_from_world)
+    rays_o, rays_d = scene.cameras.rays(points.image_ids, points.rows, points.cols, scene.scene_from_world)
+    t_depths = scene.space.depth_to_t(rays_o, rays_d, ray_lengths(scene, seen, rays_d))
     pixels = torch.stack([points.image_ids, points.rows, points.cols, sampler.keypoint_places], dim=1)
-    return KnownPixels(pixels, ray_lengths(scene, seen, rays_d), KEYPOINTS)
+    return KnownPixels(pixels, t_depths, KEYPOINTS)

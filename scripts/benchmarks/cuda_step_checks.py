@@ -25,6 +25,7 @@ from benchmarks.cuda_checks import (
     relative,
 )
 from nerf import kernels
+from nerf.geometry.space import Ndc, Unbounded
 from nerf.kernels import (
     BatchPlan,
     BeforeCameras,
@@ -59,7 +60,7 @@ def photo_tables() -> dict[str, PhotoTable]:
     cameras[:, 12:14] = 0.05
     shared: dict[str, Any] = {"offsets": offsets, "widths": sizes[:, 1].clone(), "heights": sizes[:, 0].clone()}
     shared |= {"blocks": torch.tensor([[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 2], [1, 1, 1]]), "side": 16}
-    shared |= {"cameras": cameras, "half_extent": 2.0, "near": 0.1, "far": 9.0}
+    shared |= {"cameras": cameras, "space": Unbounded(2), "near": 0.1, "far": 9.0}
 
     def bits() -> tuple[Tensor, Tensor]:
         return torch.randint(256, (100,), generator=g).to(torch.uint8), torch.tensor([0, 18])
@@ -79,7 +80,17 @@ def photo_tables() -> dict[str, PhotoTable]:
     known = KnownPixels(pixels, torch.tensor([2.5, 0.0, 0.7, 5.0]), 8)
     before = BeforeCameras(torch.randn(5, 3, generator=g), torch.randint(5, (5, 3), generator=g), 0.25, 0.8, 4)
     kinds |= {"rgba, open scene": replace(table(4, alpha=True), known=known, before=before, lit=True)}
+    kinds |= {"grey, forward-facing": replace(table(1), space=Ndc(1.2, 0.9), cameras=_forward_facing(cameras))}
     return kinds | {"grey and alpha, 16 bits": table(2, alpha=True, wide=True)}
+
+
+def _forward_facing(cameras: Tensor) -> Tensor:
+    """The same near the origin, looking along -z, one of them to a side that NDC has not."""
+    cameras = cameras.clone()
+    cameras[:, :9] = torch.tensor([1.0, 0, 0, 0, -1, 0, 0, 0, -1])
+    cameras[1, :9] = torch.tensor([0.0, 0, -1, 0, -1, 0, -1, 0, 0])
+    cameras[:, 9:12] *= 0.1
+    return cameras
 
 
 def placed(table: PhotoTable, device: torch.device) -> PhotoTable:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nerf.geometry.space import ray_box
 from nerf.kernels.drawing import BatchPlan, BeforeCameras, DrawnRays, PhotoTable
 from nerf.kernels.records import Rays
 from nerf.kernels.reference.rays import ray_jitter
@@ -60,9 +59,8 @@ def draw_rays(table: PhotoTable, plan: BatchPlan) -> DrawnRays:
         backgrounds = torch.where(alpha > 0.5, known, backgrounds)
     targets = rgb * alpha + backgrounds * (1.0 - alpha)
 
-    o, d = _rays(table, image, row, column)
-    near, far = ray_box(o, d, table.half_extent, table.near, table.far)
-    viewdirs = d
+    rays_o, viewdirs = _rays(table, image, row, column)
+    o, d, near, far = table.space.clip_rays(rays_o, viewdirs, table.near, table.far)
     if plan.any_direction:
         viewdirs = torch.nn.functional.normalize(random.nearly_normal(ANYWHERE), dim=1)
     rays = Rays(o, d, viewdirs, near, far, random(JITTER))
@@ -118,8 +116,9 @@ def _before_cameras(table: PhotoTable, plan: BatchPlan, before: BeforeCameras) -
     aside = before.spread * random.nearly_normal(ASIDE) * gap.norm(dim=1, keepdim=True)
     between = before.centres[camera] + random(BETWEEN)[:, None] * gap + aside
     o = torch.where((j % 2 == 1)[:, None], between, o)
-    near, far = ray_box(o, d, table.half_extent, table.near, before.far)
-    return Rays(o, d, d, near, far, random(JITTER))
+    viewdirs = d
+    o, d, near, far = table.space.clip_rays(o, d, table.near, before.far)
+    return Rays(o, d, viewdirs, near, far, random(JITTER))
 
 
 def _bits(memory: Tensor, offsets: Tensor, image: Tensor, pixel: Tensor) -> Tensor:

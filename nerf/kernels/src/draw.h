@@ -64,6 +64,25 @@ NERF_FN void ray_box(const float* o, const float* d, float half, float near, flo
   *t_far = leave;
 }
 
+// A scene ray in normalised device coordinates, from the near plane z = -1 to infinity (NeRF, Mildenhall et al. 2020, equations
+// 25 and 26; `Ndc` of geometry/space.py). Returns its length there, 0 for a ray that does not look along -z.
+NERF_FN float warp_ray(float ndc_x, float ndc_y, float* o, float* d) {
+  const bool ahead = d[2] < -1e-6f;
+  if (!ahead) d[0] = d[1] = 0.0f, d[2] = -1.0f;
+  const float slide = (1.0f + o[2]) / d[2];
+  for (int a = 0; a < 3; ++a) o[a] -= slide * d[a];
+  const float start[3] = {-ndc_x * o[0] / o[2], -ndc_y * o[1] / o[2], 1.0f + 2.0f / o[2]};
+  const float end[3] = {-ndc_x * d[0] / d[2], -ndc_y * d[1] / d[2], 1.0f};
+  float length = 0.0f;
+  for (int a = 0; a < 3; ++a) length += (end[a] - start[a]) * (end[a] - start[a]);
+  length = f_sqrt(length);
+  for (int a = 0; a < 3; ++a) {
+    o[a] = start[a];
+    d[a] = (end[a] - start[a]) / length;
+  }
+  return ahead ? length : 0.0f;
+}
+
 struct DrawArgs {
   const void* pixels;                             // [total, channels], integers of `bytes`
   const long long *offsets, *widths, *heights;    // [images]
@@ -79,7 +98,7 @@ struct DrawArgs {
   const long long* near;                          // [n_near] the keypoints that may be drawn
   const float* centres;                           // [n_centres, 3] of the cameras
   const long long* nearest;                       // [n_centres, n_nearest] the cameras nearest to each
-  float *rays_o, *rays_d, *viewdirs;              // [n + n_before, 3]; viewdirs null: those of the rays
+  float *rays_o, *rays_d, *viewdirs;              // [n + n_before, 3]; viewdirs null: the rays' own
   float *t_near, *t_far, *jitter;                 // [n + n_before]
   float *targets, *backgrounds;                   // [n, 3]
   float* used;                                    // [n] 0 where a mask excludes the pixel; null without masks
@@ -89,11 +108,12 @@ struct DrawArgs {
   const u32* step_at;                             // the step, where it is not known at launch; or null
   u32 seed, step;
   int n, n_blocks, side, channels, bytes;
-  int has_alpha, has_background;
+  int has_alpha, has_background, any_direction, warped;  // warped: rays are marched in NDC
   int n_near, n_known;                            // the last n_known of the pixels show keypoints
   int n_before, before_every;                     // rays right before cameras: one for so many pixels
   int n_centres, n_nearest;
   float background[3];                            // behind what is opaque, where one is known
+  float ndc_x, ndc_y;
   float exposure, half_extent, t_first, t_last;   // of the march
   float before_last;                              // where rays before cameras end
   float spread;                                   // how far viewpoints lie off the line between two cameras, in its lengths
@@ -172,13 +192,18 @@ NERF_FN void pixel_ray(const DrawArgs& args, const DrawnPixel& drawn, float* o, 
   for (int a = 0; a < 3; ++a) d[a] /= length;
 }
 
-NERF_FN void write_ray(const DrawArgs& args, int i, const float* o, const float* d, float last) {
+NERF_FN void write_ray(const DrawArgs& args, int i, float* o, float* d, float last) {
+  float first = args.t_first;
+  if (args.viewdirs) for (int a = 0; a < 3; ++a) args.viewdirs[3 * i + a] = d[a];
+  if (args.warped) {
+    first = 0.0f;
+    last = f_min(last, warp_ray(args.ndc_x, args.ndc_y, o, d));
+  }
   for (int a = 0; a < 3; ++a) {
     args.rays_o[3 * i + a] = o[a];
     args.rays_d[3 * i + a] = d[a];
-    if (args.viewdirs) args.viewdirs[3 * i + a] = d[a];
   }
-  ray_box(o, d, args.half_extent, args.t_first, last, args.t_near + i, args.t_far + i);
+  ray_box(o, d, args.half_extent, first, last, args.t_near + i, args.t_far + i);
   args.jitter[i] = random_unit(args.seed, JITTER, step_of(args), i);
 }
 
@@ -204,7 +229,7 @@ NERF_FN void draw_ray(const DrawArgs& args, int i, const DrawnPixel& drawn) {
   float o[3], d[3];
   pixel_ray(args, drawn, o, d);
   write_ray(args, i, o, d, args.t_last);
-  if (args.viewdirs) any_direction(args.seed, step, i, args.viewdirs + 3 * i);
+  if (args.any_direction) any_direction(args.seed, step, i, args.viewdirs + 3 * i);
 }
 
 // Ray j of those before cameras, in the direction of one of its pixels. Those of odd numbers begin at viewpoints, around the

@@ -81,7 +81,9 @@ def test_an_open_scene_has_rays_of_keypoints_and_rays_before_cameras(emulated: N
     assert torch.allclose(o[1::2].T.cov(), wanted.T.cov(), atol=0.6)
 
 
-def test_only_keypoints_that_may_be_drawn_are(emulated: None) -> None:
+def test_only_keypoints_and_viewpoints_of_photos_in_use_are_drawn(
+    emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = trainer_of(tiny.open_scene())
     drawn = drawn_in(trainer, 800, torch.tensor([70, 71]))  # row 8, columns 14 and 15 of photo 1
     assert drawn.t_depths is not None and len(drawn.t_depths[700:].unique()) == 2
@@ -90,8 +92,11 @@ def test_only_keypoints_that_may_be_drawn_are(emulated: None) -> None:
     trainer.leave_out_photos(["view_000.png"])
     sampler = trainer.sampler
     assert isinstance(sampler, PixelSampler) and 0 < len(sampler.near) < len(sampler.keypoint_places)
-    assert len(trainer.viewpoints.centres) == 2
+    real, centres = kernels.draw_rays, []
+    monkeypatch.setattr(kernels, "draw_rays", lambda *a: (centres.append(a[0].before.centres), real(*a))[1])
     assert 0 < trainer.train_step() < 1
+    kept = trainer.scene.scene_from_world.apply(trainer.scene.cameras.centres[[1, 2]])
+    assert torch.equal(centres[0], kept.float())
 
 
 def test_a_batch_is_what_the_photos_show_and_the_cameras_see(emulated: None) -> None:

@@ -38,6 +38,9 @@ def emulated() -> Iterator[None]:
         yield
 
 
+LIGHT = ("exposure", "vignetting", "flash")
+
+
 def trainer_of(scene: Any = None, **changes: Any) -> Trainer:
     settings = {"steps": 40, "batch_samples": 256, "field": tiny.FIELD, "occupancy_every": 100, "graph": False}
     return Trainer(scene or tiny.sphere_scene(3, 20), tiny.train_config(**(settings | changes)))
@@ -190,7 +193,7 @@ def test_a_step_of_the_cpu_is_what_torch_and_autograd_make_of_it(name: str) -> N
 def test_levels_that_step_with_their_gradients_at_hand_step_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, with one thread and with two, beside an accumulator and Adam for the whole table."""
     found, threads = [], torch.get_num_threads()
-    scene, light = (None, {}) if kind == "object" else (tiny.open_scene(), {"exposure": True, "vignetting": True})
+    scene, light = (None, {}) if kind == "object" else (tiny.open_scene(), dict.fromkeys(LIGHT, True))
     for at_once, n_threads in ((True, 1), (True, 2), (False, 1)):
         with kernels.using("cpu"):
             torch.set_num_threads(n_threads)
@@ -264,8 +267,8 @@ def test_a_default_step_launches_little(kind: str, emulated: None, monkeypatch: 
 def test_only_steps_that_are_the_same_are_fused(emulated: None) -> None:
     scene = tiny.sphere_scene(3, 20)
     assert trainer_of(scene).fused is not None
-    assert trainer_of(tiny.open_scene(), exposure=True, vignetting=True).fused is not None
-    for changes in ({"deterministic": True}, {"refine_poses": True}, {"flash": True}):
+    assert trainer_of(tiny.open_scene(), exposure=True, vignetting=True, flash=True).fused is not None
+    for changes in ({"deterministic": True}, {"refine_poses": True}):
         assert trainer_of(scene, **changes).fused is None
     depths = tiny.store([np.full((20, 20, 1), 2.0, np.float32)] * 3)
     assert trainer_of(replace(scene, depths=depths)).fused is None

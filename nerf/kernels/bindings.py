@@ -130,9 +130,9 @@ class DrawArgs(ctypes.Structure):  # of draw.h
 
 class PhotoRays(ctypes.Structure):  # of photo.h
     _fields_ = fields(
-        **all_of(_P, "targets backgrounds used t_depths gains alphas places rates"),
-        **all_of(_P, "errors grad_gains error_sums error_counts"),
-        **all_of(_F, "photo surface depth before delta rounding brightest"),
+        **all_of(_P, "targets backgrounds used t_depths gains alphas exponents places rates"),
+        **all_of(_P, "errors grad_gains medians error_sums error_counts"),
+        **all_of(_F, "photo surface depth before delta rounding reference brightest"),
         **all_of(_I, "n n_before"),
     )
 

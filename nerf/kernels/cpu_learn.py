@@ -34,7 +34,7 @@ def learn_rays(drawn: DrawnRays, plan: LearnPlan) -> Learnt:
         check_in_place("grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32)
         torch.autograd.graph.increment_version(sink.table)
         grads.table = sink.table.data_ptr()
-    photo, errors, gains_grad = photo_rays(p, drawn, plan)
+    photo, (errors, *of_light) = photo_rays(p, drawn, plan)
     layers = [*params.density_weights, *params.color_weights]
     flat = torch.empty(sum(w.numel() for w in layers))
     at, n_density = flat.data_ptr(), len(params.density_weights)
@@ -46,4 +46,4 @@ def learn_rays(drawn: DrawnRays, plan: LearnPlan) -> Learnt:
     step_of_table = 0 if adam is None else ctypes.addressof(adam)
     args = (ctypes.addressof(s) for s in (desc, render, photo, grads))
     total = native().nerf_learn(*args, step_of_table, ctypes.addressof(numbers))
-    return Learnt(torch.tensor([total]), errors, flat, int(numbers[0]), int(numbers[1]), None, gains_grad)
+    return Learnt(torch.tensor([total]), errors, flat, int(numbers[0]), int(numbers[1]), None, *of_light)

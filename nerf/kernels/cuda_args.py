@@ -87,7 +87,9 @@ class CompositeArgs(ctypes.Structure):
 
 class PhotoArgs(ctypes.Structure):
     _fields_ = fields(
-        composite=CompositeArgs, photo=PhotoRays, **all_of(_P, "colors opacities depths second_moments loss")
+        composite=CompositeArgs,
+        photo=PhotoRays,
+        **all_of(_P, "colors opacities depths median_depths second_moments loss"),
     )
 
 

@@ -30,7 +30,7 @@ def learn_rays(drawn: DrawnRays, plan: LearnPlan) -> Learnt:
     done = forward(Job.of(drawn.rays, plan.bits, plan.field, plan.settings, sink, "drop"), keep=True)
     assert done.kept is not None
     samples, composite = composite_args(done, done.kept)
-    photo, errors, gains_grad = photo_rays(p, drawn, plan)
+    photo, (errors, *of_light) = photo_rays(p, drawn, plan)
     args = cuda_args.PhotoArgs(composite=composite, photo=photo, loss=done.loss.data_ptr())
     for name, tensor in zip(OUTPUTS, done.outputs, strict=True):
         if hasattr(args, name):
@@ -38,4 +38,4 @@ def learn_rays(drawn: DrawnRays, plan: LearnPlan) -> Learnt:
     nvrtc.program("cuda_photo.cu").launch("photo_backward", args, blocks_of(len(drawn.rays.o), 128), 128)
     flat, _ = field_gradients(done, done.kept, samples, writable(sink, plan.field.params.table))
     counts = done.job.numbers
-    return Learnt(done.loss, errors, flat, counts["evaluated"], counts["kept"], counts["capacity"], gains_grad)
+    return Learnt(done.loss, errors, flat, counts["evaluated"], counts["kept"], counts["capacity"], *of_light)

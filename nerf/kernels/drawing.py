@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -145,10 +146,19 @@ class TableStep:
 
 
 @dataclass(frozen=True)
+class Light:
+    """Logarithms of the light of the photos' pixels [n,3]; where there is a flash, the exponents [n] with which its
+    light falls off, and the distance at which it changes nothing."""
+
+    gains: Tensor
+    exponents: Tensor | None = None
+    reference: float = 1.0
+
+
+@dataclass(frozen=True)
 class LearnPlan:
     """What a drawn batch is learnt with: the field and what is marched through, the loss, where the table's gradient
-    goes, and the error map (sums, counts), to which each pixel's squared error and 1 are added at its place. gains
-    [n,3]: logarithms of the light of the photos' pixels."""
+    goes, and the error map (sums, counts), to which each pixel's squared error and 1 are added at its place."""
 
     bits: OccupancyBits
     field: FieldView
@@ -156,14 +166,14 @@ class LearnPlan:
     sink: GradAccumulator | TableStep
     loss: PhotoLoss
     error_map: tuple[Tensor, Tensor]
-    gains: Tensor | None = None
+    light: Light | None = None
 
 
 @dataclass(frozen=True)
 class Learnt:
     """What a fused step leaves before Adam: the loss [1], squared errors of the pixels [n], the gradient of the
     networks' weights one after the other, and the counts of `RenderedRays`; capacity None: there is room for all
-    samples; gains_grad [n,3]: that of the plan's gains."""
+    samples. gains_grad [n,3]: that of the light's gains; median_depths [n]: those of a flash."""
 
     loss: Tensor
     errors: Tensor
@@ -172,6 +182,15 @@ class Learnt:
     kept: Tensor | int
     capacity: int | None
     gains_grad: Tensor | None = None
+    median_depths: Tensor | None = None
+
+
+class Written(NamedTuple):
+    """Of `Learnt`, what the loss leaves."""
+
+    errors: Tensor
+    gains_grad: Tensor | None
+    median_depths: Tensor | None
 
 
 def drawn_by(draw: Callable[[DrawArgs], None], p: Pointers, table: PhotoTable, plan: BatchPlan) -> DrawnRays:
@@ -246,34 +265,36 @@ def drawn_by(draw: Callable[[DrawArgs], None], p: Pointers, table: PhotoTable, p
     return DrawnRays(rays, targets, backgrounds, places, used, t_depths, pixels, alphas)
 
 
-def photo_rays(p: Pointers, drawn: DrawnRays, plan: LearnPlan) -> tuple[PhotoRays, Tensor, Tensor | None]:
-    """(what native code reads of a batch and its loss; errors [n], gradients of the gains [n,3], which it writes)."""
-    n, loss, gains, device = len(drawn.targets), plan.loss, plan.gains, drawn.targets.device
-    if gains is not None and drawn.alphas is None:
-        raise ValueError("gains: expected None, or rays drawn from a table whose light is learnt (`lit`)")
+def photo_rays(p: Pointers, drawn: DrawnRays, plan: LearnPlan) -> tuple[PhotoRays, Written]:
+    """What native code reads of a batch and its loss, and what it writes."""
+    n, loss, light, device = len(drawn.targets), plan.loss, plan.light, drawn.targets.device
     for name, held in zip(("error_map sums", "error_map counts"), plan.error_map, strict=True):
         check_in_place(name, held, tuple(plan.error_map[0].shape), torch.float32, str(device))
     torch.autograd.graph.increment_version(list(plan.error_map))
-    errors, gains_grad = torch.empty(n, device=device), None if gains is None else torch.empty(n, 3, device=device)
-    return (
-        PhotoRays(
-            targets=p("targets", drawn.targets, (n, 3)),
-            backgrounds=p("backgrounds", drawn.backgrounds, (n, 3)),
-            used=p("used", drawn.used, (n,)),
-            t_depths=p("t_depths", drawn.t_depths, (n,)),
-            gains=p("gains", gains, (n, 3)),
-            alphas=p("alphas", drawn.alphas, (n,)),
-            places=p("places", drawn.places, (n,), torch.int64),
-            rates=p("rates", loss.rates, (4,)),
-            errors=errors.data_ptr(),
-            grad_gains=0 if gains_grad is None else gains_grad.data_ptr(),
-            error_sums=plan.error_map[0].data_ptr(),
-            error_counts=plan.error_map[1].data_ptr(),
-            **{name: getattr(loss, name) for name in ("photo", "surface", "depth", "before", "delta", "rounding")},
-            brightest=plan.field.config.color_scale,
-            n=n,
-            n_before=len(drawn.rays.o) - n,
-        ),
-        errors,
-        gains_grad,
+    rays = PhotoRays(
+        targets=p("targets", drawn.targets, (n, 3)),
+        backgrounds=p("backgrounds", drawn.backgrounds, (n, 3)),
+        used=p("used", drawn.used, (n,)),
+        t_depths=p("t_depths", drawn.t_depths, (n,)),
+        places=p("places", drawn.places, (n,), torch.int64),
+        rates=p("rates", loss.rates, (4,)),
+        error_sums=plan.error_map[0].data_ptr(),
+        error_counts=plan.error_map[1].data_ptr(),
+        **{name: getattr(loss, name) for name in ("photo", "surface", "depth", "before", "delta", "rounding")},
+        brightest=plan.field.config.color_scale,
+        n=n,
+        n_before=len(drawn.rays.o) - n,
     )
+    errors, gains_grad, median_depths = torch.empty(n, device=device), None, None
+    if light is not None:
+        if drawn.alphas is None:
+            raise ValueError("light: expected None, or rays drawn from a table whose light is learnt (`lit`)")
+        rays.gains, rays.alphas = p("gains", light.gains, (n, 3)), p("alphas", drawn.alphas, (n,))
+        gains_grad = torch.empty(n, 3, device=device)
+        rays.grad_gains = gains_grad.data_ptr()
+        if light.exponents is not None:
+            rays.exponents, rays.reference = p("exponents", light.exponents, (n,)), light.reference
+            median_depths = torch.empty(n, device=device)
+            rays.medians = median_depths.data_ptr()
+    rays.errors = errors.data_ptr()
+    return rays, Written(errors, gains_grad, median_depths)

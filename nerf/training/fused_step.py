@@ -12,7 +12,7 @@ from torch import Tensor
 from nerf import kernels
 from nerf.datasets import PixelStore, Scene
 from nerf.fields.radiance import RadianceField
-from nerf.kernels import BatchPlan, BeforeCameras, DrawnRays, KnownPixels, LearnPlan, PhotoLoss, PhotoTable
+from nerf.kernels import BatchPlan, BeforeCameras, DrawnRays, KnownPixels, LearnPlan, Light, PhotoLoss, PhotoTable
 from nerf.rendering.losses import DEPTH_ROUNDING, HUBER_DELTA
 from nerf.rendering.model import Model
 from nerf.training.config import TrainConfig
@@ -58,34 +58,36 @@ def fused_step(
             *(weights.depth, DEPTH_ROUNDING, weights.near_camera),
             now.rates if held else None,
         )
-        gains, settings = log_gains(light, drawn), model.marching.settings(now.step_scale)
-        error_map = sampler.errors, sampler.counts
-        done = kernels.learn_rays(drawn, LearnPlan(bits, field.view(), settings, sink, loss, error_map, gains))
+        settings, error_map = model.marching.settings(now.step_scale), (sampler.errors, sampler.counts)
+        shown = None if light is None else light_of(light, drawn)
+        done = kernels.learn_rays(drawn, LearnPlan(bits, field.view(), settings, sink, loss, error_map, shown))
         optimiser.step(now.learning_rate, now.step, now.rates, done.weights_grad, with_table=at_once is None)
-        if light is not None and gains is not None:
-            gains.backward(done.gains_grad)
+        if light is not None and shown is not None:
+            if done.median_depths is not None:
+                shown = light_of(light, drawn, done.median_depths)
+            shown.gains.backward(done.gains_grad)
             optimiser.ranks.mean_gradients(light.values.values())
-            light.step(now.light_rate)
+            light.step(now.light_rate, now.step >= config.schedule.flash_after)
         return StepResult(done.loss, done.errors, done.evaluated, done.kept, done.capacity)
 
     return learn
 
 
-def log_gains(light: ExposureCorrections | None, drawn: DrawnRays) -> Tensor | None:
-    """The log gains [n,3] of what was drawn, differentiable; None where no light is learnt."""
-    if light is None or drawn.pixels is None:
-        return None
+def light_of(light: ExposureCorrections, drawn: DrawnRays, distances: Tensor | None = None) -> Light:
+    """The light of what was drawn, differentiable; distances [n]: of what it shows, where they are known by now."""
+    assert drawn.pixels is not None
     image_ids, rows, cols = drawn.pixels.unbind(1)
-    return light.at(image_ids, rows, cols, torch.zeros(len(rows), device=rows.device))
+    nowhere = torch.zeros(len(rows), device=rows.device)
+    gains = light.at(image_ids, rows, cols, nowhere if distances is None else distances)
+    return Light(gains, light.flash_of(image_ids), light.reference)
 
 
 def serves(scene: Scene, model: Model, sampler: object, config: TrainConfig) -> bool:
     """Whether a step is one of native code: of our field, of photos of 8 or 16 bits in its memory without depths, and
-    learns nothing beside the field but the photos' exposure and their lenses' vignetting (a flash needs the
-    depths that were rendered)."""
+    learns nothing beside the field but the photos' light."""
     if kernels.backend() not in ("cpu", "cuda") or (kernels.on_gpu() and config.deterministic):
         return False
-    if config.refine_poses or config.flash:
+    if config.refine_poses:
         return False
     pixels = scene.pixels
     if not isinstance(model.field, RadianceField) or not isinstance(sampler, PixelSampler) or scene.linear:

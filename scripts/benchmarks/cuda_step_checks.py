@@ -34,12 +34,14 @@ from nerf.kernels import (
     GradAccumulator,
     KnownPixels,
     LearnPlan,
+    Light,
     MarchSettings,
     PhotoLoss,
     PhotoTable,
     reference,
 )
 from nerf.rendering import losses
+from nerf.training.exposure import falloff
 from nerf.training.objective import SceneLoss
 from nerf.training.pixel_sampler import PixelBatch
 from nerf.training.schedule import Weights
@@ -139,20 +141,22 @@ def check_draw(n: int = 4096) -> Iterator[Row]:
 
 
 @dataclass
-class _Gains:
-    """In the place of `ExposureCorrections`: log gains [n,3] of whatever pixels."""
+class _Light:
+    """In the place of `ExposureCorrections`: log gains [n,3] of whatever pixels, and a flash."""
 
-    values: Tensor
+    gains: Tensor
+    exponents: Tensor
+    reference: float = 1.5
 
-    def at(self, *_: Tensor) -> Tensor:
-        return self.values
+    def at(self, image_ids: Tensor, rows: Tensor, cols: Tensor, distances: Tensor) -> Tensor:
+        return self.gains + falloff(self.exponents, distances, self.reference)
 
 
 def _colours(n: int, seed: int, device: torch.device) -> Tensor:
     return _uniform(n, 3, seed=seed).to(device)
 
 
-def _batches(n: int, device: torch.device) -> dict[str, tuple[DrawnRays, PixelBatch, _Gains | None]]:
+def _batches(n: int, device: torch.device) -> dict[str, tuple[DrawnRays, PixelBatch, _Light | None]]:
     """n rays of make_rays as both kinds of step are given them: of an object, and of an open scene, of whose rays the
     last fifth are before cameras, a third have known depths, and photos have their own light."""
     tensors = [t.to(device) for t in make_rays(n, 1, 32)]
@@ -172,15 +176,16 @@ def _batches(n: int, device: torch.device) -> dict[str, tuple[DrawnRays, PixelBa
     pixels.rgb[::4], pixels.alpha[::4] = 1.0, 1.0  # saturated
     pixels.t_depths = ((_uniform(m, seed=6) < 0.3) * _uniform(m, seed=7, low=0.5, high=3.0)).to(device)
     gains = (0.5 * (_colours(m, 9, device) - 0.5)).requires_grad_()
+    exponents = _uniform(m, seed=10, low=0.0, high=2.0).to(device)
     drawn = replace(drawn, targets=pixels.targets, t_depths=pixels.t_depths, alphas=pixels.alpha[:, 0])
-    return {"object": (*object_, None), "open scene": (drawn, pixels, _Gains(gains))}
+    return {"object": (*object_, None), "open scene": (drawn, pixels, _Light(gains, exponents))}
 
 
 def check_learn(half: bool, n: int = 512, step_size: float = 0.02, **size: Any) -> Iterator[Row]:
     """Beside `render_rays`, the loss of steps in torch and autograd, on the same device."""
-    for kind, (drawn, pixels, gains) in _batches(n, kernels.device()).items():
+    for kind, (drawn, pixels, light) in _batches(n, kernels.device()).items():
         yield from _check_learn(
-            f"learn, {kind}, {'half' if half else 'single'}", half, step_size, drawn, pixels, gains, size
+            f"learn, {kind}, {'half' if half else 'single'}", half, step_size, drawn, pixels, light, size
         )
 
 
@@ -190,12 +195,12 @@ def _check_learn(
     step_size: float,
     drawn: DrawnRays,
     pixels: PixelBatch,
-    gains: _Gains | None,
+    light: _Light | None,
     size: dict[str, Any],
 ) -> Iterator[Row]:
     device, n = kernels.device(), len(pixels.rgb)
-    params, config = make_field(contracted=gains is not None, **size)
-    config = replace(config, color_scale=1.0 if gains is None else 1.25)
+    params, config = make_field(contracted=light is not None, **size)
+    config = replace(config, color_scale=1.0 if light is None else 1.25)
     params = cast(params, device, torch.float32)
     view = FieldView(params, config, params.table.detach().half() if half else None)
     settings = MarchSettings(step_size, 0.0, step_size, 1e-3, 2e-3, 2.0)
@@ -207,7 +212,7 @@ def _check_learn(
     sink = GradAccumulator(torch.zeros_like(params.table.detach()))
     every = kernels.render_rays(drawn.rays, occupied, view, settings, bits, sink, "drop")
     out = every._replace(**{part: getattr(every, part)[:n] for part in every._fields[:6]})
-    objective = SceneLoss(corrections=gains)  # type: ignore[arg-type]
+    objective = SceneLoss(corrections=light)  # type: ignore[arg-type]
     wanted = objective(out, pixels)
     if len(drawn.rays.o) > n:
         wanted = wanted + 0.05 * every.opacities[n:].mean()
@@ -221,8 +226,8 @@ def _check_learn(
         ours = GradAccumulator(torch.zeros_like(sink.table))
         error_map = torch.zeros(7, device=device), torch.ones(7, device=device)
         loss = PhotoLoss(10.0, surface, losses.HUBER_DELTA, 1.6, losses.DEPTH_ROUNDING, 0.05, read)
-        known = None if gains is None else gains.values.detach()
-        done = kernels.learn_rays(drawn, LearnPlan(bits, view, settings, ours, loss, error_map, known))
+        shown = None if light is None else Light(light.gains, light.exponents, light.reference)
+        done = kernels.learn_rays(drawn, LearnPlan(bits, view, settings, ours, loss, error_map, shown))
         what = f"{name}{', weight read' * (read is not None)}"
         yield f"{what}: samples that differ", abs(int(done.kept) - int(every.kept)), EXACT
         yield f"{what}: loss", relative(done.loss, wanted[None]), ROUNDED
@@ -232,8 +237,9 @@ def _check_learn(
         yield f"{what}: counts that differ", differs(error_map[1], 1.0 + drawn.places.bincount(minlength=7)), EXACT
         yield f"{what}: gradient of the table", relative(ours.table, sink.table), limit
         yield f"{what}: gradient of the networks", relative(done.weights_grad, weights), limit
-        if gains is not None and done.gains_grad is not None:
-            yield f"{what}: gradient of the gains", relative(done.gains_grad, _grad(gains.values)), ROUNDED
+        if light is not None and done.gains_grad is not None and done.median_depths is not None:
+            yield f"{what}: gradient of the gains", relative(done.gains_grad, _grad(light.gains)), ROUNDED
+            yield f"{what}: median depths", relative(done.median_depths, out.median_depths), ROUNDED
 
 
 def _grad(w: Tensor) -> Tensor:

@@ -253,7 +253,7 @@ static double learn_tile(const FieldDesc& f, const FieldNets& nets, const Render
       const int i = tile.first_ray + ray;
       const RaySums sums = composite_ray(tile, ray);
       RayGrads g = {};
-      loss += ray_loss(p, i, sums.color, sums.opacity, sums.depth, sums.second_moment, g);
+      loss += ray_loss(p, i, sums.color, sums.opacity, sums.depth, sums.median_depth, sums.second_moment, g);
       composite_ray_backward(g, r.gradient_distance, tile, ray, pass.room);
     }
     const int ready = tile.start[ray];  // all samples before it have gradients

@@ -6,7 +6,7 @@
 struct PhotoArgs {
   CompositeArgs composite;  // without the gradients of outputs, which are found here
   PhotoRays photo;
-  const float *colors, *opacities, *depths, *second_moments;
+  const float *colors, *opacities, *depths, *median_depths, *second_moments;
   float* loss;              // [1] added to
 };
 
@@ -16,7 +16,8 @@ KERNEL(photo_backward, PhotoArgs, 128) {
   float largest = 0.0f, loss = 0.0f;
   if (i < args.composite.n_rays) {
     RayGrads g = {};
-    loss = ray_loss(p, i, args.colors + 3 * i, args.opacities[i], args.depths[i], args.second_moments[i], g);
+    loss = ray_loss(p, i, args.colors + 3 * i, args.opacities[i], args.depths[i], args.median_depths[i],
+                    args.second_moments[i], g);
     if (i < p.n) {
       atomic_add(p.error_sums + p.places[i], p.errors[i]);
       atomic_add(p.error_counts + p.places[i], 1.0f);

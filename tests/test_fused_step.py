@@ -274,6 +274,7 @@ def test_only_steps_that_are_the_same_are_fused(emulated: None) -> None:
     assert trainer_of(replace(scene, depths=depths)).fused is None
     assert trainer_of(replace(scene, linear=True)).fused is None
     assert trainer_of(replace(scene, space=Ndc(1.0, 1.0))).fused is not None
+    assert 0 < trainer_of(replace(scene, space=Ndc(1.0, 1.0)), flash=True).train_step() < 1  # which NDC does not have
     config = trainer_of().config
     assert Trainer(scene, config, loss=lambda rendered, batch: rendered.opacities.mean()).fused is None
     kernels.use("reference")

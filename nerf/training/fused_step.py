@@ -42,6 +42,7 @@ def fused_step(
     if not serves(scene, model, sampler, config):
         return None
     assert isinstance(sampler, PixelSampler) and isinstance(model.field, RadianceField)
+    light = light if light is not None and light.values else None  # NDC has no flash
     field, table = model.field, photo_table(scene, model, sampler, weights, viewpoints, light is not None)
 
     def learn(now: StepPlan) -> StepResult:

@@ -126,7 +126,7 @@ class Trainer:
         self.viewpoints = Viewpoints(scene.scene_from_world.apply(scene.cameras.centres[scene.splits["train"]]))
 
     def _choose_step(self) -> None:
-        """How steps are taken on a GPU, from the sampler's photos as they are."""
+        """How steps are taken, with the sampler's photos and the viewpoints as they are."""
         own = self.loss is not self.objective or not isinstance(self.model.field, RadianceField)
         parts = self.scene, self.model, self.sampler, self.optimiser, self.weights, self.ranks.own(self.config)
         self.fused = None if own else fused_step(*parts, self.viewpoints, self.exposures)

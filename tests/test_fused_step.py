@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nerf import kernels
 from nerf.datasets.bits import packed
-from nerf.geometry.space import Box, Unbounded
-from nerf.kernels import nvrtc, reference
+from nerf.geometry.space import Box, Ndc
+from nerf.kernels import BatchPlan, nvrtc, reference
 from nerf.rendering.marching import Marching
 from nerf.training.fused_step import photo_table
 from nerf.training.loop import Trainer
+from nerf.training.objective import near_end
+from nerf.training.pixel_sampler import PixelBatch, PixelSampler, ray_lengths
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 from benchmarks import cuda_step_checks as step_checks
@@ -35,9 +38,68 @@ def emulated() -> Iterator[None]:
         yield
 
 
+LIGHT = ("exposure", "vignetting", "flash")
+
+
 def trainer_of(scene: Any = None, **changes: Any) -> Trainer:
     settings = {"steps": 40, "batch_samples": 256, "field": tiny.FIELD, "occupancy_every": 100, "graph": False}
     return Trainer(scene or tiny.sphere_scene(3, 20), tiny.train_config(**(settings | changes)))
+
+
+def drawn_in(trainer: Trainer, n: int, near: Tensor | None = None) -> kernels.DrawnRays:
+    """n pixels of a training by the reference."""
+    sampler, lit = trainer.sampler, trainer.exposures is not None
+    assert isinstance(sampler, PixelSampler)
+    table = photo_table(trainer.scene, trainer.model, sampler, trainer.weights, trainer.viewpoints, lit)
+    return reference.draw_rays(table, BatchPlan(n, 0, 3, near=sampler.near if near is None else near))
+
+
+def test_an_open_scene_has_rays_of_keypoints_and_rays_before_cameras(emulated: None) -> None:
+    trainer = trainer_of(tiny.open_scene(), vignetting=True)
+    scene, sampler = trainer.scene, trainer.sampler
+    drawn = drawn_in(trainer, 4000)
+    assert drawn.t_depths is not None and drawn.pixels is not None and scene.keypoints is not None
+    assert not bool(drawn.t_depths[:3500].any()) and bool((drawn.t_depths[3500:] > 0).all())
+    image, row, column = drawn.pixels.unbind(1)
+    assert 3 not in image.tolist()  # which is held out, and what it shows with it
+    rays_o, rays_d = scene.cameras.rays(image, row, column, scene.scene_from_world)
+    assert torch.allclose(rays_o, drawn.rays.o[:4000], atol=1e-6)
+    assert torch.allclose(rays_d, drawn.rays.d[:4000], atol=1e-6)
+    depths = {tuple(at): z for *at, z in zip(*(v.tolist() for v in vars(scene.keypoints).values()), strict=True)}
+    z = torch.tensor([depths[tuple(at)] for at in drawn.pixels[3500:].tolist()])
+    batch = PixelBatch(*(t[3500:] for t in (image, row, column, drawn.places)), None, None, None, depths=z)  # type: ignore[arg-type]
+    assert torch.allclose(drawn.t_depths[3500:], ray_lengths(scene, batch, rays_d[3500:]), rtol=1e-5)
+    blocks = sampler.blocks[drawn.places]  # type: ignore[union-attr]
+    assert torch.equal(blocks, torch.stack([image, row // 16, column // 16], dim=1))
+
+    o, d, far = drawn.rays.o[4000:], drawn.rays.d[4000:], drawn.rays.t_far[4000:]
+    assert len(o) == 1000 and torch.equal(d, drawn.rays.viewdirs[4000:])
+    assert bool(((drawn.rays.d[:4000].view(1000, 4, 3) - d[:, None]).abs().amax(2) == 0).any(1).all())
+    assert float(far.max()) == pytest.approx(near_end(trainer.model.marching))
+    distances = (o[:, None] - trainer.viewpoints.centres).norm(dim=2).amin(1)
+    assert float(distances[::2].max()) < 1e-6
+    assert float((distances[1::2] > 1e-3).float().mean()) == pytest.approx(2 / 3, abs=0.06)  # each is nearest to itself
+    wanted = trainer.viewpoints.draw(50000, torch.Generator().manual_seed(0))
+    assert torch.allclose(o[1::2].mean(0), wanted.mean(0), atol=0.3)
+    assert torch.allclose(o[1::2].T.cov(), wanted.T.cov(), atol=0.6)
+
+
+def test_only_keypoints_and_viewpoints_of_photos_in_use_are_drawn(
+    emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(tiny.open_scene())
+    drawn = drawn_in(trainer, 800, torch.tensor([70, 71]))  # row 8, columns 14 and 15 of photo 1
+    assert drawn.t_depths is not None and len(drawn.t_depths[700:].unique()) == 2
+    drawn = drawn_in(trainer, 800, torch.tensor([], dtype=torch.int64))
+    assert drawn.t_depths is None
+    trainer.leave_out_photos(["view_000.png"])
+    sampler = trainer.sampler
+    assert isinstance(sampler, PixelSampler) and 0 < len(sampler.near) < len(sampler.keypoint_places)
+    real, centres = kernels.draw_rays, []
+    monkeypatch.setattr(kernels, "draw_rays", lambda *a: (centres.append(a[0].before.centres), real(*a))[1])
+    assert 0 < trainer.train_step() < 1
+    kept = trainer.scene.scene_from_world.apply(trainer.scene.cameras.centres[[1, 2]])
+    assert torch.equal(centres[0], kept.float())
 
 
 def test_a_batch_is_what_the_photos_show_and_the_cameras_see(emulated: None) -> None:
@@ -45,7 +107,7 @@ def test_a_batch_is_what_the_photos_show_and_the_cameras_see(emulated: None) -> 
     trainer = trainer_of()
     scene, sampler = trainer.scene, trainer.sampler
     table = photo_table(scene, trainer.model, sampler)  # type: ignore[arg-type]
-    drawn = reference.draw_rays(table, None, 0, 3, 500)
+    drawn = reference.draw_rays(table, BatchPlan(500, 0, 3))
     image, row, column = sampler.blocks[drawn.places].unbind(1)  # type: ignore[union-attr]
     side = torch.arange(table.side)
     found = torch.zeros(500, dtype=torch.bool)
@@ -64,7 +126,7 @@ def test_a_batch_is_what_the_photos_show_and_the_cameras_see(emulated: None) -> 
     assert torch.equal(drawn.rays.jitter, reference.ray_jitter(0, 3, torch.arange(500)))
     # one pixel in each 500th of all blocks; others in the next step
     assert int(drawn.places.bincount().max() - drawn.places.bincount().min()) <= 1
-    assert not torch.equal(reference.draw_rays(table, None, 0, 4, 500).targets, drawn.targets)
+    assert not torch.equal(reference.draw_rays(table, BatchPlan(500, 0, 4)).targets, drawn.targets)
 
 
 def test_masks_and_silhouettes_are_those_of_the_scene(emulated: None) -> None:
@@ -78,7 +140,7 @@ def test_masks_and_silhouettes_are_those_of_the_scene(emulated: None) -> None:
     assert trainer.fused is not None
     table = photo_table(trainer.scene, trainer.model, trainer.sampler)  # type: ignore[arg-type]
     blocks = torch.cartesian_prod(torch.arange(3), torch.arange(20), torch.arange(20))  # every pixel is its own
-    drawn = reference.draw_rays(replace(table, blocks=blocks, side=1), None, 0, 3, 1200)
+    drawn = reference.draw_rays(replace(table, blocks=blocks, side=1), BatchPlan(1200, 0, 3))
     where = blocks[drawn.places].unbind(1)
     assert drawn.used is not None and torch.equal(drawn.used, images[0].gather(*where)[:, 0])
     solid = images[1].gather(*where)[:, 0] > 0
@@ -89,7 +151,7 @@ def test_masks_and_silhouettes_are_those_of_the_scene(emulated: None) -> None:
 
 def test_random_directions_are_nearly_uniform() -> None:
     table = step_checks.photo_tables()["grey"]
-    found = reference.draw_rays(table, None, 1, 0, 50000, any_direction=True).rays.viewdirs
+    found = reference.draw_rays(table, BatchPlan(50000, 1, 0, any_direction=True)).rays.viewdirs
     assert torch.allclose(found.norm(dim=1), torch.ones(50000))
     assert float(found.mean(0).abs().max()) < 0.01
     moments = found.T @ found / len(found)
@@ -127,13 +189,15 @@ def test_a_step_of_the_cpu_is_what_torch_and_autograd_make_of_it(name: str) -> N
 
 
 @needs_native
-def test_levels_that_step_with_their_gradients_at_hand_step_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["object", "open scene"])
+def test_levels_that_step_with_their_gradients_at_hand_step_alike(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, with one thread and with two, beside an accumulator and Adam for the whole table."""
     found, threads = [], torch.get_num_threads()
+    scene, light = (None, {}) if kind == "object" else (tiny.open_scene(), dict.fromkeys(LIGHT, True))
     for at_once, n_threads in ((True, 1), (True, 2), (False, 1)):
         with kernels.using("cpu"):
             torch.set_num_threads(n_threads)
-            trainer = trainer_of(batch_samples=4096)
+            trainer = trainer_of(scene, batch_samples=4096, **light)
             assert trainer.fused is not None
             if not at_once:
                 monkeypatch.setattr(trainer.optimiser, "table_step", lambda *_: None)
@@ -143,6 +207,8 @@ def test_levels_that_step_with_their_gradients_at_hand_step_alike(monkeypatch: p
             accumulator = trainer.optimiser.grad_accumulator
             assert accumulator is not None and not bool(accumulator.table.any())
         found.append(trainer.optimiser.tensors() | dict(trainer.model.field.state_dict()))
+        if trainer.exposures is not None:
+            found[-1] |= {f"light.{k}": t for k, t in trainer.exposures.tensors().items()}
     for other in found[1:]:
         assert all(torch.equal(t, other[name]) for name, t in found[0].items())
     assert float(found[0]["0.v"].sum()) > 0
@@ -176,17 +242,18 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("diffuse", [True, False])
-def test_a_default_step_launches_little(diffuse: bool, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["object, diffuse", "object", "open scene"])
+def test_a_default_step_launches_little(kind: str, emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Surface loss and error map on; what happens every 16th step left out."""
     counts = {}
     for fused in (True, False):
-        trainer = trainer_of(importance_after=1, importance_every=100)
+        scene = tiny.open_scene() if kind == "open scene" else None
+        trainer = trainer_of(scene, importance_after=1, importance_every=100)
         trainer.sampler.update_importance(0.5)
         assert trainer.fused is not None
         trainer.fused = trainer.fused if fused else None
         trainer.train_step()  # what is prepared once
-        plan = replace(trainer.plan(), diffuse=diffuse)
+        plan = replace(trainer.plan(), diffuse="diffuse" in kind)
         assert plan.surface > 0 and plan.by_importance
         before = nvrtc.statistics["launched"]
         with Launches() as seen:
@@ -200,13 +267,14 @@ def test_a_default_step_launches_little(diffuse: bool, emulated: None, monkeypat
 def test_only_steps_that_are_the_same_are_fused(emulated: None) -> None:
     scene = tiny.sphere_scene(3, 20)
     assert trainer_of(scene).fused is not None
-    for changes in ({"deterministic": True}, {"refine_poses": True}, {"exposure": True}):
+    assert trainer_of(tiny.open_scene(), exposure=True, vignetting=True, flash=True).fused is not None
+    for changes in ({"deterministic": True}, {"refine_poses": True}):
         assert trainer_of(scene, **changes).fused is None
     depths = tiny.store([np.full((20, 20, 1), 2.0, np.float32)] * 3)
     assert trainer_of(replace(scene, depths=depths)).fused is None
     assert trainer_of(replace(scene, linear=True)).fused is None
-    open_scene = tiny.sphere_scene(3, 20, space=Unbounded(2))
-    assert trainer_of(open_scene).fused is None  # for what is right before cameras
+    assert trainer_of(replace(scene, space=Ndc(1.0, 1.0))).fused is not None
+    assert 0 < trainer_of(replace(scene, space=Ndc(1.0, 1.0)), flash=True).train_step() < 1  # which NDC does not have
     config = trainer_of().config
     assert Trainer(scene, config, loss=lambda rendered, batch: rendered.opacities.mean()).fused is None
     kernels.use("reference")
@@ -234,8 +302,8 @@ def test_a_box_is_entered_where_the_march_enters_it(emulated: None) -> None:
     directions = 0.3 * table.directions[0] + torch.tensor([0.0, 0.0, 1.0])
     directions[::2, 0], directions[::3, 1] = 0.0, 0.0
     lenses = directions, table.directions[1]
-    table = replace(table, cameras=cameras, directions=lenses, half_extent=1.0, near=0.0, far=100.0)
-    drawn = kernels.draw_rays(table, None, 1, 1, 300)
+    table = replace(table, cameras=cameras, directions=lenses, space=Box(), near=0.0, far=100.0)
+    drawn = kernels.draw_rays(table, BatchPlan(300, 1, 1))
     _, _, _, near, far = marching.enter(drawn.rays.o, drawn.rays.d)
     hit, parallel = near < far, (drawn.rays.d == 0).any(dim=1)
     assert all(bool((some & parallel).any()) for some in (hit, ~hit))

@@ -14,7 +14,7 @@ import torch
 from fakes import AnalyticModel, ball, ring_cameras
 from test_keypoints import sphere_keypoints
 from test_large_sets import in_tiles
-from tiny import FIELD, generator, make_scene, numbered_scene, sphere_scene, train_config
+from tiny import FIELD, generator, make_scene, numbered_scene, open_scene, sphere_scene, train_config
 
 from nerf.cli import main as cli
 from nerf.datasets import Scene
@@ -89,8 +89,10 @@ def test_names_that_are_none_and_a_choice_of_all_are_one_sentence() -> None:
         without(scene, train_names)
 
 
-def test_a_training_leaves_photos_out_from_then_on_and_goes_on_to_the_bit(tmp_path: Path) -> None:
-    scene = sphere_scene(6, 32)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_training_leaves_photos_out_from_then_on_and_goes_on_to_the_bit(is_open: bool, tmp_path: Path) -> None:
+    scene = open_scene(6, 32) if is_open else sphere_scene(6, 32)
+    config = replace(CONFIG, exposure=is_open, vignetting=is_open)
     ids: list[set[int]] = []
 
     def watch(trainer: Trainer) -> bool:
@@ -103,14 +105,14 @@ def test_a_training_leaves_photos_out_from_then_on_and_goes_on_to_the_bit(tmp_pa
         return True
 
     for stop in (False, True):
-        train(scene, CONFIG, tmp_path / str(stop), progress=False, between=watch)
+        train(scene, config, tmp_path / str(stop), progress=False, between=watch)
         assert all(seen == {2, 3, 4} for seen in ids) and len(ids) >= 19
-    train(scene, CONFIG, tmp_path / "True", resume=True, progress=False, left_out=scene.names[:2])
+    train(scene, config, tmp_path / "True", resume=True, progress=False, left_out=scene.names[:2])
     (whole, _), (resumed, _) = (
         checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("False", "True")
     )
     assert all(torch.equal(whole[name], t) for name, t in resumed.items()) and "sampler.photos_out" in whole
-    longer = train(scene, replace(CONFIG, steps=64), tmp_path / "True", resume=True, progress=False)  # all again
+    longer = train(scene, replace(config, steps=64), tmp_path / "True", resume=True, progress=False)  # all again
     assert longer.meta["steps"] == 64
     assert "sampler.photos_out" not in checkpoint.load(tmp_path / "True" / "checkpoint.safetensors")[0]
 

@@ -11,11 +11,11 @@ import torch
 from fakes import FakeModel, ring_cameras
 from torch import Tensor
 
-from nerf.datasets import PixelStore, Scene
+from nerf.datasets import Keypoints, PixelStore, Scene
 from nerf.fields.occupancy import OccupancyGrid
 from nerf.fields.radiance import FieldOptions
 from nerf.geometry.cameras import Cameras
-from nerf.geometry.space import ray_box
+from nerf.geometry.space import Unbounded, ray_box
 from nerf.kernels import FieldConfig, FieldParams, GridLayout, MarchSettings, Rays
 from nerf.training.config import TrainConfig
 
@@ -172,6 +172,16 @@ def sphere_scene(n: int = 12, size: int = 48, **changes: Any) -> Scene:
         rgba = np.concatenate([out.color, out.opacity[..., None]], axis=2)
         images.append((rgba * 255 + 0.5).astype(np.uint8))
     return make_scene(images, cameras, **changes)
+
+
+def open_scene(n: int = 4, size: int = 24) -> Scene:
+    """A sphere without alpha before black, in unbounded space; every pixel near the middle shows a keypoint."""
+    full = sphere_scene(n, size)
+    images = [full.pixels.raw(i)[..., :3].copy() for i in range(n)]
+    image, row, column = torch.cartesian_prod(*(torch.arange(a, b) for a, b in ((0, n), (8, 16), (8, 16)))).unbind(1)
+    points = Keypoints(image, row, column, torch.linspace(1.0, 2.0, len(row)))
+    scene = make_scene(images, full.cameras, scene_from_world=full.scene_from_world, space=Unbounded(3))
+    return replace(scene, keypoints=points)
 
 
 def cameras_of(sizes: list[tuple[int, int]]) -> Cameras:

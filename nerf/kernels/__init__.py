@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,10 +34,21 @@ from nerf.kernels import (
     skyline,
     winding,
 )
-from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda
+from nerf.kernels.backends import BACKENDS, Backend, Cpu, Cuda, describe
 from nerf.kernels.bindings import MAX_NET_LAYERS
 from nerf.kernels.cuda_graph import NotRecorded, RecordedSteps
-from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, TableStep
+from nerf.kernels.drawing import (
+    BatchPlan,
+    BeforeCameras,
+    DrawnRays,
+    KnownPixels,
+    LearnPlan,
+    Learnt,
+    Light,
+    PhotoLoss,
+    PhotoTable,
+    TableStep,
+)
 from nerf.kernels.fusion import DepthView, Fused
 from nerf.kernels.matching import MatchSource, MatchWindow
 from nerf.kernels.nearest import Nearest
@@ -62,6 +73,8 @@ __all__ = [
     "AdamState",
     "AdamStep",
     "Backend",
+    "BatchPlan",
+    "BeforeCameras",
     "DepthView",
     "DrawnRays",
     "FieldConfig",
@@ -69,8 +82,11 @@ __all__ = [
     "FieldView",
     "GradAccumulator",
     "GridLayout",
+    "KnownPixels",
     "Layer",
+    "LearnPlan",
     "Learnt",
+    "Light",
     "MarchSettings",
     "MatchSource",
     "MatchWindow",
@@ -114,8 +130,6 @@ __all__ = [
     "using",
     "winding_numbers",
 ]
-
-INSTRUCTION_SETS = ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd")  # those worth telling
 
 _chosen: str | None = None
 
@@ -223,28 +237,6 @@ def _searches_natively() -> bool:
     return backend() != "reference" and bindings.load().handle is not None
 
 
-def describe() -> dict[str, object]:
-    """What is there, for `nerf doctor`: the GPU or why there is none, the processor's backend, variant of the native
-    library or why it is missing, instruction sets."""
-    lib = bindings.load()
-    flags = bindings.cpu_flags()
-    gpu, no_gpu = nvrtc.find()
-    return {
-        "gpu": None if gpu is None else {"name": gpu.name, "architecture": f"sm_{gpu.architecture}"},
-        "no_gpu": no_gpu,
-        "driver_cuda": nvrtc.driver_version(),
-        "nvrtc": nvrtc.nvrtc_version(),
-        "backend": "reference" if lib.handle is None else "cpu",
-        "variant": lib.variant,
-        "reason": lib.reason,
-        "openmp": bool(lib.handle and lib.handle.nerf_has_openmp()),
-        "lanes": int(lib.handle.nerf_lanes()) if lib.handle else 0,
-        "bf16": bool(lib.handle and lib.handle.nerf_has_bf16()),
-        "instruction_sets": [f for f in INSTRUCTION_SETS if f in flags],
-        "threads": torch.get_num_threads(),
-    }
-
-
 # ---- the ops -------------------------------------------------------------------------------------------------------
 
 
@@ -341,35 +333,14 @@ def render_rays(
     return out.scaled(field.config.color_scale).to(here)
 
 
-def draw_rays(
-    table: PhotoTable,
-    cumulative: Tensor | None,
-    seed: int,
-    step: int,
-    n: int,
-    any_direction: bool = False,
-    step_at: Tensor | None = None,
-) -> DrawnRays:
+def draw_rays(table: PhotoTable, plan: BatchPlan) -> DrawnRays:
     """A batch of training rays, on the backends cpu and cuda; see `reference.draw_rays`."""
-    return _learning().draw_rays(table, cumulative, seed, step, n, any_direction, step_at)
+    return (cuda_learn if on_gpu() else cpu_learn).draw_rays(table, plan)
 
 
-def learn_rays(
-    drawn: DrawnRays,
-    bits: OccupancyBits,
-    field: FieldView,
-    settings: MarchSettings,
-    sink: GradAccumulator | TableStep,
-    loss: PhotoLoss,
-    error_map: tuple[Tensor, Tensor],
-) -> Learnt:
-    """The gradients of a drawn batch, on the backends cpu and cuda; see `cuda_learn.learn_rays`. A `TableStep` is taken
-    on the CPU alone."""
-    return _learning().learn_rays(drawn, bits, field, settings, sink, loss, error_map)
-
-
-def _learning() -> Any:
-    return cuda_learn if on_gpu() else cpu_learn
+def learn_rays(drawn: DrawnRays, plan: LearnPlan) -> Learnt:
+    """The gradients of a drawn batch, on the backends cpu and cuda. A `TableStep` is taken on the CPU alone."""
+    return (cuda_learn if on_gpu() else cpu_learn).learn_rays(drawn, plan)
 
 
 def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> None:

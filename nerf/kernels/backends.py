@@ -22,6 +22,7 @@ from nerf.kernels.records import (
     Samples,
 )
 
+INSTRUCTION_SETS = ("sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "asimd")  # those worth telling
 Occupancy = Any  # OccupancyBits: what `pack_occupancy` gave, or where that is None the bool grid [levels,R,R,R]
 
 
@@ -195,3 +196,25 @@ BACKENDS: dict[str, Backend] = {
     "tinycudann": TinyCudaNN(),
     "reference": Reference(),
 }
+
+
+def describe() -> dict[str, object]:
+    """What is there, for `nerf doctor`: the GPU or why there is none, the processor's backend, variant of the native
+    library or why it is missing, instruction sets."""
+    lib = bindings.load()
+    flags = bindings.cpu_flags()
+    gpu, no_gpu = nvrtc.find()
+    return {
+        "gpu": None if gpu is None else {"name": gpu.name, "architecture": f"sm_{gpu.architecture}"},
+        "no_gpu": no_gpu,
+        "driver_cuda": nvrtc.driver_version(),
+        "nvrtc": nvrtc.nvrtc_version(),
+        "backend": "reference" if lib.handle is None else "cpu",
+        "variant": lib.variant,
+        "reason": lib.reason,
+        "openmp": bool(lib.handle and lib.handle.nerf_has_openmp()),
+        "lanes": int(lib.handle.nerf_lanes()) if lib.handle else 0,
+        "bf16": bool(lib.handle and lib.handle.nerf_has_bf16()),
+        "instruction_sets": [f for f in INSTRUCTION_SETS if f in flags],
+        "threads": torch.get_num_threads(),
+    }

@@ -117,19 +117,23 @@ class DrawArgs(ctypes.Structure):  # of draw.h
     _fields_ = fields(
         **all_of(_P, "pixels offsets widths heights blocks cumulative cameras directions starts"),
         **all_of(_P, "masks silhouettes mask_offsets silhouette_offsets"),
-        **all_of(_P, "rays_o rays_d viewdirs t_near t_far jitter targets backgrounds used places step_at"),
+        **all_of(_P, "keypoints keypoint_depths near centres nearest"),
+        **all_of(_P, "rays_o rays_d viewdirs t_near t_far jitter targets backgrounds used t_depths alphas"),
+        **all_of(_P, "places drawn step_at"),
         **all_of(_U, "seed step"),
-        **all_of(_I, "n n_blocks side channels bytes has_alpha has_background"),
+        **all_of(_I, "n n_blocks side channels bytes has_alpha has_background any_direction warped"),
+        **all_of(_I, "n_near n_known n_before before_every n_centres n_nearest"),
         background=Three,
-        **all_of(_F, "exposure half_extent near far"),
+        **all_of(_F, "ndc_x ndc_y exposure half_extent t_first t_last before_last spread"),
     )
 
 
-class PhotoDesc(ctypes.Structure):  # of cpu_backward.h
+class PhotoRays(ctypes.Structure):  # of photo.h
     _fields_ = fields(
-        **all_of(_P, "targets backgrounds used places"),
-        **all_of(_F, "photo_weight surface_weight delta"),
-        **all_of(_P, "errors error_sums error_counts"),
+        **all_of(_P, "targets backgrounds used t_depths gains alphas exponents places rates"),
+        **all_of(_P, "errors grad_gains medians error_sums error_counts"),
+        **all_of(_F, "photo surface depth before delta rounding reference brightest"),
+        **all_of(_I, "n n_before"),
     )
 
 
@@ -144,7 +148,7 @@ STRUCTS = (
     MatchSourceDesc,
     MatchWindowDesc,
     DrawArgs,
-    PhotoDesc,
+    PhotoRays,
 )  # as nerf_sizeof counts them
 
 

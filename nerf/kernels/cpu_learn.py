@@ -5,46 +5,28 @@ from __future__ import annotations
 import ctypes
 
 import torch
-from torch import Tensor
 
-from nerf.kernels.bindings import DrawArgs, PhotoDesc, Pointers, RenderGrads, check_in_place, native
+from nerf.kernels.bindings import DrawArgs, Pointers, RenderGrads, check_in_place, native
 from nerf.kernels.cpu import field_desc, render_desc
 from nerf.kernels.cpu_adam import adam_desc
-from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, TableStep, check_error_map, drawn_by
-from nerf.kernels.records import FieldView, GradAccumulator, MarchSettings, OccupancyBits
+from nerf.kernels.drawing import BatchPlan, DrawnRays, LearnPlan, Learnt, PhotoTable, TableStep, drawn_by, photo_rays
 
 
-def draw_rays(
-    table: PhotoTable,
-    cumulative: Tensor | None,
-    seed: int,
-    step: int,
-    n: int,
-    any_direction: bool = False,
-    step_at: Tensor | None = None,
-) -> DrawnRays:
+def draw_rays(table: PhotoTable, plan: BatchPlan) -> DrawnRays:
     """See `reference.draw_rays`: the same pixels and colours to the bit."""
 
     def draw(args: DrawArgs) -> None:
         native().nerf_draw_rays(ctypes.addressof(args), torch.get_num_threads())
 
-    return drawn_by(draw, Pointers(), table, cumulative, seed, step, n, any_direction, step_at)
+    return drawn_by(draw, Pointers(), table, plan)
 
 
-def learn_rays(
-    drawn: DrawnRays,
-    bits: OccupancyBits,
-    field: FieldView,
-    settings: MarchSettings,
-    sink: GradAccumulator | TableStep,
-    loss: PhotoLoss,
-    error_map: tuple[Tensor, Tensor],
-) -> Learnt:
+def learn_rays(drawn: DrawnRays, plan: LearnPlan) -> Learnt:
     """Renders the rays, and goes back from their loss to the field, in one pass over them: what the colour network
     computed for a chunk of samples is still at hand when their gradients come back. Where the table takes its step here
     (`TableStep`), each level does so with its gradient still in the caches."""
-    p, n, params = Pointers(), len(drawn.targets), field.params
-    desc, render = field_desc(field, p), render_desc(drawn.rays, bits, settings, p)
+    p, params, sink = Pointers(), plan.field.params, plan.sink
+    desc, render = field_desc(plan.field, p), render_desc(drawn.rays, plan.bits, plan.settings, p)
     grads, adam = RenderGrads(), None
     if isinstance(sink, TableStep):
         adam = adam_desc(params.table.detach(), None, sink.state, sink.step)
@@ -52,20 +34,7 @@ def learn_rays(
         check_in_place("grad_accumulator.table", sink.table, tuple(params.table.shape), torch.float32)
         torch.autograd.graph.increment_version(sink.table)
         grads.table = sink.table.data_ptr()
-    check_error_map(error_map)
-    errors, (sums, counts) = torch.empty(n), error_map
-    photo = PhotoDesc(
-        targets=p("targets", drawn.targets, (n, 3)),
-        backgrounds=p("backgrounds", drawn.backgrounds, (n, 3)),
-        used=p("used", drawn.used, (n,)),
-        places=p("places", drawn.places, (n,), torch.int64),
-        photo_weight=loss.photo,
-        surface_weight=loss.surface if loss.rates is None else float(loss.rates[3]),
-        delta=loss.delta,
-        errors=errors.data_ptr(),
-        error_sums=sums.data_ptr(),
-        error_counts=counts.data_ptr(),
-    )
+    photo, (errors, *of_light) = photo_rays(p, drawn, plan)
     layers = [*params.density_weights, *params.color_weights]
     flat = torch.empty(sum(w.numel() for w in layers))
     at, n_density = flat.data_ptr(), len(params.density_weights)
@@ -77,4 +46,4 @@ def learn_rays(
     step_of_table = 0 if adam is None else ctypes.addressof(adam)
     args = (ctypes.addressof(s) for s in (desc, render, photo, grads))
     total = native().nerf_learn(*args, step_of_table, ctypes.addressof(numbers))
-    return Learnt(torch.tensor([total]), errors, flat, int(numbers[0]), int(numbers[1]), None)
+    return Learnt(torch.tensor([total]), errors, flat, int(numbers[0]), int(numbers[1]), None, *of_light)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from nerf.kernels.bindings import MAX_LEVELS, FieldDesc, GridLevel, MarchDesc, OccupancyDesc, all_of, fields
+from nerf.kernels.bindings import MAX_LEVELS, FieldDesc, GridLevel, MarchDesc, OccupancyDesc, PhotoRays, all_of, fields
 
 _P, _I, _F, _LL, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_longlong, ctypes.c_uint32
 
@@ -88,9 +88,8 @@ class CompositeArgs(ctypes.Structure):
 class PhotoArgs(ctypes.Structure):
     _fields_ = fields(
         composite=CompositeArgs,
-        **all_of(_P, "colors opacities second_moments targets backgrounds used places"),
-        **all_of(_F, "photo_weight surface_weight delta"),
-        **all_of(_P, "rates errors loss error_sums error_counts"),
+        photo=PhotoRays,
+        **all_of(_P, "colors opacities depths median_depths second_moments loss"),
     )
 
 

@@ -5,72 +5,37 @@ torch does the same with `reference.draw_rays`, `render_rays` and `losses`: many
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from nerf.kernels import cuda_args, nvrtc
 from nerf.kernels.bindings import DrawArgs, Pointers
 from nerf.kernels.cuda import THREADS, blocks_of, gpu, pointers
-from nerf.kernels.cuda_render import Job, composite_args, field_gradients, forward, writable
-from nerf.kernels.drawing import DrawnRays, Learnt, PhotoLoss, PhotoTable, check_error_map, drawn_by
-from nerf.kernels.records import FieldView, GradAccumulator, MarchSettings, OccupancyBits
+from nerf.kernels.cuda_render import OUTPUTS, Job, composite_args, field_gradients, forward, writable
+from nerf.kernels.drawing import BatchPlan, DrawnRays, LearnPlan, Learnt, PhotoTable, TableStep, drawn_by, photo_rays
 
 
-def draw_rays(
-    table: PhotoTable,
-    cumulative: Tensor | None,
-    seed: int,
-    step: int,
-    n: int,
-    any_direction: bool = False,
-    step_at: Tensor | None = None,
-) -> DrawnRays:
-    """See `reference.draw_rays`: the same numbers, in one launch. `step_at` [1] int32: see `cuda.ray_jitter`."""
+def draw_rays(table: PhotoTable, plan: BatchPlan) -> DrawnRays:
+    """See `reference.draw_rays`: the same numbers, in one launch."""
     p = Pointers(str(gpu().device))  # nothing here is read by more than its own type
 
     def launch(args: DrawArgs) -> None:
-        nvrtc.program("cuda_draw.cu").launch("draw_rays", args, blocks_of(n), THREADS)
+        nvrtc.program("cuda_draw.cu").launch("draw_rays", args, blocks_of(args.n + args.n_before), THREADS)
 
-    return drawn_by(launch, p, table, cumulative, seed, step, n, any_direction, step_at)
+    return drawn_by(launch, p, table, plan)
 
 
-def learn_rays(
-    drawn: DrawnRays,
-    bits: OccupancyBits,
-    field: FieldView,
-    settings: MarchSettings,
-    accumulator: GradAccumulator,
-    loss: PhotoLoss,
-    error_map: tuple[Tensor, Tensor],
-) -> Learnt:
-    """Renders the rays, and goes back from their loss to the field: the table's gradient is added to the accumulator,
-    each ray's squared error and its number 1 to the error map (sums, counts), at its place."""
-    p, n = pointers(), len(drawn.targets)
-    done = forward(Job.of(drawn.rays, bits, field, settings, accumulator, "drop"), keep=True)
+def learn_rays(drawn: DrawnRays, plan: LearnPlan) -> Learnt:
+    """Renders the rays, and goes back from their loss to the field; see `LearnPlan`."""
+    p, sink = pointers(), plan.sink
+    if isinstance(sink, TableStep):
+        raise ValueError("sink: expected a GradAccumulator, for on a GPU the table's step is another launch")
+    done = forward(Job.of(drawn.rays, plan.bits, plan.field, plan.settings, sink, "drop"), keep=True)
     assert done.kept is not None
     samples, composite = composite_args(done, done.kept)
-    errors = torch.empty(n, device=drawn.targets.device)
-    check_error_map(error_map, str(gpu().device))
-    colors, opacities, _, _, second_moments, _ = done.outputs
-    args = cuda_args.PhotoArgs(
-        composite=composite,
-        colors=colors.data_ptr(),
-        opacities=opacities.data_ptr(),
-        second_moments=second_moments.data_ptr(),
-        targets=p("targets", drawn.targets, (n, 3)),
-        backgrounds=p("backgrounds", drawn.backgrounds, (n, 3)),
-        used=p("used", drawn.used, (n,)),
-        places=p("places", drawn.places, (n,), torch.int64),
-        photo_weight=loss.photo,
-        surface_weight=loss.surface,
-        delta=loss.delta,
-        rates=p("rates", loss.rates, (4,)),
-        errors=errors.data_ptr(),
-        loss=done.loss.data_ptr(),
-        error_sums=error_map[0].data_ptr(),
-        error_counts=error_map[1].data_ptr(),
-    )
-    nvrtc.program("cuda_photo.cu").launch("photo_backward", args, blocks_of(n, 128), 128)
-    flat, _ = field_gradients(done, done.kept, samples, writable(accumulator, field.params.table))
-    numbers = done.job.numbers
-    return Learnt(done.loss, errors, flat, numbers["evaluated"], numbers["kept"], numbers["capacity"])
+    photo, (errors, *of_light) = photo_rays(p, drawn, plan)
+    args = cuda_args.PhotoArgs(composite=composite, photo=photo, loss=done.loss.data_ptr())
+    for name, tensor in zip(OUTPUTS, done.outputs, strict=True):
+        if hasattr(args, name):
+            setattr(args, name, tensor.data_ptr())
+    nvrtc.program("cuda_photo.cu").launch("photo_backward", args, blocks_of(len(drawn.rays.o), 128), 128)
+    flat, _ = field_gradients(done, done.kept, samples, writable(sink, plan.field.params.table))
+    counts = done.job.numbers
+    return Learnt(done.loss, errors, flat, counts["evaluated"], counts["kept"], counts["capacity"], *of_light)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 HUBER_DELTA = 0.1  # instant-ngp's
+DEPTH_ROUNDING = 0.01  # share of a depth within which its error counts as a square
 
 
 def huber(colors: Tensor, targets: Tensor, delta: float = HUBER_DELTA, weights: Tensor | None = None) -> Tensor:
@@ -67,7 +68,7 @@ def surface(
     return per_ray.mean() / colors.shape[1]
 
 
-def depth(depths: Tensor, opacities: Tensor, targets: Tensor, rounding: float = 0.01) -> Tensor:
+def depth(depths: Tensor, opacities: Tensor, targets: Tensor, rounding: float = DEPTH_ROUNDING) -> Tensor:
     """How far rays stop from where a depth map says that they do, as a share of that distance.
 
     Mean over all rays [n] of `sqrt(e^2 + r^2) - r + (1 - opacity)^2` where the target t > 0, with

@@ -142,10 +142,13 @@ class ExposureCorrections:
         if "lens" in self.values:
             powers = from_middle(self.cameras, image_ids, rows, cols)
             logs = logs + vignetting(self.values["lens"][self.lenses[image_ids]], powers)
-        if "flash" in self.values:
-            exponents = self.values["flash"][self.lenses[image_ids], 0]
+        if (exponents := self.flash_of(image_ids)) is not None:
             logs = logs + falloff(exponents, distances.detach(), self.reference)
         return logs
+
+    def flash_of(self, image_ids: Tensor) -> Tensor | None:
+        """The exponents [n] of the flash in photos, differentiable; None where none is learnt."""
+        return self.values["flash"][self.lenses[image_ids], 0] if "flash" in self.values else None
 
     def step(self, rate: float, flash: bool = True) -> None:
         """One step of Adam, of the flash only if it is its time; what is common to all photos stays with the field."""
@@ -168,9 +171,9 @@ class ExposureCorrections:
 
     def falloff(self) -> Tensor | None:
         """(exponent, reference distance) [n,2] of the photos that are trained on; None where none are learnt."""
-        if "flash" not in self.values:
+        if (exponents := self.flash_of(self.ids)) is None:
             return None
-        exponents = self.values["flash"].detach()[self.lenses[self.ids], 0].cpu()
+        exponents = exponents.detach().cpu()
         return torch.stack([exponents, torch.full_like(exponents, self.reference)], dim=1)
 
     def tensors(self) -> dict[str, Tensor]:

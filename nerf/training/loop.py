@@ -126,19 +126,19 @@ class Trainer:
         self.viewpoints = Viewpoints(scene.scene_from_world.apply(scene.cameras.centres[scene.splits["train"]]))
 
     def _choose_step(self) -> None:
-        """How steps are taken on a GPU, from the sampler's photos as they are."""
+        """How steps are taken, with the sampler's photos and the viewpoints as they are."""
         own = self.loss is not self.objective or not isinstance(self.model.field, RadianceField)
         parts = self.scene, self.model, self.sampler, self.optimiser, self.weights, self.ranks.own(self.config)
-        self.fused = None if own else fused_step(*parts)
+        self.fused = None if own else fused_step(*parts, self.viewpoints, self.exposures)
         self.recorded = stepping.recorder_of(self.config, self.scene, own, self.random, self.ranks)
 
     def leave_out_photos(self, names: Collection[str], said_by: object = "left_out") -> None:
         """Learn nothing more from photos of these names, and from all others again. said_by: what names them, in the
         UserError where one is no photo of the scene, or none would be left."""
         kept, ids = without(self.scene, names, said_by), self.scene.splits["train"]
-        if self.sampler.leave_out_photos(ids[~torch.isin(ids, kept.splits["train"])]):
-            self._choose_step()
+        self.sampler.leave_out_photos(ids[~torch.isin(ids, kept.splits["train"])])
         self._look_from(kept)
+        self._choose_step()
 
     def plan(self) -> StepPlan:
         """What the next step is told: how many rays, and what the schedules say."""
@@ -151,6 +151,7 @@ class Trainer:
             self.sampler.cumulative is not None,
             schedule.learning_rate_at(progress),
             (self.weights.surface or 0.0) * schedule.surface_fade(progress),
+            schedule.exposure_rate_at(progress),
         )
 
     def train_step(self) -> float:
@@ -226,7 +227,7 @@ class Trainer:
             self.poses.step(batch.image_ids, rays_d.detach(), rays_o.grad, rays_d.grad, rate, self.ranks)
         if self.exposures is not None:
             self.ranks.mean_gradients(self.exposures.values.values())
-            self.exposures.step(c.schedule.exposure_rate_at(self.progress()), now.step >= c.schedule.flash_after)
+            self.exposures.step(now.light_rate, now.step >= c.schedule.flash_after)
         self.sampler.record(batch, errors)
         return StepResult(loss.detach(), errors, rendered.evaluated, rendered.kept, rendered.capacity)
 

@@ -99,6 +99,12 @@ class SceneLoss:
         return losses.surface(r.second_moments, r.foregrounds, r.opacities, common, batch.background, weights)
 
 
+def near_end(marching: Marching) -> float:
+    """Where what is right before a camera ends, scene length."""
+    scale = marching.gradient_distance
+    return max(NEAR * scale, marching.near + BEYOND * scale)
+
+
 def near_camera_opacity_loss(
     field: FieldFunction,
     occupancy: OccupancyGrid,
@@ -120,10 +126,8 @@ def near_camera_opacity_loss(
     ray's opacity has no slope. Source: after the occlusion regularisation of FreeNeRF (Yang, Pavone and Wang 2023), of
     opacities, not densities.
     """
-    n = len(rays_o)
+    n, short = len(rays_o), replace(marching, far=near_end(marching))
     some = torch.randint(n, (-(-n // NEAR_RAYS),), generator=random, device=rays_o.device)
-    scale = marching.gradient_distance
-    short = replace(marching, far=max(NEAR * scale, marching.near + BEYOND * scale))
     origins = torch.cat([viewpoints.draw(len(some) // 2, random), rays_o.detach()[some[len(some) // 2 :]]])
     rays = origins, rays_d.detach()[some]
     jitter = torch.rand(len(some), generator=random, device=rays_o.device)

@@ -161,7 +161,7 @@ class Sampler:
     def draw(self, n: int, generator: torch.Generator) -> PixelBatch:
         """n pixels, evenly spread over the places' probabilities (systematic sampling: one draw in each n-th of the
         total); the last of them show keypoints."""
-        device, scene, z_depths = self.errors.device, self.scene, None
+        device, z_depths = self.errors.device, None
         n_known = n // KEYPOINTS if len(self.near) else 0
         n_drawn = n - n_known
         u = (torch.arange(n_drawn, device=device) + torch.rand(n_drawn, generator=generator, device=device)) / n_drawn
@@ -172,6 +172,13 @@ class Sampler:
             more = known.image_ids, known.rows, known.cols, self.keypoint_places[chosen]
             where = tuple(torch.cat(pair) for pair in zip(where, more, strict=True))
         image_ids, rows, cols, places = where
+        return self.look(image_ids, rows, cols, places, z_depths)
+
+    def look(
+        self, image_ids: Tensor, rows: Tensor, cols: Tensor, places: Tensor, z_depths: Tensor | None = None
+    ) -> PixelBatch:
+        """What pixels [n] in these places show; z_depths: those of the last of them, which show keypoints."""
+        scene, n = self.scene, len(rows)
         values, *masked = self.values(image_ids, rows, cols, places)
         rgb, alpha = colour_and_alpha(scene, values)
         if scene.silhouettes is not None:
@@ -179,8 +186,8 @@ class Sampler:
         used = (masked[0] > 0.5).float() if masked else None
         depths = depths_at(scene, image_ids, rows, cols)
         if z_depths is not None:
-            depths = torch.zeros(n, device=device) if depths is None else depths
-            depths[n_drawn:] = z_depths
+            depths = torch.zeros(n, device=rows.device) if depths is None else depths
+            depths[n - len(z_depths) :] = z_depths
         if depths is not None:
             depths = depths * (alpha[:, 0] > 0.99)
             depths = depths if used is None else depths * used[:, 0]

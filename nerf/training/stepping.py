@@ -35,7 +35,7 @@ READ_EVERY = 16  # steps of a GPU between looks at its numbers, for looking wait
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step is told before it begins; the last two: its numbers on a GPU, where a recorded step reads them."""
+    """What one step is told before it begins; rates, step_at: numbers on a GPU, where a recorded step reads them."""
 
     step: int  # from 0
     n_rays: int
@@ -44,6 +44,7 @@ class StepPlan:
     by_importance: bool  # pixels are drawn by their error
     learning_rate: float
     surface: float | Tensor  # weight of the surface loss
+    light_rate: float = 0.0  # learning rate of the photos' light
     rates: Tensor | None = None
     step_at: Tensor | None = None
 

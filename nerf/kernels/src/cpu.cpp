@@ -21,7 +21,7 @@ EXPORT const char* nerf_source_hash() { return NERF_SOURCE_HASH; }
 EXPORT int nerf_sizeof(int which) {
   const int sizes[] = {sizeof(GridLevel), sizeof(FieldDesc), sizeof(RenderDesc), sizeof(RenderGrads),
                        sizeof(AdamDesc),  sizeof(NetDesc),   sizeof(DepthView),  sizeof(MatchSource),
-                       sizeof(MatchWindow), sizeof(DrawArgs), sizeof(PhotoDesc)};
+                       sizeof(MatchWindow), sizeof(DrawArgs), sizeof(PhotoRays)};
   return which >= 0 && which < (int)(sizeof(sizes) / sizeof(sizes[0])) ? sizes[which] : -1;
 }
 EXPORT int nerf_lanes() { return LANES; }
@@ -234,8 +234,11 @@ EXPORT void nerf_draw_rays(const DrawArgs* args, int n_threads) {
       for (int k = 0; k < count; ++k) draw_ray(*args, first + k, drawn[k]);
     }
   });
+  parallel_for((args->n_before + block - 1) / block, n_threads, [&](int b) {
+    for (int j = b * block; j < std::min((b + 1) * block, args->n_before); ++j) draw_before(*args, j);
+  });
 }
-EXPORT double nerf_learn(const FieldDesc* f, const RenderDesc* r, const PhotoDesc* p, const RenderGrads* g, const AdamDesc* adam,
+EXPORT double nerf_learn(const FieldDesc* f, const RenderDesc* r, const PhotoRays* p, const RenderGrads* g, const AdamDesc* adam,
                          long long* counts) {
   return learn(*f, *r, *p, *g, adam, counts);
 }

@@ -234,19 +234,10 @@ static void render_backward(RenderContext& context, const FieldDesc& f, const Re
 
 // ---- a training step: the default loss of drawn rays, forward and backward in one pass over the tiles ---------------------
 
-struct PhotoDesc {
-  const float *targets, *backgrounds;  // [n, 3]
-  const float* used;                   // [n] weights of the rays; null: 1
-  const long long* places;             // [n] of the rays in the error map
-  float photo_weight, surface_weight, delta;
-  float* errors;                       // [n] squared errors, written
-  float *error_sums, *error_counts;    // the error map, added to
-};
-
 // Chunks of samples go through the colour network in the order of rays. As soon as all samples of a ray have their colours,
 // so do its loss and the gradients of its samples; as soon as all samples of a chunk have gradients, it goes back, with its
 // activations still at hand. Only the chunks of rays of hundreds of samples are computed again.
-static double learn_tile(const FieldDesc& f, const FieldNets& nets, const RenderDesc& r, const PhotoDesc& p, Tile& tile) {
+static double learn_tile(const FieldDesc& f, const FieldNets& nets, const RenderDesc& r, const PhotoRays& p, Tile& tile) {
   TileBackward pass(f, nets, r, tile, nullptr);
   const int n = tile.n_kept, n_chunks = (n + CHUNK - 1) / CHUNK;
   double loss = 0.0;
@@ -260,13 +251,9 @@ static double learn_tile(const FieldDesc& f, const FieldNets& nets, const Render
     }
     for (; ray < tile.n_rays && tile.start[ray + 1] <= ahead * CHUNK; ++ray) {
       const int i = tile.first_ray + ray;
-      const float used = p.used ? p.used[i] : 1.0f, mean = used / (3.0f * (float)r.n_rays);
-      const PhotoWeights weights = {mean * p.photo_weight, mean * p.surface_weight, p.delta};
       const RaySums sums = composite_ray(tile, ray);
       RayGrads g = {};
-      float error;
-      loss += photo_loss(sums.color, sums.opacity, sums.second_moment, p.targets + 3 * i, p.backgrounds + 3 * i, weights, g, &error);
-      p.errors[i] = error * used;
+      loss += ray_loss(p, i, sums.color, sums.opacity, sums.depth, sums.median_depth, sums.second_moment, g);
       composite_ray_backward(g, r.gradient_distance, tile, ray, pass.room);
     }
     const int ready = tile.start[ray];  // all samples before it have gradients
@@ -279,7 +266,7 @@ static double learn_tile(const FieldDesc& f, const FieldNets& nets, const Render
   return loss;
 }
 
-static double learn(const FieldDesc& f, const RenderDesc& r, const PhotoDesc& p, const RenderGrads& g, const AdamDesc* adam,
+static double learn(const FieldDesc& f, const RenderDesc& r, const PhotoRays& p, const RenderGrads& g, const AdamDesc* adam,
                     long long* counts) {
   const FieldNets nets(f);
   RenderContext* context = take_context();
@@ -300,8 +287,8 @@ static double learn(const FieldDesc& f, const RenderDesc& r, const PhotoDesc& p,
   add_tiles(*context, f, nets, r.n_threads, g, adam);
   give_context(context);
   double loss = 0.0;
-  for (int i = 0; i < r.n_rays; ++i) {
-    loss += losses[i];
+  for (const double part : losses) loss += part;
+  for (int i = 0; i < p.n; ++i) {
     p.error_sums[p.places[i]] += p.errors[i];
     p.error_counts[p.places[i]] += 1.0f;
   }

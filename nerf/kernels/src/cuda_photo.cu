@@ -5,34 +5,23 @@
 
 struct PhotoArgs {
   CompositeArgs composite;  // without the gradients of outputs, which are found here
-  const float *colors, *opacities, *second_moments;
-  const float *targets, *backgrounds;     // [n, 3]
-  const float* used;                      // [n] weights of the rays; null: 1
-  const long long* places;                // [n] of the rays in the error map
-  float photo_weight, surface_weight, delta;
-  const float* rates;                     // [4], whose last one is read instead of the surface's weight; or null
-  float* errors;                          // [n] squared errors
-  float* loss;                            // [1] added to
-  float *error_sums, *error_counts;       // the error map, added to
+  PhotoRays photo;
+  const float *colors, *opacities, *depths, *median_depths, *second_moments;
+  float* loss;              // [1] added to
 };
 
 KERNEL(photo_backward, PhotoArgs, 128) {
-  const int i = block_index() * block_size() + thread_index(), n = args.composite.n_rays;
+  const int i = block_index() * block_size() + thread_index();
+  const PhotoRays& p = args.photo;
   float largest = 0.0f, loss = 0.0f;
-  if (i < n) {
-    const float used = args.used ? args.used[i] : 1.0f, mean = used / (3.0f * (float)n);
-    PhotoWeights weights;
-    weights.photo = mean * args.photo_weight;
-    weights.surface = mean * (args.rates ? args.rates[3] : args.surface_weight);
-    weights.delta = args.delta;
+  if (i < args.composite.n_rays) {
     RayGrads g = {};
-    float error;
-    loss = photo_loss(args.colors + 3 * i, args.opacities[i], args.second_moments[i], args.targets + 3 * i,
-                      args.backgrounds + 3 * i, weights, g, &error);
-    error *= used;
-    args.errors[i] = error;
-    atomic_add(args.error_sums + args.places[i], error);
-    atomic_add(args.error_counts + args.places[i], 1.0f);
+    loss = ray_loss(p, i, args.colors + 3 * i, args.opacities[i], args.depths[i], args.median_depths[i],
+                    args.second_moments[i], g);
+    if (i < p.n) {
+      atomic_add(p.error_sums + p.places[i], p.errors[i]);
+      atomic_add(p.error_counts + p.places[i], 1.0f);
+    }
     largest = composite_ray_backward(args.composite, i, g);
   }
   for (int step = 16; step > 0; step >>= 1) loss += shuffle_all(loss, lane_index() ^ step);

@@ -27,8 +27,8 @@ def drop_outlines(
     if len(widths) and int(widths.min()) < 1:
         raise ValueError("widths: expected at least one column each")
     starts = widths.long().cumsum(0) - widths.long()
-    outlines = [t.to(torch.int32).contiguous() for t in (bottoms, tops, widths, order)]
-    return (_native if native else _reference)(*outlines, starts, n_columns)
+    bottoms, tops, widths, order = (t.to(torch.int32).contiguous() for t in (bottoms, tops, widths, order))
+    return (_native if native else _reference)(bottoms, tops, widths, order, starts, n_columns)
 
 
 def _native(

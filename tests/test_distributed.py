@@ -210,7 +210,9 @@ def test_two_ranks_learn_as_one_process_with_the_doubled_batch(
     assert losses[-1] < 0.8 * losses[0]
     assert trainer.exposures is not None and trainer.poses is not None
     for name, values in trainer.poses.tensors().items():
-        assert torch.allclose(two[0]["state"][f"poses.{name}"].float(), values.float(), rtol=0, atol=2e-3), name
+        moment = name in ("m", "v")  # of gradients, which vary by more than what follows them
+        atol = 0.05 * float(values.abs().max()) if moment else 2e-3
+        assert torch.allclose(two[0]["state"][f"poses.{name}"].float(), values.float(), rtol=0, atol=atol), name
     assert float((trainer.poses.rotations - torch.eye(3)).abs().max()) > 4e-3
     for name, values in trainer.exposures.values.items():
         assert torch.allclose(two[0]["state"][name], values.detach(), rtol=0, atol=0.01), name

@@ -33,7 +33,7 @@ def adam_state(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, T
     return param, grad, m, uniform(*shape, seed=seed + 3)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("weight_decay", [0.0, 2.0])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("shape", [(50, 4), (50, 2), (50, 1), (37, 3), (20, 8), (1, 4), (0, 4), (40_000, 4)])
 @pytest.mark.parametrize("name", ["auto", "reference"])
@@ -45,13 +45,14 @@ def test_adam_is_the_reference_in_float64(
     half = param.half()
     wide = param.double(), grad.double(), m.double(), v.double()
     untouched = (grad == 0).all(dim=1) if skip else torch.zeros(shape[0], dtype=torch.bool)
-    # With decay the gradient of a touched row is g + decay*p; which rows are touched is a matter of g alone.
-    decayed = torch.where(untouched[:, None], wide[1], wide[1] + weight_decay * wide[0])
+    # With decay a touched row is first a little smaller; which rows are touched is a matter of the gradient alone.
+    decays = ~untouched & (torch.arange(shape[0]) >= 5)
+    wide[0].mul_(torch.where(decays[:, None], 1.0 - 0.01 * weight_decay, 1.0))
     reference.adam_step(
-        wide[0], decayed, AdamState(*wide[2:], (0.9, 0.99), 1e-8), AdamStep(0.01, 3, skip_zero_rows=skip)
+        wide[0], wide[1], AdamState(*wide[2:], (0.9, 0.99), 1e-8), AdamStep(0.01, 3, skip_zero_rows=skip)
     )
     before = [t.clone() for t in (param, m, v, half)]
-    state = AdamState(m, v, (0.9, 0.99), 1e-8, weight_decay)
+    state = AdamState(m, v, (0.9, 0.99), 1e-8, weight_decay, decay_from=5)
     kernels.adam_step(param, grad, state, AdamStep(0.01, 3, skip_zero_rows=skip, half_copy=half, zero_grad=True))
     for found, expected in zip((param, m, v), (wide[0], wide[2], wide[3]), strict=True):
         close(found, expected, rtol=1e-5, atol=1e-6)

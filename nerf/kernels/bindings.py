@@ -74,7 +74,7 @@ class RenderGrads(ctypes.Structure):
 class AdamDesc(ctypes.Structure):
     _fields_ = fields(
         **all_of(_P, "param grad m v half_copy"),
-        n_rows=_LL,
+        **all_of(_LL, "n_rows decay_from"),
         **all_of(_I, "n_columns skip_zero_rows zero_grad n_threads"),
         **all_of(_F, "lr beta1 beta2 eps correction1 correction2 weight_decay"),
         rates=_P,

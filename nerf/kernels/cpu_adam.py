@@ -24,6 +24,7 @@ def adam_desc(param: Tensor, grad: Tensor | None, state: AdamState, step: AdamSt
     torch.autograd.graph.increment_version(list(written.values()))
     return AdamDesc(
         n_rows=param.numel() // n_columns,
+        decay_from=state.decay_from,
         n_columns=n_columns,
         skip_zero_rows=int(step.skip_zero_rows),
         zero_grad=int(step.zero_grad),

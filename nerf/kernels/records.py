@@ -231,13 +231,15 @@ class GradAccumulator:
 
 @dataclass
 class AdamState:
-    """What Adam remembers of one tensor, moments m and v of its shape, and its settings: betas, eps, weight_decay."""
+    """What Adam remembers of one tensor, moments m and v of its shape, and its settings: betas, eps, weight_decay (of
+    the learning rate: the share of itself that a parameter loses in a step; of rows from decay_from on alone)."""
 
     m: Tensor
     v: Tensor
     betas: tuple[float, float]
     eps: float
     weight_decay: float = 0.0
+    decay_from: int = 0
 
     @staticmethod
     def of(param: Tensor, betas: tuple[float, float], eps: float, weight_decay: float = 0.0) -> AdamState:

@@ -32,6 +32,7 @@ TRAINING = LENGTH | {
     "beta1": Range(0, 0.999999),
     "beta2": Range(0, 0.999999),
     "epsilon": Range(0, 1, above=True),
+    "table_decay": Range(0, 1e3),
     "occupancy_resolution": RESOLUTION,
     "checkpoint_seconds": Range(0),
 }
@@ -59,6 +60,9 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
+    # Decoupled weight decay of the rows of the hash table that several places share. Adam's steps are as long for what
+    # photos contradict one another about as for what they agree on; the decay shrinks the former, which is noise.
+    table_decay: float = 0.2
     occupancy_resolution: int = 128  # cells along an edge of each level of the occupancy grid
     refine_poses: bool = False  # a correction of each training camera's pose, for poses that are not exact
     # An exposure for each channel of each photo, for photos whose exposure or white balance differ.

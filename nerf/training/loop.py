@@ -77,7 +77,8 @@ class Trainer:
         self.scene = on_device(scene, self.device)
         self.sampler = sampler_of(self.scene, ids)
         self.random = torch.Generator(self.device)
-        self.optimiser = FieldOptimiser(self.model.field, config.beta1, config.beta2, config.epsilon, ranks)
+        adam = config.beta1, config.beta2, config.epsilon, ranks, config.table_decay
+        self.optimiser = FieldOptimiser(self.model.field, *adam)
         self.parameters = self.optimiser.parameters
         self.poses: PoseCorrections | None = None
         if config.refine_poses:

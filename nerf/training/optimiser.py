@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nerf import kernels
 from nerf.fields.radiance import RadianceField
-from nerf.kernels import AdamState, AdamStep, GradAccumulator, TableStep
+from nerf.kernels import AdamState, AdamStep, GradAccumulator, GridLayout, TableStep
 from nerf.training.distributed import ALONE, Ranks
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
@@ -44,6 +44,7 @@ class FieldOptimiser:
         beta2: float = BETA2,
         epsilon: float = EPSILON,
         ranks: Ranks = ALONE,
+        table_decay: float = 0.0,
     ) -> None:
         self.field, self.ranks = field, ranks
         self.live = [p for p in field.parameters() if p.requires_grad]
@@ -57,8 +58,14 @@ class FieldOptimiser:
         parts = [_split(moment, self.layers) for moment in (self.flat_state.m, self.flat_state.v)]
         shared = {id(p): AdamState(m, v, *adam) for p, m, v in zip(self.layers, *parts, strict=True)}
         self.states = [shared.get(id(p)) or AdamState.of(p, *adam) for p in self.live]
+        if ours is not None and ours.table.requires_grad:
+            state, layout = self._state_of(ours.table), ours.config.layout
+            state.weight_decay, state.decay_from = table_decay, _first_hashed(layout)
         self.grad_accumulator = grad_accumulator_of(field)
         refresh_half(field)
+
+    def _state_of(self, parameter: nn.Parameter) -> AdamState:
+        return next(s for s, live in zip(self.states, self.live, strict=True) if live is parameter)
 
     def table_step(self, learning_rate: float, step: int) -> TableStep | None:
         """What our field's table is to do with its gradient where that is made: on the CPU, alone, with few threads;
@@ -68,8 +75,7 @@ class FieldOptimiser:
             return None
         if torch.get_num_threads() > LEVEL_THREADS:
             return None
-        state = next(s for s, live in zip(self.states, self.live, strict=True) if live is ours.table)
-        return TableStep(state, AdamStep(learning_rate, step + 1, True, ours.table_half, True))
+        return TableStep(self._state_of(ours.table), AdamStep(learning_rate, step + 1, True, ours.table_half, True))
 
     def step(
         self,
@@ -126,6 +132,11 @@ def _split(flat: Tensor, like: list[nn.Parameter]) -> list[Tensor]:
     """Views of consecutive parts [n] of the shapes of these parameters."""
     parts = flat.split([p.numel() for p in like]) if like else ()
     return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]
+
+
+def _first_hashed(layout: GridLayout) -> int:
+    """The first row of the table that several places may share."""
+    return max((end for end, dense in zip(layout.offsets[1:], layout.dense, strict=True) if dense), default=0)
 
 
 def refresh_half(field: nn.Module) -> None:

@@ -28,11 +28,11 @@ NERF_FN void vstore_half(half_bits* p, vfloat x) {
 }
 
 // LANES elements at once; `on` masks the rows that have a gradient.
-NERF_FN void adam_vector(const AdamDesc& a, size_t i, vfloat g, vint on) {
+NERF_FN void adam_vector(const AdamDesc& a, size_t i, vfloat g, vint on, vfloat decay) {
   const vfloat old_p = vload(a.param + i), old_m = vload(a.m + i), old_v = vload(a.v + i);
-  const vfloat gd = g + a.weight_decay * old_p;
-  const vfloat m = a.beta1 * old_m + (1.0f - a.beta1) * gd, v = a.beta2 * old_v + (1.0f - a.beta2) * (gd * gd);
-  const vfloat p = old_p - (a.lr / a.correction1) * m / (vsqrt(v * (1.0f / a.correction2)) + a.eps);
+  const vfloat m = a.beta1 * old_m + (1.0f - a.beta1) * g, v = a.beta2 * old_v + (1.0f - a.beta2) * (g * g);
+  const vfloat kept = old_p * (1.0f - decay);
+  const vfloat p = kept - (a.lr / a.correction1) * m / (vsqrt(v * (1.0f / a.correction2)) + a.eps);
   vstore(a.m + i, on ? m : old_m);
   vstore(a.v + i, on ? v : old_v);
   vstore(a.param + i, on ? p : old_p);
@@ -76,7 +76,10 @@ static void adam_rows(const AdamDesc& a) {
         if (a.half_copy) __builtin_prefetch(a.half_copy + at, 1);
         const vfloat g = vload(grads + (size_t)touched[k] * LANES);
         const vint nothing = {};
-        adam_vector(a, (size_t)first * 4 + (size_t)touched[k] * LANES, g, a.skip_zero_rows ? rows_with_gradient(g) : ~nothing);
+        vfloat decay;
+        for (int i = 0; i < LANES; ++i) decay[i] = adam_decay(a, first + (long long)touched[k] * per_vector + i / 4);
+        const vint on = a.skip_zero_rows ? rows_with_gradient(g) : ~nothing;
+        adam_vector(a, (size_t)first * 4 + (size_t)touched[k] * LANES, g, on, decay);
       }
       r = first + (long long)n_vectors * per_vector;
     }
@@ -86,7 +89,7 @@ static void adam_rows(const AdamDesc& a) {
       for (int c = 0; c < n; ++c) any |= a.grad[at + c] != 0.0f;
       if (!any) continue;
       for (int c = 0; c < n; ++c) {
-        a.param[at + c] = adam_element(a, a.grad[at + c], a.param[at + c], a.m + at + c, a.v + at + c);
+        a.param[at + c] = adam_element(a, adam_decay(a, r), a.grad[at + c], a.param[at + c], a.m + at + c, a.v + at + c);
         if (a.zero_grad) a.grad[at + c] = 0.0f;
         if (a.half_copy) a.half_copy[at + c] = float_to_half(a.param[at + c]);
       }

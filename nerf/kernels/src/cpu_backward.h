@@ -155,6 +155,7 @@ static void step_level(AdamDesc adam, const GridLevel& level, float* grads) {
   if (adam.half_copy) adam.half_copy += first;
   adam.grad = grads;
   adam.n_rows = level.rows;
+  adam.decay_from -= level.offset;
   adam.n_threads = 1;
   adam_rows(adam);
 }

@@ -18,10 +18,11 @@ KERNEL(adam_rows_of_four, AdamDesc, 256) {
   const float4 grad = ((const float4*)args.grad)[r];
   if (args.skip_zero_rows && grad.x == 0.0f && grad.y == 0.0f && grad.z == 0.0f && grad.w == 0.0f) return;
   float4 p = ((const float4*)args.param)[r], m = ((const float4*)args.m)[r], v = ((const float4*)args.v)[r];
-  p.x = adam_element(a, grad.x, p.x, &m.x, &v.x);
-  p.y = adam_element(a, grad.y, p.y, &m.y, &v.y);
-  p.z = adam_element(a, grad.z, p.z, &m.z, &v.z);
-  p.w = adam_element(a, grad.w, p.w, &m.w, &v.w);
+  const float decay = adam_decay(a, r);
+  p.x = adam_element(a, decay, grad.x, p.x, &m.x, &v.x);
+  p.y = adam_element(a, decay, grad.y, p.y, &m.y, &v.y);
+  p.z = adam_element(a, decay, grad.z, p.z, &m.z, &v.z);
+  p.w = adam_element(a, decay, grad.w, p.w, &m.w, &v.w);
   ((float4*)args.param)[r] = p;
   ((float4*)args.m)[r] = m;
   ((float4*)args.v)[r] = v;
@@ -38,8 +39,9 @@ KERNEL(adam_rows, AdamDesc, 256) {
   bool any = !args.skip_zero_rows;
   for (int c = 0; c < n; ++c) any |= args.grad[at + c] != 0.0f;
   if (!any) return;
+  const float decay = adam_decay(a, r);
   for (int c = 0; c < n; ++c) {
-    args.param[at + c] = adam_element(a, args.grad[at + c], args.param[at + c], args.m + at + c, args.v + at + c);
+    args.param[at + c] = adam_element(a, decay, args.grad[at + c], args.param[at + c], args.m + at + c, args.v + at + c);
     if (args.zero_grad) args.grad[at + c] = 0.0f;
     if (args.half_copy) args.half_copy[at + c] = half_of(args.param[at + c]);
   }

@@ -306,20 +306,20 @@ def check_numbers() -> Iterator[Row]:
 
 def check_adam(n: int = 4096) -> Iterator[Row]:
     device = kernels.device()
-    for columns, skip, decay in ((4, True, 0.0), (2, True, 0.0), (4, False, 1e-3), (3, False, 0.0)):
+    for columns, skip, decay in ((4, True, 0.0), (2, True, 0.0), (4, False, 1.0), (3, False, 0.0)):
         g = torch.Generator().manual_seed(columns)
         param, m, v = (torch.rand(n, columns, generator=g) for _ in range(3))
         grad = torch.randn(n, columns, generator=g) * (torch.rand(n, 1, generator=g) < 0.5)
         placed = [t.clone().to(device) for t in (param, grad, m, v)]
         half = placed[0].half()
-        state = kernels.AdamState(*placed[2:], (0.9, 0.99), 1e-15, decay)
+        state = kernels.AdamState(*placed[2:], (0.9, 0.99), 1e-15, decay, decay_from=n // 3)
         kernels.adam_step(
             *placed[:2], state, kernels.AdamStep(1e-2, 7, skip_zero_rows=skip, half_copy=half, zero_grad=True)
         )
         numbers = [t.double() for t in (param, grad, m, v)]
-        decayed = numbers[1] + decay * numbers[0]
+        numbers[0][n // 3 :] *= 1.0 - 1e-2 * decay
         reference.adam_step(
-            numbers[0], decayed, kernels.AdamState(*numbers[2:], (0.9, 0.99), 1e-15), kernels.AdamStep(1e-2, 7, skip)
+            *numbers[:2], kernels.AdamState(*numbers[2:], (0.9, 0.99), 1e-15), kernels.AdamStep(1e-2, 7, skip)
         )
         name = f"Adam, {columns} columns{', rows skipped' if skip else ''}{', decay' if decay else ''}"
         for what, a, b in zip(

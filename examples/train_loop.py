@@ -29,7 +29,7 @@ def train(scene: nerf.Scene, steps: int, seed: int = 0) -> nerf.Model:
     occupancy = nerf.OccupancyGrid(initial_density=math.exp(field.options.density_bias))
     occupancy.restrict(nerf.visible_cells(scene, images))
     marching = nerf.default_marching(scene)
-    optimiser = nerf.FieldOptimiser(field, table_decay=nerf.TrainConfig().table_decay)
+    optimiser = nerf.FieldOptimiser(field)
     sampler, random = nerf.PixelSampler(scene, images), torch.Generator()
     compare = nerf.SceneLoss(scene.linear, scene.exposure)
 

@@ -20,6 +20,7 @@ from nerf.rendering.marching import Marching
 from nerf.rendering.model import Model
 from nerf.rendering.sky import fit_sky
 from nerf.training.exposure import HEADROOM
+from nerf.training.optimiser import BETA1, BETA2, EPSILON, TABLE_DECAY
 from nerf.training.pixel_sampler import KEYPOINTS
 from nerf.training.pose_refinement import scene_scale
 from nerf.training.schedule import Schedule, Weights
@@ -57,12 +58,12 @@ class TrainConfig:
     batch_samples: int | None = None
     weights: Weights = Weights()
     schedule: Schedule = Schedule()
-    beta1: float = 0.9
-    beta2: float = 0.99
-    epsilon: float = 1e-15  # far below any gradient, so that rarely seen rows move as fast as others
+    beta1: float = BETA1
+    beta2: float = BETA2
+    epsilon: float = EPSILON  # far below any gradient, so that rarely seen rows move as fast as others
     # Decoupled weight decay of the rows of the hash table that several places share. Adam's steps are as long for what
     # photos contradict one another about as for what they agree on; the decay shrinks the former, which is noise.
-    table_decay: float = 0.2
+    table_decay: float = TABLE_DECAY
     occupancy_resolution: int = 128  # cells along an edge of each level of the occupancy grid
     refine_poses: bool = False  # a correction of each training camera's pose, for poses that are not exact
     # An exposure for each channel of each photo, for photos whose exposure or white balance differ.

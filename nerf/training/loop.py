@@ -358,10 +358,8 @@ def train(
 
 def _train(trainer: Trainer, file: Path, progress: bool, between: Between | None = None) -> Model:
     """Step after step until the configuration's length is reached."""
-    display, recent = (
-        Progress("training", None, progress and trainer.ranks.is_first, trainer.step),
-        deque[float](maxlen=50),
-    )
+    display = Progress("training", None, progress and trainer.ranks.is_first, trainer.step)
+    recent = deque[float](maxlen=50)
     started = time.perf_counter() - trainer.seconds
     saved_at = time.perf_counter()
     try:

@@ -12,6 +12,7 @@ from nerf.kernels import AdamState, AdamStep, GradAccumulator, GridLayout, Table
 from nerf.training.distributed import ALONE, Ranks
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
+TABLE_DECAY = 0.2  # of the learning rate
 LEVEL_THREADS = 4  # at most so many threads take the table's step level by level: more are idle, for levels are few
 
 
@@ -27,7 +28,7 @@ def grad_accumulator_of(field: nn.Module) -> GradAccumulator | None:
 
 class FieldOptimiser:
     """Adam for all parameters of a field. Rows of our field's table that no sample of a batch touched keep still. Of
-    several ranks, each takes the step of their mean gradient.
+    several ranks, each takes the step of their mean gradient. table_decay: see `TrainConfig`.
 
     >>> field = RadianceField()
     >>> optimiser, before = FieldOptimiser(field), field.density_weights[0].clone()
@@ -44,7 +45,7 @@ class FieldOptimiser:
         beta2: float = BETA2,
         epsilon: float = EPSILON,
         ranks: Ranks = ALONE,
-        table_decay: float = 0.0,
+        table_decay: float = TABLE_DECAY,
     ) -> None:
         self.field, self.ranks = field, ranks
         self.live = [p for p in field.parameters() if p.requires_grad]

@@ -17,8 +17,9 @@ def adam_step(param: Tensor, grad: Tensor, state: AdamState, step: AdamStep) -> 
 
     `m <- b1 m + (1-b1) g; v <- b2 v + (1-b2) g^2;
     param <- (1 - lr * weight_decay) param - lr * (m/(1-b1^step)) / (sqrt(v/(1-b2^step)) + eps)`
-    with `g = grad`; param, grad, m, v have one shape, two dimensions where rows are skipped, which do not decay, nor do
-    rows before decay_from. The bias correction counts global steps, so a row that is seldom hit moves by less at first.
+    with the gradient g; param, grad, m, v have one shape, two dimensions where rows are skipped, which do not decay,
+    nor do rows before decay_from. The bias correction counts global steps, so a row that is seldom hit moves by less at
+    first.
     Source: Kingma and Ba 2015, algorithm 1; decoupled weight decay: Loshchilov and Hutter 2019, algorithm 2; skipped
     rows: Mueller et al. 2022, section 4.
     """

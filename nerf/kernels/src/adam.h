@@ -1,5 +1,6 @@
-// Adam (Kingma and Ba 2015) over rows, with decoupled weight decay (Loshchilov and Hutter 2019); rows whose gradient is all zero are left untouched, moments included, when asked:
-// a hash table is mostly untouched by one batch, and its moments must not decay while nothing is learnt about a row.
+// Adam (Kingma and Ba 2015) over rows, with decoupled weight decay (Loshchilov and Hutter 2019). When asked, rows whose
+// gradient is all zero are left untouched, moments included: a hash table is mostly untouched by one batch, and its moments
+// must not decay while nothing is learnt about a row.
 #pragma once
 #include "common.h"
 
@@ -7,7 +8,7 @@ struct AdamDesc {
   float *param, *grad, *m, *v;
   unsigned short* half_copy;  // half precision, refreshed with the parameters; null: none
   long long n_rows;
-  long long decay_from;            // rows before this one do not decay
+  long long decay_from;       // rows before this one do not lose by weight decay
   int n_columns;
   int skip_zero_rows, zero_grad, n_threads;
   float lr, beta1, beta2, eps;

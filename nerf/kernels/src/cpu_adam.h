@@ -76,8 +76,10 @@ static void adam_rows(const AdamDesc& a) {
         if (a.half_copy) __builtin_prefetch(a.half_copy + at, 1);
         const vfloat g = vload(grads + (size_t)touched[k] * LANES);
         const vint nothing = {};
-        vfloat decay;
-        for (int i = 0; i < LANES; ++i) decay[i] = adam_decay(a, first + (long long)touched[k] * per_vector + i / 4);
+        const long long row = first + (long long)touched[k] * per_vector;
+        vfloat decay = vset(adam_decay(a, row));
+        if (row < a.decay_from && row + per_vector > a.decay_from)
+          for (int i = 0; i < LANES; ++i) decay[i] = adam_decay(a, row + i / 4);
         const vint on = a.skip_zero_rows ? rows_with_gradient(g) : ~nothing;
         adam_vector(a, (size_t)first * 4 + (size_t)touched[k] * LANES, g, on, decay);
       }

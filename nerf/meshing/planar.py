@@ -6,11 +6,13 @@ A plane has an extent, the convex hull of its points. Source: sequential RANSAC 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from nerf.meshing.directions import main_directions
 
 _TRIALS = 1000  # planes through three points that are counted
 _MOST_POINTS = 10_000  # that are asked
@@ -20,6 +22,8 @@ _TANGENT, _LEAST_TANGENT = 0.85, 0.3  # cosine to a plane's normal of those of i
 _PARALLEL, _SAME_DIRECTION = 0.9, 0.9986  # cosines between normals
 _MAX_DIRECTIONS = 6  # of planes found, in which more are looked for
 _ALIGNED, _AS_MANY = 0.99, 0.7  # cosine to such a direction from which a plane takes it; if it keeps so many inliers
+_WIDE = 10.0  # tolerances: so wide are the points of a bound at least
+_SLOPE, _TRIED_SLOPES = 0.035, 16  # radians between slopes that are tried; offsets of each
 _BEYOND = 0.05  # share of the points that may lie beyond a bound of the scene
 _N_ASKED, _THROUGH = 1000, 0.06  # points around a plane's middle; the share that may be seen through of a bound
 _HALO = 3.0  # tolerances from a plane within which there is no other: its own points' larger errors
@@ -60,8 +64,10 @@ def fit_planes(
     cloud = _Cloud(points[some], normals[some], tolerances[some], seen_through, random)
     found: list[_Plane] = []
     if len(some) >= 3:
-        cloud.find(found, *_trial_planes(cloud.points, cloud.normals, random))
-        cloud.find(found, *_trial_bounds(cloud, _directions(found), random), bounds=True)
+        normals, offsets = _trial_planes(cloud.points, cloud.normals, random)
+        cloud.main = list(main_directions(cloud.points, float(cloud.tolerances.median()), normals, random))
+        cloud.find(found, *_joined((normals, offsets), _trial_layers(cloud, random), _trial_slopes(cloud, random)))
+        cloud.find(found, *_trial_bounds(cloud, cloud.directions(found), random), bounds=True)
     if not found:
         none = torch.zeros(0, dtype=torch.float64)
         return Planes(none.reshape(0, 3), none, none.reshape(0, 2, 3), none.reshape(0, _DIRECTIONS), none > 0)
@@ -86,6 +92,23 @@ class _Cloud:
     tolerances: Tensor
     seen_through: Callable[[Tensor], Tensor]
     random: torch.Generator
+    main: list[Tensor] = field(default_factory=list)  # see main_directions
+
+    def directions(self, found: list[_Plane]) -> list[Tensor]:
+        """The main ones, unit normals of planes, and across two of these: rooms and houses have few directions."""
+        first = [plane.normal for plane in found[:_MAX_DIRECTIONS]]
+        across = [torch.linalg.cross(a, b) for i, a in enumerate(first) for b in first[:i]]
+        across = [normal / normal.norm() for normal in across if float(normal.norm()) > 0.5]
+        ways: list[Tensor] = []
+        for way in [*self.main, *first, *across]:
+            if all(float((way @ other).abs()) < _SAME_DIRECTION for other in ways):
+                ways.append(way)
+        return ways
+
+    def _is_wide(self, plane: _Plane) -> bool:
+        """Whether its points tell a plane: those along an edge lie on any through it."""
+        width = plane.limits + plane.limits.roll(_DIRECTIONS // 2)
+        return float(width.min()) > _WIDE * float(self.tolerances.median())
 
     def find(self, found: list[_Plane], normals: Tensor, offsets: Tensor, bounds: bool = False) -> None:
         """Add to those found what most points lie on of planes with normals [m,3] and offsets [m], largest first;
@@ -98,7 +121,8 @@ class _Cloud:
         while len(normals) and len(found) < _MAX_PLANES:
             for plane in new:
                 near = (self.points @ plane.normal - plane.offset).abs() <= _HALO * self.tolerances
-                parallel = (normals @ plane.normal).abs() > _PARALLEL
+                least_cosine = _PARALLEL if not bounds or bool(plane.is_bound) else _ALIGNED
+                parallel = (normals @ plane.normal).abs() > least_cosine
                 free &= ~(near & (parallel[:, None] | (not bounds)))
             new = []
             inliers = fits & free
@@ -108,8 +132,8 @@ class _Cloud:
             if int(counts[best]) < least:
                 break
             alive[best] = False
-            settled = self._settled(inliers[best], free[best], least, _directions(found))
-            if settled is not None and (bool(settled.is_bound) or not bounds):
+            settled = self._settled(inliers[best], free[best], least, self.directions(found))
+            if settled is not None and (not bounds or (bool(settled.is_bound) and self._is_wide(settled))):
                 found.append(settled)
                 new = [settled]
 
@@ -178,6 +202,37 @@ def _trial_planes(points: Tensor, normals: Tensor, random: torch.Generator) -> t
     return normal, (normal * points[first]).sum(dim=1)
 
 
+def _trial_layers(cloud: _Cloud, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normals [m,3] and offsets [m] of planes across the main directions."""
+    ways = torch.stack(cloud.main)
+    places = cloud.points[torch.randint(len(cloud.points), (len(ways), _TRIALS // 4), generator=random)]
+    offsets = (places * ways[:, None]).sum(dim=2)
+    return ways.repeat_interleave(_TRIALS // 4, dim=0), offsets.flatten()
+
+
+def _trial_slopes(cloud: _Cloud, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normals [m,3] and offsets [m] of planes that hold a main direction, as roofs do, and have few points beyond:
+    of each slope that which most points lie on."""
+    normals, offsets = [], []
+    for k in range(3):
+        a, b = cloud.main[(k + 1) % 3], cloud.main[(k + 2) % 3]
+        for angle in torch.arange(_SLOPE, 2 * torch.pi, _SLOPE, dtype=torch.float64):
+            normal = angle.cos() * a + angle.sin() * b
+            if max(float((normal @ a).abs()), float((normal @ b).abs())) > _ALIGNED:
+                continue
+            outermost = (cloud.points @ normal).topk(max(1, round(_BEYOND * len(cloud.points)))).values
+            tried = outermost[torch.randint(len(outermost), (_TRIED_SLOPES,), generator=random)]
+            on = ((cloud.points @ normal - tried[:, None]).abs() < cloud.tolerances).sum(dim=1)
+            normals.append(normal)
+            offsets.append(tried[on.argmax()])
+    return torch.stack(normals), torch.stack(offsets)
+
+
+def _joined(*trials: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    normals, offsets = zip(*trials, strict=True)
+    return torch.cat(normals), torch.cat(offsets)
+
+
 def _trial_bounds(cloud: _Cloud, ways: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Normals [m,3] and offsets [m] of planes in given directions through points that have few points beyond."""
     if not ways:
@@ -188,17 +243,6 @@ def _trial_bounds(cloud: _Cloud, ways: list[Tensor], random: torch.Generator) ->
     apart = (cloud.points @ normal.T - offset) / cloud.tolerances[:, None]
     beyond = torch.minimum(*((sign * apart > _HALO).double().mean(dim=0) for sign in (-1, 1)))
     return normal[beyond < _BEYOND], offset[beyond < _BEYOND]
-
-
-def _directions(found: list[_Plane]) -> list[Tensor]:
-    """Unit normals of planes, and across two of them: rooms and houses have few directions."""
-    first = [plane.normal for plane in found[:_MAX_DIRECTIONS]]
-    across = [torch.linalg.cross(a, b) for i, a in enumerate(first) for b in first[:i]]
-    ways: list[Tensor] = []
-    for way in [*first, *(normal / normal.norm() for normal in across if float(normal.norm()) > 0.5)]:
-        if all(float((way @ other).abs()) < _SAME_DIRECTION for other in ways):
-            ways.append(way)
-    return ways
 
 
 def _place_bounds(found: list[_Plane], points: Tensor, tolerances: Tensor) -> list[_Plane]:

@@ -107,3 +107,35 @@ def test_main_directions_are_those_of_the_layers() -> None:
     assert sorted(cosines.argmax(dim=1).tolist()) == [0, 1, 2]
     again = main_directions(points, 0.02, trials, torch.Generator().manual_seed(1))
     assert torch.equal(found, again)
+
+
+def test_a_plain_wall_within_the_scene_has_few_points() -> None:
+    """Of a block in a corner of a room one face is plain: some points of its edges have its normal, the others are on
+    planes found before. It is no bound, for the room goes on beside it."""
+    random = torch.Generator().manual_seed(0)
+
+    def patch(low: tuple[float, float, float], high: tuple[float, float, float], axis: int, n: int) -> tuple:
+        a, b = torch.tensor(low).double(), torch.tensor(high).double()
+        points = a + torch.rand(n, 3, generator=random).double() * (b - a)
+        points[:, axis] += 0.004 * torch.randn(n, generator=random).double()
+        return points, torch.eye(3).double()[axis].expand(n, 3)
+
+    parts = [
+        patch((0, 0, 0), (4, 3, 0), 2, 9000),
+        *(patch((x, 0, 0), (x, 3, 2), 0, 3000) for x in (0, 4)),
+        *(patch((0, y, 0), (4, y, 2), 1, 3000) for y in (0, 3)),
+        patch((3, 2.2, 0.0), (4, 2.2, 2), 1, 3000),  # the block's other face, with texture
+        patch((3, 2.2, 0.3), (3, 2.3, 1.8), 0, 50),
+        patch((3, 2.9, 0.3), (3, 3.0, 1.8), 0, 50),
+    ]
+    points, normals = (torch.cat(part) for part in zip(*parts, strict=True))
+
+    def inside(where: Tensor) -> Tensor:
+        in_room = ((where > 0.05) & (where < torch.tensor([3.95, 2.95, 1.95]))).all(dim=1)
+        return in_room & ~((where[:, 0] > 2.95) & (where[:, 1] > 2.15))
+
+    planes = fit_planes(points, normals, torch.full((len(points),), 0.02).double(), inside)
+    faces = (planes.normals[:, 0].abs() > 0.999) & ((planes.offsets.abs() - 3).abs() < 0.01)
+    assert int(faces.sum()) == 1 and not bool(planes.is_bound[faces]) and int(planes.is_bound.sum()) == 5
+    k = int(faces.nonzero())
+    assert planes.contain(k, torch.tensor([[3.0, 2.6, 1.0], [3.0, 1.5, 1.0]]).double()).tolist() == [True, False]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ from nerf.meshing.directions import main_directions
 _TRIALS = 1000  # planes through three points that are counted
 _MOST_POINTS = 10_000  # that are asked
 _MAX_PLANES = 24
-_LEAST_SHARE = 0.01  # of the points, below which a plane is none
+_LEAST_SHARE, _LEAST_SHARE_OF_WALL = 0.01, 0.004  # of the points, below which a plane is none
 _TANGENT, _LEAST_TANGENT = 0.85, 0.3  # cosine to a plane's normal of those of its points, for a share of them
 _PARALLEL, _SAME_DIRECTION = 0.9, 0.9986  # cosines between normals
 _MAX_DIRECTIONS = 6  # of planes found, in which more are looked for
 _ALIGNED, _AS_MANY = 0.99, 0.7  # cosine to such a direction from which a plane takes it; if it keeps so many inliers
-_WIDE = 10.0  # tolerances: so wide are the points of a bound at least
+_WIDE = 10.0  # tolerances: so wide are the points of a bound, or a wall, at least
 _SLOPE, _TRIED_SLOPES = 0.035, 16  # radians between slopes that are tried; offsets of each
 _BEYOND = 0.05  # share of the points that may lie beyond a bound of the scene
 _N_ASKED, _THROUGH = 1000, 0.06  # points around a plane's middle; the share that may be seen through of a bound
@@ -33,6 +33,9 @@ _PLACED, _ALIKE = 2.0, 0.2  # tolerances: from a bound, within which it is place
 _ACROSS, _LEAST_IN_CELL, _LEAST_CELLS = 24, 8, 6  # cells across a bound; points and cells that tell something
 _OUTERMOST = 1 / 3  # of the most that lies at one level, at which it may be the bound's
 _UPRIGHT = 0.02  # cosine between two bounds, or sine, below which they are taken for perpendicular, or parallel
+
+
+_Kind = Literal["any", "bound", "wall"]
 
 
 class Planes(NamedTuple):
@@ -56,7 +59,7 @@ def fit_planes(
 
     Points are thinned to one in a cell first, so that they count by the area they cover. A third of a plane's points
     must have its normal: at edges, which are what plain walls have, they may have any. seen_through: which points [m,3]
-    views see through; a plane that none is of is a bound of the scene. Of bounds, but of no others, points may lie on
+    views see through; a plane that none is of, with few points beyond, bounds the scene. Of bounds points may lie on
     planes found before: those of a plain wall lie on its borders.
     """
     random = torch.Generator().manual_seed(seed)
@@ -67,7 +70,8 @@ def fit_planes(
         normals, offsets = _trial_planes(cloud.points, cloud.normals, random)
         cloud.main = list(main_directions(cloud.points, float(cloud.tolerances.median()), normals, random))
         cloud.find(found, *_joined((normals, offsets), _trial_layers(cloud, random), _trial_slopes(cloud, random)))
-        cloud.find(found, *_trial_bounds(cloud, cloud.directions(found), random), bounds=True)
+        cloud.find(found, *_trial_bounds(cloud, cloud.directions(found), random), kind="bound")
+        cloud.find(found, *_trial_layers(cloud, random), kind="wall")
     if not found:
         none = torch.zeros(0, dtype=torch.float64)
         return Planes(none.reshape(0, 3), none, none.reshape(0, 2, 3), none.reshape(0, _DIRECTIONS), none > 0)
@@ -105,25 +109,41 @@ class _Cloud:
                 ways.append(way)
         return ways
 
+    def _is_solid(self, plane: _Plane) -> bool:
+        """Whether views see hardly anything through it."""
+        across = (torch.rand(_N_ASKED, 2, dtype=torch.float64, generator=self.random) * 2 - 1) * plane.limits.max()
+        across = across[(across @ _around().T <= plane.limits).all(dim=1)]
+        points = across @ plane.axes + plane.offset * plane.normal
+        return bool(self.seen_through(points).double().mean() < _THROUGH)
+
+    def _few_beyond(self, plane: _Plane) -> bool:
+        apart = (self.points @ plane.normal - plane.offset) / self.tolerances
+        return min(float((sign * apart > _HALO).double().mean()) for sign in (-1, 1)) < _BEYOND
+
     def _is_wide(self, plane: _Plane) -> bool:
         """Whether its points tell a plane: those along an edge lie on any through it."""
         width = plane.limits + plane.limits.roll(_DIRECTIONS // 2)
         return float(width.min()) > _WIDE * float(self.tolerances.median())
 
-    def find(self, found: list[_Plane], normals: Tensor, offsets: Tensor, bounds: bool = False) -> None:
-        """Add to those found what most points lie on of planes with normals [m,3] and offsets [m], largest first;
-        bounds: only such, and points on planes found before count unless these are parallel."""
+    def find(self, found: list[_Plane], normals: Tensor, offsets: Tensor, kind: _Kind = "any") -> None:
+        """Add to those found what most points lie on of planes with normals [m,3] and offsets [m], largest first.
+
+        Of bounds and walls points on planes found before count unless these are parallel, and nothing is seen through
+        them. Walls are no bounds: they stand within the scene, and few points with their normal are enough.
+        """
         fits = ((self.points @ normals.T - offsets).abs() < self.tolerances[:, None]).T
         tangent = (self.normals @ normals.T).abs().T > _TANGENT
-        least = max(3, round(_LEAST_SHARE * len(self.points)))
-        free, alive = torch.ones_like(fits), torch.ones(len(fits), dtype=torch.bool)
+        least = max(3, round((_LEAST_SHARE_OF_WALL if kind == "wall" else _LEAST_SHARE) * len(self.points)))
+        free = tangent.clone() if kind == "wall" else torch.ones_like(fits)
+        alive = torch.ones(len(fits), dtype=torch.bool)
         new = found.copy()
         while len(normals) and len(found) < _MAX_PLANES:
             for plane in new:
                 near = (self.points @ plane.normal - plane.offset).abs() <= _HALO * self.tolerances
-                least_cosine = _PARALLEL if not bounds or bool(plane.is_bound) else _ALIGNED
-                parallel = (normals @ plane.normal).abs() > least_cosine
-                free &= ~(near & (parallel[:, None] | (not bounds)))
+                if kind != "any":  # a bound may stand right behind what leans before it
+                    beside_bound = kind == "bound" and not bool(plane.is_bound)
+                    near = near & ((normals @ plane.normal).abs() > (_ALIGNED if beside_bound else _PARALLEL))[:, None]
+                free &= ~near
             new = []
             inliers = fits & free
             counts = inliers.sum(dim=1)
@@ -133,9 +153,10 @@ class _Cloud:
                 break
             alive[best] = False
             settled = self._settled(inliers[best], free[best], least, self.directions(found))
-            if settled is not None and (not bounds or (bool(settled.is_bound) and self._is_wide(settled))):
-                found.append(settled)
-                new = [settled]
+            if settled is not None and (kind == "any" or (self._is_solid(settled) and self._is_wide(settled))):
+                is_bound = kind != "wall" and self._is_solid(settled) and self._few_beyond(settled)
+                new = [settled._replace(is_bound=torch.tensor(is_bound))]
+                found += new
 
     def _settled(self, inlier: Tensor, free: Tensor, least: int, directions: list[Tensor]) -> _Plane | None:
         """The plane nearest to the inliers [n], and to those that it has instead, in one of the directions where that
@@ -146,11 +167,7 @@ class _Cloud:
             if int(inlier.sum()) < least:
                 return None
         normal, offset, inlier = self._aligned(normal, offset, inlier, free, directions)
-        axes, limits = _extent(self.points[inlier], normal)
-        across = (torch.rand(_N_ASKED, 2, dtype=torch.float64, generator=self.random) * 2 - 1) * limits.max()
-        across = across[(across @ _around().T <= limits).all(dim=1)]
-        is_bound = self.seen_through(across @ axes + offset * normal).double().mean() < _THROUGH
-        return _Plane(normal, offset, axes, limits, is_bound)
+        return _Plane(normal, offset, *_extent(self.points[inlier], normal), torch.tensor(False))
 
     def _aligned(
         self, normal: Tensor, offset: Tensor, inlier: Tensor, free: Tensor, directions: list[Tensor]
@@ -218,31 +235,30 @@ def _trial_slopes(cloud: _Cloud, random: torch.Generator) -> tuple[Tensor, Tenso
         a, b = cloud.main[(k + 1) % 3], cloud.main[(k + 2) % 3]
         for angle in torch.arange(_SLOPE, 2 * torch.pi, _SLOPE, dtype=torch.float64):
             normal = angle.cos() * a + angle.sin() * b
-            if max(float((normal @ a).abs()), float((normal @ b).abs())) > _ALIGNED:
-                continue
-            outermost = (cloud.points @ normal).topk(max(1, round(_BEYOND * len(cloud.points)))).values
-            tried = outermost[torch.randint(len(outermost), (_TRIED_SLOPES,), generator=random)]
-            on = ((cloud.points @ normal - tried[:, None]).abs() < cloud.tolerances).sum(dim=1)
-            normals.append(normal)
-            offsets.append(tried[on.argmax()])
+            if max(float((normal @ a).abs()), float((normal @ b).abs())) < _ALIGNED:
+                tried = _outermost(cloud, normal, _TRIED_SLOPES, random)
+                on = ((cloud.points @ normal - tried[:, None]).abs() < cloud.tolerances).sum(dim=1)
+                normals.append(normal)
+                offsets.append(tried[on.argmax()])
     return torch.stack(normals), torch.stack(offsets)
+
+
+def _trial_bounds(cloud: _Cloud, ways: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normals [m,3] and offsets [m] of planes in given directions, either way, that have few points beyond."""
+    both = [sign * way for way in ways for sign in (1, -1)]
+    offsets = [_outermost(cloud, normal, _TRIALS // 8, random) for normal in both]
+    return torch.stack(both).repeat_interleave(_TRIALS // 8, dim=0), torch.cat(offsets)
+
+
+def _outermost(cloud: _Cloud, normal: Tensor, n: int, random: torch.Generator) -> Tensor:
+    """Offsets [n] of planes through points that have few points beyond."""
+    along = (cloud.points @ normal).topk(max(1, round(_BEYOND * len(cloud.points)))).values
+    return along[torch.randint(len(along), (n,), generator=random)]
 
 
 def _joined(*trials: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     normals, offsets = zip(*trials, strict=True)
     return torch.cat(normals), torch.cat(offsets)
-
-
-def _trial_bounds(cloud: _Cloud, ways: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normals [m,3] and offsets [m] of planes in given directions through points that have few points beyond."""
-    if not ways:
-        return cloud.points[:0], cloud.points[:0, 0]
-    places = cloud.points[torch.randint(len(cloud.points), (len(ways), _TRIALS // 4), generator=random)]
-    normal = torch.stack(ways).repeat_interleave(_TRIALS // 4, dim=0)
-    offset = (normal * places.reshape(-1, 3)).sum(dim=1)
-    apart = (cloud.points @ normal.T - offset) / cloud.tolerances[:, None]
-    beyond = torch.minimum(*((sign * apart > _HALO).double().mean(dim=0) for sign in (-1, 1)))
-    return normal[beyond < _BEYOND], offset[beyond < _BEYOND]
 
 
 def _place_bounds(found: list[_Plane], points: Tensor, tolerances: Tensor) -> list[_Plane]:

@@ -129,7 +129,7 @@ def main(args: MeshArgs) -> None:
     scene = edited_scene(scene_of_run(folder, model.meta, args.data) if args.texture else None, edits, folder)
     photos = scene or edited_scene(_photos(model, folder, args), edits, folder)
     start = time.perf_counter()
-    colours = args.colours and scene is None and args.faces is None
+    colours = args.colours and scene is None
     passed_on = {name: getattr(args, name) for name in PASSED_ON}
     mesh = edited_mesh(model, edits, box=box, colours=colours, scene=photos, **passed_on)
     if scene is not None:

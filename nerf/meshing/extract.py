@@ -22,6 +22,7 @@ from nerf.meshing.fair import MAX_DENOISED_FACES, denoise_normals
 from nerf.meshing.fused import MAX_SIDE, MAX_VIEWS, FusedSurface, depth_views, other_views, view_cameras
 from nerf.meshing.level import DEFAULT_THRESHOLD, LevelSurface
 from nerf.meshing.marching import marching_cubes
+from nerf.meshing.photo_colors import photo_colors
 from nerf.meshing.photos import grey_pictures
 from nerf.meshing.stereo import refine_depths
 from nerf.meshing.warp import Warp
@@ -152,12 +153,17 @@ def extract_mesh(
         points, towards = points[vertices], None if towards is None else towards[vertices]
         closed = is_closed(faces.numpy(), len(points))
         info = MeshInfo(shape.method, shape.grid.step, n_components, closed, n_unseen, is_whole, shape.level)
+        views = shape.views if isinstance(shape, FusedSurface) else []
         del shape, vertices
         trim_heap()
         normals = vertex_normals(points, faces)
         if towards is not None:
             towards = torch.where((towards == 0).all(dim=1, keepdim=True), normals, towards)
         rgb = _colours(model, points, normals if towards is None else towards) if colours else None
+        if rgb is not None and scene is not None and model.space.contracted and views:
+            photos, _ = view_cameras(model, MAX_VIEWS * max(1, model.n_cells), MAX_SIDE)
+            found, shown = photo_colors(model, scene, photos, views, points, faces, normals)
+            rgb[shown.numpy()] = to_display(found[shown].numpy(), linear=False)
         trim_heap()
         world, faces, normals = _to_world(model, points, faces, normals)
     del points

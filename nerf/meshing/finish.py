@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from nerf import kernels
 from nerf.io.pictures import to_display
 from nerf.io.progress import Progress
 from nerf.meshing.atlas import unwrap
@@ -38,11 +40,25 @@ def usual_texture(cameras: Cameras) -> int:
 
 
 def decimate_mesh(model: Model, mesh: trimesh.Trimesh, n_faces: int, colours: bool = True) -> trimesh.Trimesh:
-    """The mesh (world frame) with at most about n_faces faces, its vertices coloured anew by the field."""
+    """The mesh (world frame) with at most about n_faces faces; vertices have the colours of the nearest ones before,
+    or, where the mesh has none, the field's."""
     vertices, faces, normals, info = _decimate(mesh, n_faces)
-    with torch.no_grad():
-        rgb = to_display(field_colors(model, vertices, normals).numpy(), linear=False) if colours else None
+    rgb = None
+    visual: Any = mesh.visual
+    if colours and getattr(visual, "kind", None) == "vertex":
+        rgb = _nearest(vertices, mesh, np.asarray(visual.vertex_colors))[:, :3]
+    elif colours:
+        with torch.no_grad():
+            rgb = to_display(field_colors(model, vertices, normals).numpy(), linear=False)
     return to_trimesh(vertices, faces, normals, info, vertex_colors=rgb)
+
+
+def _nearest(points: Tensor, mesh: trimesh.Trimesh, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Of values [v,k] of the vertices of a mesh those [n,k] of the vertices that are nearest to points [n,3] on it."""
+    vertices, faces = (torch.from_numpy(np.array(x)) for x in (mesh.vertices, mesh.faces))
+    corners = faces[kernels.nearest_points(points, vertices, faces).faces]
+    nearest = (vertices[corners] - points[:, None]).norm(dim=2).argmin(dim=1)
+    return values[corners.gather(1, nearest[:, None])[:, 0].numpy()]
 
 
 def texture_mesh(

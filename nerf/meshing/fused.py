@@ -99,14 +99,14 @@ class FusedSurface:
         tolerance, scales = _SEEN_STEPS * self.grid.step, self.warp.scales(points)
         votes, nearest = Sightings(len(points)), []
         for view in self.views:
-            uv, z, face = _draw(view, points, faces)
+            uv, z, face = draw_surface(view, points, faces)
             height, width = view.depths.shape
             inside = ((z > 0) & (uv >= 0).all(dim=1) & (uv[:, 0] < width) & (uv[:, 1] < height)).nonzero()[:, 0]
             column, row = uv[inside].long().unbind(dim=1)
             reach = tolerance if scales is None else tolerance * scales[inside]
-            visible = z[inside] < _front(z, face, faces)[row * width + column] + reach
+            visible = z[inside] < nearest_depths(z, face, faces)[row * width + column] + reach
             visible &= (z[inside] / view.depths[row, column] - 1).abs() < _ALIKE
-            visible &= (normals[inside] * (_origin(view) - points[inside])).sum(dim=1) > 0
+            visible &= (normals[inside] * (view_origin(view) - points[inside])).sum(dim=1) > 0
             votes.add(view, points, inside[visible], torch.ones(1))
             nearest.append(face.int())
         enough = votes.enough(1, 0.0) if len(self.views) < MANY_VIEWS else votes.enough(2, MIN_PARALLAX)
@@ -126,14 +126,14 @@ class FusedSurface:
         some, corners = points[used], corners.to(faces.dtype)
         closing = [used[:0].long()]
         for k, view in enumerate(self.views if nearest is not None else self.others):
-            left = _draw(view, some, corners)[2] < 0
+            left = draw_surface(view, some, corners)[2] < 0
             if not bool(left.any()):
                 continue
-            face = _draw(view, points, faces)[2] if nearest is None else nearest[k]
+            face = draw_surface(view, points, faces)[2] if nearest is None else nearest[k]
             left &= face >= 0
             corner = faces[face[left].long()].long()
             middle = points[corner].mean(dim=1)
-            towards = torch.nn.functional.normalize(_origin(view) - middle, dim=1)
+            towards = torch.nn.functional.normalize(view_origin(view) - middle, dim=1)
             faced = (torch.nn.functional.normalize(normals[corner].mean(dim=1), dim=1) * towards).sum(dim=1)
             stays = faced > _ASLANT
             if nearest is not None:
@@ -183,7 +183,7 @@ class FusedSurface:
         points, faces = self.warp.to_scene(u), torch.from_numpy(surface.faces)
         looked = torch.zeros_like(inside)
         for view in self.views:
-            _, _, nearest = _draw(view, points, faces)
+            _, _, nearest = draw_surface(view, points, faces)
             seen = faces[nearest[nearest >= 0]].reshape(-1).unique().long()
             cell = torch.div(u[seen] - torch.tensor(self.grid.origin), size, rounding_mode="floor").long()
             cell = torch.minimum(cell.clamp_min(0), torch.tensor(grid.shape) - 1)
@@ -191,17 +191,17 @@ class FusedSurface:
         return looked
 
 
-def _front(z: Tensor, nearest: Tensor, faces: Tensor) -> Tensor:
+def nearest_depths(z: Tensor, nearest: Tensor, faces: Tensor) -> Tensor:
     """z-depths [h*w] of the nearest faces at the pixels, infinite where there is none."""
     return torch.where(nearest < 0, torch.inf, z[faces[nearest.clamp_min(0)].long()].mean(dim=1))
 
 
-def _origin(view: DepthView) -> Tensor:
+def view_origin(view: DepthView) -> Tensor:
     """Where its camera stands, scene [3] float32."""
     return -(view.camera_from_scene[:, :3].T @ view.camera_from_scene[:, 3]).float()
 
 
-def _draw(view: DepthView, points: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def draw_surface(view: DepthView, points: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels (u, v) [n,2] and z-depths [n] of scene points [n,3], and which of their faces [f,3] is nearest at each
     pixel of a view: int64 [h*w], -1 where none is."""
     uv, z = project(view, points)
@@ -302,7 +302,7 @@ class Sightings:
 
     def add(self, view: DepthView, points: Tensor, sees: Tensor, support: Tensor) -> None:
         """A view that sees some of the points [n,3], those of indices [m], with supports [m] or [1]."""
-        towards = torch.nn.functional.normalize(_origin(view) - points[sees], dim=1)
+        towards = torch.nn.functional.normalize(view_origin(view) - points[sees], dim=1)
         self.supports[sees] += support
         self.towards[sees] += towards
         self.low[sees] = torch.minimum(self.low[sees], towards)

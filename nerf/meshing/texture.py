@@ -110,7 +110,7 @@ def bake(
     mesh_faces = atlas.corners[atlas.faces]
     ratings = feather_ratings(ratings, mesh_faces)
     picture_of = partial(_picture, model, scene, photos, gains)
-    agreement = find_agreement(scene, vertices, mesh_faces, photos, picture_of, partial(_without_flash, model))
+    agreement = find_agreement(scene, vertices, mesh_faces, photos, picture_of, partial(without_flash, model))
     for row, i in enumerate(photos.tolist()):
         rated = (ratings[row] > 0).nonzero()[:, 0]
         uv = scene.cameras.subset([i]).project(vertices[rated])[0][0]
@@ -141,7 +141,7 @@ def bake(
             rank = rank_of_face[face[some].long()]
             uv = camera.project(points)[0][0]
             found = bilinear(picture, uv)
-            found[:, :3] = _without_flash(model, camera, points, found[:, :3])
+            found[:, :3] = without_flash(model, camera, points, found[:, :3])
             colors[some, rank] = (found[:, :3] * 255).round().clamp(0, 255).byte()
             share *= _agreed(scene, i, agreement[row], uv) * (found[:, 3] > 0.999)  # no colours of what is transparent
             shares[some, rank] = (share / highest[face[some].long()]).pow(_SHARPNESS).half()
@@ -206,7 +206,7 @@ def exposure_gains(
         towards = torch.nn.functional.normalize(camera.centres[0] - vertices[seen], dim=1)
         field = field_colors(model, vertices[seen], towards)
         photo = bilinear(load_photo_colors(model, scene, i), camera.project(vertices[seen])[0][0])
-        photo = _without_flash(model, camera, vertices[seen], photo)
+        photo = without_flash(model, camera, vertices[seen], photo)
         usable = ((field > 0.05) & (field < 0.95) & (photo > 0.05) & (photo < 0.95)).all(dim=1)
         if int(usable.sum()) >= 100:
             gains[row] = (photo[usable] / field[usable]).median(dim=0).values.clamp(0.25, 4.0).log()
@@ -223,7 +223,7 @@ def field_colors(model: Model, points: Tensor, towards: Tensor) -> Tensor:
     return _to_srgb(model, model.color(scene_points.float().contiguous(), -directions.float().contiguous()))
 
 
-def _without_flash(model: Model, camera: Cameras, points: Tensor, colors: Tensor) -> Tensor:
+def without_flash(model: Model, camera: Cameras, points: Tensor, colors: Tensor) -> Tensor:
     """Colours [n,3] (sRGB values) of a photo by a camera [1] at points [n,3], world, as if its flash, where one was
     learnt, lit them from the reference distance."""
     if model.falloff is None:

@@ -6,16 +6,15 @@ A plane has an extent, the convex hull of its points. Source: sequential RANSAC 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nerf.meshing.directions import main_directions
+from nerf.meshing.trial_planes import BEYOND, joined, thinned, trial_bounds, trial_layers, trial_planes, trial_slopes
 
-_TRIALS = 1000  # planes through three points that are counted
-_MOST_POINTS = 10_000  # that are asked
 _MAX_PLANES = 24
 _LEAST_SHARE, _LEAST_SHARE_OF_WALL = 0.01, 0.004  # of the points, below which a plane is none
 _TANGENT, _LEAST_TANGENT = 0.85, 0.3  # cosine to a plane's normal of those of its points, for a share of them
@@ -23,8 +22,6 @@ _PARALLEL, _SAME_DIRECTION = 0.9, 0.9986  # cosines between normals
 _MAX_DIRECTIONS = 6  # of planes found, in which more are looked for
 _ALIGNED, _AS_MANY = 0.99, 0.7  # cosine to such a direction from which a plane takes it; if it keeps so many inliers
 _WIDE = 10.0  # tolerances: so wide are the points of a bound, or a wall, at least
-_SLOPE, _TRIED_SLOPES = 0.035, 16  # radians between slopes that are tried; offsets of each
-_BEYOND = 0.05  # share of the points that may lie beyond a bound of the scene
 _N_ASKED, _THROUGH = 1000, 0.06  # points around a plane's middle; the share that may be seen through of a bound
 _HALO = 3.0  # tolerances from a plane within which there is no other: its own points' larger errors
 _DIRECTIONS = 32  # of the lines around an extent
@@ -63,15 +60,17 @@ def fit_planes(
     planes found before: those of a plain wall lie on its borders.
     """
     random = torch.Generator().manual_seed(seed)
-    some = _thinned(points, random)
-    cloud = _Cloud(points[some], normals[some], tolerances[some], seen_through, random)
+    some = thinned(points, random)
     found: list[_Plane] = []
     if len(some) >= 3:
-        normals, offsets = _trial_planes(cloud.points, cloud.normals, random)
-        cloud.main = list(main_directions(cloud.points, float(cloud.tolerances.median()), normals, random))
-        cloud.find(found, *_joined((normals, offsets), _trial_layers(cloud, random), _trial_slopes(cloud, random)))
-        cloud.find(found, *_trial_bounds(cloud, cloud.directions(found), random), kind="bound")
-        cloud.find(found, *_trial_layers(cloud, random), kind="wall")
+        few, leeway = points[some], tolerances[some]
+        trials = trial_planes(few, normals[some], random)
+        main = main_directions(few, float(leeway.median()), trials[0], random)
+        cloud = _Cloud(few, normals[some], leeway, seen_through, list(main), random)
+        layers, slopes = trial_layers(few, main, random), trial_slopes(few, leeway, main, random)
+        cloud.find(found, *joined(trials, layers, slopes))
+        cloud.find(found, *trial_bounds(few, cloud.directions(found), random), kind="bound")
+        cloud.find(found, *joined(layers, trial_layers(few, main, random)), kind="wall")
     if not found:
         none = torch.zeros(0, dtype=torch.float64)
         return Planes(none.reshape(0, 3), none, none.reshape(0, 2, 3), none.reshape(0, _DIRECTIONS), none > 0)
@@ -95,8 +94,8 @@ class _Cloud:
     normals: Tensor
     tolerances: Tensor
     seen_through: Callable[[Tensor], Tensor]
+    main: list[Tensor]  # see main_directions
     random: torch.Generator
-    main: list[Tensor] = field(default_factory=list)  # see main_directions
 
     def directions(self, found: list[_Plane]) -> list[Tensor]:
         """The main ones, unit normals of planes, and across two of these: rooms and houses have few directions."""
@@ -118,7 +117,7 @@ class _Cloud:
 
     def _few_beyond(self, plane: _Plane) -> bool:
         apart = (self.points @ plane.normal - plane.offset) / self.tolerances
-        return min(float((sign * apart > _HALO).double().mean()) for sign in (-1, 1)) < _BEYOND
+        return min(float((sign * apart > _HALO).double().mean()) for sign in (-1, 1)) < BEYOND
 
     def _is_wide(self, plane: _Plane) -> bool:
         """Whether its points tell a plane: those along an edge lie on any through it."""
@@ -184,81 +183,6 @@ class _Cloud:
                 if int(there.sum()) > _AS_MANY * int(inlier.sum()):
                     return turned, level, there
         return normal, offset, inlier
-
-
-def _thinned(points: Tensor, random: torch.Generator) -> Tensor:
-    """Indices of at most _MOST_POINTS points, one in each cell of a grid, as fine as that allows."""
-    order = torch.randperm(len(points), generator=random)
-    if not len(order):
-        return order
-    size = float((points.amax(dim=0) - points.amin(dim=0)).max()) / 400 + 1e-12
-    while True:
-        cells = ((points[order] - points.amin(dim=0)) / size).long()
-        key = (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
-        _, which = torch.unique(key, return_inverse=True)
-        first = torch.full((int(which.max()) + 1,), len(order)).scatter_reduce(
-            0, which, torch.arange(len(order)), "amin"
-        )
-        if len(first) <= _MOST_POINTS:
-            return order[first]
-        size *= 1.3
-
-
-def _trial_planes(points: Tensor, normals: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normals [m,3] and offsets [m]: half through three points that lie near one another, half tangent ones."""
-    n = len(points)
-    first = torch.randint(n, (_TRIALS,), generator=random)
-    others = torch.randint(n, (_TRIALS, 64), generator=random)
-    near = (points[others] - points[first][:, None]).norm(dim=2)
-    nearest = others.gather(1, near.topk(8, dim=1, largest=False).indices)
-    b, c = points[nearest[:, 3]], points[nearest[:, 6]]
-    across = torch.linalg.cross(b - points[first], c - points[first])
-    size = across.norm(dim=1, keepdim=True)
-    through = torch.where(size > 0, across / size.clamp_min(1e-300), normals[first])
-    normal = torch.where(torch.arange(_TRIALS)[:, None] % 2 == 0, through, normals[first])
-    return normal, (normal * points[first]).sum(dim=1)
-
-
-def _trial_layers(cloud: _Cloud, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normals [m,3] and offsets [m] of planes across the main directions."""
-    ways = torch.stack(cloud.main)
-    places = cloud.points[torch.randint(len(cloud.points), (len(ways), _TRIALS // 4), generator=random)]
-    offsets = (places * ways[:, None]).sum(dim=2)
-    return ways.repeat_interleave(_TRIALS // 4, dim=0), offsets.flatten()
-
-
-def _trial_slopes(cloud: _Cloud, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normals [m,3] and offsets [m] of planes that hold a main direction, as roofs do, and have few points beyond:
-    of each slope that which most points lie on."""
-    normals, offsets = [], []
-    for k in range(3):
-        a, b = cloud.main[(k + 1) % 3], cloud.main[(k + 2) % 3]
-        for angle in torch.arange(_SLOPE, 2 * torch.pi, _SLOPE, dtype=torch.float64):
-            normal = angle.cos() * a + angle.sin() * b
-            if max(float((normal @ a).abs()), float((normal @ b).abs())) < _ALIGNED:
-                tried = _outermost(cloud, normal, _TRIED_SLOPES, random)
-                on = ((cloud.points @ normal - tried[:, None]).abs() < cloud.tolerances).sum(dim=1)
-                normals.append(normal)
-                offsets.append(tried[on.argmax()])
-    return torch.stack(normals), torch.stack(offsets)
-
-
-def _trial_bounds(cloud: _Cloud, ways: list[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Normals [m,3] and offsets [m] of planes in given directions, either way, that have few points beyond."""
-    both = [sign * way for way in ways for sign in (1, -1)]
-    offsets = [_outermost(cloud, normal, _TRIALS // 8, random) for normal in both]
-    return torch.stack(both).repeat_interleave(_TRIALS // 8, dim=0), torch.cat(offsets)
-
-
-def _outermost(cloud: _Cloud, normal: Tensor, n: int, random: torch.Generator) -> Tensor:
-    """Offsets [n] of planes through points that have few points beyond."""
-    along = (cloud.points @ normal).topk(max(1, round(_BEYOND * len(cloud.points)))).values
-    return along[torch.randint(len(along), (n,), generator=random)]
-
-
-def _joined(*trials: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    normals, offsets = zip(*trials, strict=True)
-    return torch.cat(normals), torch.cat(offsets)
 
 
 def _place_bounds(found: list[_Plane], points: Tensor, tolerances: Tensor) -> list[_Plane]:

@@ -71,7 +71,7 @@ class MeshArgs:
     max_components: int | None = None
     """keep at most so many of the largest pieces"""
     colours: bool = True
-    """colour the vertices"""
+    """colour the vertices: from the photos of open scenes, else from the field"""
     faces: int | None = None
     """at most about so many triangles (default: all, 200000 with a texture)"""
     texture: int = 0

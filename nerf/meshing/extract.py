@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import trimesh
 
     from nerf.datasets import Scene
+    from nerf.kernels import DepthView
     from nerf.rendering.model import Model
 
 MAX_HOLE_FACES = 100  # faces: as wide as some eight cells
@@ -99,11 +100,12 @@ def extract_mesh(
     objects, and with "density"); at most `holes` of them in one place are kept anyway. smooth: rounds of Taubin
     smoothing (None: 6, or none with "density"). denoise: rounds of bilateral normal filtering (None: 12, or none with
     "density" and for over 4 million faces). scene: of open scenes fused by "tsdf", its training photos refine the
-    depths (see stereo.refine_depths), which takes some minutes of computing; without, and for bounded objects, the
-    depths are the field's alone.
+    depths (see stereo.refine_depths), which takes some minutes of computing, and colour the vertices that they show;
+    without, and for bounded objects, depths and colours are the field's alone.
 
     Unless unseen faces are removed the mesh is closed (where it meets the box it is capped), 2-manifold, wound
-    counter-clockwise seen from outside, with unit vertex normals and 8-bit sRGB vertex colours seen along the normal.
+    counter-clockwise seen from outside, with unit vertex normals and 8-bit sRGB vertex colours (of the field as
+    seen along the normal).
     `mesh.metadata` is a MeshInfo as a dict. Raises UserError where there is no surface or an argument makes no sense.
     Not differentiable. Sources: marching cubes, Lorensen and Cline 1987; TSDF fusion, Curless and Levoy 1996.
 
@@ -159,11 +161,10 @@ def extract_mesh(
         normals = vertex_normals(points, faces)
         if towards is not None:
             towards = torch.where((towards == 0).all(dim=1, keepdim=True), normals, towards)
-        rgb = _colours(model, points, normals if towards is None else towards) if colours else None
-        if rgb is not None and scene is not None and model.space.contracted and views:
-            photos, _ = view_cameras(model, MAX_VIEWS * max(1, model.n_cells), MAX_SIDE)
-            found, shown = photo_colors(model, scene, photos, views, points, faces, normals)
-            rgb[shown.numpy()] = to_display(found[shown].numpy(), linear=False)
+        rgb = None
+        if colours:
+            photos = scene if model.space.contracted else None
+            rgb = _colours(model, photos, views, points, faces, normals, normals if towards is None else towards)
         trim_heap()
         world, faces, normals = _to_world(model, points, faces, normals)
     del points
@@ -258,10 +259,27 @@ def box_in_scene(model: Model, box: tuple[float, ...], frame: str, scale: float 
     return (*low.tolist(), *high.tolist())
 
 
-def _colours(model: Model, points: Tensor, towards: Tensor) -> NDArray[np.uint8]:
-    """What a camera in the direction [v,3] of each vertex sees: [v,3] 8-bit sRGB."""
-    chunks = [model.color(p, -d) for p, d in zip(points.split(_CHUNK), towards.split(_CHUNK), strict=True)]
-    return to_display(torch.cat(chunks).numpy() * model.exposure, model.linear)
+def _colours(
+    model: Model,
+    scene: Scene | None,
+    views: list[DepthView],
+    points: Tensor,
+    faces: Tensor,
+    normals: Tensor,
+    towards: Tensor,
+) -> NDArray[np.uint8]:
+    """[v,3] 8-bit sRGB: of the photos of which the views hold the depths; where none shows a vertex, or there is no
+    scene, what a camera in the direction [v,3] of the vertex sees of the field."""
+    rgb, left = np.empty((len(points), 3), np.uint8), torch.ones(len(points), dtype=torch.bool)
+    if scene is not None and views:
+        photos, _ = view_cameras(model, MAX_VIEWS * max(1, model.n_cells), MAX_SIDE)
+        found, shown = photo_colors(model, scene, photos, views, points, faces, normals)
+        rgb[shown.numpy()], left = to_display(found[shown].numpy(), linear=False), ~shown
+    asked = zip(points[left].split(_CHUNK), towards[left].split(_CHUNK), strict=True)
+    chunks = [model.color(p, -d) for p, d in asked if len(p)]
+    if chunks:
+        rgb[left.numpy()] = to_display(torch.cat(chunks).numpy() * model.exposure, model.linear)
+    return rgb
 
 
 def _to_world(model: Model, points: Tensor, faces: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -152,8 +152,11 @@ class _Cloud:
                 break
             alive[best] = False
             settled = self._settled(inliers[best], free[best], least, self.directions(found))
-            if settled is not None and (kind == "any" or (self._is_solid(settled) and self._is_wide(settled))):
-                is_bound = kind != "wall" and self._is_solid(settled) and self._few_beyond(settled)
+            if settled is None:
+                continue
+            is_solid = self._is_solid(settled)
+            if kind == "any" or (is_solid and self._is_wide(settled)):
+                is_bound = is_solid and kind != "wall" and self._few_beyond(settled)
                 new = [settled._replace(is_bound=torch.tensor(is_bound))]
                 found += new
 
